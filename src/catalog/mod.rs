@@ -1,0 +1,7 @@
+//! What lives where: shards, colocation groups, tables, and the map from key values to shards. Pure.
+
+pub mod group;
+pub mod hash;
+pub mod key;
+pub mod shard;
+pub mod snapshot;

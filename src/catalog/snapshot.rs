@@ -1,0 +1,97 @@
+//! One immutable version of what lives where in one database, numbered by its epoch and swapped whole.
+
+use super::{
+    group::{Group, GroupId},
+    shard::{ShardId, ShardSet},
+};
+use std::collections::HashMap;
+
+/// The number of a catalog snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+/// One immutable version of what lives where in one database.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    pub epoch: Epoch,
+    /// The logical database's name, as clients give it.
+    pub database: String,
+    /// Shard names in order; [`ShardId`] is the index.
+    pub shards: Vec<String>,
+    /// Holds the catalog, and what exists once per database.
+    pub home: ShardId,
+    pub groups: Vec<Group>,
+    /// Every listed table.
+    pub tables: HashMap<TableName, Table, foldhash::fast::RandomState>,
+    /// Groups that take every table with a column of that name (`key_column`), once the columns are known.
+    pub key_columns: Vec<(String, GroupId)>,
+    /// Where tables live that nothing lists.
+    pub unlisted: Unlisted,
+}
+
+/// A table's name with its schema, both as the catalog stores them (case folded already).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableName {
+    pub schema: String,
+    pub name: String,
+}
+
+/// Where a table's rows live, and its columns when a server has been asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    pub placement: Placement,
+    /// Column names in their order; empty: not known (no server has been asked).
+    pub columns: Vec<String>,
+}
+
+/// Where a table's rows live.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Placement {
+    /// Spread by the value of one column.
+    Sharded { group: GroupId, key_column: String },
+    /// Whole and identical on every shard.
+    Reference,
+    /// Whole on one shard.
+    Single(ShardId),
+}
+
+/// Where a table lives that nothing lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlisted {
+    /// Refused: 42P01 with a hint.
+    Error,
+    /// On that shard.
+    On(ShardId),
+}
+
+impl Snapshot {
+    /// Whether the database has one shard, so that Shardway is a pooler and refuses nothing.
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        self.shards.len() == 1
+    }
+
+    /// The group with this number.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> &Group {
+        &self.groups[usize::from(id.0)]
+    }
+
+    /// Where a table lives, if it is listed.
+    #[must_use]
+    pub fn table(&self, schema: &str, name: &str) -> Option<&Table> {
+        self.tables.get(&TableName { schema: schema.to_owned(), name: name.to_owned() })
+    }
+
+    /// Every shard.
+    #[must_use]
+    pub fn all(&self) -> ShardSet {
+        ShardSet::first(self.shards.len())
+    }
+
+    /// The shard with this name.
+    #[must_use]
+    pub fn shard_named(&self, name: &str) -> Option<ShardId> {
+        self.shards.iter().position(|shard| shard == name).and_then(|at| u16::try_from(at).ok()).map(ShardId)
+    }
+}

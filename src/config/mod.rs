@@ -1,0 +1,3 @@
+//! The configuration: the file as written, the settings as used, every option declared once.
+
+pub mod settings;

@@ -1,0 +1,186 @@
+//! The settings as used: checked, complete, secrets read. Built from the file by `load`.
+
+use crate::{catalog::snapshot::Snapshot, clock::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
+
+/// Everything that the process is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub server: Server,
+    /// By the name that clients give; `"*"` is `wildcard`.
+    pub databases: BTreeMap<String, Arc<Database>>,
+    /// Every database name not listed: a plain pooler; its address's database is the name that the client gave.
+    pub wildcard: Option<Arc<Database>>,
+    pub users: BTreeMap<String, Arc<User>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    pub listen: Vec<Listen>,
+    pub http: Option<SocketAddr>,
+    pub tls: ServerTls,
+    /// Connections that may be open, authenticated or not.
+    pub max_clients: usize,
+    /// Startup, TLS and authentication together.
+    pub login_timeout: Duration,
+    /// How long a drain waits for transactions to end.
+    pub shutdown_timeout: Duration,
+    /// Threads that serve sessions.
+    pub workers: usize,
+    pub plan_cache_bytes: usize,
+    pub log_format: LogFormat,
+    /// A filter as `tracing` takes it, "info" by default.
+    pub log_level: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// TLS towards clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTls {
+    pub mode: TlsMode,
+    /// PEM contents of certificate chain and key, read at load.
+    pub identity: Option<TlsIdentity>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct TlsIdentity {
+    pub cert_pem: Vec<u8>,
+    pub key_pem: Vec<u8>,
+}
+
+impl std::fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsIdentity(..)")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TlsMode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyFull,
+}
+
+/// A logical database.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Database {
+    pub name: String,
+    pub snapshot: Arc<Snapshot>,
+    /// Indexed by `ShardId`.
+    pub shards: Vec<Shard>,
+    pub pool: Pool,
+    /// Shardway's own role, for the catalog, health and inspection.
+    pub control: Option<Credentials>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shard {
+    pub name: String,
+    pub primary: Address,
+    pub replicas: Vec<Address>,
+}
+
+/// A PostgreSQL server and the database on it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    pub host: Host,
+    pub port: u16,
+    /// Empty with the wildcard database: the name that the client gave.
+    pub database: String,
+    pub tls: TlsMode,
+    /// PEM of the authorities for verify-full; `None`: the platform's.
+    pub root_cert: Option<Arc<Vec<u8>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Host {
+    /// A name or an address.
+    Tcp(String),
+    /// The directory of the socket `.s.PGSQL.<port>`.
+    Unix(PathBuf),
+}
+
+/// How backends are pooled, per user and placement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub mode: PoolMode,
+    /// Backends per user and placement.
+    pub size: usize,
+    /// Backends kept open once a user has come.
+    pub min_size: usize,
+    pub idle_timeout: Duration,
+    pub lifetime: Duration,
+    /// How long a client waits for a backend (53300).
+    pub wait_timeout: Duration,
+    pub connect_timeout: Duration,
+    /// Connects to one placement under way at once.
+    pub connect_limit: usize,
+    /// Prepared statements kept per backend.
+    pub prepared_statements: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    Transaction,
+    Session,
+}
+
+/// Who may enter, and as whom backends are opened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct User {
+    pub name: String,
+    pub auth: ClientAuth,
+    /// What the server is told; `None`: the server asks for none (trust).
+    pub backend: Credentials,
+    /// Logical databases; empty: every one.
+    pub databases: Vec<String>,
+    pub console: Option<ConsoleRole>,
+    /// Overrides the database's.
+    pub pool_mode: Option<PoolMode>,
+    pub pool_size: Option<usize>,
+}
+
+/// How a client proves who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    Trust,
+    /// Cleartext over TLS or a trusted network.
+    Password(Secret),
+    Md5(Secret),
+    /// The password or a stored verifier (`SCRAM-SHA-256$…`).
+    Scram(Secret),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    pub user: String,
+    pub password: Option<Secret>,
+}
+
+/// A secret that never shows itself in logs.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleRole {
+    Stats,
+    Admin,
+}

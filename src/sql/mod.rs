@@ -1,0 +1,5 @@
+//! What a statement is: its text, its literals, its tables and predicates. Pure; `parse.rs` alone names the parser crate.
+
+pub mod normalize;
+pub mod parse;
+pub mod statement;

@@ -1,0 +1,231 @@
+//! Views over the messages that a client sends. Names and values are bytes: nothing is decoded as UTF-8.
+
+use super::{
+    frame::{Body, DecodeError},
+    types::{Format, Oid},
+};
+
+/// `P`: statement name, text, declared parameter types.
+#[derive(Clone, Copy, Debug)]
+pub struct Parse<'a> {
+    pub name: &'a [u8],
+    pub text: &'a [u8],
+    types: &'a [u8],
+}
+
+impl<'a> Parse<'a> {
+    /// Reads the body of a Parse message.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut body = Body::new(body);
+        let (name, text) = (body.cstr()?, body.cstr()?);
+        let count = usize::from(body.u16()?);
+        let types = body.bytes(count * 4)?;
+        body.end()?;
+        Ok(Self { name, text, types })
+    }
+
+    /// The declared parameter types, zero where the server is to infer.
+    pub fn types(&self) -> impl Iterator<Item = Oid> + 'a {
+        self.types.chunks_exact(4).map(|oid| Oid::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]))
+    }
+
+    /// The count and types as they stand in the message.
+    #[must_use]
+    pub fn raw_types(&self) -> &'a [u8] {
+        self.types
+    }
+}
+
+/// `B`: portal, statement, parameters, result formats.
+#[derive(Clone, Copy, Debug)]
+pub struct Bind<'a> {
+    pub portal: &'a [u8],
+    pub statement: &'a [u8],
+    formats: &'a [u8],
+    count: usize,
+    values: &'a [u8],
+    /// Everything after the statement's name: what is forwarded unchanged when the name is replaced.
+    pub tail: &'a [u8],
+}
+
+impl<'a> Bind<'a> {
+    /// Reads and checks the body of a Bind message.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut body = Body::new(body);
+        let (portal, statement) = (body.cstr()?, body.cstr()?);
+        let tail = body.rest();
+        let count = usize::from(body.u16()?);
+        let formats = body.bytes(count * 2)?;
+        let count = usize::from(body.u16()?);
+        let start = body.rest();
+        for _ in 0..count {
+            body.value()?;
+        }
+        let values = &start[..start.len() - body.rest().len()];
+        let results = usize::from(body.u16()?);
+        body.bytes(results * 2)?;
+        body.end()?;
+        Ok(Self { portal, statement, formats, count, values, tail })
+    }
+
+    /// How many parameters there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are no parameters.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The parameter at `index` (0 is `$1`): its format and its value, `None` inside for NULL.
+    #[must_use]
+    pub fn parameter(&self, index: usize) -> Option<(Format, Option<&'a [u8]>)> {
+        let mut body = Body::new(self.values);
+        for _ in 0..index {
+            body.value().ok()?;
+        }
+        if index >= self.count {
+            return None;
+        }
+        let at = if self.formats.len() == 2 { 0 } else { index * 2 };
+        let format = match self.formats.get(at..at + 2) {
+            Some([0, 1]) => Format::Binary,
+            _ => Format::Text,
+        };
+        body.value().ok().map(|value| (format, value))
+    }
+}
+
+/// What a Describe or Close names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named<'a> {
+    Statement(&'a [u8]),
+    Portal(&'a [u8]),
+}
+
+impl<'a> Named<'a> {
+    /// Reads the body of a Describe (`D`) or Close (`C`) message.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut body = Body::new(body);
+        let kind = body.byte()?;
+        let name = body.cstr()?;
+        body.end()?;
+        match kind {
+            b'S' => Ok(Self::Statement(name)),
+            b'P' => Ok(Self::Portal(name)),
+            _ => Err(DecodeError),
+        }
+    }
+}
+
+/// The text of a simple Query (`Q`).
+///
+/// # Errors
+/// When the body is not one string.
+pub fn query(body: &[u8]) -> Result<&[u8], DecodeError> {
+    let mut body = Body::new(body);
+    let text = body.cstr()?;
+    body.end()?;
+    Ok(text)
+}
+
+/// Appends a simple Query.
+pub fn put_query(out: &mut Vec<u8>, text: &[u8]) {
+    put(out, b'Q', |out| {
+        out.extend_from_slice(text);
+        out.push(0);
+    });
+}
+
+/// Appends a Parse; `raw_types` as in [`Parse::raw_types`].
+pub fn put_parse(out: &mut Vec<u8>, name: &[u8], text: &[u8], raw_types: &[u8]) {
+    put(out, b'P', |out| {
+        out.extend_from_slice(name);
+        out.push(0);
+        out.extend_from_slice(text);
+        out.push(0);
+        let count = u16::try_from(raw_types.len() / 4).unwrap_or(u16::MAX);
+        out.extend_from_slice(&count.to_be_bytes());
+        out.extend_from_slice(raw_types);
+    });
+}
+
+/// Appends a Bind with another statement's name and the same tail.
+pub fn put_bind(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], tail: &[u8]) {
+    put(out, b'B', |out| {
+        out.extend_from_slice(portal);
+        out.push(0);
+        out.extend_from_slice(statement);
+        out.push(0);
+        out.extend_from_slice(tail);
+    });
+}
+
+/// Appends a Describe (`D`) or Close (`C`).
+pub fn put_named(out: &mut Vec<u8>, tag: u8, named: Named<'_>) {
+    put(out, tag, |out| {
+        let (kind, name) = match named {
+            Named::Statement(name) => (b'S', name),
+            Named::Portal(name) => (b'P', name),
+        };
+        out.push(kind);
+        out.extend_from_slice(name);
+        out.push(0);
+    });
+}
+
+/// Appends a message without a body: Sync, Flush, Terminate.
+pub fn put_bare(out: &mut Vec<u8>, tag: u8) {
+    put(out, tag, |_| {});
+}
+
+/// Appends a tag, a length that is filled in, and what `body` writes.
+///
+/// # Panics
+/// When the body is longer than a length can say: such a message must never be begun.
+#[expect(clippy::expect_used, reason = "a wrapped length would smuggle a message")]
+pub fn put(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    body(out);
+    let length = i32::try_from(out.len() - at).expect("a message is below 2 GiB");
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_is_read_as_it_was_written() {
+        let tail = b"\0\x01\0\x01\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\0";
+        let mut out = Vec::new();
+        put_bind(&mut out, b"p", b"s1", tail);
+        let bind = Bind::decode(&out[5..]).unwrap();
+        assert_eq!((bind.portal, bind.statement, bind.len()), (&b"p"[..], &b"s1"[..], 2));
+        assert_eq!(bind.parameter(0), Some((Format::Binary, Some(&b"a"[..]))));
+        assert_eq!(bind.parameter(1), Some((Format::Binary, None)));
+        assert_eq!(bind.parameter(2), None);
+        assert_eq!(bind.tail, tail);
+    }
+
+    #[test]
+    fn counts_beyond_the_body_are_refused() {
+        assert!(Bind::decode(b"\0\0\0\0\xff\xff\0\0").is_err());
+        assert!(Parse::decode(b"\0select 1\0\0\x01").is_err());
+        assert!(query(b"select 1\0x").is_err());
+    }
+}

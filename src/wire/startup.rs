@@ -1,0 +1,1 @@
+//! What a client sends before anything else: StartupMessage, SSLRequest, GSSENCRequest, CancelRequest.
