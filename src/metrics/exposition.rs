@@ -1,0 +1,1 @@
+//! The text that `/metrics` answers with.
