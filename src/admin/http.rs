@@ -35,7 +35,6 @@ pub fn router(console: Arc<Console>) -> Router {
         .with_state(console)
 }
 
-#[expect(clippy::unused_async, reason = "axum takes async handlers")]
 async fn ready(State(console): State<Arc<Console>>) -> impl IntoResponse {
     match console.control.readiness() {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
@@ -52,7 +51,6 @@ async fn ready(State(console): State<Arc<Console>>) -> impl IntoResponse {
     }
 }
 
-#[expect(clippy::unused_async, reason = "axum takes async handlers")]
 async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
     let settings = console.settings.load();
     let facts = Facts {
