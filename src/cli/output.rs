@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 /// Where a command's results go.
 #[derive(Clone, Copy, Debug)]
-pub struct Output {
+pub(super) struct Output {
     format: Format,
 }
 
@@ -19,24 +19,24 @@ struct Fault<'a> {
 impl Output {
     /// Writes as asked.
     #[must_use]
-    pub fn new(format: Format) -> Self {
+    pub(super) fn new(format: Format) -> Self {
         Self { format }
     }
 
     /// How results are written.
     #[must_use]
-    pub fn format(&self) -> Format {
+    pub(super) fn format(&self) -> Format {
         self.format
     }
 
     /// Whether colours may be used for faults.
     #[must_use]
-    pub fn is_coloured(&self) -> bool {
+    pub(super) fn is_coloured(&self) -> bool {
         self.format == Format::Text && io::stderr().is_terminal()
     }
 
     /// Writes a result: the text, or the value as JSON. A reader that has gone is no fault.
-    pub fn result(&self, text: &str, value: &impl Serialize) -> Exit {
+    pub(super) fn result(&self, text: &str, value: &impl Serialize) -> Exit {
         match self.format {
             Format::Text => self.raw(text.as_bytes()),
             Format::Json => match serde_json::to_string_pretty(value) {
@@ -47,7 +47,7 @@ impl Output {
     }
 
     /// Writes bytes that have one form only.
-    pub fn raw(&self, bytes: &[u8]) -> Exit {
+    pub(super) fn raw(&self, bytes: &[u8]) -> Exit {
         let mut out = io::stdout().lock();
         match out.write_all(bytes).and_then(|()| out.flush()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Exit::Failed,
@@ -56,7 +56,7 @@ impl Output {
     }
 
     /// Writes a fault to standard error, and is the exit.
-    pub fn fault(&self, text: &str, exit: Exit) -> Exit {
+    pub(super) fn fault(&self, text: &str, exit: Exit) -> Exit {
         let line = match self.format {
             Format::Text => format!("shardway: {}\n", text.trim_end()),
             Format::Json => {

@@ -24,6 +24,8 @@ use tokio::sync::Notify;
 /// Every session of the process.
 #[derive(Debug, Default)]
 pub struct Sessions {
+    /// What every session is asked, those that come later included.
+    wanted: AtomicU8,
     by_pid: RwLock<HashMap<u32, Arc<SessionInfo>, foldhash::fast::RandomState>>,
 }
 
@@ -134,6 +136,8 @@ impl Sessions {
             }
         };
         let info = Arc::new(SessionInfo::new(pid, new));
+        // Read under the lock that `end_all` takes after it has written: no session slips between.
+        info.wanted.store(self.wanted.load(Relaxed), Relaxed);
         by_pid.insert(pid, Arc::clone(&info));
         Registered {
             info,
@@ -176,8 +180,9 @@ impl Sessions {
             .len()
     }
 
-    /// Asks every session to end.
+    /// Asks every session to end, also those that register from now on: they read [`SessionInfo::wanted`] at their start.
     pub fn end_all(&self, wanted: Wanted) {
+        self.wanted.fetch_max(wanted as u8, Relaxed);
         for info in self.list() {
             info.ask(wanted);
         }
@@ -644,6 +649,8 @@ mod tests {
         session.ask(Wanted::EndNow);
         sessions.end_all(Wanted::EndWhenIdle);
         assert_eq!(session.wanted(), Wanted::EndNow);
+        let late = sessions.register(new_session(CancelKeyLength::Four));
+        assert_eq!(late.wanted(), Wanted::EndWhenIdle);
     }
 
     #[test]

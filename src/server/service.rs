@@ -1,0 +1,24 @@
+//! What serves connections: the seam between accepting and sessions.
+
+use crate::{admin::Console, config::settings::Settings, net::transport::Transport};
+use std::{future::Future, pin::Pin, sync::Arc};
+
+/// One connection being served.
+pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Serves connections, each to its end.
+pub trait Service: Send + Sync + 'static {
+    /// Serves one client from its first byte. Dropping the future ends the client.
+    fn serve(self: Arc<Self>, socket: Transport) -> Serving;
+    /// Tells a client that there are too many, and lets cancel requests pass.
+    fn turn_away(self: Arc<Self>, socket: Transport) -> Serving;
+    /// Uses other settings from now on.
+    ///
+    /// # Errors
+    /// What is wrong; the old settings stay.
+    fn apply(&self, settings: Arc<Settings>) -> Result<(), String>;
+    /// Looks after what ages: called every second.
+    fn maintain(&self);
+    /// Hands over the console that the console database serves; called once, before the first client.
+    fn set_console(&self, console: Arc<Console>);
+}
