@@ -34,6 +34,21 @@ pub struct Stream {
     sent_total: u64,
 }
 
+/// Bytes taken out of a stream's read buffer for a while.
+#[derive(Debug)]
+pub struct Lent {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Lent {
+    /// What had arrived and was not consumed.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
 impl Stream {
     /// A stream with empty buffers.
     #[must_use]
@@ -83,7 +98,24 @@ impl Stream {
         &mut self.write
     }
 
-    /// Buffered bytes and the write buffer of another stream at once: what a relay copies between.
+    /// Takes the buffered bytes out, so that they can be read while the stream is used. Ends with [`Stream::restore`].
+    #[must_use]
+    pub fn lend(&mut self) -> Lent {
+        Lent { bytes: std::mem::take(&mut self.read), start: std::mem::take(&mut self.taken) }
+    }
+
+    /// Puts lent bytes back, of which the first `count` are done with; what arrived meanwhile follows them.
+    pub fn restore(&mut self, mut lent: Lent, count: usize) {
+        debug_assert!(self.taken == 0, "lent bytes come back before others are consumed");
+        if !self.read.is_empty() {
+            lent.bytes.extend_from_slice(&self.read);
+        }
+        self.read = lent.bytes;
+        self.taken = lent.start;
+        self.consume(count);
+    }
+
+    /// Bytes that wait to be sent.
     #[must_use]
     pub fn unsent(&self) -> usize {
         self.write.len() - self.sent

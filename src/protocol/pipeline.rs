@@ -116,6 +116,18 @@ impl<N> Pipeline<N> {
         self.items.push_back(Item::Made { bytes, error });
     }
 
+    /// Whether the next reply to give is one made here.
+    #[must_use]
+    pub fn made_is_next(&self) -> bool {
+        matches!(self.items.front(), Some(Item::Made { .. }))
+    }
+
+    /// Forgets everything: the backend is gone.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.copy_in = false;
+    }
+
     /// The notes of outstanding requests, oldest first.
     pub fn notes(&self) -> impl Iterator<Item = &N> {
         self.items.iter().filter_map(|item| match item {
