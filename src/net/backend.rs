@@ -108,6 +108,9 @@ pub async fn connect(
     let mut packet = Vec::new();
     let mut pairs = vec![(&b"user"[..], credentials.user.as_bytes()), (b"database", database.as_bytes())];
     pairs.extend(parameters.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+    if pairs.iter().any(|(name, value)| name.contains(&0) || value.contains(&0)) {
+        return Err(ConnectError::Unreachable(io::ErrorKind::InvalidInput.into()));
+    }
     startup::put_message(&mut packet, 0, &pairs);
     within(timeout, open(address, credentials, &packet, tls)).await.unwrap_or(Err(ConnectError::Timeout))
 }
