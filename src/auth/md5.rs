@@ -27,7 +27,10 @@ impl Hash {
     #[must_use]
     pub fn parse(stored: &str) -> Option<Self> {
         let digits: [u8; 32] = stored.strip_prefix("md5")?.as_bytes().try_into().ok()?;
-        digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')).then_some(Self(digits))
+        digits
+            .iter()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+            .then_some(Self(digits))
     }
 
     /// What a client answers to a salt.
@@ -70,7 +73,11 @@ mod tests {
     #[test]
     fn only_postgresqls_stored_form_is_read_as_a_hash() {
         assert!(Hash::parse("md5d41d8cd98f00b204e9800998ecf8427e") == Some(Hash::of(b"", b"")));
-        for text in ["md5", "md5D41D8CD98F00B204E9800998ECF8427E", "d41d8cd98f00b204e9800998ecf8427e"] {
+        for text in [
+            "md5",
+            "md5D41D8CD98F00B204E9800998ECF8427E",
+            "d41d8cd98f00b204e9800998ecf8427e",
+        ] {
             assert!(Hash::parse(text).is_none(), "{text}");
         }
     }

@@ -88,14 +88,15 @@ pub enum AuthError {
 pub struct Exchange {
     user: Vec<u8>,
     account: Account,
-    state: State,
+    expect: Expect,
 }
 
-enum State {
-    ExpectPassword(Stored),
-    ExpectMd5(md5::Hash, [u8; 4]),
-    ExpectScramFirst(ExpectFirst),
-    ExpectScramFinal(ExpectFinal),
+/// The message that must come next.
+enum Expect {
+    Password(Stored),
+    Md5(md5::Hash, [u8; 4]),
+    ScramFirst(ExpectFirst),
+    ScramFinal(ExpectFinal),
 }
 
 /// What comes after a message of the client.
@@ -109,16 +110,29 @@ pub enum Reply {
 impl Exchange {
     /// Begins the exchange that `demand` asks for; none when nothing is demanded.
     #[must_use]
-    pub fn begin(user: &[u8], demand: Demand, account: Account, fresh: Fresh) -> Option<(Self, Ask)> {
-        let (state, ask) = match demand {
+    pub fn begin(
+        user: &[u8],
+        demand: Demand,
+        account: Account,
+        fresh: Fresh,
+    ) -> Option<(Self, Ask)> {
+        let (expect, ask) = match demand {
             Demand::Nothing => return None,
-            Demand::Password(stored) => (State::ExpectPassword(stored), Ask::Password),
-            Demand::Md5(hash) => (State::ExpectMd5(hash, fresh.salt), Ask::Md5(fresh.salt)),
-            Demand::Scram(verifier) => {
-                (State::ExpectScramFirst(ExpectFirst::new(verifier, fresh.nonce)), Ask::Scram)
-            }
+            Demand::Password(stored) => (Expect::Password(stored), Ask::Password),
+            Demand::Md5(hash) => (Expect::Md5(hash, fresh.salt), Ask::Md5(fresh.salt)),
+            Demand::Scram(verifier) => (
+                Expect::ScramFirst(ExpectFirst::new(verifier, fresh.nonce)),
+                Ask::Scram,
+            ),
         };
-        Some((Self { user: user.to_vec(), account, state }, ask))
+        Some((
+            Self {
+                user: user.to_vec(),
+                account,
+                expect,
+            },
+            ask,
+        ))
     }
 
     /// Takes the body of a `p` message.
@@ -126,17 +140,21 @@ impl Exchange {
     /// # Errors
     /// [`AuthError`]: the exchange is over.
     pub fn handle_message(self, body: &[u8]) -> Result<Reply, AuthError> {
-        let Self { user, account, state } = self;
-        match state {
-            State::ExpectPassword(stored) => {
+        let Self {
+            user,
+            account,
+            expect,
+        } = self;
+        match expect {
+            Expect::Password(stored) => {
                 let right = stored.is(&user, password(body)?);
                 accept(account, right, None)
             }
-            State::ExpectMd5(hash, salt) => {
+            Expect::Md5(hash, salt) => {
                 let right = hash.answers(salt, password(body)?);
                 accept(account, right, None)
             }
-            State::ExpectScramFirst(first) => {
+            Expect::ScramFirst(first) => {
                 let mut body = Body::new(body);
                 if body.cstr()? != scram::MECHANISM.as_bytes() {
                     return Err(AuthError::Mechanism);
@@ -144,9 +162,16 @@ impl Exchange {
                 let message = body.value()?.ok_or(DecodeError)?;
                 body.end()?;
                 let (data, last) = first.handle_first(message).map_err(AuthError::Scram)?;
-                Ok(Reply::Continue(Self { user, account, state: State::ExpectScramFinal(last) }, data))
+                Ok(Reply::Continue(
+                    Self {
+                        user,
+                        account,
+                        expect: Expect::ScramFinal(last),
+                    },
+                    data,
+                ))
             }
-            State::ExpectScramFinal(last) => match last.handle_final(body) {
+            Expect::ScramFinal(last) => match last.handle_final(body) {
                 Ok(data) => accept(account, true, Some(data)),
                 Err(ScramError::Proof) => Err(AuthError::Wrong),
                 Err(error) => Err(AuthError::Scram(error)),
@@ -160,7 +185,11 @@ fn password(body: &[u8]) -> Result<&[u8], AuthError> {
     let mut body = Body::new(body);
     let text = body.cstr()?;
     body.end()?;
-    if text.is_empty() { Err(AuthError::Wrong) } else { Ok(text) }
+    if text.is_empty() {
+        Err(AuthError::Wrong)
+    } else {
+        Ok(text)
+    }
 }
 
 fn accept(account: Account, right: bool, data: Option<Vec<u8>>) -> Result<Reply, AuthError> {
@@ -174,7 +203,10 @@ fn accept(account: Account, right: bool, data: Option<Vec<u8>>) -> Result<Reply,
 mod tests {
     use super::*;
 
-    const FRESH: Fresh = Fresh { salt: *b"salt", nonce: [7; 18] };
+    const FRESH: Fresh = Fresh {
+        salt: *b"salt",
+        nonce: [7; 18],
+    };
 
     fn outcome(demand: Demand, account: Account, body: &[u8]) -> Result<(), AuthError> {
         let (exchange, _) = Exchange::begin(b"ann", demand, account, FRESH).unwrap();
@@ -187,12 +219,34 @@ mod tests {
         let md5 = "md5".to_owned() + &hex(md5::Hash::of(b"ann", b"secret"));
         for stored in ["secret", &scram, &md5] {
             let demand = || Demand::Password(Stored::read(stored));
-            assert_eq!(outcome(demand(), Account::Known, b"secret\0"), Ok(()), "{stored}");
-            assert_eq!(outcome(demand(), Account::Known, b"wrong\0"), Err(AuthError::Wrong), "{stored}");
-            assert_eq!(outcome(demand(), Account::Known, b"\0"), Err(AuthError::Wrong), "{stored}");
-            assert_eq!(outcome(demand(), Account::Known, b"secret"), Err(AuthError::Decode(DecodeError)));
-            assert_eq!(outcome(demand(), Account::Known, b"secret\0x"), Err(AuthError::Decode(DecodeError)));
-            assert_eq!(outcome(demand(), Account::Mock, b"secret\0"), Err(AuthError::Wrong), "{stored}");
+            assert_eq!(
+                outcome(demand(), Account::Known, b"secret\0"),
+                Ok(()),
+                "{stored}"
+            );
+            assert_eq!(
+                outcome(demand(), Account::Known, b"wrong\0"),
+                Err(AuthError::Wrong),
+                "{stored}"
+            );
+            assert_eq!(
+                outcome(demand(), Account::Known, b"\0"),
+                Err(AuthError::Wrong),
+                "{stored}"
+            );
+            assert_eq!(
+                outcome(demand(), Account::Known, b"secret"),
+                Err(AuthError::Decode(DecodeError))
+            );
+            assert_eq!(
+                outcome(demand(), Account::Known, b"secret\0x"),
+                Err(AuthError::Decode(DecodeError))
+            );
+            assert_eq!(
+                outcome(demand(), Account::Mock, b"secret\0"),
+                Err(AuthError::Wrong),
+                "{stored}"
+            );
         }
     }
 
@@ -202,10 +256,16 @@ mod tests {
         let mut body = hash.response(FRESH.salt);
         body.push(0);
         assert_eq!(outcome(Demand::Md5(hash), Account::Known, &body), Ok(()));
-        assert_eq!(outcome(Demand::Md5(hash), Account::Mock, &body), Err(AuthError::Wrong));
+        assert_eq!(
+            outcome(Demand::Md5(hash), Account::Mock, &body),
+            Err(AuthError::Wrong)
+        );
         let mut replayed = hash.response(*b"SALT");
         replayed.push(0);
-        assert_eq!(outcome(Demand::Md5(hash), Account::Known, &replayed), Err(AuthError::Wrong));
+        assert_eq!(
+            outcome(Demand::Md5(hash), Account::Known, &replayed),
+            Err(AuthError::Wrong)
+        );
     }
 
     fn scram_login(verifier: Verifier, account: Account, password: &str) -> Result<(), AuthError> {
@@ -216,9 +276,13 @@ mod tests {
         let mut body = b"SCRAM-SHA-256\0".to_vec();
         body.extend_from_slice(&u32::try_from(first.len()).unwrap().to_be_bytes());
         body.extend_from_slice(&first);
-        let Reply::Continue(exchange, data) = exchange.handle_message(&body)? else { panic!("too early") };
+        let Reply::Continue(exchange, data) = exchange.handle_message(&body)? else {
+            panic!("too early")
+        };
         let (client, last) = client.handle_first(&data).unwrap();
-        let Reply::Accepted(Some(data)) = exchange.handle_message(&last)? else { panic!("no signature") };
+        let Reply::Accepted(Some(data)) = exchange.handle_message(&last)? else {
+            panic!("no signature")
+        };
         client.handle_final(&data).unwrap();
         Ok(())
     }
@@ -228,10 +292,19 @@ mod tests {
         for password in ["secret", "pass\u{f6}r\u{aa}", "\u{2168}"] {
             let verifier = || Verifier::of(password.as_bytes(), b"0123456789abcdef", 4096);
             assert_eq!(scram_login(verifier(), Account::Known, password), Ok(()));
-            assert_eq!(scram_login(verifier(), Account::Known, "other"), Err(AuthError::Wrong));
-            assert_eq!(scram_login(verifier(), Account::Mock, password), Err(AuthError::Wrong));
+            assert_eq!(
+                scram_login(verifier(), Account::Known, "other"),
+                Err(AuthError::Wrong)
+            );
+            assert_eq!(
+                scram_login(verifier(), Account::Mock, password),
+                Err(AuthError::Wrong)
+            );
         }
-        assert_eq!(scram_login(Verifier::mock(b"ann", &[1; 32]), Account::Mock, ""), Err(AuthError::Wrong));
+        assert_eq!(
+            scram_login(Verifier::mock(b"ann", &[1; 32]), Account::Mock, ""),
+            Err(AuthError::Wrong)
+        );
     }
 
     #[test]
@@ -240,13 +313,26 @@ mod tests {
         for (body, expected) in [
             (&b""[..], AuthError::Decode(DecodeError)),
             (b"SCRAM-SHA-256\0", AuthError::Decode(DecodeError)),
-            (b"SCRAM-SHA-256\0\xff\xff\xff\xff", AuthError::Decode(DecodeError)),
-            (b"SCRAM-SHA-256\0\x7f\xff\xff\xffx", AuthError::Decode(DecodeError)),
+            (
+                b"SCRAM-SHA-256\0\xff\xff\xff\xff",
+                AuthError::Decode(DecodeError),
+            ),
+            (
+                b"SCRAM-SHA-256\0\x7f\xff\xff\xffx",
+                AuthError::Decode(DecodeError),
+            ),
             (b"SCRAM-SHA-256\0\0\0\0\0x", AuthError::Decode(DecodeError)),
-            (b"SCRAM-SHA-256\0\0\0\0\0", AuthError::Scram(ScramError::Malformed)),
+            (
+                b"SCRAM-SHA-256\0\0\0\0\0",
+                AuthError::Scram(ScramError::Malformed),
+            ),
             (b"SCRAM-SHA-256-PLUS\0\0\0\0\0", AuthError::Mechanism),
         ] {
-            assert_eq!(outcome(Demand::Scram(Arc::clone(&verifier)), Account::Known, body), Err(expected), "{body:?}");
+            assert_eq!(
+                outcome(Demand::Scram(Arc::clone(&verifier)), Account::Known, body),
+                Err(expected),
+                "{body:?}"
+            );
         }
     }
 

@@ -77,7 +77,10 @@ impl Verifier {
     /// Reads `SCRAM-SHA-256$iterations:salt$stored key:server key`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let (head, keys) = text.strip_prefix(MECHANISM)?.strip_prefix('$')?.split_once('$')?;
+        let (head, keys) = text
+            .strip_prefix(MECHANISM)?
+            .strip_prefix('$')?
+            .split_once('$')?;
         let (iterations, salt) = head.split_once(':')?;
         let (stored, server) = keys.split_once(':')?;
         let key = |text: &str| -> Option<Key> { STANDARD.decode(text).ok()?.try_into().ok() };
@@ -92,8 +95,8 @@ impl Verifier {
     /// The form that [`Self::parse`] reads.
     #[must_use]
     pub fn text(&self) -> String {
-        let [salt, stored, server] =
-            [&self.salt[..], &self.stored_key, &self.server_key].map(|bytes| STANDARD.encode(bytes));
+        let [salt, stored, server] = [&self.salt[..], &self.stored_key, &self.server_key]
+            .map(|bytes| STANDARD.encode(bytes));
         format!("{MECHANISM}${}:{salt}${stored}:{server}", self.iterations)
     }
 
@@ -131,7 +134,10 @@ impl ExpectFirst {
     /// `nonce`: random bytes of this exchange alone.
     #[must_use]
     pub fn new(verifier: Arc<Verifier>, nonce: [u8; 18]) -> Self {
-        Self { verifier, nonce: STANDARD.encode(nonce) }
+        Self {
+            verifier,
+            nonce: STANDARD.encode(nonce),
+        }
     }
 
     /// Reads client-first-message; gives server-first-message.
@@ -146,16 +152,34 @@ impl ExpectFirst {
             return Err(ScramError::Extension);
         }
         let mut attributes = bare.split(',');
-        attributes.next().and_then(|user| user.strip_prefix("n=")).ok_or(ScramError::Malformed)?;
-        let theirs = attributes.next().and_then(|nonce| nonce.strip_prefix("r=")).ok_or(ScramError::Malformed)?;
+        attributes
+            .next()
+            .and_then(|user| user.strip_prefix("n="))
+            .ok_or(ScramError::Malformed)?;
+        let theirs = attributes
+            .next()
+            .and_then(|nonce| nonce.strip_prefix("r="))
+            .ok_or(ScramError::Malformed)?;
         if theirs.is_empty() || !theirs.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ScramError::Malformed);
         }
         let Self { verifier, nonce } = self;
         let nonce = format!("{theirs}{nonce}");
-        let reply = format!("r={nonce},s={},i={}", STANDARD.encode(&verifier.salt), verifier.iterations);
+        let reply = format!(
+            "r={nonce},s={},i={}",
+            STANDARD.encode(&verifier.salt),
+            verifier.iterations
+        );
         let transcript = format!("{bare},{reply}").into_bytes();
-        Ok((reply.into_bytes(), ExpectFinal { verifier, gs2_header, nonce, transcript }))
+        Ok((
+            reply.into_bytes(),
+            ExpectFinal {
+                verifier,
+                gs2_header,
+                nonce,
+                transcript,
+            },
+        ))
     }
 }
 
@@ -181,11 +205,17 @@ impl ExpectFinal {
         let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
         let (unproved, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
         let mut attributes = unproved.split(',');
-        let binding = attributes.next().and_then(|binding| binding.strip_prefix("c=")).ok_or(ScramError::Malformed)?;
+        let binding = attributes
+            .next()
+            .and_then(|binding| binding.strip_prefix("c="))
+            .ok_or(ScramError::Malformed)?;
         if binding != STANDARD.encode(&self.gs2_header) {
             return Err(ScramError::ChannelBinding);
         }
-        let nonce = attributes.next().and_then(|nonce| nonce.strip_prefix("r=")).ok_or(ScramError::Malformed)?;
+        let nonce = attributes
+            .next()
+            .and_then(|nonce| nonce.strip_prefix("r="))
+            .ok_or(ScramError::Malformed)?;
         if nonce != self.nonce {
             return Err(ScramError::Nonce);
         }
@@ -197,7 +227,11 @@ impl ExpectFinal {
         if !bool::from(stored.ct_eq(&self.verifier.stored_key)) {
             return Err(ScramError::Proof);
         }
-        Ok(format!("v={}", STANDARD.encode(mac(&self.verifier.server_key, &[&transcript]))).into_bytes())
+        Ok(format!(
+            "v={}",
+            STANDARD.encode(mac(&self.verifier.server_key, &[&transcript]))
+        )
+        .into_bytes())
     }
 }
 
@@ -224,7 +258,14 @@ impl Client {
     fn with_nonce(password: &str, user: &str, nonce: String) -> (Self, Vec<u8>) {
         let bare = format!("n={user},r={nonce}");
         let first = format!("n,,{bare}").into_bytes();
-        (Self { password: prepare(password.as_bytes()).into_owned(), nonce, bare }, first)
+        (
+            Self {
+                password: prepare(password.as_bytes()).into_owned(),
+                nonce,
+                bare,
+            },
+            first,
+        )
     }
 
     /// Reads server-first-message; gives client-final-message.
@@ -238,14 +279,21 @@ impl Client {
         }
         let mut attributes = text.split(',');
         let mut attribute = |prefix| {
-            attributes.next().and_then(|found| found.strip_prefix(prefix)).ok_or(ScramError::Malformed)
+            attributes
+                .next()
+                .and_then(|found| found.strip_prefix(prefix))
+                .ok_or(ScramError::Malformed)
         };
         let (nonce, salt, iterations) = (attribute("r=")?, attribute("s=")?, attribute("i=")?);
         if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
             return Err(ScramError::Nonce);
         }
-        let salt = STANDARD.decode(salt).map_err(|_not_base64| ScramError::Malformed)?;
-        let iterations: u32 = iterations.parse().map_err(|_not_a_number| ScramError::Malformed)?;
+        let salt = STANDARD
+            .decode(salt)
+            .map_err(|_not_base64| ScramError::Malformed)?;
+        let iterations: u32 = iterations
+            .parse()
+            .map_err(|_not_a_number| ScramError::Malformed)?;
         if !(1..=MOST_ITERATIONS).contains(&iterations) {
             return Err(ScramError::Iterations);
         }
@@ -256,7 +304,10 @@ impl Client {
         let stored: Key = Sha256::digest(client_key).into();
         let proof = xor(client_key, mac(&stored, &[transcript.as_bytes()]));
         let signature = mac(&mac(&salted, &[b"Server Key"]), &[transcript.as_bytes()]);
-        Ok((ClientFinal { signature }, format!("{unproved},p={}", STANDARD.encode(proof)).into_bytes()))
+        Ok((
+            ClientFinal { signature },
+            format!("{unproved},p={}", STANDARD.encode(proof)).into_bytes(),
+        ))
     }
 }
 
@@ -270,8 +321,15 @@ impl ClientFinal {
             return Err(ScramError::ServerError);
         }
         let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
-        let signature = text.strip_prefix("v=").and_then(|rest| rest.split(',').next()).ok_or(ScramError::Malformed)?;
-        if bool::from(decode_key(signature)?.ct_eq(&self.signature)) { Ok(()) } else { Err(ScramError::ServerSignature) }
+        let signature = text
+            .strip_prefix("v=")
+            .and_then(|rest| rest.split(',').next())
+            .ok_or(ScramError::Malformed)?;
+        if bool::from(decode_key(signature)?.ct_eq(&self.signature)) {
+            Ok(())
+        } else {
+            Err(ScramError::ServerSignature)
+        }
     }
 }
 
@@ -289,10 +347,21 @@ fn prepare(password: &[u8]) -> Cow<'_, [u8]> {
 /// PBKDF2 with HMAC-SHA-256 and one block (RFC 5802's `Hi`).
 fn salted_password(password: &[u8], salt: &[u8], iterations: u32) -> Key {
     let keyed = keyed(password);
-    let mut block: Key = keyed.clone().chain_update(salt).chain_update([0, 0, 0, 1]).finalize().into_bytes().into();
+    let mut block: Key = keyed
+        .clone()
+        .chain_update(salt)
+        .chain_update([0, 0, 0, 1])
+        .finalize()
+        .into_bytes()
+        .into();
     let mut sum = block;
     for _ in 1..iterations {
-        block = keyed.clone().chain_update(block).finalize().into_bytes().into();
+        block = keyed
+            .clone()
+            .chain_update(block)
+            .finalize()
+            .into_bytes()
+            .into();
         sum = xor(sum, block);
     }
     sum
@@ -316,8 +385,12 @@ fn xor(left: Key, right: Key) -> Key {
 }
 
 fn decode_key(text: &str) -> Result<Key, ScramError> {
-    let bytes = STANDARD.decode(text).map_err(|_not_base64| ScramError::Malformed)?;
-    bytes.try_into().map_err(|_other_length| ScramError::Malformed)
+    let bytes = STANDARD
+        .decode(text)
+        .map_err(|_not_base64| ScramError::Malformed)?;
+    bytes
+        .try_into()
+        .map_err(|_other_length| ScramError::Malformed)
 }
 
 #[cfg(test)]
@@ -336,7 +409,10 @@ mod tests {
     fn server() -> ExpectFirst {
         let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
         let verifier = Arc::new(Verifier::of(PASSWORD.as_bytes(), &salt, 4096));
-        ExpectFirst { verifier, nonce: "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".into() }
+        ExpectFirst {
+            verifier,
+            nonce: "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".into(),
+        }
     }
 
     #[test]
@@ -356,7 +432,11 @@ mod tests {
     fn a_client_that_could_bind_a_channel_may_go_without() {
         let first = FIRST.replacen('n', "y", 1);
         let (_, server) = server().handle_first(first.as_bytes()).unwrap();
-        assert_eq!(server.handle_final(FINAL.as_bytes()), Err(ScramError::ChannelBinding), "header must be repeated");
+        assert_eq!(
+            server.handle_final(FINAL.as_bytes()),
+            Err(ScramError::ChannelBinding),
+            "header must be repeated"
+        );
     }
 
     #[test]
@@ -372,7 +452,11 @@ mod tests {
             ("n,,n=,r=\u{e9}", ScramError::Malformed),
             ("n,,r=a,n=", ScramError::Malformed),
         ] {
-            assert_eq!(server().handle_first(message.as_bytes()).map(|_| ()), Err(expected), "{message}");
+            assert_eq!(
+                server().handle_first(message.as_bytes()).map(|_| ()),
+                Err(expected),
+                "{message}"
+            );
         }
     }
 
@@ -387,7 +471,11 @@ mod tests {
             (FINAL.replace("p=dHzb", "p="), ScramError::Malformed),
         ] {
             let (_, server) = server().handle_first(FIRST.as_bytes()).unwrap();
-            assert_eq!(server.handle_final(message.as_bytes()), Err(expected), "{message}");
+            assert_eq!(
+                server.handle_final(message.as_bytes()),
+                Err(expected),
+                "{message}"
+            );
         }
     }
 
@@ -396,23 +484,46 @@ mod tests {
         let client = || Client::with_nonce(PASSWORD, "user", "rOprNGfwEbeRWgbNEkqO".into()).0;
         for (message, expected) in [
             (SERVER_FIRST.replace("rOpr", "rOpq"), ScramError::Nonce),
-            ("r=rOprNGfwEbeRWgbNEkqO,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096".into(), ScramError::Nonce),
-            (SERVER_FIRST.replace("i=4096", "i=0"), ScramError::Iterations),
-            (SERVER_FIRST.replace("i=4096", "i=4294967295"), ScramError::Iterations),
-            (SERVER_FIRST.replace("i=4096", "i=-1"), ScramError::Malformed),
+            (
+                "r=rOprNGfwEbeRWgbNEkqO,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096".into(),
+                ScramError::Nonce,
+            ),
+            (
+                SERVER_FIRST.replace("i=4096", "i=0"),
+                ScramError::Iterations,
+            ),
+            (
+                SERVER_FIRST.replace("i=4096", "i=4294967295"),
+                ScramError::Iterations,
+            ),
+            (
+                SERVER_FIRST.replace("i=4096", "i=-1"),
+                ScramError::Malformed,
+            ),
             (SERVER_FIRST.replace(",i=4096", ""), ScramError::Malformed),
             (format!("m=x,{SERVER_FIRST}"), ScramError::Extension),
         ] {
-            assert_eq!(client().handle_first(message.as_bytes()).map(|_| ()), Err(expected), "{message}");
+            assert_eq!(
+                client().handle_first(message.as_bytes()).map(|_| ()),
+                Err(expected),
+                "{message}"
+            );
         }
         for (message, expected) in [
-            (SERVER_FINAL.replace("v=6", "v=5"), ScramError::ServerSignature),
+            (
+                SERVER_FINAL.replace("v=6", "v=5"),
+                ScramError::ServerSignature,
+            ),
             ("e=other-error".into(), ScramError::ServerError),
             ("v=".into(), ScramError::Malformed),
             ("x".into(), ScramError::Malformed),
         ] {
             let (last, _) = client().handle_first(SERVER_FIRST.as_bytes()).unwrap();
-            assert_eq!(last.handle_final(message.as_bytes()), Err(expected), "{message}");
+            assert_eq!(
+                last.handle_final(message.as_bytes()),
+                Err(expected),
+                "{message}"
+            );
         }
     }
 
@@ -420,7 +531,13 @@ mod tests {
     fn a_stored_verifier_is_read_as_postgresql_writes_it() {
         let verifier = Verifier::of(PASSWORD.as_bytes(), b"0123456789abcdef", 4096);
         assert!(Verifier::parse(&verifier.text()) == Some(verifier));
-        for text in ["", "secret", "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA", "SCRAM-SHA-256$0:AAAA$x:y", "SCRAM-SHA-256$"] {
+        for text in [
+            "",
+            "secret",
+            "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA",
+            "SCRAM-SHA-256$0:AAAA$x:y",
+            "SCRAM-SHA-256$",
+        ] {
             assert!(Verifier::parse(text).is_none(), "{text}");
         }
     }

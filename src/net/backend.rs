@@ -10,7 +10,9 @@ use crate::{
     clock::Duration,
     config::settings::{Address, Credentials, Host, TlsMode},
     entropy,
-    protocol::backend_startup::{BackendStartup, BackendStartupError, Established, Parameter, Step},
+    protocol::backend_startup::{
+        BackendStartup, BackendStartupError, Established, Parameter, Step,
+    },
     wire::{
         frame::{self, BACKEND_SMALL, FrameError, HEADER},
         notice, startup,
@@ -106,13 +108,27 @@ pub async fn connect(
     tls: &ClientTls,
 ) -> Result<Connected, ConnectError> {
     let mut packet = Vec::new();
-    let mut pairs = vec![(&b"user"[..], credentials.user.as_bytes()), (b"database", database.as_bytes())];
-    pairs.extend(parameters.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-    if pairs.iter().any(|(name, value)| name.contains(&0) || value.contains(&0)) {
-        return Err(ConnectError::Unreachable(io::ErrorKind::InvalidInput.into()));
+    let mut pairs = vec![
+        (&b"user"[..], credentials.user.as_bytes()),
+        (b"database", database.as_bytes()),
+    ];
+    pairs.extend(
+        parameters
+            .iter()
+            .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
+    );
+    if pairs
+        .iter()
+        .any(|(name, value)| name.contains(&0) || value.contains(&0))
+    {
+        return Err(ConnectError::Unreachable(
+            io::ErrorKind::InvalidInput.into(),
+        ));
     }
     startup::put_message(&mut packet, 0, &pairs);
-    within(timeout, open(address, credentials, &packet, tls)).await.unwrap_or(Err(ConnectError::Timeout))
+    within(timeout, open(address, credentials, &packet, tls))
+        .await
+        .unwrap_or(Err(ConnectError::Timeout))
 }
 
 /// Asks the server to cancel what a backend runs, and waits until it has taken the request. Encrypted as the
@@ -131,14 +147,19 @@ pub async fn cancel(
     startup::put_cancel_request(&mut packet, pid, key);
     let request = async {
         let mut transport = reach(address, address.tls, tls).await?;
-        transport.write_all(&packet).await.map_err(ConnectError::Unreachable)?;
+        transport
+            .write_all(&packet)
+            .await
+            .map_err(ConnectError::Unreachable)?;
         transport.flush().await.map_err(ConnectError::Unreachable)?;
         // The server closes without a word, often without TLS's own goodbye.
         let mut byte = [0];
         let _closed = transport.read(&mut byte).await;
         Ok(())
     };
-    within(timeout, request).await.unwrap_or(Err(ConnectError::Timeout))
+    within(timeout, request)
+        .await
+        .unwrap_or(Err(ConnectError::Timeout))
 }
 
 /// With `prefer`, a server that refuses the encrypted connection is asked once more without, as libpq does.
@@ -171,12 +192,25 @@ async fn attempt(
 ) -> Result<Connected, ConnectError> {
     let mut transport = reach(address, mode, tls).await?;
     let established = log_in(&mut transport, credentials, packet).await?;
-    let Established { pid, key, parameters } = established;
-    Ok(Connected { transport, pid, key, parameters })
+    let Established {
+        pid,
+        key,
+        parameters,
+    } = established;
+    Ok(Connected {
+        transport,
+        pid,
+        key,
+        parameters,
+    })
 }
 
 /// A socket to the server, encrypted as `mode` demands.
-async fn reach(address: &Address, mode: TlsMode, tls: &ClientTls) -> Result<Transport, ConnectError> {
+async fn reach(
+    address: &Address,
+    mode: TlsMode,
+    tls: &ClientTls,
+) -> Result<Transport, ConnectError> {
     let transport = socket(address).await.map_err(ConnectError::Unreachable)?;
     match (&address.host, mode) {
         // A Unix socket needs no encryption, and PostgreSQL offers none on it.
@@ -190,7 +224,9 @@ async fn reach(address: &Address, mode: TlsMode, tls: &ClientTls) -> Result<Tran
 async fn socket(address: &Address) -> io::Result<Transport> {
     match &address.host {
         Host::Unix(directory) => {
-            UnixStream::connect(directory.join(format!(".s.PGSQL.{}", address.port))).await.map(Transport::Unix)
+            UnixStream::connect(directory.join(format!(".s.PGSQL.{}", address.port)))
+                .await
+                .map(Transport::Unix)
         }
         Host::Tcp(name) => {
             let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -213,15 +249,27 @@ async fn encrypt(
 ) -> Result<Transport, ConnectError> {
     let mut request = Vec::new();
     startup::put_ssl_request(&mut request);
-    transport.write_all(&request).await.map_err(ConnectError::Unreachable)?;
-    let answer = transport.read_u8().await.map_err(ConnectError::Unreachable)?;
-    if transport.has_plain_bytes().map_err(ConnectError::Unreachable)? {
+    transport
+        .write_all(&request)
+        .await
+        .map_err(ConnectError::Unreachable)?;
+    let answer = transport
+        .read_u8()
+        .await
+        .map_err(ConnectError::Unreachable)?;
+    if transport
+        .has_plain_bytes()
+        .map_err(ConnectError::Unreachable)?
+    {
         return Err(ProtocolError::UnencryptedData.into());
     }
     match (answer, mode) {
         (b'S', _) => {
             let config = tls.config(mode, address.root_cert.as_ref())?;
-            transport.connect_tls(config, tls::server_name(&address.host)?).await.map_err(ConnectError::Handshake)
+            transport
+                .connect_tls(config, tls::server_name(&address.host)?)
+                .await
+                .map_err(ConnectError::Handshake)
         }
         (b'N', TlsMode::Disable | TlsMode::Prefer) => Ok(transport),
         (b'N', TlsMode::Require | TlsMode::VerifyFull) => Err(ConnectError::TlsRefused),
@@ -235,13 +283,19 @@ async fn log_in(
     credentials: &Credentials,
     packet: &[u8],
 ) -> Result<Established, ConnectError> {
-    let password = credentials.password.as_ref().map(|secret| secret.0.as_str());
+    let password = credentials
+        .password
+        .as_ref()
+        .map(|secret| secret.0.as_str());
     let mut state = BackendStartup::new(&credentials.user, password, entropy::bytes());
     let mut body = Vec::new();
     send(transport, packet).await?;
     loop {
         let tag = receive(transport, &mut body).await?;
-        match state.handle_message(tag, &body).map_err(ProtocolError::Startup)? {
+        match state
+            .handle_message(tag, &body)
+            .map_err(ProtocolError::Startup)?
+        {
             Step::Continue(next, reply) => {
                 state = next;
                 if !reply.is_empty() {
@@ -255,21 +309,34 @@ async fn log_in(
 }
 
 async fn send(transport: &mut Transport, bytes: &[u8]) -> Result<(), ConnectError> {
-    transport.write_all(bytes).await.map_err(ConnectError::Unreachable)?;
+    transport
+        .write_all(bytes)
+        .await
+        .map_err(ConnectError::Unreachable)?;
     transport.flush().await.map_err(ConnectError::Unreachable)
 }
 
 /// Reads one message, no longer than libpq takes while starting.
 async fn receive(transport: &mut Transport, body: &mut Vec<u8>) -> Result<u8, ConnectError> {
     let mut header = [0; HEADER];
-    transport.read_exact(&mut header).await.map_err(ConnectError::Unreachable)?;
+    transport
+        .read_exact(&mut header)
+        .await
+        .map_err(ConnectError::Unreachable)?;
     let found = frame::backend(&header).map_err(ProtocolError::Frame)?;
     let Some(found) = found.filter(|found| found.size <= BACKEND_SMALL as usize + 1) else {
         let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
-        return Err(ProtocolError::Frame(FrameError::Length { tag: header[0], length }).into());
+        return Err(ProtocolError::Frame(FrameError::Length {
+            tag: header[0],
+            length,
+        })
+        .into());
     };
     body.clear();
     body.resize(found.size - HEADER, 0);
-    transport.read_exact(body).await.map_err(ConnectError::Unreachable)?;
+    transport
+        .read_exact(body)
+        .await
+        .map_err(ConnectError::Unreachable)?;
     Ok(found.tag)
 }

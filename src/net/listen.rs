@@ -52,7 +52,11 @@ impl Listener {
     pub fn bind(listen: &Listen, sharing: PortSharing) -> io::Result<Self> {
         match listen {
             Listen::Tcp(address) => {
-                let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
+                let socket = Socket::new(
+                    Domain::for_address(*address),
+                    Type::STREAM,
+                    Some(Protocol::TCP),
+                )?;
                 socket.set_reuse_address(true)?;
                 if address.is_ipv6() {
                     // So that 0.0.0.0 and [::] can be listened on side by side.
@@ -72,7 +76,10 @@ impl Listener {
                 socket.bind(&SockAddr::unix(path)?)?;
                 // Who may enter is decided by the login, as with PostgreSQL's `unix_socket_permissions`.
                 fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
-                let file = SocketFile { path: path.clone(), inode: fs::symlink_metadata(path)?.ino() };
+                let file = SocketFile {
+                    path: path.clone(),
+                    inode: fs::symlink_metadata(path)?.ino(),
+                };
                 socket.listen(BACKLOG)?;
                 socket.set_nonblocking(true)?;
                 UnixListener::from_std(socket.into()).map(|listener| Self::Unix(listener, file))
@@ -132,7 +139,10 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a plain listener leaves its file");
         let listener = Listener::bind(&listen, PortSharing::Exclusive).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o777);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o777
+        );
         let taken = Listener::bind(&listen, PortSharing::Exclusive).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         drop(listener);
@@ -145,7 +155,9 @@ mod tests {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         for (sharing, shared) in [(PortSharing::Exclusive, false), (PortSharing::Shared, true)] {
             let first = bind(any, sharing).unwrap();
-            let Listen::Tcp(address) = first.address().unwrap() else { panic!() };
+            let Listen::Tcp(address) = first.address().unwrap() else {
+                panic!()
+            };
             assert_eq!(bind(address, sharing).is_ok(), shared, "{sharing:?}");
         }
     }

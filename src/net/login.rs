@@ -7,8 +7,7 @@
 use super::{tls::ServerTls, transport::Transport};
 use crate::{
     auth::{
-        Account, AuthError, Demand, Exchange, Fresh, Reply, Stored,
-        md5,
+        Account, AuthError, Demand, Exchange, Fresh, Reply, Stored, md5,
         scram::{self, Verifier},
     },
     clock::Duration,
@@ -56,13 +55,20 @@ impl LoginContext {
     /// `secret`: random bytes kept for the life of the process, so that salts stay the same over a reload.
     #[must_use]
     pub fn new(settings: Arc<Settings>, tls: Option<Arc<ServerTls>>, secret: [u8; 32]) -> Self {
-        Self { settings, tls, secret, verifiers: Mutex::default() }
+        Self {
+            settings,
+            tls,
+            secret,
+            verifiers: Mutex::default(),
+        }
     }
 
     fn offer(&self, transport: &Transport) -> TlsOffer {
         match (transport, &self.tls, self.settings.server.tls.mode) {
             // As PostgreSQL: no encryption over Unix sockets, and none demanded.
-            (Transport::Unix(_), _, _) | (_, _, TlsMode::Disable) | (_, None, TlsMode::Prefer) => TlsOffer::Off,
+            (Transport::Unix(_), _, _) | (_, _, TlsMode::Disable) | (_, None, TlsMode::Prefer) => {
+                TlsOffer::Off
+            }
             (_, Some(_), TlsMode::Prefer) => TlsOffer::Offered,
             // Without an identity nobody can enter: better than in the clear.
             (_, _, TlsMode::Require | TlsMode::VerifyFull) => TlsOffer::Required,
@@ -71,7 +77,9 @@ impl LoginContext {
 
     /// What a user must show. Who has no account is asked for what most are asked for.
     fn demand(&self, name: &[u8], user: Option<&User>) -> (Demand, Account) {
-        let Some(user) = user else { return (self.mock(name), Account::Mock) };
+        let Some(user) = user else {
+            return (self.mock(name), Account::Mock);
+        };
         let demand = match &user.auth {
             ClientAuth::Trust => Demand::Nothing,
             ClientAuth::Password(secret) => Demand::Password(Stored::read(&secret.0)),
@@ -103,7 +111,11 @@ impl LoginContext {
         if let Some(verifier) = Verifier::parse(&secret.0) {
             return Arc::new(verifier);
         }
-        let kept = || self.verifiers.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = || {
+            self.verifiers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
         if let Some(verifier) = kept().get(name) {
             return Arc::clone(verifier);
         }
@@ -117,17 +129,31 @@ impl LoginContext {
     fn admit(&self, user: &User, database: Vec<u8>) -> Result<String, Refusal> {
         let name = match String::from_utf8(database) {
             Ok(name) => name,
-            Err(error) => return Err(Refusal::NoDatabase { database: error.into_bytes() }),
+            Err(error) => {
+                return Err(Refusal::NoDatabase {
+                    database: error.into_bytes(),
+                });
+            }
         };
         let database = || name.clone().into_bytes();
         if name == CONSOLE && !self.settings.databases.contains_key(CONSOLE) {
-            return if user.console.is_some() { Ok(name) } else { Err(Refusal::Forbidden { database: database() }) };
+            return if user.console.is_some() {
+                Ok(name)
+            } else {
+                Err(Refusal::Forbidden {
+                    database: database(),
+                })
+            };
         }
         if !self.settings.databases.contains_key(&name) && self.settings.wildcard.is_none() {
-            return Err(Refusal::NoDatabase { database: database() });
+            return Err(Refusal::NoDatabase {
+                database: database(),
+            });
         }
         if !user.databases.is_empty() && !user.databases.contains(&name) {
-            return Err(Refusal::Forbidden { database: database() });
+            return Err(Refusal::Forbidden {
+                database: database(),
+            });
         }
         Ok(name)
     }
@@ -203,8 +229,16 @@ pub async fn login(transport: Transport, context: &LoginContext) -> Result<Login
     let entered = timeout_at(deadline, enter(&mut transport, &entry, context)).await;
     match entered.unwrap_or(Err(LoginError::Refused(Refusal::Timeout))) {
         Ok(Received::Whole((user, database))) => {
-            let Entry { minor, settings, .. } = entry;
-            Ok(Login::Session(Session { transport, user, database, parameters: settings, minor }))
+            let Entry {
+                minor, settings, ..
+            } = entry;
+            Ok(Login::Session(Session {
+                transport,
+                user,
+                database,
+                parameters: settings,
+                minor,
+            }))
         }
         Ok(Received::Closed) => Ok(Login::Closed),
         Err(LoginError::Refused(refusal)) => Err(refuse(transport, refusal).await),
@@ -221,7 +255,10 @@ async fn open(mut transport: Transport, context: &LoginContext) -> Result<Opened
     {
         let mut first = [0];
         if stream.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
-            transport = transport.accept_tls(tls.config()).await.map_err(LoginError::Tls)?;
+            transport = transport
+                .accept_tls(tls.config())
+                .await
+                .map_err(LoginError::Tls)?;
             if transport.alpn().is_none() {
                 return Ok(Opened::Refused(transport, Refusal::Alpn));
             }
@@ -251,10 +288,19 @@ async fn open(mut transport: Transport, context: &LoginContext) -> Result<Opened
                     return Err(LoginError::Tls(io::ErrorKind::Unsupported.into()));
                 };
                 transport.write_all(b"S").await?;
-                transport = transport.accept_tls(tls.config()).await.map_err(LoginError::Tls)?;
+                transport = transport
+                    .accept_tls(tls.config())
+                    .await
+                    .map_err(LoginError::Tls)?;
                 state = next;
             }
-            Ok(Step::Cancel { pid, key }) => return Ok(Opened::Over(Login::Cancel { pid, key, transport })),
+            Ok(Step::Cancel { pid, key }) => {
+                return Ok(Opened::Over(Login::Cancel {
+                    pid,
+                    key,
+                    transport,
+                }));
+            }
             Ok(Step::Enter(entry)) => return Ok(Opened::Enter(transport, entry)),
             Err(refusal) => return Ok(Opened::Refused(transport, refusal)),
         }
@@ -267,10 +313,15 @@ async fn enter(
     entry: &Entry,
     context: &LoginContext,
 ) -> Result<Received<(Arc<User>, String)>, LoginError> {
-    let user = std::str::from_utf8(&entry.user).ok().and_then(|name| context.settings.users.get(name));
+    let user = std::str::from_utf8(&entry.user)
+        .ok()
+        .and_then(|name| context.settings.users.get(name));
     let (demand, account) = context.demand(&entry.user, user.map(Arc::as_ref));
     let mut out = entry.negotiation.clone();
-    let fresh = Fresh { salt: entropy::bytes(), nonce: entropy::bytes() };
+    let fresh = Fresh {
+        salt: entropy::bytes(),
+        nonce: entropy::bytes(),
+    };
     let mut proof = None;
     if let Some((mut exchange, ask)) = Exchange::begin(&entry.user, demand, account, fresh) {
         client_startup::put_ask(&mut out, ask);
@@ -278,7 +329,9 @@ async fn enter(
             transport.write_all(&out).await?;
             transport.flush().await?;
             out.clear();
-            let Received::Whole(body) = read_message(transport).await? else { return Ok(Received::Closed) };
+            let Received::Whole(body) = read_message(transport).await? else {
+                return Ok(Received::Closed);
+            };
             match exchange.handle_message(&body) {
                 Ok(Reply::Continue(next, data)) => {
                     client_startup::put_continue(&mut out, data);
@@ -286,7 +339,9 @@ async fn enter(
                 }
                 Ok(Reply::Accepted(data)) => break data,
                 Err(AuthError::Wrong) => {
-                    return Err(LoginError::Refused(Refusal::Password { user: entry.user.clone() }));
+                    return Err(LoginError::Refused(Refusal::Password {
+                        user: entry.user.clone(),
+                    }));
                 }
                 Err(error) => return Err(LoginError::Refused(Refusal::Authentication(error))),
             }
@@ -294,12 +349,16 @@ async fn enter(
     }
     // Nobody without an account comes this far: their exchange fails.
     let Some(user) = user else {
-        return Err(LoginError::Refused(Refusal::Password { user: entry.user.clone() }));
+        return Err(LoginError::Refused(Refusal::Password {
+            user: entry.user.clone(),
+        }));
     };
     client_startup::put_accepted(&mut out, proof);
     transport.write_all(&out).await?;
     transport.flush().await?;
-    let database = context.admit(user, entry.database.clone()).map_err(LoginError::Refused)?;
+    let database = context
+        .admit(user, entry.database.clone())
+        .map_err(LoginError::Refused)?;
     Ok(Received::Whole((Arc::clone(user), database)))
 }
 
@@ -326,7 +385,8 @@ async fn read_message(transport: &mut Transport) -> Result<Received<Vec<u8>>, Lo
     if let Received::Closed = read_exact(transport, &mut header).await? {
         return Ok(Received::Closed);
     }
-    let found = frame::authentication(&header).map_err(|error| LoginError::Refused(Refusal::Frame(error)))?;
+    let found = frame::authentication(&header)
+        .map_err(|error| LoginError::Refused(Refusal::Frame(error)))?;
     let mut body = vec![0; found.map_or(0, |found| found.size - HEADER)];
     Ok(match read_exact(transport, &mut body).await? {
         Received::Whole(()) => Received::Whole(body),

@@ -51,7 +51,9 @@ impl ServerTls {
     /// # Errors
     /// When they are not PEM, or do not belong together.
     pub fn new(identity: &TlsIdentity) -> Result<Self, TlsError> {
-        Ok(Self { config: ArcSwap::new(server_config(identity)?) })
+        Ok(Self {
+            config: ArcSwap::new(server_config(identity)?),
+        })
     }
 
     /// Uses another identity from the next handshake on. On an error the present one stays.
@@ -81,11 +83,13 @@ fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, TlsError> 
     Ok(Arc::new(config))
 }
 
+/// The PEM of trusted authorities; `None`: the platform's.
+type Roots = Option<Arc<Vec<u8>>>;
+
 /// TLS towards backends. Configurations are kept, and with them what resumes sessions.
 pub struct ClientTls {
     unverified: Arc<ClientConfig>,
-    /// By the authorities' PEM; `None`: the platform's.
-    verified: Mutex<HashMap<Option<Arc<Vec<u8>>>, Arc<ClientConfig>>>,
+    verified: Mutex<HashMap<Roots, Arc<ClientConfig>>>,
 }
 
 impl fmt::Debug for ClientTls {
@@ -105,16 +109,25 @@ impl ClientTls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(TrustAnybody(provider())))
             .with_no_client_auth();
-        Ok(Self { unverified: finished(config), verified: Mutex::default() })
+        Ok(Self {
+            unverified: finished(config),
+            verified: Mutex::default(),
+        })
     }
 
     /// The configuration for a mode.
     ///
     /// # Errors
     /// With `verify-full`, when there is no authority to trust.
-    pub fn config(&self, mode: TlsMode, roots: Option<&Arc<Vec<u8>>>) -> Result<Arc<ClientConfig>, TlsError> {
+    pub fn config(
+        &self,
+        mode: TlsMode,
+        roots: Option<&Arc<Vec<u8>>>,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
         match mode {
-            TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Ok(Arc::clone(&self.unverified)),
+            TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => {
+                Ok(Arc::clone(&self.unverified))
+            }
             TlsMode::VerifyFull => {
                 let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(config) = verified.get(&roots.cloned()) {
@@ -162,8 +175,14 @@ fn finished(mut config: ClientConfig) -> Arc<ClientConfig> {
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(TlsError::Pem)?;
-    if chain.is_empty() { Err(TlsError::NoCertificate) } else { Ok(chain) }
+    let chain = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(TlsError::Pem)?;
+    if chain.is_empty() {
+        Err(TlsError::NoCertificate)
+    } else {
+        Ok(chain)
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -78,7 +78,9 @@ impl Transport {
     /// The peer, as far as the socket still knows it.
     #[must_use]
     pub fn peer(&self) -> Peer {
-        self.tcp_stream().and_then(|stream| stream.peer_addr().ok()).map_or(Peer::Unix, Peer::Tcp)
+        self.tcp_stream()
+            .and_then(|stream| stream.peer_addr().ok())
+            .map_or(Peer::Unix, Peer::Tcp)
     }
 
     /// Whether bytes travel encrypted.
@@ -106,22 +108,32 @@ impl Transport {
     /// When the handshake fails, or there is no TCP socket without encryption to do it on.
     pub async fn accept_tls(self, config: Arc<rustls::ServerConfig>) -> io::Result<Self> {
         let stream = self.into_plain_tcp()?;
-        Ok(Self::ServerTls(Box::new(TlsAcceptor::from(config).accept(stream).await?)))
+        Ok(Self::ServerTls(Box::new(
+            TlsAcceptor::from(config).accept(stream).await?,
+        )))
     }
 
     /// Shakes hands as the client.
     ///
     /// # Errors
     /// When the handshake fails, or there is no TCP socket without encryption to do it on.
-    pub async fn connect_tls(self, config: Arc<rustls::ClientConfig>, name: ServerName<'static>) -> io::Result<Self> {
+    pub async fn connect_tls(
+        self,
+        config: Arc<rustls::ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<Self> {
         let stream = self.into_plain_tcp()?;
-        Ok(Self::ClientTls(Box::new(TlsConnector::from(config).connect(name, stream).await?)))
+        Ok(Self::ClientTls(Box::new(
+            TlsConnector::from(config).connect(name, stream).await?,
+        )))
     }
 
     fn into_plain_tcp(self) -> io::Result<TcpStream> {
         match self {
             Self::Tcp(stream) => Ok(stream),
-            Self::Unix(_) | Self::ServerTls(_) | Self::ClientTls(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Unix(_) | Self::ServerTls(_) | Self::ClientTls(_) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
         }
     }
 
@@ -200,7 +212,11 @@ fn poll_one_byte(stream: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) ->
 }
 
 impl AsyncRead for Transport {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -211,7 +227,11 @@ impl AsyncRead for Transport {
 }
 
 impl AsyncWrite for Transport {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),

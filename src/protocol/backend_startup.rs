@@ -29,18 +29,19 @@ pub struct BackendStartup {
     user: String,
     password: Option<String>,
     nonce: [u8; 18],
-    state: State,
+    expect: Expect,
     parameters: Vec<Parameter>,
     key: Option<(u32, Vec<u8>)>,
 }
 
-enum State {
-    ExpectAuthentication,
-    ExpectScramContinue(Client),
-    ExpectScramFinal(ClientFinal),
+/// The message that may come next.
+enum Expect {
+    Authentication,
+    ScramContinue(Client),
+    ScramFinal(ClientFinal),
     /// A password, an MD5 response or a SCRAM proof that held: only AuthenticationOk may follow.
-    ExpectOk,
-    ExpectReady,
+    Ok,
+    Ready,
 }
 
 /// A backend that is ready.
@@ -92,7 +93,7 @@ impl BackendStartup {
             user: user.to_owned(),
             password: password.map(str::to_owned),
             nonce,
-            state: State::ExpectAuthentication,
+            expect: Expect::Authentication,
             parameters: Vec::new(),
             key: None,
         }
@@ -103,13 +104,13 @@ impl BackendStartup {
     /// # Errors
     /// [`BackendStartupError`]: the connection is to be closed.
     pub fn handle_message(mut self, tag: u8, body: &[u8]) -> Result<Step, BackendStartupError> {
-        match (tag, &self.state) {
+        match (tag, &self.expect) {
             (b'E', _) => Ok(Step::Refused(body.to_vec())),
             (b'N', _) => Ok(Step::Continue(self, Vec::new())),
             // We ask for 3.0 and no options: there is nothing to negotiate.
             (b'v', _) => Err(BackendStartupError::Version),
             (b'R', _) => self.handle_authentication(body),
-            (b'S', State::ExpectReady) => {
+            (b'S', Expect::Ready) => {
                 let (name, value) = backend::parameter_status(body)?;
                 if self.parameters.len() == MOST_PARAMETERS {
                     return Err(BackendStartupError::TooManyParameters);
@@ -117,7 +118,7 @@ impl BackendStartup {
                 self.parameters.push((name.into(), value.into()));
                 Ok(Step::Continue(self, Vec::new()))
             }
-            (b'K', State::ExpectReady) => {
+            (b'K', Expect::Ready) => {
                 let mut body = Body::new(body);
                 let pid = body.u32()?;
                 if !CANCEL_KEY.contains(&body.rest().len()) {
@@ -126,11 +127,15 @@ impl BackendStartup {
                 self.key = Some((pid, body.rest().to_vec()));
                 Ok(Step::Continue(self, Vec::new()))
             }
-            (b'Z', State::ExpectReady) => match Status::decode(body)? {
+            (b'Z', Expect::Ready) => match Status::decode(body)? {
                 Status::Idle => {
                     // A pooler may send no key: such a backend cannot be cancelled.
                     let (pid, key) = self.key.unwrap_or_default();
-                    Ok(Step::Ready(Established { pid, key, parameters: self.parameters }))
+                    Ok(Step::Ready(Established {
+                        pid,
+                        key,
+                        parameters: self.parameters,
+                    }))
                 }
                 Status::Transaction | Status::Failed => Err(DecodeError.into()),
             },
@@ -142,39 +147,51 @@ impl BackendStartup {
         let mut body = Body::new(body);
         let kind = body.u32()?;
         let data = body.rest();
-        let (state, reply) = match (kind, self.state) {
-            (0, State::ExpectAuthentication | State::ExpectOk) => (State::ExpectReady, Vec::new()),
-            (3, State::ExpectAuthentication) => {
-                let password = self.password.as_deref().ok_or(BackendStartupError::NoPassword)?;
-                (State::ExpectOk, password_message(password.as_bytes()))
+        let (expect, reply) = match (kind, self.expect) {
+            (0, Expect::Authentication | Expect::Ok) => (Expect::Ready, Vec::new()),
+            (3, Expect::Authentication) => {
+                let password = self
+                    .password
+                    .as_deref()
+                    .ok_or(BackendStartupError::NoPassword)?;
+                (Expect::Ok, password_message(password.as_bytes()))
             }
-            (5, State::ExpectAuthentication) => {
-                let password = self.password.as_deref().ok_or(BackendStartupError::NoPassword)?;
+            (5, Expect::Authentication) => {
+                let password = self
+                    .password
+                    .as_deref()
+                    .ok_or(BackendStartupError::NoPassword)?;
                 let salt: [u8; 4] = data.try_into().map_err(|_other_length| DecodeError)?;
                 let hash = md5::Hash::parse(password)
                     .unwrap_or_else(|| md5::Hash::of(self.user.as_bytes(), password.as_bytes()));
-                (State::ExpectOk, password_message(&hash.response(salt)))
+                (Expect::Ok, password_message(&hash.response(salt)))
             }
-            (10, State::ExpectAuthentication) => {
-                let password = self.password.as_deref().ok_or(BackendStartupError::NoPassword)?;
+            (10, Expect::Authentication) => {
+                let password = self
+                    .password
+                    .as_deref()
+                    .ok_or(BackendStartupError::NoPassword)?;
                 if !offers_scram(data)? {
                     return Err(BackendStartupError::Mechanism);
                 }
                 let (client, first) = Client::begin(password, self.nonce);
-                (State::ExpectScramContinue(client), sasl_initial(&first))
+                (Expect::ScramContinue(client), sasl_initial(&first))
             }
-            (11, State::ExpectScramContinue(client)) => {
+            (11, Expect::ScramContinue(client)) => {
                 let (client, last) = client.handle_first(data)?;
-                (State::ExpectScramFinal(client), message(|out| out.extend_from_slice(&last)))
+                (
+                    Expect::ScramFinal(client),
+                    message(|out| out.extend_from_slice(&last)),
+                )
             }
-            (12, State::ExpectScramFinal(client)) => {
+            (12, Expect::ScramFinal(client)) => {
                 client.handle_final(data)?;
-                (State::ExpectOk, Vec::new())
+                (Expect::Ok, Vec::new())
             }
             (0 | 3 | 5 | 10 | 11 | 12, _) => return Err(BackendStartupError::Order(kind)),
             (kind, _) => return Err(BackendStartupError::Method(kind)),
         };
-        self.state = state;
+        self.expect = expect;
         Ok(Step::Continue(self, reply))
     }
 }
@@ -225,7 +242,9 @@ mod tests {
         let mut startup = startup();
         let (last, before) = messages.split_last().unwrap();
         for (tag, body) in before {
-            let Step::Continue(next, _) = startup.handle_message(*tag, body)? else { panic!("over too early") };
+            let Step::Continue(next, _) = startup.handle_message(*tag, body)? else {
+                panic!("over too early")
+            };
             startup = next;
         }
         startup.handle_message(last.0, last.1)
@@ -236,13 +255,23 @@ mod tests {
     #[test]
     fn what_the_server_says_of_itself_is_kept() {
         let key = (b'K', &b"\0\0\0\x07\x01\x02\x03\x04"[..]);
-        let Ok(Step::Ready(established)) =
-            after(&[OK, (b'N', b"\0"), (b'S', b"server_version\x0015\0"), key, (b'Z', b"I")])
-        else {
+        let Ok(Step::Ready(established)) = after(&[
+            OK,
+            (b'N', b"\0"),
+            (b'S', b"server_version\x0015\0"),
+            key,
+            (b'Z', b"I"),
+        ]) else {
             panic!()
         };
-        assert_eq!((established.pid, &established.key[..]), (7, &[1, 2, 3, 4][..]));
-        assert_eq!(established.parameters, [(b"server_version"[..].into(), b"15"[..].into())]);
+        assert_eq!(
+            (established.pid, &established.key[..]),
+            (7, &[1, 2, 3, 4][..])
+        );
+        assert_eq!(
+            established.parameters,
+            [(b"server_version"[..].into(), b"15"[..].into())]
+        );
     }
 
     #[test]
@@ -256,7 +285,10 @@ mod tests {
         let sasl: (u8, &[u8]) = (b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
         let password: (u8, &[u8]) = (b'R', &[0, 0, 0, 3]);
         for (messages, expected) in [
-            (&[(b'Z', &b"I"[..])][..], BackendStartupError::Unexpected(b'Z')),
+            (
+                &[(b'Z', &b"I"[..])][..],
+                BackendStartupError::Unexpected(b'Z'),
+            ),
             (&[(b'S', b"a\0b\0")], BackendStartupError::Unexpected(b'S')),
             (&[sasl, OK], BackendStartupError::Order(0)),
             (&[sasl, password], BackendStartupError::Order(3)),
@@ -264,13 +296,31 @@ mod tests {
             (&[password, password], BackendStartupError::Order(3)),
             (&[OK, OK], BackendStartupError::Order(0)),
             (&[(b'R', b"\0\0\0\x07")], BackendStartupError::Method(7)),
-            (&[(b'R', b"\0\0\0\x05abc")], BackendStartupError::Decode(DecodeError)),
-            (&[(b'R', b"\0\0\0\x0aOTHER\0\0")], BackendStartupError::Mechanism),
-            (&[(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0")], BackendStartupError::Decode(DecodeError)),
-            (&[OK, (b'K', b"\0\0\0\x07abc")], BackendStartupError::Decode(DecodeError)),
-            (&[OK, (b'Z', b"T")], BackendStartupError::Decode(DecodeError)),
+            (
+                &[(b'R', b"\0\0\0\x05abc")],
+                BackendStartupError::Decode(DecodeError),
+            ),
+            (
+                &[(b'R', b"\0\0\0\x0aOTHER\0\0")],
+                BackendStartupError::Mechanism,
+            ),
+            (
+                &[(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0")],
+                BackendStartupError::Decode(DecodeError),
+            ),
+            (
+                &[OK, (b'K', b"\0\0\0\x07abc")],
+                BackendStartupError::Decode(DecodeError),
+            ),
+            (
+                &[OK, (b'Z', b"T")],
+                BackendStartupError::Decode(DecodeError),
+            ),
             (&[OK, (b'D', b"")], BackendStartupError::Unexpected(b'D')),
-            (&[(b'v', b"\0\x03\0\0\0\0\0\0")], BackendStartupError::Version),
+            (
+                &[(b'v', b"\0\x03\0\0\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
         ] {
             assert_eq!(after(messages).map(|_| ()), Err(expected), "{messages:?}");
         }

@@ -65,7 +65,10 @@ pub enum Step {
     Answer(u8, ExpectPacket),
     /// Send `S`, shake hands; expect another packet inside.
     Handshake(ExpectPacket),
-    Cancel { pid: u32, key: Vec<u8> },
+    Cancel {
+        pid: u32,
+        key: Vec<u8>,
+    },
     Enter(Entry),
 }
 
@@ -122,7 +125,12 @@ impl ExpectPacket {
             Channel::Plain => Request::Open,
             Channel::Encrypted => Request::Made,
         };
-        Self { offer, channel, tls: request, gssenc: request }
+        Self {
+            offer,
+            channel,
+            tls: request,
+            gssenc: request,
+        }
     }
 
     /// Takes a packet without its length word.
@@ -132,32 +140,64 @@ impl ExpectPacket {
     pub fn handle_packet(self, packet: &[u8]) -> Result<Step, Refusal> {
         match startup::decode(packet).map_err(Refusal::Startup)? {
             Startup::SslRequest if self.tls == Request::Open => Ok(self.answer_tls()),
-            Startup::GssEncRequest if self.gssenc == Request::Open => {
-                Ok(Step::Answer(b'N', Self { gssenc: Request::Made, ..self }))
-            }
+            Startup::GssEncRequest if self.gssenc == Request::Open => Ok(Step::Answer(
+                b'N',
+                Self {
+                    gssenc: Request::Made,
+                    ..self
+                },
+            )),
             // A second request is no request any more but an unknown version, as in PostgreSQL.
-            Startup::SslRequest => Err(Refusal::Startup(StartupError::Version { major: 1234, minor: 5679 })),
-            Startup::GssEncRequest => Err(Refusal::Startup(StartupError::Version { major: 1234, minor: 5680 })),
-            Startup::CancelRequest { pid, key } => Ok(Step::Cancel { pid, key: key.to_vec() }),
+            Startup::SslRequest => Err(Refusal::Startup(StartupError::Version {
+                major: 1234,
+                minor: 5679,
+            })),
+            Startup::GssEncRequest => Err(Refusal::Startup(StartupError::Version {
+                major: 1234,
+                minor: 5680,
+            })),
+            Startup::CancelRequest { pid, key } => Ok(Step::Cancel {
+                pid,
+                key: key.to_vec(),
+            }),
             Startup::Message(message) => self.enter(message).map(Step::Enter),
         }
     }
 
     fn answer_tls(self) -> Step {
         match self.offer {
-            TlsOffer::Off => Step::Answer(b'N', Self { tls: Request::Made, ..self }),
-            TlsOffer::Offered | TlsOffer::Required => Step::Handshake(Self::new(self.offer, Channel::Encrypted)),
+            TlsOffer::Off => Step::Answer(
+                b'N',
+                Self {
+                    tls: Request::Made,
+                    ..self
+                },
+            ),
+            TlsOffer::Offered | TlsOffer::Required => {
+                Step::Handshake(Self::new(self.offer, Channel::Encrypted))
+            }
         }
     }
 
     fn enter(self, message: Message<'_>) -> Result<Entry, Refusal> {
         let (minor, negotiation) = negotiate(message);
-        let user = message.parameter(b"user").filter(|user| !user.is_empty()).ok_or(Refusal::NoUser)?.to_vec();
-        let database = message.parameter(b"database").filter(|name| !name.is_empty()).unwrap_or(&user).to_vec();
+        let user = message
+            .parameter(b"user")
+            .filter(|user| !user.is_empty())
+            .ok_or(Refusal::NoUser)?
+            .to_vec();
+        let database = message
+            .parameter(b"database")
+            .filter(|name| !name.is_empty())
+            .unwrap_or(&user)
+            .to_vec();
         if self.offer == TlsOffer::Required && self.channel == Channel::Plain {
             return Err(Refusal::TlsRequired { user, database });
         }
-        if message.parameter(b"replication").is_some_and(|value| !is_false(value)) {
+        if message
+            .parameter(b"replication")
+            .is_some_and(|value| !is_false(value))
+        {
             return Err(Refusal::Replication);
         }
         let options = message.parameter(b"options").unwrap_or_default();
@@ -165,10 +205,18 @@ impl ExpectPacket {
         settings.extend(
             message
                 .parameters()
-                .filter(|(name, _)| !NOT_SETTINGS.contains(name) && !name.starts_with(PROTOCOL_OPTION))
+                .filter(|(name, _)| {
+                    !NOT_SETTINGS.contains(name) && !name.starts_with(PROTOCOL_OPTION)
+                })
                 .map(|(name, value)| (name.to_vec(), value.to_vec())),
         );
-        Ok(Entry { minor, user, database, settings, negotiation })
+        Ok(Entry {
+            minor,
+            user,
+            database,
+            settings,
+            negotiation,
+        })
     }
 }
 
@@ -187,7 +235,12 @@ fn negotiate(message: Message<'_>) -> (u16, Vec<u8>) {
         0 | 1 => 0,
         _ => NEWEST_MINOR,
     };
-    let unknown = || message.parameters().map(|(name, _)| name).filter(|name| name.starts_with(PROTOCOL_OPTION));
+    let unknown = || {
+        message
+            .parameters()
+            .map(|(name, _)| name)
+            .filter(|name| name.starts_with(PROTOCOL_OPTION))
+    };
     let count = u32::try_from(unknown().count()).unwrap_or(u32::MAX);
     let mut out = Vec::new();
     if minor != message.minor || count > 0 {
@@ -231,61 +284,111 @@ pub fn put_accepted(out: &mut Vec<u8>, data: Option<Vec<u8>>) {
 
 /// # Panics
 /// When SASL data is too long for a message: ours are bounded by the client's, which are.
-#[expect(clippy::expect_used, reason = "a wrapped length would smuggle a message")]
+#[expect(
+    clippy::expect_used,
+    reason = "a wrapped length would smuggle a message"
+)]
 fn put_authentication(out: &mut Vec<u8>, message: &Authentication) {
     let mut buffer = BytesMut::new();
-    message.encode(&mut buffer).expect("an authentication message of ours is short");
+    message
+        .encode(&mut buffer)
+        .expect("an authentication message of ours is short");
     out.extend_from_slice(&buffer);
 }
 
 /// What the client is told, in PostgreSQL's words; nothing where PostgreSQL closes without a word.
 #[must_use]
 pub fn refusal(refusal: &Refusal) -> Option<Notice> {
-    let mut notice = Notice { severity: "FATAL", sqlstate: "08P01", message: String::new(), detail: None, hint: None };
+    let mut notice = Notice {
+        severity: "FATAL",
+        sqlstate: "08P01",
+        message: String::new(),
+        detail: None,
+        hint: None,
+    };
     (notice.sqlstate, notice.message) = match refusal {
         Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) => return None,
-        Refusal::Startup(StartupError::Layout) => {
-            ("08P01", "invalid startup packet layout: expected terminator as last byte".into())
-        }
+        Refusal::Startup(StartupError::Layout) => (
+            "08P01",
+            "invalid startup packet layout: expected terminator as last byte".into(),
+        ),
         Refusal::Startup(StartupError::Version { major, minor }) => (
             "0A000",
-            format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{NEWEST_MINOR}"),
+            format!(
+                "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{NEWEST_MINOR}"
+            ),
         ),
-        Refusal::Options(OptionsError::Argument(word)) => {
-            ("42601", format!("invalid command-line argument for server process: {}", shown(word)))
+        Refusal::Options(OptionsError::Argument(word)) => (
+            "42601",
+            format!(
+                "invalid command-line argument for server process: {}",
+                shown(word)
+            ),
+        ),
+        Refusal::Options(OptionsError::Value(word)) => {
+            ("42601", format!("{} requires a value", shown(word)))
         }
-        Refusal::Options(OptionsError::Value(word)) => ("42601", format!("{} requires a value", shown(word))),
         Refusal::UnencryptedData => {
             notice.detail = Some(
                 "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack."
                     .into(),
             );
-            ("08P01", "received unencrypted data after SSL request".into())
+            (
+                "08P01",
+                "received unencrypted data after SSL request".into(),
+            )
         }
-        Refusal::Alpn => ("08P01", "received direct SSL connection request without ALPN protocol negotiation".into()),
-        Refusal::NoUser => ("28000", "no PostgreSQL user name specified in startup packet".into()),
+        Refusal::Alpn => (
+            "08P01",
+            "received direct SSL connection request without ALPN protocol negotiation".into(),
+        ),
+        Refusal::NoUser => (
+            "28000",
+            "no PostgreSQL user name specified in startup packet".into(),
+        ),
         Refusal::Replication => ("0A000", "replication connections are not supported".into()),
         Refusal::TlsRequired { user, database } => {
             notice.hint = Some("Connect with sslmode=require.".into());
             let (user, database) = (shown(user), shown(database));
-            ("28000", format!("connection refused for user \"{user}\", database \"{database}\", no encryption"))
+            (
+                "28000",
+                format!(
+                    "connection refused for user \"{user}\", database \"{database}\", no encryption"
+                ),
+            )
         }
-        Refusal::Password { user } => {
-            ("28P01", format!("password authentication failed for user \"{}\"", shown(user)))
+        Refusal::Password { user } => (
+            "28P01",
+            format!(
+                "password authentication failed for user \"{}\"",
+                shown(user)
+            ),
+        ),
+        Refusal::Authentication(AuthError::Decode(_)) => {
+            ("08P01", "invalid password packet size".into())
         }
-        Refusal::Authentication(AuthError::Decode(_)) => ("08P01", "invalid password packet size".into()),
-        Refusal::Authentication(AuthError::Mechanism) => {
-            ("08P01", "client selected an invalid SASL authentication mechanism".into())
+        Refusal::Authentication(AuthError::Mechanism) => (
+            "08P01",
+            "client selected an invalid SASL authentication mechanism".into(),
+        ),
+        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => {
+            ("08P01", error.to_string())
         }
-        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => ("08P01", error.to_string()),
-        Refusal::Frame(FrameError::Tag(tag)) => {
-            ("08P01", format!("expected password response, got message type {tag}"))
-        }
+        Refusal::Frame(FrameError::Tag(tag)) => (
+            "08P01",
+            format!("expected password response, got message type {tag}"),
+        ),
         Refusal::Frame(FrameError::Length { .. }) => ("08P01", "invalid message length".into()),
-        Refusal::NoDatabase { database } => ("3D000", format!("database \"{}\" does not exist", shown(database))),
+        Refusal::NoDatabase { database } => (
+            "3D000",
+            format!("database \"{}\" does not exist", shown(database)),
+        ),
         Refusal::Forbidden { database } => {
             notice.detail = Some("User does not have CONNECT privilege.".into());
-            ("42501", format!("permission denied for database \"{}\"", shown(database)))
+            (
+                "42501",
+                format!("permission denied for database \"{}\"", shown(database)),
+            )
         }
         Refusal::Timeout => ("57014", "canceling authentication due to timeout".into()),
     };
@@ -311,10 +414,11 @@ mod tests {
     }
 
     fn enter(packet: &[u8]) -> Result<Entry, Refusal> {
-        match ExpectPacket::new(TlsOffer::Offered, Channel::Plain).handle_packet(packet)? {
-            Step::Enter(entry) => Ok(entry),
-            step => panic!("{step:?}"),
-        }
+        let step = ExpectPacket::new(TlsOffer::Offered, Channel::Plain).handle_packet(packet)?;
+        let Step::Enter(entry) = step else {
+            panic!("{step:?}")
+        };
+        Ok(entry)
     }
 
     const SSL: &[u8] = &[4, 210, 22, 47];
@@ -324,20 +428,40 @@ mod tests {
     fn encryption_may_be_asked_for_in_both_orders_but_once_each() {
         let start = ExpectPacket::new(TlsOffer::Off, Channel::Plain);
         for (first, second) in [(SSL, GSS), (GSS, SSL)] {
-            let Ok(Step::Answer(b'N', next)) = start.handle_packet(first) else { panic!() };
-            assert!(matches!(next.handle_packet(first), Err(Refusal::Startup(StartupError::Version { .. }))));
-            let Ok(Step::Answer(b'N', next)) = next.handle_packet(second) else { panic!() };
-            assert!(matches!(next.handle_packet(second), Err(Refusal::Startup(StartupError::Version { .. }))));
-            assert!(matches!(next.handle_packet(&message(0, &[(b"user", b"a")])), Ok(Step::Enter(_))));
+            let Ok(Step::Answer(b'N', next)) = start.handle_packet(first) else {
+                panic!()
+            };
+            assert!(matches!(
+                next.handle_packet(first),
+                Err(Refusal::Startup(StartupError::Version { .. }))
+            ));
+            let Ok(Step::Answer(b'N', next)) = next.handle_packet(second) else {
+                panic!()
+            };
+            assert!(matches!(
+                next.handle_packet(second),
+                Err(Refusal::Startup(StartupError::Version { .. }))
+            ));
+            assert!(matches!(
+                next.handle_packet(&message(0, &[(b"user", b"a")])),
+                Ok(Step::Enter(_))
+            ));
         }
-        let Ok(Step::Handshake(inside)) = ExpectPacket::new(TlsOffer::Required, Channel::Plain).handle_packet(SSL)
+        let Ok(Step::Handshake(inside)) =
+            ExpectPacket::new(TlsOffer::Required, Channel::Plain).handle_packet(SSL)
         else {
             panic!()
         };
         for again in [SSL, GSS] {
-            assert!(matches!(inside.handle_packet(again), Err(Refusal::Startup(StartupError::Version { .. }))));
+            assert!(matches!(
+                inside.handle_packet(again),
+                Err(Refusal::Startup(StartupError::Version { .. }))
+            ));
         }
-        assert!(matches!(inside.handle_packet(&message(0, &[(b"user", b"a")])), Ok(Step::Enter(_))));
+        assert!(matches!(
+            inside.handle_packet(&message(0, &[(b"user", b"a")])),
+            Ok(Step::Enter(_))
+        ));
     }
 
     #[test]
@@ -347,13 +471,27 @@ mod tests {
             (2, None, 2, b""),
             (1, None, 0, b"v\0\0\0\x0c\0\x03\0\0\0\0\0\0"),
             (3, None, 2, b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0"),
-            (9999, Some(&b"_pq_.a"[..]), 2, b"v\0\0\0\x13\0\x03\0\x02\0\0\0\x01_pq_.a\0"),
-            (0, Some(b"_pq_.a"), 0, b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.a\0"),
+            (
+                9999,
+                Some(&b"_pq_.a"[..]),
+                2,
+                b"v\0\0\0\x13\0\x03\0\x02\0\0\0\x01_pq_.a\0",
+            ),
+            (
+                0,
+                Some(b"_pq_.a"),
+                0,
+                b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.a\0",
+            ),
         ] {
             let mut pairs = vec![(&b"user"[..], &b"u"[..])];
             pairs.extend(option.map(|name| (name, &b"1"[..])));
             let entry = enter(&message(minor, &pairs)).unwrap();
-            assert_eq!((entry.minor, &entry.negotiation[..]), (agreed, bytes), "3.{minor}");
+            assert_eq!(
+                (entry.minor, &entry.negotiation[..]),
+                (agreed, bytes),
+                "3.{minor}"
+            );
             assert_eq!(entry.settings, [], "a protocol option is no setting");
         }
     }
@@ -362,12 +500,23 @@ mod tests {
     fn settings_of_options_come_before_those_of_the_packet() {
         let entry = enter(&message(
             0,
-            &[(b"application_name", b"a"), (b"options", b"-c application_name=b"), (b"user", b"\xff"), (b"replication", b"Off")],
+            &[
+                (b"application_name", b"a"),
+                (b"options", b"-c application_name=b"),
+                (b"user", b"\xff"),
+                (b"replication", b"Off"),
+            ],
         ))
         .unwrap();
         let name = || b"application_name".to_vec();
-        assert_eq!(entry.settings, [(name(), b"b".to_vec()), (name(), b"a".to_vec())]);
-        assert_eq!((&entry.user[..], &entry.database[..]), (&b"\xff"[..], &b"\xff"[..]));
+        assert_eq!(
+            entry.settings,
+            [(name(), b"b".to_vec()), (name(), b"a".to_vec())]
+        );
+        assert_eq!(
+            (&entry.user[..], &entry.database[..]),
+            (&b"\xff"[..], &b"\xff"[..])
+        );
     }
 
     #[test]
@@ -382,14 +531,22 @@ mod tests {
             (b"\0\x03\0\0a".to_vec(), Some("08P01")),
             (b"\x04\xd2\x16\x2e\0".to_vec(), None),
         ] {
-            assert_eq!(sqlstate(&required.handle_packet(&packet).unwrap_err()), expected, "{packet:?}");
+            assert_eq!(
+                sqlstate(&required.handle_packet(&packet).unwrap_err()),
+                expected,
+                "{packet:?}"
+            );
         }
         for (pairs, expected) in [
             ([(&b"user"[..], &b"a"[..]), (b"options", b"-B 1")], "42601"),
             ([(b"user", b"a"), (b"options", b"-c x")], "42601"),
             ([(b"user", b"a"), (b"replication", b"database")], "0A000"),
         ] {
-            assert_eq!(sqlstate(&enter(&message(0, &pairs)).unwrap_err()), Some(expected), "{pairs:?}");
+            assert_eq!(
+                sqlstate(&enter(&message(0, &pairs)).unwrap_err()),
+                Some(expected),
+                "{pairs:?}"
+            );
         }
     }
 }

@@ -65,20 +65,29 @@ pub fn remaining(length: [u8; 4]) -> Result<usize, StartupError> {
 /// [`StartupError`], also for a code that no request has.
 pub fn decode(packet: &[u8]) -> Result<Startup<'_>, StartupError> {
     if packet.len() + 4 > STARTUP as usize {
-        return Err(StartupError::Length(u32::try_from(packet.len() + 4).unwrap_or(u32::MAX)));
+        return Err(StartupError::Length(
+            u32::try_from(packet.len() + 4).unwrap_or(u32::MAX),
+        ));
     }
     let mut body = Body::new(packet);
-    let (Ok(major), Ok(minor)) = (body.u16(), body.u16()) else { return Err(StartupError::Layout) };
+    let (Ok(major), Ok(minor)) = (body.u16(), body.u16()) else {
+        return Err(StartupError::Layout);
+    };
     let rest = body.rest();
     match (major, minor) {
         (SPECIAL, SSL) if rest.is_empty() => Ok(Startup::SslRequest),
         (SPECIAL, GSSENC) if rest.is_empty() => Ok(Startup::GssEncRequest),
         (SPECIAL, SSL | GSSENC) => Err(StartupError::Layout),
         (SPECIAL, CANCEL) => match (body.u32(), body.rest()) {
-            (Ok(pid), key) if CANCEL_KEY.contains(&key.len()) => Ok(Startup::CancelRequest { pid, key }),
+            (Ok(pid), key) if CANCEL_KEY.contains(&key.len()) => {
+                Ok(Startup::CancelRequest { pid, key })
+            }
             _ => Err(StartupError::Cancel),
         },
-        (MAJOR, minor) => Ok(Startup::Message(Message { minor, parameters: pairs(body)? })),
+        (MAJOR, minor) => Ok(Startup::Message(Message {
+            minor,
+            parameters: pairs(body)?,
+        })),
         (major, minor) => Err(StartupError::Version { major, minor }),
     }
 }
@@ -104,7 +113,10 @@ impl<'a> Message<'a> {
     /// The last value given for a name, as PostgreSQL takes it.
     #[must_use]
     pub fn parameter(&self, name: &[u8]) -> Option<&'a [u8]> {
-        self.parameters().filter(|(found, _)| *found == name).last().map(|(_, value)| value)
+        self.parameters()
+            .filter(|(found, _)| *found == name)
+            .last()
+            .map(|(_, value)| value)
     }
 }
 
@@ -136,7 +148,10 @@ pub fn put_cancel_request(out: &mut Vec<u8>, pid: u32, key: &[u8]) {
 
 /// # Panics
 /// When the packet is longer than a length can say: such a packet must never be begun.
-#[expect(clippy::expect_used, reason = "a wrapped length would smuggle a message")]
+#[expect(
+    clippy::expect_used,
+    reason = "a wrapped length would smuggle a message"
+)]
 fn put(out: &mut Vec<u8>, major: u16, minor: u16, body: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -171,10 +186,18 @@ pub fn options(text: &[u8]) -> Result<Vec<Setting>, OptionsError> {
         if let Some(long) = word.strip_prefix(b"--") {
             settings.push(setting(long).ok_or_else(|| OptionsError::Value(word.clone()))?);
         } else if word == b"-c" {
-            let argument = words.next().ok_or_else(|| OptionsError::Argument(word.clone()))?;
-            settings.push(setting(&argument).ok_or_else(|| OptionsError::Value([&b"-c "[..], &argument].concat()))?);
+            let argument = words
+                .next()
+                .ok_or_else(|| OptionsError::Argument(word.clone()))?;
+            settings.push(
+                setting(&argument)
+                    .ok_or_else(|| OptionsError::Value([&b"-c "[..], &argument].concat()))?,
+            );
         } else if let Some(argument) = word.strip_prefix(b"-c") {
-            settings.push(setting(argument).ok_or_else(|| OptionsError::Value([&b"-c "[..], argument].concat()))?);
+            settings.push(
+                setting(argument)
+                    .ok_or_else(|| OptionsError::Value([&b"-c "[..], argument].concat()))?,
+            );
         } else {
             return Err(OptionsError::Argument(word));
         }
@@ -208,7 +231,10 @@ fn split_options(text: &[u8]) -> Vec<Vec<u8>> {
 /// `name=value`, with dashes of the name read as underscores (`ParseLongOption`).
 fn setting(text: &[u8]) -> Option<Setting> {
     let at = memchr::memchr(b'=', text)?;
-    let name = text[..at].iter().map(|byte| if *byte == b'-' { b'_' } else { *byte }).collect();
+    let name = text[..at]
+        .iter()
+        .map(|byte| if *byte == b'-' { b'_' } else { *byte })
+        .collect();
     Some((name, text[at + 1..].to_vec()))
 }
 
@@ -219,12 +245,25 @@ mod tests {
     #[test]
     fn a_startup_message_is_read_as_it_was_written() {
         let mut out = Vec::new();
-        put_message(&mut out, 2, &[(b"user", b"j\xf6rg"), (b"_pq_.x", b""), (b"user", b"b")]);
+        put_message(
+            &mut out,
+            2,
+            &[(b"user", b"j\xf6rg"), (b"_pq_.x", b""), (b"user", b"b")],
+        );
         assert_eq!(remaining(*out.first_chunk().unwrap()), Ok(out.len() - 4));
-        let Ok(Startup::Message(message)) = decode(&out[4..]) else { panic!("not a startup message") };
+        let Ok(Startup::Message(message)) = decode(&out[4..]) else {
+            panic!("not a startup message")
+        };
         assert_eq!(message.minor, 2);
         let pairs: Vec<_> = message.parameters().collect();
-        assert_eq!(pairs, [(&b"user"[..], &b"j\xf6rg"[..]), (b"_pq_.x", b""), (b"user", b"b")]);
+        assert_eq!(
+            pairs,
+            [
+                (&b"user"[..], &b"j\xf6rg"[..]),
+                (b"_pq_.x", b""),
+                (b"user", b"b")
+            ]
+        );
         assert_eq!(message.parameter(b"user"), Some(&b"b"[..]));
         assert_eq!(message.parameter(b"database"), None);
     }
@@ -239,7 +278,10 @@ mod tests {
         for length in [4, 32, 256] {
             let (mut out, key) = (Vec::new(), vec![7; length]);
             put_cancel_request(&mut out, 9, &key);
-            assert_eq!(decode(&out[4..]), Ok(Startup::CancelRequest { pid: 9, key: &key }));
+            assert_eq!(
+                decode(&out[4..]),
+                Ok(Startup::CancelRequest { pid: 9, key: &key })
+            );
         }
     }
 
@@ -255,9 +297,21 @@ mod tests {
             (b"\0\x03\0\0user\0\0a", StartupError::Layout),
             (b"\0\x03\0\0user\0a\0\0x", StartupError::Layout),
             (b"\0\x03\0\0user\0a\0\0\0", StartupError::Layout),
-            (b"\0\x02\0\0user\0a\0\0", StartupError::Version { major: 2, minor: 0 }),
-            (b"\0\x04\0\x01", StartupError::Version { major: 4, minor: 1 }),
-            (b"\x04\xd2\x16\x31", StartupError::Version { major: 1234, minor: 5681 }),
+            (
+                b"\0\x02\0\0user\0a\0\0",
+                StartupError::Version { major: 2, minor: 0 },
+            ),
+            (
+                b"\0\x04\0\x01",
+                StartupError::Version { major: 4, minor: 1 },
+            ),
+            (
+                b"\x04\xd2\x16\x31",
+                StartupError::Version {
+                    major: 1234,
+                    minor: 5681,
+                },
+            ),
             (b"\x04\xd2\x16\x2f!", StartupError::Layout),
             (b"\x04\xd2\x16\x2e\0\0\0\x01\0\0\0", StartupError::Cancel),
             (&long, StartupError::Cancel),
@@ -266,7 +320,10 @@ mod tests {
             assert_eq!(decode(packet), Err(expected), "{packet:?}");
         }
         for length in [0, 3, 4, 7, 10_001, 0x7fff_ffff, u32::MAX] {
-            assert_eq!(remaining(length.to_be_bytes()), Err(StartupError::Length(length)));
+            assert_eq!(
+                remaining(length.to_be_bytes()),
+                Err(StartupError::Length(length))
+            );
         }
         assert_eq!(remaining(8_u32.to_be_bytes()), Ok(4));
         assert_eq!(remaining(10_000_u32.to_be_bytes()), Ok(9_996));
@@ -278,7 +335,10 @@ mod tests {
             (&b""[..], Ok(vec![])),
             (b"  \t", Ok(vec![])),
             (b"-c a=b  -cx.y=1", Ok(vec![("a", "b"), ("x.y", "1")])),
-            (b"--search-path=a,\\ b --x=", Ok(vec![("search_path", "a, b"), ("x", "")])),
+            (
+                b"--search-path=a,\\ b --x=",
+                Ok(vec![("search_path", "a, b"), ("x", "")]),
+            ),
             (b"-c a=b=c\\\\d", Ok(vec![("a", "b=c\\d")])),
             (b"-c", Err(OptionsError::Argument(b"-c".to_vec()))),
             (b"-c a", Err(OptionsError::Value(b"-c a".to_vec()))),
@@ -287,7 +347,10 @@ mod tests {
             (b"a=b", Err(OptionsError::Argument(b"a=b".to_vec()))),
         ] {
             let expected = expected.map(|settings: Vec<(&str, &str)>| {
-                settings.into_iter().map(|(name, value)| (name.into(), value.into())).collect::<Vec<Setting>>()
+                settings
+                    .into_iter()
+                    .map(|(name, value)| (name.into(), value.into()))
+                    .collect::<Vec<Setting>>()
             });
             assert_eq!(options(text), expected, "{text:?}");
         }
