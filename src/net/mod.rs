@@ -5,3 +5,6 @@ pub mod listen;
 pub mod login;
 pub mod tls;
 pub mod transport;
+
+#[cfg(test)]
+mod testing;
