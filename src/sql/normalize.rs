@@ -12,6 +12,7 @@
 
 use memchr::{memchr, memchr2, memmem};
 use smallvec::SmallVec;
+use std::ops::Range;
 
 /// A literal in a statement's text: the bytes that PostgreSQL's scanner makes one constant of.
 /// `start` is where the parser says that the constant stands, but for a negative number, which stands at its sign.
@@ -19,6 +20,14 @@ use smallvec::SmallVec;
 pub struct Slot {
     pub start: u32,
     pub end: u32,
+}
+
+impl Slot {
+    /// Where the literal stands in its text.
+    #[must_use]
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 /// The literal slots of one text, in order.
