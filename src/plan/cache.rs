@@ -274,10 +274,6 @@ impl PlanCache {
     }
 
     fn part(&self, hash: u128) -> MutexGuard<'_, Part> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a few high bits are all that is wanted"
-        )]
         lock(&self.parts[(hash >> 124) as usize % PARTS])
     }
 }
@@ -298,16 +294,14 @@ fn strings(context: &Context) -> Strings {
 /// Whether a plan may serve other texts of its template. Positions of several statements, values of SET and the
 /// details of a refusal are those of one text.
 fn is_shared(plan: &Plan) -> bool {
-    match plan.statements.as_slice() {
-        [
-            StatementPlan {
-                effect: Effect::None,
-                target: Target::Fixed(_) | Target::ByKey(_),
-                ..
-            },
-        ] => true,
-        _ => false,
-    }
+    matches!(
+        plan.statements.as_slice(),
+        [StatementPlan {
+            effect: Effect::None,
+            target: Target::Fixed(_) | Target::ByKey(_),
+            ..
+        }]
+    )
 }
 
 /// What a plan is taken to weigh: its parts are in proportion to its text's.

@@ -515,7 +515,9 @@ fn number(text: &[u8], start: usize) -> Option<(usize, Kind)> {
             return None;
         };
     }
-    if class(text, end) == Class::Word {
+    if class(text, end) == Class::Word
+        || (class(text, end) == Class::Dollar && ends_as_name(&text[start..end]))
+    {
         return None;
     }
     let spelling = if memchr(b'_', &text[start..end]).is_some() {
@@ -529,6 +531,16 @@ fn number(text: &[u8], start: usize) -> Option<(usize, Kind)> {
         Spelling::New => Kind::NewNumeric,
     };
     Some((end, kind))
+}
+
+/// Whether the end of a number could be that of a name: `1e5$` is `1` and the name `e5$`, which PostgreSQL refuses.
+fn ends_as_name(number: &[u8]) -> bool {
+    let class = |byte: &u8| CLASSES[usize::from(*byte)];
+    let last = number
+        .iter()
+        .rev()
+        .take_while(|byte| matches!(class(byte), Class::Word | Class::Digit));
+    last.into_iter().any(|byte| class(byte) == Class::Word)
 }
 
 /// Whether servers before 16 read the number the same way.
@@ -734,6 +746,8 @@ mod tests {
             "\x01",
             "0b12",
             "0x1$",
+            "1e5$1",
+            "1_0$1",
         ] {
             let (lexed, template, _) = lex(text, Strings::Standard);
             assert_eq!(lexed, Lexed::Broken, "{text}");
