@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod listen;
 pub mod login;
+pub mod stream;
 pub mod tls;
 pub mod transport;
 

@@ -149,6 +149,17 @@ impl Transport {
         }
     }
 
+    /// Whether nothing has happened on a connection on which nothing should.
+    pub fn is_quiet(&mut self) -> bool {
+        self.poll_disturbed(&mut Context::from_waker(std::task::Waker::noop())).is_pending()
+    }
+
+    /// Whether what is written may stay in a buffer until it is flushed.
+    #[must_use]
+    pub fn buffers_writes(&self) -> bool {
+        self.is_encrypted()
+    }
+
     /// Ready when something happens on a connection on which nothing should: nothing is consumed while nothing
     /// does. Unlike readiness, it is never ready without cause.
     pub fn poll_disturbed(&mut self, cx: &mut Context<'_>) -> Poll<Disturbance> {

@@ -4,6 +4,7 @@
 //! costs one hash of the key value.
 
 pub mod cache;
+pub mod explain;
 pub mod route;
 pub mod unroutable;
 
@@ -71,6 +72,7 @@ pub enum Target {
     ByKey(route::Pins),
     /// `EXPLAIN (ROUTE) …` of the inner plan: answered here.
     Explain(Box<StatementPlan>),
+    Judge,
     /// Never.
     Refused(Box<Unroutable>),
 }

@@ -172,7 +172,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         backend::connect(&login.address, &login.database, &login.credentials, &[], login.timeout, &parts.tls)
             .await
             .inspect_err(|_| parts.metrics.process.connect_failures.increment())?;
-    let encryption = if connected.transport.is_tls() { Encryption::Tls } else { Encryption::Plain };
+    let encryption = if connected.transport.is_encrypted() { Encryption::Tls } else { Encryption::Plain };
     info.set_connected(connected.pid, encryption);
     let mut reported = Reported::default();
     for (name, value) in &connected.parameters {

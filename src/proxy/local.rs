@@ -2,11 +2,10 @@
 //! (ROUTE); and what a confirmed statement changes in the session.
 
 use super::{
-    link::Hold,
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
-    session::{End, Phase, Session},
+    session::Session,
 };
 use crate::{
     plan::{Context, Override, StatementPlan, Target, Values},
@@ -15,13 +14,13 @@ use crate::{
         transaction::Deferred,
     },
     sql::statement::Effect,
-    wire::{
-        backend::{Status, put_complete, put_ready},
-        frontend::put,
-        notice::Notice,
-    },
+    wire::{backend::put_complete, notice::Notice},
 };
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+use xxhash_rust::xxh3::Xxh3Default;
 
 impl Session {
     /// Whether a statement is answered here while the session has no backend.
@@ -58,7 +57,7 @@ impl Session {
     }
 
     /// Execute of a portal that is answered here.
-    pub(super) async fn execute_here(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+    pub(super) fn execute_here(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
         let Some(statement) = prepared.statement() else { return Ok(()) };
         let values =
             Values { text: &prepared.text, slots: &prepared.slots, types: &prepared.types, bind: None };
@@ -330,7 +329,7 @@ impl Session {
 
     fn build_context(&self) -> Context {
         let text = |name: &str| {
-            self.parameters.get(name).map(|Value::Sql(text) | Value::Config(text)| unquoted(text).to_ascii_lowercase())
+            self.parameters.get(name).map(|(Value::Sql(text) | Value::Config(text))| unquoted(text).to_ascii_lowercase())
         };
         let is_on = |value: Option<String>, default: bool| {
             value.map_or(default, |value| matches!(value.as_str(), "on" | "true" | "yes" | "1" | "t" | "y"))
@@ -349,14 +348,16 @@ impl Session {
             .get("shardway.shard")
             .map(|shard| Override::Shard(shard.clone()))
             .or_else(|| self.overridden.get("shardway.key").map(|key| Override::Key(key.clone())));
-        Context::new(
+        let mut context = Context {
             search_path,
-            self.reported.get(b"standard_conforming_strings") != Some(b"off"),
-            matches!(encoding, b"UTF8" | b"SQL_ASCII"),
-            is_on(text("transform_null_equals"), false),
+            standard_conforming_strings: self.reported.get(b"standard_conforming_strings") != Some(b"off"),
+            utf8: matches!(encoding, b"UTF8" | b"SQL_ASCII"),
+            transform_null_equals: is_on(text("transform_null_equals"), false),
             pinned,
-            self.meaning_digest(),
-        )
+            digest: 0,
+        };
+        context.digest = digest(&context, self.meaning_digest());
+        context
     }
 
     /// What else changes the meaning of a prepared statement: role, and settings that the planner bakes in.
@@ -367,6 +368,15 @@ impl Session {
             .collect();
         crate::protocol::parameters::hash(&map)
     }
+}
+
+/// Everything in a context, and what else changes a statement's meaning, as one number.
+fn digest(context: &Context, meaning: u64) -> u64 {
+    let mut hasher = Xxh3Default::new();
+    context.search_path.hash(&mut hasher);
+    context.pinned.hash(&mut hasher);
+    (context.standard_conforming_strings, context.utf8, context.transform_null_equals, meaning).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Settings that are part of a prepared statement's identity besides search_path.

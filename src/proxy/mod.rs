@@ -2,6 +2,7 @@
 //! relays the answer. It decides nothing about shards (`plan`) and nothing about who is served next (`pool`).
 
 pub mod cancel;
+pub mod console;
 pub mod database;
 mod link;
 mod local;
@@ -10,6 +11,7 @@ mod relay;
 pub mod reply;
 mod request;
 pub mod session;
+pub mod start;
 
 use crate::{clock::Clock, config::settings::Settings, metrics::Metrics};
 use arc_swap::ArcSwap;

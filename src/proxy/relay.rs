@@ -3,7 +3,6 @@
 
 use super::{
     link::Hold,
-    reply::session as reply,
     session::{End, Note, Phase, Rest, Session, broken},
 };
 use crate::{
@@ -11,7 +10,6 @@ use crate::{
     wire::{
         backend::{Status, command_tag, parameter_status, put_ready},
         frame::{self, HEADER, Header},
-        notice::{self, Notice},
     },
 };
 
@@ -214,9 +212,3 @@ fn may_be_partial(header: Header) -> bool {
 
 /// Longest frame that is held until it is whole.
 const LONGEST_WHOLE: usize = 64 * 1024;
-
-/// A server's error, as much of it as can be said again.
-pub(super) fn server_error(body: &[u8]) -> Notice {
-    let text = |code| notice::field(body, code).map(|text| String::from_utf8_lossy(text).into_owned());
-    reply::passed_on(text(b'C'), text(b'M'), text(b'D'), text(b'H'))
-}

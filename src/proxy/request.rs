@@ -4,7 +4,7 @@ use super::{
     link::Hold,
     prepared::{Prepared, identity, server_name},
     reply::{self as wording, session as reply},
-    session::{End, Note, Phase, Portal, Rest, Session},
+    session::{End, Note, Phase, Portal, Rest, Session, told},
 };
 use crate::{
     catalog::shard::ShardId,
@@ -15,7 +15,7 @@ use crate::{
         backend::Status,
         frame::{self, HEADER, Header},
         frontend::{self, Bind, Named, Parse, put_bind, put_named, put_parse},
-        notice::Notice,
+        notice::{Notice, Words},
     },
 };
 use smallvec::SmallVec;
@@ -33,7 +33,7 @@ pub(super) enum Stop {
     /// The session is over.
     End(End),
     /// This statement, or the batch it is in, is refused.
-    Refused(Box<Notice>),
+    Refused(Box<Words>),
 }
 
 impl From<End> for Stop {
@@ -44,7 +44,13 @@ impl From<End> for Stop {
 
 impl From<Notice> for Stop {
     fn from(notice: Notice) -> Self {
-        Self::Refused(Box::new(notice))
+        Self::Refused(Box::new(notice.into()))
+    }
+}
+
+impl From<Words> for Stop {
+    fn from(words: Words) -> Self {
+        Self::Refused(Box::new(words))
     }
 }
 
@@ -88,7 +94,7 @@ impl Session {
         let header = match frame::frontend(bytes) {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(0),
-            Err(problem) => return Err(End::Told(Box::new(reply::broken_frame(&problem)))),
+            Err(problem) => return Err(told(reply::broken_frame(&problem))),
         };
         if matches!(header.tag, b'd' | b'c' | b'f') {
             return Ok(self.copy_data(header, bytes));
@@ -149,7 +155,7 @@ impl Session {
 
     /// An error of ours within a batch: at its place in the order, then everything is skipped up to Sync. What the
     /// backend has done in this batch is undone by making it fail too.
-    fn refuse(&mut self, notice: &Notice) {
+    fn refuse(&mut self, notice: &Words) {
         self.skip = true;
         self.failed = true;
         self.pending.clear();
@@ -193,7 +199,7 @@ impl Session {
     async fn query(&mut self, body: &[u8]) -> Result<(), End> {
         let text = match frontend::query(body) {
             Ok(text) => text,
-            Err(_malformed) => return self.refuse_query(&reply::malformed()).await,
+            Err(_malformed) => return self.refuse_query(&reply::malformed().into()).await,
         };
         self.refresh();
         self.unnamed = None;
@@ -252,7 +258,7 @@ impl Session {
     }
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
-    async fn refuse_query(&mut self, notice: &Notice) -> Result<(), End> {
+    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
         self.failed = true;
         let open = self.link.as_ref().is_some_and(|link| link.status == Status::Transaction);
         if open || !self.pipeline.is_empty() {
@@ -428,7 +434,7 @@ impl Session {
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
-                return self.execute_here(&prepared).await;
+                return self.execute_here(&prepared);
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -712,7 +718,7 @@ impl Session {
             if self.pipeline.is_empty() {
                 return Ok(());
             }
-            self.wait_for_backend().await?;
+            self.wait().await?;
         }
     }
 

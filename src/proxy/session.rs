@@ -24,7 +24,7 @@ use crate::{
         counters::Tally,
         sessions::{Registered, Wanted},
     },
-    net::stream::{HIGH_WATER, Stream, WINDOW},
+    net::stream::{HIGH_WATER, Stream},
     plan::{Context, Plan},
     pool::{
         backend::Reported,
@@ -35,12 +35,12 @@ use crate::{
         pipeline::Pipeline,
         transaction::Deferred,
     },
-    sql::statement::{Effect, PinReason},
+    sql::statement::PinReason,
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
         frontend::put_query,
-        notice::Notice,
+        notice::Words,
     },
 };
 use smallvec::SmallVec;
@@ -59,7 +59,7 @@ pub enum End {
     /// The client said so, or its connection is gone.
     Client,
     /// Told the client why; nothing more to say.
-    Told(Box<Notice>),
+    Told(Box<Words>),
     /// The backend is gone, and its own last words were forwarded.
     BackendGone,
 }
@@ -153,7 +153,6 @@ pub struct Session {
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
     pub(super) backend_rest: Rest,
-    pub(super) client_gone: bool,
     pub(super) tally: Tally,
     pub(super) scratch: crate::plan::cache::Scratch,
 }
@@ -187,7 +186,7 @@ impl Session {
     }
 
     /// The end of a session: says why, cancels what still runs, closes what is not at rest.
-    async fn finish(&mut self, end: End) {
+    pub(super) async fn finish(&mut self, end: End) {
         match &end {
             End::Told(notice) => {
                 notice.put(self.client.out());
@@ -200,8 +199,14 @@ impl Session {
         if let (Some(link), true, End::Client | End::Told(_)) = (&self.link, runs, &end) {
             // The server would go on with a query that nobody waits for.
             let target = Arc::clone(&link.lease.target);
-            let sent = crate::net::backend::cancel(&target.address, target.pid, &target.key, &self.shared.tls);
-            drop(tokio::time::timeout(CANCEL_PATIENCE, sent).await);
+            let sent = crate::net::backend::cancel(
+                &target.address,
+                target.pid,
+                &target.key,
+                CANCEL_PATIENCE,
+                &self.shared.tls,
+            );
+            drop(sent.await);
         }
         if let Some(link) = &self.link {
             link.lease.pool().counters().fold(&mut self.tally);
@@ -231,13 +236,13 @@ impl Session {
         self.pipeline.is_empty()
             && self.phase == Phase::Idle
             && self.backend_rest.bytes == 0
-            && self.link.as_ref().is_some_and(|link| link.status == Status::Idle && link.stream_is_quiet())
+            && self.link.as_ref().is_some_and(|link| link.status == Status::Idle )
     }
 
     /// Between batches: gives the backend back when nothing holds it.
     async fn rest(&mut self) -> Result<(), End> {
         if self.link.as_ref().is_some_and(|link| link.hold == Hold::AsideTransaction && link.status != Status::Idle) {
-            self.prelude(b"ROLLBACK").await?;
+            drop(self.prelude(b"ROLLBACK").await?);
         }
         if !self.at_rest() {
             return Ok(());
@@ -284,7 +289,7 @@ impl Session {
     ///
     /// # Errors
     /// Outer: the session is over. Inner: this statement is refused.
-    pub(super) async fn link_to(&mut self, shard: ShardId, hold: Hold) -> Result<Result<(), Notice>, End> {
+    pub(super) async fn link_to(&mut self, shard: ShardId, hold: Hold) -> Result<Result<(), Words>, End> {
         if self.link_shard() == Some(shard) {
             if let Some(link) = &mut self.link {
                 link.hold = link.hold.max(hold);
@@ -338,7 +343,7 @@ impl Session {
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
-    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Notice>, End> {
+    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else { return Ok(Ok(())) };
         let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
         if !known
@@ -365,7 +370,7 @@ impl Session {
         Ok(Ok(()))
     }
 
-    async fn replay(&mut self, hold: Hold) -> Result<Result<(), Notice>, End> {
+    async fn replay(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(deferred) = self.deferred.take() else { return Ok(Ok(())) };
         if let Some(link) = &mut self.link {
             link.at_begin = link.lease.applied.clone();
@@ -403,7 +408,7 @@ impl Session {
     ///
     /// # Errors
     /// Outer: the backend is lost. Inner: the server's error, as the client may see it.
-    pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Notice>, End> {
+    pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else { return Err(End::Client) };
         put_query(link.lease.stream.out(), sql);
         let mut problem = None;
@@ -420,7 +425,7 @@ impl Session {
             let body = &buffered[frame::HEADER..header.size];
             let mut ready = false;
             match header.tag {
-                b'E' => problem = problem.or_else(|| Some(super::relay::server_error(body))),
+                b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -443,7 +448,7 @@ impl Session {
     }
 
     /// A backend on this shard, waiting for one if need be; a cancel or the client's end stops the wait.
-    async fn checkout(&mut self, shard: ShardId) -> Result<Result<Lease, Notice>, End> {
+    async fn checkout(&mut self, shard: ShardId) -> Result<Result<Lease, Words>, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
             return Ok(Ok(lease));
@@ -457,8 +462,8 @@ impl Session {
         self.tally.wait_micros += micros(self.shared.clock.now().saturating_duration_since(begun));
         match outcome? {
             Waited::Lease(lease) => Ok(Ok(*lease)),
-            Waited::Cancelled => Ok(Err(reply::cancelled())),
-            Waited::Failed(problem) => Ok(Err(reply::checkout(self.database.shard_name(shard), &problem))),
+            Waited::Cancelled => Ok(Err(reply::cancelled().into())),
+            Waited::Failed(problem) => Ok(Err(reply::checkout(self.database.shard_name(shard), &problem).into())),
         }
     }
 
@@ -478,7 +483,7 @@ impl Session {
                 return Poll::Ready(Ok(Waited::Cancelled));
             }
             if asked.as_mut().poll(cx).is_ready() && info.wanted() == Wanted::EndNow {
-                return Poll::Ready(Err(End::Told(Box::new(reply::shutting_down()))));
+                return Poll::Ready(Err(told(reply::shutting_down())));
             }
             if client.poll_flush(cx)?.is_pending() || client.buffered().len() > HIGH_WATER {
                 return Poll::Pending;
@@ -510,23 +515,24 @@ impl Session {
     }
 
     /// Waits until either side can make progress, sending what is buffered meanwhile.
-    async fn wait(&mut self) -> Result<(), End> {
+    pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.link.is_none() && self.phase == Phase::Idle;
         if idle {
             self.client.relax(self.client.unsent() == 0);
             if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
-                return Err(End::Told(Box::new(reply::shutting_down())));
+                return Err(told(reply::shutting_down()));
             }
         } else {
             self.client.relax(false);
         }
         if self.info.wanted() == Wanted::EndNow {
-            return Err(End::Told(Box::new(reply::shutting_down())));
+            return Err(told(reply::shutting_down()));
         }
         let takes_input = self.client.buffered().len() <= HIGH_WATER || self.phase != Phase::Answering;
-        let mut asked = pin!(self.info.asked());
-        let (client, link) = (&mut self.client, &mut self.link);
         let mut seen = Seen::default();
+        let info = Arc::clone(&self.info);
+        let mut asked = pin!(info.asked());
+        let (client, link) = (&mut self.client, &mut self.link);
         poll_fn(|cx| {
             let flushed = client.poll_flush(cx);
             if let Poll::Ready(Err(error)) = flushed {
@@ -581,7 +587,7 @@ impl Session {
     /// The backend closed its connection.
     pub(super) fn backend_lost(&self) -> End {
         let shard = self.link.as_ref().map_or("", |link| self.database.shard_name(link.shard));
-        End::Told(Box::new(reply::backend_lost(shard)))
+        told(reply::backend_lost(shard))
     }
 
     /// ReadyForQuery's status as the client sees it.
@@ -620,10 +626,8 @@ impl Session {
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
         self.context_stale = true;
-        if let Some(link) = &mut self.link {
-            if changed {
-                link.lease.applied = link.at_begin.clone();
-            }
+        if changed && let Some(link) = &mut self.link {
+            link.lease.applied = link.at_begin.clone();
         }
     }
 
@@ -659,12 +663,12 @@ impl Seen {
 }
 
 /// How long a session that ends waits for a cancel to be delivered.
-const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
+pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
 const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 
 async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
-    let lost = || End::Told(Box::new(reply::backend_lost(database.shard_name(link.shard))));
+    let lost = || told(reply::backend_lost(database.shard_name(link.shard)));
     let stream = &mut link.lease.stream;
     let flushed = stream.flush().await.is_ok();
     if !flushed || stream.fill().await.unwrap_or(0) == 0 {
@@ -673,9 +677,14 @@ async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
     Ok(())
 }
 
+/// The session ends with these words.
+pub(super) fn told(notice: crate::wire::notice::Notice) -> End {
+    End::Told(Box::new(notice.into()))
+}
+
 /// The session cannot trust its backend's bytes any more.
 pub(super) fn broken(problem: &dyn std::fmt::Display) -> End {
-    End::Told(Box::new(reply::backend_broken(problem)))
+    told(reply::backend_broken(problem))
 }
 
 pub(super) fn micros(duration: crate::clock::Duration) -> u64 {

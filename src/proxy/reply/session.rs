@@ -209,3 +209,15 @@ fn connect(shard: &str, problem: &ConnectError) -> Notice {
 pub fn no_replication() -> Notice {
     fatal("0A000", "replication connections are not supported")
 }
+
+/// A database that is not configured.
+#[must_use]
+pub fn no_such_database(database: &str) -> Notice {
+    fatal("3D000", format!("database \"{database}\" does not exist"))
+}
+
+/// A startup setting that is not UTF-8.
+#[must_use]
+pub fn not_text() -> Notice {
+    fatal("22021", "startup settings must be valid UTF-8")
+}
