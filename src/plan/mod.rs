@@ -4,6 +4,7 @@
 //! costs one hash of the key value.
 
 pub mod cache;
+pub mod explain;
 pub mod route;
 pub mod unroutable;
 
@@ -47,6 +48,8 @@ pub enum Override {
 #[derive(Debug)]
 pub struct Plan {
     pub statements: Vec<StatementPlan>,
+    /// Literals, by slot, whose very text this plan depends on: it serves only texts that agree in them.
+    pub structural: Vec<u16>,
 }
 
 /// What to do with one statement.
@@ -69,6 +72,7 @@ pub enum Target {
     ByKey(route::Pins),
     /// `EXPLAIN (ROUTE) …` of the inner plan: answered here.
     Explain(Box<StatementPlan>),
+    Judge,
     /// Never.
     Refused(Box<Unroutable>),
 }

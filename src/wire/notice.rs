@@ -39,6 +39,49 @@ impl Notice {
     }
 }
 
+/// An ErrorResponse: ours, or a server's passed on byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Words {
+    Ours(Notice),
+    /// The body of a server's ErrorResponse.
+    Servers(Vec<u8>),
+}
+
+impl From<Notice> for Words {
+    fn from(notice: Notice) -> Self {
+        Self::Ours(notice)
+    }
+}
+
+impl Words {
+    /// Appends it as ErrorResponse.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Ours(notice) => notice.put(out),
+            Self::Servers(body) => put(out, b'E', |out| out.extend_from_slice(body)),
+        }
+    }
+
+    /// The same with severity FATAL: the connection ends with it.
+    #[must_use]
+    pub fn fatal(self) -> Self {
+        match self {
+            Self::Ours(notice) => Self::Ours(Notice { severity: "FATAL", ..notice }),
+            Self::Servers(body) => {
+                let mut fatal = Vec::with_capacity(body.len() + 2);
+                let mut rest = Body::new(&body);
+                while let Ok(code) = rest.byte() {
+                    fatal.push(code);
+                    let Ok(text) = (if code == 0 { break } else { rest.cstr() }) else { break };
+                    fatal.extend_from_slice(if matches!(code, b'S' | b'V') { b"FATAL" } else { text });
+                    fatal.push(0);
+                }
+                Self::Servers(fatal)
+            }
+        }
+    }
+}
+
 /// A field of an ErrorResponse or NoticeResponse body; fields are optional, unknown ones are skipped.
 #[must_use]
 pub fn field(body: &[u8], code: u8) -> Option<&[u8]> {

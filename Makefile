@@ -1,0 +1,41 @@
+# What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
+
+.PHONY: help demo test unit cluster lint bench compare fuzz
+.DEFAULT_GOAL := help
+
+help: ## what can be done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: ## three throw-away PostgreSQL shards, a shop in them, and the proxy: prints a connection string
+	@tests/setup/tools.sh build servers
+	@cargo build --locked --quiet
+	@exec target/debug/shardway demo $(ARGS)
+
+test: ## everything that must hold, as CI runs it
+	@tests/setup/test.sh
+
+unit: ## only the unit tests
+	@tests/setup/tools.sh build servers
+	@cargo test --locked --lib --bins
+
+cluster: ## only the tests on real PostgreSQL; ARGS="-- name" for one
+	@tests/setup/tools.sh build servers clients
+	@tests/setup/clients.sh
+	@cargo test --locked --test cluster $(ARGS)
+
+lint: ## format and lints
+	@tests/setup/tools.sh build
+	@cargo fmt --check
+	@cargo clippy --all-targets --locked -- -D warnings
+
+bench: ## how fast the parts are: lexer, plan cache, frames, hashes
+	@tests/setup/tools.sh build
+	@cargo bench --locked $(ARGS)
+
+compare: ## Shardway beside PgBouncer and HAProxy: a table
+	@tests/setup/tools.sh build servers
+	@benches/compare/run $(ARGS)
+
+fuzz: ## each fuzz target for a while; SECONDS_EACH=600
+	@tests/setup/tools.sh build
+	@tests/fuzz/run $(SECONDS_EACH)
