@@ -12,9 +12,11 @@ pub mod life;
 mod listening;
 pub mod logging;
 mod service;
+mod sessions;
 pub mod tasks;
 
-pub use service::{Serving, Service};
+pub use service::{Service, Serving};
+pub use sessions::{Sessions, sessions};
 
 use crate::{
     admin::{self, Console, averages::Averages, command::Shutdown},

@@ -1,0 +1,154 @@
+//! Sessions as the service: what they share is built here, and rebuilt by a reload.
+//!
+//! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
+//! that changed is replaced, and sessions move to the new one between transactions.
+
+use super::{Foundation, ServeError, Service, Serving};
+use crate::{
+    admin::Console,
+    config::settings::{self, Settings},
+    entropy,
+    net::{
+        login::LoginContext,
+        tls::{ClientTls, ServerTls},
+        transport::Transport,
+    },
+    plan::cache::PlanCache,
+    proxy::{
+        Shared,
+        cancel,
+        database::{Database, Parts},
+        start,
+    },
+};
+use arc_swap::ArcSwap;
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Serves sessions.
+pub struct Sessions {
+    shared: Arc<Shared>,
+    logins: ArcSwap<LoginContext>,
+    /// Of logins: kept over reloads, so that salts stay the same.
+    secret: [u8; 32],
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").finish_non_exhaustive()
+    }
+}
+
+/// Builds what sessions share.
+///
+/// # Errors
+/// When certificate or key cannot be used.
+pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
+    let settings = foundation.settings.load_full();
+    let fault = |error: &dyn fmt::Display| ServeError::Service(error.to_string());
+    let secret = entropy::bytes();
+    let logins = login_context(&settings, secret).map_err(|error| fault(&error))?;
+    let tls = Arc::new(ClientTls::new().map_err(|error| fault(&error))?);
+    let parts = Parts {
+        metrics: Arc::clone(&foundation.metrics),
+        clock: foundation.clock,
+        runtime: foundation.runtime.clone(),
+        tls: Arc::clone(&tls),
+    };
+    let seed = start::secret_seed();
+    let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    let shared = Shared {
+        settings: ArcSwap::from(settings),
+        databases: ArcSwap::from_pointee(databases),
+        generation: AtomicU64::new(0),
+        cancels: cancel::Slots::default(),
+        metrics: Arc::clone(&foundation.metrics),
+        clock: foundation.clock,
+        runtime: foundation.runtime.clone(),
+        tls,
+        seed,
+        console: OnceLock::new(),
+    };
+    Ok(Arc::new(Sessions { shared: Arc::new(shared), logins: ArcSwap::from_pointee(logins), secret }))
+}
+
+impl Service for Sessions {
+    fn serve(self: Arc<Self>, socket: Transport) -> Serving {
+        Box::pin(start::serve(socket, Arc::clone(&self.shared), self.logins.load_full()))
+    }
+
+    fn turn_away(self: Arc<Self>, socket: Transport) -> Serving {
+        Box::pin(start::turn_away(socket, Arc::clone(&self.shared), self.logins.load_full()))
+    }
+
+    fn apply(&self, settings: Arc<Settings>) -> Result<(), String> {
+        let logins = login_context(&settings, self.secret)?;
+        let shared = &self.shared;
+        let parts = Parts {
+            metrics: Arc::clone(&shared.metrics),
+            clock: shared.clock,
+            runtime: shared.runtime.clone(),
+            tls: Arc::clone(&shared.tls),
+        };
+        let old = shared.databases.load_full();
+        let new = databases(&settings, &old, &parts, shared.seed);
+        let replaced: Vec<_> = old
+            .iter()
+            .filter(|(name, database)| !new.get(*name).is_some_and(|new| Arc::ptr_eq(new, database)))
+            .map(|(_, database)| Arc::clone(database))
+            .collect();
+        shared.databases.store(Arc::new(new));
+        shared.settings.store(settings);
+        self.logins.store(Arc::new(logins));
+        // After the stores: a session that sees the new number finds the new databases.
+        shared.generation.fetch_add(1, Ordering::Release);
+        for pool in replaced.iter().flat_map(|database| database.pools()) {
+            pool.pool.close_idle();
+        }
+        Ok(())
+    }
+
+    fn maintain(&self) {
+        for database in self.shared.databases.load().values() {
+            for view in database.pools() {
+                view.pool.maintain();
+            }
+        }
+    }
+
+    fn set_console(&self, console: Arc<Console>) {
+        // Set once by the composition root; a second console would be the same one.
+        drop(self.shared.console.set(console));
+    }
+}
+
+fn login_context(settings: &Arc<Settings>, secret: [u8; 32]) -> Result<LoginContext, String> {
+    let identity = settings.server.tls.identity.as_ref();
+    let tls = identity.map(ServerTls::new).transpose().map_err(|error| error.to_string())?;
+    Ok(LoginContext::new(Arc::clone(settings), tls.map(Arc::new), secret))
+}
+
+/// The databases by the name that clients give, the wildcard under `*`; those of `old` that did not change are kept.
+fn databases(
+    settings: &Settings,
+    old: &HashMap<String, Arc<Database>>,
+    parts: &Parts,
+    seed: u64,
+) -> HashMap<String, Arc<Database>> {
+    let named = settings.databases.iter().map(|(name, database)| (name.clone(), database));
+    let all: Vec<(String, &Arc<settings::Database>)> =
+        named.chain(settings.wildcard.iter().map(|database| ("*".to_owned(), database))).collect();
+    let plan_bytes = settings.server.plan_cache_bytes / all.len().max(1);
+    let keep_or_make = |(name, wanted): (String, &Arc<settings::Database>)| {
+        let kept = old.get(&name).filter(|old| *old.settings == **wanted).cloned();
+        let make = || Database::new(Arc::clone(wanted), PlanCache::new(plan_bytes, seed), parts.clone());
+        (name, kept.unwrap_or_else(make))
+    };
+    all.into_iter().map(keep_or_make).collect()
+}
