@@ -13,13 +13,13 @@ mod request;
 pub mod session;
 pub mod start;
 
-use crate::{clock::Clock, config::settings::Settings, metrics::Metrics};
+use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};
 use arc_swap::ArcSwap;
 use database::Database;
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -40,6 +40,8 @@ pub struct Shared {
     pub tls: Arc<crate::net::tls::ClientTls>,
     /// Seeds the identities of prepared statements.
     pub seed: u64,
+    /// What the console database serves; set once, before the first client.
+    pub console: OnceLock<Arc<Console>>,
 }
 
 impl Shared {

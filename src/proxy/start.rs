@@ -49,6 +49,22 @@ pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginCont
     }
 }
 
+/// Tells a client that there are too many; a cancel request passes, since it frees something.
+pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
+    match login::login(socket, &logins).await {
+        Ok(Login::Cancel { pid, key, transport }) => {
+            cancel(pid, &key, &shared).await;
+            drop(transport);
+        }
+        Ok(Login::Session(entered)) => {
+            let mut client = Stream::new(entered.transport);
+            reply::too_many_clients().put(client.out());
+            drop(client.flush().await);
+        }
+        Ok(Login::Closed) | Err(_) => {}
+    }
+}
+
 /// Carries out a CancelRequest, if it names one of our sessions with its key. It is never answered.
 async fn cancel(pid: u32, key: &[u8], shared: &Arc<Shared>) {
     shared.metrics.process.cancels.increment();

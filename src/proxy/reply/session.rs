@@ -221,3 +221,12 @@ pub fn no_such_database(database: &str) -> Notice {
 pub fn not_text() -> Notice {
     fatal("22021", "startup settings must be valid UTF-8")
 }
+
+/// More connections than `server.max_clients`.
+#[must_use]
+pub fn too_many_clients() -> Notice {
+    Notice {
+        hint: Some("Raise server.max_clients, or let applications keep fewer connections.".to_owned()),
+        ..fatal("53300", "sorry, too many clients already")
+    }
+}
