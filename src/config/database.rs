@@ -317,7 +317,14 @@ impl Layout<'_> {
                 };
                 reader.fail(&place, Problem::TooFewBuckets { shards, buckets });
             }
-            _ => reader.fail(&node.place("buckets"), Problem::NotAPowerOfTwo),
+            MapError::Buckets(_)
+            | MapError::NotAscending(_)
+            | MapError::UnboundedBefore(_)
+            | MapError::BoundedLast(_)
+            | MapError::NoRange
+            | MapError::ListedTwice(_) => {
+                reader.fail(&node.place("buckets"), Problem::NotAPowerOfTwo);
+            }
         })
         .ok()
     }
@@ -367,7 +374,11 @@ impl Layout<'_> {
                 let (at, problem) = match error {
                     MapError::NotAscending(at) => (at, Problem::RangesOverlap),
                     MapError::UnboundedBefore(at) => (at, Problem::RangesAfterUnbounded),
-                    _ => (count - 1, Problem::RangesEnd),
+                    MapError::BoundedLast(_)
+                    | MapError::NoRange
+                    | MapError::Buckets(_)
+                    | MapError::TooManyShards { .. }
+                    | MapError::ListedTwice(_) => (count - 1, Problem::RangesEnd),
                 };
                 reader.fail(&spans[at], problem);
             })

@@ -148,6 +148,10 @@ pub enum AddressProblem {
 impl Problem {
     /// What to do about it.
     #[must_use]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "most problems say themselves what to do"
+    )]
     pub fn help(&self) -> Option<String> {
         match self {
             Self::UnknownKey { like: Some(like), .. }

@@ -22,7 +22,11 @@ use toml::de::DeTable;
 pub fn load(path: &Path) -> Result<Settings, ConfigErrors> {
     let name = path.display().to_string();
     match std::fs::read_to_string(path) {
-        Ok(text) => load_str(&name, &text, path.parent().unwrap_or(Path::new("."))),
+        Ok(text) => load_str(
+            &name,
+            &text,
+            path.parent().unwrap_or_else(|| Path::new(".")),
+        ),
         Err(error) => {
             let problem = Problem::Unreadable {
                 path: name.clone(),
@@ -219,10 +223,7 @@ fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
     });
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let level = reader.text(&log_node, "level").unwrap_or_default();
-    if level
-        .parse::<tracing_subscriber::filter::Targets>()
-        .is_err()
-    {
+    if !is_log_filter(&level) {
         let choices = "`error`, `warn`, `info`, `debug`, `trace`".to_owned();
         let like = most_like(&level, ["error", "warn", "info", "debug", "trace"]);
         reader.fail(

@@ -338,6 +338,19 @@ pub fn document() -> String {
 }
 
 impl Kind {
+    /// The form in an error about a value of another type.
+    pub(super) fn expected(self) -> &'static str {
+        match self {
+            Self::Text | Self::Choice(_) => "a string",
+            Self::Texts => "an array of strings",
+            Self::Integer { .. } => "an integer",
+            Self::Duration => "a duration such as \"30s\"",
+            Self::Bytes => "a size such as \"64MB\"",
+            Self::Table | Self::Tables => "a table",
+            Self::Key => "a key value",
+        }
+    }
+
     /// The form in words.
     #[must_use]
     pub fn describe(self) -> String {

@@ -122,15 +122,14 @@ impl Reader {
         let Some((_, value)) = node.get(key) else {
             return Vec::new();
         };
-        match value.get_ref() {
-            DeValue::Table(table) => table
-                .iter()
+        if let DeValue::Table(table) = value.get_ref() {
+            let entries = table.iter();
+            entries
                 .map(|(name, value)| (name.get_ref().to_string(), name.span(), value))
-                .collect(),
-            _ => {
-                self.wrong_type(key, "a table", value);
-                Vec::new()
-            }
+                .collect()
+        } else {
+            self.wrong_type(key, "a table", value);
+            Vec::new()
         }
     }
 
@@ -231,12 +230,11 @@ impl Reader {
         path: String,
         span: Place,
     ) -> Node<'d> {
-        let table = match value.get_ref() {
-            DeValue::Table(table) => Some(table),
-            _ => {
-                self.wrong_type(&path, "a table", value);
-                None
-            }
+        let table = if let DeValue::Table(table) = value.get_ref() {
+            Some(table)
+        } else {
+            self.wrong_type(&path, "a table", value);
+            None
         };
         let node = Node {
             section,
@@ -278,84 +276,21 @@ impl Reader {
     }
 
     fn convert(&mut self, key: &str, kind: Kind, value: &Spanned<DeValue<'_>>) -> Option<Value> {
-        let span = value.span();
-        match (kind, value.get_ref()) {
-            (Kind::Text, DeValue::String(text)) => Some(Value::Text(text.to_string())),
-            (Kind::Choice(choices), DeValue::String(text)) => {
-                if choices.contains(&text.as_ref()) {
-                    return Some(Value::Text(text.to_string()));
+        if let (Kind::Texts, DeValue::Array(items)) = (kind, value.get_ref()) {
+            let mut texts = Vec::new();
+            for item in items.iter() {
+                if let DeValue::String(text) = item.get_ref() {
+                    texts.push((text.to_string(), item.span()));
+                } else {
+                    self.wrong_type(key, "an array of strings", item);
                 }
-                let like = most_like(text, choices.iter().copied());
-                self.fail(
-                    &span,
-                    Problem::NotAChoice {
-                        value: text.to_string(),
-                        choices: kind.describe(),
-                        like,
-                    },
-                );
-                None
             }
-            (Kind::Texts, DeValue::Array(items)) => {
-                let mut texts = Vec::new();
-                for item in items.iter() {
-                    match item.get_ref() {
-                        DeValue::String(text) => texts.push((text.to_string(), item.span())),
-                        _ => self.wrong_type(key, "an array of strings", item),
-                    }
-                }
-                Some(Value::Texts(texts))
-            }
-            (Kind::Integer { least, most }, DeValue::Integer(number)) => {
-                let parsed = u64::from_str_radix(number.as_str(), number.radix()).ok();
-                let value = parsed.filter(|value| (least..=most).contains(value));
-                if value.is_none() {
-                    self.fail(
-                        &span,
-                        Problem::OutOfRange {
-                            key: key.to_owned(),
-                            least,
-                            most,
-                        },
-                    );
-                }
-                value.map(Value::Integer)
-            }
-            (Kind::Duration, DeValue::String(text)) => {
-                let duration = parse_duration(text);
-                if duration.is_none() {
-                    self.fail(
-                        &span,
-                        Problem::NotADuration {
-                            value: text.to_string(),
-                        },
-                    );
-                }
-                duration.map(Value::Duration)
-            }
-            (Kind::Bytes, DeValue::String(text)) => {
-                let bytes = parse_bytes(text);
-                if bytes.is_none() {
-                    self.fail(
-                        &span,
-                        Problem::NotASize {
-                            value: text.to_string(),
-                        },
-                    );
-                }
-                bytes.map(Value::Integer)
-            }
-            _ => {
-                let expected = match kind {
-                    Kind::Text | Kind::Choice(_) => "a string",
-                    Kind::Texts => "an array of strings",
-                    Kind::Integer { .. } => "an integer",
-                    Kind::Duration => "a duration such as \"30s\"",
-                    Kind::Bytes => "a size such as \"64MB\"",
-                    Kind::Table | Kind::Tables => "a table",
-                    Kind::Key => "a key value",
-                };
-                self.wrong_type(key, expected, value);
+            return Some(Value::Texts(texts));
+        }
+        match convert_scalar(key, kind, value.get_ref()) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.fail(&value.span(), problem);
                 None
             }
         }
@@ -399,6 +334,56 @@ impl<'d> Node<'d> {
             "the file".to_owned()
         } else {
             format!("`{}`", self.path)
+        }
+    }
+}
+
+fn convert_scalar(key: &str, kind: Kind, value: &DeValue<'_>) -> Result<Value, Problem> {
+    match (kind, value) {
+        (Kind::Text, DeValue::String(text)) => Ok(Value::Text(text.to_string())),
+        (Kind::Choice(choices), DeValue::String(text)) if choices.contains(&text.as_ref()) => {
+            Ok(Value::Text(text.to_string()))
+        }
+        (Kind::Choice(choices), DeValue::String(text)) => {
+            let like = most_like(text, choices.iter().copied());
+            Err(Problem::NotAChoice {
+                value: text.to_string(),
+                choices: kind.describe(),
+                like,
+            })
+        }
+        (Kind::Integer { least, most }, DeValue::Integer(number)) => {
+            let parsed = u64::from_str_radix(number.as_str(), number.radix()).ok();
+            let value = parsed.filter(|value| (least..=most).contains(value));
+            value
+                .map(Value::Integer)
+                .ok_or_else(|| Problem::OutOfRange {
+                    key: key.to_owned(),
+                    least,
+                    most,
+                })
+        }
+        (Kind::Duration, DeValue::String(text)) => {
+            let problem = || Problem::NotADuration {
+                value: text.to_string(),
+            };
+            parse_duration(text)
+                .map(Value::Duration)
+                .ok_or_else(problem)
+        }
+        (Kind::Bytes, DeValue::String(text)) => {
+            let problem = || Problem::NotASize {
+                value: text.to_string(),
+            };
+            parse_bytes(text).map(Value::Integer).ok_or_else(problem)
+        }
+        _ => {
+            let (expected, found) = (kind.expected().to_owned(), type_name(value));
+            Err(Problem::WrongType {
+                key: key.to_owned(),
+                expected,
+                found,
+            })
         }
     }
 }
