@@ -155,7 +155,7 @@ fn a_walked_row_costs_no_allocation() {
     let mut server = Vec::new();
     for _ in 0..1000 {
         put(&mut server, b'D', |out| {
-            out.extend_from_slice(b"\0\x02\0\0\0\x0242\0\0\0\x05north")
+            out.extend_from_slice(b"\0\x02\0\0\0\x0242\0\0\0\x05north");
         });
     }
     put_complete(&mut server, b"SELECT 1000");

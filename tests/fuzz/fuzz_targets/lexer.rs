@@ -44,7 +44,7 @@ fn another(literal: &[u8]) -> Vec<u8> {
         (b'e' | b'E', _) => b"E'it\\'s'",
         (b'b' | b'B', _) => b"B'101'",
         (b'x' | b'X', _) => b"x'1f'",
-        (b'u' | b'U', _) => b"U&'it''s'",
+        (b'u' | b'U', _) => b"U&'it''s' UESCAPE '#'",
         (b'0', Some(b'x' | b'X' | b'o' | b'O' | b'b' | b'B')) => return literal.to_vec(),
         _ if literal.contains(&b'_') => return literal.to_vec(),
         (b'.', _) => b".25",
