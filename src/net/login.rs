@@ -539,7 +539,7 @@ mod tests {
         let mut out = Vec::new();
         backend::put_parameter_status(&mut out, b"client_encoding", b"UTF8");
         frontend::put(&mut out, b'K', |out| {
-            out.extend_from_slice(&[0, 0, 0, 1, 1, 2, 3, 4])
+            out.extend_from_slice(&[0, 0, 0, 1, 1, 2, 3, 4]);
         });
         loop {
             backend::put_ready(&mut out, backend::Status::Idle);
@@ -672,7 +672,7 @@ mod tests {
             match expected {
                 None => assert_eq!(words, ""),
                 Some(expected) => {
-                    assert!(words.contains(&format!("FATAL:  {expected}\n")), "{words}")
+                    assert!(words.contains(&format!("FATAL:  {expected}\n")), "{words}");
                 }
             }
         }
@@ -791,114 +791,88 @@ mod tests {
         )
     }
 
+    async fn check_raw(bytes: &[u8], mode: TlsMode, outcome: &str, sqlstate: Option<&str>) {
+        let told = send_raw(bytes, mode, PATIENCE).await;
+        assert_eq!(
+            (&told.0[..], told.1.as_deref()),
+            (outcome, sqlstate),
+            "{bytes:?}"
+        );
+    }
+
     #[tokio::test]
-    async fn strangers_that_break_the_protocol_are_told_so_or_left() {
-        let ssl = [0, 0, 0, 8, 4, 210, 22, 47];
-        let gss = [0, 0, 0, 8, 4, 210, 22, 48];
+    async fn what_follows_a_request_for_encryption_in_the_clear_is_never_read() {
         let plain = startup_packet(&[(b"user", b"plain"), (b"database", b"app")]);
-        let scrammed = startup_packet(&[(b"user", b"scrammed"), (b"database", b"app")]);
+        let ssl = [&[0, 0, 0, 8, 4, 210, 22, 47][..], &plain].concat();
+        let gss = [&[0, 0, 0, 8, 4, 210, 22, 48][..], &plain].concat();
+        let outcome = "unencrypted data followed a request for encryption";
+        check_raw(&ssl, TlsMode::Prefer, outcome, Some("08P01")).await;
+        check_raw(&ssl, TlsMode::Disable, outcome, Some("08P01")).await;
+        check_raw(&gss, TlsMode::Prefer, outcome, Some("08P01")).await;
+    }
+
+    #[tokio::test]
+    async fn malformed_startup_packets_are_answered_or_left() {
+        let length = "invalid length of startup packet";
+        let layout = "invalid startup packet layout";
         let mut cancel = Vec::new();
         startup::put_cancel_request(&mut cancel, 7, &[1; 256]);
-        let stuffed = "unencrypted data followed a request for encryption";
-        for (bytes, mode, outcome, sqlstate) in [
+        for (bytes, outcome, sqlstate) in [
+            (&[0xff; 8][..], length, None),
+            (&[0, 0, 0, 7, 0], length, None),
+            (&[0, 0, 0x27, 0x11, 0], length, None),
+            (&[0x16, 3, 1, 0, 1, 9], length, None),
+            (&[0, 0, 0, 9, 0, 3, 0, 0, 1], layout, Some("08P01")),
             (
-                [&ssl[..], &plain].concat(),
-                TlsMode::Prefer,
-                stuffed,
-                Some("08P01"),
-            ),
-            (
-                [&ssl[..], &plain].concat(),
-                TlsMode::Disable,
-                stuffed,
-                Some("08P01"),
-            ),
-            (
-                [&gss[..], &plain].concat(),
-                TlsMode::Prefer,
-                stuffed,
-                Some("08P01"),
-            ),
-            (
-                vec![0xff; 8],
-                TlsMode::Prefer,
-                "invalid length of startup packet",
-                None,
-            ),
-            (
-                vec![0, 0, 0, 7, 0],
-                TlsMode::Prefer,
-                "invalid length of startup packet",
-                None,
-            ),
-            (
-                vec![0, 0, 0x27, 0x11, 0],
-                TlsMode::Prefer,
-                "invalid length of startup packet",
-                None,
-            ),
-            (
-                vec![0x16, 3, 1, 0, 1, 9],
-                TlsMode::Disable,
-                "invalid length of startup packet",
-                None,
-            ),
-            (
-                vec![0, 0, 0, 9, 0, 3, 0, 0, 1],
-                TlsMode::Prefer,
-                "invalid startup packet layout",
-                Some("08P01"),
-            ),
-            (
-                vec![0, 0, 0, 8, 0, 2, 0, 0],
-                TlsMode::Prefer,
+                &[0, 0, 0, 8, 0, 2, 0, 0],
                 "unsupported frontend protocol 2.0",
                 Some("0A000"),
             ),
+            (&[0, 0, 0, 9, 0, 3, 0, 0, 0], "no user named", Some("28000")),
+            (&cancel, "cancel 7 256", None),
+        ] {
+            check_raw(bytes, TlsMode::Disable, outcome, sqlstate).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn malformed_proofs_are_answered() {
+        let unexpected = "a message other than the expected password or SASL response";
+        for (user, message, outcome, sqlstate) in [
             (
-                vec![0, 0, 0, 9, 0, 3, 0, 0, 0],
-                TlsMode::Prefer,
-                "no user named",
-                Some("28000"),
-            ),
-            (cancel, TlsMode::Prefer, "cancel 7 256", None),
-            (
-                [&plain[..], b"p\0\x01\0\0"].concat(),
-                TlsMode::Prefer,
-                "a message other than the expected password or SASL response: invalid length 65536 of message type 112",
-                Some("08P01"),
-            ),
-            (
-                [&plain[..], b"Q\0\0\0\x05\0"].concat(),
-                TlsMode::Prefer,
-                "a message other than the expected password or SASL response: invalid message type 81",
-                Some("08P01"),
+                "plain",
+                &b"p\0\x01\0\0"[..],
+                &format!("{unexpected}: invalid length 65536 of message type 112")[..],
+                "08P01",
             ),
             (
-                [&plain[..], b"p\0\0\0\x04"].concat(),
-                TlsMode::Prefer,
+                "plain",
+                b"Q\0\0\0\x05\0",
+                &format!("{unexpected}: invalid message type 81"),
+                "08P01",
+            ),
+            (
+                "plain",
+                b"p\0\0\0\x04",
                 "invalid authentication message",
-                Some("08P01"),
+                "08P01",
             ),
+            ("plain", b"p\0\0\0\x05\0", "authentication failed", "28P01"),
             (
-                [&plain[..], b"p\0\0\0\x05\0"].concat(),
-                TlsMode::Prefer,
-                "authentication failed",
-                Some("28P01"),
-            ),
-            (
-                [&scrammed[..], b"p\0\0\0\x06x\0"].concat(),
-                TlsMode::Prefer,
+                "scrammed",
+                b"p\0\0\0\x06x\0",
                 "the client selected an unknown SASL mechanism",
-                Some("08P01"),
+                "08P01",
             ),
         ] {
-            let told = send_raw(&bytes, mode, PATIENCE).await;
-            assert_eq!(
-                (&told.0[..], told.1.as_deref()),
-                (outcome, sqlstate),
-                "{bytes:?}"
-            );
+            let startup = startup_packet(&[(b"user", user.as_bytes()), (b"database", b"app")]);
+            check_raw(
+                &[&startup[..], message].concat(),
+                TlsMode::Disable,
+                outcome,
+                Some(sqlstate),
+            )
+            .await;
         }
     }
 
@@ -946,7 +920,7 @@ mod tests {
         let mut bytes = startup_packet(&[(b"user", b"plain"), (b"database", b"app")]);
         let slow = bytes.len() + 100;
         frontend::put(&mut bytes, b'p', |out| {
-            out.extend([long.as_bytes(), b"\0"].concat())
+            out.extend([long.as_bytes(), b"\0"].concat());
         });
         for byte in &bytes[..slow] {
             stream.write_all(&[*byte]).await.unwrap();

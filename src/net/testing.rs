@@ -207,7 +207,7 @@ pub(super) fn program(name: &str) -> PathBuf {
 fn server_command(name: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program(name));
     command.args(arguments);
-    as_server_user(&mut command)
+    as_server_user(&command)
 }
 
 /// Servers refuse to run as root.
