@@ -419,6 +419,16 @@ mod tests {
         poll_fn(|cx| Poll::Ready(transport.poll_disturbed(cx).is_ready())).await
     }
 
+    #[test]
+    fn a_connection_may_be_opened_on_any_thread() {
+        fn check<F: Future + Send>(
+            _: impl FnOnce(&'static Address, &'static Credentials, &'static ClientTls) -> F,
+        ) {
+        }
+        check(|address, credentials, tls| connect(address, "", credentials, &[], PATIENCE, tls));
+        check(|address, _, tls| cancel(address, 0, &[], PATIENCE, tls));
+    }
+
     #[tokio::test]
     async fn backends_are_opened_with_every_method_that_the_server_asks_for() {
         let server = Server::start(

@@ -22,11 +22,12 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::{Instant, timeout_at},
+    time::{Sleep, sleep, timeout},
 };
 
 /// The database that is the console.
@@ -235,18 +236,18 @@ enum Opened {
 /// # Errors
 /// [`LoginError`]: the connection is closed.
 pub async fn login(transport: Transport, context: &LoginContext) -> Result<Login, LoginError> {
-    let deadline = Instant::now() + context.timeout;
+    let mut deadline = pin!(sleep(context.timeout));
     // PostgreSQL says nothing either to who does not send a startup packet in time.
-    let opened = match timeout_at(deadline, open(transport, context)).await {
-        Ok(opened) => opened?,
-        Err(_elapsed) => return Err(LoginError::Refused(Refusal::Timeout)),
+    let opened = match before(deadline.as_mut(), open(transport, context)).await {
+        Some(opened) => opened?,
+        None => return Err(LoginError::Refused(Refusal::Timeout)),
     };
     let (mut transport, entry) = match opened {
         Opened::Enter(transport, entry) => (transport, entry),
         Opened::Refused(transport, refusal) => return Err(refuse(transport, refusal).await),
         Opened::Over(login) => return Ok(login),
     };
-    let entered = timeout_at(deadline, enter(&mut transport, &entry, context)).await;
+    let entered = before(deadline, enter(&mut transport, &entry, context)).await;
     match entered.unwrap_or(Err(LoginError::Refused(Refusal::Timeout))) {
         Ok(Received::Whole((user, database))) => {
             let Entry {
@@ -263,6 +264,15 @@ pub async fn login(transport: Transport, context: &LoginContext) -> Result<Login
         Ok(Received::Closed) => Ok(Login::Closed),
         Err(LoginError::Refused(refusal)) => Err(refuse(transport, refusal).await),
         Err(error @ (LoginError::Io(_) | LoginError::Tls(_))) => Err(error),
+    }
+}
+
+/// What `work` gives, unless the deadline comes first.
+async fn before<T>(deadline: Pin<&mut Sleep>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = deadline => None,
     }
 }
 
@@ -433,7 +443,7 @@ async fn refuse(mut transport: Transport, refusal: Refusal) -> LoginError {
             transport.shutdown().await
         };
         // Whether it arrives changes nothing: the client is refused.
-        let _told = timeout_at(Instant::now() + FAREWELL, farewell).await;
+        let _told = timeout(FAREWELL, farewell).await;
     }
     LoginError::Refused(refusal)
 }
