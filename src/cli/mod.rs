@@ -1,9 +1,118 @@
-//! One file per command.
+//! The command line: one file per command.
+//!
+//! What must stay true: exit codes mean the same everywhere ([`Exit`]); results go to standard output, faults and
+//! progress to standard error; colours only on a terminal.
 
+mod completions;
+mod man;
+mod output;
+
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use output::Output;
 use std::process::ExitCode;
+
+/// A sharding proxy for PostgreSQL: routes by shard key, never gives a wrong answer.
+#[derive(Debug, Parser)]
+#[command(
+    name = "shardway",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Arguments {
+    /// How results are written.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page (roff).
+    Man,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one JSON value.
+    Json,
+}
+
+/// How a command ended; the exit codes are stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done,
+    Failed,
+    /// The arguments make no sense.
+    Usage,
+    /// A check said no, and nothing was changed.
+    Refused,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0_u8,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Refused => 3,
+        })
+    }
+}
 
 /// Runs the command line; the process's exit code.
 #[must_use]
 pub fn run() -> ExitCode {
-    ExitCode::SUCCESS
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error).into(),
+    };
+    dispatch(arguments).into()
+}
+
+fn dispatch(arguments: Arguments) -> Exit {
+    let output = Output::new(arguments.output);
+    match arguments.command {
+        Command::Completions(args) => completions::run(&args, Arguments::command(), &output),
+        Command::Man => man::run(&Arguments::command(), &output),
+    }
+}
+
+/// `--help` and `--version` are results; everything else that the parser says is a fault in the arguments.
+fn usage(error: &clap::Error) -> Exit {
+    // A closed pipe: nobody reads what we would say.
+    drop(error.print());
+    if error.use_stderr() {
+        Exit::Usage
+    } else {
+        Exit::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_a_result_and_nonsense_is_usage() {
+        let outcome = |arguments: &[&str]| {
+            Arguments::try_parse_from(arguments)
+                .err()
+                .map(|error| error.use_stderr())
+        };
+        assert_eq!(outcome(&["shardway", "--version"]), Some(false));
+        assert_eq!(outcome(&["shardway", "fly"]), Some(true));
+        assert_eq!(outcome(&["shardway", "man", "--output", "json"]), None);
+    }
 }

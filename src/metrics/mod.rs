@@ -1,1 +1,84 @@
-//! To be written.
+//! Counters handed to their owners, and who is connected. Nothing here is global: `server.rs` builds a [`Metrics`] and
+//! hands it down; owners keep `Arc`s of the counters they touch.
+//!
+//! What must stay true: what runs per message is a relaxed atomic add at most, on a counter of that session; shared
+//! counters are touched once per lease, when a session folds its [`Tally`] in.
+
+pub mod counters;
+pub mod exposition;
+pub mod sessions;
+
+pub use counters::{
+    Counter, Gauge, PoolCounters, PoolKey, ProcessCounters, Refusals, Tally, Totals,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+/// Every counter and every session of one process.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub process: ProcessCounters,
+    pub refusals: Refusals,
+    pub sessions: Arc<sessions::Sessions>,
+    pub backends: Arc<sessions::Backends>,
+    pools: RwLock<BTreeMap<PoolKey, Arc<PoolCounters>>>,
+}
+
+impl Metrics {
+    /// Builds empty counters.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// The counters of one database, user and shard; made at the first call. Keep the `Arc`: this takes a lock.
+    #[must_use]
+    pub fn pool(&self, database: &str, user: &str, shard: &str) -> Arc<PoolCounters> {
+        let key = PoolKey {
+            database: database.to_owned(),
+            user: user.to_owned(),
+            shard: shard.to_owned(),
+        };
+        if let Some(found) = self
+            .pools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+        {
+            return Arc::clone(found);
+        }
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(pools.entry(key).or_default())
+    }
+
+    /// Every pool's counters, ordered by database, user and shard.
+    #[must_use]
+    pub fn pools(&self) -> Vec<(PoolKey, Arc<PoolCounters>)> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        pools
+            .iter()
+            .map(|(key, counters)| (key.clone(), Arc::clone(counters)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_pool_has_the_same_counters() {
+        let metrics = Metrics::new();
+        metrics.pool("app", "u", "s0").queries.add(2);
+        metrics.pool("app", "u", "s0").queries.add(3);
+        metrics.pool("app", "u", "s1").queries.add(1);
+        let queries: Vec<u64> = metrics
+            .pools()
+            .iter()
+            .map(|(_, pool)| pool.queries.get())
+            .collect();
+        assert_eq!(queries, [5, 1]);
+    }
+}

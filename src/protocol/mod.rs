@@ -1,1 +1,8 @@
-//! To be written.
+//! The rules of one connection, without any IO: how both sides log in, what replies a request expects, what a
+//! transaction has promised, which settings a session owns. Pure.
+
+pub mod backend_startup;
+pub mod client_startup;
+pub mod parameters;
+pub mod pipeline;
+pub mod transaction;

@@ -1,1 +1,56 @@
-//! To be written.
+//! Sessions: from a client's first byte to its last. Reads what the client asks, has it planned, leases a backend,
+//! relays the answer. It decides nothing about shards (`plan`) and nothing about who is served next (`pool`).
+
+pub mod cancel;
+pub mod database;
+mod link;
+mod local;
+mod prepared;
+mod relay;
+pub mod reply;
+mod request;
+pub mod session;
+
+use crate::{clock::Clock, config::settings::Settings, metrics::Metrics};
+use arc_swap::ArcSwap;
+use database::Database;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::runtime::Handle;
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Shared {
+    pub settings: ArcSwap<Settings>,
+    /// By the name that clients give; replaced whole by a reload.
+    pub databases: ArcSwap<HashMap<String, Arc<Database>>>,
+    /// Counts reloads, so that a session notices one with a single load.
+    pub generation: AtomicU64,
+    pub cancels: cancel::Slots,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub runtime: Handle,
+    pub tls: Arc<crate::net::tls::ClientTls>,
+    /// Seeds the identities of prepared statements.
+    pub seed: u64,
+}
+
+impl Shared {
+    /// The database that clients call `name`: listed, or the wildcard.
+    #[must_use]
+    pub fn database(&self, name: &str) -> Option<Arc<Database>> {
+        let databases = self.databases.load();
+        databases.get(name).or_else(|| databases.get("*")).cloned()
+    }
+
+    /// Counts reloads.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+}

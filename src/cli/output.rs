@@ -1,0 +1,70 @@
+//! The one place that prints: results to standard output, faults to standard error.
+
+use super::{Exit, Format};
+use serde::Serialize;
+use std::io::{self, IsTerminal as _, Write as _};
+
+/// Where a command's results go.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    format: Format,
+}
+
+/// A fault as `--output json` writes it.
+#[derive(Serialize)]
+struct Fault<'a> {
+    error: &'a str,
+}
+
+impl Output {
+    /// Writes as asked.
+    #[must_use]
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// How results are written.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether colours may be used for faults.
+    #[must_use]
+    pub fn is_coloured(&self) -> bool {
+        self.format == Format::Text && io::stderr().is_terminal()
+    }
+
+    /// Writes a result: the text, or the value as JSON. A reader that has gone is no fault.
+    pub fn result(&self, text: &str, value: &impl Serialize) -> Exit {
+        match self.format {
+            Format::Text => self.raw(text.as_bytes()),
+            Format::Json => match serde_json::to_string_pretty(value) {
+                Ok(json) => self.raw(format!("{json}\n").as_bytes()),
+                Err(error) => self.fault(&error.to_string(), Exit::Failed),
+            },
+        }
+    }
+
+    /// Writes bytes that have one form only.
+    pub fn raw(&self, bytes: &[u8]) -> Exit {
+        let mut out = io::stdout().lock();
+        match out.write_all(bytes).and_then(|()| out.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Exit::Failed,
+            Ok(()) | Err(_) => Exit::Done,
+        }
+    }
+
+    /// Writes a fault to standard error, and is the exit.
+    pub fn fault(&self, text: &str, exit: Exit) -> Exit {
+        let line = match self.format {
+            Format::Text => format!("shardway: {}\n", text.trim_end()),
+            Format::Json => {
+                serde_json::to_string(&Fault { error: text }).unwrap_or_default() + "\n"
+            }
+        };
+        // Nobody reads standard error: the exit code still tells.
+        drop(io::stderr().lock().write_all(line.as_bytes()));
+        exit
+    }
+}

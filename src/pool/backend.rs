@@ -1,0 +1,163 @@
+//! A connection to a PostgreSQL server and what we know of its state: settings told, statements prepared.
+
+use crate::{
+    clock::Instant,
+    config::settings::Address,
+    metrics::sessions::RegisteredBackend,
+    net::stream::Stream,
+    protocol::parameters::Applied,
+};
+use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A connection to a PostgreSQL server.
+#[derive(Debug)]
+pub struct Backend {
+    pub stream: Stream,
+    /// What a cancel needs.
+    pub target: Arc<CancelTarget>,
+    /// Settings that the server reports.
+    pub reported: Reported,
+    /// Settings that sessions made.
+    pub applied: Applied,
+    pub statements: Statements,
+    /// The statement behind the unnamed name, by its identity.
+    pub unnamed: Option<u128>,
+    pub born: Instant,
+    pub info: RegisteredBackend,
+}
+
+/// Whom to ask to cancel what this backend runs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CancelTarget {
+    pub address: Arc<Address>,
+    pub pid: u32,
+    pub key: Vec<u8>,
+}
+
+/// Settings that a server reports (ParameterStatus), with a hash to compare by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reported {
+    values: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    hash: u64,
+}
+
+impl Reported {
+    /// Records a value.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        if self.values.get(name).is_some_and(|old| **old == *value) {
+            return;
+        }
+        let old = self.values.insert(name.into(), value.into());
+        if let Some(old) = old {
+            self.hash = self.hash.wrapping_sub(part(name, &old));
+        }
+        self.hash = self.hash.wrapping_add(part(name, value));
+    }
+
+    /// A value.
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.values.get(name).map(|value| &**value)
+    }
+
+    /// Every name and value.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.values.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Equal for equal contents.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+/// One pair's share of the hash, which is their sum, so that it follows changes.
+fn part(name: &[u8], value: &[u8]) -> u64 {
+    xxh3_64(name).rotate_left(17) ^ xxh3_64(value)
+}
+
+/// The statements prepared on a backend, least recently used first to go.
+#[derive(Debug, Default)]
+pub struct Statements {
+    used: HashMap<u128, u64, foldhash::fast::RandomState>,
+    clock: u64,
+}
+
+impl Statements {
+    /// Whether the statement is prepared; if so it is now the most recently used.
+    pub fn touch(&mut self, id: u128) -> bool {
+        self.clock += 1;
+        let clock = self.clock;
+        self.used.get_mut(&id).is_some_and(|used| {
+            *used = clock;
+            true
+        })
+    }
+
+    /// A Parse of it has been confirmed.
+    pub fn insert(&mut self, id: u128) {
+        self.clock += 1;
+        self.used.insert(id, self.clock);
+    }
+
+    /// It is not prepared any more.
+    pub fn remove(&mut self, id: u128) {
+        self.used.remove(&id);
+    }
+
+    /// DEALLOCATE ALL, DISCARD ALL.
+    pub fn clear(&mut self) {
+        self.used.clear();
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.used.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.used.is_empty()
+    }
+
+    /// When more than `limit` are prepared: the one that was not used for longest, to be closed.
+    #[must_use]
+    pub fn excess(&self, limit: usize) -> Option<u128> {
+        if self.used.len() <= limit {
+            return None;
+        }
+        self.used.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_reported_settings_follows_their_values() {
+        let (mut a, mut b) = (Reported::default(), Reported::default());
+        a.set(b"TimeZone", b"UTC");
+        a.set(b"DateStyle", b"ISO");
+        b.set(b"DateStyle", b"SQL");
+        b.set(b"TimeZone", b"UTC");
+        assert_ne!(a.hash(), b.hash());
+        b.set(b"DateStyle", b"ISO");
+        assert_eq!(a.hash(), b.hash());
+    }
+
+    #[test]
+    fn the_least_recently_used_statement_goes_first() {
+        let mut statements = Statements::default();
+        for id in 1..=3 {
+            statements.insert(id);
+        }
+        assert!(statements.touch(1));
+        assert_eq!(statements.excess(2), Some(2));
+        assert_eq!(statements.excess(3), None);
+    }
+}

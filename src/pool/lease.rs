@@ -1,0 +1,290 @@
+//! Hot path: leasing a backend. One lock and no allocation when one is idle; a fair queue with a deadline when not.
+
+use super::{
+    backend::Backend,
+    state::{Figures, Freed, Limits, State},
+};
+use crate::{
+    clock::{Clock, Duration, Instant},
+    config::settings::Pool as Settings,
+    metrics::{counters::PoolCounters, sessions::BackendState},
+    net::backend::ConnectError,
+};
+use std::{
+    fmt,
+    future::Future,
+    ops::{Deref, DerefMut},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{runtime::Handle, sync::oneshot, time::timeout_at};
+
+/// Why no backend was leased.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CheckoutError {
+    /// Every backend was in use until the deadline.
+    #[error("waited {0:?} for a server connection")]
+    Timeout(Duration),
+    /// No connection could be made.
+    #[error("no connection to the server: {0}")]
+    Connect(Arc<ConnectError>),
+    /// The pool is being closed.
+    #[error("the pool is closed")]
+    Closed,
+}
+
+/// Opens backends: an authenticated connection per call.
+pub type Opener = Box<dyn Fn() -> Opening + Send + Sync>;
+/// A connect under way.
+pub type Opening = Pin<Box<dyn Future<Output = Result<Box<Backend>, ConnectError>> + Send>>;
+
+type Handed = Result<Lease, CheckoutError>;
+
+/// The backends of one user on one placement.
+pub struct Pool {
+    state: Mutex<State<Box<Backend>, oneshot::Sender<Handed>>>,
+    settings: Settings,
+    opener: Opener,
+    runtime: Handle,
+    clock: Clock,
+    counters: Arc<PoolCounters>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("figures", &self.figures()).finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// An empty pool. Connects run on `runtime`, so that a client that leaves does not end one that others wait for.
+    #[must_use]
+    pub fn new(settings: Settings, opener: Opener, runtime: Handle, clock: Clock, counters: Arc<PoolCounters>) -> Arc<Self> {
+        let limits = Limits {
+            size: settings.size.max(1),
+            min_size: settings.min_size,
+            connects: settings.connect_limit.max(1),
+            idle_timeout: settings.idle_timeout,
+        };
+        Arc::new(Self { state: Mutex::new(State::new(limits)), settings, opener, runtime, clock, counters })
+    }
+
+    /// The counters of this pool.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<PoolCounters> {
+        &self.counters
+    }
+
+    /// The settings of this pool.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How many backends are idle, leased and opening, and how many clients wait.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.lock().figures()
+    }
+
+    /// A backend that is idle right now.
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Lease> {
+        loop {
+            let backend = self.lock().take_idle()?;
+            let mut lease = Lease { backend: Some(backend), pool: Arc::clone(self) };
+            if lease.usable(self.clock.now()) {
+                return Some(lease);
+            }
+            // Dropped: closed, and its place given back.
+            drop(lease);
+        }
+    }
+
+    /// A backend, after a wait in the queue if need be.
+    ///
+    /// # Errors
+    /// [`CheckoutError`].
+    pub async fn acquire(self: &Arc<Self>) -> Handed {
+        if let Some(lease) = self.try_acquire() {
+            return Ok(lease);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let ticket = self.lock().queue(sender);
+        let _place = Place { pool: self, ticket };
+        self.open_more();
+        let deadline = tokio::time::Instant::from_std(self.clock.now() + self.settings.wait_timeout);
+        match timeout_at(deadline, receiver).await {
+            Ok(Ok(handed)) => handed,
+            Ok(Err(_closed)) => Err(CheckoutError::Closed),
+            Err(_elapsed) => {
+                self.counters.wait_timeouts.increment();
+                Err(CheckoutError::Timeout(self.settings.wait_timeout))
+            }
+        }
+    }
+
+    /// Begins the connects that are needed and allowed.
+    fn open_more(self: &Arc<Self>) {
+        while self.lock().begin_open(self.clock.now()) {
+            let pool = Arc::clone(self);
+            self.runtime.spawn(async move { pool.open_one().await });
+        }
+        let (waiting, until) = {
+            let state = self.lock();
+            (state.figures(), state.paused_until())
+        };
+        if let Some(until) = until
+            && waiting.waiting > 0
+            && waiting.opening == 0
+            && until > self.clock.now()
+        {
+            // A failed connect holds the next one back: come again when it may begin.
+            let pool = Arc::clone(self);
+            self.runtime.spawn(async move {
+                tokio::time::sleep_until(tokio::time::Instant::from_std(until)).await;
+                pool.open_more();
+            });
+        }
+    }
+
+    async fn open_one(self: Arc<Self>) {
+        let opened = (self.opener)().await;
+        let now = self.clock.now();
+        match opened {
+            Ok(backend) => {
+                self.counters.server_logins.increment();
+                let freed = self.lock().opened(backend, now);
+                self.settle(freed);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot connect to the server");
+                let error = Arc::new(error);
+                let waiters = self.lock().open_failed(now);
+                for waiter in waiters {
+                    // A waiter that has left does not need to know.
+                    drop(waiter.send(Err(CheckoutError::Connect(Arc::clone(&error)))));
+                }
+            }
+        }
+        self.open_more();
+    }
+
+    /// Does what the state decided about a free backend.
+    fn settle(self: &Arc<Self>, freed: Freed<Box<Backend>, oneshot::Sender<Handed>>) {
+        match freed {
+            Freed::Hand(waiter, backend) => {
+                let lease = Lease { backend: Some(backend), pool: Arc::clone(self) };
+                if let Err(Ok(lease)) = waiter.send(Ok(lease)) {
+                    // The waiter left in this moment: the backend is still at rest, so it goes to the next.
+                    lease.release();
+                }
+            }
+            Freed::Kept => {}
+            Freed::Close(backend) => drop(backend),
+        }
+    }
+
+    /// Closes what is too old or has been closed by the server, and opens up to the minimum.
+    pub fn maintain(self: &Arc<Self>) {
+        let now = self.clock.now();
+        let lifetime = self.settings.lifetime;
+        let closed = self.lock().expire(now, |backend| !backend_usable(backend, now, lifetime));
+        drop(closed);
+        self.open_more();
+    }
+
+    /// Closes every idle backend; leased ones as they come back is the caller's part (by dropping the pool).
+    pub fn close_idle(&self) {
+        let closed = self.lock().drain_idle();
+        drop(closed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<Box<Backend>, oneshot::Sender<Handed>>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the queue: left by drop, also when the client's task is dropped while it waits.
+struct Place<'a> {
+    pool: &'a Arc<Pool>,
+    ticket: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        drop(self.pool.lock().leave(self.ticket));
+    }
+}
+
+/// Exclusive use of a backend. Dropped: the backend is closed. [`Lease::release`]: it is at rest and goes to the next.
+pub struct Lease {
+    backend: Option<Box<Backend>>,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    /// Gives back a backend that is at rest: ReadyForQuery `I` was read and nothing is outstanding.
+    pub fn release(mut self) {
+        let now = self.pool.clock.now();
+        let expired = now.saturating_duration_since(self.born) >= self.pool.settings.lifetime;
+        if expired || !self.stream.buffered().is_empty() || self.stream.unsent() > 0 {
+            return; // Dropped: closed.
+        }
+        self.stream.relax(true);
+        if let Some(backend) = self.backend.take() {
+            backend.info.set_state(BackendState::Idle);
+            let freed = self.pool.lock().released(backend, now);
+            self.pool.settle(freed);
+        }
+    }
+
+    /// The pool it belongs to.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    fn usable(&mut self, now: Instant) -> bool {
+        let lifetime = self.pool.settings.lifetime;
+        self.backend.as_mut().is_some_and(|backend| backend_usable(backend, now, lifetime))
+    }
+}
+
+/// Whether a backend at rest can serve: the server has said nothing (an idle server that speaks says goodbye, 57P01)
+/// and its time is not over.
+fn backend_usable(backend: &mut Backend, now: Instant, lifetime: Duration) -> bool {
+    now.saturating_duration_since(backend.born) < lifetime && backend.stream.transport_mut().is_quiet()
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(backend) = self.backend.take() {
+            backend.info.set_state(BackendState::Closing);
+            drop(backend);
+            self.pool.lock().lost();
+            self.pool.open_more();
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = Backend;
+
+    #[expect(clippy::expect_used, reason = "only release and drop take the backend, and both end the lease")]
+    fn deref(&self) -> &Backend {
+        self.backend.as_ref().expect("a lease holds its backend")
+    }
+}
+
+impl DerefMut for Lease {
+    #[expect(clippy::expect_used, reason = "only release and drop take the backend, and both end the lease")]
+    fn deref_mut(&mut self) -> &mut Backend {
+        self.backend.as_mut().expect("a lease holds its backend")
+    }
+}

@@ -1,0 +1,385 @@
+//! The settings that a session owns, so that they follow it from backend to backend.
+//!
+//! A setting changes only when the backend has confirmed it, and changes back when the transaction or savepoint that
+//! made it is rolled back, as PostgreSQL does (manual, SET). What a backend has been told is a [`Applied`]; the
+//! statement that turns one into the other is made here, with every value quoted.
+
+use std::{
+    collections::BTreeMap,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+use xxhash_rust::xxh3::Xxh3Default;
+
+/// How a value was given, which decides how it is given again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Value {
+    /// The text after `SET name TO`, as the client wrote it.
+    Sql(String),
+    /// A string as the startup packet or `set_config` takes it.
+    Config(String),
+}
+
+/// Settings by folded name.
+pub type Map = BTreeMap<String, Value>;
+
+/// What a backend has been told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Exactly these settings, with the hash of [`hash`].
+    Known(Arc<Map>, u64),
+    /// Something that we could not follow (a function that may set, a rollback inside a rollback).
+    Unknown,
+}
+
+impl Default for Applied {
+    fn default() -> Self {
+        Self::Known(Arc::default(), hash(&Map::new()))
+    }
+}
+
+/// The settings of one session.
+#[derive(Debug, Default)]
+pub struct Parameters {
+    /// From the startup packet: what RESET goes back to.
+    base: Arc<Map>,
+    /// What holds now: `base` with what SET changed.
+    wanted: Arc<Map>,
+    wanted_hash: u64,
+    /// SET LOCAL of the running transaction: followed for planning only.
+    local: Arc<Map>,
+    /// What held at the start of the transaction and at each savepoint, innermost last.
+    marks: Vec<Mark>,
+}
+
+#[derive(Debug)]
+struct Mark {
+    /// Empty for the transaction's own.
+    savepoint: String,
+    wanted: Arc<Map>,
+    local: Arc<Map>,
+}
+
+impl Parameters {
+    /// The settings of a session that has just started.
+    #[must_use]
+    pub fn new(base: Map) -> Self {
+        let base = Arc::new(base);
+        let wanted_hash = hash(&base);
+        Self { wanted: Arc::clone(&base), base, wanted_hash, local: Arc::default(), marks: Vec::new() }
+    }
+
+    /// The hash of what a backend must have been told before it serves this session.
+    #[must_use]
+    pub fn wanted_hash(&self) -> u64 {
+        self.wanted_hash
+    }
+
+    /// What a backend must have been told.
+    #[must_use]
+    pub fn wanted(&self) -> &Arc<Map> {
+        &self.wanted
+    }
+
+    /// The value that a setting has for the session, SET LOCAL included; `None`: the server's own.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.local.get(name).or_else(|| self.wanted.get(name))
+    }
+
+    /// SET: confirmed by the backend. `None` is DEFAULT.
+    pub fn set(&mut self, name: &str, value: Option<Value>, local: bool) {
+        if local {
+            if self.marks.is_empty() {
+                return; // Outside a transaction SET LOCAL has no effect.
+            }
+            match value {
+                Some(value) => Arc::make_mut(&mut self.local).insert(name.to_owned(), value),
+                None => Arc::make_mut(&mut self.local).remove(name),
+            };
+            return;
+        }
+        if self.local.contains_key(name) {
+            Arc::make_mut(&mut self.local).remove(name);
+        }
+        let wanted = Arc::make_mut(&mut self.wanted);
+        match value.or_else(|| self.base.get(name).cloned()) {
+            Some(value) => wanted.insert(name.to_owned(), value),
+            None => wanted.remove(name),
+        };
+        self.changed();
+    }
+
+    /// RESET ALL and DISCARD ALL. Role and session authorization stay under RESET ALL (`keep_role`).
+    pub fn reset_all(&mut self, keep_role: bool) {
+        let mut wanted = (*self.base).clone();
+        if keep_role {
+            for name in ["role", "session_authorization"] {
+                if let Some(value) = self.wanted.get(name) {
+                    wanted.insert(name.to_owned(), value.clone());
+                }
+            }
+        }
+        self.wanted = Arc::new(wanted);
+        self.local = Arc::default();
+        self.changed();
+    }
+
+    /// A transaction begins.
+    pub fn begin(&mut self) {
+        if self.marks.is_empty() {
+            self.mark(String::new());
+        }
+    }
+
+    /// Whether a transaction has been begun.
+    #[must_use]
+    pub fn in_transaction(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
+    /// SAVEPOINT.
+    pub fn savepoint(&mut self, name: &str) {
+        self.mark(name.to_owned());
+    }
+
+    fn mark(&mut self, savepoint: String) {
+        self.marks.push(Mark { savepoint, wanted: Arc::clone(&self.wanted), local: Arc::clone(&self.local) });
+    }
+
+    /// RELEASE SAVEPOINT.
+    pub fn release(&mut self, name: &str) {
+        if let Some(at) = self.marks.iter().rposition(|mark| mark.savepoint == name) {
+            self.marks.truncate(at);
+        }
+    }
+
+    /// ROLLBACK TO SAVEPOINT. True when a setting changed back.
+    pub fn rollback_to(&mut self, name: &str) -> bool {
+        let Some(at) = self.marks.iter().rposition(|mark| mark.savepoint == name) else { return false };
+        self.marks.truncate(at + 1);
+        let mark = &self.marks[at];
+        let changed = !Arc::ptr_eq(&mark.wanted, &self.wanted);
+        self.wanted = Arc::clone(&mark.wanted);
+        self.local = Arc::clone(&mark.local);
+        self.changed();
+        changed
+    }
+
+    /// The transaction has ended. True when settings that it made were rolled back.
+    pub fn end(&mut self, committed: bool) -> bool {
+        let Some(first) = self.marks.first() else { return false };
+        let changed = !committed && !Arc::ptr_eq(&first.wanted, &self.wanted);
+        if changed {
+            self.wanted = Arc::clone(&first.wanted);
+        }
+        self.local = Arc::default();
+        self.marks.clear();
+        self.changed();
+        changed
+    }
+
+    fn changed(&mut self) {
+        self.wanted_hash = hash(&self.wanted);
+    }
+}
+
+/// The statement that brings a backend from what it has been told to what the session wants; `None`: nothing to do.
+#[must_use]
+pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
+    let mut sql = String::new();
+    let nothing = Map::new();
+    let told = match applied {
+        Applied::Known(told, _) => told.as_ref(),
+        Applied::Unknown => {
+            sql.push_str("RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;");
+            &nothing
+        }
+    };
+    for name in told.keys().filter(|name| !wanted.contains_key(*name)) {
+        match name.as_str() {
+            "session_authorization" => sql.push_str("RESET SESSION AUTHORIZATION;"),
+            name => {
+                sql.push_str("RESET ");
+                quote_name(&mut sql, name);
+                sql.push(';');
+            }
+        }
+    }
+    // Who we are comes first: it decides what may be set.
+    let rank = |name: &str| match name {
+        "session_authorization" => 0,
+        "role" => 1,
+        _ => 2,
+    };
+    let mut changed: Vec<_> = wanted.iter().filter(|(name, value)| told.get(*name) != Some(*value)).collect();
+    changed.sort_by_key(|(name, _)| rank(name));
+    for (name, value) in changed {
+        match value {
+            Value::Sql(text) if name == "session_authorization" => {
+                sql.push_str("SET SESSION AUTHORIZATION ");
+                sql.push_str(text);
+            }
+            Value::Sql(text) => {
+                sql.push_str("SET ");
+                quote_name(&mut sql, name);
+                sql.push_str(" TO ");
+                sql.push_str(text);
+            }
+            Value::Config(text) => {
+                sql.push_str("SELECT pg_catalog.set_config(");
+                quote_literal(&mut sql, name);
+                sql.push(',');
+                quote_literal(&mut sql, text);
+                sql.push_str(",false)");
+            }
+        }
+        sql.push(';');
+    }
+    (!sql.is_empty()).then_some(sql)
+}
+
+/// The hash by which a session's settings and a backend's are compared.
+#[must_use]
+pub fn hash(map: &Map) -> u64 {
+    let mut hasher = Xxh3Default::new();
+    map.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The items of a list setting (`search_path`), as PostgreSQL's `SplitIdentifierString` or the grammar's list reads
+/// them; `None` when the text is neither.
+#[must_use]
+pub fn list(value: &Value) -> Option<Vec<String>> {
+    let (Value::Sql(text) | Value::Config(text)) = value;
+    let mut items = Vec::new();
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Some(items);
+    }
+    loop {
+        let (item, after) = item(rest)?;
+        items.push(item);
+        let after = after.trim_start();
+        if after.is_empty() {
+            return Some(items);
+        }
+        rest = after.strip_prefix(',')?.trim_start();
+    }
+}
+
+fn item(text: &str) -> Option<(String, &str)> {
+    let quote = text.chars().next()?;
+    if quote == '"' || quote == '\'' {
+        let mut out = String::new();
+        let mut rest = &text[1..];
+        loop {
+            let end = rest.find(quote)?;
+            out.push_str(&rest[..end]);
+            rest = &rest[end + 1..];
+            match rest.strip_prefix(quote) {
+                Some(more) => {
+                    out.push(quote);
+                    rest = more;
+                }
+                None => return Some((out, rest)),
+            }
+        }
+    }
+    let end = text.find(|c: char| c == ',' || c.is_whitespace()).unwrap_or(text.len());
+    let word = &text[..end];
+    let plain = word.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$' || !c.is_ascii());
+    (plain && !word.is_empty()).then(|| (word.to_ascii_lowercase(), &text[end..]))
+}
+
+/// Appends a string constant that means the same under both settings of standard_conforming_strings.
+pub fn quote_literal(out: &mut String, text: &str) {
+    if text.contains('\\') {
+        out.push_str(" E");
+    }
+    out.push('\'');
+    for c in text.chars() {
+        match c {
+            '\'' => out.push_str("''"),
+            '\\' => out.push_str("\\\\"),
+            c => out.push(c),
+        }
+    }
+    out.push('\'');
+}
+
+/// Appends a setting's name; a dot separates the parts of a custom one.
+fn quote_name(out: &mut String, name: &str) {
+    for (at, part) in name.split('.').enumerate() {
+        if at > 0 {
+            out.push('.');
+        }
+        out.push('"');
+        out.push_str(&part.replace('"', "\"\""));
+        out.push('"');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Value {
+        Value::Config(text.to_owned())
+    }
+
+    #[test]
+    fn a_setting_rolled_back_is_as_if_it_had_not_been() {
+        let mut session = Parameters::new(Map::from([("timezone".to_owned(), config("UTC"))]));
+        let before = session.wanted_hash();
+        session.begin();
+        session.set("timezone", Some(config("CET")), false);
+        session.savepoint("a");
+        session.set("work_mem", Some(Value::Sql("'1MB'".to_owned())), false);
+        assert!(session.rollback_to("a"));
+        assert_eq!(session.get("work_mem"), None);
+        assert_eq!(session.get("timezone"), Some(&config("CET")));
+        assert!(session.end(false));
+        assert_eq!(session.wanted_hash(), before);
+    }
+
+    #[test]
+    fn set_local_ends_with_its_transaction_and_is_never_replayed() {
+        let mut session = Parameters::default();
+        session.begin();
+        session.set("search_path", Some(config("a")), true);
+        assert_eq!(session.get("search_path"), Some(&config("a")));
+        assert_eq!(difference(&Applied::default(), session.wanted()), None);
+        session.end(true);
+        assert_eq!(session.get("search_path"), None);
+    }
+
+    #[test]
+    fn reset_goes_back_to_what_the_client_started_with() {
+        let mut session = Parameters::new(Map::from([("datestyle".to_owned(), config("ISO"))]));
+        session.set("datestyle", Some(config("SQL")), false);
+        session.set("datestyle", None, false);
+        assert_eq!(session.get("datestyle"), Some(&config("ISO")));
+    }
+
+    #[test]
+    fn a_hostile_value_stays_a_value() {
+        let wanted = Map::from([("application_name".to_owned(), config("'; DROP TABLE x;--\\"))]);
+        assert_eq!(
+            difference(&Applied::default(), &wanted).unwrap(),
+            "SELECT pg_catalog.set_config('application_name', E'''; DROP TABLE x;--\\\\',false);"
+        );
+        let told = Applied::Known(Arc::new(wanted), 0);
+        assert_eq!(difference(&told, &Map::new()).unwrap(), "RESET \"application_name\";");
+        assert!(difference(&Applied::Unknown, &Map::new()).unwrap().contains("RESET ROLE"));
+    }
+
+    #[test]
+    fn search_paths_are_read_as_postgresql_reads_them() {
+        let items = |text: &str| list(&Value::Sql(text.to_owned()));
+        assert_eq!(items("\"$user\", public"), Some(vec!["$user".to_owned(), "public".to_owned()]));
+        assert_eq!(items("'My Schema', Other"), Some(vec!["My Schema".to_owned(), "other".to_owned()]));
+        assert_eq!(items("''"), Some(vec![String::new()]));
+        assert_eq!(items("a b"), None);
+    }
+}

@@ -1,0 +1,195 @@
+//! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
+
+use crate::{
+    catalog::{shard::ShardId, snapshot::Snapshot},
+    clock::Clock,
+    config::settings::{self, Credentials, PoolMode, User},
+    metrics::{
+        Metrics,
+        sessions::{NewBackend, Transport as Encryption},
+    },
+    net::{
+        backend::{self, ConnectError},
+        stream::Stream,
+        tls::ClientTls,
+    },
+    plan::cache::PlanCache,
+    pool::{
+        backend::{Backend, CancelTarget, Reported, Statements},
+        lease::{Opener, Pool},
+    },
+    protocol::parameters::Applied,
+};
+use arc_swap::ArcSwap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::runtime::Handle;
+
+/// A logical database as it runs.
+pub struct Database {
+    pub settings: Arc<settings::Database>,
+    /// Swapped whole; sessions look at it between transactions.
+    pub snapshot: ArcSwap<Snapshot>,
+    pub plans: PlanCache,
+    pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    parts: Parts,
+}
+
+/// What a database is built from, handed down by the composition root.
+#[derive(Clone)]
+pub struct Parts {
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub runtime: Handle,
+    pub tls: Arc<ClientTls>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PoolKey {
+    credentials: Credentials,
+    size: Option<usize>,
+    shard: ShardId,
+    /// The server's database, where the client's name decides it (the wildcard database).
+    database: String,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("name", &self.settings.name).finish_non_exhaustive()
+    }
+}
+
+impl Database {
+    /// A database with no backend yet.
+    #[must_use]
+    pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
+            settings,
+            plans,
+            pools: Mutex::default(),
+            parts,
+        })
+    }
+
+    /// The name of a shard.
+    #[must_use]
+    pub fn shard_name(&self, shard: ShardId) -> &str {
+        &self.settings.shards[shard.index()].name
+    }
+
+    /// The pool of a user on a shard; `asked` is the database name that the client gave.
+    pub fn pool(&self, user: &User, shard: ShardId, asked: &str) -> Arc<Pool> {
+        let address = &self.settings.shards[shard.index()].primary;
+        let database = if address.database.is_empty() { asked } else { &address.database };
+        let key = PoolKey {
+            credentials: user.backend.clone(),
+            size: user.pool_size,
+            shard,
+            database: database.to_owned(),
+        };
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(pools.entry(key).or_insert_with(|| self.make_pool(user, shard, asked, database)))
+    }
+
+    /// How this user's backends are pooled.
+    #[must_use]
+    pub fn mode(&self, user: &User) -> PoolMode {
+        user.pool_mode.unwrap_or(self.settings.pool.mode)
+    }
+
+    /// Every pool, for the console and for maintenance.
+    #[must_use]
+    pub fn pools(&self) -> Vec<PoolView> {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools
+            .iter()
+            .map(|(key, pool)| PoolView {
+                user: key.credentials.user.clone(),
+                shard: key.shard,
+                pool: Arc::clone(pool),
+            })
+            .collect()
+    }
+
+    fn make_pool(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> Arc<Pool> {
+        let mut settings = self.settings.pool.clone();
+        settings.size = user.pool_size.unwrap_or(settings.size);
+        let placement = &self.settings.shards[shard.index()];
+        let counters = self.parts.metrics.pool(asked, &user.name, &placement.name);
+        let login = Arc::new(BackendLogin {
+            address: Arc::new(placement.primary.clone()),
+            database: database.to_owned(),
+            credentials: user.backend.clone(),
+            timeout: settings.connect_timeout,
+            logical: Arc::from(asked),
+            user: Arc::from(user.name.as_str()),
+            shard: Arc::from(placement.name.as_str()),
+            parts: self.parts.clone(),
+        });
+        let opener: Opener = Box::new(move || Box::pin(open(Arc::clone(&login))));
+        Pool::new(settings, opener, self.parts.runtime.clone(), self.parts.clock, counters)
+    }
+}
+
+/// A pool and whose it is.
+#[derive(Debug)]
+pub struct PoolView {
+    pub user: String,
+    pub shard: ShardId,
+    pub pool: Arc<Pool>,
+}
+
+/// How backends of one pool are opened.
+struct BackendLogin {
+    address: Arc<settings::Address>,
+    database: String,
+    credentials: Credentials,
+    timeout: crate::clock::Duration,
+    logical: Arc<str>,
+    user: Arc<str>,
+    shard: Arc<str>,
+    parts: Parts,
+}
+
+async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
+    let parts = &login.parts;
+    let info = parts.metrics.backends.register(NewBackend {
+        database: Arc::clone(&login.logical),
+        user: Arc::clone(&login.user),
+        shard: Arc::clone(&login.shard),
+        host: match &login.address.host {
+            settings::Host::Tcp(host) => Arc::from(host.as_str()),
+            settings::Host::Unix(path) => Arc::from(path.to_string_lossy()),
+        },
+        port: login.address.port,
+        now: parts.clock.now(),
+        wall: parts.clock.wall(),
+    });
+    let connected =
+        backend::connect(&login.address, &login.database, &login.credentials, &[], login.timeout, &parts.tls)
+            .await
+            .inspect_err(|_| parts.metrics.process.connect_failures.increment())?;
+    let encryption = if connected.transport.is_tls() { Encryption::Tls } else { Encryption::Plain };
+    info.set_connected(connected.pid, encryption);
+    let mut reported = Reported::default();
+    for (name, value) in &connected.parameters {
+        reported.set(name, value);
+    }
+    Ok(Box::new(Backend {
+        stream: Stream::new(connected.transport),
+        target: Arc::new(CancelTarget {
+            address: Arc::clone(&login.address),
+            pid: connected.pid,
+            key: connected.key,
+        }),
+        reported,
+        applied: Applied::default(),
+        statements: Statements::default(),
+        unnamed: None,
+        born: parts.clock.now(),
+        info,
+    }))
+}

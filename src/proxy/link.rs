@@ -1,0 +1,49 @@
+//! The backend that a session uses now, and what the session has done on it.
+
+use crate::{catalog::shard::ShardId, clock::Instant, net::stream::Stream, pool::lease::Lease, wire::backend::Status};
+use smallvec::SmallVec;
+
+/// A leased backend in use.
+#[derive(Debug)]
+pub struct Link {
+    pub lease: Lease,
+    pub shard: ShardId,
+    pub hold: Hold,
+    /// As the last ReadyForQuery said.
+    pub status: Status,
+    /// Parses on their way, by identity, and which of them would be the unnamed statement.
+    pub parsing: SmallVec<[u128; 2]>,
+    /// The wanted settings' hash when the transaction began, and the settings: what a ROLLBACK goes back to.
+    pub at_begin: crate::protocol::parameters::Applied,
+    /// A function that we cannot see into ran: settings are unknown afterwards.
+    pub opaque: bool,
+    pub since: Instant,
+}
+
+/// How firmly the session's transaction or batch is bound to the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hold {
+    /// Beside a deferred transaction, nothing begun here: Parse and Describe only.
+    Aside,
+    /// Beside a deferred transaction, in a transaction of its own that is rolled back.
+    AsideTransaction,
+    /// Only reads that any shard answers: the next statement may choose another shard.
+    Loose,
+    /// A statement belongs to this shard, or a transaction is open here.
+    Bound,
+}
+
+impl Link {
+    /// The connection.
+    pub fn stream(&mut self) -> &mut Stream {
+        &mut self.lease.stream
+    }
+
+    /// Whether a statement is prepared here, or is being prepared.
+    pub fn knows(&mut self, id: u128, unnamed: bool) -> bool {
+        if unnamed {
+            return self.lease.unnamed == Some(id);
+        }
+        self.parsing.contains(&id) || self.lease.statements.touch(id)
+    }
+}

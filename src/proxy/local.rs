@@ -1,0 +1,441 @@
+//! What is answered here: transaction commands while no shard has been reached, the proxy's own settings, EXPLAIN
+//! (ROUTE); and what a confirmed statement changes in the session.
+
+use super::{
+    link::Hold,
+    prepared::Prepared,
+    reply::{self as wording, session as reply},
+    request::Stop,
+    session::{End, Phase, Session},
+};
+use crate::{
+    plan::{Context, Override, StatementPlan, Target, Values},
+    protocol::{
+        parameters::{Applied, Value, list},
+        transaction::Deferred,
+    },
+    sql::statement::Effect,
+    wire::{
+        backend::{Status, put_complete, put_ready},
+        frontend::put,
+        notice::Notice,
+    },
+};
+use std::{collections::HashMap, sync::Arc};
+
+impl Session {
+    /// Whether a statement is answered here while the session has no backend.
+    pub(super) fn answered_here(&self, statement: &StatementPlan) -> bool {
+        if matches!(statement.target, Target::Explain(_)) || own_setting(&statement.effect).is_some() {
+            return true;
+        }
+        if self.snapshot.is_single() {
+            return false;
+        }
+        match &statement.effect {
+            Effect::Begin
+            | Effect::Commit { .. }
+            | Effect::Rollback { .. }
+            | Effect::Savepoint(_)
+            | Effect::Release(_)
+            | Effect::RollbackTo(_)
+            | Effect::SetTransaction => true,
+            Effect::Deallocate(Some(name)) => self.statements.contains_key(name.as_bytes()),
+            _ => self.deferred.as_ref().is_some_and(Deferred::failed),
+        }
+    }
+
+    /// Answers a simple query here if it can be; true when it was.
+    pub(super) fn query_here(&mut self, statement: &StatementPlan, values: &Values<'_>) -> Result<bool, Stop> {
+        if !self.answered_here(statement) {
+            return Ok(false);
+        }
+        let mut out = Vec::new();
+        self.perform(statement, values, true, &mut out)?;
+        self.client.out().extend_from_slice(&out);
+        self.ready_here();
+        Ok(true)
+    }
+
+    /// Execute of a portal that is answered here.
+    pub(super) async fn execute_here(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let Some(statement) = prepared.statement() else { return Ok(()) };
+        let values =
+            Values { text: &prepared.text, slots: &prepared.slots, types: &prepared.types, bind: None };
+        let mut out = Vec::new();
+        self.perform(statement, &values, false, &mut out)?;
+        self.made(out, false);
+        Ok(())
+    }
+
+    /// Does what the statement says and appends its answer, without ReadyForQuery.
+    fn perform(
+        &mut self,
+        statement: &StatementPlan,
+        values: &Values<'_>,
+        describe: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Notice> {
+        let text = &values.text[statement.start as usize..statement.end as usize];
+        if self.deferred.as_ref().is_some_and(Deferred::failed)
+            && !matches!(
+                statement.effect,
+                Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_)
+            )
+        {
+            return Err(reply::transaction_failed());
+        }
+        if let Target::Explain(inner) = &statement.target {
+            let rows = crate::plan::explain::describe(inner, &self.snapshot, values);
+            wording::put_explanation(out, &rows, describe);
+            return Ok(());
+        }
+        if let Some((name, value)) = own_setting(&statement.effect) {
+            return self.set_own(name, value, out);
+        }
+        match &statement.effect {
+            Effect::Begin => self.begin_here(text, out),
+            Effect::Commit { chain } => self.end_here(true, *chain, out)?,
+            Effect::Rollback { chain } => self.end_here(false, *chain, out)?,
+            Effect::Savepoint(name) => self.savepoint_here(name, text, out)?,
+            Effect::Release(name) => self.release_here(name, out)?,
+            Effect::RollbackTo(name) => self.rollback_to_here(name, out)?,
+            Effect::SetTransaction => self.set_transaction_here(text, out),
+            Effect::Deallocate(Some(name)) => {
+                self.statements.remove(name.as_bytes());
+                put_complete(out, b"DEALLOCATE");
+            }
+            _ => return Err(reply::transaction_failed()),
+        }
+        Ok(())
+    }
+
+    fn begin_here(&mut self, text: &[u8], out: &mut Vec<u8>) {
+        if self.deferred.is_some() {
+            reply::already_in_transaction().put(out);
+        } else {
+            self.deferred = Some(Deferred::begin(text));
+            self.parameters.begin();
+        }
+        put_complete(out, if starts_with_word(text, "start") { b"START TRANSACTION" } else { b"BEGIN" });
+    }
+
+    fn end_here(&mut self, commit: bool, chain: bool, out: &mut Vec<u8>) -> Result<(), Notice> {
+        let tag: &[u8] = if commit { b"COMMIT" } else { b"ROLLBACK" };
+        let Some(deferred) = self.deferred.take() else {
+            if chain {
+                return Err(reply::needs_transaction(if commit { "COMMIT AND CHAIN" } else { "ROLLBACK AND CHAIN" }));
+            }
+            reply::no_transaction().put(out);
+            put_complete(out, tag);
+            return Ok(());
+        };
+        let committed = commit && !deferred.failed();
+        self.transaction_ends(committed);
+        if chain {
+            self.parameters.begin();
+            self.deferred = Some(deferred.chain());
+        }
+        put_complete(out, if committed { b"COMMIT" } else { b"ROLLBACK" });
+        Ok(())
+    }
+
+    fn savepoint_here(&mut self, name: &str, text: &[u8], out: &mut Vec<u8>) -> Result<(), Notice> {
+        let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("SAVEPOINT"))?;
+        deferred.savepoint(name, text);
+        self.parameters.savepoint(name);
+        put_complete(out, b"SAVEPOINT");
+        Ok(())
+    }
+
+    fn release_here(&mut self, name: &str, out: &mut Vec<u8>) -> Result<(), Notice> {
+        let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("RELEASE SAVEPOINT"))?;
+        deferred.release(name).map_err(|_| reply::no_such_savepoint(name))?;
+        self.parameters.release(name);
+        put_complete(out, b"RELEASE");
+        Ok(())
+    }
+
+    fn rollback_to_here(&mut self, name: &str, out: &mut Vec<u8>) -> Result<(), Notice> {
+        let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("ROLLBACK TO SAVEPOINT"))?;
+        deferred.rollback_to(name).map_err(|_| reply::no_such_savepoint(name))?;
+        self.parameters.rollback_to(name);
+        self.context_stale = true;
+        put_complete(out, b"ROLLBACK");
+        Ok(())
+    }
+
+    fn set_transaction_here(&mut self, text: &[u8], out: &mut Vec<u8>) {
+        let constraints = text.to_ascii_lowercase().windows(11).any(|window| window == b"constraints");
+        let command = if constraints { "SET CONSTRAINTS" } else { "SET TRANSACTION" };
+        match &mut self.deferred {
+            Some(deferred) => deferred.setting(text),
+            None => reply::only_in_transaction(command).put(out),
+        }
+        put_complete(out, if constraints { b"SET CONSTRAINTS" } else { b"SET" });
+    }
+
+    /// SET shardway.…: the proxy's own settings never reach a server.
+    fn set_own(&mut self, name: &str, value: Option<&str>, out: &mut Vec<u8>) -> Result<(), Notice> {
+        let value = value.map(unquoted).filter(|value| !value.is_empty());
+        check_own(name, value.as_deref(), &self.snapshot.shards)?;
+        match value {
+            Some(value) => self.overridden.insert(name.to_owned(), value),
+            None => self.overridden.remove(name),
+        };
+        self.context_stale = true;
+        put_complete(out, b"SET");
+        Ok(())
+    }
+
+    // ---- what statements on backends change ----
+
+    /// A statement has been confirmed by the backend with this command tag.
+    pub(super) fn took_effect(&mut self, effect: &Effect, tag: &[u8]) {
+        match effect {
+            Effect::None | Effect::SetTransaction | Effect::Opaque => {}
+            Effect::Begin => self.begun_there(),
+            Effect::Commit { chain } | Effect::Rollback { chain } => {
+                let committed = tag == b"COMMIT";
+                self.transaction_ends(committed);
+                if *chain {
+                    self.begun_there();
+                }
+            }
+            Effect::Savepoint(name) => {
+                self.begun_there();
+                self.parameters.savepoint(name);
+            }
+            Effect::Release(name) => self.parameters.release(name),
+            Effect::RollbackTo(name) => {
+                if self.parameters.rollback_to(name)
+                    && let Some(link) = &mut self.link
+                {
+                    link.lease.applied = Applied::Unknown;
+                }
+                self.context_stale = true;
+            }
+            Effect::Set { name, value, local } => {
+                self.begun_there();
+                self.parameters.set(name, value.clone().map(Value::Sql), *local);
+                self.settings_are_told();
+            }
+            Effect::Reset(name) => {
+                self.begun_there();
+                self.parameters.set(name, None, false);
+                self.forget_one(name);
+            }
+            Effect::ResetAll => {
+                self.begun_there();
+                self.parameters.reset_all(true);
+                self.forget_all();
+            }
+            Effect::DiscardAll => {
+                self.parameters.reset_all(false);
+                self.forget_all();
+                self.forget_statements();
+                self.overridden.clear();
+            }
+            Effect::Deallocate(None) => self.forget_statements(),
+            Effect::Deallocate(Some(_)) | Effect::Execute(_) | Effect::Cursor | Effect::TwoPhase => {}
+            Effect::CopyIn | Effect::CopyOut => {}
+            Effect::Prepare(_) => self.pin(crate::sql::statement::PinReason::SqlPrepare),
+            Effect::Declare { hold } => {
+                if *hold {
+                    self.pin(crate::sql::statement::PinReason::HoldCursor);
+                }
+            }
+            Effect::Pins(reason) => self.pin(*reason),
+        }
+    }
+
+    /// A transaction runs on the link: what its settings were is remembered.
+    fn begun_there(&mut self) {
+        if !self.parameters.in_transaction() {
+            self.parameters.begin();
+            if let Some(link) = &mut self.link {
+                link.at_begin = link.lease.applied.clone();
+            }
+        }
+    }
+
+    /// The backend knows exactly what the session wants.
+    fn settings_are_told(&mut self) {
+        self.context_stale = true;
+        let told = Applied::Known(Arc::clone(self.parameters.wanted()), self.parameters.wanted_hash());
+        if let Some(link) = &mut self.link {
+            link.lease.applied = told;
+        }
+    }
+
+    /// RESET of one setting: the backend has its own default, which is the client's only if it gave none at startup.
+    fn forget_one(&mut self, name: &str) {
+        self.context_stale = true;
+        if let Some(link) = &mut self.link
+            && let Applied::Known(map, _) = &link.lease.applied
+        {
+            let mut map = (**map).clone();
+            map.remove(name);
+            let hash = crate::protocol::parameters::hash(&map);
+            link.lease.applied = Applied::Known(Arc::new(map), hash);
+        }
+    }
+
+    fn forget_all(&mut self) {
+        self.context_stale = true;
+        if let Some(link) = &mut self.link {
+            link.lease.applied = Applied::Unknown;
+        }
+    }
+
+    fn forget_statements(&mut self) {
+        self.statements.clear();
+        self.unnamed = None;
+        self.info.set_prepared(0);
+        if let Some(link) = &mut self.link {
+            link.lease.statements.clear();
+            link.lease.unnamed = None;
+        }
+    }
+
+    // ---- planning context ----
+
+    /// Before a batch: a new snapshot or new settings are taken over.
+    pub(super) fn refresh(&mut self) {
+        let generation = self.shared.generation();
+        if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
+            self.generation = generation;
+            if let Some(database) = self.shared.database(&self.asked)
+                && !Arc::ptr_eq(&database, &self.database)
+            {
+                self.database = database;
+                self.pools.clear();
+                self.context_stale = true;
+                if self.any.index() >= self.database.settings.shards.len() {
+                    self.any = crate::catalog::shard::ShardId(0);
+                }
+            }
+        }
+        if self.link.is_none() {
+            let current = self.database.snapshot.load();
+            if !Arc::ptr_eq(&current, &self.snapshot) {
+                self.snapshot = Arc::clone(&current);
+            }
+        }
+        if self.context_stale {
+            self.context_stale = false;
+            self.context = Arc::new(self.build_context());
+        }
+    }
+
+    fn build_context(&self) -> Context {
+        let text = |name: &str| {
+            self.parameters.get(name).map(|Value::Sql(text) | Value::Config(text)| unquoted(text).to_ascii_lowercase())
+        };
+        let is_on = |value: Option<String>, default: bool| {
+            value.map_or(default, |value| matches!(value.as_str(), "on" | "true" | "yes" | "1" | "t" | "y"))
+        };
+        let default_path = || vec!["$user".to_owned(), "public".to_owned()];
+        let path = self.parameters.get("search_path").map_or_else(|| Some(default_path()), list);
+        let role = text("role").filter(|role| role != "none").unwrap_or_else(|| self.user.backend.user.clone());
+        let search_path = path
+            .unwrap_or_default()
+            .into_iter()
+            .map(|schema| if schema == "$user" { role.clone() } else { schema })
+            .collect();
+        let encoding = self.reported.get(b"client_encoding").unwrap_or(b"UTF8");
+        let pinned = self
+            .overridden
+            .get("shardway.shard")
+            .map(|shard| Override::Shard(shard.clone()))
+            .or_else(|| self.overridden.get("shardway.key").map(|key| Override::Key(key.clone())));
+        Context::new(
+            search_path,
+            self.reported.get(b"standard_conforming_strings") != Some(b"off"),
+            matches!(encoding, b"UTF8" | b"SQL_ASCII"),
+            is_on(text("transform_null_equals"), false),
+            pinned,
+            self.meaning_digest(),
+        )
+    }
+
+    /// What else changes the meaning of a prepared statement: role, and settings that the planner bakes in.
+    fn meaning_digest(&self) -> u64 {
+        let map: crate::protocol::parameters::Map = MEANING
+            .iter()
+            .filter_map(|name| self.parameters.get(name).map(|value| ((*name).to_owned(), value.clone())))
+            .collect();
+        crate::protocol::parameters::hash(&map)
+    }
+}
+
+/// Settings that are part of a prepared statement's identity besides search_path.
+const MEANING: &[&str] = &[
+    "role",
+    "session_authorization",
+    "default_text_search_config",
+    "datestyle",
+    "intervalstyle",
+    "timezone",
+    "standard_conforming_strings",
+    "transform_null_equals",
+    "client_encoding",
+    "plpgsql.variable_conflict",
+];
+
+/// The proxy's own setting that a statement changes, and the SQL text of its new value.
+fn own_setting(effect: &Effect) -> Option<(&str, Option<&str>)> {
+    match effect {
+        Effect::Set { name, value, .. } if name.starts_with("shardway.") => Some((name, value.as_deref())),
+        Effect::Reset(name) if name.starts_with("shardway.") => Some((name, None)),
+        _ => None,
+    }
+}
+
+/// Whether one of the proxy's own settings exists and takes this value.
+pub(super) fn check_own(name: &str, value: Option<&str>, shards: &[String]) -> Result<(), Notice> {
+    match (name, value) {
+        ("shardway.shard", Some(shard)) if !shards.iter().any(|known| known == shard) => Err(reply::bad_setting(
+            name,
+            format!("There is no shard \"{shard}\"; shards are {}.", shards.join(", ")),
+        )),
+        ("shardway.shard" | "shardway.key", _) => Ok(()),
+        ("shardway.role", Some("primary") | None) => Ok(()),
+        ("shardway.role", Some(role)) => Err(reply::bad_setting(
+            name,
+            format!("Role \"{role}\" is not served yet: every statement goes to the primary."),
+        )),
+        _ => Err(reply::bad_setting(
+            name,
+            "Known settings are shardway.shard, shardway.key and shardway.role.".to_owned(),
+        )),
+    }
+}
+
+/// The string that a SQL constant stands for; an unquoted word stands for itself.
+fn unquoted(text: &str) -> String {
+    let text = text.trim();
+    let inner = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''));
+    match inner {
+        Some(inner) => inner.replace("''", "'"),
+        None => match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+            Some(inner) => inner.replace("\"\"", "\""),
+            None => text.to_owned(),
+        },
+    }
+}
+
+fn starts_with_word(text: &[u8], word: &str) -> bool {
+    let mut rest = text.trim_ascii_start();
+    loop {
+        if let Some(comment) = rest.strip_prefix(b"--") {
+            let end = comment.iter().position(|byte| *byte == b'\n').unwrap_or(comment.len());
+            rest = comment[end..].trim_ascii_start();
+        } else if let Some(comment) = rest.strip_prefix(b"/*") {
+            let end = comment.windows(2).position(|two| two == b"*/").map_or(comment.len(), |at| at + 2);
+            rest = comment[end..].trim_ascii_start();
+        } else {
+            return rest.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A session's prepared statements. On a backend a statement is named by the hash of all that decides its meaning
+//! (text, declared types, the session's planning context), so sessions that prepare the same share it and no table of
+//! names is needed; the client's own names never leave the session.
+
+use crate::{
+    plan::{Plan, StatementPlan},
+    sql::normalize::Slots,
+    wire::types::Oid,
+};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
+
+/// A statement that the client has prepared.
+#[derive(Debug)]
+pub struct Prepared {
+    pub text: Box<[u8]>,
+    /// As they stand in the Parse message.
+    pub raw_types: Box<[u8]>,
+    pub types: SmallVec<[Oid; 4]>,
+    pub plan: Arc<Plan>,
+    pub slots: Slots,
+    pub id: u128,
+    /// Whether the client gave it no name; then it has none on the backend either.
+    pub unnamed: bool,
+}
+
+impl Prepared {
+    /// Its only statement; `None` for an empty text and for several (which PostgreSQL refuses).
+    #[must_use]
+    pub fn statement(&self) -> Option<&StatementPlan> {
+        match self.plan.statements.as_slice() {
+            [statement] => Some(statement),
+            _ => None,
+        }
+    }
+
+    /// Its name on every backend.
+    #[must_use]
+    pub fn server_name(&self) -> ServerName {
+        if self.unnamed { ServerName::unnamed() } else { server_name(self.id) }
+    }
+}
+
+/// A statement's name on backends: `sw_` and 32 hexadecimal digits, or nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerName {
+    bytes: [u8; 35],
+    length: usize,
+}
+
+impl ServerName {
+    fn unnamed() -> Self {
+        Self { bytes: [0; 35], length: 0 }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// The name on backends of the statement with this identity.
+#[must_use]
+pub fn server_name(id: u128) -> ServerName {
+    let mut bytes = *b"sw_00000000000000000000000000000000";
+    for (at, byte) in bytes[3..].iter_mut().enumerate() {
+        *byte = b"0123456789abcdef"[((id >> (124 - 4 * at)) & 15) as usize];
+    }
+    ServerName { bytes, length: 35 }
+}
+
+/// What decides a statement's meaning, as one number. The seed is the process's own, so that nobody can choose texts
+/// that meet.
+#[must_use]
+pub fn identity(seed: u64, context: u64, text: &[u8], raw_types: &[u8]) -> u128 {
+    let mut hasher = Xxh3::with_seed(seed);
+    hasher.update(&context.to_le_bytes());
+    hasher.update(&(text.len() as u64).to_le_bytes());
+    hasher.update(text);
+    hasher.update(raw_types);
+    hasher.digest128()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_types_and_contexts_tell_statements_apart() {
+        let id = identity(1, 2, b"select $1", b"\0\0\0\x17");
+        assert_eq!(id, identity(1, 2, b"select $1", b"\0\0\0\x17"));
+        assert_ne!(id, identity(1, 2, b"select $1", b"\0\0\0\x14"));
+        assert_ne!(id, identity(1, 3, b"select $1", b"\0\0\0\x17"));
+        assert_ne!(identity(1, 2, b"ab", b"c"), identity(1, 2, b"a", b"bc"));
+    }
+
+    #[test]
+    fn names_are_sw_and_the_identity() {
+        assert_eq!(server_name(0xab).as_bytes(), b"sw_000000000000000000000000000000ab");
+    }
+}

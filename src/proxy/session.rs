@@ -1,0 +1,695 @@
+//! One client's session after login: waits for bytes on either side and keeps both moving.
+//!
+//! A session handles one batch at a time: what a client sends up to a Sync, or one Query. The next batch is begun only
+//! when ReadyForQuery of the last has come, so that transaction status, settings and the choice of the next shard are
+//! facts and not guesses; within a batch everything streams in both directions.
+//!
+//! ```text
+//!   Idle ──extended message──▶ Batch ──Sync──▶ Answering ──ReadyForQuery──▶ Idle
+//!     └────────Query, FunctionCall───────────────▲
+//! ```
+
+use super::{
+    Shared,
+    cancel::Slot,
+    database::Database,
+    link::{Hold, Link},
+    prepared::Prepared,
+    reply::session as reply,
+};
+use crate::{
+    catalog::{shard::ShardId, snapshot::Snapshot},
+    config::settings::{PoolMode, User},
+    metrics::{
+        counters::Tally,
+        sessions::{Registered, Wanted},
+    },
+    net::stream::{HIGH_WATER, Stream, WINDOW},
+    plan::{Context, Plan},
+    pool::{
+        backend::Reported,
+        lease::{CheckoutError, Lease, Pool},
+    },
+    protocol::{
+        parameters::{self, Applied, Parameters},
+        pipeline::Pipeline,
+        transaction::Deferred,
+    },
+    sql::statement::{Effect, PinReason},
+    wire::{
+        backend::{Status, put_parameter_status, put_ready},
+        frame,
+        frontend::put_query,
+        notice::Notice,
+    },
+};
+use smallvec::SmallVec;
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+};
+
+/// Why a session is over.
+#[derive(Debug)]
+pub enum End {
+    /// The client said so, or its connection is gone.
+    Client,
+    /// Told the client why; nothing more to say.
+    Told(Box<Notice>),
+    /// The backend is gone, and its own last words were forwarded.
+    BackendGone,
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::Client
+    }
+}
+
+/// What the pipeline hands back with an answered request.
+#[derive(Debug, Default)]
+pub(super) enum Note {
+    #[default]
+    Nothing,
+    /// A Parse: of this statement.
+    Parsed(Arc<Prepared>),
+    /// An Execute: of this statement, whose effect matters.
+    Executed(Arc<Prepared>),
+    /// A Close of a statement on the backend only.
+    Evicted,
+}
+
+/// Where a session stands within a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Idle,
+    /// Extended messages have come, Sync has not.
+    Batch,
+    /// ReadyForQuery is owed by the backend.
+    Answering,
+}
+
+/// A portal whose statement matters beyond its rows.
+#[derive(Debug)]
+pub(super) enum Portal {
+    /// Answered here.
+    Here(Arc<Prepared>),
+    /// On the backend.
+    There(Arc<Prepared>),
+}
+
+/// A long message that is passed on as it arrives.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rest {
+    pub bytes: usize,
+    pub forward: bool,
+}
+
+/// One client's session.
+pub struct Session {
+    pub(super) shared: Arc<Shared>,
+    pub(super) database: Arc<Database>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) generation: u64,
+    pub(super) user: Arc<User>,
+    /// The database name that the client gave.
+    pub(super) asked: String,
+    pub(super) client: Stream,
+    pub(super) info: Registered,
+    pub(super) cancel: Arc<Slot>,
+    pub(super) mode: PoolMode,
+    pub(super) link: Option<Link>,
+    /// Backends kept beside the link: in session mode, or because of a pin.
+    pub(super) parked: Vec<Link>,
+    pub(super) pinned: Option<(PinReason, ShardId)>,
+    pub(super) pools: Vec<Option<Arc<Pool>>>,
+    pub(super) pipeline: Pipeline<Note>,
+    pub(super) statements: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
+    /// Names parsed in this batch and not confirmed yet.
+    pub(super) unconfirmed: SmallVec<[Box<[u8]>; 1]>,
+    /// Parses not sent to any backend yet: the shard is not known before Bind.
+    pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
+    pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
+    pub(super) unnamed: Option<Arc<Prepared>>,
+    pub(super) parameters: Parameters,
+    pub(super) context: Arc<Context>,
+    pub(super) context_stale: bool,
+    pub(super) overridden: HashMap<String, String>,
+    pub(super) deferred: Option<Deferred>,
+    /// What the client has been told by ParameterStatus.
+    pub(super) reported: Reported,
+    pub(super) phase: Phase,
+    /// After an error in a batch: everything up to Sync is dropped.
+    pub(super) skip: bool,
+    /// Whether something in this batch failed.
+    pub(super) failed: bool,
+    /// The statements of the simple query under way, and how many are complete.
+    pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// The shard for what any shard can answer.
+    pub(super) any: ShardId,
+    pub(super) client_rest: Rest,
+    pub(super) backend_rest: Rest,
+    pub(super) client_gone: bool,
+    pub(super) tally: Tally,
+    pub(super) scratch: crate::plan::cache::Scratch,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("phase", &self.phase).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Serves the client until one side ends it.
+    pub async fn run(&mut self) {
+        let end = match self.serve().await {
+            Ok(()) => End::Client,
+            Err(end) => end,
+        };
+        self.finish(end).await;
+    }
+
+    async fn serve(&mut self) -> Result<(), End> {
+        loop {
+            self.answer()?;
+            if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
+                self.rest().await?;
+            }
+            if !self.requests().await? {
+                self.wait().await?;
+            }
+        }
+    }
+
+    /// The end of a session: says why, cancels what still runs, closes what is not at rest.
+    async fn finish(&mut self, end: End) {
+        match &end {
+            End::Told(notice) => {
+                notice.put(self.client.out());
+                self.say_goodbye().await;
+            }
+            End::BackendGone => self.say_goodbye().await,
+            End::Client => {}
+        }
+        let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
+        if let (Some(link), true, End::Client | End::Told(_)) = (&self.link, runs, &end) {
+            // The server would go on with a query that nobody waits for.
+            let target = Arc::clone(&link.lease.target);
+            let sent = crate::net::backend::cancel(&target.address, target.pid, &target.key, &self.shared.tls);
+            drop(tokio::time::timeout(CANCEL_PATIENCE, sent).await);
+        }
+        if let Some(link) = &self.link {
+            link.lease.pool().counters().fold(&mut self.tally);
+        }
+        self.cancel.detach();
+        let clean = self.link.is_some() && self.at_rest();
+        if clean && self.mode == PoolMode::Transaction && self.pinned.is_none() {
+            drop(self.unlink().await);
+        }
+        self.link = None;
+        self.parked.clear();
+        self.shared.cancels.remove(self.info.pid);
+    }
+
+    async fn say_goodbye(&mut self) {
+        // The client may be gone as well, or not read: it has this long to take the last words.
+        let flushed = async {
+            if self.client.flush().await.is_ok() {
+                self.client.shutdown().await;
+            }
+        };
+        drop(tokio::time::timeout(GOODBYE_PATIENCE, flushed).await);
+    }
+
+    /// Whether the link is at rest: answered everything, no transaction.
+    pub(super) fn at_rest(&self) -> bool {
+        self.pipeline.is_empty()
+            && self.phase == Phase::Idle
+            && self.backend_rest.bytes == 0
+            && self.link.as_ref().is_some_and(|link| link.status == Status::Idle && link.stream_is_quiet())
+    }
+
+    /// Between batches: gives the backend back when nothing holds it.
+    async fn rest(&mut self) -> Result<(), End> {
+        if self.link.as_ref().is_some_and(|link| link.hold == Hold::AsideTransaction && link.status != Status::Idle) {
+            self.prelude(b"ROLLBACK").await?;
+        }
+        if !self.at_rest() {
+            return Ok(());
+        }
+        if self.mode == PoolMode::Session || self.pinned.is_some_and(|(_, shard)| self.link_shard() == Some(shard)) {
+            if let Some(link) = &mut self.link {
+                link.hold = Hold::Loose;
+            }
+            return Ok(());
+        }
+        self.unlink().await
+    }
+
+    /// The shard of the link.
+    pub(super) fn link_shard(&self) -> Option<ShardId> {
+        self.link.as_ref().map(|link| link.shard)
+    }
+
+    /// Gives the backend back, after every cancel that is on its way to it.
+    pub(super) async fn unlink(&mut self) -> Result<(), End> {
+        if self.cancel.detach() {
+            // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
+            // client's.
+            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet()).await.is_ok();
+            if !quiet || self.prelude(b"").await.is_err() {
+                self.link = None;
+                return Ok(());
+            }
+        }
+        let Some(mut link) = self.link.take() else { return Ok(()) };
+        if link.opaque {
+            link.lease.applied = Applied::Unknown;
+        }
+        let now = self.shared.clock.now();
+        self.tally.transaction_micros += micros(now.saturating_duration_since(link.since));
+        link.lease.pool().counters().fold(&mut self.tally);
+        self.info.set_idle();
+        link.lease.release();
+        Ok(())
+    }
+
+    /// Makes the link a backend on this shard, ready for the session's statements. The caller has made sure that no
+    /// other link is bound.
+    ///
+    /// # Errors
+    /// Outer: the session is over. Inner: this statement is refused.
+    pub(super) async fn link_to(&mut self, shard: ShardId, hold: Hold) -> Result<Result<(), Notice>, End> {
+        if self.link_shard() == Some(shard) {
+            if let Some(link) = &mut self.link {
+                link.hold = link.hold.max(hold);
+            }
+        } else {
+            self.park_or_release().await?;
+            match self.parked.iter().position(|link| link.shard == shard) {
+                Some(at) => {
+                    let mut link = self.parked.swap_remove(at);
+                    link.hold = hold;
+                    self.attach(link);
+                }
+                None => {
+                    let lease = match self.checkout(shard).await? {
+                        Ok(lease) => lease,
+                        Err(problem) => return Ok(Err(problem)),
+                    };
+                    let link = Link {
+                        lease,
+                        shard,
+                        hold,
+                        status: Status::Idle,
+                        parsing: SmallVec::new(),
+                        at_begin: Applied::Unknown,
+                        opaque: false,
+                        since: self.shared.clock.now(),
+                    };
+                    self.attach(link);
+                }
+            }
+        }
+        self.bring_up_to_date(hold).await
+    }
+
+    fn attach(&mut self, link: Link) {
+        self.cancel.attach(&link.lease.target);
+        self.info.set_active(link.shard.0, link.lease.target.pid);
+        link.lease.info.set_leased(self.info.pid);
+        self.tally.server_assignments += 1;
+        self.link = Some(link);
+    }
+
+    async fn park_or_release(&mut self) -> Result<(), End> {
+        let keep = self.mode == PoolMode::Session
+            || self.pinned.is_some_and(|(_, shard)| self.link_shard() == Some(shard));
+        if keep {
+            self.parked.extend(self.link.take());
+            return Ok(());
+        }
+        if self.link.is_some() { self.unlink().await } else { Ok(()) }
+    }
+
+    /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
+    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Notice>, End> {
+        let Some(link) = &mut self.link else { return Ok(Ok(())) };
+        let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
+        if !known
+            && link.status != Status::Failed
+            && let Some(sql) = parameters::difference(&link.lease.applied, self.parameters.wanted())
+        {
+            let told = Applied::Known(Arc::clone(self.parameters.wanted()), self.parameters.wanted_hash());
+            if let Err(problem) = self.prelude(sql.as_bytes()).await? {
+                // The backend's settings are in doubt: it must not serve anyone.
+                self.link = None;
+                self.cancel.detach();
+                return Ok(Err(problem));
+            }
+            if let Some(link) = &mut self.link {
+                link.lease.applied = told;
+            }
+        }
+        self.report_changes();
+        let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
+        let outside = self.link.as_ref().is_some_and(|link| link.status == Status::Idle);
+        if begins && outside && self.deferred.is_some() {
+            return self.replay(hold).await;
+        }
+        Ok(Ok(()))
+    }
+
+    async fn replay(&mut self, hold: Hold) -> Result<Result<(), Notice>, End> {
+        let Some(deferred) = self.deferred.take() else { return Ok(Ok(())) };
+        if let Some(link) = &mut self.link {
+            link.at_begin = link.lease.applied.clone();
+        }
+        for text in deferred.replay() {
+            if let Err(problem) = self.prelude(text).await? {
+                self.deferred = Some(deferred);
+                self.link = None;
+                self.cancel.detach();
+                return Ok(Err(problem));
+            }
+        }
+        if hold == Hold::AsideTransaction {
+            self.deferred = Some(deferred);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Tells the client about reported settings that differ on this backend from what it was told last.
+    pub(super) fn report_changes(&mut self) {
+        let Some(link) = &self.link else { return };
+        if link.lease.reported.hash() == self.reported.hash() {
+            return;
+        }
+        let out = self.client.out();
+        for (name, value) in link.lease.reported.iter() {
+            if self.reported.get(name) != Some(value) {
+                put_parameter_status(out, name, value);
+            }
+        }
+        self.reported = link.lease.reported.clone();
+    }
+
+    /// Runs a statement of ours on the link and reads its answer to the end; the client sees nothing of it.
+    ///
+    /// # Errors
+    /// Outer: the backend is lost. Inner: the server's error, as the client may see it.
+    pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Notice>, End> {
+        let Some(link) = &mut self.link else { return Err(End::Client) };
+        put_query(link.lease.stream.out(), sql);
+        let mut problem = None;
+        loop {
+            let Some(header) = frame::backend(link.lease.stream.buffered()).map_err(|error| broken(&error))? else {
+                read_more(link, &self.database).await?;
+                continue;
+            };
+            let buffered = link.lease.stream.buffered();
+            if buffered.len() < header.size {
+                read_more(link, &self.database).await?;
+                continue;
+            }
+            let body = &buffered[frame::HEADER..header.size];
+            let mut ready = false;
+            match header.tag {
+                b'E' => problem = problem.or_else(|| Some(super::relay::server_error(body))),
+                b'Z' => {
+                    link.status = Status::decode(body).map_err(|error| broken(&error))?;
+                    ready = true;
+                }
+                b'S' => {
+                    if let Ok((name, value)) = crate::wire::backend::parameter_status(body) {
+                        let (name, value) = (name.to_vec(), value.to_vec());
+                        link.lease.reported.set(&name, &value);
+                    }
+                }
+                _ => {}
+            }
+            link.lease.stream.consume(header.size);
+            if ready {
+                // A simple query ends the unnamed statement.
+                link.lease.unnamed = None;
+                return Ok(problem.map_or(Ok(()), Err));
+            }
+        }
+    }
+
+    /// A backend on this shard, waiting for one if need be; a cancel or the client's end stops the wait.
+    async fn checkout(&mut self, shard: ShardId) -> Result<Result<Lease, Notice>, End> {
+        let pool = self.pool(shard);
+        if let Some(lease) = pool.try_acquire() {
+            return Ok(Ok(lease));
+        }
+        let begun = self.shared.clock.now();
+        self.info.set_waiting(begun);
+        self.cancel.wait_begins();
+        let outcome = self.wait_for(&pool).await;
+        self.cancel.wait_ends();
+        self.info.set_idle();
+        self.tally.wait_micros += micros(self.shared.clock.now().saturating_duration_since(begun));
+        match outcome? {
+            Waited::Lease(lease) => Ok(Ok(*lease)),
+            Waited::Cancelled => Ok(Err(reply::cancelled())),
+            Waited::Failed(problem) => Ok(Err(reply::checkout(self.database.shard_name(shard), &problem))),
+        }
+    }
+
+    async fn wait_for(&mut self, pool: &Arc<Pool>) -> Result<Waited, End> {
+        let mut acquire = pin!(pool.acquire());
+        let mut cancelled = pin!(self.cancel.cancelled());
+        let mut asked = pin!(self.info.asked());
+        let (client, info) = (&mut self.client, &self.info);
+        poll_fn(|cx| {
+            if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
+                return Poll::Ready(Ok(match result {
+                    Ok(lease) => Waited::Lease(Box::new(lease)),
+                    Err(problem) => Waited::Failed(problem),
+                }));
+            }
+            if cancelled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Waited::Cancelled));
+            }
+            if asked.as_mut().poll(cx).is_ready() && info.wanted() == Wanted::EndNow {
+                return Poll::Ready(Err(End::Told(Box::new(reply::shutting_down()))));
+            }
+            if client.poll_flush(cx)?.is_pending() || client.buffered().len() > HIGH_WATER {
+                return Poll::Pending;
+            }
+            match client.poll_fill(cx)? {
+                Poll::Ready(0) => Poll::Ready(Err(End::Client)),
+                Poll::Ready(_) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// This session's pool on a shard.
+    pub(super) fn pool(&mut self, shard: ShardId) -> Arc<Pool> {
+        let at = shard.index();
+        if let Some(Some(pool)) = self.pools.get(at) {
+            return Arc::clone(pool);
+        }
+        let pool = self.database.pool(&self.user, shard, &self.asked);
+        if self.pools.len() <= at {
+            self.pools.resize(at + 1, None);
+        }
+        self.pools[at] = Some(Arc::clone(&pool));
+        pool
+    }
+
+    /// Waits until either side can make progress, sending what is buffered meanwhile.
+    async fn wait(&mut self) -> Result<(), End> {
+        let idle = self.link.is_none() && self.phase == Phase::Idle;
+        if idle {
+            self.client.relax(self.client.unsent() == 0);
+            if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
+                return Err(End::Told(Box::new(reply::shutting_down())));
+            }
+        } else {
+            self.client.relax(false);
+        }
+        if self.info.wanted() == Wanted::EndNow {
+            return Err(End::Told(Box::new(reply::shutting_down())));
+        }
+        let takes_input = self.client.buffered().len() <= HIGH_WATER || self.phase != Phase::Answering;
+        let mut asked = pin!(self.info.asked());
+        let (client, link) = (&mut self.client, &mut self.link);
+        let mut seen = Seen::default();
+        poll_fn(|cx| {
+            let flushed = client.poll_flush(cx);
+            if let Poll::Ready(Err(error)) = flushed {
+                return Poll::Ready(Err(End::from(error)));
+            }
+            if let Some(link) = link.as_mut() {
+                let stream = link.stream();
+                if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
+                    seen.backend_end = true;
+                }
+                // A client that does not take its rows stops us reading more of them.
+                if client.unsent() < HIGH_WATER {
+                    match stream.poll_fill(cx) {
+                        Poll::Ready(Ok(0) | Err(_)) => seen.backend_end = true,
+                        Poll::Ready(Ok(_)) => seen.progress = true,
+                        Poll::Pending => {}
+                    }
+                }
+                let blocked = stream.unsent() >= HIGH_WATER;
+                if !takes_input || blocked {
+                    return seen.done();
+                }
+            }
+            if takes_input && !seen.client_end {
+                match client.poll_fill(cx) {
+                    Poll::Ready(Ok(0) | Err(_)) => seen.client_end = true,
+                    Poll::Ready(Ok(_)) => seen.progress = true,
+                    Poll::Pending => {}
+                }
+            }
+            if asked.as_mut().poll(cx).is_ready() {
+                seen.progress = true;
+            }
+            seen.done()
+        })
+        .await?;
+        self.digest(seen)
+    }
+
+    fn digest(&mut self, seen: Seen) -> Result<(), End> {
+        if seen.client_end {
+            return Err(End::Client);
+        }
+        if seen.backend_end {
+            // What it said before it closed comes first: a FATAL error explains the end.
+            self.answer()?;
+            return Err(self.backend_lost());
+        }
+        Ok(())
+    }
+
+    /// The backend closed its connection.
+    pub(super) fn backend_lost(&self) -> End {
+        let shard = self.link.as_ref().map_or("", |link| self.database.shard_name(link.shard));
+        End::Told(Box::new(reply::backend_lost(shard)))
+    }
+
+    /// ReadyForQuery's status as the client sees it.
+    pub(super) fn status(&self) -> Status {
+        if let Some(deferred) = &self.deferred {
+            return if deferred.failed() { Status::Failed } else { Status::Transaction };
+        }
+        self.link.as_ref().map_or(Status::Idle, |link| link.status)
+    }
+
+    /// Appends ReadyForQuery of a batch that was answered here.
+    pub(super) fn ready_here(&mut self) {
+        let status = self.status();
+        put_ready(self.client.out(), status);
+        self.batch_ends(status);
+    }
+
+    /// A batch is over.
+    pub(super) fn batch_ends(&mut self, status: Status) {
+        self.phase = Phase::Idle;
+        self.skip = false;
+        self.running = None;
+        self.unconfirmed.clear();
+        if status == Status::Idle {
+            self.portals.clear();
+            self.tally.transactions += 1;
+            if self.parameters.in_transaction() {
+                self.transaction_ends(!self.failed);
+            }
+        }
+        self.failed = false;
+        self.info.set_in_transaction(status != Status::Idle);
+    }
+
+    /// Settings made in the transaction hold, or are as before it.
+    pub(super) fn transaction_ends(&mut self, committed: bool) {
+        let changed = self.parameters.end(committed);
+        self.context_stale = true;
+        if let Some(link) = &mut self.link {
+            if changed {
+                link.lease.applied = link.at_begin.clone();
+            }
+        }
+    }
+
+    /// The session keeps its backend from now on.
+    pub(super) fn pin(&mut self, reason: PinReason) {
+        if let (None, Some(shard)) = (self.pinned, self.link_shard()) {
+            self.pinned = Some((reason, shard));
+            self.any = shard;
+            self.info.set_pin(Some(pin_word(reason)));
+        }
+    }
+}
+
+/// What became of a wait for a backend.
+enum Waited {
+    Lease(Box<Lease>),
+    Cancelled,
+    Failed(CheckoutError),
+}
+
+/// What a wait has seen.
+#[derive(Default)]
+struct Seen {
+    progress: bool,
+    client_end: bool,
+    backend_end: bool,
+}
+
+impl Seen {
+    fn done(&self) -> Poll<Result<(), End>> {
+        if self.progress || self.client_end || self.backend_end { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}
+
+/// How long a session that ends waits for a cancel to be delivered.
+const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
+/// How long a client has to take its session's last words.
+const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
+
+async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
+    let lost = || End::Told(Box::new(reply::backend_lost(database.shard_name(link.shard))));
+    let stream = &mut link.lease.stream;
+    let flushed = stream.flush().await.is_ok();
+    if !flushed || stream.fill().await.unwrap_or(0) == 0 {
+        return Err(lost());
+    }
+    Ok(())
+}
+
+/// The session cannot trust its backend's bytes any more.
+pub(super) fn broken(problem: &dyn std::fmt::Display) -> End {
+    End::Told(Box::new(reply::backend_broken(problem)))
+}
+
+pub(super) fn micros(duration: crate::clock::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn pin_word(reason: PinReason) -> &'static str {
+    match reason {
+        PinReason::TemporaryTable => "temporary table",
+        PinReason::SessionAdvisoryLock => "session advisory lock",
+        PinReason::HoldCursor => "WITH HOLD cursor",
+        PinReason::Listen => "LISTEN",
+        PinReason::SqlPrepare => "SQL PREPARE",
+        PinReason::Load => "LOAD",
+        PinReason::SetRole => "SET ROLE",
+    }
+}
