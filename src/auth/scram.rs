@@ -541,4 +541,18 @@ mod tests {
             assert!(Verifier::parse(text).is_none(), "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_message_of_a_stranger_lets_in_or_panics(
+            first in "[nyp]?,?(a=)?,?(n=)?.{0,3},?(r=)?.{0,8}",
+            last in "(c=biws)?,?(r=)?.{0,8}(,p=)?.{0,8}",
+        ) {
+            if let Ok((_, server)) = server().handle_first(first.as_bytes()) {
+                proptest::prop_assert!(server.handle_final(last.as_bytes()).is_err());
+            }
+            let (client, _) = Client::begin(PASSWORD, [0; 18]);
+            proptest::prop_assert!(client.handle_first(last.as_bytes()).is_err());
+        }
+    }
 }

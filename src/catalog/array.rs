@@ -29,8 +29,11 @@ pub(super) fn parse_text(text: &[u8]) -> Result<Vec<Option<Cow<'_, [u8]>>>, KeyE
     }
 }
 
-/// The element type and the elements of a binary array; `None`: NULL.
-pub(super) fn parse_binary(value: &[u8]) -> Result<(Oid, Vec<Option<&[u8]>>), KeyError> {
+/// The element type and the elements of a binary array.
+type Elements<'a> = (Oid, Vec<Option<&'a [u8]>>);
+
+/// Reads a binary array; `None`: NULL.
+pub(super) fn parse_binary(value: &[u8]) -> Result<Elements<'_>, KeyError> {
     let mut rest = value;
     let dimensions = take_int(&mut rest)?;
     let _has_nulls = take_int(&mut rest)?;

@@ -115,7 +115,7 @@ impl KeyType {
                 integer_from_binary(declared, value).map(|integer| Key::Numeric(integer.into()))
             }
             (_, Format::Text) => self.from_text(value),
-            (_, Format::Binary) => self.from_binary(declared, value),
+            (_, Format::Binary) => self.read_binary(declared, value),
         }
     }
 
@@ -220,7 +220,7 @@ impl KeyType {
         declared == 0 || declared == UNKNOWN || family.contains(&declared)
     }
 
-    fn from_binary(self, declared: Oid, value: &[u8]) -> Result<Key, KeyError> {
+    fn read_binary(self, declared: Oid, value: &[u8]) -> Result<Key, KeyError> {
         let array = |length: usize| {
             if value.len() == length {
                 Ok(value)

@@ -95,6 +95,14 @@ impl ServerError {
     }
 }
 
+/// Whom to call, and how.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    address: &'a Address,
+    tls: &'a ClientTls,
+    timeout: Duration,
+}
+
 /// Opens a connection: all of it within `timeout`. `database` is used whatever the address says.
 ///
 /// # Errors
@@ -126,7 +134,12 @@ pub async fn connect(
         ));
     }
     startup::put_message(&mut packet, 0, &pairs);
-    within(timeout, open(address, credentials, &packet, tls))
+    let call = Call {
+        address,
+        tls,
+        timeout,
+    };
+    within(timeout, open(call, credentials, &packet))
         .await
         .unwrap_or(Err(ConnectError::Timeout))
 }
@@ -145,8 +158,18 @@ pub async fn cancel(
 ) -> Result<(), ConnectError> {
     let mut packet = Vec::new();
     startup::put_cancel_request(&mut packet, pid, key);
+    let call = Call {
+        address,
+        tls,
+        timeout,
+    };
     let request = async {
-        let mut transport = reach(address, address.tls, tls).await?;
+        let mut transport = match reach(call, address.tls).await {
+            Err(ConnectError::Handshake(_)) if address.tls == TlsMode::Prefer => {
+                reach(call, TlsMode::Disable).await?
+            }
+            reached => reached?,
+        };
         transport
             .write_all(&packet)
             .await
@@ -164,19 +187,19 @@ pub async fn cancel(
 
 /// With `prefer`, a server that refuses the encrypted connection is asked once more without, as libpq does.
 async fn open(
-    address: &Address,
+    call: Call<'_>,
     credentials: &Credentials,
     packet: &[u8],
-    tls: &ClientTls,
 ) -> Result<Connected, ConnectError> {
-    let first = attempt(address, address.tls, credentials, packet, tls).await;
+    let mode = call.address.tls;
+    let first = attempt(call, mode, credentials, packet).await;
     match &first {
-        Err(ConnectError::Handshake(_)) if address.tls == TlsMode::Prefer => {}
+        Err(ConnectError::Handshake(_)) if mode == TlsMode::Prefer => {}
         Err(ConnectError::Refused(error))
-            if address.tls == TlsMode::Prefer && error.sqlstate() == Some(b"28000") => {}
+            if mode == TlsMode::Prefer && error.sqlstate() == Some(b"28000") => {}
         Ok(_) | Err(_) => return first,
     }
-    match attempt(address, TlsMode::Disable, credentials, packet, tls).await {
+    match attempt(call, TlsMode::Disable, credentials, packet).await {
         Ok(connected) => Ok(connected),
         // The first answer says more.
         Err(_) => first,
@@ -184,13 +207,12 @@ async fn open(
 }
 
 async fn attempt(
-    address: &Address,
+    call: Call<'_>,
     mode: TlsMode,
     credentials: &Credentials,
     packet: &[u8],
-    tls: &ClientTls,
 ) -> Result<Connected, ConnectError> {
-    let mut transport = reach(address, mode, tls).await?;
+    let mut transport = reach(call, mode).await?;
     let established = log_in(&mut transport, credentials, packet).await?;
     let Established {
         pid,
@@ -206,12 +228,15 @@ async fn attempt(
 }
 
 /// A socket to the server, encrypted as `mode` demands.
-async fn reach(
-    address: &Address,
-    mode: TlsMode,
-    tls: &ClientTls,
-) -> Result<Transport, ConnectError> {
-    let transport = socket(address).await.map_err(ConnectError::Unreachable)?;
+async fn reach(call: Call<'_>, mode: TlsMode) -> Result<Transport, ConnectError> {
+    let Call {
+        address,
+        tls,
+        timeout,
+    } = call;
+    let transport = socket(address, timeout)
+        .await
+        .map_err(ConnectError::Unreachable)?;
     match (&address.host, mode) {
         // A Unix socket needs no encryption, and PostgreSQL offers none on it.
         (Host::Unix(_), _) | (Host::Tcp(_), TlsMode::Disable) => Ok(transport),
@@ -221,7 +246,7 @@ async fn reach(
     }
 }
 
-async fn socket(address: &Address) -> io::Result<Transport> {
+async fn socket(address: &Address, timeout: Duration) -> io::Result<Transport> {
     match &address.host {
         Host::Unix(directory) => {
             UnixStream::connect(directory.join(format!(".s.PGSQL.{}", address.port)))
@@ -229,11 +254,15 @@ async fn socket(address: &Address) -> io::Result<Transport> {
                 .map(Transport::Unix)
         }
         Host::Tcp(name) => {
+            let resolved: Vec<_> = lookup_host((name.as_str(), address.port)).await?.collect();
+            // An address that does not answer leaves time for the others.
+            let share = timeout / u32::try_from(resolved.len().max(1)).unwrap_or(u32::MAX);
             let mut last = io::Error::from(io::ErrorKind::NotFound);
-            for resolved in lookup_host((name.as_str(), address.port)).await? {
-                match TcpStream::connect(resolved).await {
-                    Ok(stream) => return Transport::tcp(stream),
-                    Err(error) => last = error,
+            for resolved in resolved {
+                match within(share, TcpStream::connect(resolved)).await {
+                    Ok(Ok(stream)) => return Transport::tcp(stream),
+                    Ok(Err(error)) => last = error,
+                    Err(_elapsed) => last = io::ErrorKind::TimedOut.into(),
                 }
             }
             Err(last)
@@ -388,6 +417,16 @@ mod tests {
 
     async fn is_disturbed(transport: &mut Transport) -> bool {
         poll_fn(|cx| Poll::Ready(transport.poll_disturbed(cx).is_ready())).await
+    }
+
+    #[test]
+    fn a_connection_may_be_opened_on_any_thread() {
+        fn check<F: Future + Send>(
+            _: impl FnOnce(&'static Address, &'static Credentials, &'static ClientTls) -> F,
+        ) {
+        }
+        check(|address, credentials, tls| connect(address, "", credentials, &[], PATIENCE, tls));
+        check(|address, _, tls| cancel(address, 0, &[], PATIENCE, tls));
     }
 
     #[tokio::test]

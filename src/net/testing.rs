@@ -1,7 +1,7 @@
 //! For the tests of this layer: a real PostgreSQL server, and certificates. Removed when dropped.
 
 use crate::config::settings::{Address, Credentials, Host, Secret, TlsIdentity, TlsMode};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -22,6 +22,10 @@ pub(super) struct Certificates {
 pub(super) fn certificates() -> Certificates {
     let authority_key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
+    // Otherwise both would bear the same name, which OpenSSL takes for a certificate that signed itself.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "the authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = params.self_signed(&authority_key).unwrap();
     let issuer = Issuer::new(params, authority_key);
@@ -203,7 +207,7 @@ pub(super) fn program(name: &str) -> PathBuf {
 fn server_command(name: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program(name));
     command.args(arguments);
-    as_server_user(&mut command)
+    as_server_user(&command)
 }
 
 /// Servers refuse to run as root.

@@ -39,6 +39,8 @@ pub enum Transport {
 pub enum Peer {
     Tcp(SocketAddr),
     Unix,
+    /// The socket is no longer connected.
+    Gone,
 }
 
 impl fmt::Display for Peer {
@@ -46,6 +48,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix => f.write_str("[local]"),
+            Self::Gone => f.write_str("[gone]"),
         }
     }
 }
@@ -78,9 +81,13 @@ impl Transport {
     /// The peer, as far as the socket still knows it.
     #[must_use]
     pub fn peer(&self) -> Peer {
-        self.tcp_stream()
-            .and_then(|stream| stream.peer_addr().ok())
-            .map_or(Peer::Unix, Peer::Tcp)
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(_) => return Peer::Unix,
+            Self::ServerTls(stream) => stream.get_ref().0,
+            Self::ClientTls(stream) => stream.get_ref().0,
+        };
+        stream.peer_addr().map_or(Peer::Gone, Peer::Tcp)
     }
 
     /// Whether bytes travel encrypted.
@@ -199,15 +206,6 @@ impl Transport {
             Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
             Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
             Self::ServerTls(_) | Self::ClientTls(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    fn tcp_stream(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Tcp(stream) => Some(stream),
-            Self::Unix(_) => None,
-            Self::ServerTls(stream) => Some(stream.get_ref().0),
-            Self::ClientTls(stream) => Some(stream.get_ref().0),
         }
     }
 }

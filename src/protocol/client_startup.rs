@@ -11,7 +11,10 @@
 //! because a login is over before there is a session to reply to.
 
 use crate::{
-    auth::{Ask, AuthError},
+    auth::{
+        Ask, AuthError,
+        scram::{self, ScramError},
+    },
     wire::{
         frame::FrameError,
         frontend::put,
@@ -264,7 +267,7 @@ pub fn put_ask(out: &mut Vec<u8>, ask: Ask) {
         &match ask {
             Ask::Password => Authentication::CleartextPassword,
             Ask::Md5(salt) => Authentication::MD5Password(salt.to_vec()),
-            Ask::Scram => Authentication::SASL(vec![crate::auth::scram::MECHANISM.to_owned()]),
+            Ask::Scram => Authentication::SASL(vec![scram::MECHANISM.to_owned()]),
         },
     );
 }
@@ -299,100 +302,109 @@ fn put_authentication(out: &mut Vec<u8>, message: &Authentication) {
 /// What the client is told, in PostgreSQL's words; nothing where PostgreSQL closes without a word.
 #[must_use]
 pub fn refusal(refusal: &Refusal) -> Option<Notice> {
-    let mut notice = Notice {
-        severity: "FATAL",
-        sqlstate: "08P01",
-        message: String::new(),
-        detail: None,
-        hint: None,
+    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) = refusal {
+        return None;
+    }
+    let detail = match refusal {
+        Refusal::UnencryptedData => Some(
+            "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
+        ),
+        Refusal::Forbidden { .. } => Some("User does not have CONNECT privilege."),
+        Refusal::Startup(_)
+        | Refusal::Options(_)
+        | Refusal::Alpn
+        | Refusal::NoUser
+        | Refusal::Replication
+        | Refusal::TlsRequired { .. }
+        | Refusal::Password { .. }
+        | Refusal::Authentication(_)
+        | Refusal::Frame(_)
+        | Refusal::NoDatabase { .. }
+        | Refusal::Timeout => None,
     };
-    (notice.sqlstate, notice.message) = match refusal {
-        Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) => return None,
-        Refusal::Startup(StartupError::Layout) => (
-            "08P01",
-            "invalid startup packet layout: expected terminator as last byte".into(),
-        ),
-        Refusal::Startup(StartupError::Version { major, minor }) => (
-            "0A000",
-            format!(
-                "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{NEWEST_MINOR}"
-            ),
-        ),
-        Refusal::Options(OptionsError::Argument(word)) => (
-            "42601",
-            format!(
-                "invalid command-line argument for server process: {}",
-                shown(word)
-            ),
-        ),
-        Refusal::Options(OptionsError::Value(word)) => {
-            ("42601", format!("{} requires a value", shown(word)))
+    let hint =
+        matches!(refusal, Refusal::TlsRequired { .. }).then_some("Connect with sslmode=require.");
+    Some(Notice {
+        severity: "FATAL",
+        sqlstate: sqlstate(refusal),
+        message: message(refusal),
+        detail: detail.map(str::to_owned),
+        hint: hint.map(str::to_owned),
+    })
+}
+
+fn sqlstate(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Startup(StartupError::Length(_) | StartupError::Cancel | StartupError::Layout)
+        | Refusal::UnencryptedData
+        | Refusal::Alpn
+        | Refusal::Frame(_) => "08P01",
+        Refusal::Startup(StartupError::Version { .. }) | Refusal::Replication => "0A000",
+        Refusal::Options(_) => "42601",
+        Refusal::NoUser | Refusal::TlsRequired { .. } => "28000",
+        Refusal::Password { .. } | Refusal::Authentication(AuthError::Wrong) => "28P01",
+        Refusal::Authentication(AuthError::Scram(
+            ScramError::AuthorizationIdentity | ScramError::Extension,
+        )) => "0A000",
+        Refusal::Authentication(_) => "08P01",
+        Refusal::NoDatabase { .. } => "3D000",
+        Refusal::Forbidden { .. } => "42501",
+        Refusal::Timeout => "57014",
+    }
+}
+
+fn message(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Startup(StartupError::Layout) => {
+            "invalid startup packet layout: expected terminator as last byte".into()
         }
-        Refusal::UnencryptedData => {
-            notice.detail = Some(
-                "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack."
-                    .into(),
-            );
-            (
-                "08P01",
-                "received unencrypted data after SSL request".into(),
-            )
+        Refusal::Startup(error @ StartupError::Version { .. }) => {
+            format!("{error}: server supports 3.0 to 3.{NEWEST_MINOR}")
         }
-        Refusal::Alpn => (
-            "08P01",
-            "received direct SSL connection request without ALPN protocol negotiation".into(),
-        ),
-        Refusal::NoUser => (
-            "28000",
-            "no PostgreSQL user name specified in startup packet".into(),
-        ),
-        Refusal::Replication => ("0A000", "replication connections are not supported".into()),
+        Refusal::Startup(error @ (StartupError::Length(_) | StartupError::Cancel)) => {
+            error.to_string()
+        }
+        Refusal::Options(error @ OptionsError::Argument(word)) => {
+            format!("{error}: {}", shown(word))
+        }
+        Refusal::Options(OptionsError::Value(word)) => format!("{} requires a value", shown(word)),
+        Refusal::UnencryptedData => "received unencrypted data after SSL request".into(),
+        Refusal::Alpn => {
+            "received direct SSL connection request without ALPN protocol negotiation".into()
+        }
+        Refusal::NoUser => "no PostgreSQL user name specified in startup packet".into(),
+        Refusal::Replication => "replication connections are not supported".into(),
         Refusal::TlsRequired { user, database } => {
-            notice.hint = Some("Connect with sslmode=require.".into());
             let (user, database) = (shown(user), shown(database));
-            (
-                "28000",
-                format!(
-                    "connection refused for user \"{user}\", database \"{database}\", no encryption"
-                ),
+            format!(
+                "connection refused for user \"{user}\", database \"{database}\", no encryption"
             )
         }
-        Refusal::Password { user } => (
-            "28P01",
+        Refusal::Password { user } => {
             format!(
                 "password authentication failed for user \"{}\"",
                 shown(user)
-            ),
-        ),
-        Refusal::Authentication(AuthError::Decode(_)) => {
-            ("08P01", "invalid password packet size".into())
-        }
-        Refusal::Authentication(AuthError::Mechanism) => (
-            "08P01",
-            "client selected an invalid SASL authentication mechanism".into(),
-        ),
-        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => {
-            ("08P01", error.to_string())
-        }
-        Refusal::Frame(FrameError::Tag(tag)) => (
-            "08P01",
-            format!("expected password response, got message type {tag}"),
-        ),
-        Refusal::Frame(FrameError::Length { .. }) => ("08P01", "invalid message length".into()),
-        Refusal::NoDatabase { database } => (
-            "3D000",
-            format!("database \"{}\" does not exist", shown(database)),
-        ),
-        Refusal::Forbidden { database } => {
-            notice.detail = Some("User does not have CONNECT privilege.".into());
-            (
-                "42501",
-                format!("permission denied for database \"{}\"", shown(database)),
             )
         }
-        Refusal::Timeout => ("57014", "canceling authentication due to timeout".into()),
-    };
-    Some(notice)
+        Refusal::Authentication(AuthError::Decode(_)) => "invalid password packet size".into(),
+        Refusal::Authentication(AuthError::Mechanism) => {
+            "client selected an invalid SASL authentication mechanism".into()
+        }
+        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => {
+            error.to_string()
+        }
+        Refusal::Frame(FrameError::Tag(tag)) => {
+            format!("expected password response, got message type {tag}")
+        }
+        Refusal::Frame(FrameError::Length { .. }) => "invalid message length".into(),
+        Refusal::NoDatabase { database } => {
+            format!("database \"{}\" does not exist", shown(database))
+        }
+        Refusal::Forbidden { database } => {
+            format!("permission denied for database \"{}\"", shown(database))
+        }
+        Refusal::Timeout => "canceling authentication due to timeout".into(),
+    }
 }
 
 /// A name for people to read: what is not UTF-8 is escaped, nothing is replaced.
@@ -407,7 +419,7 @@ fn shown(name: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn message(minor: u16, pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
+    fn packet(minor: u16, pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
         startup::put_message(&mut out, minor, pairs);
         out.split_off(4)
@@ -443,7 +455,7 @@ mod tests {
                 Err(Refusal::Startup(StartupError::Version { .. }))
             ));
             assert!(matches!(
-                next.handle_packet(&message(0, &[(b"user", b"a")])),
+                next.handle_packet(&packet(0, &[(b"user", b"a")])),
                 Ok(Step::Enter(_))
             ));
         }
@@ -459,7 +471,7 @@ mod tests {
             ));
         }
         assert!(matches!(
-            inside.handle_packet(&message(0, &[(b"user", b"a")])),
+            inside.handle_packet(&packet(0, &[(b"user", b"a")])),
             Ok(Step::Enter(_))
         ));
     }
@@ -486,7 +498,7 @@ mod tests {
         ] {
             let mut pairs = vec![(&b"user"[..], &b"u"[..])];
             pairs.extend(option.map(|name| (name, &b"1"[..])));
-            let entry = enter(&message(minor, &pairs)).unwrap();
+            let entry = enter(&packet(minor, &pairs)).unwrap();
             assert_eq!(
                 (entry.minor, &entry.negotiation[..]),
                 (agreed, bytes),
@@ -498,7 +510,7 @@ mod tests {
 
     #[test]
     fn settings_of_options_come_before_those_of_the_packet() {
-        let entry = enter(&message(
+        let entry = enter(&packet(
             0,
             &[
                 (b"application_name", b"a"),
@@ -522,17 +534,17 @@ mod tests {
     #[test]
     fn clients_are_refused_as_postgresql_refuses_them() {
         let required = ExpectPacket::new(TlsOffer::Required, Channel::Plain);
-        let sqlstate = |refused: &Refusal| refusal(refused).map(|notice| notice.sqlstate);
+        let code = |refused: &Refusal| refusal(refused).map(|notice| notice.sqlstate);
         for (packet, expected) in [
-            (message(0, &[]), Some("28000")),
-            (message(0, &[(b"user", b"")]), Some("28000")),
-            (message(0, &[(b"user", b"a")]), Some("28000")),
+            (packet(0, &[]), Some("28000")),
+            (packet(0, &[(b"user", b"")]), Some("28000")),
+            (packet(0, &[(b"user", b"a")]), Some("28000")),
             (b"\0\x02\0\0".to_vec(), Some("0A000")),
             (b"\0\x03\0\0a".to_vec(), Some("08P01")),
             (b"\x04\xd2\x16\x2e\0".to_vec(), None),
         ] {
             assert_eq!(
-                sqlstate(&required.handle_packet(&packet).unwrap_err()),
+                code(&required.handle_packet(&packet).unwrap_err()),
                 expected,
                 "{packet:?}"
             );
@@ -543,7 +555,7 @@ mod tests {
             ([(b"user", b"a"), (b"replication", b"database")], "0A000"),
         ] {
             assert_eq!(
-                sqlstate(&enter(&message(0, &pairs)).unwrap_err()),
+                code(&enter(&packet(0, &pairs)).unwrap_err()),
                 Some(expected),
                 "{pairs:?}"
             );

@@ -38,7 +38,7 @@ pub struct Database {
 }
 
 /// What a database is built from, handed down by the composition root.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub clock: Clock,

@@ -86,6 +86,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
     let peer = match entered.transport.peer() {
         transport::Peer::Tcp(address) => Peer::Tcp(address),
         transport::Peer::Unix => Peer::Unix,
+        transport::Peer::Gone => return,
     };
     let tls = if entered.transport.is_encrypted() { Encryption::Tls } else { Encryption::Plain };
     let client = Stream::new(entered.transport);

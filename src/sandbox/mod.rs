@@ -9,6 +9,7 @@ mod account;
 mod binaries;
 mod cluster;
 mod remains;
+pub mod shop;
 
 pub use cluster::{Cluster, Rows};
 

@@ -4,7 +4,7 @@
 #
 # Standard input is a pipe whose other end only the owner holds: the end of it means that the owner is done or
 # dead, however it died. Then the server is stopped at once, HOME is removed, and ROOT with its lock file too
-# when nothing else is in it. A server that ends by itself ends the shepherd with its status and removes nothing.
+# when it was the last server's. A server that ends by itself ends the shepherd with its status and removes nothing.
 root=$1 home=$2
 shift 2
 exec 3<&0 </dev/null
@@ -21,6 +21,7 @@ status=$?
 kill "$watcher" 2>/dev/null
 if [ -e "$home/abandoned" ]; then
     rm -rf "$home"
-    rmdir "$root" 2>/dev/null && rm -f "$root.lock"
+    set -- "$root"/[0-9]*
+    [ -e "$1" ] || rm -rf "$root" "$root.lock"
 fi
 exit "$status"

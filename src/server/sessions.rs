@@ -131,7 +131,7 @@ impl Service for Sessions {
 fn login_context(settings: &Arc<Settings>, secret: [u8; 32]) -> Result<LoginContext, String> {
     let identity = settings.server.tls.identity.as_ref();
     let tls = identity.map(ServerTls::new).transpose().map_err(|error| error.to_string())?;
-    Ok(LoginContext::new(Arc::clone(settings), tls.map(Arc::new), secret))
+    Ok(LoginContext::new(settings, tls.map(Arc::new), secret))
 }
 
 /// The databases by the name that clients give, the wildcard under `*`; those of `old` that did not change are kept.

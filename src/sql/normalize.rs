@@ -58,7 +58,7 @@ pub enum Kind {
     String = 0x01,
     /// `E'…'`.
     Escape = 0x02,
-    /// `U&'…'`; a UESCAPE that follows stays in the template with its string.
+    /// `U&'…'`, with the `UESCAPE '…'` that may follow.
     Unicode = 0x03,
     /// `$tag$…$tag$`.
     Dollar = 0x04,
@@ -243,47 +243,16 @@ impl Lexer<'_> {
                 // PostgreSQL refuses it while standard_conforming_strings is off.
                 Some(b'\'') if self.strings == Strings::Escapes => return Err(Broken),
                 Some(b'\'') => {
-                    let end = quoted(self.text, at + 2, Strings::Standard)?;
-                    let end = self.literal(at, end, Kind::Unicode);
-                    return self.unicode_escape(end);
+                    let end =
+                        unicode_escape(self.text, quoted(self.text, at + 2, Strings::Standard)?)?;
+                    return Ok(self.literal(at, end, Kind::Unicode));
                 }
-                Some(b'"') => {
-                    let end = double_quoted(self.text, at + 2)?;
-                    return self.unicode_escape(end);
-                }
+                Some(b'"') => return unicode_escape(self.text, double_quoted(self.text, at + 2)?),
                 _ => {}
             },
             _ => {}
         }
         Ok(word_end(self.text, at))
-    }
-
-    /// `UESCAPE '…'` after a Unicode string or name: it changes what they mean, so it is no slot.
-    fn unicode_escape(&mut self, end: usize) -> Result<usize, Broken> {
-        let mut at = end;
-        while is_blank(self.text, at) {
-            at = blank_end(self.text, at)?;
-        }
-        if !self
-            .text
-            .get(at..at + 7)
-            .is_some_and(|word| word.eq_ignore_ascii_case(b"uescape"))
-            || word_end(self.text, at) != at + 7
-        {
-            return Ok(end);
-        }
-        self.copy_until(end);
-        self.template.push(b' ');
-        self.copied = at;
-        at += 7;
-        while is_blank(self.text, at) {
-            at = blank_end(self.text, at)?;
-        }
-        if class(self.text, at) == Class::Quote {
-            quoted(self.text, at, self.strings)
-        } else {
-            Err(Broken)
-        }
     }
 
     /// Blanks and comments: one blank in the template, but for overrides.
@@ -365,6 +334,27 @@ fn word_end(text: &[u8], start: usize) -> usize {
         at += 1;
     }
     at
+}
+
+/// The end of `UESCAPE '…'` after a Unicode string or name that ends here, or this end: both are one token to the parser.
+fn unicode_escape(text: &[u8], end: usize) -> Result<usize, Broken> {
+    let skip_blanks = |mut at: usize| {
+        while is_blank(text, at) {
+            at = blank_end(text, at)?;
+        }
+        Ok(at)
+    };
+    let word = skip_blanks(end)?;
+    let after = word_end(text, word);
+    if !text[word..after].eq_ignore_ascii_case(b"uescape") {
+        return Ok(end);
+    }
+    let open = skip_blanks(after)?;
+    if class(text, open) == Class::Quote {
+        quoted(text, open, Strings::Standard)
+    } else {
+        Err(Broken)
+    }
 }
 
 /// Whether a blank or a comment begins here.
@@ -715,11 +705,12 @@ mod tests {
     }
 
     #[test]
-    fn a_unicode_escape_stays_in_the_template() {
+    fn a_unicode_escape_belongs_to_its_string() {
+        let text = "select U&'d!0061' /**/ uescape\n '!', 'x'";
         check(
-            "select U&'d!0061' /**/ uescape '!', 'x'",
-            "select \x03 uescape '!', \x01",
-            &["U&'d!0061'", "'x'"],
+            text,
+            "select \x03, \x01",
+            &["U&'d!0061' /**/ uescape\n '!'", "'x'"],
         );
         check(
             "select U&\"d!0061\" UESCAPE '!'",
@@ -727,6 +718,10 @@ mod tests {
             &[],
         );
         check("select u&'a' uescaped", "select \x03 uescaped", &["u&'a'"]);
+        assert_eq!(
+            lex("select u&'a' uescape 1", Strings::Standard).0,
+            Lexed::Broken
+        );
     }
 
     #[test]

@@ -355,4 +355,25 @@ mod tests {
             assert_eq!(options(text), expected, "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_packet_is_read_past_its_end(packet in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
+            let whole = [&[0, 3, 0, 0][..], &packet].concat();
+            for bytes in [&packet, &whole] {
+                if let Ok(Startup::Message(message)) = decode(bytes) {
+                    let mut again = Vec::new();
+                    put_message(&mut again, message.minor, &message.parameters().collect::<Vec<_>>());
+                    proptest::prop_assert_eq!(&again[4..], &bytes[..]);
+                }
+            }
+        }
+
+        #[test]
+        fn options_are_words_of_the_text(text in proptest::collection::vec(proptest::sample::select(b"-c= \\ax\t".to_vec()), 0..24)) {
+            for (name, value) in options(&text).into_iter().flatten() {
+                proptest::prop_assert!(name.len() + value.len() < text.len());
+            }
+        }
+    }
 }

@@ -91,7 +91,8 @@ fn check(text: &str, tally: &mut Tally, templates: &mut HashMap<Vec<u8>, Tokens>
         tally.refused += 1;
         return;
     }
-    let literals = literals(&tokens);
+    let tokens = joined(tokens);
+    let literals: Vec<&ScanToken> = tokens.iter().filter(|token| is_one_of(token, CONSTANTS)).collect();
     let expected: Vec<(usize, usize)> =
         literals.iter().map(|token| (token.start as usize, token.end as usize)).collect();
     let found: Vec<(usize, usize)> = slots.iter().map(|slot| (slot.start as usize, slot.end as usize)).collect();
@@ -107,26 +108,33 @@ fn check(text: &str, tally: &mut Tally, templates: &mut HashMap<Vec<u8>, Tokens>
     }
 }
 
-/// The tokens that are constants, without the string after UESCAPE.
-fn literals(tokens: &[ScanToken]) -> Vec<&ScanToken> {
-    let tokens: Vec<&ScanToken> = tokens.iter().filter(|token| !is_comment(token)).collect();
-    let is = |at: usize, kinds: &[Token]| kinds.iter().any(|kind| tokens[at].token == *kind as i32);
-    let escape = |at: usize| {
-        at >= 2 && is(at - 1, &[Token::Uescape]) && is(at - 2, &[Token::Usconst, Token::Uident]) && is(at, &[Token::Sconst])
-    };
-    (0..tokens.len())
-        .filter(|at| {
-            let kinds = [Token::Sconst, Token::Usconst, Token::Bconst, Token::Xconst, Token::Iconst, Token::Fconst];
-            is(*at, &kinds) && !escape(*at)
-        })
-        .map(|at| tokens[at])
-        .collect()
+const CONSTANTS: &[Token] =
+    &[Token::Sconst, Token::Usconst, Token::Bconst, Token::Xconst, Token::Iconst, Token::Fconst];
+
+/// The tokens without comments, and with `UESCAPE '…'` as a part of the token before, as the parser takes them.
+fn joined(tokens: Vec<ScanToken>) -> Vec<ScanToken> {
+    let mut joined: Vec<ScanToken> = Vec::new();
+    for token in tokens {
+        if is_one_of(&token, &[Token::SqlComment, Token::CComment]) {
+            continue;
+        }
+        if let [.., unicode, escape] = joined.as_mut_slice()
+            && is_one_of(unicode, &[Token::Usconst, Token::Uident])
+            && is_one_of(escape, &[Token::Uescape])
+            && is_one_of(&token, &[Token::Sconst])
+        {
+            unicode.end = token.end;
+            joined.pop();
+            continue;
+        }
+        joined.push(token);
+    }
+    joined
 }
 
 fn signature(text: &str, tokens: &[ScanToken], literals: &[&ScanToken]) -> Tokens {
     tokens
         .iter()
-        .filter(|token| !is_comment(token))
         .map(|token| {
             let word = &text[token.start as usize..token.end as usize];
             let is_literal = literals.iter().any(|literal| literal.start == token.start);
@@ -158,6 +166,6 @@ fn literal_form(word: &str) -> String {
     }
 }
 
-fn is_comment(token: &ScanToken) -> bool {
-    token.token == Token::SqlComment as i32 || token.token == Token::CComment as i32
+fn is_one_of(token: &ScanToken, kinds: &[Token]) -> bool {
+    kinds.iter().any(|kind| token.token == *kind as i32)
 }

@@ -1,0 +1,299 @@
+//! What is wrong with a configuration file: each problem with its place, all of them at once.
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use serde_json::json;
+use std::{fmt, ops::Range};
+
+/// Everything found wrong with one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors {
+    pub(super) file: String,
+    pub(super) text: String,
+    pub(super) errors: Vec<ConfigError>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub problem: Problem,
+    /// Byte range in the text.
+    pub span: Range<usize>,
+    /// An earlier place that this one contradicts.
+    pub earlier: Option<Range<usize>>,
+}
+
+/// What is wrong. Names are as the file has them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("cannot read {path}: {reason}")]
+    Unreadable { path: String, reason: String },
+    #[error("{0}")]
+    Syntax(String),
+    #[error("unknown key `{key}` in {place}")]
+    UnknownKey {
+        key: String,
+        place: String,
+        like: Option<String>,
+    },
+    #[error("`{key}` must be {expected}, not {found}")]
+    WrongType {
+        key: String,
+        expected: String,
+        found: &'static str,
+    },
+    #[error("`{key}` must be from {least} to {most}")]
+    OutOfRange { key: String, least: u64, most: u64 },
+    #[error("`{value}` is not one of {choices}")]
+    NotAChoice {
+        value: String,
+        choices: String,
+        like: Option<String>,
+    },
+    #[error("`{value}` is no duration")]
+    NotADuration { value: String },
+    #[error("`{value}` is no size")]
+    NotASize { value: String },
+    #[error("{place} needs `{key}`")]
+    Missing { place: String, key: &'static str },
+    #[error("`{value}` is no address to listen on")]
+    NotAnAddress { value: String },
+    #[error("`{value}` is no address of a server: {reason}")]
+    NotAServer {
+        value: String,
+        reason: AddressProblem,
+    },
+    #[error("there is no {what} `{name}`")]
+    UnknownName {
+        what: &'static str,
+        name: String,
+        like: Option<String>,
+    },
+    #[error("`{first}` and `{second}` exclude each other")]
+    Exclusive {
+        first: &'static str,
+        second: &'static str,
+    },
+    #[error("TLS needs both `cert` and `key`")]
+    TlsIncomplete,
+    #[error("{path} holds no {what} in PEM form")]
+    NotPem { path: String, what: &'static str },
+    #[error("the environment variable {0} is not set")]
+    NoVariable(String),
+    #[error("user `{user}` has neither a password nor a verifier")]
+    NoSecret { user: String },
+    #[error("this is no SCRAM-SHA-256 verifier")]
+    NotAVerifier,
+    #[error("a verifier works with `auth = \"scram\"` only")]
+    VerifierWithoutScram,
+    #[error("no shard key can be of type `{0}`: equal values need not have equal bytes")]
+    UnfitKeyType(String),
+    #[error("`buckets` must be a power of two")]
+    NotAPowerOfTwo,
+    #[error("{shards} shards cannot share {buckets} buckets")]
+    TooFewBuckets { shards: usize, buckets: u32 },
+    #[error("`{key}` belongs to {method} groups only")]
+    OtherMethod {
+        key: &'static str,
+        method: &'static str,
+    },
+    #[error("this is no value of type {key_type}")]
+    NotAKey { key_type: &'static str },
+    #[error("what this value of type {key_type} means depends on settings of a session")]
+    AmbiguousKey { key_type: &'static str },
+    #[error("this range does not end above the one before it")]
+    RangesOverlap,
+    #[error("a range without `to` must be the last")]
+    RangesAfterUnbounded,
+    #[error("the last range must have no `to`, so that every key has a place")]
+    RangesEnd,
+    #[error("this value is listed twice")]
+    ListedTwice,
+    #[error("table `{table}` is placed twice")]
+    TableTwice { table: String },
+    #[error("`{0}` is no table name")]
+    NotATable(String),
+    #[error("key column `{column}` belongs to two groups")]
+    KeyColumnTwice { column: String },
+    #[error("database `\"*\"` has one shard and no groups or tables")]
+    WildcardShards,
+    #[error("`min_size` is above `size`")]
+    PoolSizes,
+    #[error("a database cannot be named `shardway`: that is the console")]
+    ConsoleName,
+    #[error("database `{0}` has more than 65,535 shards")]
+    TooManyShards(String),
+}
+
+/// Why an address of a server cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressProblem {
+    #[error("it must begin with postgres://")]
+    Scheme,
+    #[error("it names a user; users and passwords belong to `users` and `control`")]
+    Credentials,
+    #[error("the port is no number from 1 to 65535")]
+    Port,
+    #[error("it has no host")]
+    Host,
+    #[error("a percent sign must be followed by two hexadecimal digits of UTF-8")]
+    Escape,
+    #[error("sslmode must be disable, prefer, require or verify-full")]
+    SslMode,
+    #[error("the file of sslrootcert cannot be read or holds no certificate in PEM form")]
+    RootCert,
+    #[error("only sslmode, sslrootcert, host and port may follow the question mark")]
+    Parameter,
+}
+
+impl Problem {
+    /// What to do about it.
+    #[must_use]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "most problems say themselves what to do"
+    )]
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::UnknownKey { like: Some(like), .. }
+            | Self::NotAChoice { like: Some(like), .. }
+            | Self::UnknownName { like: Some(like), .. } => Some(format!("did you mean `{like}`?")),
+            Self::NotADuration { .. } => Some("write \"100ms\", \"30s\", \"5m\", \"1h\" or \"1d\"".to_owned()),
+            Self::NotASize { .. } => Some("write \"64kB\", \"64MB\" or \"1GB\"".to_owned()),
+            Self::NotAnAddress { .. } => {
+                Some("write \"127.0.0.1:6432\", \"[::]:6432\" or \"unix:/run/shardway/.s.PGSQL.6432\"".to_owned())
+            }
+            Self::NoSecret { .. } => Some(
+                "give `password`, `password_file`, `password_env` or `verifier`, or `auth = \"trust\"`".to_owned(),
+            ),
+            Self::AmbiguousKey { .. } | Self::NotAKey { key_type: "date" | "timestamptz" } => {
+                Some("write dates as 2026-01-31, instants as 2026-01-31 12:00:00Z".to_owned())
+            }
+            Self::UnfitKeyType(_) => {
+                Some("bigint, text, uuid, date, timestamptz, numeric and bytea can be keys".to_owned())
+            }
+            Self::NotATable(_) => Some("write \"schema.table\" as PostgreSQL stores the names, unquoted".to_owned()),
+            Self::TlsIncomplete => Some("give both, or `mode = \"disable\"`".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl ConfigErrors {
+    /// Each problem.
+    #[must_use]
+    pub fn errors(&self) -> &[ConfigError] {
+        &self.errors
+    }
+
+    /// For people: each problem with the line and a caret. No colours.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let renderer = Renderer::plain();
+        let mut rendered = String::new();
+        for error in &self.errors {
+            let message = error.problem.to_string();
+            let title = Level::ERROR.primary_title(message.as_str());
+            let mut group = if self.text.is_empty() {
+                Group::with_title(title)
+            } else {
+                let snippet = Snippet::source(self.text.as_str())
+                    .path(self.file.as_str())
+                    .annotation(AnnotationKind::Primary.span(error.span.clone()));
+                let earlier = error.earlier.clone();
+                title.element(snippet.annotations(
+                    earlier.map(|span| AnnotationKind::Context.span(span).label("first here")),
+                ))
+            };
+            if let Some(help) = error.problem.help() {
+                group = group.element(Level::HELP.message(help));
+            }
+            rendered.push_str(&renderer.render(&[group]));
+            rendered.push_str("\n\n");
+        }
+        rendered.truncate(rendered.trim_end().len());
+        rendered
+    }
+
+    /// For programs: an array of objects with file, line, column (both from 1), message and help.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let object = |error: &ConfigError| {
+            let (line, column) = self.position(error.span.start);
+            json!({
+                "file": self.file,
+                "line": line,
+                "column": column,
+                "message": error.problem.to_string(),
+                "help": error.problem.help(),
+            })
+        };
+        self.errors.iter().map(object).collect()
+    }
+
+    fn position(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or(&self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        (
+            before.matches('\n').count() + 1,
+            before[line_start..].chars().count() + 1,
+        )
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// The candidate that is most like `name`, if one is like enough to be meant.
+pub(super) fn most_like<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    let limit = (name.chars().count() / 3).max(1);
+    candidates
+        .into_iter()
+        .map(|candidate| (distance(name, candidate), candidate))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, candidate)| candidate.to_owned())
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours that turn one into the other.
+fn distance(from: &str, to: &str) -> usize {
+    let from: Vec<char> = from.to_lowercase().chars().collect();
+    let to: Vec<char> = to.to_lowercase().chars().collect();
+    let mut rows = vec![(0..=to.len()).collect::<Vec<_>>()];
+    for i in 1..=from.len() {
+        let mut row = vec![i];
+        for j in 1..=to.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(from[i - 1] != to[j - 1]);
+            let mut best = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_of_the_fingers_is_recognised() {
+        let keys = ["listen", "max_clients", "workers"];
+        assert_eq!(most_like("lisen", keys).as_deref(), Some("listen"));
+        assert_eq!(
+            most_like("max_cleints", keys).as_deref(),
+            Some("max_clients")
+        );
+        assert_eq!(most_like("colour", keys), None);
+    }
+}

@@ -1,0 +1,470 @@
+//! From the file to the settings: every problem is gathered, and settings come out only when there is none.
+
+use super::{
+    database,
+    error::{AddressProblem, ConfigError, ConfigErrors, Problem, most_like},
+    options::Section,
+    reader::{Node, Place, Reader},
+    settings::{
+        Address, ClientAuth, ConsoleRole, Credentials, Listen, LogFormat, Pool, PoolMode, Secret,
+        Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+    },
+};
+use crate::clock::Duration;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
+use toml::de::DeTable;
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(path: &Path) -> Result<Settings, ConfigErrors> {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => load_str(
+            &name,
+            &text,
+            path.parent().unwrap_or_else(|| Path::new(".")),
+        ),
+        Err(error) => {
+            let problem = Problem::Unreadable {
+                path: name.clone(),
+                reason: error.to_string(),
+            };
+            let errors = vec![ConfigError {
+                problem,
+                span: 0..0,
+                earlier: None,
+            }];
+            Err(ConfigErrors {
+                file: name,
+                text: String::new(),
+                errors,
+            })
+        }
+    }
+}
+
+/// Reads a configuration from its text; `name` is what errors call it, relative paths begin at `base`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigErrors> {
+    let fail = |errors| {
+        Err(ConfigErrors {
+            file: name.to_owned(),
+            text: text.to_owned(),
+            errors,
+        })
+    };
+    let (root, syntax) = DeTable::parse_recoverable(text);
+    if !syntax.is_empty() {
+        let error = |error: &toml::de::Error| ConfigError {
+            problem: Problem::Syntax(error.message().to_owned()),
+            span: error.span().unwrap_or(0..0),
+            earlier: None,
+        };
+        return fail(syntax.iter().map(error).collect());
+    }
+    let mut reader = Reader::new(base);
+    let file = reader.file(&root);
+    let server = read_server(&mut reader, &file);
+    let pool_node = reader.child(&file, "pool", Section::Pool);
+    let pool = read_pool(&mut reader, &pool_node, None);
+    let databases = database::read_all(&mut reader, &file, &pool);
+    let users = read_users(&mut reader, &file, &databases);
+    if !reader.errors.is_empty() {
+        reader.errors.sort_by_key(|error| error.span.start);
+        return fail(reader.errors);
+    }
+    let mut databases: BTreeMap<_, _> = databases
+        .into_iter()
+        .map(|(name, database)| (name, Arc::new(database)))
+        .collect();
+    let wildcard = databases.remove("*");
+    Ok(Settings {
+        server,
+        databases,
+        wildcard,
+        users,
+    })
+}
+
+/// A pool; what the table does not say is as in `base`, or else the option's default.
+pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool>) -> Pool {
+    let given = |key| base.filter(|_| !node.has(key));
+    let mut integer = |key, of: fn(&Pool) -> usize| match given(key) {
+        Some(base) => of(base),
+        None => reader.integer(node, key).unwrap_or_default(),
+    };
+    let size = integer("size", |pool| pool.size);
+    let min_size = integer("min_size", |pool| pool.min_size);
+    let connect_limit = integer("connect_limit", |pool| pool.connect_limit);
+    let prepared_statements = integer("prepared_statements", |pool| pool.prepared_statements);
+    let mut duration = |key, of: fn(&Pool) -> Duration| match given(key) {
+        Some(base) => of(base),
+        None => reader.duration(node, key).unwrap_or_default(),
+    };
+    let idle_timeout = duration("idle_timeout", |pool| pool.idle_timeout);
+    let lifetime = duration("lifetime", |pool| pool.lifetime);
+    let wait_timeout = duration("wait_timeout", |pool| pool.wait_timeout);
+    let connect_timeout = duration("connect_timeout", |pool| pool.connect_timeout);
+    let mode = match given("mode") {
+        Some(base) => base.mode,
+        None => pool_mode(reader, node).unwrap_or(PoolMode::Transaction),
+    };
+    if min_size > size && (base.is_none() || node.is_given()) {
+        let key = if node.has("min_size") {
+            "min_size"
+        } else {
+            "size"
+        };
+        reader.fail(&node.place(key), Problem::PoolSizes);
+    }
+    Pool {
+        mode,
+        size,
+        min_size,
+        idle_timeout,
+        lifetime,
+        wait_timeout,
+        connect_timeout,
+        connect_limit,
+        prepared_statements,
+    }
+}
+
+/// An address of a server.
+pub(super) fn read_address(
+    reader: &mut Reader,
+    text: &str,
+    span: &Place,
+    database: &str,
+) -> Option<Address> {
+    let read = |path: &str| std::fs::read(reader.resolve(path)).ok();
+    match super::address::parse(text, database, read) {
+        Ok(address) => Some(address),
+        Err(reason) => {
+            // What may be a password is not shown again.
+            let value = if reason == AddressProblem::Credentials {
+                "postgres://…@…"
+            } else {
+                text
+            };
+            reader.fail(
+                span,
+                Problem::NotAServer {
+                    value: value.to_owned(),
+                    reason,
+                },
+            );
+            None
+        }
+    }
+}
+
+/// A secret given as itself, in a file or in an environment variable, under three keys of which one may be used.
+pub(super) fn read_secret(
+    reader: &mut Reader,
+    node: &Node<'_>,
+    keys: [&'static str; 3],
+) -> Option<Secret> {
+    let given: Vec<&'static str> = keys.into_iter().filter(|key| node.has(key)).collect();
+    if let [first, second, ..] = given[..] {
+        reader.fail(&node.place(second), Problem::Exclusive { first, second });
+    }
+    let key = *given.first()?;
+    let text = reader.text(node, key)?;
+    let span = node.place(key);
+    if key == keys[0] {
+        return Some(Secret(text));
+    }
+    if key == keys[1] {
+        let contents = reader.read_file(&text, &span)?;
+        let Ok(secret) = String::from_utf8(contents) else {
+            reader.fail(
+                &span,
+                Problem::Unreadable {
+                    path: text,
+                    reason: "it is not UTF-8".to_owned(),
+                },
+            );
+            return None;
+        };
+        return Some(Secret(secret.trim_end_matches(['\r', '\n']).to_owned()));
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the configuration is what reads the environment"
+    )]
+    let value = std::env::var(&text).ok();
+    if value.is_none() {
+        reader.fail(&span, Problem::NoVariable(text));
+    }
+    value.map(Secret)
+}
+
+fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
+    let node = reader.child(file, "server", Section::Server);
+    let tls_node = reader.child(&node, "tls", Section::ServerTls);
+    let log_node = reader.child(&node, "log", Section::ServerLog);
+    let listen = reader.texts(&node, "listen");
+    let listen = listen
+        .iter()
+        .filter_map(|(text, span)| read_listen(reader, text, span))
+        .collect();
+    let http = reader.text(&node, "http").and_then(|text| {
+        let address = text.parse::<SocketAddr>().ok();
+        if address.is_none() {
+            reader.fail(&node.place("http"), Problem::NotAnAddress { value: text });
+        }
+        address
+    });
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let level = reader.text(&log_node, "level").unwrap_or_default();
+    if !is_log_filter(&level) {
+        let choices = "`error`, `warn`, `info`, `debug`, `trace`".to_owned();
+        let like = most_like(&level, ["error", "warn", "info", "debug", "trace"]);
+        reader.fail(
+            &log_node.place("level"),
+            Problem::NotAChoice {
+                value: level.clone(),
+                choices,
+                like,
+            },
+        );
+    }
+    Server {
+        listen,
+        http,
+        tls: read_tls(reader, &tls_node),
+        max_clients: reader.integer(&node, "max_clients").unwrap_or_default(),
+        login_timeout: reader.duration(&node, "login_timeout").unwrap_or_default(),
+        shutdown_timeout: reader
+            .duration(&node, "shutdown_timeout")
+            .unwrap_or_default(),
+        workers: reader.integer(&node, "workers").unwrap_or(processors),
+        plan_cache_bytes: reader.integer(&node, "plan_cache").unwrap_or_default(),
+        log_format: match reader.text(&log_node, "format").as_deref() {
+            Some("json") => LogFormat::Json,
+            _ => LogFormat::Text,
+        },
+        log_level: level,
+    }
+}
+
+/// Levels, alone or of a module: `info,shardway::pool=debug`.
+fn is_log_filter(text: &str) -> bool {
+    text.split(',').all(|part| {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        ["error", "warn", "info", "debug", "trace", "off"].contains(&level.trim())
+    })
+}
+
+fn read_listen(reader: &mut Reader, text: &str, span: &Place) -> Option<Listen> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Some(Listen::Unix(reader.resolve(path)));
+    }
+    let address = text.parse().ok().map(Listen::Tcp);
+    if address.is_none() {
+        reader.fail(
+            span,
+            Problem::NotAnAddress {
+                value: text.to_owned(),
+            },
+        );
+    }
+    address
+}
+
+fn read_tls(reader: &mut Reader, node: &Node<'_>) -> ServerTls {
+    let cert = reader.text(node, "cert");
+    let key = reader.text(node, "key");
+    let mode = match reader.text(node, "mode").as_deref() {
+        Some("prefer") => TlsMode::Prefer,
+        Some("require") => TlsMode::Require,
+        Some(_) => TlsMode::Disable,
+        None if cert.is_some() || key.is_some() => TlsMode::Prefer,
+        None => TlsMode::Disable,
+    };
+    if mode == TlsMode::Disable {
+        return ServerTls {
+            mode,
+            identity: None,
+        };
+    }
+    let (Some(cert), Some(key)) = (cert, key) else {
+        reader.fail(&node.place("mode"), Problem::TlsIncomplete);
+        return ServerTls {
+            mode,
+            identity: None,
+        };
+    };
+    let cert_pem = reader.read_file(&cert, &node.place("cert"));
+    let key_pem = reader.read_file(&key, &node.place("key"));
+    let no_cert = |pem: &Vec<u8>| {
+        CertificateDer::pem_slice_iter(pem)
+            .flatten()
+            .next()
+            .is_none()
+    };
+    if cert_pem.as_ref().is_some_and(no_cert) {
+        reader.fail(
+            &node.place("cert"),
+            Problem::NotPem {
+                path: cert,
+                what: "certificate",
+            },
+        );
+    }
+    if key_pem
+        .as_ref()
+        .is_some_and(|pem| PrivateKeyDer::from_pem_slice(pem).is_err())
+    {
+        reader.fail(
+            &node.place("key"),
+            Problem::NotPem {
+                path: key,
+                what: "private key",
+            },
+        );
+    }
+    let identity = cert_pem
+        .zip(key_pem)
+        .map(|(cert_pem, key_pem)| TlsIdentity { cert_pem, key_pem });
+    ServerTls { mode, identity }
+}
+
+fn pool_mode(reader: &mut Reader, node: &Node<'_>) -> Option<PoolMode> {
+    reader.text(node, "mode").map(|mode| match mode.as_str() {
+        "session" => PoolMode::Session,
+        _ => PoolMode::Transaction,
+    })
+}
+
+fn read_users(
+    reader: &mut Reader,
+    file: &Node<'_>,
+    databases: &BTreeMap<String, super::settings::Database>,
+) -> BTreeMap<String, Arc<User>> {
+    let mut users = BTreeMap::new();
+    for (name, span, node) in reader.children(file, "users", Section::User) {
+        let entered = reader.texts(&node, "databases");
+        for (database, span) in &entered {
+            // Under the wildcard every name is a database.
+            if !databases.contains_key(database) && !databases.contains_key("*") {
+                let like = most_like(database, databases.keys().map(String::as_str));
+                reader.fail(
+                    span,
+                    Problem::UnknownName {
+                        what: "database",
+                        name: database.clone(),
+                        like,
+                    },
+                );
+            }
+        }
+        let pool = reader.child(&node, "pool", Section::UserPool);
+        let (auth, secret) = read_auth(reader, &node, &name, &span);
+        let backend_keys = [
+            "backend_password",
+            "backend_password_file",
+            "backend_password_env",
+        ];
+        let backend_password = read_secret(reader, &node, backend_keys).or(secret);
+        let backend_user = reader
+            .text(&node, "backend_user")
+            .unwrap_or_else(|| name.clone());
+        let user = User {
+            name: name.clone(),
+            auth,
+            backend: Credentials {
+                user: backend_user,
+                password: backend_password,
+            },
+            databases: entered.into_iter().map(|(database, _)| database).collect(),
+            console: reader
+                .text(&node, "console")
+                .map(|role| match role.as_str() {
+                    "admin" => ConsoleRole::Admin,
+                    _ => ConsoleRole::Stats,
+                }),
+            pool_mode: pool_mode(reader, &pool),
+            pool_size: reader.integer(&pool, "size"),
+        };
+        users.insert(name, Arc::new(user));
+    }
+    users
+}
+
+/// How the client proves who it is, and the password that servers may be told.
+fn read_auth(
+    reader: &mut Reader,
+    node: &Node<'_>,
+    user: &str,
+    span: &Place,
+) -> (ClientAuth, Option<Secret>) {
+    let secret = read_secret(reader, node, ["password", "password_file", "password_env"]);
+    let verifier = reader.text(node, "verifier").map(Secret);
+    let method = reader.text(node, "auth").unwrap_or_default();
+    if let Some(verifier) = &verifier {
+        let verifier_place = node.place("verifier");
+        if secret.is_some() {
+            reader.fail(
+                &verifier_place,
+                Problem::Exclusive {
+                    first: "password",
+                    second: "verifier",
+                },
+            );
+        }
+        if method != "scram" {
+            reader.fail(&verifier_place, Problem::VerifierWithoutScram);
+        }
+        if !is_verifier(&verifier.0) {
+            reader.fail(&verifier_place, Problem::NotAVerifier);
+        }
+    }
+    if method == "trust" {
+        return (ClientAuth::Trust, secret);
+    }
+    let proof = verifier.or_else(|| secret.clone());
+    let secret_failed = ["password", "password_file", "password_env"]
+        .iter()
+        .any(|key| node.has(key));
+    let Some(proof) = proof else {
+        if !secret_failed {
+            reader.fail(
+                span,
+                Problem::NoSecret {
+                    user: user.to_owned(),
+                },
+            );
+        }
+        return (ClientAuth::Trust, None);
+    };
+    let auth = match method.as_str() {
+        "password" => ClientAuth::Password(proof),
+        "md5" => ClientAuth::Md5(proof),
+        _ => ClientAuth::Scram(proof),
+    };
+    (auth, secret)
+}
+
+/// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`, the last three in base64.
+fn is_verifier(text: &str) -> bool {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let decodes = |text: &str| STANDARD.decode(text).is_ok_and(|bytes| !bytes.is_empty());
+    let parts = || {
+        let (rounds, keys) = text.strip_prefix("SCRAM-SHA-256$")?.split_once('$')?;
+        let (iterations, salt) = rounds.split_once(':')?;
+        let (stored, server) = keys.split_once(':')?;
+        iterations
+            .parse::<u32>()
+            .ok()
+            .filter(|iterations| *iterations > 0)?;
+        Some(decodes(salt) && decodes(stored) && decodes(server))
+    };
+    parts().unwrap_or(false)
+}

@@ -1,0 +1,12 @@
+//! Claims about Shardway on real PostgreSQL, one module per capability.
+//!
+//! Every claim that has a meaning without shards is run twice: on one PostgreSQL that holds all rows, and through the
+//! proxy before three shards. What a client sees must be the same.
+
+mod drivers;
+mod harness;
+mod malformed;
+mod native;
+mod psql;
+mod raw;
+mod seams;
