@@ -175,15 +175,12 @@ fn commands_in_the_documents_exist() {
     let mut faults = Vec::new();
     for file in documents() {
         for line in read(&file).lines() {
-            // A command line stands between backquotes or begins a line.
-            for part in line.split('`').skip(1).step_by(2).chain([line.trim_start_matches("$ ")]) {
-                let mut words = part.split_whitespace();
-                let command = words.next() == Some("shardway");
-                let word = words.next().filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
-                if let (true, Some(word)) = (command && part.len() < line.len().max(1) + 1, word)
-                    && (part != line || line.starts_with("$ "))
-                    && !is_command(word)
-                {
+            let quoted = line.split('`').skip(1).step_by(2);
+            for part in quoted.chain(line.strip_prefix("$ ")) {
+                let Some(arguments) = part.strip_prefix("shardway ") else { continue };
+                let word = arguments.split_whitespace().next().unwrap_or_default();
+                let names_one = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+                if names_one && !is_command(word) {
                     faults.push(format!("{}: shardway {word}", file.display()));
                 }
             }
