@@ -1,5 +1,7 @@
 //! One file per command.
 
+pub mod check;
+
 use std::process::ExitCode;
 
 /// Runs the command line; the process's exit code.
