@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shardway_fuzz::normalize::{Lexed, Slots, Strings, leading_override, normalize};
+use shardway_fuzz::normalize::{Lexed, Slots, Strings, normalize};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((mode, text)) = bytes.split_first() else {
@@ -14,9 +14,6 @@ fuzz_target!(|bytes: &[u8]| {
     } else {
         Strings::Escapes
     };
-    if let Some(comment) = leading_override(text) {
-        assert!(comment.starts_with(b"shardway:"));
-    }
     let (mut template, mut slots) = (Vec::new(), Slots::new());
     if normalize(text, strings, &mut template, &mut slots) == Lexed::Broken {
         assert!(slots.is_empty() && template[1..] == *text);
