@@ -59,7 +59,7 @@ impl Target {
         command
             .env("PGUSER", shop::USER)
             .env("PGPASSWORD", shop::PASSWORD)
-            .env("PGSSLMODE", "prefer");
+            .env("PGSSLMODE", "disable");
         command
             .env("LC_ALL", "C.UTF-8")
             .env("PGTZ", "UTC")

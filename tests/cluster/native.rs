@@ -126,7 +126,7 @@ fn a_savepoint_takes_back_only_what_came_after_it() {
                 )
                 .await
                 .unwrap();
-            let inner = outer.savepoint("inner").await.unwrap();
+            let inner = outer.savepoint("halfway").await.unwrap();
             inner
                 .execute("UPDATE customers SET name = 'lost' WHERE id = $1", &[&id])
                 .await

@@ -24,8 +24,7 @@ fn check(script: &str) {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // Errors go where the output goes, at their place.
-        let script = format!("\\o | cat\n{script}\n");
+        let script = format!("{script}\n");
         child
             .stdin
             .take()
@@ -125,7 +124,7 @@ fn interrupting_psql_cancels_its_query() {
     for target in shop().both() {
         let mut command = psql(&target);
         command
-            .args(["-c", "SELECT pg_sleep(60)"])
+            .args(["-c", "SELECT pg_sleep(61)"])
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
