@@ -6,6 +6,8 @@
 mod completions;
 mod man;
 mod output;
+mod route;
+mod serve;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use output::Output;
@@ -29,6 +31,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve clients until a signal ends it.
+    Serve(serve::ServeArgs),
+    /// Tell where a statement would go, and why; needs no server.
+    Route(route::RouteArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff).
@@ -79,6 +85,8 @@ pub fn run() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Exit {
     let output = Output::new(arguments.output);
     match arguments.command {
+        Command::Serve(args) => serve::run(&args, &output),
+        Command::Route(args) => route::run(&args, &output),
         Command::Completions(args) => completions::run(&args, Arguments::command(), &output),
         Command::Man => man::run(&Arguments::command(), &output),
     }

@@ -1,4 +1,5 @@
 //! stub
+pub mod console;
 pub mod session;
 use crate::plan::unroutable::Unroutable;
 use crate::wire::notice::Notice;
