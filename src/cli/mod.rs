@@ -3,6 +3,7 @@
 //! What must stay true: exit codes mean the same everywhere ([`Exit`]); results go to standard output, faults and
 //! progress to standard error; colours only on a terminal.
 
+mod check;
 mod completions;
 mod man;
 mod output;
@@ -33,6 +34,8 @@ struct Arguments {
 enum Command {
     /// Serve clients until a signal ends it.
     Serve(serve::ServeArgs),
+    /// Validate a configuration, and with --connect the servers that it names.
+    Check(check::CheckArgs),
     /// Tell where a statement would go, and why; needs no server.
     Route(route::RouteArgs),
     /// Print a completion script for a shell.
@@ -86,6 +89,7 @@ fn dispatch(arguments: Arguments) -> Exit {
     let output = Output::new(arguments.output);
     match arguments.command {
         Command::Serve(args) => serve::run(&args, &output),
+        Command::Check(args) => check::run(&args, &output),
         Command::Route(args) => route::run(&args, &output),
         Command::Completions(args) => completions::run(&args, Arguments::command(), &output),
         Command::Man => man::run(&Arguments::command(), &output),
