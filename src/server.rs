@@ -8,6 +8,7 @@
 
 mod accept;
 mod health;
+mod learn;
 pub mod life;
 mod listening;
 pub mod logging;
@@ -142,6 +143,7 @@ pub async fn run<S: Service>(
     let helper_life = Arc::clone(&life);
     helpers.spawn("signals", async move { helper_life.obey(signals).await });
     helpers.spawn("health", health::watch(Arc::clone(&life)));
+    helpers.spawn("learn", learn::watch(Arc::clone(&life)));
     helpers.spawn("maintenance", maintain(Arc::clone(&service), Arc::clone(&console), foundation.clock));
     if let Some(listener) = http {
         helpers.spawn("http", serve_http(listener, Arc::clone(&console)));

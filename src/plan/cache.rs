@@ -346,6 +346,7 @@ fn write_key(
     key.push(level as u8);
     key.extend_from_slice(&request.context.digest.to_ne_bytes());
     key.extend_from_slice(&request.snapshot.epoch.0.to_ne_bytes());
+    key.extend_from_slice(&request.snapshot.schema.to_ne_bytes());
     key.extend_from_slice(&request.types.len().to_ne_bytes());
     for oid in request.types {
         key.extend_from_slice(&oid.to_ne_bytes());
@@ -569,6 +570,7 @@ mod tests {
                 },
                 snapshot: Snapshot {
                     epoch: Epoch(1),
+                    schema: 0,
                     database: "shop".to_owned(),
                     shards: vec!["s0".to_owned()],
                     home: ShardId(0),

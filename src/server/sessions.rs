@@ -122,6 +122,10 @@ impl Service for Sessions {
         }
     }
 
+    fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving {
+        Box::pin(super::learn::all(Arc::clone(&self.shared), settings))
+    }
+
     fn set_console(&self, console: Arc<Console>) {
         // Set once by the composition root; a second console would be the same one.
         drop(self.shared.console.set(console));

@@ -55,6 +55,10 @@ impl Service for Greeter {
         if settings.server.max_clients == 0 { Err("nobody could enter".to_owned()) } else { Ok(()) }
     }
 
+    fn learn(self: Arc<Self>, _settings: Arc<Settings>) -> Serving {
+        Box::pin(async {})
+    }
+
     fn maintain(&self) {}
 
     fn set_console(&self, console: Arc<Console>) {
