@@ -150,6 +150,10 @@ impl Finding {
 }
 
 impl fmt::Display for Finding {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one sentence per finding, nothing else"
+    )]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCredentials => f.write_str(

@@ -26,7 +26,8 @@ pub(super) struct Connector {
 /// A connector that is about to reach the server of this name.
 pub(super) struct Named {
     config: Arc<ClientConfig>,
-    name: ServerName<'static>,
+    /// Asked for even where no TLS follows, as on a socket: checked when it does.
+    name: String,
 }
 
 /// A connection under TLS.
@@ -71,10 +72,9 @@ where
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, domain: &str) -> Result<Named, io::Error> {
-        let name = ServerName::try_from(domain.to_owned()).map_err(io::Error::other)?;
         Ok(Named {
             config: Arc::clone(&self.config),
-            name,
+            name: domain.to_owned(),
         })
     }
 }
@@ -88,8 +88,12 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Stream<S>, io::Error>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
-        let connecting = tokio_rustls::TlsConnector::from(self.config).connect(self.name, stream);
-        Box::pin(async { connecting.await.map(Stream) })
+        let Self { config, name } = self;
+        Box::pin(async move {
+            let name = ServerName::try_from(name).map_err(io::Error::other)?;
+            let connector = tokio_rustls::TlsConnector::from(config);
+            connector.connect(name, stream).await.map(Stream)
+        })
     }
 }
 
