@@ -175,8 +175,8 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         ("server.http", old.http != new.http),
         ("server.workers", old.workers != new.workers),
         ("server.plan_cache_bytes", old.plan_cache_bytes != new.plan_cache_bytes),
-        ("server.log_format", old.log_format != new.log_format),
-        ("server.log_level", old.log_level != new.log_level),
+        ("server.log.format", old.log_format != new.log_format),
+        ("server.log.level", old.log_level != new.log_level),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))
