@@ -56,7 +56,7 @@ fn admit(socket: crate::net::transport::Transport, sessions: &Arc<Tasks>, life: 
     };
     let metrics = Arc::clone(&foundation.metrics);
     sessions.spawn_and("session", serving, move || {
-        metrics.process.panics.increment()
+        metrics.process.panics.increment();
     });
 }
 
