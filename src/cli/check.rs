@@ -35,9 +35,16 @@ pub(super) fn run(args: &CheckArgs, output: &Output) -> Exit {
         Ok(found) => found.unwrap_or_default(),
         Err(error) => return output.fault(&error.to_string(), Exit::Failed),
     };
-    let worst = found.iter().flat_map(|(_, findings)| findings).map(Finding::severity).max();
+    let worst = found
+        .iter()
+        .flat_map(|(_, findings)| findings)
+        .map(Finding::severity)
+        .max();
     let passed = worst != Some(Severity::Error);
-    let written = output.result(&in_text(args, &settings, &found, passed), &in_json(&found, passed));
+    let written = output.result(
+        &in_text(args, &settings, &found, passed),
+        &in_json(&found, passed),
+    );
     if passed { written } else { Exit::Refused }
 }
 
