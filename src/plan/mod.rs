@@ -47,6 +47,8 @@ pub enum Override {
 #[derive(Debug)]
 pub struct Plan {
     pub statements: Vec<StatementPlan>,
+    /// Literals, by slot, whose very text this plan depends on: it serves only texts that agree in them.
+    pub structural: Vec<u16>,
 }
 
 /// What to do with one statement.

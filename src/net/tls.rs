@@ -1,0 +1,211 @@
+//! TLS on both sides, with rustls on ring. The server's identity can be replaced while it runs; the client's trust
+//! follows an address's mode: `prefer` and `require` encrypt and trust anybody, `verify-full` checks chain and name.
+
+use crate::config::settings::{Host, TlsIdentity, TlsMode};
+use arc_swap::ArcSwap;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring},
+};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+    pem::{self, PemObject as _},
+};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The protocol's name in ALPN; since PostgreSQL 17 required where TLS begins without an SSLRequest.
+pub const ALPN: &[u8] = b"postgresql";
+
+/// What is wrong with certificates, keys or names.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("invalid PEM: {0}")]
+    Pem(pem::Error),
+    #[error("no certificate found")]
+    NoCertificate,
+    #[error(transparent)]
+    Rustls(#[from] rustls::Error),
+    #[error("the host cannot be named in a certificate")]
+    Name,
+}
+
+/// TLS towards clients.
+pub struct ServerTls {
+    config: ArcSwap<ServerConfig>,
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerTls(..)")
+    }
+}
+
+impl ServerTls {
+    /// From a certificate chain and its key.
+    ///
+    /// # Errors
+    /// When they are not PEM, or do not belong together.
+    pub fn new(identity: &TlsIdentity) -> Result<Self, TlsError> {
+        Ok(Self { config: ArcSwap::new(server_config(identity)?) })
+    }
+
+    /// Uses another identity from the next handshake on. On an error the present one stays.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn replace(&self, identity: &TlsIdentity) -> Result<(), TlsError> {
+        self.config.store(server_config(identity)?);
+        Ok(())
+    }
+
+    /// For one handshake.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.config.load_full()
+    }
+}
+
+fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(&identity.cert_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(TlsError::Pem)?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// TLS towards backends. Configurations are kept, and with them what resumes sessions.
+pub struct ClientTls {
+    unverified: Arc<ClientConfig>,
+    /// By the authorities' PEM; `None`: the platform's.
+    verified: Mutex<HashMap<Option<Arc<Vec<u8>>>, Arc<ClientConfig>>>,
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientTls(..)")
+    }
+}
+
+impl ClientTls {
+    /// Reads nothing yet: authorities are read when an address first asks for them.
+    ///
+    /// # Errors
+    /// When the cryptography offers no version of TLS.
+    pub fn new() -> Result<Self, TlsError> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(TrustAnybody(provider())))
+            .with_no_client_auth();
+        Ok(Self { unverified: finished(config), verified: Mutex::default() })
+    }
+
+    /// The configuration for a mode.
+    ///
+    /// # Errors
+    /// With `verify-full`, when there is no authority to trust.
+    pub fn config(&self, mode: TlsMode, roots: Option<&Arc<Vec<u8>>>) -> Result<Arc<ClientConfig>, TlsError> {
+        match mode {
+            TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Ok(Arc::clone(&self.unverified)),
+            TlsMode::VerifyFull => {
+                let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(config) = verified.get(&roots.cloned()) {
+                    return Ok(Arc::clone(config));
+                }
+                let config = verifying(roots)?;
+                verified.insert(roots.cloned(), Arc::clone(&config));
+                Ok(config)
+            }
+        }
+    }
+}
+
+/// The name that a server's certificate must bear.
+///
+/// # Errors
+/// For what is no host name or address.
+pub fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
+    match host {
+        Host::Tcp(name) => ServerName::try_from(name.clone()).map_err(|_invalid| TlsError::Name),
+        Host::Unix(_) => Err(TlsError::Name),
+    }
+}
+
+fn verifying(roots: Option<&Arc<Vec<u8>>>) -> Result<Arc<ClientConfig>, TlsError> {
+    let certificates = match roots {
+        Some(pem) => certificates(pem)?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    let mut store = RootCertStore::empty();
+    let (added, _unusable) = store.add_parsable_certificates(certificates);
+    if added == 0 {
+        return Err(TlsError::NoCertificate);
+    }
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    Ok(finished(config))
+}
+
+fn finished(mut config: ClientConfig) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Arc::new(config)
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(TlsError::Pem)?;
+    if chain.is_empty() { Err(TlsError::NoCertificate) } else { Ok(chain) }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// Takes every certificate, as libpq's `prefer` and `require` do. Signatures are not checked either: whoever could
+/// put a certificate of his own in the way could sign with it.
+#[derive(Debug)]
+struct TrustAnybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for TrustAnybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,395 @@
+//! How a client's connection begins: encryption asked for, version agreed on, user and database named. Pure.
+//!
+//! ```text
+//! ExpectPacket --SSLRequest--> Answer(N) --> ExpectPacket      each request at most once, in either order
+//!              |            \-> Handshake --> ExpectPacket     nothing but a StartupMessage or CancelRequest now
+//!              |--GSSENCRequest--> Answer(N) --> ExpectPacket
+//!              |--CancelRequest--> Cancel
+//!              \--StartupMessage--> Enter
+//! ```
+//! What goes wrong is a [`Refusal`]: data. [`refusal`] words it here and not in `proxy::reply`, the one exception,
+//! because a login is over before there is a session to reply to.
+
+use crate::{
+    auth::{Ask, AuthError},
+    wire::{
+        frame::FrameError,
+        frontend::put,
+        notice::Notice,
+        startup::{self, Message, OptionsError, PROTOCOL_OPTION, Setting, Startup, StartupError},
+    },
+};
+use bytes::{Bytes, BytesMut};
+use pgwire::messages::{Message as _, startup::Authentication};
+
+/// The newest minor version of protocol 3 that is spoken here.
+pub const NEWEST_MINOR: u16 = 2;
+/// Parameters of a StartupMessage that are not settings.
+const NOT_SETTINGS: [&[u8]; 4] = [b"user", b"database", b"options", b"replication"];
+
+/// What the server does about TLS on this socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsOffer {
+    Off,
+    Offered,
+    Required,
+}
+
+/// How the bytes travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    Plain,
+    Encrypted,
+}
+
+/// A connection that expects a startup packet.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpectPacket {
+    offer: TlsOffer,
+    channel: Channel,
+    tls: Request,
+    gssenc: Request,
+}
+
+/// A request for encryption, which a client may make once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    Open,
+    Made,
+}
+
+/// What to do after a startup packet.
+#[derive(Debug)]
+pub enum Step {
+    /// Send the one byte; expect another packet.
+    Answer(u8, ExpectPacket),
+    /// Send `S`, shake hands; expect another packet inside.
+    Handshake(ExpectPacket),
+    Cancel { pid: u32, key: Vec<u8> },
+    Enter(Entry),
+}
+
+/// Who wants to enter, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The minor version agreed on.
+    pub minor: u16,
+    pub user: Vec<u8>,
+    /// The user's name when the client gave none.
+    pub database: Vec<u8>,
+    /// Settings in the order of their effect: `options` first, then the packet's own, later ones win.
+    pub settings: Vec<Setting>,
+    /// NegotiateProtocolVersion, or nothing: to be sent before anything else.
+    pub negotiation: Vec<u8>,
+}
+
+/// Why a client is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Startup(StartupError),
+    #[error(transparent)]
+    Options(OptionsError),
+    #[error("unencrypted data followed a request for encryption")]
+    UnencryptedData,
+    #[error("TLS without the protocol's name in ALPN")]
+    Alpn,
+    #[error("no user named")]
+    NoUser,
+    #[error("replication connections are not served")]
+    Replication,
+    #[error("TLS is required")]
+    TlsRequired { user: Vec<u8>, database: Vec<u8> },
+    #[error("authentication failed")]
+    Password { user: Vec<u8> },
+    #[error(transparent)]
+    Authentication(AuthError),
+    #[error("a message other than the expected password or SASL response: {0}")]
+    Frame(FrameError),
+    #[error("unknown database")]
+    NoDatabase { database: Vec<u8> },
+    #[error("the user may not use the database")]
+    Forbidden { database: Vec<u8> },
+    #[error("the login took too long")]
+    Timeout,
+}
+
+impl ExpectPacket {
+    /// A connection on which nothing was read yet. `Encrypted`: TLS was begun without a request.
+    #[must_use]
+    pub fn new(offer: TlsOffer, channel: Channel) -> Self {
+        let request = match channel {
+            Channel::Plain => Request::Open,
+            Channel::Encrypted => Request::Made,
+        };
+        Self { offer, channel, tls: request, gssenc: request }
+    }
+
+    /// Takes a packet without its length word.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the connection is over.
+    pub fn handle_packet(self, packet: &[u8]) -> Result<Step, Refusal> {
+        match startup::decode(packet).map_err(Refusal::Startup)? {
+            Startup::SslRequest if self.tls == Request::Open => Ok(self.answer_tls()),
+            Startup::GssEncRequest if self.gssenc == Request::Open => {
+                Ok(Step::Answer(b'N', Self { gssenc: Request::Made, ..self }))
+            }
+            // A second request is no request any more but an unknown version, as in PostgreSQL.
+            Startup::SslRequest => Err(Refusal::Startup(StartupError::Version { major: 1234, minor: 5679 })),
+            Startup::GssEncRequest => Err(Refusal::Startup(StartupError::Version { major: 1234, minor: 5680 })),
+            Startup::CancelRequest { pid, key } => Ok(Step::Cancel { pid, key: key.to_vec() }),
+            Startup::Message(message) => self.enter(message).map(Step::Enter),
+        }
+    }
+
+    fn answer_tls(self) -> Step {
+        match self.offer {
+            TlsOffer::Off => Step::Answer(b'N', Self { tls: Request::Made, ..self }),
+            TlsOffer::Offered | TlsOffer::Required => Step::Handshake(Self::new(self.offer, Channel::Encrypted)),
+        }
+    }
+
+    fn enter(self, message: Message<'_>) -> Result<Entry, Refusal> {
+        let (minor, negotiation) = negotiate(message);
+        let user = message.parameter(b"user").filter(|user| !user.is_empty()).ok_or(Refusal::NoUser)?.to_vec();
+        let database = message.parameter(b"database").filter(|name| !name.is_empty()).unwrap_or(&user).to_vec();
+        if self.offer == TlsOffer::Required && self.channel == Channel::Plain {
+            return Err(Refusal::TlsRequired { user, database });
+        }
+        if message.parameter(b"replication").is_some_and(|value| !is_false(value)) {
+            return Err(Refusal::Replication);
+        }
+        let options = message.parameter(b"options").unwrap_or_default();
+        let mut settings = startup::options(options).map_err(Refusal::Options)?;
+        settings.extend(
+            message
+                .parameters()
+                .filter(|(name, _)| !NOT_SETTINGS.contains(name) && !name.starts_with(PROTOCOL_OPTION))
+                .map(|(name, value)| (name.to_vec(), value.to_vec())),
+        );
+        Ok(Entry { minor, user, database, settings, negotiation })
+    }
+}
+
+/// The spellings of "false" that PostgreSQL's `parse_bool` takes.
+fn is_false(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    let abbreviates = |word: &[u8], least| value.len() >= least && word.starts_with(&value);
+    abbreviates(b"false", 1) || abbreviates(b"no", 1) || abbreviates(b"off", 2) || value == b"0"
+}
+
+/// The minor version agreed on, and NegotiateProtocolVersion when that or an option is not what was asked for.
+/// The version is sent whole, as PostgreSQL does and libpq expects; the manual says "minor".
+fn negotiate(message: Message<'_>) -> (u16, Vec<u8>) {
+    let minor = match message.minor {
+        // 3.1 never existed.
+        0 | 1 => 0,
+        _ => NEWEST_MINOR,
+    };
+    let unknown = || message.parameters().map(|(name, _)| name).filter(|name| name.starts_with(PROTOCOL_OPTION));
+    let count = u32::try_from(unknown().count()).unwrap_or(u32::MAX);
+    let mut out = Vec::new();
+    if minor != message.minor || count > 0 {
+        put(&mut out, b'v', |out| {
+            out.extend_from_slice(&[0, 3]);
+            out.extend_from_slice(&minor.to_be_bytes());
+            out.extend_from_slice(&count.to_be_bytes());
+            for name in unknown() {
+                out.extend_from_slice(name);
+                out.push(0);
+            }
+        });
+    }
+    (minor, out)
+}
+
+/// Appends the request for a proof.
+pub fn put_ask(out: &mut Vec<u8>, ask: Ask) {
+    put_authentication(
+        out,
+        &match ask {
+            Ask::Password => Authentication::CleartextPassword,
+            Ask::Md5(salt) => Authentication::MD5Password(salt.to_vec()),
+            Ask::Scram => Authentication::SASL(vec![crate::auth::scram::MECHANISM.to_owned()]),
+        },
+    );
+}
+
+/// Appends SASL data that another message of the client answers.
+pub fn put_continue(out: &mut Vec<u8>, data: Vec<u8>) {
+    put_authentication(out, &Authentication::SASLContinue(Bytes::from(data)));
+}
+
+/// Appends the last SASL data, when there is some, and AuthenticationOk.
+pub fn put_accepted(out: &mut Vec<u8>, data: Option<Vec<u8>>) {
+    if let Some(data) = data {
+        put_authentication(out, &Authentication::SASLFinal(Bytes::from(data)));
+    }
+    put_authentication(out, &Authentication::Ok);
+}
+
+/// # Panics
+/// When SASL data is too long for a message: ours are bounded by the client's, which are.
+#[expect(clippy::expect_used, reason = "a wrapped length would smuggle a message")]
+fn put_authentication(out: &mut Vec<u8>, message: &Authentication) {
+    let mut buffer = BytesMut::new();
+    message.encode(&mut buffer).expect("an authentication message of ours is short");
+    out.extend_from_slice(&buffer);
+}
+
+/// What the client is told, in PostgreSQL's words; nothing where PostgreSQL closes without a word.
+#[must_use]
+pub fn refusal(refusal: &Refusal) -> Option<Notice> {
+    let mut notice = Notice { severity: "FATAL", sqlstate: "08P01", message: String::new(), detail: None, hint: None };
+    (notice.sqlstate, notice.message) = match refusal {
+        Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) => return None,
+        Refusal::Startup(StartupError::Layout) => {
+            ("08P01", "invalid startup packet layout: expected terminator as last byte".into())
+        }
+        Refusal::Startup(StartupError::Version { major, minor }) => (
+            "0A000",
+            format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{NEWEST_MINOR}"),
+        ),
+        Refusal::Options(OptionsError::Argument(word)) => {
+            ("42601", format!("invalid command-line argument for server process: {}", shown(word)))
+        }
+        Refusal::Options(OptionsError::Value(word)) => ("42601", format!("{} requires a value", shown(word))),
+        Refusal::UnencryptedData => {
+            notice.detail = Some(
+                "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack."
+                    .into(),
+            );
+            ("08P01", "received unencrypted data after SSL request".into())
+        }
+        Refusal::Alpn => ("08P01", "received direct SSL connection request without ALPN protocol negotiation".into()),
+        Refusal::NoUser => ("28000", "no PostgreSQL user name specified in startup packet".into()),
+        Refusal::Replication => ("0A000", "replication connections are not supported".into()),
+        Refusal::TlsRequired { user, database } => {
+            notice.hint = Some("Connect with sslmode=require.".into());
+            let (user, database) = (shown(user), shown(database));
+            ("28000", format!("connection refused for user \"{user}\", database \"{database}\", no encryption"))
+        }
+        Refusal::Password { user } => {
+            ("28P01", format!("password authentication failed for user \"{}\"", shown(user)))
+        }
+        Refusal::Authentication(AuthError::Decode(_)) => ("08P01", "invalid password packet size".into()),
+        Refusal::Authentication(AuthError::Mechanism) => {
+            ("08P01", "client selected an invalid SASL authentication mechanism".into())
+        }
+        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => ("08P01", error.to_string()),
+        Refusal::Frame(FrameError::Tag(tag)) => {
+            ("08P01", format!("expected password response, got message type {tag}"))
+        }
+        Refusal::Frame(FrameError::Length { .. }) => ("08P01", "invalid message length".into()),
+        Refusal::NoDatabase { database } => ("3D000", format!("database \"{}\" does not exist", shown(database))),
+        Refusal::Forbidden { database } => {
+            notice.detail = Some("User does not have CONNECT privilege.".into());
+            ("42501", format!("permission denied for database \"{}\"", shown(database)))
+        }
+        Refusal::Timeout => ("57014", "canceling authentication due to timeout".into()),
+    };
+    Some(notice)
+}
+
+/// A name for people to read: what is not UTF-8 is escaped, nothing is replaced.
+fn shown(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(text) => text.to_owned(),
+        Err(_not_text) => name.escape_ascii().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(minor: u16, pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        startup::put_message(&mut out, minor, pairs);
+        out.split_off(4)
+    }
+
+    fn enter(packet: &[u8]) -> Result<Entry, Refusal> {
+        match ExpectPacket::new(TlsOffer::Offered, Channel::Plain).handle_packet(packet)? {
+            Step::Enter(entry) => Ok(entry),
+            step => panic!("{step:?}"),
+        }
+    }
+
+    const SSL: &[u8] = &[4, 210, 22, 47];
+    const GSS: &[u8] = &[4, 210, 22, 48];
+
+    #[test]
+    fn encryption_may_be_asked_for_in_both_orders_but_once_each() {
+        let start = ExpectPacket::new(TlsOffer::Off, Channel::Plain);
+        for (first, second) in [(SSL, GSS), (GSS, SSL)] {
+            let Ok(Step::Answer(b'N', next)) = start.handle_packet(first) else { panic!() };
+            assert!(matches!(next.handle_packet(first), Err(Refusal::Startup(StartupError::Version { .. }))));
+            let Ok(Step::Answer(b'N', next)) = next.handle_packet(second) else { panic!() };
+            assert!(matches!(next.handle_packet(second), Err(Refusal::Startup(StartupError::Version { .. }))));
+            assert!(matches!(next.handle_packet(&message(0, &[(b"user", b"a")])), Ok(Step::Enter(_))));
+        }
+        let Ok(Step::Handshake(inside)) = ExpectPacket::new(TlsOffer::Required, Channel::Plain).handle_packet(SSL)
+        else {
+            panic!()
+        };
+        for again in [SSL, GSS] {
+            assert!(matches!(inside.handle_packet(again), Err(Refusal::Startup(StartupError::Version { .. }))));
+        }
+        assert!(matches!(inside.handle_packet(&message(0, &[(b"user", b"a")])), Ok(Step::Enter(_))));
+    }
+
+    #[test]
+    fn a_version_or_option_that_is_unknown_is_negotiated_once() {
+        for (minor, option, agreed, bytes) in [
+            (0, None, 0, &b""[..]),
+            (2, None, 2, b""),
+            (1, None, 0, b"v\0\0\0\x0c\0\x03\0\0\0\0\0\0"),
+            (3, None, 2, b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0"),
+            (9999, Some(&b"_pq_.a"[..]), 2, b"v\0\0\0\x13\0\x03\0\x02\0\0\0\x01_pq_.a\0"),
+            (0, Some(b"_pq_.a"), 0, b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.a\0"),
+        ] {
+            let mut pairs = vec![(&b"user"[..], &b"u"[..])];
+            pairs.extend(option.map(|name| (name, &b"1"[..])));
+            let entry = enter(&message(minor, &pairs)).unwrap();
+            assert_eq!((entry.minor, &entry.negotiation[..]), (agreed, bytes), "3.{minor}");
+            assert_eq!(entry.settings, [], "a protocol option is no setting");
+        }
+    }
+
+    #[test]
+    fn settings_of_options_come_before_those_of_the_packet() {
+        let entry = enter(&message(
+            0,
+            &[(b"application_name", b"a"), (b"options", b"-c application_name=b"), (b"user", b"\xff"), (b"replication", b"Off")],
+        ))
+        .unwrap();
+        let name = || b"application_name".to_vec();
+        assert_eq!(entry.settings, [(name(), b"b".to_vec()), (name(), b"a".to_vec())]);
+        assert_eq!((&entry.user[..], &entry.database[..]), (&b"\xff"[..], &b"\xff"[..]));
+    }
+
+    #[test]
+    fn clients_are_refused_as_postgresql_refuses_them() {
+        let required = ExpectPacket::new(TlsOffer::Required, Channel::Plain);
+        let sqlstate = |refused: &Refusal| refusal(refused).map(|notice| notice.sqlstate);
+        for (packet, expected) in [
+            (message(0, &[]), Some("28000")),
+            (message(0, &[(b"user", b"")]), Some("28000")),
+            (message(0, &[(b"user", b"a")]), Some("28000")),
+            (b"\0\x02\0\0".to_vec(), Some("0A000")),
+            (b"\0\x03\0\0a".to_vec(), Some("08P01")),
+            (b"\x04\xd2\x16\x2e\0".to_vec(), None),
+        ] {
+            assert_eq!(sqlstate(&required.handle_packet(&packet).unwrap_err()), expected, "{packet:?}");
+        }
+        for (pairs, expected) in [
+            ([(&b"user"[..], &b"a"[..]), (b"options", b"-B 1")], "42601"),
+            ([(b"user", b"a"), (b"options", b"-c x")], "42601"),
+            ([(b"user", b"a"), (b"replication", b"database")], "0A000"),
+        ] {
+            assert_eq!(sqlstate(&enter(&message(0, &pairs)).unwrap_err()), Some(expected), "{pairs:?}");
+        }
+    }
+}
