@@ -20,7 +20,7 @@ use pg_raw_parse::{
 };
 
 /// How deep statements may nest before they are not looked into.
-pub const MAX_DEPTH: usize = 400;
+pub const MAX_DEPTH: usize = 150;
 
 /// Why a text has no tree: PostgreSQL itself must judge it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl Lower {
         let body = if select.op == raw::SetOperation::SETOP_NONE {
             self.body(select)
         } else {
-            Body::SetOperation { left: self.side(select.larg()), right: self.side(select.rarg()) }
+            Body::SetOperation(self.sides(select))
         };
         let mut tail = Vec::new();
         for sort in select.sort_clause() {
@@ -125,11 +125,25 @@ impl Lower {
         Query { ctes, recursive, body, tail, locking, into }
     }
 
-    fn side(&mut self, side: Option<&nodes::SelectStmt>) -> Box<Query> {
-        Box::new(match side {
-            Some(select) => self.deeper(empty_query(), |lower| lower.query(select)),
-            None => empty_query(),
-        })
+    /// The operands of UNION and such; a chain of them leans to the left and is walked, not recursed into.
+    fn sides(&mut self, select: &nodes::SelectStmt) -> Vec<Query> {
+        let mut sides = Vec::new();
+        let mut spine = select;
+        loop {
+            if let Some(right) = spine.rarg() {
+                sides.push(self.deeper(empty_query(), |lower| lower.query(right)));
+            }
+            match spine.larg() {
+                Some(left) if is_bare_operation(left) => spine = left,
+                Some(left) => {
+                    sides.push(self.deeper(empty_query(), |lower| lower.query(left)));
+                    break;
+                }
+                None => break,
+            }
+        }
+        sides.reverse();
+        sides
     }
 
     fn body(&mut self, select: &nodes::SelectStmt) -> Body {
@@ -369,6 +383,16 @@ impl Lower {
             other => Some(self.expr(other)),
         }
     }
+}
+
+/// A set operation without clauses of its own.
+fn is_bare_operation(select: &nodes::SelectStmt) -> bool {
+    select.op != raw::SetOperation::SETOP_NONE
+        && select.with_clause().is_none()
+        && select.sort_clause().is_empty()
+        && select.locking_clause().is_empty()
+        && matches!(select.limit_count(), Node::None)
+        && matches!(select.limit_offset(), Node::None)
 }
 
 fn locking(clause: &nodes::LockingClause) -> Locking {

@@ -148,7 +148,8 @@ pub struct Cte {
 pub enum Body {
     Select(Select),
     Values(Vec<Vec<Expr>>),
-    SetOperation { left: Box<Query>, right: Box<Query> },
+    /// UNION, INTERSECT, EXCEPT: every operand.
+    SetOperation(Vec<Query>),
 }
 
 #[derive(Debug, Default)]

@@ -72,11 +72,8 @@ impl Lower {
                 if let (Some("-"), Node::None) = (name, left) {
                     return Expr::Negate(Box::new(self.expr(right)));
                 }
-                let (left, right) = (Box::new(self.expr(left)), Box::new(self.expr(right)));
-                match name.and_then(comparison) {
-                    Some(op) => Expr::Compare { op, left, right },
-                    None => Expr::Other(vec![*left, *right]),
-                }
+                let Some(op) = name.and_then(comparison) else { return self.chain(operator) };
+                Expr::Compare { op, left: Box::new(self.expr(left)), right: Box::new(self.expr(right)) }
             }
             raw::A_Expr_Kind::AEXPR_OP_ANY if name == Some("=") => {
                 Expr::EqualsAny { left: Box::new(self.expr(left)), array: Box::new(self.expr(right)) }
@@ -100,6 +97,22 @@ impl Lower {
             },
             _ => Expr::Other(vec![self.expr(left), self.expr(right)]),
         }
+    }
+
+    /// A chain like `a || b || c` leans to the left and is walked, not recursed into.
+    fn chain(&mut self, operator: &nodes::A_Expr) -> Expr {
+        let mut parts = vec![self.expr(operator.rexpr())];
+        let mut spine = operator.lexpr();
+        while let Node::A_Expr(left) = spine {
+            let plain = left.kind == raw::A_Expr_Kind::AEXPR_OP && !matches!(left.lexpr(), Node::None);
+            if !plain || operator_name(left.name()).and_then(comparison).is_some() {
+                break;
+            }
+            parts.push(self.expr(left.rexpr()));
+            spine = left.lexpr();
+        }
+        parts.push(self.expr(spine));
+        Expr::Other(parts)
     }
 
     fn sublink(&mut self, link: &nodes::SubLink) -> Expr {

@@ -32,7 +32,7 @@ impl Lower {
             Node::CallStmt(call) => {
                 if let Some(call) = call.funccall() {
                     self.functions.push(function_name(call));
-                    let _ = self.exprs(call.args());
+                    drop(self.exprs(call.args()));
                 }
                 Kind::Call("CALL")
             }
@@ -44,7 +44,7 @@ impl Lower {
             Node::CopyStmt(copy) => self.copy(copy),
             Node::CreateStmt(create) if create.relation().is_some_and(is_temporary) => Kind::CreateTemporary,
             Node::CreateTableAsStmt(create) if temporary_into(create) => {
-                let _ = self.kind(create.query());
+                drop(self.kind(create.query()));
                 Kind::CreateTemporary
             }
             Node::CreateSeqStmt(create) if create.sequence().is_some_and(is_temporary) => Kind::CreateTemporary,
@@ -68,7 +68,7 @@ impl Lower {
             query => Some(Box::new(self.kind(query))),
         };
         if !matches!(copy.where_clause(), Node::None) {
-            let _ = self.expr(copy.where_clause());
+            drop(self.expr(copy.where_clause()));
         }
         Kind::Copy {
             relation: copy.relation().map(|table| relation(table).name),
