@@ -1,1 +1,3 @@
-//! To be written.
+//! Sessions of clients.
+
+pub mod reply;
