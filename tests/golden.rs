@@ -214,6 +214,7 @@ fn shop() -> Snapshot {
     });
     Snapshot {
         epoch: Epoch(1),
+        schema: 0,
         database: "app".to_owned(),
         shards: SHARDS.map(str::to_owned).to_vec(),
         home: ShardId(2),

@@ -218,6 +218,13 @@ impl Session {
                 self.parameters.set(name, value.clone().map(Value::Sql), *local);
                 self.settings_are_told();
             }
+            Effect::SetEach(settings) => {
+                self.begun_there();
+                for (name, value) in settings {
+                    self.parameters.set(name, Some(Value::Sql(value.clone())), false);
+                }
+                self.settings_are_told();
+            }
             Effect::Reset(name) => {
                 self.begun_there();
                 self.parameters.set(name, None, false);

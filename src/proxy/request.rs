@@ -620,6 +620,9 @@ impl Session {
             return Ok(None);
         }
         let route = statement.route(&self.snapshot, values).map_err(|reason| wording::unroutable(&reason))?;
+        if let (Target::ByKey(_), Some(finding)) = (&statement.target, self.database.unfit.load().as_deref()) {
+            return Err(reply::unfit(finding));
+        }
         let bound = here.filter(|link| link.hold == Hold::Bound || link.status != Status::Idle).map(|link| link.shard);
         let place = match route {
             Route::One(shard) => Place { shard, hold: Hold::Bound },

@@ -194,6 +194,16 @@ fn connect(shard: &str, problem: &ConnectError) -> Notice {
     Notice { detail, hint, ..error("08006", "cannot connect to the shard") }
 }
 
+/// The servers' tables do not fit the configuration: routing by key would give wrong answers.
+#[must_use]
+pub fn unfit(finding: &str) -> Notice {
+    Notice {
+        detail: Some(format!("{finding} (SW123)")),
+        hint: Some("shardway check --connect lists everything that does not fit.".to_owned()),
+        ..error("0A000", "statements on this database cannot be routed by key")
+    }
+}
+
 /// Replication connections are not passed on.
 #[must_use]
 pub fn no_replication() -> Notice {
