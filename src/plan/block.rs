@@ -5,6 +5,8 @@
 //! only the side that the join does not preserve, and a subquery's predicates only the subquery's own relations.
 //! An equality with another relation's key passes that relation's conditions on, under the same rule.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+
 use super::{
     Context,
     route::{Condition, Edge, Fixed, Pin, Why},
@@ -207,7 +209,7 @@ impl<'a> Analysis<'a> {
 
     pub(super) fn from_list(&mut self, items: &[From], scope: usize) {
         for item in items {
-            self.from(item, scope, Nullable::No);
+            self.item(item, scope, Nullable::No);
         }
     }
 
@@ -250,7 +252,7 @@ impl<'a> Analysis<'a> {
         outputs
     }
 
-    pub(super) fn from(&mut self, item: &From, scope: usize, nullable: Nullable) {
+    pub(super) fn item(&mut self, item: &From, scope: usize, nullable: Nullable) {
         match item {
             From::Table(relation) => {
                 self.table(relation, scope, nullable);
@@ -448,13 +450,13 @@ impl<'a> Analysis<'a> {
     fn join(&mut self, join: &Join, scope: usize, nullable: Nullable) {
         let side = |outer: bool| if outer { Nullable::Yes } else { nullable };
         let (entries, instances) = (self.scopes[scope].entries.len(), self.instances.len());
-        self.from(
+        self.item(
             &join.left,
             scope,
             side(matches!(join.kind, JoinKind::Right | JoinKind::Full)),
         );
         let (middle, between) = (self.scopes[scope].entries.len(), self.instances.len());
-        self.from(
+        self.item(
             &join.right,
             scope,
             side(matches!(join.kind, JoinKind::Left | JoinKind::Full)),

@@ -1,5 +1,7 @@
 //! Writes: where new rows go, and that none leaves its shard.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+
 use super::{
     block::{Analysis, Place, both, full_name},
     route::{Condition, Pin, Role},
@@ -362,7 +364,7 @@ impl<'a> Analysis<'a> {
         self.with(&merge.ctes, merge.recursive, parent);
         let scope = self.open(parent);
         let instance = self.target_table(&merge.table, scope);
-        self.from(&merge.source, scope, Nullable::No);
+        self.item(&merge.source, scope, Nullable::No);
         if let (Some(instance), false) = (instance, merge.by_source) {
             self.restrict(&merge.on, scope, 0, &(instance..instance + 1));
         }

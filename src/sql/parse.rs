@@ -4,6 +4,8 @@
 //! no rule of its own keeps its children, one of an unknown kind marks its statement [`Depth::Unknown`].
 //! Recursion is capped by [`MAX_DEPTH`]; long chains of AND, OR and lists are flat in the grammar's own tree.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+
 mod expression;
 mod utility;
 
@@ -32,10 +34,7 @@ pub struct NotParsed;
 /// # Errors
 /// [`NotParsed`] when PostgreSQL 18's grammar refuses it.
 pub fn parse(text: &str) -> Result<Vec<Statement>, NotParsed> {
-    let parsed = match pg_raw_parse::parse(text) {
-        Ok(parsed) => parsed,
-        Err(_) => return Err(NotParsed),
-    };
+    let Ok(parsed) = pg_raw_parse::parse(text) else { return Err(NotParsed) };
     Ok(parsed
         .into_inner()
         .iter()
@@ -246,10 +245,10 @@ impl Lower {
     }
 
     fn froms(&mut self, list: &NodeList) -> Vec<From> {
-        list.iter().map(|item| self.from(item)).collect()
+        list.iter().map(|item| self.item(item)).collect()
     }
 
-    fn from(&mut self, node: Node<'_>) -> From {
+    fn item(&mut self, node: Node<'_>) -> From {
         self.deeper(nothing_from(), |lower| lower.from_inside(node))
     }
 
@@ -290,7 +289,7 @@ impl Lower {
                 }
             }
             Node::RangeTableSample(sample) => {
-                let left = self.from(sample.relation());
+                let left = self.item(sample.relation());
                 let mut arguments = self.exprs(sample.args());
                 arguments.push(self.expr(sample.repeatable()));
                 let right = From::Function {
@@ -316,8 +315,8 @@ impl Lower {
     }
 
     fn join(&mut self, join: &nodes::JoinExpr) -> From {
-        let left = self.from(join.larg());
-        let right = self.from(join.rarg());
+        let left = self.item(join.larg());
+        let right = self.item(join.rarg());
         let on = self.optional(join.quals());
         let kind = match join.jointype {
             raw::JoinType::JOIN_LEFT => JoinKind::Left,
@@ -423,7 +422,7 @@ impl Lower {
             ctes,
             recursive,
             table: merge.relation().map_or_else(no_relation, relation),
-            source: self.from(merge.source_relation()),
+            source: self.item(merge.source_relation()),
             on: self.expr(merge.join_condition()),
             actions,
             by_source,
