@@ -447,10 +447,10 @@ impl Planner<'_> {
     }
 
     fn effect(&self, kind: &Kind, calls: &Calls) -> Effect {
-        if let Kind::Query(query) = kind {
-            if query.into == Some(crate::sql::tree::Into::Temporary) {
-                return Effect::Pins(PinReason::TemporaryTable);
-            }
+        if let Kind::Query(query) = kind
+            && query.into == Some(crate::sql::tree::Into::Temporary)
+        {
+            return Effect::Pins(PinReason::TemporaryTable);
         }
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),

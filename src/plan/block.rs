@@ -196,7 +196,7 @@ impl<'a> Analysis<'a> {
 
     fn select(&mut self, select: &Select, parent: Option<usize>) -> (usize, Outputs) {
         let scope = self.open(parent);
-        self.from_list(&select.from, scope);
+        self.items(&select.from, scope);
         self.filter(select.filter.as_ref(), scope);
         for target in &select.targets {
             self.walk(&target.value, scope);
@@ -207,7 +207,7 @@ impl<'a> Analysis<'a> {
         (scope, self.outputs(&select.targets, scope))
     }
 
-    pub(super) fn from_list(&mut self, items: &[From], scope: usize) {
+    pub(super) fn items(&mut self, items: &[From], scope: usize) {
         for item in items {
             self.item(item, scope, Nullable::No);
         }
@@ -579,10 +579,10 @@ impl<'a> Analysis<'a> {
             _ => {}
         }
         for instance in range.clone() {
-            if self.instances[instance].block == scope {
-                if let Some(condition) = self.condition(predicate, instance, scope, start) {
-                    self.instances[instance].conditions.push(condition);
-                }
+            if self.instances[instance].block == scope
+                && let Some(condition) = self.condition(predicate, instance, scope, start)
+            {
+                self.instances[instance].conditions.push(condition);
             }
         }
     }

@@ -295,7 +295,7 @@ impl<'a> Analysis<'a> {
         self.with(ctes, recursive, parent);
         let scope = self.open(parent);
         let instance = self.target_table(table, scope);
-        self.from_list(others, scope);
+        self.items(others, scope);
         self.filter(filter, scope);
         (scope, instance)
     }
@@ -330,10 +330,11 @@ impl<'a> Analysis<'a> {
             self.instances[instance].table.clone(),
             self.instances[instance].key.clone(),
         );
-        if let Expr::Column(column) = &target.value {
-            if !target.partial && resolve(&self.scopes, scope, 0, column) == [instance] {
-                return;
-            }
+        if let Expr::Column(column) = &target.value
+            && !target.partial
+            && resolve(&self.scopes, scope, 0, column) == [instance]
+        {
+            return;
         }
         let old =
             self.instances[instance]

@@ -2,6 +2,8 @@
 //!
 //! Every code stands in [`CODES`], from which `docs/errors.md` is made; DETAIL ends in the code.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no wording of its own here has it in the table or below")]
+
 use crate::{
     plan::unroutable::{KeyProblem, Unroutable},
     wire::notice::Notice,

@@ -249,10 +249,10 @@ impl Lower {
     }
 
     fn item(&mut self, node: Node<'_>) -> From {
-        self.deeper(nothing_from(), |lower| lower.from_inside(node))
+        self.deeper(nothing_from(), |lower| lower.item_inside(node))
     }
 
-    fn from_inside(&mut self, node: Node<'_>) -> From {
+    fn item_inside(&mut self, node: Node<'_>) -> From {
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "the grammar has no other item in FROM"
