@@ -1,7 +1,10 @@
 //! What lives where: shards, colocation groups, tables, and the map from key values to shards. Pure.
 
+mod array;
+mod datetime;
 pub mod group;
 pub mod hash;
 pub mod key;
+pub mod numeric;
 pub mod shard;
 pub mod snapshot;
