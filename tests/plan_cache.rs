@@ -9,13 +9,16 @@ use shardway::{
         snapshot::{Epoch, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
-        Context, Plan, Values,
+        Context, StatementPlan, Values,
         analyze::analyze,
-        cache::{PlanCache, Scratch},
+        cache::{PlanCache, Planned, Scratch},
     },
-    sql::normalize::{Slot, Slots, Strings, normalize},
+    sql::normalize::{Slots, Strings, normalize},
 };
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 /// Literals that decide where a statement runs, that change what it is, and that do neither.
 const STATEMENTS: &[&str] = &[
@@ -84,10 +87,18 @@ fn a_cached_plan_is_the_plan_that_the_text_itself_would_get() {
     }
     for text in texts.iter().chain(texts.iter().rev()) {
         let planned = cache.plan(text.as_bytes(), &[], &context, &snapshot, &mut scratch);
-        let fresh = analyze(text.as_bytes(), &[], &planned.slots, &context, &snapshot);
+        let mut slots = Slots::new();
+        normalize(
+            text.as_bytes(),
+            Strings::Standard,
+            &mut Vec::new(),
+            &mut slots,
+        );
+        let plan = Arc::new(analyze(text.as_bytes(), &[], &slots, &context, &snapshot));
+        let fresh = Planned { plan, slots };
         assert_eq!(
-            meaning(&planned.plan, &planned.slots, text, &snapshot),
-            meaning(&fresh, &planned.slots, text, &snapshot),
+            meaning(&planned, text, &snapshot),
+            meaning(&fresh, text, &snapshot),
             "{text}"
         );
     }
@@ -95,22 +106,31 @@ fn a_cached_plan_is_the_plan_that_the_text_itself_would_get() {
     assert!(stats.hits > stats.misses, "{stats:?}");
 }
 
-/// What a plan does with a text: everything of it but where its statements stand, and the routes.
-fn meaning(plan: &Plan, slots: &[Slot], text: &str, snapshot: &Snapshot) -> Vec<String> {
+/// What a plan does with a text: each statement's text, effect, access, target and route.
+fn meaning(planned: &Planned, text: &str, snapshot: &Snapshot) -> Vec<String> {
     let values = Values {
         text: text.as_bytes(),
-        slots,
+        slots: &planned.slots,
         types: &[],
         bind: None,
     };
-    let statement = |statement: &shardway::plan::StatementPlan| {
-        let route = statement.route(snapshot, &values);
+    let statements = planned.plan.statements.iter().enumerate();
+    let meaning = statements.map(|(index, statement)| {
+        let text = planned
+            .statement_text(index, text.as_bytes())
+            .map(String::from_utf8_lossy);
+        let StatementPlan {
+            effect,
+            access,
+            target,
+            ..
+        } = statement;
         format!(
-            "{:?} {:?} {:?} {route:?}",
-            statement.effect, statement.access, statement.target
+            "{text:?} {effect:?} {access:?} {target:?} {:?}",
+            statement.route(snapshot, &values)
         )
-    };
-    plan.statements.iter().map(statement).collect()
+    });
+    meaning.collect()
 }
 
 /// The text with other literals of the same kinds.
@@ -127,7 +147,7 @@ fn varied(text: &str, round: usize) -> String {
         let literal = &text[slot.range()];
         varied.push_str(&text[copied..slot.range().start]);
         // The first rounds keep some of them, so that texts differ in a part of their literals too.
-        varied.push_str(&if (at + round) % 3 == 0 {
+        varied.push_str(&if (at + round).is_multiple_of(3) {
             literal.to_owned()
         } else {
             another(literal, round)
@@ -164,29 +184,70 @@ fn context() -> Context {
 }
 
 fn shop() -> Snapshot {
-    let shards = |count: u16| (0..count).map(|bucket| ShardId(bucket % 3)).collect();
+    Snapshot {
+        epoch: Epoch(1),
+        database: "shop".to_owned(),
+        shards: ["s0", "s1", "s2"].map(str::to_owned).to_vec(),
+        home: ShardId(0),
+        groups: groups(),
+        tables: tables(),
+        key_columns: Vec::new(),
+        unlisted: Unlisted::Error,
+    }
+}
+
+fn groups() -> Vec<Group> {
     let group = |name: &str, key_type, map| Group {
         name: name.to_owned(),
         key_type,
         map,
     };
     let text = |text: &str| Key::Text(text.as_bytes().into());
-    let table = |group: u16, key_column: &str, columns: &[&str]| Table {
+    let shards = (0..64).map(|bucket| ShardId(bucket % 3)).collect();
+    let values = BTreeMap::from([(text("north"), ShardId(1)), (text("south"), ShardId(2))]);
+    let range = |to, shard| RangeEntry {
+        to,
+        shard: ShardId(shard),
+    };
+    let ranges = [
+        range(Some(Key::Bigint(40)), 0),
+        range(Some(Key::Bigint(100)), 1),
+        range(None, 2),
+    ];
+    vec![
+        group(
+            "tenants",
+            KeyType::Bigint,
+            Map::Hash {
+                function: HashFunction::Postgres,
+                shards,
+            },
+        ),
+        group(
+            "regions",
+            KeyType::Text,
+            Map::List {
+                values,
+                other: Some(ShardId(0)),
+            },
+        ),
+        group("months", KeyType::Bigint, Map::Range(Box::new(ranges))),
+    ]
+}
+
+fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
+    let sharded = |group: u16, columns: &[&str]| Table {
         placement: Placement::Sharded {
             group: GroupId(group),
-            key_column: key_column.to_owned(),
+            key_column: columns[0].to_owned(),
         },
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
     };
-    let mut tables = HashMap::default();
-    for (name, table) in [
-        ("customers", table(0, "id", &["id", "name"])),
-        (
-            "orders",
-            table(0, "customer_id", &["customer_id", "total", "note"]),
-        ),
-        ("shipments", table(1, "region", &["region", "order_id"])),
-        ("events", table(2, "id", &["id", "what"])),
+    let tables = [
+        ("customers", sharded(0, &["id", "name"])),
+        ("orders", sharded(0, &["customer_id", "total", "note"])),
+        ("shipments", sharded(1, &["region", "order_id"])),
+        ("events", sharded(2, &["id", "what"])),
         (
             "countries",
             Table {
@@ -194,61 +255,15 @@ fn shop() -> Snapshot {
                 columns: vec!["code".to_owned()],
             },
         ),
-    ] {
-        tables.insert(
+    ];
+    let named = tables.map(|(name, table)| {
+        (
             TableName {
                 schema: "public".to_owned(),
                 name: name.to_owned(),
             },
             table,
-        );
-    }
-    Snapshot {
-        epoch: Epoch(1),
-        database: "shop".to_owned(),
-        shards: ["s0", "s1", "s2"].map(str::to_owned).to_vec(),
-        home: ShardId(0),
-        groups: vec![
-            group(
-                "tenants",
-                KeyType::Bigint,
-                Map::Hash {
-                    function: HashFunction::Postgres,
-                    shards: shards(64),
-                },
-            ),
-            group(
-                "regions",
-                KeyType::Text,
-                Map::List {
-                    values: BTreeMap::from([
-                        (text("north"), ShardId(1)),
-                        (text("south"), ShardId(2)),
-                    ]),
-                    other: Some(ShardId(0)),
-                },
-            ),
-            group(
-                "months",
-                KeyType::Bigint,
-                Map::Range(Box::new([
-                    RangeEntry {
-                        to: Some(Key::Bigint(40)),
-                        shard: ShardId(0),
-                    },
-                    RangeEntry {
-                        to: Some(Key::Bigint(100)),
-                        shard: ShardId(1),
-                    },
-                    RangeEntry {
-                        to: None,
-                        shard: ShardId(2),
-                    },
-                ])),
-            ),
-        ],
-        tables,
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-    }
+        )
+    });
+    named.into_iter().collect()
 }
