@@ -7,7 +7,7 @@
 //! key is equal, and the key holds all that a plan depends on: text or template (overrides included), declared types,
 //! the context's digest, the epoch.
 
-use super::{Context, Plan, StatementPlan, Target};
+use super::{Context, Plan, StatementPlan, Target, analyze::analyze};
 use crate::{
     catalog::snapshot::Snapshot,
     sql::{
@@ -123,9 +123,8 @@ impl PlanCache {
             context,
             snapshot,
         };
-        self.plan_with(&request, scratch, |_| Plan {
-            statements: Vec::new(),
-            structural: Vec::new(),
+        self.plan_with(&request, scratch, |slots| {
+            analyze(text, types, slots, context, snapshot)
         })
     }
 
