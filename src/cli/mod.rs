@@ -3,9 +3,12 @@
 //! What must stay true: exit codes mean the same everywhere ([`Exit`]); results go to standard output, faults and
 //! progress to standard error; colours only on a terminal.
 
+mod check;
 mod completions;
 mod man;
 mod output;
+mod route;
+mod serve;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use output::Output;
@@ -29,6 +32,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve clients until a signal ends it.
+    Serve(serve::ServeArgs),
+    /// Validate a configuration, and with --connect the servers that it names.
+    Check(check::CheckArgs),
+    /// Tell where a statement would go, and why; needs no server.
+    Route(route::RouteArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff).
@@ -79,6 +88,9 @@ pub fn run() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Exit {
     let output = Output::new(arguments.output);
     match arguments.command {
+        Command::Serve(args) => serve::run(&args, &output),
+        Command::Check(args) => check::run(&args, &output),
+        Command::Route(args) => route::run(&args, &output),
         Command::Completions(args) => completions::run(&args, Arguments::command(), &output),
         Command::Man => man::run(&Arguments::command(), &output),
     }

@@ -1,8 +1,9 @@
 //! The one place that prints: results to standard output, faults to standard error.
 
 use super::{Exit, Format};
+use crate::config::error::ConfigErrors;
 use serde::Serialize;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 
 /// Where a command's results go.
 #[derive(Clone, Copy, Debug)]
@@ -23,18 +24,6 @@ impl Output {
         Self { format }
     }
 
-    /// How results are written.
-    #[must_use]
-    pub(super) fn format(&self) -> Format {
-        self.format
-    }
-
-    /// Whether colours may be used for faults.
-    #[must_use]
-    pub(super) fn is_coloured(&self) -> bool {
-        self.format == Format::Text && io::stderr().is_terminal()
-    }
-
     /// Writes a result: the text, or the value as JSON. A reader that has gone is no fault.
     pub(super) fn result(&self, text: &str, value: &impl Serialize) -> Exit {
         match self.format {
@@ -53,6 +42,17 @@ impl Output {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Exit::Failed,
             Ok(()) | Err(_) => Exit::Done,
         }
+    }
+
+    /// Writes what is wrong with a configuration: nothing was changed.
+    pub(super) fn config_fault(&self, errors: &ConfigErrors) -> Exit {
+        let text = match self.format {
+            Format::Text => format!("{}\n", errors.render()),
+            Format::Json => format!("{}\n", errors.to_json()),
+        };
+        // Nobody reads standard error: the exit code still tells.
+        drop(io::stderr().lock().write_all(text.as_bytes()));
+        Exit::Refused
     }
 
     /// Writes a fault to standard error, and is the exit.

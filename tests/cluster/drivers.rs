@@ -12,7 +12,10 @@ fn check(program: &[String], first: u64) {
     let [direct, proxied] = shop().both().map(|target| {
         let mut command = Command::new(&program[0]);
         command.args(&program[1..]).arg(first.to_string());
-        command.env("NODE_PATH", format!("{ROOT}/target/clients/node/node_modules"));
+        command.env(
+            "NODE_PATH",
+            format!("{ROOT}/target/clients/node/node_modules"),
+        );
         target.apply(&mut command);
         printed(&mut command)
     });
@@ -26,7 +29,10 @@ fn client(name: &str) -> String {
 
 fn installed(name: &str) -> String {
     let path = format!("{ROOT}/target/clients/{name}");
-    assert!(Path::new(&path).exists(), "{path} is missing: run tests/setup/clients.sh");
+    assert!(
+        Path::new(&path).exists(),
+        "{path} is missing: run tests/setup/clients.sh"
+    );
     path
 }
 
@@ -58,5 +64,13 @@ fn node_postgres_sees_one_postgresql() {
 #[test]
 fn pgjdbc_sees_one_postgresql() {
     let jar = installed("java/postgresql.jar");
-    check(&["java".to_owned(), "-cp".to_owned(), jar, client("WithPgjdbc.java")], 3_400_000);
+    check(
+        &[
+            "java".to_owned(),
+            "-cp".to_owned(),
+            jar,
+            client("WithPgjdbc.java"),
+        ],
+        3_400_000,
+    );
 }

@@ -41,15 +41,29 @@ impl Target {
     /// How tokio-postgres connects.
     pub(crate) fn config(&self) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(self.port).dbname(shop::DATABASE).user(shop::USER).password(shop::PASSWORD);
+        config
+            .host("127.0.0.1")
+            .port(self.port)
+            .dbname(shop::DATABASE)
+            .user(shop::USER)
+            .password(shop::PASSWORD);
         config
     }
 
     /// Lets a program find the server as libpq does.
     pub(crate) fn apply(&self, command: &mut Command) {
-        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port.to_string()).env("PGDATABASE", shop::DATABASE);
-        command.env("PGUSER", shop::USER).env("PGPASSWORD", shop::PASSWORD).env("PGSSLMODE", "prefer");
-        command.env("LC_ALL", "C.UTF-8").env("PGTZ", "UTC").stdin(Stdio::null());
+        command
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", self.port.to_string())
+            .env("PGDATABASE", shop::DATABASE);
+        command
+            .env("PGUSER", shop::USER)
+            .env("PGPASSWORD", shop::PASSWORD)
+            .env("PGSSLMODE", "disable");
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .env("PGTZ", "UTC")
+            .stdin(Stdio::null());
     }
 }
 
@@ -67,14 +81,25 @@ impl Shop {
         &self.sandbox.clusters()[..SHARDS]
     }
 
+    /// Every server: the shards and the whole.
+    pub(crate) fn servers(&self) -> &[Cluster] {
+        self.sandbox.clusters()
+    }
+
     /// One PostgreSQL that holds all rows.
     pub(crate) fn whole(&self) -> Target {
-        Target { name: "direct", port: self.sandbox.cluster(SHARDS).port() }
+        Target {
+            name: "direct",
+            port: self.sandbox.cluster(SHARDS).port(),
+        }
     }
 
     /// The proxy before the shards.
     pub(crate) fn proxied(&self) -> Target {
-        Target { name: "proxied", port: self.proxy.port }
+        Target {
+            name: "proxied",
+            port: self.proxy.port,
+        }
     }
 
     /// Both, PostgreSQL first.
@@ -90,28 +115,40 @@ pub(crate) fn shop() -> &'static Shop {
 }
 
 fn open() -> Shop {
-    let builder = Sandbox::builder(environment()).clusters(SHARDS + 1).auth(Auth::Scram);
+    let builder = Sandbox::builder(environment())
+        .clusters(SHARDS + 1)
+        .auth(Auth::Scram);
     let sandbox = builder.setting("max_connections", "100").start().unwrap();
     let (shards, whole) = (&sandbox.clusters()[..SHARDS], sandbox.cluster(SHARDS));
     let port = free_port();
     let text = shop::configuration(shards, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), None);
-    let settings = load::load_str("shop.toml", &text, Path::new(".")).unwrap_or_else(|errors| panic!("{}", errors.render()));
+    let settings = load::load_str("shop.toml", &text, Path::new("."))
+        .unwrap_or_else(|errors| panic!("{}", errors.render()));
     block_on(async {
         for server in sandbox.clusters() {
             shop::create(server).await.unwrap();
         }
-        shop::fill(shards, &settings.databases[shop::DATABASE].snapshot).await.unwrap();
+        shop::fill(shards, &settings.databases[shop::DATABASE].snapshot)
+            .await
+            .unwrap();
         shop::fill_whole(whole).await.unwrap();
     });
     let proxy = Proxy::start(&text, port);
-    Shop { sandbox, settings, proxy }
+    Shop {
+        sandbox,
+        settings,
+        proxy,
+    }
 }
 
 /// The environment of a sandbox in a test.
 pub(crate) fn environment() -> SandboxEnv {
     SandboxEnv {
         pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-        path: std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect(),
+        path: std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .collect(),
         tmp: std::env::temp_dir(),
         template_cache: None,
     }
@@ -128,11 +165,27 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts the binary with a configuration that listens on the port, and waits until it accepts connections.
     pub(crate) fn start(configuration: &str, port: u16) -> Self {
-        let config = std::env::temp_dir().join(format!("shardway-cluster-{}-{port}.toml", std::process::id()));
+        let config = std::env::temp_dir().join(format!(
+            "shardway-cluster-{}-{port}.toml",
+            std::process::id()
+        ));
         fs::write(&config, configuration).unwrap();
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", WITH_OWNER, "proxy", env!("CARGO_BIN_EXE_shardway"), "serve", "--config"]).arg(&config);
-        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command
+            .args([
+                "-c",
+                WITH_OWNER,
+                "proxy",
+                env!("CARGO_BIN_EXE_shardway"),
+                "serve",
+                "--config",
+            ])
+            .arg(&config);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut errors = BufReader::new(child.stderr.take().unwrap());
         until("the proxy accepts connections", || {
             if child.try_wait().unwrap().is_some() {
@@ -143,9 +196,18 @@ impl Proxy {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
         });
         // What it says is shown with the failed test, and its pipe never fills.
-        std::thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| eprintln!("proxy: {line}")));
+        std::thread::spawn(move || {
+            errors
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| eprintln!("proxy: {line}"))
+        });
         // The process has read it.
-        Self { port, child, config }
+        Self {
+            port,
+            child,
+            config,
+        }
     }
 }
 
@@ -164,33 +226,62 @@ impl Drop for Proxy {
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = SystemTime::now();
     while !is_so() {
-        assert!(begun.elapsed().unwrap() < PATIENCE, "waited in vain: {what}");
+        assert!(
+            begun.elapsed().unwrap() < PATIENCE,
+            "waited in vain: {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// A port that nobody has at this moment.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// Runs a future to its end, with tasks beside it.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 /// Runs a program to its end; what it printed. A failure shows what it said.
 pub(crate) fn printed(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?} failed with {}:\n{out}\n{errors}", output.status);
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (out, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{command:?} failed with {}:\n{out}\n{errors}",
+        output.status
+    );
     out.into_owned()
 }
 
 /// Both texts are the same, or the first lines that differ are shown.
 pub(crate) fn assert_same(direct: &str, proxied: &str) {
     for (at, (left, right)) in direct.lines().zip(proxied.lines()).enumerate() {
-        assert_eq!(left, right, "line {}: PostgreSQL's answer is on the left", at + 1);
+        assert_eq!(
+            left,
+            right,
+            "line {}: PostgreSQL's answer is on the left",
+            at + 1
+        );
     }
-    assert_eq!(direct.lines().count(), proxied.lines().count(), "one answer is longer:\n{direct}\n---\n{proxied}");
+    assert_eq!(
+        direct.lines().count(),
+        proxied.lines().count(),
+        "one answer is longer:\n{direct}\n---\n{proxied}"
+    );
 }

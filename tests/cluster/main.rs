@@ -9,4 +9,3 @@ mod malformed;
 mod native;
 mod psql;
 mod raw;
-mod seams;
