@@ -129,7 +129,11 @@ fn routes(snapshot: &Snapshot, sql: &str, params: &[String]) -> Vec<Routed> {
             .unwrap_or(sql)
             .trim()
             .to_owned(),
-        explanation: explain::describe(statement, snapshot, &values),
+        explanation: explain::describe(statement, snapshot, &values)
+            .rows
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
         refused: statement.route(snapshot, &values).err().map(|problem| {
             let notice = reply::unroutable(&problem);
             Refused {

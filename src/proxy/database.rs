@@ -20,7 +20,7 @@ use crate::{
     },
     protocol::parameters::Applied,
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -33,6 +33,8 @@ pub struct Database {
     /// Swapped whole; sessions look at it between transactions.
     pub snapshot: ArcSwap<Snapshot>,
     pub plans: PlanCache,
+    /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
+    pub unfit: ArcSwapOption<String>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     parts: Parts,
 }
@@ -69,6 +71,7 @@ impl Database {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
             settings,
             plans,
+            unfit: ArcSwapOption::empty(),
             pools: Mutex::default(),
             parts,
         })

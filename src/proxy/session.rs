@@ -730,5 +730,6 @@ fn pin_word(reason: PinReason) -> &'static str {
         PinReason::SqlPrepare => "SQL PREPARE",
         PinReason::Load => "LOAD",
         PinReason::SetRole => "SET ROLE",
+        PinReason::Setting => "a setting that cannot be replayed",
     }
 }

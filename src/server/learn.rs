@@ -52,8 +52,17 @@ async fn learn(database: &Database, credentials: &Credentials) {
     // What was found by key column is found again, or is not there any more.
     let mut new = (*database.settings.snapshot).clone();
     new.schema = old.schema;
-    for finding in complete_snapshot(&database.settings, Some(credentials), &mut new).await {
+    let findings = complete_snapshot(&database.settings, Some(credentials), &mut new).await;
+    for finding in &findings {
         tracing::debug!(database = new.database, %finding, "looking into the servers");
+    }
+    let unfit = findings.iter().find(|finding| finding.forbids_routing()).map(ToString::to_string);
+    if database.unfit.load().as_deref() != unfit.as_ref() {
+        match &unfit {
+            Some(finding) => tracing::error!(database = new.database, finding, "nothing is routed by key"),
+            None => tracing::info!(database = new.database, "routes by key again"),
+        }
+        database.unfit.store(unfit.map(Arc::new));
     }
     if new != *old {
         new.schema += 1;

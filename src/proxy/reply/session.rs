@@ -165,21 +165,11 @@ pub fn several_shards_in_query(first: &str, second: &str) -> Notice {
     }
 }
 
-/// A statement that PostgreSQL understands and we do not.
-#[must_use]
-pub fn not_understood() -> Notice {
-    Notice {
-        detail: Some("The server accepts this statement, but it uses syntax that Shardway cannot analyse, so it cannot know which shards hold its rows. (SW110)".to_owned()),
-        hint: Some("Name the shard: /* shardway: shard=NAME */ at the start of the statement, or SET shardway.shard.".to_owned()),
-        ..error("0A000", "the statement cannot be routed")
-    }
-}
-
 /// A value of `shardway.shard` that names no shard, or a setting that does not exist.
 #[must_use]
 pub fn bad_setting(setting: &str, detail: String) -> Notice {
     Notice {
-        detail: Some(format!("{detail} (SW111)")),
+        detail: Some(format!("{detail} (SW122)")),
         ..error("22023", format!("invalid value for parameter \"{setting}\""))
     }
 }
@@ -202,6 +192,16 @@ fn connect(shard: &str, problem: &ConnectError) -> Notice {
     let detail = Some(format!("Shard \"{shard}\": {problem}. (SW204)"));
     let hint = Some("Check that the server runs and that its address and credentials in the configuration are right.".to_owned());
     Notice { detail, hint, ..error("08006", "cannot connect to the shard") }
+}
+
+/// The servers' tables do not fit the configuration: routing by key would give wrong answers.
+#[must_use]
+pub fn unfit(finding: &str) -> Notice {
+    Notice {
+        detail: Some(format!("{finding} (SW123)")),
+        hint: Some("shardway check --connect lists everything that does not fit.".to_owned()),
+        ..error("0A000", "statements on this database cannot be routed by key")
+    }
 }
 
 /// Replication connections are not passed on.
