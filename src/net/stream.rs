@@ -94,6 +94,10 @@ impl Stream {
         if self.sent == self.write.len() {
             self.write.clear();
             self.sent = 0;
+        } else if self.sent >= HIGH_WATER {
+            // A peer that is always a little behind would else let what was sent pile up.
+            self.write.drain(..self.sent);
+            self.sent = 0;
         }
         &mut self.write
     }

@@ -83,6 +83,8 @@ fn part(name: &[u8], value: &[u8]) -> u64 {
 pub struct Statements {
     used: HashMap<u128, u64, foldhash::fast::RandomState>,
     clock: u64,
+    /// Prepared, and no good any more: to be closed before they are prepared again.
+    spoilt: Vec<u128>,
 }
 
 impl Statements {
@@ -105,30 +107,49 @@ impl Statements {
     /// It is not prepared any more.
     pub fn remove(&mut self, id: u128) {
         self.used.remove(&id);
+        self.spoilt.retain(|spoilt| *spoilt != id);
+    }
+
+    /// It is prepared, and must be closed before it is prepared again.
+    pub fn spoil(&mut self, id: u128) {
+        self.used.remove(&id);
+        if !self.spoilt.contains(&id) {
+            self.spoilt.push(id);
+        }
+    }
+
+    /// Whether it must be closed before it is prepared again.
+    #[must_use]
+    pub fn is_spoilt(&self, id: u128) -> bool {
+        self.spoilt.contains(&id)
     }
 
     /// DEALLOCATE ALL, DISCARD ALL.
     pub fn clear(&mut self) {
         self.used.clear();
+        self.spoilt.clear();
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.used.len()
+        self.used.len() + self.spoilt.len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.used.is_empty()
+        self.used.is_empty() && self.spoilt.is_empty()
     }
 
     /// When more than `limit` are prepared: the one that was not used for longest, to be closed.
     #[must_use]
     pub fn excess(&self, limit: usize) -> Option<u128> {
-        if self.used.len() <= limit {
+        if self.len() <= limit {
             return None;
+        }
+        if let Some(id) = self.spoilt.last() {
+            return Some(*id);
         }
         self.used.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
     }

@@ -109,7 +109,15 @@ impl Pool {
             return Ok(lease);
         }
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.lock().queue(sender);
+        let ticket = {
+            let mut state = self.lock();
+            let ticket = state.queue(sender);
+            // One may have come back since it was looked for: nobody would hand it to who queues only now.
+            let freed = state.serve_waiting();
+            drop(state);
+            freed.into_iter().for_each(|freed| self.settle(freed));
+            ticket
+        };
         let _place = Place { pool: self, ticket };
         self.open_more();
         let deadline = tokio::time::Instant::from_std(self.clock.now() + self.settings.wait_timeout);

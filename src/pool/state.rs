@@ -101,6 +101,18 @@ impl<B, W> State<B, W> {
         self.next_ticket
     }
 
+    /// Idle backends that waiters can have: none, unless one came back between a look and the queue.
+    pub fn serve_waiting(&mut self) -> Vec<Freed<B, W>> {
+        let mut freed = Vec::new();
+        while !self.idle.is_empty() && !self.waiting.is_empty() {
+            if let (Some(idle), Some((_, waiter))) = (self.idle.pop_back(), self.waiting.pop_front()) {
+                self.leased += 1;
+                freed.push(Freed::Hand(waiter, idle.backend));
+            }
+        }
+        freed
+    }
+
     /// Takes a waiter out of the queue that will not wait any longer.
     pub fn leave(&mut self, ticket: u64) -> Option<W> {
         let at = self.waiting.iter().position(|(found, _)| *found == ticket)?;
@@ -277,6 +289,20 @@ mod tests {
         assert!(pool.expire(now, |_| false).is_empty());
         assert_eq!(pool.expire(now + Duration::from_secs(60), |_| false), [0, 1]);
         assert_eq!(pool.expire(now, |_| true), [2]);
+    }
+
+    #[test]
+    fn a_backend_that_came_back_before_the_queue_was_joined_serves_who_joins() {
+        let now = Clock.now();
+        let mut pool = pool(1);
+        pool.queue("a");
+        assert!(pool.begin_open(now));
+        assert!(matches!(pool.opened(1, now), Freed::Hand("a", 1)));
+        assert_eq!(pool.take_idle(), None);
+        assert!(matches!(pool.released(1, now), Freed::Kept));
+        pool.queue("b");
+        assert!(matches!(pool.serve_waiting().as_slice(), [Freed::Hand("b", 1)]));
+        assert_eq!(pool.figures(), Figures { idle: 0, leased: 1, opening: 0, waiting: 0 });
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub struct Unexpected {
 enum Item<N> {
     Asked { request: Request, origin: Origin, note: N },
     /// Made here; the flag says that it is an error, which skips like a backend's.
-    Made { bytes: Vec<u8>, error: bool },
+    Made { bytes: Vec<u8>, error: bool, note: N },
 }
 
 /// The ordered queue of one backend's outstanding requests. `N` is what the caller wants back with each.
@@ -111,9 +111,15 @@ impl<N> Pipeline<N> {
         self.items.push_back(Item::Asked { request, origin, note });
     }
 
-    /// Queues a reply made here behind what is outstanding.
-    pub fn made(&mut self, bytes: Vec<u8>, error: bool) {
-        self.items.push_back(Item::Made { bytes, error });
+    /// Queues a reply made here behind what is outstanding. Its note comes back when its turn has come, and never when
+    /// an error skipped it.
+    pub fn made(&mut self, bytes: Vec<u8>, error: bool, note: N) {
+        self.items.push_back(Item::Made { bytes, error, note });
+    }
+
+    /// The client has ended its COPY: what it sends as copy data from now on is of another one, or of none.
+    pub fn copy_ended(&mut self) {
+        self.copy_in = false;
     }
 
     /// Whether the next reply to give is one made here.
@@ -136,20 +142,18 @@ impl<N> Pipeline<N> {
         })
     }
 
-    /// Appends to `out` the made replies whose turn has come. True when one of them was an error: everything up to the
-    /// next Sync has been dropped then.
-    pub fn take_made(&mut self, out: &mut Vec<u8>) -> bool {
-        while let Some(Item::Made { .. }) = self.items.front() {
-            if let Some(Item::Made { bytes, error }) = self.items.pop_front() {
-                out.extend_from_slice(&bytes);
-                if error {
-                    // What follows on the backend is the poison and its Sync; replies made here are skipped.
-                    self.items.retain(|item| !matches!(item, Item::Made { .. }));
-                    return true;
-                }
-            }
+    /// Appends to `out` the next reply if it is one made here, and gives its note back. After an error of ours what
+    /// follows on the backend is the poison and its Sync; replies made here are dropped.
+    pub fn take_made(&mut self, out: &mut Vec<u8>) -> Option<N> {
+        if !self.made_is_next() {
+            return None;
         }
-        false
+        let Some(Item::Made { bytes, error, note }) = self.items.pop_front() else { return None };
+        out.extend_from_slice(&bytes);
+        if error {
+            self.items.retain(|item| !matches!(item, Item::Made { .. }));
+        }
+        Some(note)
     }
 
     /// Forgets that a Sync was sent while the backend reads CopyData, where it is ignored (manual 54.2.6).
@@ -166,8 +170,10 @@ impl<N> Pipeline<N> {
     /// [`Unexpected`] when nothing outstanding expects it.
     pub fn replied(&mut self, tag: u8) -> Result<(Pass, Event<N>), Unexpected> {
         match tag {
-            b'N' | b'A' => return Ok((self.passes(), Event::None)),
-            b'S' => return Ok((self.passes(), Event::Parameter)),
+            b'N' => return Ok((self.passes(), Event::None)),
+            // These are about the session, whatever is being answered.
+            b'A' => return Ok((Pass::Forward, Event::None)),
+            b'S' => return Ok((Pass::Forward, Event::Parameter)),
             b'E' => return self.failed(tag),
             _ => {}
         }
@@ -207,7 +213,7 @@ impl<N> Pipeline<N> {
         }
     }
 
-    /// Whether an asynchronous message is the client's: not while an injected request is being answered.
+    /// Whether a notice is the client's: not while an injected request is being answered.
     fn passes(&self) -> Pass {
         match self.items.front() {
             Some(Item::Asked { origin: Origin::Injected | Origin::Poison, .. }) => Pass::Swallow,
@@ -261,18 +267,18 @@ mod tests {
     #[test]
     fn a_synthetic_reply_waits_for_its_turn() {
         let mut queue = pipeline(&[(Request::Bind, Origin::Client)]);
-        queue.made(b"3".to_vec(), false);
+        queue.made(b"3".to_vec(), false, 7);
         let mut out = Vec::new();
-        assert!(!queue.take_made(&mut out) && out.is_empty());
+        assert_eq!((queue.take_made(&mut out), out.len()), (None, 0));
         assert_eq!(queue.replied(b'2'), Ok((Pass::Forward, Event::Done(Request::Bind, 0))));
-        assert!(!queue.take_made(&mut out));
+        assert_eq!(queue.take_made(&mut out), Some(7));
         assert_eq!(out, b"3");
     }
 
     #[test]
     fn an_error_skips_to_the_next_sync_and_takes_made_replies_with_it() {
         let mut queue = pipeline(&[(Request::Parse, Origin::Client), (Request::Bind, Origin::Client)]);
-        queue.made(b"3".to_vec(), false);
+        queue.made(b"3".to_vec(), false, 7);
         queue.asked(Request::Sync, Origin::Client, 9);
         assert_eq!(queue.replied(b'E'), Ok((Pass::Forward, Event::Failed(vec![0, 1]))));
         assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(9))));

@@ -5,7 +5,7 @@ use super::{
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
-    session::Session,
+    session::{Note, Session},
 };
 use crate::{
     plan::{Context, Override, StatementPlan, Target, Values, explain::Description},
@@ -63,7 +63,7 @@ impl Session {
             Values { text: &prepared.text, slots: &prepared.slots, types: &prepared.types, bind: None };
         let mut out = Vec::new();
         self.perform(statement, &values, false, &mut out)?;
-        self.made(out, false);
+        self.made(out, Note::Nothing);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use crate::{
     wire::{
         backend::{Status, command_tag, parameter_status, put_ready},
         frame::{self, HEADER, Header},
+        notice,
     },
 };
 
@@ -53,7 +54,18 @@ impl Session {
                 break;
             }
             let body = &bytes[at + HEADER..at + here];
-            let (pass, event) = self.judge_frame(header, body)?;
+            let (pass, event) = match self.judge_frame(header) {
+                Ok(judged) => judged,
+                Err(end) => {
+                    // What came before it is the client's.
+                    self.client.out().extend_from_slice(&bytes[run..at]);
+                    return Err(match end {
+                        End::BackendGone => self.goodbye(body),
+                        other => other,
+                    });
+                }
+            };
+            let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
             if forward {
                 at += here;
@@ -68,14 +80,18 @@ impl Session {
                 run = at;
                 self.happened(event, header, body)?;
             }
+            if fatal && pass == Pass::Forward && self.backend_rest.bytes == 0 {
+                // The server's own last words: it closes the connection now.
+                return Err(End::BackendGone);
+            }
         }
         self.client.out().extend_from_slice(&bytes[run..at]);
         Ok(at)
     }
 
-    fn judge_frame(&mut self, header: Header, body: &[u8]) -> Result<(Pass, Event<Note>), End> {
+    fn judge_frame(&mut self, header: Header) -> Result<(Pass, Event<Note>), End> {
         let judged = self.pipeline.replied(header.tag).map_err(|unexpected| {
-            if header.tag == b'E' { self.goodbye(body) } else { broken(&unexpected) }
+            if header.tag == b'E' { End::BackendGone } else { broken(&unexpected) }
         })?;
         // What the client is told about the transaction is decided here when the link is beside it.
         if let (Pass::Forward, Event::Ready(_)) = &judged
@@ -122,12 +138,12 @@ impl Session {
                     self.phase = Phase::Batch;
                 }
             }
-            Event::Failed(notes) => self.batch_failed(notes),
+            Event::Failed(notes) => self.batch_failed(notes, notice::field(body, b'C').unwrap_or_default()),
             Event::Ready(_) => self.ready(body)?,
         }
-        if self.pipeline.made_is_next() {
-            // An error made here skips what follows, which the poison behind it makes the backend do too.
-            self.pipeline.take_made(self.client.out());
+        // An error made here skips what follows, which the poison behind it makes the backend do too.
+        while let Some(note) = self.pipeline.take_made(self.client.out()) {
+            self.was_given(note);
         }
         Ok(())
     }
@@ -150,7 +166,8 @@ impl Session {
         self.reported.set(name, value);
     }
 
-    fn batch_failed(&mut self, notes: Vec<Note>) {
+    /// An error of the backend: the notes are of what failed, first, and of what it skips.
+    fn batch_failed(&mut self, notes: Vec<Note>, sqlstate: &[u8]) {
         self.failed = true;
         self.tally.errors += 1;
         self.pending.clear();
@@ -160,10 +177,15 @@ impl Session {
             if unnamed_lost {
                 link.lease.unnamed = None;
             }
-            if notes.iter().any(|note| matches!(note, Note::Evicted)) {
-                // The Close never ran: which statements the backend has is not known any more.
-                link.lease.statements.clear();
-                link.opaque = true;
+            for note in &notes {
+                if let Note::Evicted(id) = note {
+                    // The Close never ran.
+                    link.lease.statements.spoil(*id);
+                }
+            }
+            if let (Some(Note::Uses(id)), b"0A000") = (notes.first(), sqlstate) {
+                // "cached plan must not change result type": the statement must be parsed anew.
+                link.lease.statements.spoil(*id);
             }
             if link.hold == Hold::Aside
                 && let Some(deferred) = &mut self.deferred
@@ -173,6 +195,11 @@ impl Session {
         }
         self.forget_unconfirmed();
         if !self.pipeline.owes_ready() {
+            // A Query in the batch was skipped with it, and has no answer of its own: Sync has.
+            self.phase = Phase::Batch;
+            self.running = None;
+        }
+        if self.phase != Phase::Answering {
             self.skip = true;
         }
     }
@@ -207,7 +234,18 @@ impl Session {
 
 /// Frames of these types need not be looked into: they pass on as they arrive, however long they are.
 fn may_be_partial(header: Header) -> bool {
-    matches!(header.tag, b'D' | b'd' | b'T' | b't' | b'V' | b'N' | b'A' | b'E')
+    match header.tag {
+        b'D' | b'd' | b'T' | b't' | b'V' | b'N' | b'A' => true,
+        // Whether it is the end of the connection is looked up in it.
+        b'E' => header.size > LONGEST_WHOLE,
+        _ => false,
+    }
+}
+
+/// Whether an ErrorResponse ends the connection.
+fn is_fatal(body: &[u8]) -> bool {
+    let severity = notice::field(body, b'V').or_else(|| notice::field(body, b'S'));
+    severity.is_some_and(|severity| severity == b"FATAL" || severity == b"PANIC")
 }
 
 /// Longest frame that is held until it is whole.

@@ -68,6 +68,7 @@ impl Session {
         if self.client.buffered().is_empty() {
             return Ok(false);
         }
+        self.starved = false;
         let lent = self.client.lend();
         let mut taken = 0;
         let mut outcome = Ok(());
@@ -99,7 +100,12 @@ impl Session {
         if matches!(header.tag, b'd' | b'c' | b'f') {
             return Ok(self.copy_data(header, bytes));
         }
-        if self.phase == Phase::Answering || bytes.len() < header.size {
+        self.flushed = false;
+        if self.phase == Phase::Answering {
+            return Ok(0);
+        }
+        if bytes.len() < header.size {
+            self.starved = true;
             return Ok(0);
         }
         let link_is_full =
@@ -122,6 +128,9 @@ impl Session {
             return Ok(Next::Go);
         }
         self.tally.received_bytes += frame.len() as u64;
+        if self.phase == Phase::Idle {
+            self.refresh();
+        }
         let done = match header.tag {
             b'Q' => return self.query(body).await.map(|()| Next::Pause),
             b'F' => return self.function_call(frame).await.map(|()| Next::Pause),
@@ -141,6 +150,10 @@ impl Session {
             Err(Stop::End(end)) => Err(end),
             Err(Stop::Refused(notice)) => {
                 self.enter_batch();
+                if self.link.is_some() && !self.skip {
+                    // What was parsed before it is answered before it.
+                    self.send_pending();
+                }
                 self.refuse(&notice);
                 Ok(Next::Go)
             }
@@ -158,14 +171,20 @@ impl Session {
     fn refuse(&mut self, notice: &Words) {
         self.skip = true;
         self.failed = true;
-        self.pending.clear();
-        self.forget_unconfirmed();
+        for prepared in std::mem::take(&mut self.pending) {
+            self.forget_parsed(&prepared);
+        }
         if let Some(deferred) = &mut self.deferred {
             deferred.fail();
         }
         let mut bytes = Vec::new();
         notice.put(&mut bytes);
-        self.made(bytes, true);
+        if self.pipeline.is_empty() {
+            self.client.out().extend_from_slice(&bytes);
+            self.restore_closed();
+        } else {
+            self.pipeline.made(bytes, true, Note::Nothing);
+        }
         let begun = self.link.as_ref().is_some_and(|link| link.hold >= Hold::Loose || link.status != Status::Idle);
         if begun && let Some(link) = &mut self.link {
             put_parse(link.lease.stream.out(), b"", POISON, b"");
@@ -175,11 +194,36 @@ impl Session {
     }
 
     /// Gives a reply made here at its place in the order.
-    pub(super) fn made(&mut self, bytes: Vec<u8>, error: bool) {
-        if self.pipeline.is_empty() {
-            self.client.out().extend_from_slice(&bytes);
-        } else {
-            self.pipeline.made(bytes, error);
+    pub(super) fn made(&mut self, bytes: Vec<u8>, note: Note) {
+        if !self.pipeline.is_empty() {
+            return self.pipeline.made(bytes, false, note);
+        }
+        self.client.out().extend_from_slice(&bytes);
+        self.was_given(note);
+    }
+
+    /// A reply made here has been given.
+    pub(super) fn was_given(&mut self, note: Note) {
+        match note {
+            Note::Parsed(prepared) => self.confirm(&prepared),
+            Note::Closed if !self.closed.is_empty() => drop(self.closed.remove(0)),
+            Note::Closed | Note::Nothing | Note::Executed(_) | Note::Evicted(_) | Note::Uses(_) => {}
+        }
+    }
+
+    /// A Parse that is never sent has not been.
+    fn forget_parsed(&mut self, prepared: &Arc<Prepared>) {
+        if self.unnamed.as_ref().is_some_and(|found| Arc::ptr_eq(found, prepared)) {
+            self.unnamed = None;
+        }
+        self.statements.retain(|_, found| !Arc::ptr_eq(found, prepared));
+        self.confirm(prepared);
+    }
+
+    /// Statements whose Close an error has skipped are still there.
+    fn restore_closed(&mut self) {
+        for (name, prepared) in std::mem::take(&mut self.closed) {
+            self.statements.insert(name, prepared);
         }
     }
 
@@ -192,6 +236,7 @@ impl Session {
                 self.statements.remove(&name);
             }
         }
+        self.restore_closed();
     }
 
     // ---- simple protocol ----
@@ -232,7 +277,7 @@ impl Session {
         }
         let place = chosen.unwrap_or(Place { shard: self.any, hold: Hold::Loose });
         self.reach(place).await?;
-        self.send_pending()?;
+        self.send_pending();
         let Some(link) = &mut self.link else { return Ok(()) };
         frontend::put_query(link.lease.stream.out(), text);
         link.lease.unnamed = None;
@@ -317,10 +362,8 @@ impl Session {
 
     async fn parse(&mut self, body: &[u8]) -> Result<(), Stop> {
         let parse = Parse::decode(body).map_err(|_| reply::malformed())?;
-        if self.phase == Phase::Idle {
-            self.refresh();
-        }
         if !parse.name.is_empty() && self.statements.contains_key(parse.name) {
+            self.flush_pending().await?;
             return Err(reply::statement_exists(parse.name).into());
         }
         self.tally.client_parses += 1;
@@ -354,20 +397,20 @@ impl Session {
 
     async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let bind = Bind::decode(body).map_err(|_| reply::malformed())?;
-        let prepared = self.prepared(bind.statement)?;
+        let prepared = self.prepared(bind.statement).await?;
         self.tally.binds += 1;
         let values =
             Values { text: &prepared.text, slots: &prepared.slots, types: &prepared.types, bind: Some(&bind) };
         if let Some(statement) = prepared.statement() {
             if self.link.is_none() && self.answered_here(statement) {
                 self.answer_pending().await?;
-                self.made(vec![b'2', 0, 0, 0, 4], false);
+                self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
                 self.portals.insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
                 return Ok(());
             }
             let Some(place) = self.place(statement, &values)? else {
                 self.reach(Place { shard: self.any, hold: Hold::Aside }).await?;
-                self.send_pending()?;
+                self.send_pending();
                 self.settle().await?;
                 return if self.skip { Ok(()) } else { Err(wording::unroutable(&Unroutable::NotUnderstood).into()) };
             };
@@ -378,7 +421,7 @@ impl Session {
         if self.skip {
             return Ok(());
         }
-        self.send_pending()?;
+        self.send_pending();
         self.ensure_prepared(&prepared)?;
         let Some(link) = &mut self.link else { return Ok(()) };
         if prepared.unnamed {
@@ -386,7 +429,8 @@ impl Session {
         } else {
             put_bind(link.lease.stream.out(), bind.portal, prepared.server_name().as_bytes(), bind.tail);
         }
-        self.pipeline.asked(Request::Bind, Origin::Client, Note::Nothing);
+        let note = if prepared.unnamed { Note::Nothing } else { Note::Uses(prepared.id) };
+        self.pipeline.asked(Request::Bind, Origin::Client, note);
         let matters = prepared.statement().is_some_and(|statement| statement.effect != Effect::None);
         if matters {
             self.portals.insert(bind.portal.into(), Portal::There(prepared));
@@ -399,28 +443,30 @@ impl Session {
     async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         match Named::decode(body).map_err(|_| reply::malformed())? {
             Named::Portal(portal) => {
+                self.flush_pending().await?;
                 if let Some(Portal::Here(_)) = self.portals.get(portal) {
-                    self.made(vec![b'n', 0, 0, 0, 4], false);
+                    self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
                 }
                 self.forward(frame, Request::Describe, Note::Nothing, || reply::no_such_portal(portal))
             }
             Named::Statement(name) => {
-                let prepared = self.prepared(name)?;
+                let prepared = self.prepared(name).await?;
                 if self.link.is_none()
                     && prepared.statement().is_some_and(|statement| self.answered_here(statement))
                 {
                     self.answer_pending().await?;
-                    self.made(vec![b't', 0, 0, 0, 6, 0, 0, b'n', 0, 0, 0, 4], false);
+                    self.made(vec![b't', 0, 0, 0, 6, 0, 0, b'n', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
                 }
                 self.reach_any(&prepared).await?;
-                self.send_pending()?;
+                self.send_pending();
                 self.ensure_prepared(&prepared)?;
                 if let Some(link) = &mut self.link {
                     let name = prepared.server_name();
                     put_named(link.lease.stream.out(), b'D', Named::Statement(name.as_bytes()));
-                    self.pipeline.asked(Request::Describe, Origin::Client, Note::Nothing);
+                    let note = if prepared.unnamed { Note::Nothing } else { Note::Uses(prepared.id) };
+                    self.pipeline.asked(Request::Describe, Origin::Client, note);
                 }
                 Ok(())
             }
@@ -431,6 +477,7 @@ impl Session {
         let mut body = frame::Body::new(body);
         let portal = body.cstr().map_err(|_| reply::malformed())?;
         body.u32().and_then(|_| body.end()).map_err(|_| reply::malformed())?;
+        self.flush_pending().await?;
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
@@ -442,7 +489,13 @@ impl Session {
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| statement.effect == Effect::Opaque);
         }
-        self.forward(frame, Request::Execute, note, || reply::no_such_portal(portal))
+        let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
+        self.forward(frame, Request::Execute, note, || reply::no_such_portal(portal))?;
+        if forgets {
+            // Which statements the backend has afterwards is known when it has answered.
+            self.settle().await?;
+        }
+        Ok(())
     }
 
     async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -453,18 +506,20 @@ impl Session {
                 }
                 if name.is_empty() {
                     self.unnamed = None;
-                } else {
-                    self.statements.remove(name);
+                } else if let Some((name, prepared)) = self.statements.remove_entry(name) {
                     self.info.set_prepared(self.statements.len());
+                    self.closed.push((name, prepared));
+                    self.made(vec![b'3', 0, 0, 0, 4], Note::Closed);
+                    return Ok(());
                 }
-                self.made(vec![b'3', 0, 0, 0, 4], false);
+                self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                 Ok(())
             }
             Named::Portal(portal) => {
+                self.flush_pending().await?;
                 let here = matches!(self.portals.remove(portal), Some(Portal::Here(_)));
                 if here || self.link.is_none() {
-                    self.answer_pending().await?;
-                    self.made(vec![b'3', 0, 0, 0, 4], false);
+                    self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
                 }
                 self.forward(frame, Request::Close, Note::Nothing, || reply::no_such_portal(portal))
@@ -516,26 +571,32 @@ impl Session {
         Ok(())
     }
 
-    fn prepared(&self, name: &[u8]) -> Result<Arc<Prepared>, Notice> {
+    async fn prepared(&mut self, name: &[u8]) -> Result<Arc<Prepared>, Stop> {
         let found = if name.is_empty() { self.unnamed.as_ref() } else { self.statements.get(name) };
-        found.cloned().ok_or_else(|| reply::no_such_statement(name))
+        if let Some(found) = found {
+            return Ok(Arc::clone(found));
+        }
+        // What was parsed before it is answered before it.
+        self.flush_pending().await?;
+        Err(reply::no_such_statement(name).into())
     }
 
     // ---- statements on backends ----
 
     /// Sends the Parses that wait for a shard to the link.
-    pub(super) fn send_pending(&mut self) -> Result<(), Stop> {
+    pub(super) fn send_pending(&mut self) {
         for prepared in std::mem::take(&mut self.pending) {
+            let refused = self.link.as_ref().is_some_and(|link| link.status == Status::Failed)
+                && prepared.statement().is_some_and(|statement| !ends_transaction(&statement.effect));
             let known = !prepared.unnamed
+                && !refused
                 && self.link.as_mut().is_some_and(|link| link.knows(prepared.id, prepared.unnamed));
             if known {
-                self.confirm(&prepared);
-                self.made(vec![b'1', 0, 0, 0, 4], false);
+                self.made(vec![b'1', 0, 0, 0, 4], Note::Parsed(prepared));
             } else {
                 self.send_parse(&prepared, Origin::Client);
             }
         }
-        Ok(())
     }
 
     fn ensure_prepared(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
@@ -549,14 +610,16 @@ impl Session {
     fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
         let Some(link) = &mut self.link else { return };
         let limit = link.lease.pool().settings().prepared_statements;
-        if !prepared.unnamed
-            && link.parsing.is_empty()
-            && let Some(old) = link.lease.statements.excess(limit.saturating_sub(1))
+        let spoilt = (!prepared.unnamed && link.lease.statements.is_spoilt(prepared.id)).then_some(prepared.id);
+        let room = limit.saturating_sub(1 + link.parsing.len());
+        let mut next = spoilt;
+        while !prepared.unnamed
+            && let Some(old) = next.take().or_else(|| link.lease.statements.excess(room))
         {
             let out = link.lease.stream.out();
             put_named(out, b'C', Named::Statement(server_name(old).as_bytes()));
             link.lease.statements.remove(old);
-            self.pipeline.asked(Request::Close, Origin::Injected, Note::Evicted);
+            self.pipeline.asked(Request::Close, Origin::Injected, Note::Evicted(old));
         }
         let out = link.lease.stream.out();
         put_parse(out, prepared.server_name().as_bytes(), &prepared.text, &prepared.raw_types);
@@ -588,7 +651,8 @@ impl Session {
             return self.answer_pending().await;
         }
         self.reach_any(&first).await?;
-        self.send_pending()
+        self.send_pending();
+        Ok(())
     }
 
     /// Answers the Parses that wait here when all can be; else on a backend.
@@ -599,8 +663,7 @@ impl Session {
             return Box::pin(self.flush_pending()).await;
         }
         for prepared in std::mem::take(&mut self.pending) {
-            self.confirm(&prepared);
-            self.made(vec![b'1', 0, 0, 0, 4], false);
+            self.made(vec![b'1', 0, 0, 0, 4], Note::Parsed(prepared));
         }
         Ok(())
     }
@@ -721,6 +784,13 @@ impl Session {
 
     /// Waits until the link has answered everything, passing the answers on.
     pub(super) async fn settle(&mut self) -> Result<(), End> {
+        if !self.pipeline.is_empty()
+            && !self.pipeline.owes_ready()
+            && let Some(link) = &mut self.link
+        {
+            // The server holds its answers back until it is asked for them.
+            frontend::put_bare(link.lease.stream.out(), b'H');
+        }
         loop {
             self.answer()?;
             if self.pipeline.is_empty() {
@@ -735,10 +805,21 @@ impl Session {
     fn copy_data(&mut self, header: Header, bytes: &[u8]) -> usize {
         // Outside COPY these are ignored, as PostgreSQL does (a client may not know yet that the COPY has failed).
         let forward = self.pipeline.copying_in() && !self.skip;
+        if !forward && !self.skip && !self.pipeline.is_empty() {
+            // Whether a COPY begins is for what was asked before it to say.
+            if !self.flushed
+                && !self.pipeline.owes_ready()
+                && let Some(link) = &mut self.link
+            {
+                frontend::put_bare(link.lease.stream.out(), b'H');
+                self.flushed = true;
+            }
+            return 0;
+        }
+        self.flushed = false;
         self.client_rest = Rest { bytes: header.size, forward };
-        if header.tag != b'd' && forward && self.phase == Phase::Batch {
-            // The end of a COPY in the extended protocol: its Sync comes later.
-            self.skip = false;
+        if header.tag != b'd' && forward {
+            self.pipeline.copy_ended();
         }
         self.pass_rest(bytes)
     }
@@ -757,6 +838,16 @@ impl Session {
         self.client_rest.bytes -= count;
         count
     }
+}
+
+/// Whether a statement is let through by a failed transaction.
+fn ends_transaction(effect: &Effect) -> bool {
+    matches!(effect, Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) | Effect::TwoPhase)
+}
+
+/// Whether a backend has fewer prepared statements after it.
+fn forgets_statements(statement: &StatementPlan) -> bool {
+    matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
 }
 
 /// What makes a backend fail when we refuse a statement in its transaction: it appears in the server's log, so it says

@@ -79,8 +79,12 @@ pub(super) enum Note {
     Parsed(Arc<Prepared>),
     /// An Execute: of this statement, whose effect matters.
     Executed(Arc<Prepared>),
-    /// A Close of a statement on the backend only.
-    Evicted,
+    /// A Close of the statement with this identity, on the backend only.
+    Evicted(u128),
+    /// A Bind or Describe of the statement with this identity.
+    Uses(u128),
+    /// The client's Close of a statement.
+    Closed,
 }
 
 /// Where a session stands within a batch.
@@ -131,6 +135,8 @@ pub struct Session {
     pub(super) statements: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
     /// Names parsed in this batch and not confirmed yet.
     pub(super) unconfirmed: SmallVec<[Box<[u8]>; 1]>,
+    /// Statements closed in this batch, oldest first, and not confirmed yet.
+    pub(super) closed: SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
     pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
@@ -153,6 +159,12 @@ pub struct Session {
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
     pub(super) backend_rest: Rest,
+    /// Whether the next message of the client has not arrived whole, so that more must be read however much is held.
+    pub(super) starved: bool,
+    /// Whether a copy message waits for answers that the backend was asked to give.
+    pub(super) flushed: bool,
+    /// The client sends nothing more; what it has sent is still done.
+    pub(super) client_closed: bool,
     pub(super) tally: Tally,
     pub(super) scratch: crate::plan::cache::Scratch,
 }
@@ -180,6 +192,9 @@ impl Session {
                 self.rest().await?;
             }
             if !self.requests().await? {
+                if self.client_closed && self.phase != Phase::Answering {
+                    return Ok(());
+                }
                 self.wait().await?;
             }
         }
@@ -187,13 +202,14 @@ impl Session {
 
     /// The end of a session: says why, cancels what still runs, closes what is not at rest.
     pub(super) async fn finish(&mut self, end: End) {
-        match &end {
-            End::Told(notice) => {
-                notice.put(self.client.out());
-                self.say_goodbye().await;
-            }
-            End::BackendGone => self.say_goodbye().await,
-            End::Client => {}
+        if let End::Told(notice) = &end
+            && !(self.backend_rest.forward && self.backend_rest.bytes > 0)
+        {
+            // Within a message that has begun nothing can be said.
+            notice.put(self.client.out());
+        }
+        if !matches!(end, End::Client) || self.client.unsent() > 0 {
+            self.say_goodbye().await;
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&self.link, runs, &end) {
@@ -236,6 +252,7 @@ impl Session {
         self.pipeline.is_empty()
             && self.phase == Phase::Idle
             && self.backend_rest.bytes == 0
+            && !(self.client_rest.forward && self.client_rest.bytes > 0)
             && self.link.as_ref().is_some_and(|link| link.status == Status::Idle )
     }
 
@@ -482,8 +499,12 @@ impl Session {
             if cancelled.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Waited::Cancelled));
             }
-            if asked.as_mut().poll(cx).is_ready() && info.wanted() == Wanted::EndNow {
-                return Poll::Ready(Err(told(reply::shutting_down())));
+            while asked.as_mut().poll(cx).is_ready() {
+                if info.wanted() == Wanted::EndNow {
+                    return Poll::Ready(Err(told(reply::shutting_down())));
+                }
+                // A milder wish does not end the wait; a future that is done must not be asked again.
+                asked.set(info.asked());
             }
             if client.poll_flush(cx)?.is_pending() || client.buffered().len() > HIGH_WATER {
                 return Poll::Pending;
@@ -528,7 +549,7 @@ impl Session {
         if self.info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));
         }
-        let takes_input = self.client.buffered().len() <= HIGH_WATER || self.phase != Phase::Answering;
+        let takes_input = !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
         let info = Arc::clone(&self.info);
         let mut asked = pin!(info.asked());
@@ -538,11 +559,17 @@ impl Session {
             if let Poll::Ready(Err(error)) = flushed {
                 return Poll::Ready(Err(End::from(error)));
             }
+            if asked.as_mut().poll(cx).is_ready() {
+                seen.progress = true;
+            }
             if let Some(link) = link.as_mut() {
                 let stream = link.stream();
+                let was_blocked = stream.unsent() >= HIGH_WATER;
                 if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
                     seen.backend_end = true;
                 }
+                // There is room again for what the client has sent already.
+                seen.progress |= was_blocked && stream.unsent() < HIGH_WATER;
                 // A client that does not take its rows stops us reading more of them.
                 if client.unsent() < HIGH_WATER {
                     match stream.poll_fill(cx) {
@@ -556,15 +583,13 @@ impl Session {
                     return seen.done();
                 }
             }
-            if takes_input && !seen.client_end {
+            // A client that does not take its answers is not asked for more.
+            if takes_input && client.unsent() < HIGH_WATER && !seen.client_end {
                 match client.poll_fill(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => seen.client_end = true,
                     Poll::Ready(Ok(_)) => seen.progress = true,
                     Poll::Pending => {}
                 }
-            }
-            if asked.as_mut().poll(cx).is_ready() {
-                seen.progress = true;
             }
             seen.done()
         })
@@ -574,7 +599,11 @@ impl Session {
 
     fn digest(&mut self, seen: Seen) -> Result<(), End> {
         if seen.client_end {
-            return Err(End::Client);
+            if self.phase != Phase::Answering || self.client.buffered().is_empty() {
+                return Err(End::Client);
+            }
+            // It has said more before it left, Terminate for one: as in PostgreSQL that is done first.
+            self.client_closed = true;
         }
         if seen.backend_end {
             // What it said before it closed comes first: a FATAL error explains the end.
@@ -611,6 +640,7 @@ impl Session {
         self.skip = false;
         self.running = None;
         self.unconfirmed.clear();
+        self.closed.clear();
         if status == Status::Idle {
             self.portals.clear();
             self.tally.transactions += 1;

@@ -158,6 +158,7 @@ impl Session {
             pipeline: Pipeline::default(),
             statements: HashMap::default(),
             unconfirmed: SmallVec::new(),
+            closed: SmallVec::new(),
             pending: SmallVec::new(),
             portals: HashMap::default(),
             unnamed: None,
@@ -181,6 +182,9 @@ impl Session {
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
+            starved: false,
+            flushed: false,
+            client_closed: false,
             tally: crate::metrics::counters::Tally::default(),
             scratch: crate::plan::cache::Scratch::default(),
         }))

@@ -1,0 +1,186 @@
+//! One PostgreSQL server for all tests, and a proxy in this process for each test that asks.
+
+use crate::client::{Client, query};
+use shardway::{
+    config::{load, settings::Listen},
+    sandbox::{Cluster, Sandbox, SandboxEnv},
+    server,
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock, mpsc},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The server that all tests share.
+pub(crate) fn postgres() -> &'static Cluster {
+    static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+    let start = || {
+        let env = SandboxEnv {
+            pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
+            path: std::env::var_os("PATH")
+                .iter()
+                .flat_map(std::env::split_paths)
+                .collect(),
+            tmp: std::env::temp_dir(),
+            template_cache: None,
+        };
+        Sandbox::builder(env)
+            .setting("max_connections", "400")
+            .start()
+            .unwrap()
+    };
+    SANDBOX.get_or_init(start).cluster(0)
+}
+
+/// What a script is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// PostgreSQL itself.
+    Direct,
+    /// Session mode.
+    Session,
+    /// Transaction mode with one backend.
+    Transaction,
+    /// Transaction mode, each step on another backend than the one before.
+    Alternating,
+}
+
+/// A proxy before the server; it ends with the test process.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+}
+
+impl Proxy {
+    /// A proxy with these lines in its section `pool`.
+    pub(crate) fn start(pool: &str) -> Self {
+        let text = format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n[pool]\n{pool}\n[databases.postgres]\n\
+             shards.s0 = {{ primary = \"postgres://127.0.0.1:{}/postgres?sslmode=disable\" }}\n\
+             [users.postgres]\nauth = \"trust\"\n",
+            postgres().port()
+        );
+        let read = move || load::load_str("test.toml", &text, Path::new("."));
+        let settings = read().unwrap_or_else(|errors| panic!("{}", errors.render()));
+        let (told, ready) = mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            let reload: server::Reload =
+                Arc::new(move || read().map_err(|errors| errors.to_string()));
+            runtime.block_on(server::run(
+                settings,
+                reload,
+                server::sessions,
+                move |bound| told.send(bound).unwrap(),
+            ))
+        });
+        let bound = ready.recv().unwrap();
+        let Listen::Tcp(address) = bound.listen[0] else {
+            panic!("a TCP listener")
+        };
+        Self {
+            port: address.port(),
+        }
+    }
+
+    /// A client of it.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.port, &[])
+    }
+}
+
+/// A client and, for alternation, one that keeps the other backend busy at every second step.
+pub(crate) struct Stage {
+    pub(crate) way: Way,
+    pub(crate) port: u16,
+    pub(crate) client: Client,
+    other: Option<Client>,
+    steps: usize,
+}
+
+impl Stage {
+    pub(crate) fn open(way: Way, settings: &[(&str, &str)]) -> Self {
+        let port = match way {
+            Way::Direct => postgres().port(),
+            Way::Session => Proxy::start("mode = \"session\"").port,
+            Way::Transaction => Proxy::start("size = 1").port,
+            Way::Alternating => Proxy::start("size = 2").port,
+        };
+        let other = (way == Way::Alternating).then(|| Client::connect(port, &[]));
+        Self {
+            way,
+            port,
+            client: Client::connect(port, settings),
+            other,
+            steps: 0,
+        }
+    }
+
+    /// Sends and reads up to that many ReadyForQuery.
+    pub(crate) fn step(&mut self, bytes: &[u8], readies: usize) -> Vec<String> {
+        self.steps += 1;
+        let other = self.other.as_mut().filter(|_| self.steps % 2 == 0);
+        let Some(other) = other else {
+            self.client.send(bytes);
+            return self.client.answers(readies);
+        };
+        // The backend that was used last is taken away for this step, and is the first to be used in the next.
+        other.ask(&query("BEGIN"));
+        self.client.send(bytes);
+        let answers = self.client.answers(readies);
+        other.ask(&query("COMMIT"));
+        answers
+    }
+
+    /// One simple query.
+    pub(crate) fn query(&mut self, sql: &str) -> Vec<String> {
+        self.step(&query(sql), 1)
+    }
+}
+
+/// Plays the scene everywhere: its transcript through the proxy must be PostgreSQL's.
+pub(crate) fn same(scene: impl Fn(&mut Stage) -> Vec<String>) {
+    same_with(&[], scene);
+}
+
+pub(crate) fn same_with(settings: &[(&str, &str)], scene: impl Fn(&mut Stage) -> Vec<String>) {
+    let expected = scene(&mut Stage::open(Way::Direct, settings));
+    for way in [Way::Session, Way::Transaction, Way::Alternating] {
+        let found = scene(&mut Stage::open(way, settings));
+        for (at, (expected, found)) in expected.iter().zip(&found).enumerate() {
+            assert_eq!(
+                found, expected,
+                "{way:?}, answer {at}: PostgreSQL's is on the right"
+            );
+        }
+        assert_eq!(
+            found.len(),
+            expected.len(),
+            "{way:?}: {found:#?} against {expected:#?}"
+        );
+    }
+}
+
+/// Asks again until it is so.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = SystemTime::now();
+    while !is_so() {
+        assert!(
+            begun.elapsed().unwrap() < PATIENCE,
+            "waited in vain: {what}"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A client of PostgreSQL itself, to look on.
+pub(crate) fn observer() -> Client {
+    Client::connect(postgres().port(), &[])
+}
