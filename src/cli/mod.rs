@@ -4,6 +4,7 @@
 //! progress to standard error; colours only on a terminal.
 
 mod completions;
+mod demo;
 mod man;
 mod output;
 mod route;
@@ -31,6 +32,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start throw-away PostgreSQL shards with sample data and a proxy, and print what to try.
+    Demo(demo::DemoArgs),
     /// Serve clients until a signal ends it.
     Serve(serve::ServeArgs),
     /// Tell where a statement would go, and why; needs no server.
@@ -85,6 +88,7 @@ pub fn run() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Exit {
     let output = Output::new(arguments.output);
     match arguments.command {
+        Command::Demo(args) => demo::run(&args, &output),
         Command::Serve(args) => serve::run(&args, &output),
         Command::Route(args) => route::run(&args, &output),
         Command::Completions(args) => completions::run(&args, Arguments::command(), &output),

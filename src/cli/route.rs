@@ -64,17 +64,36 @@ pub(super) fn run(args: &RouteArgs, output: &Output) -> Exit {
     let routed = routes(snapshot, &args.sql, &args.params);
     let refused = routed.iter().any(|routed| routed.refused.is_some());
     let written = output.result(&text(&routed), &routed);
-    if written == Exit::Done && refused { Exit::Refused } else { written }
+    if written == Exit::Done && refused {
+        Exit::Refused
+    } else {
+        written
+    }
 }
 
 fn choose<'a>(settings: &'a Settings, name: Option<&str>) -> Result<&'a Snapshot, String> {
-    let names = || settings.databases.keys().cloned().collect::<Vec<_>>().join(", ");
+    let names = || {
+        settings
+            .databases
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     match (name, settings.databases.len()) {
         (Some(name), _) => match settings.databases.get(name) {
             Some(database) => Ok(&database.snapshot),
-            None => Err(format!("no database \"{name}\" in the configuration; there is: {}", names())),
+            None => Err(format!(
+                "no database \"{name}\" in the configuration; there is: {}",
+                names()
+            )),
         },
-        (None, 1) => settings.databases.values().next().map(|database| &*database.snapshot).ok_or_else(String::new),
+        (None, 1) => settings
+            .databases
+            .values()
+            .next()
+            .map(|database| &*database.snapshot)
+            .ok_or_else(String::new),
         (None, 0) => Err("the configuration has no database".to_owned()),
         (None, _) => Err(format!("say which database with --database: {}", names())),
     }
@@ -89,17 +108,36 @@ fn routes(snapshot: &Snapshot, sql: &str, params: &[String]) -> Vec<Routed> {
         pinned: None,
         digest: 0,
     };
-    let Planned { plan, slots } =
-        PlanCache::new(1 << 20, 0).plan(sql.as_bytes(), &[], &context, snapshot, &mut Scratch::default());
+    let Planned { plan, slots } = PlanCache::new(1 << 20, 0).plan(
+        sql.as_bytes(),
+        &[],
+        &context,
+        snapshot,
+        &mut Scratch::default(),
+    );
     let frame = bind_frame(params);
     let bind = Bind::decode(&frame[HEADER..]).ok();
-    let values = Values { text: sql.as_bytes(), slots: &slots, types: &[], bind: bind.as_ref() };
+    let values = Values {
+        text: sql.as_bytes(),
+        slots: &slots,
+        types: &[],
+        bind: bind.as_ref(),
+    };
     let routed = |statement: &crate::plan::StatementPlan| Routed {
-        statement: sql.get(statement.start as usize..statement.end as usize).unwrap_or(sql).trim().to_owned(),
+        statement: sql
+            .get(statement.start as usize..statement.end as usize)
+            .unwrap_or(sql)
+            .trim()
+            .to_owned(),
         explanation: explain::describe(statement, snapshot, &values),
         refused: statement.route(snapshot, &values).err().map(|problem| {
             let notice = reply::unroutable(&problem);
-            Refused { sqlstate: notice.sqlstate, message: notice.message, detail: notice.detail, hint: notice.hint }
+            Refused {
+                sqlstate: notice.sqlstate,
+                message: notice.message,
+                detail: notice.detail,
+                hint: notice.hint,
+            }
         }),
     };
     plan.statements.iter().map(routed).collect()
@@ -109,7 +147,11 @@ fn routes(snapshot: &Snapshot, sql: &str, params: &[String]) -> Vec<Routed> {
 fn bind_frame(params: &[String]) -> Vec<u8> {
     let mut tail = Vec::new();
     tail.extend_from_slice(&0_u16.to_be_bytes());
-    tail.extend_from_slice(&u16::try_from(params.len()).unwrap_or(u16::MAX).to_be_bytes());
+    tail.extend_from_slice(
+        &u16::try_from(params.len())
+            .unwrap_or(u16::MAX)
+            .to_be_bytes(),
+    );
     for value in params {
         tail.extend_from_slice(&i32::try_from(value.len()).unwrap_or(i32::MAX).to_be_bytes());
         tail.extend_from_slice(value.as_bytes());
@@ -132,7 +174,10 @@ fn text(routed: &[Routed]) -> String {
             line(&format!("  {name}"), value);
         }
         if let Some(refused) = &statement.refused {
-            line("  refused", &format!("{} {}", refused.sqlstate, refused.message));
+            line(
+                "  refused",
+                &format!("{} {}", refused.sqlstate, refused.message),
+            );
             for (name, value) in [("  detail", &refused.detail), ("  hint", &refused.hint)] {
                 if let Some(value) = value {
                     line(name, value);
