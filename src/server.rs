@@ -8,6 +8,7 @@
 
 mod accept;
 mod health;
+mod learn;
 pub mod life;
 mod listening;
 pub mod logging;
@@ -45,7 +46,10 @@ pub enum ServeError {
     #[error("cannot listen on {}: {error}", listening::describe(.listen))]
     Bind { listen: Listen, error: io::Error },
     #[error("cannot serve HTTP on {address}: {error}")]
-    Http { address: SocketAddr, error: io::Error },
+    Http {
+        address: SocketAddr,
+        error: io::Error,
+    },
     #[error("cannot start the runtime: {0}")]
     Runtime(io::Error),
     #[error("cannot take signals: {0}")]
@@ -91,7 +95,11 @@ pub fn start<S: Service>(
     } else {
         runtime::Builder::new_current_thread()
     };
-    let runtime = builder.thread_name("shardway").enable_all().build().map_err(ServeError::Runtime)?;
+    let runtime = builder
+        .thread_name("shardway")
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?;
     let served = runtime.block_on(run(settings, reload, build, ready));
     // What is still running was told to end and had its time.
     runtime.shutdown_timeout(Duration::ZERO);
@@ -127,10 +135,20 @@ pub async fn run<S: Service>(
     let listeners = listening::bind(&foundation.settings.load().server)?;
     let http = listening::bind_http(&foundation.settings.load().server).await?;
     let bound = Bound {
-        listen: listeners.iter().filter_map(|listener| listener.address().ok()).collect(),
-        http: http.as_ref().and_then(|listener| listener.local_addr().ok()),
+        listen: listeners
+            .iter()
+            .filter_map(|listener| listener.address().ok())
+            .collect(),
+        http: http
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok()),
     };
-    let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(tokio::signal::unix::signal);
+    let signals = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ]
+    .map(tokio::signal::unix::signal);
     let [terminate, interrupt, hangup] = signals;
     let signals = life::Signals {
         terminate: terminate.map_err(ServeError::Signals)?,
@@ -138,11 +156,18 @@ pub async fn run<S: Service>(
         hangup: hangup.map_err(ServeError::Signals)?,
     };
 
-    let (sessions, helpers) = (Tasks::new(foundation.runtime.clone()), Tasks::new(foundation.runtime.clone()));
+    let (sessions, helpers) = (
+        Tasks::new(foundation.runtime.clone()),
+        Tasks::new(foundation.runtime.clone()),
+    );
     let helper_life = Arc::clone(&life);
     helpers.spawn("signals", async move { helper_life.obey(signals).await });
     helpers.spawn("health", health::watch(Arc::clone(&life)));
-    helpers.spawn("maintenance", maintain(Arc::clone(&service), Arc::clone(&console), foundation.clock));
+    helpers.spawn("learn", learn::watch(Arc::clone(&life)));
+    helpers.spawn(
+        "maintenance",
+        maintain(Arc::clone(&service), Arc::clone(&console), foundation.clock),
+    );
     if let Some(listener) = http {
         helpers.spawn("http", serve_http(listener, Arc::clone(&console)));
     }
@@ -156,7 +181,10 @@ pub async fn run<S: Service>(
 }
 
 fn accept(listener: Listener, sessions: &Arc<Tasks>, helpers: &Arc<Tasks>, life: &Arc<Life>) {
-    helpers.spawn("accept", accept::clients(listener, Arc::clone(sessions), Arc::clone(life)));
+    helpers.spawn(
+        "accept",
+        accept::clients(listener, Arc::clone(sessions), Arc::clone(life)),
+    );
 }
 
 /// Waits for the end to be asked for, and for the sessions to reach it.
@@ -175,7 +203,10 @@ async fn end(life: &Life, sessions: &Tasks) {
     }
     admin::Control::shutdown(life, Shutdown::Immediate);
     foundation.metrics.sessions.end_all(Wanted::EndNow);
-    if tokio::time::timeout(LAST_WORDS, sessions.done()).await.is_err() {
+    if tokio::time::timeout(LAST_WORDS, sessions.done())
+        .await
+        .is_err()
+    {
         tracing::warn!(clients = sessions.open(), "left behind");
     }
     tracing::info!("ended");

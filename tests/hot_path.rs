@@ -199,6 +199,7 @@ fn context() -> Context {
 fn snapshot() -> Snapshot {
     Snapshot {
         epoch: Epoch(1),
+        schema: 0,
         database: "shop".to_owned(),
         shards: vec!["s0".to_owned()],
         home: ShardId(0),

@@ -22,30 +22,64 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
 ];
 /// Modules that decide and do nothing; every `state.rs` too.
-const PURE: &[&str] = &["wire", "sql", "catalog", "auth", "protocol", "plan", "merge", "split"];
-const IMPURE: &[&str] =
-    &["tokio::", "std::net", "std::fs", "std::env", "Instant::now", "SystemTime::now", "getrandom", "clock::Clock"];
+const PURE: &[&str] = &[
+    "wire", "sql", "catalog", "auth", "protocol", "plan", "merge", "split",
+];
+const IMPURE: &[&str] = &[
+    "tokio::",
+    "std::net",
+    "std::fs",
+    "std::env",
+    "Instant::now",
+    "SystemTime::now",
+    "getrandom",
+    "clock::Clock",
+];
 
 /// What only some may name, and who: path prefixes under `src/`.
 const ONLY: &[(&str, &[&str], &str)] = &[
-    ("pg_raw_parse", &["sql/parse"], "one file knows the parser crate"),
-    ("Instant::now", &["clock.rs", "sandbox/"], "time is handed down; sandbox waits for servers it started"),
-    ("SystemTime::now", &["clock.rs", "sandbox/"], "time is handed down"),
+    (
+        "pg_raw_parse",
+        &["sql/parse"],
+        "one file knows the parser crate",
+    ),
+    (
+        "Instant::now",
+        &["clock.rs", "sandbox/"],
+        "time is handed down; sandbox waits for servers it started",
+    ),
+    (
+        "SystemTime::now",
+        &["clock.rs", "sandbox/"],
+        "time is handed down",
+    ),
     ("getrandom::", &["entropy.rs"], "one source of randomness"),
-    ("env::var", &["config/", "cli/", "sandbox/"], "settings come from the file; sandbox finds server binaries"),
+    (
+        "env::var",
+        &["config/", "cli/", "sandbox/"],
+        "settings come from the file; sandbox finds server binaries",
+    ),
     (
         "fs::read",
         &["config/", "cli/", "sandbox/", "inspect/"],
         "only configuration is read; sandbox and inspect look at files of servers and of the catalog's tools",
     ),
-    ("fs::File", &["config/", "cli/", "sandbox/"], "only configuration is read"),
+    (
+        "fs::File",
+        &["config/", "cli/", "sandbox/"],
+        "only configuration is read",
+    ),
     (
         ".spawn(",
         &["server", "pool/", "sandbox/", "inspect/", "cli/"],
         "server counts tasks; pools connect on a runtime handle so that a client that leaves ends no connect; \
          inspect drives its control connection; sandbox and cli start processes",
     ),
-    ("tokio::spawn", &["server", "sandbox/", "inspect/", "cli/"], "server counts tasks"),
+    (
+        "tokio::spawn",
+        &["server", "sandbox/", "inspect/", "cli/"],
+        "server counts tasks",
+    ),
 ];
 
 /// A file under `src/`, without what follows its tests.
@@ -58,20 +92,31 @@ struct Source {
 
 #[test]
 fn modules_name_lower_layers_only() {
-    let rank: BTreeMap<&str, usize> =
-        LAYERS.iter().enumerate().flat_map(|(at, layer)| layer.iter().map(move |module| (*module, at))).collect();
+    let rank: BTreeMap<&str, usize> = LAYERS
+        .iter()
+        .enumerate()
+        .flat_map(|(at, layer)| layer.iter().map(move |module| (*module, at)))
+        .collect();
     let mut faults = Vec::new();
     for source in sources() {
         let Some(&here) = rank.get(source.module.as_str()) else {
             if !matches!(source.module.as_str(), "lib" | "main") {
-                faults.push(format!("{}: module {} has no layer", source.name, source.module));
+                faults.push(format!(
+                    "{}: module {} has no layer",
+                    source.name, source.module
+                ));
             }
             continue;
         };
         for used in named_modules(&source.code) {
-            let Some(&there) = rank.get(used.as_str()) else { continue };
+            let Some(&there) = rank.get(used.as_str()) else {
+                continue;
+            };
             if used != source.module && there >= here {
-                faults.push(format!("{}: {} names {used}, which is no lower layer", source.name, source.module));
+                faults.push(format!(
+                    "{}: {} names {used}, which is no lower layer",
+                    source.name, source.module
+                ));
             }
         }
     }
@@ -80,12 +125,17 @@ fn modules_name_lower_layers_only() {
 
 #[test]
 fn modules_that_decide_do_nothing() {
-    let pure = |source: &Source| PURE.contains(&source.module.as_str()) || source.name.ends_with("/state.rs");
+    let pure = |source: &Source| {
+        PURE.contains(&source.module.as_str()) || source.name.ends_with("/state.rs")
+    };
     let mut faults = Vec::new();
     for source in sources().iter().filter(|source| pure(source)) {
         for (number, line) in lines(&source.code) {
             for name in IMPURE.iter().filter(|name| line.contains(**name)) {
-                faults.push(format!("src/{}:{number}: {name} in a pure module", source.name));
+                faults.push(format!(
+                    "src/{}:{number}: {name} in a pure module",
+                    source.name
+                ));
             }
         }
     }
@@ -97,7 +147,11 @@ fn nothing_is_global() {
     let mut faults = Vec::new();
     for source in sources() {
         for (number, line) in lines(&source.code) {
-            let bare = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
+            let bare = line
+                .trim_start()
+                .trim_start_matches("pub ")
+                .trim_start_matches("pub(crate) ")
+                .trim_start_matches("pub(super) ");
             if bare.starts_with("static ") || bare.starts_with("thread_local!") {
                 faults.push(format!("src/{}:{number}: {}", source.name, line.trim()));
             }
@@ -115,7 +169,11 @@ fn only_those_who_may_name_it_do() {
                 continue;
             }
             for (number, line) in lines(&source.code).filter(|(_, line)| line.contains(name)) {
-                faults.push(format!("src/{}:{number}: {} ({reason})", source.name, line.trim()));
+                faults.push(format!(
+                    "src/{}:{number}: {} ({reason})",
+                    source.name,
+                    line.trim()
+                ));
             }
         }
     }
@@ -139,19 +197,31 @@ fn every_file_says_what_it_is_for() {
 
 #[test]
 fn documents_name_what_exists() {
-    let code: String = sources().into_iter().map(|source| read(&root_dir().join("src").join(source.name))).collect();
+    let code: String = sources()
+        .into_iter()
+        .map(|source| read(&root_dir().join("src").join(source.name)))
+        .collect();
     let mut faults = Vec::new();
     for file in documents() {
         let text = read(&file);
-        for word in text.split(|c: char| !(c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-'))) {
+        for word in
+            text.split(|c: char| !(c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-')))
+        {
             let word = word.trim_end_matches('.');
-            let is_path = ["src/", "tests/", "docs/", "benches/", "config/"].iter().any(|root| word.starts_with(root));
+            let is_path = ["src/", "tests/", "docs/", "benches/", "config/"]
+                .iter()
+                .any(|root| word.starts_with(root));
             if is_path && word.contains('.') && !root_dir().join(word).exists() {
                 faults.push(format!("{}: {word} does not exist", file.display()));
             }
-            let is_code = word.len() == 5 && word.starts_with("SW") && word[2..].bytes().all(|byte| byte.is_ascii_digit());
+            let is_code = word.len() == 5
+                && word.starts_with("SW")
+                && word[2..].bytes().all(|byte| byte.is_ascii_digit());
             if is_code && !code.contains(word) {
-                faults.push(format!("{}: nothing in src answers with {word}", file.display()));
+                faults.push(format!(
+                    "{}: nothing in src answers with {word}",
+                    file.display()
+                ));
             }
         }
     }
@@ -169,21 +239,27 @@ fn example_configurations_load() {
 
 #[test]
 fn commands_in_the_documents_exist() {
-    let help = std::process::Command::new(env!("CARGO_BIN_EXE_shardway")).arg("--help").output().expect("it runs");
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_shardway"))
+        .arg("--help")
+        .output()
+        .expect("it runs");
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    let is_command = |word: &str| help.lines().any(|line| line.split_whitespace().next() == Some(word));
+    let is_command = |word: &str| {
+        help.lines()
+            .any(|line| line.split_whitespace().next() == Some(word))
+    };
     let mut faults = Vec::new();
     for file in documents() {
         for line in read(&file).lines() {
-            // A command line stands between backquotes or begins a line.
-            for part in line.split('`').skip(1).step_by(2).chain([line.trim_start_matches("$ ")]) {
-                let mut words = part.split_whitespace();
-                let command = words.next() == Some("shardway");
-                let word = words.next().filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
-                if let (true, Some(word)) = (command && part.len() < line.len().max(1) + 1, word)
-                    && (part != line || line.starts_with("$ "))
-                    && !is_command(word)
-                {
+            let quoted = line.split('`').skip(1).step_by(2);
+            for part in quoted.chain(line.strip_prefix("$ ")) {
+                let Some(arguments) = part.strip_prefix("shardway ") else {
+                    continue;
+                };
+                let word = arguments.split_whitespace().next().unwrap_or_default();
+                let names_one =
+                    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+                if names_one && !is_command(word) {
                     faults.push(format!("{}: shardway {word}", file.display()));
                 }
             }
@@ -193,21 +269,46 @@ fn commands_in_the_documents_exist() {
 }
 
 fn none(faults: &[String]) {
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} faults:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
 }
 
 fn sources() -> Vec<Source> {
     let src = root_dir().join("src");
     let source = |file: PathBuf| {
-        let name = file.strip_prefix(&src).expect("under src").display().to_string();
-        let module = name.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+        let name = file
+            .strip_prefix(&src)
+            .expect("under src")
+            .display()
+            .to_string();
+        let module = name
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches(".rs")
+            .to_owned();
         let text = read(&file);
         // Tests stand last: what they name is theirs.
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+        let code = text
+            .split("#[cfg(test)]")
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         Source { name, module, code }
     };
-    let is_test = |file: &PathBuf| file.file_stem().is_some_and(|stem| stem == "tests" || stem == "testing");
-    files(&src, "rs").into_iter().filter(|file| !is_test(file)).map(source).collect()
+    let is_test = |file: &PathBuf| {
+        file.file_stem()
+            .is_some_and(|stem| stem == "tests" || stem == "testing")
+    };
+    files(&src, "rs")
+        .into_iter()
+        .filter(|file| !is_test(file))
+        .map(source)
+        .collect()
 }
 
 /// The modules that a file names by `crate::x` or in `use crate::{x, y}`.
@@ -244,17 +345,29 @@ fn top_level_names(list: &str) -> Vec<String> {
 }
 
 fn ident(text: &str) -> String {
-    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    text.chars()
+        .take_while(|c| c.is_alphanumeric() || *c == '_')
+        .collect()
 }
 
 /// Lines of code with their numbers; comments left out.
 fn lines(code: &str) -> impl Iterator<Item = (usize, &str)> {
-    code.lines().enumerate().map(|(at, line)| (at + 1, line)).filter(|(_, line)| !line.trim_start().starts_with("//"))
+    code.lines()
+        .enumerate()
+        .map(|(at, line)| (at + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
 fn documents() -> Vec<PathBuf> {
     let mut documents = files(&root_dir().join("docs"), "md");
-    documents.extend([root_dir().join("README.md"), root_dir().join("CHANGELOG.md")].into_iter().filter(|file| file.exists()));
+    documents.extend(
+        [
+            root_dir().join("README.md"),
+            root_dir().join("CHANGELOG.md"),
+        ]
+        .into_iter()
+        .filter(|file| file.exists()),
+    );
     documents
 }
 
@@ -271,7 +384,12 @@ fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.is_dir() && !matches!(path.file_name().and_then(|name| name.to_str()), Some("target" | "node_modules")) {
+        if path.is_dir()
+            && !matches!(
+                path.file_name().and_then(|name| name.to_str()),
+                Some("target" | "node_modules")
+            )
+        {
             found.extend(files(&path, extension));
         } else if path.extension().is_some_and(|found| found == extension) {
             found.push(path);

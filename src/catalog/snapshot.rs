@@ -14,6 +14,8 @@ pub struct Epoch(pub u64);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     pub epoch: Epoch,
+    /// Counts what has been learnt from the servers since (columns, tables found by key column): part of a plan's key.
+    pub schema: u64,
     /// The logical database's name, as clients give it.
     pub database: String,
     /// Shard names in order; [`ShardId`] is the index.

@@ -3,6 +3,7 @@
 //! What must stay true: exit codes mean the same everywhere ([`Exit`]); results go to standard output, faults and
 //! progress to standard error; colours only on a terminal.
 
+mod check;
 mod completions;
 mod demo;
 mod man;
@@ -36,6 +37,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Serve clients until a signal ends it.
     Serve(serve::ServeArgs),
+    /// Validate a configuration, and with --connect the servers that it names.
+    Check(check::CheckArgs),
     /// Tell where a statement would go, and why; needs no server.
     Route(route::RouteArgs),
     /// Print a completion script for a shell.
@@ -90,6 +93,7 @@ fn dispatch(arguments: Arguments) -> Exit {
     match arguments.command {
         Command::Demo(args) => demo::run(&args, &output),
         Command::Serve(args) => serve::run(&args, &output),
+        Command::Check(args) => check::run(&args, &output),
         Command::Route(args) => route::run(&args, &output),
         Command::Completions(args) => completions::run(&args, Arguments::command(), &output),
         Command::Man => man::run(&Arguments::command(), &output),

@@ -82,6 +82,7 @@ fn read_database(
     layout.read_other_tables(reader, node);
     let snapshot = Snapshot {
         epoch: Epoch(1),
+        schema: 0,
         database: name.to_owned(),
         home: home.unwrap_or(ShardId(0)),
         groups: layout.groups,

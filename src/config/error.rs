@@ -185,6 +185,12 @@ impl ConfigErrors {
         &self.errors
     }
 
+    /// Whether the file itself could not be read.
+    #[must_use]
+    pub fn is_without_text(&self) -> bool {
+        self.text.is_empty()
+    }
+
     /// For people: each problem with the line and a caret. No colours.
     #[must_use]
     pub fn render(&self) -> String {

@@ -2,6 +2,7 @@
 
 mod address;
 mod database;
+pub mod diff;
 pub mod error;
 pub mod load;
 pub mod options;

@@ -1,1 +1,16 @@
-//! To be written.
+//! Looks into existing databases: tables, columns, types, roles. Reads only the system catalogs, changes nothing.
+//!
+//! `survey` asks the servers; `judge` and `complete` are pure functions of what they said.
+
+mod columns;
+mod connect;
+mod finding;
+mod judge;
+mod survey;
+mod tls;
+
+pub use columns::{Column, Tables, columns};
+pub use connect::{AskError, connect};
+pub use finding::{Difference, Finding, Severity};
+pub use judge::{complete, judge};
+pub use survey::{Observed, Survey, complete_snapshot, credentials_for, survey};

@@ -46,6 +46,21 @@ pub struct Planned {
     pub slots: Slots,
 }
 
+impl Planned {
+    /// The text of one of the plan's statements; `text` is what was planned. The positions in a plan are those of the
+    /// text that it was made from: this text, when there are several statements, and a lone statement is all of its text.
+    #[must_use]
+    pub fn statement_text<'t>(&self, index: usize, text: &'t [u8]) -> Option<&'t [u8]> {
+        match (self.plan.statements.as_slice(), index) {
+            ([_], 0) => Some(text),
+            (statements, _) => {
+                let StatementPlan { start, end, .. } = statements.get(index)?;
+                text.get(*start as usize..*end as usize)
+            }
+        }
+    }
+}
+
 /// Buffers that a session lends to the cache.
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -331,6 +346,7 @@ fn write_key(
     key.push(level as u8);
     key.extend_from_slice(&request.context.digest.to_ne_bytes());
     key.extend_from_slice(&request.snapshot.epoch.0.to_ne_bytes());
+    key.extend_from_slice(&request.snapshot.schema.to_ne_bytes());
     key.extend_from_slice(&request.types.len().to_ne_bytes());
     for oid in request.types {
         key.extend_from_slice(&oid.to_ne_bytes());
@@ -554,6 +570,7 @@ mod tests {
                 },
                 snapshot: Snapshot {
                     epoch: Epoch(1),
+                    schema: 0,
                     database: "shop".to_owned(),
                     shards: vec!["s0".to_owned()],
                     home: ShardId(0),
@@ -714,6 +731,53 @@ mod tests {
             assert_eq!(fixture.ask("set a to 'c'", &[], plan).0, 2);
             assert_eq!(fixture.ask("set a to 'b'", &[], plan).0, 1);
         }
+    }
+
+    #[test]
+    fn a_statement_is_cut_out_of_its_own_text() {
+        let mut fixture = Fixture::new(ROOMY);
+        let mut texts = |text: &str, ends: &[u32]| {
+            let request = Request {
+                text: text.as_bytes(),
+                types: &[],
+                context: &fixture.context,
+                snapshot: &fixture.snapshot,
+            };
+            let planned = fixture
+                .cache
+                .plan_with(&request, &mut fixture.scratch, |_| {
+                    let mut start = 0;
+                    let statements = ends
+                        .iter()
+                        .map(|end| StatementPlan {
+                            start: std::mem::replace(&mut start, end + 1),
+                            end: *end,
+                            ..statement(0)
+                        })
+                        .collect();
+                    Plan {
+                        statements,
+                        structural: Vec::new(),
+                    }
+                });
+            let cut = |index| {
+                planned
+                    .statement_text(index, text.as_bytes())
+                    .map(<[u8]>::to_ascii_uppercase)
+            };
+            [cut(0), cut(1)].map(|text| text.and_then(|text| String::from_utf8(text).ok()))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(texts("select 'a'", &[10]), [some("SELECT 'A'"), None]);
+        assert_eq!(texts("select 'abc'", &[12]), [some("SELECT 'ABC'"), None]);
+        assert_eq!(
+            texts("select 'a';select 'bcd'", &[10, 23]),
+            [some("SELECT 'A'"), some("SELECT 'BCD'")]
+        );
+        assert_eq!(
+            texts("select 'abc';select 'd'", &[12, 23]),
+            [some("SELECT 'ABC'"), some("SELECT 'D'")]
+        );
     }
 
     #[test]

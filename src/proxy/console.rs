@@ -33,7 +33,10 @@ use std::{collections::HashMap, sync::Arc};
 const NAMES: usize = 64;
 /// What drivers want to know at the start.
 const PARAMETERS: [(&str, &str); 8] = [
-    ("server_version", concat!(env!("CARGO_PKG_VERSION"), "/shardway")),
+    (
+        "server_version",
+        concat!(env!("CARGO_PKG_VERSION"), "/shardway"),
+    ),
     ("server_encoding", "UTF8"),
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
@@ -96,7 +99,9 @@ impl From<DecodeError> for Fault {
 
 /// Serves a client that has logged in to the console database, to its end.
 pub async fn serve(client: Stream, user: &User, shared: &Arc<Shared>, info: &Registered) {
-    let (Some(console), Some(role)) = (shared.console.get().cloned(), user.console) else { return };
+    let (Some(console), Some(role)) = (shared.console.get().cloned(), user.console) else {
+        return;
+    };
     let mut conversation = Conversation {
         client,
         console,
@@ -156,7 +161,9 @@ impl Conversation<'_> {
             let header = match frame::frontend(bytes) {
                 Ok(Some(header)) if bytes.len() >= header.size => header,
                 // The console has no use for long messages.
-                Ok(Some(header)) if header.size > frame::AUTH as usize => return Err(session_reply::malformed()),
+                Ok(Some(header)) if header.size > frame::AUTH as usize => {
+                    return Err(session_reply::malformed());
+                }
                 Ok(_) => return Ok(Next::Message),
                 Err(problem) => return Err(session_reply::broken_frame(&problem)),
             };
@@ -209,7 +216,10 @@ impl Conversation<'_> {
     /// A simple query: one or more commands; the first that fails ends it.
     fn simple(&mut self, body: &[u8]) -> Result<(), Fault> {
         let text = String::from_utf8_lossy(query(body)?).into_owned();
-        let commands: Vec<&str> = text.split(';').filter(|command| !command.trim().is_empty()).collect();
+        let commands: Vec<&str> = text
+            .split(';')
+            .filter(|command| !command.trim().is_empty())
+            .collect();
         if commands.is_empty() {
             self.put(&EmptyQueryResponse::new());
         }
@@ -254,7 +264,8 @@ impl Conversation<'_> {
             return Err(Fault::Refused(reply::too_many_names()));
         }
         let formats = result_formats(bind.tail)?;
-        self.portals.insert(text(bind.portal), Portal { command, formats });
+        self.portals
+            .insert(text(bind.portal), Portal { command, formats });
         put_bare(self.client.out(), b'2');
         Ok(())
     }
@@ -274,7 +285,11 @@ impl Conversation<'_> {
         let columns = match command {
             // Only reads: asking for the columns is asking.
             Command::Show(_) => self.answer(command)?.columns,
-            Command::Empty | Command::Reload | Command::Shutdown(_) | Command::Kill(_) | Command::Set => Vec::new(),
+            Command::Empty
+            | Command::Reload
+            | Command::Shutdown(_)
+            | Command::Kill(_)
+            | Command::Set => Vec::new(),
         };
         if columns.is_empty() {
             put_bare(self.client.out(), b'n');
@@ -319,7 +334,10 @@ impl Conversation<'_> {
     }
 
     fn answer(&self, command: Command) -> Result<Reply, Fault> {
-        let now = Now { monotonic: self.shared.clock.now(), wall: self.shared.clock.wall() };
+        let now = Now {
+            monotonic: self.shared.clock.now(),
+            wall: self.shared.clock.wall(),
+        };
         Ok(self.console.run(command, self.role, now)?)
     }
 
@@ -351,13 +369,23 @@ fn result_formats(tail: &[u8]) -> Result<Vec<Format>, DecodeError> {
     let parameters = tail.u16()?;
     debug_assert_eq!(parameters, 0, "checked before");
     let count = usize::from(tail.u16()?);
-    let format = |tail: &mut frame::Body<'_>| Ok(if tail.u16()? == 1 { Format::Binary } else { Format::Text });
+    let format = |tail: &mut frame::Body<'_>| {
+        Ok(if tail.u16()? == 1 {
+            Format::Binary
+        } else {
+            Format::Text
+        })
+    };
     (0..count).map(|_| format(&mut tail)).collect()
 }
 
 /// The format of a column: none given means text, one given means all.
 fn format_at(formats: &[Format], column: usize) -> Format {
-    let found = if formats.len() == 1 { formats.first() } else { formats.get(column) };
+    let found = if formats.len() == 1 {
+        formats.first()
+    } else {
+        formats.get(column)
+    };
     found.copied().unwrap_or(Format::Text)
 }
 
@@ -373,7 +401,8 @@ fn description(columns: &[Column], formats: &[Format]) -> RowDescription {
 fn data_row(row: &[Option<String>], columns: &[Column], formats: &[Format]) -> DataRow {
     let mut data = BytesMut::new();
     for (at, value) in row.iter().enumerate() {
-        let binary = format_at(formats, at) == Format::Binary && columns.get(at).is_some_and(|column| column.oid == INT8);
+        let binary = format_at(formats, at) == Format::Binary
+            && columns.get(at).is_some_and(|column| column.oid == INT8);
         match value {
             None => data.put_i32(-1),
             Some(number) if binary => {

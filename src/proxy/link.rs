@@ -5,24 +5,24 @@ use smallvec::SmallVec;
 
 /// A leased backend in use.
 #[derive(Debug)]
-pub struct Link {
-    pub lease: Lease,
-    pub shard: ShardId,
-    pub hold: Hold,
+pub(super) struct Link {
+    pub(super) lease: Lease,
+    pub(super) shard: ShardId,
+    pub(super) hold: Hold,
     /// As the last ReadyForQuery said.
-    pub status: Status,
+    pub(super) status: Status,
     /// Parses on their way, by identity, and which of them would be the unnamed statement.
-    pub parsing: SmallVec<[u128; 2]>,
+    pub(super) parsing: SmallVec<[u128; 2]>,
     /// The wanted settings' hash when the transaction began, and the settings: what a ROLLBACK goes back to.
-    pub at_begin: crate::protocol::parameters::Applied,
+    pub(super) at_begin: crate::protocol::parameters::Applied,
     /// A function that we cannot see into ran: settings are unknown afterwards.
-    pub opaque: bool,
-    pub since: Instant,
+    pub(super) opaque: bool,
+    pub(super) since: Instant,
 }
 
 /// How firmly the session's transaction or batch is bound to the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hold {
+pub(super) enum Hold {
     /// Beside a deferred transaction, nothing begun here: Parse and Describe only.
     Aside,
     /// Beside a deferred transaction, in a transaction of its own that is rolled back.
@@ -35,12 +35,12 @@ pub enum Hold {
 
 impl Link {
     /// The connection.
-    pub fn stream(&mut self) -> &mut Stream {
+    pub(super) fn stream(&mut self) -> &mut Stream {
         &mut self.lease.stream
     }
 
     /// Whether a statement is prepared here, or is being prepared.
-    pub fn knows(&mut self, id: u128, unnamed: bool) -> bool {
+    pub(super) fn knows(&mut self, id: u128, unnamed: bool) -> bool {
         if unnamed {
             return self.lease.unnamed == Some(id);
         }

@@ -13,22 +13,22 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// A statement that the client has prepared.
 #[derive(Debug)]
-pub struct Prepared {
-    pub text: Box<[u8]>,
+pub(super) struct Prepared {
+    pub(super) text: Box<[u8]>,
     /// As they stand in the Parse message.
-    pub raw_types: Box<[u8]>,
-    pub types: SmallVec<[Oid; 4]>,
-    pub plan: Arc<Plan>,
-    pub slots: Slots,
-    pub id: u128,
+    pub(super) raw_types: Box<[u8]>,
+    pub(super) types: SmallVec<[Oid; 4]>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) slots: Slots,
+    pub(super) id: u128,
     /// Whether the client gave it no name; then it has none on the backend either.
-    pub unnamed: bool,
+    pub(super) unnamed: bool,
 }
 
 impl Prepared {
     /// Its only statement; `None` for an empty text and for several (which PostgreSQL refuses).
     #[must_use]
-    pub fn statement(&self) -> Option<&StatementPlan> {
+    pub(super) fn statement(&self) -> Option<&StatementPlan> {
         match self.plan.statements.as_slice() {
             [statement] => Some(statement),
             _ => None,
@@ -37,14 +37,14 @@ impl Prepared {
 
     /// Its name on every backend.
     #[must_use]
-    pub fn server_name(&self) -> ServerName {
+    pub(super) fn server_name(&self) -> ServerName {
         if self.unnamed { ServerName::unnamed() } else { server_name(self.id) }
     }
 }
 
 /// A statement's name on backends: `sw_` and 32 hexadecimal digits, or nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct ServerName {
+pub(super) struct ServerName {
     bytes: [u8; 35],
     length: usize,
 }
@@ -56,14 +56,14 @@ impl ServerName {
 
     /// The name.
     #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(super) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
 }
 
 /// The name on backends of the statement with this identity.
 #[must_use]
-pub fn server_name(id: u128) -> ServerName {
+pub(super) fn server_name(id: u128) -> ServerName {
     let mut bytes = *b"sw_00000000000000000000000000000000";
     for (at, byte) in bytes[3..].iter_mut().enumerate() {
         *byte = b"0123456789abcdef"[((id >> (124 - 4 * at)) & 15) as usize];
@@ -74,7 +74,7 @@ pub fn server_name(id: u128) -> ServerName {
 /// What decides a statement's meaning, as one number. The seed is the process's own, so that nobody can choose texts
 /// that meet.
 #[must_use]
-pub fn identity(seed: u64, context: u64, text: &[u8], raw_types: &[u8]) -> u128 {
+pub(super) fn identity(seed: u64, context: u64, text: &[u8], raw_types: &[u8]) -> u128 {
     let mut hasher = Xxh3::with_seed(seed);
     hasher.update(&context.to_le_bytes());
     hasher.update(&(text.len() as u64).to_le_bytes());

@@ -55,10 +55,15 @@ fn admit(socket: crate::net::transport::Transport, sessions: &Arc<Tasks>, life: 
         service.turn_away(socket)
     };
     let metrics = Arc::clone(&foundation.metrics);
-    sessions.spawn_and("session", serving, move || metrics.process.panics.increment());
+    sessions.spawn_and("session", serving, move || {
+        metrics.process.panics.increment();
+    });
 }
 
 /// Whether the next accept would fail for the same reason.
 fn is_lasting(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }

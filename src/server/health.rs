@@ -31,8 +31,12 @@ pub(super) async fn watch(life: Arc<Life>) {
                 tries.spawn(async move { (place, reachable(&primary, limit).await) });
             }
         }
-        let mut unreachable: Vec<_> =
-            tries.join_all().await.into_iter().filter_map(|(place, reached)| (!reached).then_some(place)).collect();
+        let mut unreachable: Vec<_> = tries
+            .join_all()
+            .await
+            .into_iter()
+            .filter_map(|(place, reached)| (!reached).then_some(place))
+            .collect();
         unreachable.sort();
         life.set_unreachable(unreachable);
     }
@@ -41,9 +45,13 @@ pub(super) async fn watch(life: Arc<Life>) {
 async fn reachable(address: &Address, limit: Duration) -> bool {
     let connect = async {
         match &address.host {
-            Host::Tcp(host) => TcpStream::connect((host.as_str(), address.port)).await.map(drop),
+            Host::Tcp(host) => TcpStream::connect((host.as_str(), address.port))
+                .await
+                .map(drop),
             Host::Unix(directory) => {
-                UnixStream::connect(directory.join(format!(".s.PGSQL.{}", address.port))).await.map(drop)
+                UnixStream::connect(directory.join(format!(".s.PGSQL.{}", address.port)))
+                    .await
+                    .map(drop)
             }
         }
     };

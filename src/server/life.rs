@@ -7,10 +7,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use std::{fmt, sync::Arc};
-use tokio::{
-    signal::unix::Signal,
-    sync::watch,
-};
+use tokio::{signal::unix::Signal, sync::watch};
 
 /// Phases in their order; there is no way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,12 +39,18 @@ pub struct Signals {
 
 impl fmt::Debug for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Life").field("phase", &self.phase()).finish_non_exhaustive()
+        f.debug_struct("Life")
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
     }
 }
 
 impl Life {
-    pub(super) fn new(foundation: Foundation, service: Arc<dyn Service>, reload: Reload) -> Arc<Self> {
+    pub(super) fn new(
+        foundation: Foundation,
+        service: Arc<dyn Service>,
+        reload: Reload,
+    ) -> Arc<Self> {
         let unreachable = every_shard(&foundation.settings.load());
         Arc::new(Self {
             phase: watch::Sender::new(Phase::Serving),
@@ -102,7 +105,11 @@ impl Life {
     }
 
     fn asked_to_end(&self, signal: &str) {
-        let how = if self.phase() == Phase::Serving { Shutdown::Drain } else { Shutdown::Immediate };
+        let how = if self.phase() == Phase::Serving {
+            Shutdown::Drain
+        } else {
+            Shutdown::Immediate
+        };
         tracing::info!(signal, ?how, "asked to end");
         self.shutdown(how);
     }
@@ -162,7 +169,11 @@ impl Control for Life {
 fn every_shard(settings: &Settings) -> Vec<(String, String)> {
     let shards = |(name, database): (&String, &Arc<crate::config::settings::Database>)| {
         let name = name.clone();
-        database.shards.iter().map(|shard| (name.clone(), shard.name.clone())).collect::<Vec<_>>()
+        database
+            .shards
+            .iter()
+            .map(|shard| (name.clone(), shard.name.clone()))
+            .collect::<Vec<_>>()
     };
     settings.databases.iter().flat_map(shards).collect()
 }
@@ -174,9 +185,12 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         ("server.listen", old.listen != new.listen),
         ("server.http", old.http != new.http),
         ("server.workers", old.workers != new.workers),
-        ("server.plan_cache_bytes", old.plan_cache_bytes != new.plan_cache_bytes),
-        ("server.log_format", old.log_format != new.log_format),
-        ("server.log_level", old.log_level != new.log_level),
+        (
+            "server.plan_cache_bytes",
+            old.plan_cache_bytes != new.plan_cache_bytes,
+        ),
+        ("server.log.format", old.log_format != new.log_format),
+        ("server.log.level", old.log_level != new.log_level),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))

@@ -9,16 +9,22 @@ use tokio::net::TcpListener;
 
 pub(super) fn bind(server: &Server) -> Result<Vec<Listener>, ServeError> {
     let bind = |listen: &Listen| {
-        Listener::bind(listen, PortSharing::Exclusive)
-            .map_err(|error| ServeError::Bind { listen: listen.clone(), error })
+        Listener::bind(listen, PortSharing::Exclusive).map_err(|error| ServeError::Bind {
+            listen: listen.clone(),
+            error,
+        })
     };
     server.listen.iter().map(bind).collect()
 }
 
 pub(super) async fn bind_http(server: &Server) -> Result<Option<TcpListener>, ServeError> {
-    let Some(address) = server.http else { return Ok(None) };
+    let Some(address) = server.http else {
+        return Ok(None);
+    };
     let bound = TcpListener::bind(address).await;
-    bound.map(Some).map_err(|error| ServeError::Http { address, error })
+    bound
+        .map(Some)
+        .map_err(|error| ServeError::Http { address, error })
 }
 
 pub(super) fn describe(listen: &Listen) -> String {

@@ -12,7 +12,10 @@ use tracing_subscriber::{EnvFilter, fmt};
 pub fn install(server: &Server) -> Result<(), ServeError> {
     let fault = |error: &dyn std::fmt::Display| ServeError::Logging(error.to_string());
     let filter = EnvFilter::try_new(&server.log_level).map_err(|error| fault(&error))?;
-    let builder = fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false);
     match server.log_format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

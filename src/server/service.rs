@@ -19,6 +19,8 @@ pub trait Service: Send + Sync + 'static {
     fn apply(&self, settings: Arc<Settings>) -> Result<(), String>;
     /// Looks after what ages: called every second.
     fn maintain(&self);
+    /// Asks the servers what the configuration does not say.
+    fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving;
     /// Hands over the console that the console database serves; called once, before the first client.
     fn set_console(&self, console: Arc<Console>);
 }

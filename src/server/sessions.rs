@@ -15,8 +15,7 @@ use crate::{
     },
     plan::cache::PlanCache,
     proxy::{
-        Shared,
-        cancel,
+        Shared, cancel,
         database::{Database, Parts},
         start,
     },
@@ -75,16 +74,28 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         seed,
         console: OnceLock::new(),
     };
-    Ok(Arc::new(Sessions { shared: Arc::new(shared), logins: ArcSwap::from_pointee(logins), secret }))
+    Ok(Arc::new(Sessions {
+        shared: Arc::new(shared),
+        logins: ArcSwap::from_pointee(logins),
+        secret,
+    }))
 }
 
 impl Service for Sessions {
     fn serve(self: Arc<Self>, socket: Transport) -> Serving {
-        Box::pin(start::serve(socket, Arc::clone(&self.shared), self.logins.load_full()))
+        Box::pin(start::serve(
+            socket,
+            Arc::clone(&self.shared),
+            self.logins.load_full(),
+        ))
     }
 
     fn turn_away(self: Arc<Self>, socket: Transport) -> Serving {
-        Box::pin(start::turn_away(socket, Arc::clone(&self.shared), self.logins.load_full()))
+        Box::pin(start::turn_away(
+            socket,
+            Arc::clone(&self.shared),
+            self.logins.load_full(),
+        ))
     }
 
     fn apply(&self, settings: Arc<Settings>) -> Result<(), String> {
@@ -100,7 +111,9 @@ impl Service for Sessions {
         let new = databases(&settings, &old, &parts, shared.seed);
         let replaced: Vec<_> = old
             .iter()
-            .filter(|(name, database)| !new.get(*name).is_some_and(|new| Arc::ptr_eq(new, database)))
+            .filter(|(name, database)| {
+                !new.get(*name).is_some_and(|new| Arc::ptr_eq(new, database))
+            })
             .map(|(_, database)| Arc::clone(database))
             .collect();
         shared.databases.store(Arc::new(new));
@@ -122,6 +135,10 @@ impl Service for Sessions {
         }
     }
 
+    fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving {
+        Box::pin(super::learn::all(Arc::clone(&self.shared), settings))
+    }
+
     fn set_console(&self, console: Arc<Console>) {
         // Set once by the composition root; a second console would be the same one.
         drop(self.shared.console.set(console));
@@ -130,7 +147,10 @@ impl Service for Sessions {
 
 fn login_context(settings: &Arc<Settings>, secret: [u8; 32]) -> Result<LoginContext, String> {
     let identity = settings.server.tls.identity.as_ref();
-    let tls = identity.map(ServerTls::new).transpose().map_err(|error| error.to_string())?;
+    let tls = identity
+        .map(ServerTls::new)
+        .transpose()
+        .map_err(|error| error.to_string())?;
     Ok(LoginContext::new(settings, tls.map(Arc::new), secret))
 }
 
@@ -141,13 +161,31 @@ fn databases(
     parts: &Parts,
     seed: u64,
 ) -> HashMap<String, Arc<Database>> {
-    let named = settings.databases.iter().map(|(name, database)| (name.clone(), database));
-    let all: Vec<(String, &Arc<settings::Database>)> =
-        named.chain(settings.wildcard.iter().map(|database| ("*".to_owned(), database))).collect();
+    let named = settings
+        .databases
+        .iter()
+        .map(|(name, database)| (name.clone(), database));
+    let all: Vec<(String, &Arc<settings::Database>)> = named
+        .chain(
+            settings
+                .wildcard
+                .iter()
+                .map(|database| ("*".to_owned(), database)),
+        )
+        .collect();
     let plan_bytes = settings.server.plan_cache_bytes / all.len().max(1);
     let keep_or_make = |(name, wanted): (String, &Arc<settings::Database>)| {
-        let kept = old.get(&name).filter(|old| *old.settings == **wanted).cloned();
-        let make = || Database::new(Arc::clone(wanted), PlanCache::new(plan_bytes, seed), parts.clone());
+        let kept = old
+            .get(&name)
+            .filter(|old| *old.settings == **wanted)
+            .cloned();
+        let make = || {
+            Database::new(
+                Arc::clone(wanted),
+                PlanCache::new(plan_bytes, seed),
+                parts.clone(),
+            )
+        };
         (name, kept.unwrap_or_else(make))
     };
     all.into_iter().map(keep_or_make).collect()

@@ -33,11 +33,19 @@ impl Tasks {
     /// None yet.
     #[must_use]
     pub fn new(runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { runtime, open: AtomicUsize::new(0), none: Notify::new() })
+        Arc::new(Self {
+            runtime,
+            open: AtomicUsize::new(0),
+            none: Notify::new(),
+        })
     }
 
     /// Runs a task to its end.
-    pub fn spawn(self: &Arc<Self>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(
+        self: &Arc<Self>,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.spawn_and(name, task, || {});
     }
 
@@ -93,17 +101,20 @@ impl Drop for Counted {
 async fn caught(task: impl Future<Output = ()>) -> Ended {
     let mut task = pin!(task);
     // After a panic the task is never polled again, so nobody sees what it left half done.
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(())) => Poll::Ready(Ended::Returned),
-        Err(panic) => Poll::Ready(Ended::Panicked(message(&*panic))),
-    })
+    poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(())) => Poll::Ready(Ended::Returned),
+            Err(panic) => Poll::Ready(Ended::Panicked(message(&*panic))),
+        },
+    )
     .await
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
 }
 
 #[cfg(test)]
@@ -116,10 +127,15 @@ mod tests {
         let tasks = Tasks::new(Handle::current());
         let (told, hears) = oneshot::channel();
         let (go, gone) = oneshot::channel::<()>();
-        tasks.spawn_and("bad", async { panic!("{}", "of this test") }, move || told.send(()).expect("the test listens"));
+        tasks.spawn_and("bad", async { panic!("{}", "of this test") }, move || {
+            told.send(()).expect("the test listens")
+        });
         tasks.spawn("good", async move { drop(gone.await) });
         hears.await.expect("the panic is reported");
-        assert_eq!(caught(async { panic!("boo") }).await, Ended::Panicked("boo".to_owned()));
+        assert_eq!(
+            caught(async { panic!("boo") }).await,
+            Ended::Panicked("boo".to_owned())
+        );
         go.send(()).expect("the good task still runs");
         tasks.done().await;
         assert_eq!(tasks.open(), 0);

@@ -52,7 +52,15 @@ impl Service for Greeter {
     }
 
     fn apply(&self, settings: Arc<Settings>) -> Result<(), String> {
-        if settings.server.max_clients == 0 { Err("nobody could enter".to_owned()) } else { Ok(()) }
+        if settings.server.max_clients == 0 {
+            Err("nobody could enter".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn learn(self: Arc<Self>, _settings: Arc<Settings>) -> Serving {
+        Box::pin(async {})
     }
 
     fn maintain(&self) {}
@@ -67,7 +75,10 @@ fn settings(max_clients: usize) -> Settings {
     let server = Server {
         listen: vec![Listen::Tcp(any)],
         http: Some(any),
-        tls: ServerTls { mode: TlsMode::Disable, identity: None },
+        tls: ServerTls {
+            mode: TlsMode::Disable,
+            identity: None,
+        },
         max_clients,
         login_timeout: Duration::from_secs(10),
         shutdown_timeout: Duration::from_secs(10),
@@ -76,7 +87,12 @@ fn settings(max_clients: usize) -> Settings {
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
     };
-    Settings { server, databases: BTreeMap::new(), wildcard: None, users: BTreeMap::new() }
+    Settings {
+        server,
+        databases: BTreeMap::new(),
+        wildcard: None,
+        users: BTreeMap::new(),
+    }
 }
 
 struct Process {
@@ -90,23 +106,36 @@ async fn started(max_clients: usize, reload: Reload) -> Process {
     let (told, ready) = oneshot::channel();
     let for_service = Arc::clone(&console);
     let build = move |foundation: &Foundation| {
-        Ok(Arc::new(Greeter { foundation: foundation.clone(), console: for_service }))
+        Ok(Arc::new(Greeter {
+            foundation: foundation.clone(),
+            console: for_service,
+        }))
     };
     #[expect(clippy::disallowed_methods, reason = "the test plays the process")]
-    let running = tokio::spawn(run(settings(max_clients), reload, build, |bound| drop(told.send(bound))));
+    let running = tokio::spawn(run(settings(max_clients), reload, build, |bound| {
+        drop(told.send(bound))
+    }));
     let bound = ready.await.expect("it serves");
     let console = Arc::clone(console.get().expect("handed over before serving"));
-    Process { bound, console, running }
+    Process {
+        bound,
+        console,
+        running,
+    }
 }
 
 impl Process {
     async fn client(&self) -> TcpStream {
-        let Listen::Tcp(address) = self.bound.listen[0] else { panic!("a TCP listener") };
+        let Listen::Tcp(address) = self.bound.listen[0] else {
+            panic!("a TCP listener")
+        };
         TcpStream::connect(address).await.expect("it listens")
     }
 
     async fn get(&self, path: &str) -> String {
-        let mut socket = TcpStream::connect(self.bound.http.expect("HTTP is on")).await.expect("it listens");
+        let mut socket = TcpStream::connect(self.bound.http.expect("HTTP is on"))
+            .await
+            .expect("it listens");
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         socket.write_all(request.as_bytes()).await.expect("sent");
         let mut answer = String::new();
@@ -122,7 +151,11 @@ async fn hears(socket: &mut TcpStream, text: &str) {
 }
 
 async fn is_closed(socket: &mut TcpStream) {
-    assert_eq!(socket.read(&mut [0; 8]).await.unwrap_or(0), 0, "the connection is closed");
+    assert_eq!(
+        socket.read(&mut [0; 8]).await.unwrap_or(0),
+        0,
+        "the connection is closed"
+    );
 }
 
 fn same() -> Reload {
@@ -139,7 +172,10 @@ async fn a_panic_ends_its_client_only_and_is_counted() {
     is_closed(&mut bad).await;
     let page = process.get("/metrics").await;
     assert!(page.contains("\nshardway_panics_total 1\n"), "{page}");
-    assert!(page.contains(r#"shardway_clients{database="d",user="u",state="idle"} 1"#), "{page}");
+    assert!(
+        page.contains(r#"shardway_clients{database="d",user="u",state="idle"} 1"#),
+        "{page}"
+    );
     let mut next = process.client().await;
     hears(&mut next, "hello").await;
 }
@@ -153,9 +189,18 @@ async fn a_drain_ends_idle_sessions_then_the_process_and_is_not_ready_meanwhile(
     hears(&mut client, "hello").await;
     process.console.control.shutdown(Shutdown::Drain);
     hears(&mut client, "bye").await;
-    process.running.await.expect("no panic").expect("it ends well");
-    let Listen::Tcp(address) = process.bound.listen[0] else { panic!("a TCP listener") };
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    process
+        .running
+        .await
+        .expect("no panic")
+        .expect("it ends well");
+    let Listen::Tcp(address) = process.bound.listen[0] else {
+        panic!("a TCP listener")
+    };
+    assert!(
+        TcpStream::connect(address).await.is_err(),
+        "nobody listens any more"
+    );
 }
 
 #[tokio::test]
@@ -165,13 +210,21 @@ async fn clients_beyond_the_limit_are_told_so() {
     hears(&mut first, "hello").await;
     let mut second = process.client().await;
     hears(&mut second, "full").await;
-    assert!(process.get("/metrics").await.contains("\nshardway_connections_turned_away_total 1\n"));
+    assert!(
+        process
+            .get("/metrics")
+            .await
+            .contains("\nshardway_connections_turned_away_total 1\n")
+    );
 }
 
 #[tokio::test]
 async fn a_reload_that_fails_leaves_everything_as_it_was() {
     let process = started(10, Arc::new(|| Ok(settings(0)))).await;
-    assert_eq!(process.console.control.reload(), Err("nobody could enter".to_owned()));
+    assert_eq!(
+        process.console.control.reload(),
+        Err("nobody could enter".to_owned())
+    );
     assert_eq!(process.console.settings.load().server.max_clients, 10);
     let process = started(10, same()).await;
     assert_eq!(process.console.control.reload(), Ok(()));

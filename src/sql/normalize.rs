@@ -113,27 +113,6 @@ pub fn normalize(
     }
 }
 
-/// The `shardway: …` comment at the start of a statement, without its marks: an override. Blanks and other comments may
-/// come before it. It is part of the template, as every block comment that begins with `shardway:` is.
-#[must_use]
-pub fn leading_override(text: &[u8]) -> Option<&[u8]> {
-    let mut at = 0;
-    loop {
-        match (text.get(at)?, text.get(at + 1)) {
-            (byte, _) if CLASSES[usize::from(*byte)] == Class::Blank => at += 1,
-            (b'-', Some(b'-')) => at = line_comment(text, at),
-            (b'/', Some(b'*')) => {
-                let end = block_comment(text, at).ok()?;
-                if is_override(&text[at..end]) {
-                    return Some(text[at + 2..end - 2].trim_ascii());
-                }
-                at = end;
-            }
-            _ => return None,
-        }
-    }
-}
-
 /// The lexer met what PostgreSQL's scanner refuses.
 struct Broken;
 
@@ -255,22 +234,22 @@ impl Lexer<'_> {
         Ok(word_end(self.text, at))
     }
 
-    /// Blanks and comments: one blank in the template, but for overrides.
+    /// Blanks and comments: one blank in the template; as they stand if an override is among them.
     fn blank(&mut self, start: usize) -> Result<usize, Broken> {
         if self.text[start] == b' ' && !is_blank(self.text, start + 1) {
             return Ok(start + 1);
         }
-        self.copy_until(start);
-        let mut at = start;
+        let (mut at, mut overrides) = (start, false);
         while is_blank(self.text, at) {
             let end = blank_end(self.text, at)?;
-            if is_override(&self.text[at..end]) {
-                self.template.extend_from_slice(&self.text[at..end]);
-            }
+            overrides |= is_override(&self.text[at..end]);
             at = end;
         }
-        self.template.push(b' ');
-        self.copied = at;
+        if !overrides {
+            self.copy_until(start);
+            self.template.push(b' ');
+            self.copied = at;
+        }
         Ok(at)
     }
 
@@ -407,10 +386,9 @@ fn block_comment(text: &[u8], start: usize) -> Result<usize, Broken> {
     Err(Broken)
 }
 
+/// Whether a comment could mean something to the planner, however it reads the blanks in it.
 fn is_override(comment: &[u8]) -> bool {
-    comment
-        .strip_prefix(b"/*")
-        .is_some_and(|body| body.trim_ascii_start().starts_with(b"shardway:"))
+    comment.starts_with(b"/*") && memmem::find(comment, b"shardway:").is_some()
 }
 
 /// The end of a string whose quote is at `open`, with the strings on further lines that continue it.
@@ -761,10 +739,16 @@ mod tests {
             "/* shardway: key=4 */ select \x07",
             &["1"],
         );
-        assert_eq!(
-            leading_override(b" -- x\n /* y */ /*shardway: key=4 */ select 1"),
-            Some(&b"shardway: key=4"[..])
+        check(
+            "/*\u{a0}shardway: key=4*/select 1",
+            "/*\u{a0}shardway: key=4*/select \x07",
+            &["1"],
         );
-        assert_eq!(leading_override(b"select /* shardway: key=4 */ 1"), None);
+        check(
+            "\t/* x */\n/*shardway: */  a",
+            "\t/* x */\n/*shardway: */  a",
+            &[],
+        );
+        check("/* from the shop */ select 1", " select \x07", &["1"]);
     }
 }

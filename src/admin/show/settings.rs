@@ -185,8 +185,8 @@ pub(super) fn config(console: &Console) -> Table {
             server.plan_cache_bytes.to_string(),
             "no",
         ),
-        ("server.log_format", format.to_owned(), "no"),
-        ("server.log_level", server.log_level.clone(), "no"),
+        ("server.log.format", format.to_owned(), "no"),
+        ("server.log.level", server.log_level.clone(), "no"),
     ];
     for (key, value, changeable) in rows {
         table.row([key.into(), value.into(), Cell::Null, changeable.into()]);

@@ -56,6 +56,7 @@ fn shard(name: &str) -> Shard {
 fn database() -> Database {
     let snapshot = Snapshot {
         epoch: Epoch(1),
+        schema: 0,
         database: "app".to_owned(),
         shards: vec!["s0".to_owned(), "s1".to_owned()],
         home: ShardId(0),

@@ -4,14 +4,18 @@
 
 use libfuzzer_sys::fuzz_target;
 use shardway_fuzz::wire::{
-    backend::{Status, command_tag, parameter_status, put_complete, put_parameter_status, put_ready},
+    backend::{
+        Status, command_tag, parameter_status, put_complete, put_parameter_status, put_ready,
+    },
     frame::{self, Body, FrameError, HEADER, Header},
     frontend::{Bind, Named, Parse, put_bind, put_named, put_parse, put_query, query},
     notice,
 };
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((side, bytes)) = bytes.split_first() else { return };
+    let Some((side, bytes)) = bytes.split_first() else {
+        return;
+    };
     match side % 3 {
         0 => walk(bytes, frame::frontend, frontend_body),
         1 => walk(bytes, frame::backend, backend_body),

@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use shardway_fuzz::wire::startup::{
-    CANCEL_KEY, Startup, decode, options, put_cancel_request, put_message, put_ssl_request, remaining,
+    CANCEL_KEY, Startup, decode, options, put_cancel_request, put_message, put_ssl_request,
+    remaining,
 };
 
 fuzz_target!(|bytes: &[u8]| {
@@ -37,6 +38,12 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(Startup::GssEncRequest) | Err(_) => {}
     }
     if let Ok(settings) = options(bytes) {
-        assert!(settings.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= bytes.len());
+        assert!(
+            settings
+                .iter()
+                .map(|(name, value)| name.len() + value.len())
+                .sum::<usize>()
+                <= bytes.len()
+        );
     }
 });

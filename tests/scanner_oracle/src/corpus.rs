@@ -28,14 +28,31 @@ pub fn pieces() -> Vec<String> {
 fn source() -> PathBuf {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path", manifest])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--manifest-path",
+            manifest,
+        ])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let package =
-        metadata["packages"].as_array().unwrap().iter().find(|package| package["name"] == "pg_raw_parse").unwrap();
-    PathBuf::from(package["manifest_path"].as_str().unwrap()).with_file_name("libpg_query").join("test/sql")
+    let package = metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|package| package["name"] == "pg_raw_parse")
+        .unwrap();
+    PathBuf::from(package["manifest_path"].as_str().unwrap())
+        .with_file_name("libpg_query")
+        .join("test/sql")
 }
 
 fn files(directory: PathBuf) -> Vec<PathBuf> {
@@ -57,12 +74,87 @@ pub struct Mutator(pub u64);
 
 /// What is put into texts: the beginnings and ends of every kind of token.
 const SNIPPETS: &[&str] = &[
-    "'", "''", "\"", "\\", "\\'", "$", "$$", "$a$", "$1", "/*", "*/", "--", "-", "+", "*", "/", "\n", "\r", "\t", " ",
-    "\x0b", "e'", "E'", "b'", "X'", "n'", "u&'", "U&\"", " uescape '!'", "UESCAPE", "0", "1", "9", "0x", "0b1", "0o7",
-    "_", "1_0", ".", "..", "...", "1.", ".5", "e", "1e", "e+5", "1e5", "1e-", "2147483647", "2147483648",
-    "9223372036854775807", "9223372036854775808", "0x7fffffff", "0xffffffffffffffff", "a", "é", "?", "=", "<>", "::",
-    ":=", "=>", "~", "@", "(", "[", ",", ";", "'a'", " 'b'\n'c'", "'a' -- x\n 'b'", "/* x */", "/* shardway: key=1 */",
-    "-- x\n", "\x01", "\x7f", "{", "$é$", "$1a", "a$1", "1$1",
+    "'",
+    "''",
+    "\"",
+    "\\",
+    "\\'",
+    "$",
+    "$$",
+    "$a$",
+    "$1",
+    "/*",
+    "*/",
+    "--",
+    "-",
+    "+",
+    "*",
+    "/",
+    "\n",
+    "\r",
+    "\t",
+    " ",
+    "\x0b",
+    "e'",
+    "E'",
+    "b'",
+    "X'",
+    "n'",
+    "u&'",
+    "U&\"",
+    " uescape '!'",
+    "UESCAPE",
+    "0",
+    "1",
+    "9",
+    "0x",
+    "0b1",
+    "0o7",
+    "_",
+    "1_0",
+    ".",
+    "..",
+    "...",
+    "1.",
+    ".5",
+    "e",
+    "1e",
+    "e+5",
+    "1e5",
+    "1e-",
+    "2147483647",
+    "2147483648",
+    "9223372036854775807",
+    "9223372036854775808",
+    "0x7fffffff",
+    "0xffffffffffffffff",
+    "a",
+    "é",
+    "?",
+    "=",
+    "<>",
+    "::",
+    ":=",
+    "=>",
+    "~",
+    "@",
+    "(",
+    "[",
+    ",",
+    ";",
+    "'a'",
+    " 'b'\n'c'",
+    "'a' -- x\n 'b'",
+    "/* x */",
+    "/* shardway: key=1 */",
+    "-- x\n",
+    "\x01",
+    "\x7f",
+    "{",
+    "$é$",
+    "$1a",
+    "a$1",
+    "1$1",
 ];
 
 impl Mutator {
@@ -88,6 +180,8 @@ impl Mutator {
 
     /// A text of snippets only.
     pub fn invent(&mut self) -> String {
-        (0..=self.below(12)).map(|_| SNIPPETS[self.below(SNIPPETS.len())]).collect()
+        (0..=self.below(12))
+            .map(|_| SNIPPETS[self.below(SNIPPETS.len())])
+            .collect()
     }
 }

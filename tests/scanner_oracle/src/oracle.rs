@@ -28,7 +28,11 @@ const ABOUT_VALUES: &[&str] = &[
 #[test]
 fn literals_are_where_postgresql_finds_them() {
     let pieces = pieces();
-    assert!(pieces.len() > 50_000, "the corpus is not there: {} pieces", pieces.len());
+    assert!(
+        pieces.len() > 50_000,
+        "the corpus is not there: {} pieces",
+        pieces.len()
+    );
     let (mut mutator, mut tally, mut templates) = (Mutator(SEED), Tally::default(), HashMap::new());
     for piece in &pieces {
         check(piece, &mut tally, &mut templates);
@@ -42,7 +46,11 @@ fn literals_are_where_postgresql_finds_them() {
     for _ in 0..INVENTED {
         check(&mutator.invent(), &mut tally, &mut templates);
     }
-    println!("{} pieces of the corpus, {whole} of them whole; with mutations: {tally:?}, {} templates", pieces.len(), templates.len());
+    println!(
+        "{} pieces of the corpus, {whole} of them whole; with mutations: {tally:?}, {} templates",
+        pieces.len(),
+        templates.len()
+    );
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +69,8 @@ struct Tally {
 fn has_junk_parameter(text: &str) -> bool {
     text.match_indices('$').any(|(at, _)| {
         let name = text[at + 1..].trim_start_matches(|letter: char| letter.is_ascii_digit());
-        name.len() < text.len() - at - 1 && name.starts_with(|letter: char| letter == '_' || letter.is_alphabetic())
+        name.len() < text.len() - at - 1
+            && name.starts_with(|letter: char| letter == '_' || letter.is_alphabetic())
     })
 }
 
@@ -74,42 +83,78 @@ fn check(text: &str, tally: &mut Tally, templates: &mut HashMap<Vec<u8>, Tokens>
     }
     tally.texts += 1;
     let (mut template, mut slots) = (Vec::new(), Slots::new());
-    let lexed = normalize(text.as_bytes(), Strings::Standard, &mut template, &mut slots);
+    let lexed = normalize(
+        text.as_bytes(),
+        Strings::Standard,
+        &mut template,
+        &mut slots,
+    );
     let tokens = match pg_query::scan(text).map(|scanned| scanned.tokens) {
         Ok(tokens) => tokens,
         Err(error) => {
             let error = error.to_string();
             let about_value = ABOUT_VALUES.iter().any(|part| error.contains(part));
-            assert!(lexed == Lexed::Broken || about_value, "PostgreSQL says {error}: {text:?}");
+            assert!(
+                lexed == Lexed::Broken || about_value,
+                "PostgreSQL says {error}: {text:?}"
+            );
             tally.refused += 1;
             return;
         }
     };
     if lexed == Lexed::Broken {
         let parsed = pg_query::parse(text, pg_query::ParserOptions::default());
-        assert!(parsed.is_err() || has_junk_parameter(text), "PostgreSQL takes {text:?}");
+        assert!(
+            parsed.is_err() || has_junk_parameter(text),
+            "PostgreSQL takes {text:?}"
+        );
         tally.refused += 1;
         return;
     }
     let tokens = joined(tokens);
-    let literals: Vec<&ScanToken> = tokens.iter().filter(|token| is_one_of(token, CONSTANTS)).collect();
-    let expected: Vec<(usize, usize)> =
-        literals.iter().map(|token| (token.start as usize, token.end as usize)).collect();
-    let found: Vec<(usize, usize)> = slots.iter().map(|slot| (slot.start as usize, slot.end as usize)).collect();
-    assert_eq!(found, expected, "{text:?}\n{:?}", expected.iter().map(|(start, end)| &text[*start..*end]).collect::<Vec<_>>());
+    let literals: Vec<&ScanToken> = tokens
+        .iter()
+        .filter(|token| is_one_of(token, CONSTANTS))
+        .collect();
+    let expected: Vec<(usize, usize)> = literals
+        .iter()
+        .map(|token| (token.start as usize, token.end as usize))
+        .collect();
+    let found: Vec<(usize, usize)> = slots
+        .iter()
+        .map(|slot| (slot.start as usize, slot.end as usize))
+        .collect();
+    assert_eq!(
+        found,
+        expected,
+        "{text:?}\n{:?}",
+        expected
+            .iter()
+            .map(|(start, end)| &text[*start..*end])
+            .collect::<Vec<_>>()
+    );
     tally.whole += 1;
     tally.literals += found.len();
     let signature = signature(text, &tokens, &literals);
     if let Some(known) = templates.get(&template) {
-        assert_eq!(*known, signature, "two token streams, one template: {text:?}");
+        assert_eq!(
+            *known, signature,
+            "two token streams, one template: {text:?}"
+        );
         tally.shared += 1;
     } else {
         templates.insert(template, signature);
     }
 }
 
-const CONSTANTS: &[Token] =
-    &[Token::Sconst, Token::Usconst, Token::Bconst, Token::Xconst, Token::Iconst, Token::Fconst];
+const CONSTANTS: &[Token] = &[
+    Token::Sconst,
+    Token::Usconst,
+    Token::Bconst,
+    Token::Xconst,
+    Token::Iconst,
+    Token::Fconst,
+];
 
 /// The tokens without comments, and with `UESCAPE '…'` as a part of the token before, as the parser takes them.
 fn joined(tokens: Vec<ScanToken>) -> Vec<ScanToken> {
@@ -138,7 +183,14 @@ fn signature(text: &str, tokens: &[ScanToken], literals: &[&ScanToken]) -> Token
         .map(|token| {
             let word = &text[token.start as usize..token.end as usize];
             let is_literal = literals.iter().any(|literal| literal.start == token.start);
-            (token.token, if is_literal { literal_form(word) } else { word.to_owned() })
+            (
+                token.token,
+                if is_literal {
+                    literal_form(word)
+                } else {
+                    word.to_owned()
+                },
+            )
         })
         .collect()
 }
@@ -154,11 +206,19 @@ fn literal_form(word: &str) -> String {
         Some("0b") => 2,
         _ => 10,
     };
-    let digits = if base == 10 { plain.as_str() } else { &plain[2..] };
+    let digits = if base == 10 {
+        plain.as_str()
+    } else {
+        &plain[2..]
+    };
     match word.chars().next() {
         Some('0'..='9' | '.') => match i128::from_str_radix(digits, base) {
-            Ok(value) if i32::try_from(value).is_ok() => format!("int4{}", base != 10 || spelling == "_"),
-            Ok(value) if i64::try_from(value).is_ok() => format!("int8{}", base != 10 || spelling == "_"),
+            Ok(value) if i32::try_from(value).is_ok() => {
+                format!("int4{}", base != 10 || spelling == "_")
+            }
+            Ok(value) if i64::try_from(value).is_ok() => {
+                format!("int8{}", base != 10 || spelling == "_")
+            }
             _ => format!("numeric{}", base != 10 || spelling == "_"),
         },
         Some(first) => first.to_ascii_lowercase().to_string(),

@@ -1,0 +1,56 @@
+//! The columns of every table and view, as a server's system catalogs have them.
+
+use super::connect::AskError;
+use crate::{catalog::snapshot::TableName, wire::types::Oid};
+use std::collections::BTreeMap;
+use tokio_postgres::Client;
+
+/// A column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    pub type_oid: Oid,
+    /// With its modifier, as `format_type` writes it: `numeric(10,2)`.
+    pub type_name: String,
+    /// `-1`: none.
+    pub type_modifier: i32,
+    /// Whether values that are equal by its collation have equal bytes; true for types without one.
+    pub deterministic: bool,
+}
+
+/// Tables and views by name, their columns in order.
+pub type Tables = BTreeMap<TableName, Vec<Column>>;
+
+const COLUMNS: &str = "\
+SELECT n.nspname::text, c.relname::text, a.attname::text, a.atttypid, \
+       pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, coalesce(l.collisdeterministic, true) \
+FROM pg_catalog.pg_class c \
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation \
+WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm') \
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
+  AND n.nspname !~ '^pg_(toast|temp)' \
+ORDER BY c.oid, a.attnum";
+
+/// Asks for the columns of all tables and views outside of the system's own schemas.
+///
+/// # Errors
+/// What the server said, or why it could not be asked.
+pub async fn columns(client: &Client) -> Result<Tables, AskError> {
+    let mut tables = Tables::new();
+    for row in client.query(COLUMNS, &[]).await? {
+        let table = TableName {
+            schema: row.try_get(0)?,
+            name: row.try_get(1)?,
+        };
+        tables.entry(table).or_default().push(Column {
+            name: row.try_get(2)?,
+            type_oid: row.try_get(3)?,
+            type_name: row.try_get(4)?,
+            type_modifier: row.try_get(5)?,
+            deterministic: row.try_get(6)?,
+        });
+    }
+    Ok(tables)
+}

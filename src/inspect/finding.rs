@@ -1,0 +1,256 @@
+//! What the servers of a database are found to have or to lack.
+
+use crate::{catalog::snapshot::TableName, wire::types::Oid};
+use std::fmt;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth knowing.
+    Note,
+    /// Some statements will fail or be refused.
+    Warning,
+    /// The configuration does not fit the servers.
+    Error,
+}
+
+/// One thing found. Shards by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// No role to ask with.
+    NoCredentials,
+    Unreachable {
+        shard: String,
+        reason: String,
+    },
+    /// Outside of 14 to 18.
+    Version {
+        shard: String,
+        version: u32,
+    },
+    /// Not UTF8: text keys would have other bytes there.
+    Encoding {
+        shard: String,
+        encoding: String,
+    },
+    Reached {
+        shard: String,
+        version: u32,
+    },
+    TableMissing {
+        shard: String,
+        table: TableName,
+    },
+    KeyColumnMissing {
+        shard: String,
+        table: TableName,
+        column: String,
+    },
+    /// The column's type is none that this key type reads.
+    KeyColumnType {
+        shard: String,
+        table: TableName,
+        column: String,
+        actual: String,
+        key_type: &'static str,
+    },
+    /// The column's type changes values when it stores them, so that the row's key is another than the statement's.
+    KeyColumnChanges {
+        shard: String,
+        table: TableName,
+        column: String,
+        actual: String,
+    },
+    /// Equal keys may differ in bytes.
+    KeyColumnCollation {
+        shard: String,
+        table: TableName,
+        column: String,
+    },
+    /// The table's columns differ from those on another shard.
+    ColumnsDiffer {
+        shard: String,
+        other: String,
+        table: TableName,
+        what: Difference,
+    },
+    /// On a server, in no list, and refused as the configuration stands.
+    Unlisted {
+        shard: String,
+        table: TableName,
+    },
+    RoleMissing {
+        shard: String,
+        role: String,
+    },
+    NoPrivilege {
+        shard: String,
+        role: String,
+        table: TableName,
+    },
+}
+
+/// How a table differs between two shards: the first column that does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// Not there on the shard, or not at this place.
+    Missing(String),
+    /// Only on the shard.
+    Extra(String),
+    Type {
+        column: String,
+        here: String,
+        there: String,
+        oids: (Oid, Oid),
+    },
+}
+
+impl Finding {
+    /// How much it matters.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::Reached { .. } => Severity::Note,
+            Self::Unlisted { .. } | Self::RoleMissing { .. } | Self::NoPrivilege { .. } => {
+                Severity::Warning
+            }
+            Self::NoCredentials
+            | Self::Unreachable { .. }
+            | Self::Version { .. }
+            | Self::Encoding { .. }
+            | Self::TableMissing { .. }
+            | Self::KeyColumnMissing { .. }
+            | Self::KeyColumnType { .. }
+            | Self::KeyColumnChanges { .. }
+            | Self::KeyColumnCollation { .. }
+            | Self::ColumnsDiffer { .. } => Severity::Error,
+        }
+    }
+
+    /// The shard that it is about.
+    #[must_use]
+    pub fn shard(&self) -> Option<&str> {
+        match self {
+            Self::NoCredentials => None,
+            Self::Unreachable { shard, .. }
+            | Self::Version { shard, .. }
+            | Self::Encoding { shard, .. }
+            | Self::Reached { shard, .. }
+            | Self::TableMissing { shard, .. }
+            | Self::KeyColumnMissing { shard, .. }
+            | Self::KeyColumnType { shard, .. }
+            | Self::KeyColumnChanges { shard, .. }
+            | Self::KeyColumnCollation { shard, .. }
+            | Self::ColumnsDiffer { shard, .. }
+            | Self::Unlisted { shard, .. }
+            | Self::RoleMissing { shard, .. }
+            | Self::NoPrivilege { shard, .. } => Some(shard),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one sentence per finding, nothing else"
+    )]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCredentials => f.write_str(
+                "no role to connect with: give `control`, or a user with a password for servers",
+            ),
+            Self::Unreachable { reason, .. } => write!(f, "the primary cannot be asked: {reason}"),
+            Self::Version { version, .. } => {
+                write!(
+                    f,
+                    "the server is PostgreSQL {}; 14 to 18 are supported",
+                    version / 10_000
+                )
+            }
+            Self::Encoding { encoding, .. } => {
+                write!(
+                    f,
+                    "the database is encoded in {encoding}; keys of type text need UTF8"
+                )
+            }
+            Self::Reached { version, .. } => {
+                write!(f, "PostgreSQL {}.{}", version / 10_000, version % 10_000)
+            }
+            Self::TableMissing { table, .. } => write!(f, "there is no table {}", Shown(table)),
+            Self::KeyColumnMissing { table, column, .. } => {
+                write!(
+                    f,
+                    "table {} has no column {column}, its shard key",
+                    Shown(table)
+                )
+            }
+            Self::KeyColumnType {
+                table,
+                column,
+                actual,
+                key_type,
+                ..
+            } => {
+                write!(
+                    f,
+                    "{}.{column} is of type {actual}, which is no {key_type} key",
+                    Shown(table)
+                )
+            }
+            Self::KeyColumnChanges {
+                table,
+                column,
+                actual,
+                ..
+            } => write!(
+                f,
+                "{}.{column} is of type {actual}, which rounds or cuts values when it stores them: \
+                 its rows would be looked for on another shard",
+                Shown(table)
+            ),
+            Self::KeyColumnCollation { table, column, .. } => write!(
+                f,
+                "{}.{column} has a nondeterministic collation: equal keys could be on different shards",
+                Shown(table)
+            ),
+            Self::ColumnsDiffer {
+                other, table, what, ..
+            } => {
+                write!(f, "table {} differs from that on {other}: ", Shown(table))?;
+                match what {
+                    Difference::Missing(column) => {
+                        write!(f, "column {column} is missing or at another place")
+                    }
+                    Difference::Extra(column) => write!(f, "column {column} is only here"),
+                    Difference::Type {
+                        column,
+                        here,
+                        there,
+                        ..
+                    } => {
+                        write!(f, "column {column} is {here} here and {there} there")
+                    }
+                }
+            }
+            Self::Unlisted { table, .. } => {
+                write!(
+                    f,
+                    "table {} is in no group or list: statements on it are refused",
+                    Shown(table)
+                )
+            }
+            Self::RoleMissing { role, .. } => write!(f, "there is no role {role}"),
+            Self::NoPrivilege { role, table, .. } => {
+                write!(f, "role {role} may not SELECT from {}", Shown(table))
+            }
+        }
+    }
+}
+
+struct Shown<'a>(&'a TableName);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0.schema, self.0.name)
+    }
+}

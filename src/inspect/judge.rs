@@ -1,0 +1,429 @@
+//! What the shards said against what the configuration says. Pure.
+
+use super::{
+    columns::Column,
+    finding::{Difference, Finding},
+    survey::{Observed, Survey},
+};
+use crate::{
+    catalog::{
+        group::GroupId,
+        key::KeyType,
+        shard::ShardId,
+        snapshot::{Placement, Snapshot, Table, TableName, Unlisted},
+    },
+    wire::types::{
+        BPCHAR, BYTEA, DATE, INT2, INT4, INT8, NUMERIC, Oid, TEXT, TIMESTAMPTZ, UUID, VARCHAR,
+    },
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+const VERSIONS: std::ops::Range<u32> = 140_000..190_000;
+/// The schema that Shardway keeps for itself.
+const OWN_SCHEMA: &str = "shardway";
+
+/// Everything that does not fit, shard by shard. `roles` are those that backends will be opened as.
+#[must_use]
+pub fn judge(snapshot: &Snapshot, survey: &Survey, roles: &[String]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, answer) in snapshot.shards.iter().zip(&survey.shards) {
+        let shard = name.clone();
+        let observed = match answer {
+            Ok(observed) => observed,
+            Err(reason) => {
+                findings.push(Finding::Unreachable {
+                    shard,
+                    reason: reason.to_string(),
+                });
+                continue;
+            }
+        };
+        let version = observed.version;
+        findings.push(if VERSIONS.contains(&version) {
+            Finding::Reached { shard, version }
+        } else {
+            Finding::Version { shard, version }
+        });
+        let text_keys = snapshot
+            .groups
+            .iter()
+            .any(|group| group.key_type == KeyType::Text);
+        if observed.encoding != "UTF8" && text_keys {
+            findings.push(Finding::Encoding {
+                shard: name.clone(),
+                encoding: observed.encoding.clone(),
+            });
+        }
+        judge_roles(name, observed, roles, &mut findings);
+    }
+    if !snapshot.is_single() {
+        judge_tables(snapshot, survey, &mut findings);
+    }
+    findings
+}
+
+/// Fills in the columns of listed tables, and adds the tables that belong to a group by their key column.
+/// Where shards disagree about a table's columns, they stay unknown.
+pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
+    let observed: Vec<&Observed> = survey.shards.iter().flatten().collect();
+    for (table, group, key_column) in tables_by_key_column(snapshot, &observed) {
+        let placement = Placement::Sharded { group, key_column };
+        snapshot.tables.insert(
+            table,
+            Table {
+                placement,
+                columns: Vec::new(),
+            },
+        );
+    }
+    for (name, table) in &mut snapshot.tables {
+        let mut known: Option<&Vec<Column>> = None;
+        let mut agreed = true;
+        for columns in observed
+            .iter()
+            .filter_map(|observed| observed.tables.get(name))
+        {
+            agreed &= known.is_none_or(|known| difference(columns, known).is_none());
+            known = Some(columns);
+        }
+        table.columns = match known.filter(|_| agreed) {
+            Some(columns) => columns.iter().map(|column| column.name.clone()).collect(),
+            None => Vec::new(),
+        };
+    }
+}
+
+/// Tables that nothing lists and that have a group's key column, on any shard.
+fn tables_by_key_column(
+    snapshot: &Snapshot,
+    observed: &[&Observed],
+) -> Vec<(TableName, GroupId, String)> {
+    let mut found = BTreeMap::new();
+    for (column, group) in &snapshot.key_columns {
+        for (table, columns) in observed.iter().flat_map(|observed| &observed.tables) {
+            let has_it = columns.iter().any(|other| other.name == *column);
+            if has_it && !snapshot.tables.contains_key(table) && table.schema != OWN_SCHEMA {
+                found
+                    .entry(table.clone())
+                    .or_insert_with(|| (*group, column.clone()));
+            }
+        }
+    }
+    found
+        .into_iter()
+        .map(|(table, (group, column))| (table, group, column))
+        .collect()
+}
+
+fn judge_roles(shard: &str, observed: &Observed, roles: &[String], findings: &mut Vec<Finding>) {
+    for role in roles {
+        if !observed.roles.contains(role) {
+            findings.push(Finding::RoleMissing {
+                shard: shard.to_owned(),
+                role: role.clone(),
+            });
+        }
+    }
+    for (role, table) in &observed.unreadable {
+        if table.schema != OWN_SCHEMA {
+            let (shard, role, table) = (shard.to_owned(), role.clone(), table.clone());
+            findings.push(Finding::NoPrivilege { shard, role, table });
+        }
+    }
+}
+
+fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding>) {
+    let mut complete_one = snapshot.clone();
+    complete(&mut complete_one, survey);
+    let listed: BTreeMap<&TableName, &Table> = complete_one.tables.iter().collect();
+    for (name, table) in &listed {
+        let mut first: Option<(&str, &Vec<Column>)> = None;
+        for (at, answer) in survey.shards.iter().enumerate() {
+            let (Ok(observed), Some(shard)) = (answer, snapshot.shards.get(at)) else {
+                continue;
+            };
+            if !lives_on(&table.placement, at) {
+                continue;
+            }
+            let Some(columns) = observed.tables.get(*name) else {
+                findings.push(Finding::TableMissing {
+                    shard: shard.clone(),
+                    table: (*name).clone(),
+                });
+                continue;
+            };
+            if let Placement::Sharded { group, key_column } = &table.placement {
+                let key_type = snapshot.group(*group).key_type;
+                findings.extend(judge_key(shard, name, columns, key_column, key_type));
+            }
+            match first {
+                None => first = Some((shard, columns)),
+                Some((other, known)) => findings.extend(difference(columns, known).map(|what| {
+                    let (shard, other) = (shard.clone(), other.to_owned());
+                    Finding::ColumnsDiffer {
+                        shard,
+                        other,
+                        table: (*name).clone(),
+                        what,
+                    }
+                })),
+            }
+        }
+    }
+    if snapshot.unlisted == Unlisted::Error {
+        let mut told = BTreeSet::new();
+        for (shard, answer) in snapshot.shards.iter().zip(&survey.shards) {
+            for table in answer.iter().flat_map(|observed| observed.tables.keys()) {
+                if !listed.contains_key(table) && table.schema != OWN_SCHEMA && told.insert(table) {
+                    findings.push(Finding::Unlisted {
+                        shard: shard.clone(),
+                        table: table.clone(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn lives_on(placement: &Placement, shard: usize) -> bool {
+    match placement {
+        Placement::Sharded { .. } | Placement::Reference => true,
+        Placement::Single(ShardId(on)) => usize::from(*on) == shard,
+    }
+}
+
+fn judge_key(
+    shard: &str,
+    table: &TableName,
+    columns: &[Column],
+    key: &str,
+    key_type: KeyType,
+) -> Option<Finding> {
+    let (shard, table, column) = (shard.to_owned(), table.clone(), key.to_owned());
+    let Some(found) = columns.iter().find(|column| column.name == key) else {
+        return Some(Finding::KeyColumnMissing {
+            shard,
+            table,
+            column,
+        });
+    };
+    let fitting: &[Oid] = match key_type {
+        KeyType::Bigint => &[INT8, INT4, INT2],
+        KeyType::Text => &[TEXT, VARCHAR, BPCHAR],
+        KeyType::Uuid => &[UUID],
+        KeyType::Date => &[DATE],
+        KeyType::Timestamptz => &[TIMESTAMPTZ],
+        KeyType::Numeric => &[NUMERIC],
+        KeyType::Bytea => &[BYTEA],
+    };
+    let actual = found.type_name.clone();
+    if !fitting.contains(&found.type_oid) {
+        return Some(Finding::KeyColumnType {
+            shard,
+            table,
+            column,
+            actual,
+            key_type: key_type.name(),
+        });
+    }
+    let changes = match found.type_oid {
+        NUMERIC => found.type_modifier != -1,
+        // Six places are all that an instant has.
+        TIMESTAMPTZ => found.type_modifier != -1 && found.type_modifier != 6,
+        BPCHAR => true,
+        _ => false,
+    };
+    if changes {
+        return Some(Finding::KeyColumnChanges {
+            shard,
+            table,
+            column,
+            actual,
+        });
+    }
+    (!found.deterministic).then_some(Finding::KeyColumnCollation {
+        shard,
+        table,
+        column,
+    })
+}
+
+/// How `here` differs from `there`; nothing: same names, order and types.
+fn difference(here: &[Column], there: &[Column]) -> Option<Difference> {
+    for (at, expected) in there.iter().enumerate() {
+        match here.get(at) {
+            Some(column)
+                if column.name == expected.name && column.type_name == expected.type_name => {}
+            Some(column) if column.name == expected.name => {
+                return Some(Difference::Type {
+                    column: column.name.clone(),
+                    here: column.type_name.clone(),
+                    there: expected.type_name.clone(),
+                    oids: (column.type_oid, expected.type_oid),
+                });
+            }
+            _ => return Some(Difference::Missing(expected.name.clone())),
+        }
+    }
+    here.get(there.len())
+        .map(|column| Difference::Extra(column.name.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::load::load_str, inspect::AskError};
+    use std::path::Path;
+
+    fn snapshot() -> Snapshot {
+        let text = r#"
+            [databases.app]
+            shards.s0 = { primary = "postgres://h0/app" }
+            shards.s1 = { primary = "postgres://h1/app" }
+            [databases.app.groups.g]
+            method = "hash"
+            key_type = "bigint"
+            key_column = "tenant_id"
+            tables = { "public.orders" = "customer" }
+            [databases.app.tables]
+            reference = ["public.countries"]
+        "#;
+        let settings = load_str("test", text, Path::new(".")).unwrap();
+        settings.databases["app"].snapshot.as_ref().clone()
+    }
+
+    fn table(name: &str) -> TableName {
+        TableName {
+            schema: "public".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn column(name: &str, type_oid: Oid, type_name: &str) -> Column {
+        let (name, type_name) = (name.to_owned(), type_name.to_owned());
+        Column {
+            name,
+            type_oid,
+            type_name,
+            type_modifier: -1,
+            deterministic: true,
+        }
+    }
+
+    fn server(tables: &[(&str, &[Column])]) -> Result<Observed, AskError> {
+        let tables = tables
+            .iter()
+            .map(|(name, columns)| (table(name), columns.to_vec()))
+            .collect();
+        Ok(Observed {
+            version: 150_000,
+            encoding: "UTF8".to_owned(),
+            tables,
+            ..Observed::default()
+        })
+    }
+
+    fn errors(shards: Vec<Result<Observed, AskError>>) -> Vec<String> {
+        let findings = judge(&snapshot(), &Survey { shards }, &[]);
+        let findings = findings
+            .iter()
+            .filter(|finding| finding.severity() > super::super::Severity::Note);
+        findings
+            .map(|finding| format!("{}: {finding}", finding.shard().unwrap_or("-")))
+            .collect()
+    }
+
+    #[test]
+    fn servers_as_configured_have_nothing_against_them() {
+        let tables: &[(&str, &[Column])] = &[
+            ("orders", &[column("customer", INT4, "integer")]),
+            ("countries", &[column("code", TEXT, "text")]),
+        ];
+        assert_eq!(
+            errors(vec![server(tables), server(tables)]),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_shard_and_table() {
+        let first: &[(&str, &[Column])] = &[
+            ("orders", &[column("customer", 701, "double precision")]),
+            (
+                "countries",
+                &[column("code", TEXT, "text"), column("name", TEXT, "text")],
+            ),
+            ("loose", &[column("a", INT4, "integer")]),
+        ];
+        let second: &[(&str, &[Column])] = &[(
+            "countries",
+            &[
+                column("code", VARCHAR, "character varying(2)"),
+                column("name", TEXT, "text"),
+            ],
+        )];
+        assert_eq!(
+            errors(vec![server(first), server(second)]),
+            [
+                "s1: table public.countries differs from that on s0: column code is character varying(2) here and text there",
+                "s0: public.orders.customer is of type double precision, which is no bigint key",
+                "s1: there is no table public.orders",
+                "s0: table public.loose is in no group or list: statements on it are refused",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_key_that_is_stored_changed_is_refused() {
+        let rounded = Column {
+            type_modifier: 655_366,
+            ..column("k", NUMERIC, "numeric(10,2)")
+        };
+        let finding = judge_key("s0", &table("t"), &[rounded], "k", KeyType::Numeric);
+        assert!(matches!(finding, Some(Finding::KeyColumnChanges { .. })));
+        let folding = Column {
+            deterministic: false,
+            ..column("k", TEXT, "text")
+        };
+        let finding = judge_key("s0", &table("t"), &[folding], "k", KeyType::Text);
+        assert!(matches!(finding, Some(Finding::KeyColumnCollation { .. })));
+    }
+
+    #[test]
+    fn columns_are_known_where_all_shards_agree() {
+        let mut completed = snapshot();
+        let orders = [
+            column("id", INT8, "bigint"),
+            column("customer", INT8, "bigint"),
+        ];
+        let swapped = [orders[1].clone(), orders[0].clone()];
+        let visits = [column("tenant_id", INT8, "bigint")];
+        let countries = [column("code", TEXT, "text")];
+        let shards = vec![
+            server(&[
+                ("orders", &orders),
+                ("countries", &countries),
+                ("visits", &visits),
+            ]),
+            server(&[("orders", &swapped), ("countries", &countries)]),
+        ];
+        complete(&mut completed, &Survey { shards });
+        assert_eq!(
+            completed.table("public", "countries").unwrap().columns,
+            ["code"]
+        );
+        assert!(
+            completed
+                .table("public", "orders")
+                .unwrap()
+                .columns
+                .is_empty()
+        );
+        let Placement::Sharded { key_column, .. } =
+            &completed.table("public", "visits").unwrap().placement
+        else {
+            panic!("by its key column");
+        };
+        assert_eq!(key_column, "tenant_id");
+    }
+}

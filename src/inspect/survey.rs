@@ -1,0 +1,146 @@
+//! Asks every shard of a database what it has.
+
+use super::{
+    columns::{Tables, columns},
+    connect::{AskError, connect},
+    finding::Finding,
+    judge::{complete, judge},
+};
+use crate::{
+    catalog::snapshot::{Snapshot, TableName},
+    clock::Duration,
+    config::settings::{Address, Credentials, Database, Settings},
+};
+use std::collections::BTreeSet;
+
+/// What the shards of a database said, in their order.
+#[derive(Debug)]
+pub struct Survey {
+    pub shards: Vec<Result<Observed, AskError>>,
+}
+
+/// What one server has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// `server_version_num`.
+    pub version: u32,
+    pub encoding: String,
+    pub tables: Tables,
+    pub roles: BTreeSet<String>,
+    /// Which of the roles asked about may not read which tables.
+    pub unreadable: BTreeSet<(String, TableName)>,
+}
+
+const FACTS: &str = "SELECT pg_catalog.current_setting('server_version_num'), \
+                     pg_catalog.current_setting('server_encoding')";
+const ROLES: &str = "SELECT rolname::text FROM pg_catalog.pg_roles WHERE rolname = ANY($1)";
+const UNREADABLE: &str = "\
+SELECT r.rolname::text, n.nspname::text, c.relname::text \
+FROM pg_catalog.pg_roles r, pg_catalog.pg_class c \
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+WHERE r.rolname = ANY($1) AND c.relkind IN ('r', 'p', 'f') \
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)' \
+  AND NOT pg_catalog.has_table_privilege(r.oid, c.oid, 'SELECT')";
+
+/// Asks the primaries of all shards at once; `roles` are those that backends will be opened as.
+pub async fn survey(database: &Database, credentials: &Credentials, roles: &[String]) -> Survey {
+    let limit = database.pool.connect_timeout;
+    let asking: Vec<_> = database
+        .shards
+        .iter()
+        .map(|shard| observe(&shard.primary, credentials, roles, limit))
+        .collect();
+    Survey {
+        shards: all(asking).await,
+    }
+}
+
+/// Fills in what only servers know: the columns of tables, and the tables that belong to a group by their key column.
+/// Shards that cannot be asked do not stand in the way; what differs between shards stays unknown.
+pub async fn complete_snapshot(
+    database: &Database,
+    credentials: Option<&Credentials>,
+    snapshot: &mut Snapshot,
+) -> Vec<Finding> {
+    let Some(credentials) = database.control.as_ref().or(credentials) else {
+        return vec![Finding::NoCredentials];
+    };
+    let survey = survey(database, credentials, &[]).await;
+    complete(snapshot, &survey);
+    judge(snapshot, &survey, &[])
+}
+
+/// The role to look into a database with: Shardway's own, or else that of the first user who may enter.
+#[must_use]
+pub fn credentials_for<'s>(
+    settings: &'s Settings,
+    database: &'s Database,
+) -> Option<&'s Credentials> {
+    let enters = |databases: &[String]| databases.is_empty() || databases.contains(&database.name);
+    let user = || {
+        settings
+            .users
+            .values()
+            .find(|user| enters(&user.databases))
+            .map(|user| &user.backend)
+    };
+    database.control.as_ref().or_else(user)
+}
+
+async fn observe(
+    address: &Address,
+    credentials: &Credentials,
+    roles: &[String],
+    limit: Duration,
+) -> Result<Observed, AskError> {
+    let client = connect(address, credentials, limit).await?;
+    let facts = client.query_one(FACTS, &[]).await?;
+    let mut observed = Observed {
+        version: facts.try_get::<_, String>(0)?.parse().unwrap_or(0),
+        encoding: facts.try_get(1)?,
+        tables: columns(&client).await?,
+        ..Observed::default()
+    };
+    if roles.is_empty() {
+        return Ok(observed);
+    }
+    for row in client.query(ROLES, &[&roles]).await? {
+        observed.roles.insert(row.try_get(0)?);
+    }
+    for row in client.query(UNREADABLE, &[&roles]).await? {
+        let table = TableName {
+            schema: row.try_get(1)?,
+            name: row.try_get(2)?,
+        };
+        observed.unreadable.insert((row.try_get(0)?, table));
+    }
+    Ok(observed)
+}
+
+/// Runs all futures at once in this task.
+async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+    use std::{future::poll_fn, pin::Pin, task::Poll};
+    let mut running: Vec<(Pin<Box<_>>, Option<T>)> = futures
+        .into_iter()
+        .map(|future| (Box::pin(future), None))
+        .collect();
+    poll_fn(|cx| {
+        for (future, output) in &mut running {
+            if output.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *output = Some(value);
+            }
+        }
+        if running.iter().all(|(_, output)| output.is_some()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    running
+        .into_iter()
+        .filter_map(|(_, output)| output)
+        .collect()
+}

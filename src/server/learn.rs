@@ -1,0 +1,63 @@
+//! Learns from the servers what the configuration does not say: the columns of tables, and which tables belong to a group
+//! by their key column. Sessions take the new snapshot over between transactions.
+//!
+//! What must stay true: nothing waits for this; a server that cannot be asked leaves what was known.
+
+use super::life::Life;
+use crate::{
+    clock::Duration,
+    config::settings::{self, Credentials, Settings},
+    inspect::{complete_snapshot, credentials_for},
+    proxy::{Shared, database::Database},
+};
+use std::sync::Arc;
+
+/// How often servers are asked again.
+const PERIOD: Duration = Duration::from_secs(30);
+/// How soon a reload is noticed.
+const STEP: Duration = Duration::from_secs(1);
+
+/// Asks for the life of the process: now and then, and soon after a reload.
+pub(super) async fn watch(life: Arc<Life>) {
+    loop {
+        let settings = life.foundation().settings.load_full();
+        Arc::clone(life.service()).learn(Arc::clone(&settings)).await;
+        let mut waited = Duration::ZERO;
+        while waited < PERIOD && Arc::ptr_eq(&settings, &life.foundation().settings.load()) {
+            tokio::time::sleep(STEP).await;
+            waited += STEP;
+        }
+    }
+}
+
+/// Asks once, for every database that has anything to learn.
+pub(super) async fn all(shared: Arc<Shared>, settings: Arc<Settings>) {
+    for database in shared.databases.load_full().values() {
+        if let Some(credentials) = asks(&settings, &database.settings) {
+            learn(database, &credentials).await;
+        }
+    }
+}
+
+/// With what role to look into a database that has anything to learn.
+fn asks(settings: &Settings, database: &settings::Database) -> Option<Credentials> {
+    if database.snapshot.is_single() {
+        return None;
+    }
+    credentials_for(settings, database).cloned()
+}
+
+async fn learn(database: &Database, credentials: &Credentials) {
+    let old = database.snapshot.load_full();
+    // What was found by key column is found again, or is not there any more.
+    let mut new = (*database.settings.snapshot).clone();
+    new.schema = old.schema;
+    for finding in complete_snapshot(&database.settings, Some(credentials), &mut new).await {
+        tracing::debug!(database = new.database, %finding, "looking into the servers");
+    }
+    if new != *old {
+        new.schema += 1;
+        tracing::info!(database = new.database, tables = new.tables.len(), "took over what the servers say of tables");
+        database.snapshot.store(Arc::new(new));
+    }
+}
