@@ -623,4 +623,35 @@ mod tests {
             Err(KeyError::Malformed)
         );
     }
+
+    const TYPES: [KeyType; 7] = [
+        KeyType::Bigint,
+        KeyType::Text,
+        KeyType::Uuid,
+        KeyType::Date,
+        KeyType::Timestamptz,
+        KeyType::Numeric,
+        KeyType::Bytea,
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_of_strangers_break_the_reader(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80),
+            text in r#"[-+0-9eE._:TZ {}",\\xnaifINFA]{0,24}"#,
+        ) {
+            for key_type in TYPES {
+                for declared in [0, INT2, INT8, NUMERIC, TEXT] {
+                    for value in [&bytes[..], text.as_bytes()] {
+                        for format in [Format::Text, Format::Binary] {
+                            let _read = key_type.from_parameter(declared, format, value);
+                            let _read = key_type.from_array_parameter(0, format, value);
+                        }
+                    }
+                }
+                let _read = key_type.from_literal(&Literal::Integer(text.as_bytes()));
+                let _read = key_type.from_assigned_literal(&Literal::Decimal(text.as_bytes()));
+            }
+        }
+    }
 }

@@ -127,6 +127,27 @@ impl Finding {
         }
     }
 
+    /// Whether routing by key would give wrong answers as long as this stands: such a database must not be served.
+    #[must_use]
+    pub fn forbids_routing(&self) -> bool {
+        match self {
+            Self::Encoding { .. }
+            | Self::KeyColumnType { .. }
+            | Self::KeyColumnChanges { .. }
+            | Self::KeyColumnCollation { .. } => true,
+            Self::NoCredentials
+            | Self::Unreachable { .. }
+            | Self::Version { .. }
+            | Self::Reached { .. }
+            | Self::TableMissing { .. }
+            | Self::KeyColumnMissing { .. }
+            | Self::ColumnsDiffer { .. }
+            | Self::Unlisted { .. }
+            | Self::RoleMissing { .. }
+            | Self::NoPrivilege { .. } => false,
+        }
+    }
+
     /// The shard that it is about.
     #[must_use]
     pub fn shard(&self) -> Option<&str> {

@@ -381,6 +381,7 @@ mod tests {
         };
         let finding = judge_key("s0", &table("t"), &[rounded], "k", KeyType::Numeric);
         assert!(matches!(finding, Some(Finding::KeyColumnChanges { .. })));
+        assert!(finding.is_some_and(|finding| finding.forbids_routing()));
         let folding = Column {
             deterministic: false,
             ..column("k", TEXT, "text")

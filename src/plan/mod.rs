@@ -3,10 +3,15 @@
 //! A [`Plan`] is made once per statement template and cached; [`StatementPlan::route`] is asked once per execution and
 //! costs one hash of the key value.
 
+pub mod analyze;
+mod block;
 pub mod cache;
 pub mod explain;
 pub mod route;
+mod scope;
 pub mod unroutable;
+mod value;
+mod write;
 
 use crate::{
     catalog::{
@@ -72,6 +77,8 @@ pub enum Target {
     ByKey(route::Pins),
     /// `EXPLAIN (ROUTE) …` of the inner plan: answered here.
     Explain(Box<StatementPlan>),
+    /// Not understood: PostgreSQL judges it by a Parse alone, whose error passes through; what it accepts is refused
+    /// with [`Unroutable::NotUnderstood`], never executed.
     Judge,
     /// Never.
     Refused(Box<Unroutable>),
@@ -107,7 +114,12 @@ impl StatementPlan {
     /// # Errors
     /// [`Unroutable`]: why it must not run anywhere.
     pub fn route(&self, snapshot: &Snapshot, values: &Values<'_>) -> Result<Route, Box<Unroutable>> {
-        let _ = (snapshot, values);
-        Ok(Route::Any)
+        match &self.target {
+            Target::Fixed(route) => Ok(route.clone()),
+            Target::ByKey(pins) => pins.route(snapshot, values),
+            Target::Explain(inner) => inner.route(snapshot, values),
+            Target::Judge => Err(Box::new(Unroutable::NotUnderstood)),
+            Target::Refused(why) => Err(why.clone()),
+        }
     }
 }

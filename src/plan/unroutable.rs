@@ -5,5 +5,132 @@
 pub enum Unroutable {
     /// A feature that is not computed over several shards.
     Unsupported { feature: &'static str },
+    /// A sharded table that no predicate restricts to one key.
+    Unpinned { table: String, key: String },
+    /// The statement's keys live on several shards.
+    SeveralShards { shards: Vec<String> },
+    /// A table that the configuration does not list.
+    UnknownTable { table: String },
+    /// INSERT without a value for the shard key.
+    KeyMissing { table: String, key: String },
+    /// INSERT with NULL as the shard key.
+    KeyNull { table: String, key: String },
+    /// INSERT whose shard key is not a constant or a parameter.
+    KeyExpression { table: String, key: String },
+    /// UPDATE, ON CONFLICT or MERGE that may change the shard key.
+    KeyChanged { table: String, key: String },
+    /// A value that cannot be read as the shard key.
+    KeyValue { key: String, problem: KeyProblem },
+    /// No shard of the group holds this key.
+    NoShardForKey { group: String },
+    /// A write to, or a row lock on, a table that every shard holds a copy of.
+    ReferenceWrite { table: String },
+    /// A function whose effects are not known, or that reads what a statement cannot show.
+    Function { name: String },
+    /// DDL and maintenance: to be run on each shard.
+    PerShard { command: &'static str },
+    /// PostgreSQL's grammar, as we know it, does not accept the text.
+    NotUnderstood,
+    /// The text is not UTF-8.
+    NotUtf8,
+    /// Nested too deeply.
+    TooDeep,
+    /// INSERT without a column list into a table whose columns are not known.
+    ColumnsUnknown { table: String },
+    /// COPY of a sharded table.
+    Copy { table: String },
+    /// The override names another shard than the statement's own keys.
+    OverrideContradicts { named: String, keys: String },
+    /// `shardway.shard` names no shard.
+    OverrideShard { shard: String },
+    /// `shardway.key` is no key of the group, or there is not exactly one group that it can mean.
+    OverrideKey { key: String },
 }
-impl Unroutable { pub fn several_shards() -> Self { Self::Unsupported{feature:"x"} } }
+
+/// What is wrong with a key value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyProblem {
+    /// No value of the type.
+    Malformed,
+    /// Its meaning depends on a session setting, or on rounding.
+    Ambiguous,
+    /// Of a type that never addresses the key.
+    Type,
+}
+
+impl Unroutable {
+    /// The SQLSTATE that a client gets.
+    #[must_use]
+    pub fn sqlstate(&self) -> &'static str {
+        match self {
+            Self::UnknownTable { .. } => "42P01",
+            Self::KeyMissing { .. } | Self::KeyNull { .. } => "23502",
+            Self::KeyValue { problem: KeyProblem::Malformed, .. } | Self::OverrideKey { .. } => "22P02",
+            Self::OverrideShard { .. } => "22023",
+            Self::TooDeep => "54001",
+            Self::NoShardForKey { .. } => "23514",
+            Self::Unsupported { .. }
+            | Self::Unpinned { .. }
+            | Self::SeveralShards { .. }
+            | Self::KeyExpression { .. }
+            | Self::KeyChanged { .. }
+            | Self::KeyValue { .. }
+            | Self::ReferenceWrite { .. }
+            | Self::Function { .. }
+            | Self::PerShard { .. }
+            | Self::NotUnderstood
+            | Self::NotUtf8
+            | Self::ColumnsUnknown { .. }
+            | Self::Copy { .. }
+            | Self::OverrideContradicts { .. } => "0A000",
+        }
+    }
+
+    /// The stable code, as `docs/errors.md` lists it.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unsupported { .. } => "SW101",
+            Self::Unpinned { .. } => "SW102",
+            Self::SeveralShards { .. } => "SW103",
+            Self::UnknownTable { .. } => "SW104",
+            Self::KeyMissing { .. } => "SW105",
+            Self::KeyNull { .. } => "SW106",
+            Self::KeyExpression { .. } => "SW107",
+            Self::KeyChanged { .. } => "SW108",
+            Self::KeyValue { .. } => "SW109",
+            Self::NoShardForKey { .. } => "SW110",
+            Self::ReferenceWrite { .. } => "SW111",
+            Self::Function { .. } => "SW112",
+            Self::PerShard { .. } => "SW113",
+            Self::NotUnderstood => "SW114",
+            Self::NotUtf8 => "SW115",
+            Self::TooDeep => "SW116",
+            Self::ColumnsUnknown { .. } => "SW117",
+            Self::Copy { .. } => "SW118",
+            Self::OverrideContradicts { .. } => "SW119",
+            Self::OverrideShard { .. } => "SW120",
+            Self::OverrideKey { .. } => "SW121",
+        }
+    }
+
+    /// Whether a shard that the DBA names explicitly makes the statement acceptable.
+    pub(super) fn lifted_by_override(&self) -> bool {
+        matches!(
+            self,
+            Self::Unsupported { .. }
+                | Self::Unpinned { .. }
+                | Self::UnknownTable { .. }
+                | Self::KeyMissing { .. }
+                | Self::KeyExpression { .. }
+                | Self::ReferenceWrite { .. }
+                | Self::Function { .. }
+                | Self::PerShard { .. }
+                | Self::ColumnsUnknown { .. }
+                | Self::Copy { .. }
+                | Self::NotUnderstood
+                | Self::NotUtf8
+                | Self::TooDeep
+        )
+    }
+}

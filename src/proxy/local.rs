@@ -8,13 +8,13 @@ use super::{
     session::Session,
 };
 use crate::{
-    plan::{Context, Override, StatementPlan, Target, Values},
+    plan::{Context, Override, StatementPlan, Target, Values, explain::Description},
     protocol::{
         parameters::{Applied, Value, list},
         transaction::Deferred,
     },
     sql::statement::Effect,
-    wire::{backend::put_complete, notice::Notice},
+    wire::{backend::put_complete, frontend::put, notice::Notice},
 };
 use std::{
     hash::{Hash, Hasher},
@@ -85,8 +85,7 @@ impl Session {
             return Err(reply::transaction_failed());
         }
         if let Target::Explain(inner) = &statement.target {
-            let rows = crate::plan::explain::describe(inner, &self.snapshot, values);
-            wording::put_explanation(out, &rows, describe);
+            put_explanation(out, &crate::plan::explain::describe(inner, &self.snapshot, values), describe);
             return Ok(());
         }
         if let Some((name, value)) = own_setting(&statement.effect) {
@@ -368,6 +367,47 @@ impl Session {
             .collect();
         crate::protocol::parameters::hash(&map)
     }
+}
+
+/// The answer to EXPLAIN (ROUTE): one column, one line of text a row, as EXPLAIN's own.
+fn put_explanation(out: &mut Vec<u8>, description: &Description, describe: bool) {
+    if describe {
+        put_explanation_columns(out);
+    }
+    let refused = description.refused.as_ref().map(|why| {
+        let notice = wording::unroutable(why);
+        [("error", Some(notice.message)), ("detail", notice.detail), ("hint", notice.hint)]
+    });
+    let mut row = |name: &str, value: &str| {
+        let line = format!("{name}: {value}");
+        put(out, b'D', |out| {
+            out.extend_from_slice(&1_u16.to_be_bytes());
+            out.extend_from_slice(&u32::try_from(line.len()).unwrap_or(0).to_be_bytes());
+            out.extend_from_slice(line.as_bytes());
+        });
+    };
+    for (name, value) in &description.rows {
+        row(name, value);
+    }
+    for (name, value) in refused.into_iter().flatten() {
+        if let Some(value) = value {
+            row(name, &value);
+        }
+    }
+    put_complete(out, b"EXPLAIN");
+}
+
+/// The row description of EXPLAIN: one text column named as PostgreSQL names it.
+pub(super) fn put_explanation_columns(out: &mut Vec<u8>) {
+    put(out, b'T', |out| {
+        out.extend_from_slice(&1_u16.to_be_bytes());
+        out.extend_from_slice(b"QUERY PLAN\0");
+        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&crate::wire::types::TEXT.to_be_bytes());
+        out.extend_from_slice(&(-1_i16).to_be_bytes());
+        out.extend_from_slice(&(-1_i32).to_be_bytes());
+        out.extend_from_slice(&[0; 2]);
+    });
 }
 
 /// Everything in a context, and what else changes a statement's meaning, as one number.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     catalog::shard::ShardId,
-    plan::{Route, StatementPlan, Target, Values},
+    plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Access, Effect},
     wire::{
@@ -294,7 +294,7 @@ impl Session {
             self.ready_here();
             return Ok(());
         }
-        Err(reply::not_understood().into())
+        Err(wording::unroutable(&Unroutable::NotUnderstood).into())
     }
 
     async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {
@@ -369,7 +369,7 @@ impl Session {
                 self.reach(Place { shard: self.any, hold: Hold::Aside }).await?;
                 self.send_pending()?;
                 self.settle().await?;
-                return if self.skip { Ok(()) } else { Err(reply::not_understood().into()) };
+                return if self.skip { Ok(()) } else { Err(wording::unroutable(&Unroutable::NotUnderstood).into()) };
             };
             self.reach(place).await?;
         } else {
@@ -635,7 +635,12 @@ impl Session {
                 Place { shard: bound.unwrap_or(self.any), hold }
             }
             Route::Some(_) | Route::All => {
-                return Err(wording::unroutable(&crate::plan::unroutable::Unroutable::several_shards()));
+                let shards = match &route {
+                    Route::Some(set) => set.clone(),
+                    _ => self.snapshot.all(),
+                };
+                let shards = shards.iter().map(|shard| self.database.shard_name(shard).to_owned()).collect();
+                return Err(wording::unroutable(&Unroutable::SeveralShards { shards }));
             }
         };
         match bound {

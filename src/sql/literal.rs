@@ -311,4 +311,12 @@ mod tests {
         assert_eq!(decode(r"'a\'b'").as_deref(), Some(&b"a'b"[..]));
         assert_eq!(decode(r"U&'a'"), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_token_breaks_the_reader(token in r#"([eEuU]&?)?['$][a-fnux0-9+'\\$ \n-]{0,30}( UESCAPE '!')?"#) {
+            let _read = decode_string_literal(token.as_bytes(), true);
+            let _read = decode_string_literal(token.as_bytes(), false);
+        }
+    }
 }

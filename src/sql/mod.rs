@@ -1,6 +1,8 @@
 //! What a statement is: its text, its literals, its tables and predicates. Pure; `parse.rs` alone names the parser crate.
 
+pub mod functions;
 pub mod literal;
 pub mod normalize;
 pub mod parse;
 pub mod statement;
+pub mod tree;

@@ -17,6 +17,8 @@ pub enum Effect {
     SetTransaction,
     /// SET, and a sole `SELECT set_config(literals)`. `value` `None`: DEFAULT.
     Set { name: String, value: Option<String>, local: bool },
+    /// SET SESSION CHARACTERISTICS: several settings at once, names and values as in `Set`.
+    SetEach(Vec<(String, String)>),
     Reset(String),
     ResetAll,
     DiscardAll,
@@ -50,6 +52,8 @@ pub enum PinReason {
     SqlPrepare,
     Load,
     SetRole,
+    /// A setting whose value cannot be replayed elsewhere.
+    Setting,
 }
 
 /// Whether a statement can change data.
@@ -57,4 +61,22 @@ pub enum PinReason {
 pub enum Access {
     Read,
     Write,
+}
+
+/// A text as a string constant of SQL that means the same whatever `standard_conforming_strings` is.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    let mut made = String::with_capacity(text.len() + 2);
+    if text.contains('\\') {
+        made.push('E');
+    }
+    made.push('\'');
+    for c in text.chars() {
+        if c == '\'' || c == '\\' {
+            made.push(c);
+        }
+        made.push(c);
+    }
+    made.push('\'');
+    made
 }

@@ -165,21 +165,11 @@ pub fn several_shards_in_query(first: &str, second: &str) -> Notice {
     }
 }
 
-/// A statement that PostgreSQL understands and we do not.
-#[must_use]
-pub fn not_understood() -> Notice {
-    Notice {
-        detail: Some("The server accepts this statement, but it uses syntax that Shardway cannot analyse, so it cannot know which shards hold its rows. (SW110)".to_owned()),
-        hint: Some("Name the shard: /* shardway: shard=NAME */ at the start of the statement, or SET shardway.shard.".to_owned()),
-        ..error("0A000", "the statement cannot be routed")
-    }
-}
-
 /// A value of `shardway.shard` that names no shard, or a setting that does not exist.
 #[must_use]
 pub fn bad_setting(setting: &str, detail: String) -> Notice {
     Notice {
-        detail: Some(format!("{detail} (SW111)")),
+        detail: Some(format!("{detail} (SW122)")),
         ..error("22023", format!("invalid value for parameter \"{setting}\""))
     }
 }

@@ -1,0 +1,462 @@
+//! From text to plan: what each statement does to its session, and where it runs.
+//!
+//! A plan holds for every text with the same template that agrees in the plan's structural literals: no other
+//! literal is looked at here, only where it stands.
+
+use super::{
+    Context, Override, Plan, Route, StatementPlan, Target,
+    block::Analysis,
+    route::{Fixed, Pin, Pins, Why},
+    unroutable::Unroutable,
+    value::Reading,
+};
+use crate::{
+    catalog::{
+        group::GroupId,
+        shard::ShardId,
+        snapshot::Snapshot,
+    },
+    sql::{
+        functions::{Class, Keeps, classify},
+        normalize::Slot,
+        parse,
+        statement::{Access, Effect, PinReason, quoted},
+        tree::{Depth, Discard, Kind, Name, Set, SettingCalls, Statement, Transaction},
+    },
+    wire::types::Oid,
+};
+
+/// The plan of a text. `slots` are the literals of this very text.
+#[must_use]
+pub fn analyze(text: &[u8], types: &[Oid], slots: &[Slot], context: &Context, snapshot: &Snapshot) -> Plan {
+    // Declared types matter where parameters are read: at execution.
+    let _ = types;
+    let utf8 = std::str::from_utf8(text).ok().filter(|text| !text.contains('\0'));
+    let Some(parsed) = utf8 else { return whole(text, slots, context, snapshot, Unroutable::NotUtf8) };
+    let Ok(statements) = parse::parse(parsed) else {
+        return whole(text, slots, context, snapshot, Unroutable::NotUnderstood);
+    };
+    let mut structural = Vec::new();
+    let comment = override_comment(text);
+    let mut plans = Vec::with_capacity(statements.len());
+    for (at, statement) in statements.iter().enumerate() {
+        let pinned = comment.as_ref().filter(|_| at == 0).or(context.pinned.as_ref());
+        let planner = Planner { text, slots, context, snapshot, pinned, statement };
+        if planner.reads_literals() {
+            let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
+            let indices = (0..slots.len()).filter(|at| slots.get(*at).is_some_and(inside));
+            structural.extend(indices.filter_map(|at| u16::try_from(at).ok()));
+        }
+        let (effect, access, target) = planner.plan(&statement.kind);
+        plans.push(StatementPlan { start: statement.start, end: statement.end, effect, access, target });
+    }
+    Plan { statements: plans, structural }
+}
+
+/// The override in a comment at the start of a text: `/* shardway: key=42 */` or `/* shardway: shard=s1 */`.
+/// It is for the first statement of the text.
+#[must_use]
+pub fn override_comment(text: &[u8]) -> Option<Override> {
+    let text = text.trim_ascii_start().strip_prefix(b"/*")?;
+    let end = text.windows(2).position(|pair| pair == b"*/")?;
+    let inside = std::str::from_utf8(text.get(..end)?).ok()?;
+    let (name, value) = inside.trim().strip_prefix("shardway:")?.trim().split_once('=')?;
+    let value = value.trim();
+    let value = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\'')).unwrap_or(value).to_owned();
+    match name.trim() {
+        "key" => Some(Override::Key(value)),
+        "shard" => Some(Override::Shard(value)),
+        _ => None,
+    }
+}
+
+/// A text that has no tree. Whatever it holds, none of its literals may vary.
+fn whole(text: &[u8], slots: &[Slot], context: &Context, snapshot: &Snapshot, why: Unroutable) -> Plan {
+    let comment = override_comment(text);
+    let target = match comment.as_ref().or(context.pinned.as_ref()) {
+        _ if snapshot.is_single() => Target::Fixed(Route::One(ShardId(0))),
+        Some(Override::Shard(name)) => match snapshot.shard_named(name) {
+            Some(shard) => Target::Fixed(Route::One(shard)),
+            None => Target::Refused(Box::new(Unroutable::OverrideShard { shard: name.clone() })),
+        },
+        _ if why == Unroutable::NotUnderstood => Target::Judge,
+        _ => Target::Refused(Box::new(why)),
+    };
+    let end = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    let statement = StatementPlan { start: 0, end, effect: Effect::None, access: Access::Write, target };
+    let structural = (0..slots.len()).filter_map(|at| u16::try_from(at).ok()).collect();
+    Plan { statements: vec![statement], structural }
+}
+
+/// Plans one statement.
+struct Planner<'a> {
+    text: &'a [u8],
+    slots: &'a [Slot],
+    context: &'a Context,
+    snapshot: &'a Snapshot,
+    pinned: Option<&'a Override>,
+    statement: &'a Statement,
+}
+
+/// What the functions of a statement do.
+struct Calls {
+    home: Option<Keeps>,
+    one_shard: Option<String>,
+    runs_sql: Option<String>,
+    unknown: Option<String>,
+}
+
+impl Planner<'_> {
+    /// Whether literals other than key values decide the plan: settings, options, names in text.
+    fn reads_literals(&self) -> bool {
+        let query = matches!(
+            self.statement.kind,
+            Kind::Query(_) | Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_) | Kind::Merge(_)
+        );
+        !query || self.statement.settings != SettingCalls::None
+    }
+
+    fn plan(&self, kind: &Kind) -> (Effect, Access, Target) {
+        if self.snapshot.is_single() {
+            let (effect, access, _) = self.several(kind);
+            let target = match kind {
+                Kind::Explain { route: true, inner, .. } => {
+                    let (effect, access, _) = self.several(inner);
+                    let target = Target::Fixed(Route::One(ShardId(0)));
+                    let (start, end) = (self.statement.start, self.statement.end);
+                    Target::Explain(Box::new(StatementPlan { start, end, effect, access, target }))
+                }
+                _ => Target::Fixed(Route::One(ShardId(0))),
+            };
+            return (effect, access, target);
+        }
+        self.several(kind)
+    }
+
+    /// As if the database had several shards.
+    fn several(&self, kind: &Kind) -> (Effect, Access, Target) {
+        let any = || Target::Fixed(Route::Any);
+        let home = || Target::Fixed(Route::Home);
+        let (read, write) = (Access::Read, Access::Write);
+        match kind {
+            Kind::Query(_) | Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_) | Kind::Merge(_) => self.rows(kind),
+            Kind::SetConfig { name, value, local } => {
+                let (name, value) = (name.clone(), Some(setting_text(name, value)));
+                (Effect::Set { name, value, local: *local }, read, any())
+            }
+            Kind::Explain { analyze, route, inner } => self.explain(*analyze, *route, inner),
+            Kind::Declare { hold, query } => {
+                let (_, access, target) = self.several(query);
+                (Effect::Declare { hold: *hold }, access, target)
+            }
+            Kind::Copy { relation, query, from, server } => self.copy(relation.as_ref(), query.as_deref(), *from, *server),
+            Kind::Transaction(transaction) => self.transaction(transaction),
+            Kind::Set(set) => self.set(set),
+            Kind::Show => (Effect::None, read, any()),
+            Kind::Discard(Discard::All) => (Effect::DiscardAll, read, any()),
+            Kind::Discard(_) => (Effect::None, read, any()),
+            Kind::Deallocate(name) => (Effect::Deallocate(name.clone()), read, any()),
+            Kind::Prepare(name) => {
+                let target = self.one_shard_only(Unroutable::Unsupported { feature: "PREPARE as a statement" });
+                (Effect::Prepare(name.clone()), write, target)
+            }
+            // Runs where its PREPARE ran: the session kept that backend.
+            Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
+            Kind::Cursor => (Effect::Cursor, read, any()),
+            Kind::Listen => (Effect::Pins(PinReason::Listen), read, home()),
+            Kind::Unlisten => (Effect::None, read, any()),
+            Kind::Notify => (Effect::None, write, home()),
+            Kind::Load => (Effect::Pins(PinReason::Load), read, any()),
+            Kind::Call(command) => {
+                let name = self.statement.functions.first().map_or(*command, |name| &name.name).to_owned();
+                (Effect::Opaque, write, self.one_shard_only(Unroutable::Function { name }))
+            }
+            Kind::CreateTemporary => {
+                let target = self.one_shard_only(Unroutable::Unsupported { feature: "temporary tables" });
+                (Effect::Pins(PinReason::TemporaryTable), write, target)
+            }
+            Kind::Utility(command) => (Effect::None, write, self.one_shard_only(Unroutable::PerShard { command })),
+            Kind::Empty => (Effect::None, read, any()),
+        }
+    }
+
+    /// What only an override of the shard lets run.
+    fn one_shard_only(&self, why: Unroutable) -> Target {
+        match self.pinned {
+            Some(Override::Shard(name)) => match self.snapshot.shard_named(name) {
+                Some(shard) => Target::Fixed(Route::One(shard)),
+                None => Target::Refused(Box::new(Unroutable::OverrideShard { shard: name.clone() })),
+            },
+            _ => Target::Refused(Box::new(why)),
+        }
+    }
+
+    fn transaction(&self, transaction: &Transaction) -> (Effect, Access, Target) {
+        let effect = match transaction {
+            Transaction::Begin => Effect::Begin,
+            Transaction::Commit { chain } => Effect::Commit { chain: *chain },
+            Transaction::Rollback { chain } => Effect::Rollback { chain: *chain },
+            Transaction::Savepoint(name) => Effect::Savepoint(name.clone()),
+            Transaction::Release(name) => Effect::Release(name.clone()),
+            Transaction::RollbackTo(name) => Effect::RollbackTo(name.clone()),
+            Transaction::Set => Effect::SetTransaction,
+            Transaction::TwoPhase => {
+                let why = Unroutable::Unsupported { feature: "two-phase commit by the client" };
+                return (Effect::TwoPhase, Access::Write, self.one_shard_only(why));
+            }
+        };
+        (effect, Access::Read, Target::Fixed(Route::Any))
+    }
+
+    fn set(&self, set: &Set) -> (Effect, Access, Target) {
+        let effect = match set {
+            Set::Value { name, value, local } => {
+                Effect::Set { name: name.clone(), value: value.clone(), local: *local }
+            }
+            Set::Each(all) => Effect::SetEach(all.clone()),
+            Set::Reset(name) => Effect::Reset(name.clone()),
+            Set::ResetAll => Effect::ResetAll,
+            Set::Opaque => {
+                let why = Unroutable::Unsupported { feature: "SET with a value that cannot be repeated elsewhere" };
+                return (Effect::Pins(PinReason::Setting), Access::Read, self.one_shard_only(why));
+            }
+        };
+        (effect, Access::Read, Target::Fixed(Route::Any))
+    }
+
+    fn explain(&self, analyze: bool, route: bool, inner: &Kind) -> (Effect, Access, Target) {
+        let (effect, access, target) = self.several(inner);
+        if route {
+            let (start, end) = (self.statement.start, self.statement.end);
+            let inner = StatementPlan { start, end, effect, access, target };
+            return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
+        }
+        match effect {
+            _ if !analyze => (Effect::None, Access::Read, target),
+            effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
+            _ => (Effect::None, access, target),
+        }
+    }
+
+    fn copy(&self, table: Option<&Name>, query: Option<&Kind>, from: bool, server: bool) -> (Effect, Access, Target) {
+        let effect = match (server, from) {
+            (true, _) => Effect::None,
+            (false, true) => Effect::CopyIn,
+            (false, false) => Effect::CopyOut,
+        };
+        let access = if from { Access::Write } else { Access::Read };
+        if server {
+            let why = Unroutable::Unsupported { feature: "COPY to or from a file of the server" };
+            return (effect, access, self.one_shard_only(why));
+        }
+        match (table, query) {
+            (_, Some(query)) => {
+                let (_, access, target) = self.several(query);
+                (effect, access, target)
+            }
+            (Some(table), None) => (effect, access, self.copy_table(table, from)),
+            (None, None) => (effect, access, self.one_shard_only(Unroutable::NotUnderstood)),
+        }
+    }
+
+    fn copy_table(&self, table: &Name, from: bool) -> Target {
+        use super::block::{Place, full_name};
+        let name = full_name(table);
+        let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
+        match analysis.place(table) {
+            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
+            Place::Reference(_) if from => self.one_shard_only(Unroutable::ReferenceWrite { table: name }),
+            Place::Catalog if from => {
+                self.one_shard_only(Unroutable::Unsupported { feature: "writing to the system catalogs" })
+            }
+            Place::Reference(_) | Place::Catalog => match self.pinned {
+                Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
+                _ => Target::Fixed(Route::Any),
+            },
+            Place::Single(shard) => match self.one_shard_only(Unroutable::NotUnderstood) {
+                Target::Fixed(Route::One(named)) if named != shard => self.contradicts(shard),
+                _ => Target::Fixed(Route::One(shard)),
+            },
+            Place::Unknown => self.one_shard_only(Unroutable::UnknownTable { table: name }),
+        }
+    }
+
+    fn contradicts(&self, shard: ShardId) -> Target {
+        let named = match self.pinned {
+            Some(Override::Shard(name) | Override::Key(name)) => name.clone(),
+            None => String::new(),
+        };
+        let keys = self.snapshot.shards.get(shard.index()).cloned().unwrap_or_default();
+        Target::Refused(Box::new(Unroutable::OverrideContradicts { named, keys }))
+    }
+
+    /// SELECT, INSERT, UPDATE, DELETE, MERGE.
+    fn rows(&self, kind: &Kind) -> (Effect, Access, Target) {
+        let calls = self.calls();
+        let mut analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
+        analysis.kind(kind, None);
+        let pins = analysis.pins();
+        let opaque = calls.one_shard.is_some() || calls.unknown.is_some();
+        let access = if analysis.writes || opaque || calls.home.is_some() { Access::Write } else { Access::Read };
+        let effect = self.effect(kind, &calls);
+        (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    fn effect(&self, kind: &Kind, calls: &Calls) -> Effect {
+        if let Kind::Query(query) = kind {
+            if query.into == Some(crate::sql::tree::Into::Temporary) {
+                return Effect::Pins(PinReason::TemporaryTable);
+            }
+        }
+        match (calls.home, self.statement.settings) {
+            (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
+            (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
+            _ if calls.unknown.is_some() => Effect::Opaque,
+            _ => Effect::None,
+        }
+    }
+
+    fn calls(&self) -> Calls {
+        let mut calls = Calls { home: None, one_shard: None, runs_sql: None, unknown: None };
+        let shadowed = self.context.search_path.iter().position(|schema| schema == "pg_catalog").unwrap_or(0) > 0;
+        for function in &self.statement.functions {
+            let class = match function.schema.as_deref() {
+                Some("pg_catalog") => classify(&function.name),
+                None if !shadowed => classify(&function.name),
+                _ => Class::Unknown,
+            };
+            let name = || Some(function.name.clone());
+            match class {
+                Class::Plain | Class::Setting => {}
+                Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
+                Class::Home(Keeps::SessionLock) => calls.home = Some(Keeps::SessionLock),
+                Class::OneShard => calls.one_shard = calls.one_shard.or_else(name),
+                Class::RunsSql => calls.runs_sql = calls.runs_sql.or_else(name),
+                Class::Unknown => calls.unknown = calls.unknown.or_else(name),
+            }
+        }
+        calls
+    }
+
+    fn target(&self, mut analysis: Analysis<'_>, pins: Vec<Pin>, calls: &Calls) -> Target {
+        match self.statement.depth {
+            Depth::Whole => {}
+            Depth::TooDeep => analysis.refuse(Unroutable::TooDeep),
+            Depth::Unknown => analysis.refuse(Unroutable::NotUnderstood),
+        }
+        if let Some(name) = calls.runs_sql.clone() {
+            analysis.refuse(Unroutable::Function { name });
+        }
+        let placed = !pins.is_empty() || !analysis.fixed.is_empty();
+        if calls.home.is_some() {
+            analysis.fixed.push(Fixed { shard: self.snapshot.home, why: Why::Home });
+        }
+        if let (false, Some(name)) = (placed, calls.one_shard.clone().or_else(|| calls.unknown.clone())) {
+            analysis.refuse(Unroutable::Function { name });
+        }
+        if self.statement.settings != SettingCalls::None {
+            analysis.refuse(Unroutable::Function { name: "set_config".to_owned() });
+        }
+        let fixed = match self.overridden(analysis.groups(&pins)) {
+            Ok(fixed) => fixed,
+            Err(why) => return Target::Refused(Box::new(why)),
+        };
+        if let Some(why) = self.refusal(&analysis.refusals, fixed.as_ref()) {
+            return Target::Refused(Box::new(why));
+        }
+        let needed = fixed.into_iter().chain(analysis.fixed).collect();
+        self.settle(needed, pins)
+    }
+
+    /// What stands, though a shard or key was named.
+    fn refusal(&self, refusals: &[Unroutable], fixed: Option<&Fixed>) -> Option<Unroutable> {
+        let by_key = matches!(self.pinned, Some(Override::Key(_)));
+        let stands = |why: &&Unroutable| match fixed {
+            None => true,
+            Some(_) if by_key && matches!(why, Unroutable::ReferenceWrite { .. } | Unroutable::UnknownTable { .. }) => {
+                true
+            }
+            Some(_) => !why.lifted_by_override(),
+        };
+        refusals.iter().find(stands).cloned()
+    }
+
+    /// The shard that an override names; `Err` when it names none.
+    fn overridden(&self, groups: Vec<GroupId>) -> Result<Option<Fixed>, Unroutable> {
+        let (shard, named) = match self.pinned {
+            None => return Ok(None),
+            Some(Override::Shard(name)) => {
+                let shard = self.snapshot.shard_named(name);
+                (shard.ok_or_else(|| Unroutable::OverrideShard { shard: name.clone() })?, name)
+            }
+            Some(Override::Key(key)) => {
+                let Some(group) = self.group_meant(groups) else { return Ok(None) };
+                let unusable = || Unroutable::OverrideKey { key: key.clone() };
+                let group = self.snapshot.group(group.ok_or_else(unusable)?);
+                let value = group.key_type.from_text(key.as_bytes()).ok().ok_or_else(unusable)?;
+                let shard = group.shard_of(&value);
+                (shard.ok_or_else(|| Unroutable::NoShardForKey { group: group.name.clone() })?, key)
+            }
+        };
+        Ok(Some(Fixed { shard, why: Why::Override(named.clone()) }))
+    }
+
+    /// The group that an overriding key belongs to: the statement's only one, or the database's.
+    /// Outer `None`: the statement touches no group.
+    fn group_meant(&self, mut groups: Vec<GroupId>) -> Option<Option<GroupId>> {
+        groups.sort_unstable();
+        groups.dedup();
+        match (groups.as_slice(), self.snapshot.groups.len()) {
+            ([group], _) => Some(Some(*group)),
+            ([], 1) => Some(Some(GroupId(0))),
+            ([], _) => None,
+            _ => Some(None),
+        }
+    }
+
+    /// One shard for all that is fixed, then the keys.
+    fn settle(&self, needed: Vec<Fixed>, pins: Vec<Pin>) -> Target {
+        let mut fixed: Option<Fixed> = None;
+        for need in needed {
+            match &fixed {
+                Some(found) if found.shard != need.shard => {
+                    if matches!(found.why, Why::Override(_)) {
+                        return self.contradicts(need.shard);
+                    }
+                    let name = |shard: ShardId| self.snapshot.shards.get(shard.index()).cloned().unwrap_or_default();
+                    let shards = vec![name(found.shard), name(need.shard)];
+                    return Target::Refused(Box::new(Unroutable::SeveralShards { shards }));
+                }
+                Some(_) => {}
+                None => fixed = Some(need),
+            }
+        }
+        if pins.is_empty() {
+            return Target::Fixed(match fixed {
+                None => Route::Any,
+                Some(Fixed { why: Why::Home, .. }) => Route::Home,
+                Some(fixed) => Route::One(fixed.shard),
+            });
+        }
+        let reading = Reading {
+            standard_conforming_strings: self.context.standard_conforming_strings,
+            utf8: self.context.utf8,
+        };
+        Target::ByKey(Pins { pins: pins.into(), fixed, reading })
+    }
+}
+
+/// The value of `set_config` as what may follow `SET name TO`: a list of schemas is a list there.
+fn setting_text(name: &str, value: &str) -> String {
+    if name != "search_path" || value.is_empty() {
+        return quoted(value);
+    }
+    let parts = value.split(',').map(|part| {
+        let part = part.trim();
+        match part.strip_prefix('"').and_then(|part| part.strip_suffix('"')) {
+            Some(inside) => quoted(&inside.replace("\"\"", "\"")),
+            None => quoted(&part.to_ascii_lowercase()),
+        }
+    });
+    parts.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,864 @@
+//! Query blocks: which relations a statement reads, and what its predicates say of their keys.
+//!
+//! Why a condition may restrict a relation: deleting every row that fails it would not change the result. So WHERE
+//! restricts each relation of its block (a comparison with NULL is never true, which covers null-extended rows), ON
+//! only the side that the join does not preserve, and a subquery's predicates only the subquery's own relations.
+//! An equality with another relation's key passes that relation's conditions on, under the same rule.
+
+use super::{
+    Context,
+    route::{Condition, Edge, Fixed, Pin, Why},
+    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, resolve},
+    unroutable::Unroutable,
+    value::{Sign, Value},
+};
+use crate::{
+    catalog::{
+        group::{GroupId, Map},
+        key::KeyType,
+        shard::ShardId,
+        snapshot::{Placement, Snapshot, Table, Unlisted},
+    },
+    sql::{
+        normalize::Slot,
+        tree::{
+            Body, CastType, Compare, Cte, Expr, From, Join, JoinKind, Kind, Literal, LiteralKind, Locking, Name,
+            Query, Relation, Select, Target,
+        },
+    },
+    wire::types::{self, Oid},
+};
+use std::{collections::HashMap, ops::Range};
+
+/// The analysis of one statement.
+pub(super) struct Analysis<'a> {
+    pub(super) text: &'a [u8],
+    pub(super) slots: &'a [Slot],
+    pub(super) context: &'a Context,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) scopes: Vec<Scope>,
+    pub(super) instances: Vec<Instance>,
+    ctes: Vec<(String, Outputs)>,
+    /// Subqueries of expressions that were looked into, by where they stand in memory.
+    subqueries: HashMap<usize, Outputs>,
+    /// Pins of new rows and new keys.
+    pub(super) written: Vec<Pin>,
+    /// The group of a table that rows are inserted into.
+    pub(super) inserted: Option<GroupId>,
+    pub(super) fixed: Vec<Fixed>,
+    /// Reference tables that are read.
+    references: Vec<String>,
+    /// Why it is refused, unless an override lifts it; the first is told.
+    pub(super) refusals: Vec<Unroutable>,
+    pub(super) writes: bool,
+}
+
+/// Where a table is.
+pub(super) enum Place<'a> {
+    Sharded { group: GroupId, key: &'a str, table: &'a Table },
+    Reference(&'a Table),
+    Single(ShardId),
+    Catalog,
+    Unknown,
+}
+
+impl<'a> Analysis<'a> {
+    pub(super) fn new(text: &'a [u8], slots: &'a [Slot], context: &'a Context, snapshot: &'a Snapshot) -> Self {
+        Self {
+            text,
+            slots,
+            context,
+            snapshot,
+            scopes: Vec::new(),
+            instances: Vec::new(),
+            ctes: Vec::new(),
+            subqueries: HashMap::new(),
+            written: Vec::new(),
+            inserted: None,
+            fixed: Vec::new(),
+            references: Vec::new(),
+            refusals: Vec::new(),
+            writes: false,
+        }
+    }
+
+    /// A query or a write, standing in `parent`; returns its columns.
+    pub(super) fn kind(&mut self, kind: &Kind, parent: Option<usize>) -> Outputs {
+        match kind {
+            Kind::Query(query) => return self.query(query, parent),
+            Kind::Insert(insert) => self.insert(insert, parent),
+            Kind::Update(update) => self.update(update, parent),
+            Kind::Delete(delete) => self.delete(delete, parent),
+            Kind::Merge(merge) => self.merge(merge, parent),
+            _ => self.refuse(Unroutable::Unsupported { feature: "a utility command inside a query" }),
+        }
+        Outputs::unknown()
+    }
+
+    pub(super) fn refuse(&mut self, why: Unroutable) {
+        self.refusals.push(why);
+    }
+
+    pub(super) fn query(&mut self, query: &Query, parent: Option<usize>) -> Outputs {
+        let outer = self.ctes.len();
+        let references = self.references.len();
+        self.with(&query.ctes, query.recursive, parent);
+        let (scope, outputs) = match &query.body {
+            Body::Select(select) => self.select(select, parent),
+            Body::Values(rows) => {
+                let scope = self.open(parent);
+                for value in rows.iter().flatten() {
+                    self.walk(value, scope);
+                }
+                (scope, Outputs::unknown())
+            }
+            Body::SetOperation(sides) => {
+                for side in sides {
+                    self.query(side, parent);
+                }
+                (self.open(parent), Outputs::unknown())
+            }
+        };
+        for expr in &query.tail {
+            self.walk(expr, scope);
+        }
+        if query.into.is_some() {
+            self.refuse(Unroutable::PerShard { command: "SELECT INTO" });
+        }
+        for locking in &query.locking {
+            self.lock(locking, scope, references);
+        }
+        self.ctes.truncate(outer);
+        outputs
+    }
+
+    /// Row locks on one copy of a reference table exclude nobody who locks another.
+    fn lock(&mut self, locking: &Locking, scope: usize, references: usize) {
+        self.writes = true;
+        let Some(table) = self.references.get(references).cloned() else { return };
+        let only_tables = !locking.of.is_empty()
+            && locking.of.iter().all(|name| {
+                self.scopes[scope].entries.iter().any(|entry| entry.name == *name && entry.kind == EntryKind::Table)
+            });
+        if !only_tables {
+            self.refuse(Unroutable::ReferenceWrite { table });
+        }
+    }
+
+    pub(super) fn with(&mut self, ctes: &[Cte], recursive: bool, parent: Option<usize>) {
+        if recursive {
+            // Any of them may name any other, itself included.
+            self.ctes.extend(ctes.iter().map(|cte| (cte.name.clone(), Outputs::unknown())));
+        }
+        for cte in ctes {
+            let outputs = self.kind(&cte.body, parent).renamed(&cte.columns);
+            if !recursive {
+                self.ctes.push((cte.name.clone(), outputs));
+            }
+        }
+    }
+
+    pub(super) fn forget_ctes(&mut self, count: usize) {
+        self.ctes.truncate(count);
+    }
+
+    pub(super) fn cte_count(&self) -> usize {
+        self.ctes.len()
+    }
+
+    pub(super) fn open(&mut self, parent: Option<usize>) -> usize {
+        self.scopes.push(Scope::inside(parent));
+        self.scopes.len() - 1
+    }
+
+    fn select(&mut self, select: &Select, parent: Option<usize>) -> (usize, Outputs) {
+        let scope = self.open(parent);
+        self.from_list(&select.from, scope);
+        self.filter(select.filter.as_ref(), scope);
+        for target in &select.targets {
+            self.walk(&target.value, scope);
+        }
+        for expr in &select.rest {
+            self.walk(expr, scope);
+        }
+        (scope, self.outputs(&select.targets, scope))
+    }
+
+    pub(super) fn from_list(&mut self, items: &[From], scope: usize) {
+        for item in items {
+            self.from(item, scope, Nullable::No);
+        }
+    }
+
+    /// WHERE: restricts every relation of its block.
+    pub(super) fn filter(&mut self, filter: Option<&Expr>, scope: usize) {
+        if let Some(filter) = filter {
+            self.restrict(filter, scope, 0, &(0..self.instances.len()));
+            self.walk(filter, scope);
+        }
+    }
+
+    fn outputs(&self, targets: &[Target], scope: usize) -> Outputs {
+        let mut outputs = Outputs::default();
+        for target in targets {
+            let name = target.name.clone();
+            match &target.value {
+                Expr::Column(column) if column.star => {
+                    let all = match column.path.last() {
+                        None => self.scopes[scope].all(),
+                        Some(table) => self.scopes[scope].all_of(table),
+                    };
+                    outputs.columns.extend(all.columns);
+                    outputs.open |= all.open;
+                }
+                Expr::Column(column) => {
+                    let key = resolve(&self.scopes, scope, 0, column);
+                    let name = name.or_else(|| column.path.last().cloned()).unwrap_or_default();
+                    outputs.columns.push((name, key.first().copied().filter(|_| key.len() == 1)));
+                }
+                _ => {
+                    outputs.open |= name.is_none();
+                    outputs.columns.push((name.unwrap_or_default(), None));
+                }
+            }
+        }
+        outputs
+    }
+
+    pub(super) fn from(&mut self, item: &From, scope: usize, nullable: Nullable) {
+        match item {
+            From::Table(relation) => {
+                self.table(relation, scope, nullable);
+            }
+            From::Subquery { lateral, query, alias } => {
+                let parent = if *lateral { Some(scope) } else { self.scopes[scope].parent };
+                let outputs = self.kind(query, parent);
+                let (name, columns) = alias.as_ref().map_or(("", &[][..]), |alias| (&alias.name, &alias.columns));
+                self.enter(scope, name, outputs.renamed(columns), EntryKind::Derived);
+            }
+            From::Function { arguments, alias } => {
+                for argument in arguments {
+                    self.walk(argument, scope);
+                }
+                let name = alias.as_ref().map_or("", |alias| &alias.name);
+                self.enter(scope, name, Outputs::unknown(), EntryKind::Derived);
+            }
+            From::Join(join) => self.join(join, scope, nullable),
+        }
+    }
+
+    fn enter(&mut self, scope: usize, name: &str, outputs: Outputs, kind: EntryKind) {
+        self.scopes[scope].entries.push(Entry { name: name.to_owned(), schema: None, outputs, kind });
+    }
+
+    /// A table in FROM or as the target of a write; returns its instance when it is sharded.
+    pub(super) fn table(&mut self, relation: &Relation, scope: usize, nullable: Nullable) -> Option<usize> {
+        let renames = relation.alias.as_ref().map_or(&[][..], |alias| &alias.columns);
+        let cte = (relation.name.schema.is_none())
+            .then(|| self.ctes.iter().rev().find(|(name, _)| *name == relation.name.name))
+            .flatten();
+        if let Some((name, outputs)) = cte {
+            let name = relation.alias.as_ref().map_or_else(|| name.clone(), |alias| alias.name.clone());
+            let outputs = outputs.clone().renamed(renames);
+            self.enter(scope, &name, outputs, EntryKind::Derived);
+            return None;
+        }
+        self.table_itself(relation, scope, nullable)
+    }
+
+    /// As [`Self::table`], for a name that no CTE shadows.
+    pub(super) fn table_itself(&mut self, relation: &Relation, scope: usize, nullable: Nullable) -> Option<usize> {
+        let renames = relation.alias.as_ref().map_or(&[][..], |alias| &alias.columns);
+        let mut instance = None;
+        let (outputs, kind) = match self.place(&relation.name) {
+            Place::Sharded { group, key, table } => {
+                instance = Some(self.instances.len());
+                let outputs = table_outputs(table, Some((key, self.instances.len())));
+                let (table, key) = (relation.name.name.clone(), key.to_owned());
+                let (conditions, equals) = (Vec::new(), Vec::new());
+                self.instances.push(Instance { group, table, key, block: scope, nullable, conditions, equals });
+                (outputs, EntryKind::Table)
+            }
+            Place::Reference(table) => {
+                self.references.push(relation.name.name.clone());
+                (table_outputs(table, None), EntryKind::Reference)
+            }
+            Place::Single(shard) => {
+                self.fix_table(shard, &relation.name.name);
+                (Outputs::unknown(), EntryKind::Table)
+            }
+            Place::Catalog => {
+                if relation.name.name.starts_with("pg_largeobject") {
+                    self.fixed.push(Fixed { shard: self.snapshot.home, why: Why::Home });
+                }
+                (Outputs::unknown(), EntryKind::Table)
+            }
+            Place::Unknown => {
+                self.refuse(Unroutable::UnknownTable { table: full_name(&relation.name) });
+                (Outputs::unknown(), EntryKind::Table)
+            }
+        };
+        let (name, schema) = match &relation.alias {
+            Some(alias) => (alias.name.clone(), None),
+            None => (relation.name.name.clone(), relation.name.schema.clone()),
+        };
+        self.scopes[scope].entries.push(Entry { name, schema, outputs: outputs.renamed(renames), kind });
+        instance
+    }
+
+    pub(super) fn fix_table(&mut self, shard: ShardId, table: &str) {
+        self.fixed.push(Fixed { shard, why: Why::Table(table.to_owned()) });
+    }
+
+    /// Nothing restricts this relation's keys: all of its group's shards would be needed.
+    pub(super) fn unpinned(&mut self, group: GroupId, table: String, key: String) {
+        match self.snapshot.group(group).shards().single() {
+            Some(shard) => self.fixed.push(Fixed { shard, why: Why::Group }),
+            None => self.refuse(Unroutable::Unpinned { table, key }),
+        }
+    }
+
+    pub(super) fn place(&self, name: &Name) -> Place<'a> {
+        let snapshot = self.snapshot;
+        let listed = |schema: &str| snapshot.table(schema, &name.name).map(place_of);
+        if let Some(schema) = &name.schema {
+            return match schema.as_str() {
+                "pg_catalog" | "information_schema" | "pg_toast" => Place::Catalog,
+                schema => listed(schema).unwrap_or_else(|| self.unlisted(schema)),
+            };
+        }
+        let path = &self.context.search_path;
+        let catalog_first = !path.iter().any(|schema| schema == "pg_catalog");
+        if catalog_first && name.name.starts_with("pg_") {
+            return path.iter().find_map(|schema| listed(schema)).unwrap_or(Place::Catalog);
+        }
+        for schema in path {
+            match schema.as_str() {
+                "pg_catalog" if name.name.starts_with("pg_") => return Place::Catalog,
+                "information_schema" if !name.name.starts_with("pg_") && listed(schema).is_none() => {}
+                schema => {
+                    if let Some(place) = listed(schema) {
+                        return place;
+                    }
+                }
+            }
+        }
+        self.unlisted("")
+    }
+
+    fn unlisted(&self, schema: &str) -> Place<'a> {
+        match self.snapshot.unlisted {
+            Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
+            Unlisted::On(_) | Unlisted::Error => Place::Unknown,
+        }
+    }
+
+    fn join(&mut self, join: &Join, scope: usize, nullable: Nullable) {
+        let side = |outer: bool| if outer { Nullable::Yes } else { nullable };
+        let (entries, instances) = (self.scopes[scope].entries.len(), self.instances.len());
+        self.from(&join.left, scope, side(matches!(join.kind, JoinKind::Right | JoinKind::Full)));
+        let (middle, between) = (self.scopes[scope].entries.len(), self.instances.len());
+        self.from(&join.right, scope, side(matches!(join.kind, JoinKind::Left | JoinKind::Full)));
+        let end = self.instances.len();
+        let range = match join.kind {
+            JoinKind::Inner => instances..end,
+            JoinKind::Left => between..end,
+            JoinKind::Right => instances..between,
+            JoinKind::Full => 0..0,
+        };
+        let using = if join.natural { self.natural(scope, entries, middle) } else { join.using.clone() };
+        for name in &using {
+            let (left, right) = self.scopes[scope].merge(entries, middle, name);
+            for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (*l, *r))) {
+                self.equate(l, r, scope, &range);
+            }
+        }
+        if let Some(on) = &join.on {
+            self.restrict(on, scope, entries, &range);
+            self.walk(on, scope);
+        }
+        if let Some(alias) = &join.alias {
+            let mut outputs = Outputs { columns: Vec::new(), open: true };
+            for entry in &mut self.scopes[scope].entries[entries..] {
+                outputs.columns.append(&mut entry.outputs.columns);
+                entry.kind = EntryKind::Hidden;
+            }
+            self.enter(scope, &alias.name, outputs.renamed(&alias.columns), EntryKind::Derived);
+        }
+    }
+
+    /// The columns that a NATURAL join compares, when both sides are known.
+    fn natural(&mut self, scope: usize, start: usize, middle: usize) -> Vec<String> {
+        let scope = &mut self.scopes[scope];
+        let (left, right) = scope.entries[start..].split_at(middle - start);
+        if scope.entries[start..].iter().any(|entry| entry.outputs.open) {
+            scope.unsure = true;
+            return Vec::new();
+        }
+        let names = right.iter().flat_map(|entry| &entry.outputs.columns).map(|(name, _)| name);
+        let shared = names.filter(|name| {
+            left.iter().any(|entry| entry.outputs.columns.iter().any(|(column, _)| column == *name))
+        });
+        shared.cloned().collect()
+    }
+
+    /// `left` and `right` have equal keys in the rows of those in `range` that can matter.
+    fn equate(&mut self, left: usize, right: usize, scope: usize, range: &Range<usize>) {
+        if left == right || self.instances[left].group != self.instances[right].group {
+            return;
+        }
+        for (one, other) in [(left, right), (right, left)] {
+            if range.contains(&one) && self.instances[one].block == scope {
+                self.instances[one].equals.push(other);
+            }
+        }
+    }
+
+    /// Notes what a predicate says of the keys of the instances in `range`.
+    pub(super) fn restrict(&mut self, predicate: &Expr, scope: usize, start: usize, range: &Range<usize>) {
+        match predicate {
+            Expr::And(parts) => {
+                for part in parts {
+                    self.restrict(part, scope, start, range);
+                }
+                return;
+            }
+            Expr::Compare { op: Compare::Equal, left, right } => self.restrict_equal(left, right, scope, start, range),
+            Expr::InQuery { left, query } => {
+                if let Expr::Column(column) = &**left {
+                    let keys = resolve(&self.scopes, scope, start, column);
+                    let outputs = self.subquery(query, scope);
+                    if let ([(_, Some(other))], false) = (outputs.columns.as_slice(), outputs.open) {
+                        for key in keys {
+                            self.equate_one(key, *other, scope, range);
+                        }
+                    }
+                }
+                return;
+            }
+            _ => {}
+        }
+        for instance in range.clone() {
+            if self.instances[instance].block == scope {
+                if let Some(condition) = self.condition(predicate, instance, scope, start) {
+                    self.instances[instance].conditions.push(condition);
+                }
+            }
+        }
+    }
+
+    fn restrict_equal(&mut self, left: &Expr, right: &Expr, scope: usize, start: usize, range: &Range<usize>) {
+        match (left, right) {
+            (Expr::Column(left), Expr::Column(right)) => {
+                let left = resolve(&self.scopes, scope, start, left);
+                let right = resolve(&self.scopes, scope, start, right);
+                for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (*l, *r))) {
+                    self.equate(l, r, scope, range);
+                }
+            }
+            (Expr::Row(left), Expr::Row(right)) if left.len() == right.len() => {
+                for (left, right) in left.iter().zip(right) {
+                    self.restrict_equal(left, right, scope, start, range);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn equate_one(&mut self, one: usize, other: usize, scope: usize, range: &Range<usize>) {
+        let same = self.instances[one].group == self.instances[other].group;
+        if one != other && same && range.contains(&one) && self.instances[one].block == scope {
+            self.instances[one].equals.push(other);
+        }
+    }
+
+    /// A subquery of an expression, looked into once however often it is asked for.
+    fn subquery(&mut self, query: &Kind, scope: usize) -> Outputs {
+        let place = std::ptr::from_ref(query).addr();
+        if let Some(outputs) = self.subqueries.get(&place) {
+            return outputs.clone();
+        }
+        let outputs = self.kind(query, Some(scope));
+        self.subqueries.insert(place, outputs.clone());
+        outputs
+    }
+
+    /// What a predicate says of one instance's key; `None`: nothing.
+    fn condition(&self, predicate: &Expr, instance: usize, scope: usize, start: usize) -> Option<Condition> {
+        let is_key = |expr: &Expr| match expr {
+            Expr::Column(column) => resolve(&self.scopes, scope, start, column).contains(&instance),
+            _ => false,
+        };
+        let key_type = self.key_type(instance);
+        match predicate {
+            Expr::And(parts) => {
+                both(parts.iter().filter_map(|part| self.condition(part, instance, scope, start)).collect())
+            }
+            Expr::Or(parts) => {
+                let parts: Option<Vec<_>> =
+                    parts.iter().map(|part| self.condition(part, instance, scope, start)).collect();
+                parts.map(either)
+            }
+            Expr::Compare { op: Compare::Equal, left, right } => {
+                if let (Expr::Row(left), Expr::Row(right)) = (&**left, &**right) {
+                    return self.row_condition(left, right, instance, scope, start);
+                }
+                let other = if is_key(left) {
+                    right
+                } else if is_key(right) {
+                    left
+                } else {
+                    return None;
+                };
+                let value = self.value(other, key_type)?;
+                if value == Value::Null && self.context.transform_null_equals {
+                    return None;
+                }
+                Some(equal(value))
+            }
+            Expr::Compare { op, left, right } => {
+                let (op, other) = if is_key(left) {
+                    (*op, right)
+                } else if is_key(right) {
+                    (flipped(*op), left)
+                } else {
+                    return None;
+                };
+                self.range(instance, op, other)
+            }
+            Expr::In { left, list } => self.in_list(left, list, instance, scope, start),
+            Expr::EqualsAny { left, array } if is_key(left) => self.any_of(array, key_type),
+            Expr::Between { left, low, high } if is_key(left) => {
+                let low = self.range(instance, Compare::GreaterEqual, low)?;
+                let high = self.range(instance, Compare::LessEqual, high)?;
+                both(vec![low, high])
+            }
+            _ => None,
+        }
+    }
+
+    fn in_list(
+        &self,
+        left: &Expr,
+        list: &[Expr],
+        instance: usize,
+        scope: usize,
+        start: usize,
+    ) -> Option<Condition> {
+        if let Expr::Row(left) = left {
+            let rows: Option<Vec<Condition>> = list
+                .iter()
+                .map(|row| match row {
+                    Expr::Row(right) => self.row_condition(left, right, instance, scope, start),
+                    _ => None,
+                })
+                .collect();
+            return rows.map(either);
+        }
+        let Expr::Column(column) = left else { return None };
+        if !resolve(&self.scopes, scope, start, column).contains(&instance) {
+            return None;
+        }
+        let key_type = self.key_type(instance);
+        let values: Option<Vec<Value>> = list.iter().map(|value| self.value(value, key_type)).collect();
+        Some(one_of(values?))
+    }
+
+    fn row_condition(
+        &self,
+        left: &[Expr],
+        right: &[Expr],
+        instance: usize,
+        scope: usize,
+        start: usize,
+    ) -> Option<Condition> {
+        if left.len() != right.len() {
+            return None;
+        }
+        let key_type = self.key_type(instance);
+        let is_key = |expr: &Expr| match expr {
+            Expr::Column(column) => resolve(&self.scopes, scope, start, column).contains(&instance),
+            _ => false,
+        };
+        let parts = left.iter().zip(right).filter_map(|(left, right)| {
+            let value = if is_key(left) {
+                self.value(right, key_type)?
+            } else if is_key(right) {
+                self.value(left, key_type)?
+            } else {
+                return None;
+            };
+            Some(equal(value))
+        });
+        both(parts.collect())
+    }
+
+    pub(super) fn key_type(&self, instance: usize) -> KeyType {
+        self.snapshot.group(self.instances[instance].group).key_type
+    }
+
+    fn any_of(&self, array: &Expr, key_type: KeyType) -> Option<Condition> {
+        match array {
+            Expr::Array(items) => {
+                let values: Option<Vec<Value>> = items.iter().map(|item| self.value(item, key_type)).collect();
+                Some(one_of(values?))
+            }
+            Expr::Cast { inner, to } => {
+                let cast = array_cast(to, key_type)?;
+                match &**inner {
+                    Expr::Array(_) => self.any_of(inner, key_type),
+                    Expr::Literal(Literal { kind: LiteralKind::Null, .. }) => Some(Condition::Nothing),
+                    Expr::Literal(literal) if literal.kind == LiteralKind::Text => {
+                        Some(Condition::ElementOf(self.slot(literal, Some(cast))?))
+                    }
+                    Expr::Parameter(number) => Some(Condition::ElementOf(parameter(*number, Some(cast))?)),
+                    _ => None,
+                }
+            }
+            Expr::Literal(literal) if literal.kind == LiteralKind::Text => {
+                Some(Condition::ElementOf(self.slot(literal, None)?))
+            }
+            Expr::Literal(Literal { kind: LiteralKind::Null, .. }) => Some(Condition::Nothing),
+            Expr::Parameter(number) => Some(Condition::ElementOf(parameter(*number, None)?)),
+            _ => None,
+        }
+    }
+
+    /// A comparison of order pins only a range group, and text only where the group's order is the comparison's: never.
+    fn range(&self, instance: usize, op: Compare, other: &Expr) -> Option<Condition> {
+        let group = self.snapshot.group(self.instances[instance].group);
+        if !matches!(group.map, Map::Range(_)) || group.key_type == KeyType::Text {
+            return None;
+        }
+        let value = self.value(other, group.key_type)?;
+        let inclusive = matches!(op, Compare::LessEqual | Compare::GreaterEqual);
+        let edge = Some(Edge { value, inclusive });
+        Some(match op {
+            Compare::Less | Compare::LessEqual => Condition::Between { low: None, high: edge },
+            Compare::Greater | Compare::GreaterEqual => Condition::Between { low: edge, high: None },
+            Compare::Equal => return None,
+        })
+    }
+
+    /// A constant or parameter as a key value; `None`: anything else, or a cast that may change the value.
+    pub(super) fn value(&self, expr: &Expr, key_type: KeyType) -> Option<Value> {
+        match expr {
+            Expr::Literal(literal) => self.literal(literal, None),
+            Expr::Parameter(number) => parameter(*number, None),
+            Expr::Cast { inner, to } => {
+                let cast = Some(cast_to(to, key_type)?);
+                match &**inner {
+                    Expr::Literal(literal) => self.literal(literal, cast),
+                    Expr::Parameter(number) => parameter(*number, cast),
+                    _ => None,
+                }
+            }
+            Expr::Negate(inner) => match self.value(inner, key_type)? {
+                Value::Slot { slot, sign, cast } if is_number(inner) => {
+                    let sign = if sign == Sign::Minus { Sign::None } else { Sign::Minus };
+                    Some(Value::Slot { slot, sign, cast })
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn literal(&self, literal: &Literal, cast: Option<Oid>) -> Option<Value> {
+        match literal.kind {
+            LiteralKind::Null => Some(Value::Null),
+            LiteralKind::Number | LiteralKind::Text => self.slot(literal, cast),
+            LiteralKind::Boolean | LiteralKind::Bits => None,
+        }
+    }
+
+    /// The slot of a literal. A negative number stands at its sign, which belongs to the template.
+    fn slot(&self, literal: &Literal, cast: Option<Oid>) -> Option<Value> {
+        let at = self.slots.partition_point(|slot| slot.start < literal.location);
+        let found = self.slots.get(at)?;
+        let sign = if found.start == literal.location {
+            Sign::None
+        } else {
+            let between = self.text.get(literal.location as usize..found.start as usize)?;
+            let (b'-', blanks) = between.split_first()? else { return None };
+            if literal.kind != LiteralKind::Number || !blanks.iter().all(u8::is_ascii_whitespace) {
+                return None;
+            }
+            Sign::Minus
+        };
+        Some(Value::Slot { slot: u16::try_from(at).ok()?, sign, cast })
+    }
+
+    /// Looks into the subqueries of an expression.
+    pub(super) fn walk(&mut self, expr: &Expr, scope: usize) {
+        match expr {
+            Expr::Query(query) => {
+                self.subquery(query, scope);
+            }
+            Expr::InQuery { left, query } => {
+                self.walk(left, scope);
+                self.subquery(query, scope);
+            }
+            Expr::Cast { inner, .. } | Expr::Negate(inner) => self.walk(inner, scope),
+            Expr::Compare { left, right, .. } | Expr::EqualsAny { left, array: right } => {
+                self.walk(left, scope);
+                self.walk(right, scope);
+            }
+            Expr::Between { left, low, high } => {
+                for part in [left, low, high] {
+                    self.walk(part, scope);
+                }
+            }
+            Expr::In { left, list } => {
+                self.walk(left, scope);
+                self.walk_all(list, scope);
+            }
+            Expr::And(parts) | Expr::Or(parts) | Expr::Row(parts) | Expr::Array(parts) | Expr::Other(parts) => {
+                self.walk_all(parts, scope);
+            }
+            Expr::Column(_) | Expr::Literal(_) | Expr::Parameter(_) | Expr::Default => {}
+        }
+    }
+
+    pub(super) fn walk_all(&mut self, exprs: &[Expr], scope: usize) {
+        for expr in exprs {
+            self.walk(expr, scope);
+        }
+    }
+}
+
+fn is_number(expr: &Expr) -> bool {
+    match expr {
+        Expr::Literal(literal) => literal.kind == LiteralKind::Number,
+        Expr::Cast { inner, .. } => is_number(inner),
+        _ => false,
+    }
+}
+
+fn parameter(number: u32, cast: Option<Oid>) -> Option<Value> {
+    Some(Value::Parameter { index: u16::try_from(number.checked_sub(1)?).ok()?, cast })
+}
+
+/// The type of a cast that leaves every value of the key's type as it is.
+fn cast_to(to: &CastType, key_type: KeyType) -> Option<Oid> {
+    if to.modified || to.array {
+        return None;
+    }
+    let oid = match to.name.as_deref()? {
+        "int2" => types::INT2,
+        "int4" => types::INT4,
+        "int8" => types::INT8,
+        "text" => types::TEXT,
+        "varchar" => types::VARCHAR,
+        "uuid" => types::UUID,
+        "date" => types::DATE,
+        "timestamptz" => types::TIMESTAMPTZ,
+        "numeric" => types::NUMERIC,
+        "bytea" => types::BYTEA,
+        _ => return None,
+    };
+    let exact = match key_type {
+        KeyType::Bigint => matches!(oid, types::INT2 | types::INT4 | types::INT8),
+        KeyType::Text => matches!(oid, types::TEXT | types::VARCHAR),
+        KeyType::Uuid => oid == types::UUID,
+        KeyType::Date => oid == types::DATE,
+        KeyType::Timestamptz => oid == types::TIMESTAMPTZ,
+        KeyType::Numeric => matches!(oid, types::INT2 | types::INT4 | types::INT8 | types::NUMERIC),
+        KeyType::Bytea => oid == types::BYTEA,
+    };
+    exact.then_some(oid)
+}
+
+/// As [`cast_to`], for arrays.
+fn array_cast(to: &CastType, key_type: KeyType) -> Option<Oid> {
+    let element = CastType { array: false, ..to.clone() };
+    if !to.array {
+        return None;
+    }
+    Some(match cast_to(&element, key_type)? {
+        types::INT2 => types::INT2_ARRAY,
+        types::INT4 => types::INT4_ARRAY,
+        types::INT8 => types::INT8_ARRAY,
+        types::TEXT => types::TEXT_ARRAY,
+        types::VARCHAR => types::VARCHAR_ARRAY,
+        types::UUID => types::UUID_ARRAY,
+        types::DATE => types::DATE_ARRAY,
+        types::TIMESTAMPTZ => types::TIMESTAMPTZ_ARRAY,
+        types::NUMERIC => types::NUMERIC_ARRAY,
+        _ => types::BYTEA_ARRAY,
+    })
+}
+
+fn flipped(op: Compare) -> Compare {
+    match op {
+        Compare::Equal => Compare::Equal,
+        Compare::Less => Compare::Greater,
+        Compare::LessEqual => Compare::GreaterEqual,
+        Compare::Greater => Compare::Less,
+        Compare::GreaterEqual => Compare::LessEqual,
+    }
+}
+
+pub(super) fn equal(value: Value) -> Condition {
+    if value == Value::Null { Condition::Nothing } else { Condition::Equal(value) }
+}
+
+fn one_of(mut values: Vec<Value>) -> Condition {
+    values.retain(|value| *value != Value::Null);
+    match values.len() {
+        0 => Condition::Nothing,
+        1 => equal(values.remove(0)),
+        _ => Condition::OneOf(values),
+    }
+}
+
+pub(super) fn both(mut parts: Vec<Condition>) -> Option<Condition> {
+    if parts.len() <= 1 { parts.pop() } else { Some(Condition::Both(parts)) }
+}
+
+fn either(parts: Vec<Condition>) -> Condition {
+    let mut values = Vec::new();
+    let mut others = Vec::new();
+    for part in parts {
+        match part {
+            Condition::Equal(value) => values.push(value),
+            Condition::OneOf(list) => values.extend(list),
+            Condition::Nothing => {}
+            other => others.push(other),
+        }
+    }
+    if others.is_empty() {
+        return one_of(values);
+    }
+    if !values.is_empty() {
+        others.push(one_of(values));
+    }
+    Condition::Either(others)
+}
+
+fn place_of(table: &Table) -> Place<'_> {
+    match &table.placement {
+        Placement::Sharded { group, key_column } => Place::Sharded { group: *group, key: key_column, table },
+        Placement::Reference => Place::Reference(table),
+        Placement::Single(shard) => Place::Single(*shard),
+    }
+}
+
+fn table_outputs(table: &Table, key: Option<(&str, usize)>) -> Outputs {
+    if table.columns.is_empty() {
+        let columns = key.into_iter().map(|(key, instance)| (key.to_owned(), Some(instance))).collect();
+        return Outputs { columns, open: true };
+    }
+    let columns = table.columns.iter().map(|name| {
+        let instance = key.filter(|(key, _)| key == name).map(|(_, instance)| instance);
+        (name.clone(), instance)
+    });
+    Outputs { columns: columns.collect(), open: false }
+}
+
+pub(super) fn full_name(name: &Name) -> String {
+    match &name.schema {
+        Some(schema) => format!("{schema}.{}", name.name),
+        None => name.name.clone(),
+    }
+}

@@ -1,0 +1,155 @@
+//! What a plan does, as rows of name and value: for `EXPLAIN (ROUTE)` and `shardway route`.
+
+use super::{
+    Route, StatementPlan, Target, Values,
+    route::{Condition, Edge, Pin, Pins, Role, Why},
+    unroutable::Unroutable,
+    value::{Sign, Value},
+};
+use crate::{
+    catalog::{shard::ShardId, snapshot::Snapshot},
+    sql::statement::{Access, Effect},
+    wire::types::Format,
+};
+
+/// What is told of one execution of a statement.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Name and value, in the order to be shown.
+    pub rows: Vec<(&'static str, String)>,
+    /// Why it would not run; worded by `proxy/reply.rs`.
+    pub refused: Option<Box<Unroutable>>,
+}
+
+/// Tells where this execution would run, and why.
+#[must_use]
+pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) -> Description {
+    let plan = match &plan.target {
+        Target::Explain(inner) => inner,
+        Target::Fixed(_) | Target::ByKey(_) | Target::Judge | Target::Refused(_) => plan,
+    };
+    let mut rows = Vec::new();
+    let routed = plan.route(snapshot, values);
+    match &routed {
+        Ok(route) => {
+            rows.push(("route", kind(route).to_owned()));
+            rows.push(("shards", shards(route, snapshot).join(", ")));
+        }
+        Err(why) => rows.push(("route", format!("refused ({})", why.code()))),
+    }
+    rows.push(("reason", reason(&plan.target, snapshot)));
+    if let Target::ByKey(pins) = &plan.target {
+        rows.extend(keys(pins, snapshot, values).into_iter().map(|key| ("key", key)));
+    }
+    rows.push(("access", if plan.access == Access::Write { "write" } else { "read" }.to_owned()));
+    if plan.effect != Effect::None {
+        rows.push(("effect", format!("{:?}", plan.effect)));
+    }
+    Description { rows, refused: routed.err() }
+}
+
+fn kind(route: &Route) -> &'static str {
+    match route {
+        Route::One(_) => "one",
+        Route::Some(_) => "some",
+        Route::All => "all",
+        Route::Any => "any",
+        Route::Home => "home",
+    }
+}
+
+fn shards(route: &Route, snapshot: &Snapshot) -> Vec<String> {
+    let name = |shard: ShardId| snapshot.shards.get(shard.index()).cloned().unwrap_or_default();
+    match route {
+        Route::One(shard) => vec![name(*shard)],
+        Route::Some(set) => set.iter().map(name).collect(),
+        Route::All | Route::Any => snapshot.shards.clone(),
+        Route::Home => vec![name(snapshot.home)],
+    }
+}
+
+fn reason(target: &Target, snapshot: &Snapshot) -> String {
+    match target {
+        Target::Fixed(_) if snapshot.is_single() => "the database has one shard".to_owned(),
+        Target::Fixed(Route::Any) => "needs no sharded table".to_owned(),
+        Target::Fixed(Route::Home) => "uses what exists once per database".to_owned(),
+        Target::Fixed(Route::One(_)) => "needs this shard whatever its values are".to_owned(),
+        Target::Fixed(Route::Some(_) | Route::All) => "needs several shards".to_owned(),
+        Target::ByKey(pins) => match pins.fixed.as_ref().map(|fixed| &fixed.why) {
+            None => "its keys".to_owned(),
+            Some(Why::Table(table)) => format!("its keys and the single-shard table {table}"),
+            Some(Why::Home) => "its keys and what exists once per database".to_owned(),
+            Some(Why::Group) => "its keys and a group that lives on one shard".to_owned(),
+            Some(Why::Override(named)) => format!("the override {named}"),
+        },
+        Target::Explain(_) => "EXPLAIN (ROUTE)".to_owned(),
+        Target::Judge => "PostgreSQL is asked whether it understands the statement".to_owned(),
+        Target::Refused(_) => "refused".to_owned(),
+    }
+}
+
+fn keys(pins: &Pins, snapshot: &Snapshot, values: &Values<'_>) -> Vec<String> {
+    pins.pins.iter().map(|pin| describe_pin(pin, snapshot, values)).collect()
+}
+
+fn describe_pin(pin: &Pin, snapshot: &Snapshot, values: &Values<'_>) -> String {
+    let group = &snapshot.group(pin.group).name;
+    let does = match pin.role {
+        Role::Match => "",
+        Role::Insert => "insert ",
+        Role::Assign { .. } => "set ",
+    };
+    let column = format!("{}.{}", pin.table, pin.key);
+    format!("{does}{} (group {group})", describe_condition(&column, &pin.condition, values))
+}
+
+fn describe_condition(column: &str, condition: &Condition, values: &Values<'_>) -> String {
+    let join = |parts: &[Condition], word: &str| {
+        let parts: Vec<String> = parts.iter().map(|part| describe_condition(column, part, values)).collect();
+        parts.join(word)
+    };
+    match condition {
+        Condition::Nothing => format!("{column} = NULL, no row"),
+        Condition::Equal(value) => format!("{column} = {}", value_text(value, values)),
+        Condition::OneOf(list) => {
+            let list: Vec<String> = list.iter().map(|value| value_text(value, values)).collect();
+            format!("{column} in ({})", list.join(", "))
+        }
+        Condition::ElementOf(array) => format!("{column} = any ({})", value_text(array, values)),
+        Condition::Between { low, high } => {
+            let edge = |edge: &Option<Edge>, strict: &str, inclusive: &str| {
+                edge.as_ref().map(|edge| {
+                    let op = if edge.inclusive { inclusive } else { strict };
+                    format!("{column} {op} {}", value_text(&edge.value, values))
+                })
+            };
+            let parts: Vec<String> = [edge(low, ">", ">="), edge(high, "<", "<=")].into_iter().flatten().collect();
+            parts.join(" and ")
+        }
+        Condition::Either(parts) => join(parts, " or "),
+        Condition::Both(parts) => join(parts, " and "),
+    }
+}
+
+fn value_text(value: &Value, values: &Values<'_>) -> String {
+    match value {
+        Value::Null => "NULL".to_owned(),
+        Value::Slot { slot, sign, .. } => {
+            let text = values.slots.get(usize::from(*slot)).and_then(|slot| {
+                let text = values.text.get(slot.start as usize..slot.end as usize)?;
+                Some(String::from_utf8_lossy(text).into_owned())
+            });
+            let sign = if *sign == Sign::Minus { "-" } else { "" };
+            format!("{sign}{}", text.unwrap_or_default())
+        }
+        Value::Parameter { index, .. } => {
+            let number = index + 1;
+            match values.bind.and_then(|bind| bind.parameter(usize::from(*index))) {
+                None => format!("${number}"),
+                Some((_, None)) => format!("${number} (NULL)"),
+                Some((Format::Text, Some(value))) => format!("${number} ({})", String::from_utf8_lossy(value)),
+                Some((Format::Binary, Some(value))) => format!("${number} ({} bytes)", value.len()),
+            }
+        }
+    }
+}

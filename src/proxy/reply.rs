@@ -1,0 +1,365 @@
+//! All wording of errors to clients, and the table of their codes.
+//!
+//! Every code stands in [`CODES`], from which `docs/errors.md` is made; DETAIL ends in the code.
+
+pub mod console;
+pub mod session;
+
+use crate::{
+    plan::unroutable::{KeyProblem, Unroutable},
+    wire::notice::Notice,
+};
+
+/// A stable code of an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    pub code: &'static str,
+    pub sqlstate: &'static str,
+    pub title: &'static str,
+    pub meaning: &'static str,
+    pub what_to_do: &'static str,
+}
+
+/// The error for a statement that is not routed.
+#[must_use]
+pub fn unroutable(why: &Unroutable) -> Notice {
+    let code = why.code();
+    let (message, detail) = message(why);
+    let hint = hint(why).or_else(|| code_named(code).map(|code| code.what_to_do.to_owned()));
+    Notice {
+        severity: "ERROR",
+        sqlstate: why.sqlstate(),
+        message,
+        detail: Some(format!("{detail} ({code})")),
+        hint,
+    }
+}
+
+/// What is written in the table of codes.
+#[must_use]
+pub fn code_named(code: &str) -> Option<&'static Code> {
+    CODES.iter().find(|known| known.code == code)
+}
+
+/// `docs/errors.md`.
+#[must_use]
+pub fn errors_markdown() -> String {
+    let mut page = String::from(
+        "# Errors\n\n<!-- Made from the table in src/proxy/reply.rs; do not edit. -->\n\n\
+         Errors of PostgreSQL pass to the client unchanged. Shardway's own have a code at the end of DETAIL.\n",
+    );
+    for code in CODES {
+        page.push_str(&format!(
+            "\n## {} {}\n\nSQLSTATE `{}`. {}\n\n{}\n",
+            code.code, code.title, code.sqlstate, code.meaning, code.what_to_do
+        ));
+    }
+    page
+}
+
+/// Message, and what of DETAIL comes before the code.
+fn message(why: &Unroutable) -> (String, String) {
+    let text = |text: &str| text.to_owned();
+    match why {
+        Unroutable::Unsupported { feature } => (
+            format!("{feature} is not supported over several shards"),
+            text("The statement would need more than one shard, or one that its text does not name."),
+        ),
+        Unroutable::Unpinned { table, key } => (
+            format!("statement does not restrict \"{table}\" to one value of its shard key"),
+            format!("Rows of \"{table}\" are spread over shards by \"{key}\", and no predicate of the query block pins it."),
+        ),
+        Unroutable::SeveralShards { shards } => (
+            text("statement needs rows of several shards"),
+            format!("Its tables and keys live on shards {}.", shards.join(", ")),
+        ),
+        Unroutable::UnknownTable { table } => {
+            (format!("relation \"{table}\" belongs to no group"), text("No group, reference table or single table has that name."))
+        }
+        Unroutable::KeyMissing { table, key } | Unroutable::KeyNull { table, key } => (
+            format!("null value in shard key \"{key}\" of relation \"{table}\""),
+            match why {
+                Unroutable::KeyNull { .. } => text("The row's shard key is NULL, so that it belongs to no shard."),
+                _ => text("The INSERT gives no value for the shard key, and defaults are not computed here."),
+            },
+        ),
+        Unroutable::KeyExpression { table, key } => (
+            format!("shard key \"{key}\" of relation \"{table}\" is neither a constant nor a parameter"),
+            text("Only the value of a constant or a parameter is known before the statement runs."),
+        ),
+        Unroutable::KeyChanged { table, key } => (
+            format!("statement may change shard key \"{key}\" of relation \"{table}\""),
+            text("A row with another key may belong to another shard."),
+        ),
+        Unroutable::KeyValue { key, problem } => (format!("value cannot be used as shard key {key}"), problem_text(*problem)),
+        Unroutable::NoShardForKey { group } => {
+            (format!("no shard of group \"{group}\" holds this key"), text("The group's map lists neither the value nor a shard for all others."))
+        }
+        Unroutable::ReferenceWrite { table } => (
+            format!("writing to or locking reference table \"{table}\" is not supported"),
+            text("Every shard holds a copy, and all copies would have to change together."),
+        ),
+        Unroutable::Function { name } => (
+            format!("function {name} cannot be run without knowing the shard"),
+            text("What it reads and changes is not visible in the statement."),
+        ),
+        Unroutable::PerShard { command } => {
+            (format!("{command} is not supported over several shards"), text("It would have to run on each shard."))
+        }
+        _ => rare_message(why),
+    }
+}
+
+fn rare_message(why: &Unroutable) -> (String, String) {
+    let text = |text: &str| text.to_owned();
+    match why {
+        Unroutable::NotUtf8 => (
+            text("statement is not UTF-8 text"),
+            text("Statements in other encodings are not analyzed, so that their shard is not known."),
+        ),
+        Unroutable::TooDeep => {
+            (text("statement is nested too deeply"), text("Its nesting is beyond what is analyzed."))
+        }
+        Unroutable::ColumnsUnknown { table } => (
+            format!("INSERT into \"{table}\" needs a column list"),
+            text("The columns of the table are not known, so that the shard key's place is not."),
+        ),
+        Unroutable::Copy { table } => (
+            format!("COPY of sharded table \"{table}\" is not supported over several shards"),
+            text("Its rows are spread over shards."),
+        ),
+        Unroutable::OverrideContradicts { named, keys } => (
+            format!("override \"{named}\" contradicts the statement's own keys"),
+            format!("Its tables and keys live on shard {keys}."),
+        ),
+        Unroutable::OverrideShard { shard } => {
+            (format!("there is no shard \"{shard}\""), text("The override names no shard of this database."))
+        }
+        Unroutable::OverrideKey { key } => (
+            format!("override key \"{key}\" cannot be used"),
+            text("It is no value of the group's key type, or it is not clear which group it belongs to."),
+        ),
+        _ => (
+            text("statement is not understood"),
+            text("PostgreSQL accepts it, but it could not be analyzed, so that its shard is not known."),
+        ),
+    }
+}
+
+fn problem_text(problem: KeyProblem) -> String {
+    match problem {
+        KeyProblem::Malformed => "It is no value of the key's type.",
+        KeyProblem::Ambiguous => "What it means depends on a setting of the session, or it is written in a form that is not read.",
+        KeyProblem::Type => "Values of its type are not compared with the key exactly.",
+    }
+    .to_owned()
+}
+
+/// A hint that names what the statement names; otherwise the table's is used.
+fn hint(why: &Unroutable) -> Option<String> {
+    match why {
+        Unroutable::Unpinned { table, key } => {
+            Some(format!("Add a predicate such as {table}.{key} = $1 to the query block that reads {table}."))
+        }
+        Unroutable::UnknownTable { table } => {
+            Some(format!("Add \"{table}\" to a group, or to the reference or single tables, in the configuration; or set unlisted_tables."))
+        }
+        Unroutable::ColumnsUnknown { table } => Some(format!("Write INSERT INTO {table} (column, …).")),
+        Unroutable::KeyMissing { key, .. } | Unroutable::KeyNull { key, .. } => {
+            Some(format!("Give a value for \"{key}\" in the INSERT."))
+        }
+        _ => None,
+    }
+}
+
+/// Every code of routing.
+pub const CODES: &[Code] = &[
+    Code {
+        code: "SW101",
+        sqlstate: "0A000",
+        title: "Not supported over several shards",
+        meaning: "The feature is not computed for a database of several shards.",
+        what_to_do: "Run it on one shard: SET shardway.shard = '<shard>', or a comment /* shardway: shard=<shard> */ at its start.",
+    },
+    Code {
+        code: "SW102",
+        sqlstate: "0A000",
+        title: "Shard key not restricted",
+        meaning: "A sharded table stands in a query block whose predicates do not pin its shard key to one value.",
+        what_to_do: "Add an equality with the shard key to that query block.",
+    },
+    Code {
+        code: "SW103",
+        sqlstate: "0A000",
+        title: "Several shards needed",
+        meaning: "The keys or tables of one statement, or of one transaction, live on several shards.",
+        what_to_do: "Split it into one statement for each key.",
+    },
+    Code {
+        code: "SW104",
+        sqlstate: "42P01",
+        title: "Table in no group",
+        meaning: "The configuration does not say where the table lives, so that it is never created or read by accident.",
+        what_to_do: "Add the table to a group, or to the reference or single tables, in the configuration.",
+    },
+    Code {
+        code: "SW105",
+        sqlstate: "23502",
+        title: "Shard key missing",
+        meaning: "An INSERT gives no value for the shard key; defaults of the key are not computed by the proxy.",
+        what_to_do: "Give a value for the shard key in the INSERT.",
+    },
+    Code {
+        code: "SW106",
+        sqlstate: "23502",
+        title: "Shard key is NULL",
+        meaning: "A row whose shard key is NULL belongs to no shard.",
+        what_to_do: "Give a value for the shard key in the INSERT.",
+    },
+    Code {
+        code: "SW107",
+        sqlstate: "0A000",
+        title: "Shard key is an expression",
+        meaning: "An INSERT computes the shard key, so that the shard is not known before it runs.",
+        what_to_do: "Compute the value in the application and pass it as a constant or a parameter.",
+    },
+    Code {
+        code: "SW108",
+        sqlstate: "0A000",
+        title: "Shard key changed",
+        meaning: "An UPDATE, ON CONFLICT or MERGE may change a row's shard key, and with it the row's shard.",
+        what_to_do: "Delete the row and insert it with the new key.",
+    },
+    Code {
+        code: "SW109",
+        sqlstate: "22P02 or 0A000",
+        title: "Value is no shard key",
+        meaning: "A value that is compared with or stored in the shard key cannot be read as PostgreSQL would read it.",
+        what_to_do: "Pass the value in the key's own type: digits for integers, ISO 8601 dates, offsets with timestamps.",
+    },
+    Code {
+        code: "SW110",
+        sqlstate: "23514",
+        title: "No shard for this key",
+        meaning: "The map of a list or range group has no place for the value.",
+        what_to_do: "Add the value to the group's lists, or \"*\" for all others.",
+    },
+    Code {
+        code: "SW111",
+        sqlstate: "0A000",
+        title: "Write to a reference table",
+        meaning: "Every shard holds a copy of the table, and writing all copies at once is not supported.",
+        what_to_do: "Write it on each shard: SET shardway.shard = '<shard>' for every shard.",
+    },
+    Code {
+        code: "SW112",
+        sqlstate: "0A000",
+        title: "Function with unknown effects",
+        meaning: "The function may read or change anything, and nothing else in the statement names a shard.",
+        what_to_do: "Pin the statement: by a predicate on a shard key, or by SET shardway.shard or shardway.key.",
+    },
+    Code {
+        code: "SW113",
+        sqlstate: "0A000",
+        title: "To be run on each shard",
+        meaning: "Schema changes and maintenance are not spread over shards.",
+        what_to_do: "Run it on each shard: SET shardway.shard = '<shard>' for every shard.",
+    },
+    Code {
+        code: "SW114",
+        sqlstate: "0A000",
+        title: "Not understood",
+        meaning: "PostgreSQL accepts the statement but Shardway cannot analyze it.",
+        what_to_do: "Run it on one shard: SET shardway.shard = '<shard>'.",
+    },
+    Code {
+        code: "SW115",
+        sqlstate: "0A000",
+        title: "Not UTF-8",
+        meaning: "Statements that are not UTF-8 are not analyzed.",
+        what_to_do: "SET client_encoding = 'UTF8', or pass such values as parameters.",
+    },
+    Code {
+        code: "SW116",
+        sqlstate: "54001",
+        title: "Nested too deeply",
+        meaning: "The statement nests deeper than is analyzed.",
+        what_to_do: "Write it with less nesting.",
+    },
+    Code {
+        code: "SW117",
+        sqlstate: "0A000",
+        title: "Column list needed",
+        meaning: "An INSERT without a column list into a table whose columns are not known.",
+        what_to_do: "Write the column list.",
+    },
+    Code {
+        code: "SW118",
+        sqlstate: "0A000",
+        title: "COPY of a sharded table",
+        meaning: "COPY is not split or gathered over shards.",
+        what_to_do: "COPY (SELECT … WHERE key = …) TO, or one shard at a time: SET shardway.shard = '<shard>'.",
+    },
+    Code {
+        code: "SW119",
+        sqlstate: "0A000",
+        title: "Override contradicts the keys",
+        meaning: "The override names another shard than the statement's own keys or tables.",
+        what_to_do: "Leave the override out: the statement's own keys decide.",
+    },
+    Code {
+        code: "SW120",
+        sqlstate: "22023",
+        title: "Override names no shard",
+        meaning: "shardway.shard must be the name of a shard of this database.",
+        what_to_do: "Use one of the names in the configuration.",
+    },
+    Code {
+        code: "SW121",
+        sqlstate: "22P02",
+        title: "Override key cannot be used",
+        meaning: "shardway.key must be a value of the key type of the one group that the statement touches.",
+        what_to_do: "Give a value of the group's key type, or name the shard instead.",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_its_code_in_the_table() {
+        let table = || "orders".to_owned();
+        let all = [
+            Unroutable::Unsupported { feature: "x" },
+            Unroutable::Unpinned { table: table(), key: table() },
+            Unroutable::SeveralShards { shards: vec![] },
+            Unroutable::UnknownTable { table: table() },
+            Unroutable::KeyMissing { table: table(), key: table() },
+            Unroutable::KeyNull { table: table(), key: table() },
+            Unroutable::KeyExpression { table: table(), key: table() },
+            Unroutable::KeyChanged { table: table(), key: table() },
+            Unroutable::KeyValue { key: table(), problem: KeyProblem::Type },
+            Unroutable::NoShardForKey { group: table() },
+            Unroutable::ReferenceWrite { table: table() },
+            Unroutable::Function { name: table() },
+            Unroutable::PerShard { command: "x" },
+            Unroutable::NotUnderstood,
+            Unroutable::NotUtf8,
+            Unroutable::TooDeep,
+            Unroutable::ColumnsUnknown { table: table() },
+            Unroutable::Copy { table: table() },
+            Unroutable::OverrideContradicts { named: table(), keys: table() },
+            Unroutable::OverrideShard { shard: table() },
+            Unroutable::OverrideKey { key: table() },
+        ];
+        assert_eq!(all.len(), CODES.iter().filter(|code| code.code.starts_with("SW1")).count());
+        for why in all {
+            let code = code_named(why.code()).expect("every code is in the table");
+            assert!(code.sqlstate.contains(why.sqlstate()), "{why:?}");
+            let notice = unroutable(&why);
+            assert!(notice.detail.is_some_and(|detail| detail.ends_with(&format!("({})", why.code()))));
+            assert!(notice.hint.is_some());
+        }
+    }
+}

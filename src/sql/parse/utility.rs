@@ -1,0 +1,188 @@
+//! Everything that is not a query or a write: transaction control, settings, cursors, COPY, DDL.
+
+use super::{ConstValue, Lower, Node, NodeList, expression::function_name, is_temporary, nodes, raw, relation};
+use crate::sql::tree::{Discard, Kind, Set, Transaction};
+
+/// `CURSOR_OPT_HOLD` of parsenodes.h.
+const CURSOR_HOLD: i32 = 0x0020;
+
+impl Lower {
+    pub(super) fn utility(&mut self, node: Node<'_>) -> Kind {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "DDL and maintenance are told apart by name only")]
+        match node {
+            Node::TransactionStmt(statement) => Kind::Transaction(transaction(statement)),
+            Node::ConstraintsSetStmt(_) => Kind::Transaction(Transaction::Set),
+            Node::VariableSetStmt(set) => setting(set),
+            Node::VariableShowStmt(_) => Kind::Show,
+            Node::DiscardStmt(discard) => Kind::Discard(match discard.target {
+                raw::DiscardMode::DISCARD_ALL => Discard::All,
+                raw::DiscardMode::DISCARD_PLANS => Discard::Plans,
+                raw::DiscardMode::DISCARD_SEQUENCES => Discard::Sequences,
+                _ => Discard::Temporary,
+            }),
+            Node::DeallocateStmt(statement) => Kind::Deallocate(statement.name().map(str::to_owned)),
+            Node::PrepareStmt(statement) => Kind::Prepare(statement.name().unwrap_or_default().to_owned()),
+            Node::ExecuteStmt(statement) => Kind::Execute(statement.name().unwrap_or_default().to_owned()),
+            Node::FetchStmt(_) | Node::ClosePortalStmt(_) => Kind::Cursor,
+            Node::ListenStmt(_) => Kind::Listen,
+            Node::UnlistenStmt(_) => Kind::Unlisten,
+            Node::NotifyStmt(_) => Kind::Notify,
+            Node::LoadStmt(_) => Kind::Load,
+            Node::DoStmt(_) => Kind::Call("DO"),
+            Node::CallStmt(call) => {
+                if let Some(call) = call.funccall() {
+                    self.functions.push(function_name(call));
+                    drop(self.exprs(call.args()));
+                }
+                Kind::Call("CALL")
+            }
+            Node::DeclareCursorStmt(declare) => Kind::Declare {
+                hold: declare.options & CURSOR_HOLD != 0,
+                query: Box::new(self.kind(declare.query())),
+            },
+            Node::ExplainStmt(explain) => self.explain(explain),
+            Node::CopyStmt(copy) => self.copy(copy),
+            Node::CreateStmt(create) if create.relation().is_some_and(is_temporary) => Kind::CreateTemporary,
+            Node::CreateTableAsStmt(create) if temporary_into(create) => {
+                drop(self.kind(create.query()));
+                Kind::CreateTemporary
+            }
+            Node::CreateSeqStmt(create) if create.sequence().is_some_and(is_temporary) => Kind::CreateTemporary,
+            Node::ViewStmt(create) if create.view().is_some_and(is_temporary) => Kind::CreateTemporary,
+            other => Kind::Utility(command(other)),
+        }
+    }
+
+    fn explain(&mut self, explain: &nodes::ExplainStmt) -> Kind {
+        let on = |name: &str| {
+            explain.options().into_iter().any(|option| {
+                option.defname().is_some_and(|found| found.eq_ignore_ascii_case(name)) && is_on(option.arg())
+            })
+        };
+        Kind::Explain { analyze: on("analyze"), route: on("route"), inner: Box::new(self.kind(explain.query())) }
+    }
+
+    fn copy(&mut self, copy: &nodes::CopyStmt) -> Kind {
+        let query = match copy.query() {
+            Node::None => None,
+            query => Some(Box::new(self.kind(query))),
+        };
+        if !matches!(copy.where_clause(), Node::None) {
+            drop(self.expr(copy.where_clause()));
+        }
+        Kind::Copy {
+            relation: copy.relation().map(|table| relation(table).name),
+            query,
+            from: copy.is_from,
+            server: copy.is_program || copy.filename().is_some(),
+        }
+    }
+}
+
+fn temporary_into(create: &nodes::CreateTableAsStmt) -> bool {
+    create.into().and_then(nodes::IntoClause::rel).is_some_and(is_temporary)
+}
+
+/// An option of EXPLAIN without a value, or with one that PostgreSQL's `defGetBoolean` takes for true.
+fn is_on(argument: Node<'_>) -> bool {
+    match argument {
+        Node::None => true,
+        Node::Integer(number) => number.ival != 0,
+        Node::Boolean(value) => value.boolval,
+        other => other.as_str().is_none_or(|text| {
+            !(text.eq_ignore_ascii_case("false") || text.eq_ignore_ascii_case("off"))
+        }),
+    }
+}
+
+fn transaction(statement: &nodes::TransactionStmt) -> Transaction {
+    let name = || statement.savepoint_name().unwrap_or_default().to_owned();
+    let chain = statement.chain;
+    match statement.kind {
+        raw::TransactionStmtKind::TRANS_STMT_BEGIN | raw::TransactionStmtKind::TRANS_STMT_START => Transaction::Begin,
+        raw::TransactionStmtKind::TRANS_STMT_COMMIT => Transaction::Commit { chain },
+        raw::TransactionStmtKind::TRANS_STMT_ROLLBACK => Transaction::Rollback { chain },
+        raw::TransactionStmtKind::TRANS_STMT_SAVEPOINT => Transaction::Savepoint(name()),
+        raw::TransactionStmtKind::TRANS_STMT_RELEASE => Transaction::Release(name()),
+        raw::TransactionStmtKind::TRANS_STMT_ROLLBACK_TO => Transaction::RollbackTo(name()),
+        _ => Transaction::TwoPhase,
+    }
+}
+
+fn setting(set: &nodes::VariableSetStmt) -> Kind {
+    let name = set.name().unwrap_or_default().to_ascii_lowercase();
+    Kind::Set(match set.kind {
+        raw::VariableSetKind::VAR_SET_VALUE => match values(set.args()) {
+            Some(value) => Set::Value { name, value: Some(value), local: set.is_local },
+            None => Set::Opaque,
+        },
+        raw::VariableSetKind::VAR_SET_DEFAULT => Set::Value { name, value: None, local: set.is_local },
+        raw::VariableSetKind::VAR_SET_MULTI => return several(&name, set.args()),
+        raw::VariableSetKind::VAR_RESET => Set::Reset(name),
+        raw::VariableSetKind::VAR_RESET_ALL => Set::ResetAll,
+        _ => Set::Opaque,
+    })
+}
+
+/// SET TRANSACTION and SET SESSION CHARACTERISTICS.
+fn several(name: &str, options: &NodeList) -> Kind {
+    if name != "session characteristics" {
+        return Kind::Transaction(Transaction::Set);
+    }
+    let mut all = Vec::new();
+    for option in options {
+        let Node::DefElem(option) = option else { return Kind::Set(Set::Opaque) };
+        let (Some(name), Some(value)) = (option.defname(), value(option.arg())) else {
+            return Kind::Set(Set::Opaque);
+        };
+        all.push((format!("default_{name}"), value));
+    }
+    Kind::Set(Set::Each(all))
+}
+
+/// The values of SET as SQL text that may follow `SET name TO`.
+fn values(arguments: &NodeList) -> Option<String> {
+    let parts: Option<Vec<String>> = arguments.iter().map(value).collect();
+    Some(parts?.join(", "))
+}
+
+fn value(node: Node<'_>) -> Option<String> {
+    let Node::A_Const(constant) = node else { return None };
+    match constant.val()? {
+        ConstValue::Integer(number) => Some(number.to_string()),
+        ConstValue::Float(number) => Some(number.to_owned()),
+        ConstValue::String(text) => Some(crate::sql::statement::quoted(text)),
+        _ => None,
+    }
+}
+
+/// What a command is called in errors.
+fn command(node: Node<'_>) -> &'static str {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is DDL")]
+    match node {
+        Node::CreateStmt(_) => "CREATE TABLE",
+        Node::CreateTableAsStmt(_) => "CREATE TABLE AS",
+        Node::IndexStmt(_) => "CREATE INDEX",
+        Node::ViewStmt(_) => "CREATE VIEW",
+        Node::AlterTableStmt(_) => "ALTER TABLE",
+        Node::RenameStmt(_) => "RENAME",
+        Node::DropStmt(_) => "DROP",
+        Node::TruncateStmt(_) => "TRUNCATE",
+        Node::VacuumStmt(_) => "VACUUM or ANALYZE",
+        Node::ClusterStmt(_) => "CLUSTER",
+        Node::ReindexStmt(_) => "REINDEX",
+        Node::RefreshMatViewStmt(_) => "REFRESH MATERIALIZED VIEW",
+        Node::LockStmt(_) => "LOCK TABLE",
+        Node::GrantStmt(_) | Node::GrantRoleStmt(_) => "GRANT or REVOKE",
+        Node::CreateSchemaStmt(_) => "CREATE SCHEMA",
+        Node::CreateExtensionStmt(_) => "CREATE EXTENSION",
+        Node::CreateFunctionStmt(_) => "CREATE FUNCTION",
+        Node::CreateTrigStmt(_) => "CREATE TRIGGER",
+        Node::CreateSeqStmt(_) => "CREATE SEQUENCE",
+        Node::CreateRoleStmt(_) => "CREATE ROLE",
+        Node::CommentStmt(_) => "COMMENT",
+        Node::CheckPointStmt(_) => "CHECKPOINT",
+        Node::AlterSystemStmt(_) => "ALTER SYSTEM",
+        _ => "a schema change",
+    }
+}
