@@ -186,6 +186,7 @@ fn context() -> Context {
 fn shop() -> Snapshot {
     Snapshot {
         epoch: Epoch(1),
+        schema: 0,
         database: "shop".to_owned(),
         shards: ["s0", "s1", "s2"].map(str::to_owned).to_vec(),
         home: ShardId(0),

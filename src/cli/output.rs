@@ -56,7 +56,7 @@ impl Output {
     }
 
     /// Says on standard error what is being done, for a person who waits.
-    pub fn progress(&self, text: &str) {
+    pub(super) fn progress(&self, text: &str) {
         if self.format == Format::Text {
             // Nobody reads standard error: then nobody waits.
             drop(writeln!(io::stderr().lock(), "shardway: {text}"));
