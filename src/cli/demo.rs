@@ -90,7 +90,7 @@ fn demonstrate(args: &DemoArgs, output: &Output) -> Result<(), DemoError> {
     // Ctrl-C and SIGTERM end the serving; then the sandbox is dropped, which stops the servers and removes everything.
     // A kill of this process is seen by the servers' shepherds, which do the same.
     server::start(settings, reload, server::sessions, |_bound| {
-        let _exit = output.raw(invitation.as_bytes())
+        let _exit = output.raw(invitation.as_bytes());
     })?;
     drop(sandbox);
     Ok(())
