@@ -123,9 +123,8 @@ impl PlanCache {
             context,
             snapshot,
         };
-        self.plan_with(&request, scratch, |_| Plan {
-            statements: Vec::new(),
-            structural: Vec::new(),
+        self.plan_with(&request, scratch, |slots| {
+            super::analyze::analyze(text, types, slots, context, snapshot)
         })
     }
 
