@@ -13,9 +13,7 @@ use shardway::{
         snapshot::{Epoch, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
-        Context, Plan, Route, Target, Values,
-        analyze::analyze,
-        explain::describe,
+        Context, Plan, Route, Target, Values, analyze::analyze, explain::describe,
         unroutable::Unroutable,
     },
     sql::{
@@ -34,14 +32,21 @@ fn every_statement_is_routed_or_refused_as_written() {
     let mut wrong = Vec::new();
     let mut count = 0;
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/route");
-    let mut files: Vec<_> =
-        std::fs::read_dir(directory).expect("golden files").map(|file| file.expect("file").path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(directory)
+        .expect("golden files")
+        .map(|file| file.expect("file").path())
+        .collect();
     files.sort();
     for file in files {
         let text = std::fs::read_to_string(&file).expect("golden file");
         for (at, line) in text.lines().enumerate() {
             let Some((left, expected)) = line.rsplit_once("=>") else {
-                assert!(line.trim().is_empty() || line.starts_with('#'), "{}:{}: {line}", file.display(), at + 1);
+                assert!(
+                    line.trim().is_empty() || line.starts_with('#'),
+                    "{}:{}: {line}",
+                    file.display(),
+                    at + 1
+                );
                 continue;
             };
             count += 1;
@@ -50,11 +55,21 @@ fn every_statement_is_routed_or_refused_as_written() {
             let wanted = expectation(expected.trim(), &snapshot);
             let nowhere = wanted == "nowhere" && found.starts_with("one ");
             if found != wanted && !nowhere {
-                wrong.push(format!("{}:{}: {}\n  wanted {wanted}\n  found  {found}", file.display(), at + 1, left.trim()));
+                wrong.push(format!(
+                    "{}:{}: {}\n  wanted {wanted}\n  found  {found}",
+                    file.display(),
+                    at + 1,
+                    left.trim()
+                ));
             }
         }
     }
-    assert!(wrong.is_empty(), "{} of {count} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert!(count >= 300, "{count} statements");
 }
 
@@ -65,7 +80,9 @@ fn expectation(text: &str, snapshot: &Snapshot) -> String {
         let symbolic = word.split_once('=').and_then(|(group, value)| {
             let group = snapshot.groups.iter().find(|known| known.name == group)?;
             let key = group.key_type.from_text(value.as_bytes()).expect("a key");
-            group.shard_of(&key).map(|shard| snapshot.shards[shard.index()].clone())
+            group
+                .shard_of(&key)
+                .map(|shard| snapshot.shards[shard.index()].clone())
         });
         words.push(symbolic.unwrap_or_else(|| word.to_owned()));
     }
@@ -76,25 +93,46 @@ fn outcome(sql: &str, parameters: &str, snapshot: &Snapshot) -> String {
     let context = context();
     let (plan, slots) = plan_of(sql, &context, snapshot);
     let (oids, bind) = bind_of(parameters);
-    let bind = bind.as_deref().map(|bind| Bind::decode(bind).expect("a Bind message"));
-    let values = Values { text: sql.as_bytes(), slots: &slots, types: &oids, bind: bind.as_ref() };
-    let all: Vec<String> = plan.statements.iter().map(|statement| one_outcome(statement, &values, snapshot)).collect();
-    if all.is_empty() { "empty".to_owned() } else { all.join(" ; ") }
+    let bind = bind
+        .as_deref()
+        .map(|bind| Bind::decode(bind).expect("a Bind message"));
+    let values = Values {
+        text: sql.as_bytes(),
+        slots: &slots,
+        types: &oids,
+        bind: bind.as_ref(),
+    };
+    let all: Vec<String> = plan
+        .statements
+        .iter()
+        .map(|statement| one_outcome(statement, &values, snapshot))
+        .collect();
+    if all.is_empty() {
+        "empty".to_owned()
+    } else {
+        all.join(" ; ")
+    }
 }
 
-fn one_outcome(statement: &shardway::plan::StatementPlan, values: &Values<'_>, snapshot: &Snapshot) -> String {
+fn one_outcome(
+    statement: &shardway::plan::StatementPlan,
+    values: &Values<'_>,
+    snapshot: &Snapshot,
+) -> String {
     let described = describe(statement, snapshot, values);
     assert!(described.rows.len() >= 3, "{described:?}");
     let mut words = match &statement.target {
         Target::Judge => "judge".to_owned(),
         Target::Explain(inner) => format!("explain {}", one_outcome(inner, values, snapshot)),
-        Target::Fixed(_) | Target::ByKey(_) | Target::Refused(_) => match statement.route(snapshot, values) {
-            Ok(Route::One(shard)) => format!("one {}", snapshot.shards[shard.index()]),
-            Ok(Route::Any) => "any".to_owned(),
-            Ok(Route::Home) => "home".to_owned(),
-            Ok(route) => format!("{route:?}"),
-            Err(why) => refused(&why),
-        },
+        Target::Fixed(_) | Target::ByKey(_) | Target::Refused(_) => {
+            match statement.route(snapshot, values) {
+                Ok(Route::One(shard)) => format!("one {}", snapshot.shards[shard.index()]),
+                Ok(Route::Any) => "any".to_owned(),
+                Ok(Route::Home) => "home".to_owned(),
+                Ok(route) => format!("{route:?}"),
+                Err(why) => refused(&why),
+            }
+        }
     };
     if statement.effect != Effect::None && !words.starts_with("SW") {
         words = format!("{words} {}", effect(&statement.effect));
@@ -114,7 +152,10 @@ fn effect(effect: &Effect) -> String {
 fn plan_of(sql: &str, context: &Context, snapshot: &Snapshot) -> (Plan, Slots) {
     let (mut template, mut slots) = (Vec::new(), Slots::new());
     normalize(sql.as_bytes(), Strings::Standard, &mut template, &mut slots);
-    (analyze(sql.as_bytes(), &[], &slots, context, snapshot), slots)
+    (
+        analyze(sql.as_bytes(), &[], &slots, context, snapshot),
+        slots,
+    )
 }
 
 /// `int8:42, text:eu, null` as declared types and a Bind message.
@@ -170,6 +211,7 @@ fn context() -> Context {
 }
 
 /// Four shards: a hash group on bigint, one on uuid, one on text, a list and a range group, a reference and a single table.
+#[expect(clippy::too_many_lines, reason = "one table of tables")]
 fn shop() -> Snapshot {
     let ids: Vec<ShardId> = (0..4).map(ShardId).collect();
     let hash = |name: &str, key_type| Group {
@@ -179,25 +221,50 @@ fn shop() -> Snapshot {
     };
     let text = |value: &str| KeyType::Text.from_text(value.as_bytes()).expect("text");
     let day = |value: &str| KeyType::Date.from_text(value.as_bytes()).expect("a date");
-    let regions = [("eu", 0), ("uk", 0), ("us", 1)].map(|(region, shard)| (text(region), ShardId(shard)));
+    let regions =
+        [("eu", 0), ("uk", 0), ("us", 1)].map(|(region, shard)| (text(region), ShardId(shard)));
     let months = vec![
-        RangeEntry { to: Some(day("2026-01-01")), shard: ShardId(0) },
-        RangeEntry { to: Some(day("2026-02-01")), shard: ShardId(1) },
-        RangeEntry { to: None, shard: ShardId(2) },
+        RangeEntry {
+            to: Some(day("2026-01-01")),
+            shard: ShardId(0),
+        },
+        RangeEntry {
+            to: Some(day("2026-02-01")),
+            shard: ShardId(1),
+        },
+        RangeEntry {
+            to: None,
+            shard: ShardId(2),
+        },
     ];
     let groups = vec![
         hash("tenants", KeyType::Bigint),
-        Group { name: "regions".to_owned(), key_type: KeyType::Text, map: Map::list(regions, None).expect("a list") },
-        Group { name: "months".to_owned(), key_type: KeyType::Date, map: Map::range(months).expect("ranges") },
+        Group {
+            name: "regions".to_owned(),
+            key_type: KeyType::Text,
+            map: Map::list(regions, None).expect("a list"),
+        },
+        Group {
+            name: "months".to_owned(),
+            key_type: KeyType::Date,
+            map: Map::range(months).expect("ranges"),
+        },
         hash("devices", KeyType::Uuid),
         hash("names", KeyType::Text),
     ];
-    let sharded = |group: u16, key: &str| Placement::Sharded { group: GroupId(group), key_column: key.to_owned() };
+    let sharded = |group: u16, key: &str| Placement::Sharded {
+        group: GroupId(group),
+        key_column: key.to_owned(),
+    };
     let tables = [
         ("customers", sharded(0, "id"), ""),
         ("orders", sharded(0, "customer_id"), ""),
         ("order_items", sharded(0, "customer_id"), ""),
-        ("invoices", sharded(0, "customer_id"), "id customer_id total"),
+        (
+            "invoices",
+            sharded(0, "customer_id"),
+            "id customer_id total",
+        ),
         ("payments", sharded(0, "customer_id"), "id customer_id paid"),
         ("shipments", sharded(1, "region"), ""),
         ("events", sharded(2, "day"), ""),
@@ -210,7 +277,13 @@ fn shop() -> Snapshot {
     ];
     let tables = tables.into_iter().map(|(name, placement, columns)| {
         let columns = columns.split_whitespace().map(str::to_owned).collect();
-        (TableName { schema: "public".to_owned(), name: name.to_owned() }, Table { placement, columns })
+        (
+            TableName {
+                schema: "public".to_owned(),
+                name: name.to_owned(),
+            },
+            Table { placement, columns },
+        )
     });
     Snapshot {
         epoch: Epoch(1),
@@ -230,18 +303,34 @@ fn shop() -> Snapshot {
 fn a_plan_serves_texts_with_other_key_values() {
     let snapshot = shop();
     let context = context();
-    let (plan, _) = plan_of("SELECT * FROM orders WHERE customer_id = 1 AND id = 2 LIMIT 3", &context, &snapshot);
+    let (plan, _) = plan_of(
+        "SELECT * FROM orders WHERE customer_id = 1 AND id = 2 LIMIT 3",
+        &context,
+        &snapshot,
+    );
     assert!(plan.structural.is_empty(), "{plan:?}");
     for key in 1..200 {
         let other = format!("SELECT * FROM orders WHERE customer_id = {key} AND id = 777 LIMIT 99");
         let (own, slots) = plan_of(&other, &context, &snapshot);
-        let values = Values { text: other.as_bytes(), slots: &slots, types: &[], bind: None };
+        let values = Values {
+            text: other.as_bytes(),
+            slots: &slots,
+            types: &[],
+            bind: None,
+        };
         let found = plan.statements[0].route(&snapshot, &values);
         assert_eq!(found, own.statements[0].route(&snapshot, &values));
-        assert_eq!(format!("one {}", SHARDS[shard_index(&found)]), expectation(&format!("one tenants={key}"), &snapshot));
+        assert_eq!(
+            format!("one {}", SHARDS[shard_index(&found)]),
+            expectation(&format!("one tenants={key}"), &snapshot)
+        );
     }
     let (set, slots) = plan_of("SET x.y = 'a'", &context, &snapshot);
-    assert_eq!(set.structural.len(), slots.len(), "a setting's value is part of the plan");
+    assert_eq!(
+        set.structural.len(),
+        slots.len(),
+        "a setting's value is part of the plan"
+    );
 }
 
 fn shard_index(route: &Result<Route, Box<Unroutable>>) -> usize {
@@ -254,34 +343,88 @@ fn shard_index(route: &Result<Route, Box<Unroutable>>) -> usize {
 /// Statements that nest or chain without end are refused or routed, on a stack of a server's size.
 #[test]
 fn endless_statements_neither_hang_nor_overflow() {
-    let deep = |open: &str, close: &str, inner: &str| format!("{}{inner}{}", open.repeat(3000), close.repeat(3000));
+    let deep = |open: &str, close: &str, inner: &str| {
+        format!("{}{inner}{}", open.repeat(3000), close.repeat(3000))
+    };
     let cases = [
-        (format!("SELECT * FROM orders WHERE customer_id = 42 OR {}", vec!["customer_id = 42"; 100_000].join(" OR ")), "one"),
-        (format!("SELECT * FROM orders WHERE customer_id IN ({})", vec!["42"; 100_000].join(",")), "one"),
-        (format!("SELECT {} FROM orders WHERE customer_id = 42", vec!["1"; 100_000].join("+")), "one"),
+        (
+            format!(
+                "SELECT * FROM orders WHERE customer_id = 42 OR {}",
+                vec!["customer_id = 42"; 100_000].join(" OR ")
+            ),
+            "one",
+        ),
+        (
+            format!(
+                "SELECT * FROM orders WHERE customer_id IN ({})",
+                vec!["42"; 100_000].join(",")
+            ),
+            "one",
+        ),
+        (
+            format!(
+                "SELECT {} FROM orders WHERE customer_id = 42",
+                vec!["1"; 100_000].join("+")
+            ),
+            "one",
+        ),
         (vec!["SELECT 1"; 20_000].join(" UNION ALL "), "any"),
-        (format!("SELECT {} FROM orders WHERE customer_id = 42", deep("abs(", ")", "1")), "SW116"),
-        (format!("SELECT {} FROM orders WHERE customer_id = 42", deep("- ", "", "x")), "SW116"),
+        (
+            format!(
+                "SELECT {} FROM orders WHERE customer_id = 42",
+                deep("abs(", ")", "1")
+            ),
+            "SW116",
+        ),
+        (
+            format!(
+                "SELECT {} FROM orders WHERE customer_id = 42",
+                deep("- ", "", "x")
+            ),
+            "SW116",
+        ),
         (format!("SELECT {}", deep("(SELECT ", ")", "1")), "SW116"),
-        (format!("SELECT * FROM orders WHERE {} customer_id = 42", "NOT ".repeat(3000)), "SW116"),
+        (
+            format!(
+                "SELECT * FROM orders WHERE {} customer_id = 42",
+                "NOT ".repeat(3000)
+            ),
+            "SW116",
+        ),
     ];
     let snapshot = shop();
     let check = move || {
         for (sql, wanted) in cases {
             let (plan, slots) = plan_of(&sql, &context(), &snapshot);
-            let values = Values { text: sql.as_bytes(), slots: &slots, types: &[], bind: None };
+            let values = Values {
+                text: sql.as_bytes(),
+                slots: &slots,
+                types: &[],
+                bind: None,
+            };
             let found = one_outcome(&plan.statements[0], &values, &snapshot);
             let start: String = sql.chars().take(60).collect();
             assert!(found.starts_with(wanted), "{start}: {found}");
         }
     };
-    std::thread::Builder::new().stack_size(2 << 20).spawn(check).expect("a thread").join().expect("no overflow");
+    std::thread::Builder::new()
+        .stack_size(2 << 20)
+        .spawn(check)
+        .expect("a thread")
+        .join()
+        .expect("no overflow");
 }
 
 /// A database of one shard refuses nothing; only what its session must know is told.
 #[test]
 fn one_shard_refuses_nothing() {
-    let snapshot = Snapshot { shards: vec!["s0".to_owned()], home: ShardId(0), groups: Vec::new(), tables: HashMap::default(), ..shop() };
+    let snapshot = Snapshot {
+        shards: vec!["s0".to_owned()],
+        home: ShardId(0),
+        groups: Vec::new(),
+        tables: HashMap::default(),
+        ..shop()
+    };
     for (sql, effect) in [
         ("SELECT * FROM anything", Effect::None),
         ("CREATE TABLE x (id int)", Effect::None),
@@ -292,8 +435,17 @@ fn one_shard_refuses_nothing() {
         ("COPY x FROM STDIN", Effect::CopyIn),
     ] {
         let (plan, slots) = plan_of(sql, &context(), &snapshot);
-        let values = Values { text: sql.as_bytes(), slots: &slots, types: &[], bind: None };
-        assert_eq!(plan.statements[0].route(&snapshot, &values), Ok(Route::One(ShardId(0))), "{sql}");
+        let values = Values {
+            text: sql.as_bytes(),
+            slots: &slots,
+            types: &[],
+            bind: None,
+        };
+        assert_eq!(
+            plan.statements[0].route(&snapshot, &values),
+            Ok(Route::One(ShardId(0))),
+            "{sql}"
+        );
         assert_eq!(plan.statements[0].effect, effect, "{sql}");
     }
 }
@@ -302,7 +454,9 @@ fn one_shard_refuses_nothing() {
 #[test]
 fn other_encodings_are_refused_clearly() {
     let plan = analyze(b"SELECT '\xff'", &[], &[], &context(), &shop());
-    assert!(matches!(&plan.statements[0].target, Target::Refused(why) if **why == Unroutable::NotUtf8));
+    assert!(
+        matches!(&plan.statements[0].target, Target::Refused(why) if **why == Unroutable::NotUtf8)
+    );
 }
 
 /// `docs/errors.md` is made from the table of codes. `GOLDEN_BLESS=1` writes it.
@@ -313,5 +467,9 @@ fn the_page_of_errors_is_the_table_of_codes() {
     if option_env!("GOLDEN_BLESS").is_some() {
         std::fs::write(&path, &page).expect("docs/errors.md");
     }
-    assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), page, "cargo test with GOLDEN_BLESS=1 writes it");
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap_or_default(),
+        page,
+        "cargo test with GOLDEN_BLESS=1 writes it"
+    );
 }

@@ -5,6 +5,7 @@
 
 mod check;
 mod completions;
+mod demo;
 mod man;
 mod output;
 mod route;
@@ -32,6 +33,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start throw-away PostgreSQL shards with sample data and a proxy, and print what to try.
+    Demo(demo::DemoArgs),
     /// Serve clients until a signal ends it.
     Serve(serve::ServeArgs),
     /// Validate a configuration, and with --connect the servers that it names.
@@ -88,6 +91,7 @@ pub fn run() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Exit {
     let output = Output::new(arguments.output);
     match arguments.command {
+        Command::Demo(args) => demo::run(&args, &output),
         Command::Serve(args) => serve::run(&args, &output),
         Command::Check(args) => check::run(&args, &output),
         Command::Route(args) => route::run(&args, &output),

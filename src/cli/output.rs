@@ -55,6 +55,14 @@ impl Output {
         Exit::Refused
     }
 
+    /// Says on standard error what is being done, for a person who waits.
+    pub(super) fn progress(&self, text: &str) {
+        if self.format == Format::Text {
+            // Nobody reads standard error: then nobody waits.
+            drop(writeln!(io::stderr().lock(), "shardway: {text}"));
+        }
+    }
+
     /// Writes a fault to standard error, and is the exit.
     pub(super) fn fault(&self, text: &str, exit: Exit) -> Exit {
         let line = match self.format {

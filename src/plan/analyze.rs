@@ -3,6 +3,8 @@
 //! A plan holds for every text with the same template that agrees in the plan's structural literals: no other
 //! literal is looked at here, only where it stands.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
@@ -11,11 +13,7 @@ use super::{
     value::Reading,
 };
 use crate::{
-    catalog::{
-        group::GroupId,
-        shard::ShardId,
-        snapshot::Snapshot,
-    },
+    catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
     sql::{
         functions::{Class, Keeps, classify},
         normalize::Slot,
@@ -28,11 +26,21 @@ use crate::{
 
 /// The plan of a text. `slots` are the literals of this very text.
 #[must_use]
-pub fn analyze(text: &[u8], types: &[Oid], slots: &[Slot], context: &Context, snapshot: &Snapshot) -> Plan {
+pub fn analyze(
+    text: &[u8],
+    types: &[Oid],
+    slots: &[Slot],
+    context: &Context,
+    snapshot: &Snapshot,
+) -> Plan {
     // Declared types matter where parameters are read: at execution.
     let _ = types;
-    let utf8 = std::str::from_utf8(text).ok().filter(|text| !text.contains('\0'));
-    let Some(parsed) = utf8 else { return whole(text, slots, context, snapshot, Unroutable::NotUtf8) };
+    let utf8 = std::str::from_utf8(text)
+        .ok()
+        .filter(|text| !text.contains('\0'));
+    let Some(parsed) = utf8 else {
+        return whole(text, slots, context, snapshot, Unroutable::NotUtf8);
+    };
     let Ok(statements) = parse::parse(parsed) else {
         return whole(text, slots, context, snapshot, Unroutable::NotUnderstood);
     };
@@ -40,17 +48,36 @@ pub fn analyze(text: &[u8], types: &[Oid], slots: &[Slot], context: &Context, sn
     let comment = override_comment(text);
     let mut plans = Vec::with_capacity(statements.len());
     for (at, statement) in statements.iter().enumerate() {
-        let pinned = comment.as_ref().filter(|_| at == 0).or(context.pinned.as_ref());
-        let planner = Planner { text, slots, context, snapshot, pinned, statement };
+        let pinned = comment
+            .as_ref()
+            .filter(|_| at == 0)
+            .or(context.pinned.as_ref());
+        let planner = Planner {
+            text,
+            slots,
+            context,
+            snapshot,
+            pinned,
+            statement,
+        };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
             let indices = (0..slots.len()).filter(|at| slots.get(*at).is_some_and(inside));
             structural.extend(indices.filter_map(|at| u16::try_from(at).ok()));
         }
         let (effect, access, target) = planner.plan(&statement.kind);
-        plans.push(StatementPlan { start: statement.start, end: statement.end, effect, access, target });
+        plans.push(StatementPlan {
+            start: statement.start,
+            end: statement.end,
+            effect,
+            access,
+            target,
+        });
     }
-    Plan { statements: plans, structural }
+    Plan {
+        statements: plans,
+        structural,
+    }
 }
 
 /// The override in a comment at the start of a text: `/* shardway: key=42 */` or `/* shardway: shard=s1 */`.
@@ -60,9 +87,17 @@ pub fn override_comment(text: &[u8]) -> Option<Override> {
     let text = text.trim_ascii_start().strip_prefix(b"/*")?;
     let end = text.windows(2).position(|pair| pair == b"*/")?;
     let inside = std::str::from_utf8(text.get(..end)?).ok()?;
-    let (name, value) = inside.trim().strip_prefix("shardway:")?.trim().split_once('=')?;
+    let (name, value) = inside
+        .trim()
+        .strip_prefix("shardway:")?
+        .trim()
+        .split_once('=')?;
     let value = value.trim();
-    let value = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\'')).unwrap_or(value).to_owned();
+    let value = value
+        .strip_prefix('\'')
+        .and_then(|value| value.strip_suffix('\''))
+        .unwrap_or(value)
+        .to_owned();
     match name.trim() {
         "key" => Some(Override::Key(value)),
         "shard" => Some(Override::Shard(value)),
@@ -71,21 +106,40 @@ pub fn override_comment(text: &[u8]) -> Option<Override> {
 }
 
 /// A text that has no tree. Whatever it holds, none of its literals may vary.
-fn whole(text: &[u8], slots: &[Slot], context: &Context, snapshot: &Snapshot, why: Unroutable) -> Plan {
+fn whole(
+    text: &[u8],
+    slots: &[Slot],
+    context: &Context,
+    snapshot: &Snapshot,
+    why: Unroutable,
+) -> Plan {
     let comment = override_comment(text);
     let target = match comment.as_ref().or(context.pinned.as_ref()) {
         _ if snapshot.is_single() => Target::Fixed(Route::One(ShardId(0))),
         Some(Override::Shard(name)) => match snapshot.shard_named(name) {
             Some(shard) => Target::Fixed(Route::One(shard)),
-            None => Target::Refused(Box::new(Unroutable::OverrideShard { shard: name.clone() })),
+            None => Target::Refused(Box::new(Unroutable::OverrideShard {
+                shard: name.clone(),
+            })),
         },
         _ if why == Unroutable::NotUnderstood => Target::Judge,
         _ => Target::Refused(Box::new(why)),
     };
     let end = u32::try_from(text.len()).unwrap_or(u32::MAX);
-    let statement = StatementPlan { start: 0, end, effect: Effect::None, access: Access::Write, target };
-    let structural = (0..slots.len()).filter_map(|at| u16::try_from(at).ok()).collect();
-    Plan { statements: vec![statement], structural }
+    let statement = StatementPlan {
+        start: 0,
+        end,
+        effect: Effect::None,
+        access: Access::Write,
+        target,
+    };
+    let structural = (0..slots.len())
+        .filter_map(|at| u16::try_from(at).ok())
+        .collect();
+    Plan {
+        statements: vec![statement],
+        structural,
+    }
 }
 
 /// Plans one statement.
@@ -120,11 +174,19 @@ impl Planner<'_> {
         if self.snapshot.is_single() {
             let (effect, access, _) = self.several(kind);
             let target = match kind {
-                Kind::Explain { route: true, inner, .. } => {
+                Kind::Explain {
+                    route: true, inner, ..
+                } => {
                     let (effect, access, _) = self.several(inner);
                     let target = Target::Fixed(Route::One(ShardId(0)));
                     let (start, end) = (self.statement.start, self.statement.end);
-                    Target::Explain(Box::new(StatementPlan { start, end, effect, access, target }))
+                    Target::Explain(Box::new(StatementPlan {
+                        start,
+                        end,
+                        effect,
+                        access,
+                        target,
+                    }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
             };
@@ -134,22 +196,44 @@ impl Planner<'_> {
     }
 
     /// As if the database had several shards.
+    #[expect(clippy::too_many_lines, reason = "one short arm per kind of statement")]
     fn several(&self, kind: &Kind) -> (Effect, Access, Target) {
         let any = || Target::Fixed(Route::Any);
         let home = || Target::Fixed(Route::Home);
         let (read, write) = (Access::Read, Access::Write);
         match kind {
-            Kind::Query(_) | Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_) | Kind::Merge(_) => self.rows(kind),
+            Kind::Query(_)
+            | Kind::Insert(_)
+            | Kind::Update(_)
+            | Kind::Delete(_)
+            | Kind::Merge(_) => self.rows(kind),
             Kind::SetConfig { name, value, local } => {
                 let (name, value) = (name.clone(), Some(setting_text(name, value)));
-                (Effect::Set { name, value, local: *local }, read, any())
+                (
+                    Effect::Set {
+                        name,
+                        value,
+                        local: *local,
+                    },
+                    read,
+                    any(),
+                )
             }
-            Kind::Explain { analyze, route, inner } => self.explain(*analyze, *route, inner),
+            Kind::Explain {
+                analyze,
+                route,
+                inner,
+            } => self.explain(*analyze, *route, inner),
             Kind::Declare { hold, query } => {
                 let (_, access, target) = self.several(query);
                 (Effect::Declare { hold: *hold }, access, target)
             }
-            Kind::Copy { relation, query, from, server } => self.copy(relation.as_ref(), query.as_deref(), *from, *server),
+            Kind::Copy {
+                relation,
+                query,
+                from,
+                server,
+            } => self.copy(relation.as_ref(), query.as_deref(), *from, *server),
             Kind::Transaction(transaction) => self.transaction(transaction),
             Kind::Set(set) => self.set(set),
             Kind::Show => (Effect::None, read, any()),
@@ -157,7 +241,9 @@ impl Planner<'_> {
             Kind::Discard(_) => (Effect::None, read, any()),
             Kind::Deallocate(name) => (Effect::Deallocate(name.clone()), read, any()),
             Kind::Prepare(name) => {
-                let target = self.one_shard_only(Unroutable::Unsupported { feature: "PREPARE as a statement" });
+                let target = self.one_shard_only(Unroutable::Unsupported {
+                    feature: "PREPARE as a statement",
+                });
                 (Effect::Prepare(name.clone()), write, target)
             }
             // Runs where its PREPARE ran: the session kept that backend.
@@ -168,14 +254,29 @@ impl Planner<'_> {
             Kind::Notify => (Effect::None, write, home()),
             Kind::Load => (Effect::Pins(PinReason::Load), read, any()),
             Kind::Call(command) => {
-                let name = self.statement.functions.first().map_or(*command, |name| &name.name).to_owned();
-                (Effect::Opaque, write, self.one_shard_only(Unroutable::Function { name }))
+                let name = self
+                    .statement
+                    .functions
+                    .first()
+                    .map_or(*command, |name| &name.name)
+                    .to_owned();
+                (
+                    Effect::Opaque,
+                    write,
+                    self.one_shard_only(Unroutable::Function { name }),
+                )
             }
             Kind::CreateTemporary => {
-                let target = self.one_shard_only(Unroutable::Unsupported { feature: "temporary tables" });
+                let target = self.one_shard_only(Unroutable::Unsupported {
+                    feature: "temporary tables",
+                });
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
-            Kind::Utility(command) => (Effect::None, write, self.one_shard_only(Unroutable::PerShard { command })),
+            Kind::Utility(command) => (
+                Effect::None,
+                write,
+                self.one_shard_only(Unroutable::PerShard { command }),
+            ),
             Kind::Empty => (Effect::None, read, any()),
         }
     }
@@ -185,7 +286,9 @@ impl Planner<'_> {
         match self.pinned {
             Some(Override::Shard(name)) => match self.snapshot.shard_named(name) {
                 Some(shard) => Target::Fixed(Route::One(shard)),
-                None => Target::Refused(Box::new(Unroutable::OverrideShard { shard: name.clone() })),
+                None => Target::Refused(Box::new(Unroutable::OverrideShard {
+                    shard: name.clone(),
+                })),
             },
             _ => Target::Refused(Box::new(why)),
         }
@@ -201,7 +304,9 @@ impl Planner<'_> {
             Transaction::RollbackTo(name) => Effect::RollbackTo(name.clone()),
             Transaction::Set => Effect::SetTransaction,
             Transaction::TwoPhase => {
-                let why = Unroutable::Unsupported { feature: "two-phase commit by the client" };
+                let why = Unroutable::Unsupported {
+                    feature: "two-phase commit by the client",
+                };
                 return (Effect::TwoPhase, Access::Write, self.one_shard_only(why));
             }
         };
@@ -210,25 +315,40 @@ impl Planner<'_> {
 
     fn set(&self, set: &Set) -> (Effect, Access, Target) {
         let effect = match set {
-            Set::Value { name, value, local } => {
-                Effect::Set { name: name.clone(), value: value.clone(), local: *local }
-            }
+            Set::Value { name, value, local } => Effect::Set {
+                name: name.clone(),
+                value: value.clone(),
+                local: *local,
+            },
             Set::Each(all) => Effect::SetEach(all.clone()),
             Set::Reset(name) => Effect::Reset(name.clone()),
             Set::ResetAll => Effect::ResetAll,
             Set::Opaque => {
-                let why = Unroutable::Unsupported { feature: "SET with a value that cannot be repeated elsewhere" };
-                return (Effect::Pins(PinReason::Setting), Access::Read, self.one_shard_only(why));
+                let why = Unroutable::Unsupported {
+                    feature: "SET with a value that cannot be repeated elsewhere",
+                };
+                return (
+                    Effect::Pins(PinReason::Setting),
+                    Access::Read,
+                    self.one_shard_only(why),
+                );
             }
         };
         (effect, Access::Read, Target::Fixed(Route::Any))
     }
 
+    #[expect(clippy::fn_params_excessive_bools, reason = "the two options of EXPLAIN that matter")]
     fn explain(&self, analyze: bool, route: bool, inner: &Kind) -> (Effect, Access, Target) {
         let (effect, access, target) = self.several(inner);
         if route {
             let (start, end) = (self.statement.start, self.statement.end);
-            let inner = StatementPlan { start, end, effect, access, target };
+            let inner = StatementPlan {
+                start,
+                end,
+                effect,
+                access,
+                target,
+            };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
         match effect {
@@ -238,7 +358,14 @@ impl Planner<'_> {
         }
     }
 
-    fn copy(&self, table: Option<&Name>, query: Option<&Kind>, from: bool, server: bool) -> (Effect, Access, Target) {
+    #[expect(clippy::fn_params_excessive_bools, reason = "the direction and the end of COPY")]
+    fn copy(
+        &self,
+        table: Option<&Name>,
+        query: Option<&Kind>,
+        from: bool,
+        server: bool,
+    ) -> (Effect, Access, Target) {
         let effect = match (server, from) {
             (true, _) => Effect::None,
             (false, true) => Effect::CopyIn,
@@ -246,7 +373,9 @@ impl Planner<'_> {
         };
         let access = if from { Access::Write } else { Access::Read };
         if server {
-            let why = Unroutable::Unsupported { feature: "COPY to or from a file of the server" };
+            let why = Unroutable::Unsupported {
+                feature: "COPY to or from a file of the server",
+            };
             return (effect, access, self.one_shard_only(why));
         }
         match (table, query) {
@@ -255,7 +384,11 @@ impl Planner<'_> {
                 (effect, access, target)
             }
             (Some(table), None) => (effect, access, self.copy_table(table, from)),
-            (None, None) => (effect, access, self.one_shard_only(Unroutable::NotUnderstood)),
+            (None, None) => (
+                effect,
+                access,
+                self.one_shard_only(Unroutable::NotUnderstood),
+            ),
         }
     }
 
@@ -265,10 +398,12 @@ impl Planner<'_> {
         let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         match analysis.place(table) {
             Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
-            Place::Reference(_) if from => self.one_shard_only(Unroutable::ReferenceWrite { table: name }),
-            Place::Catalog if from => {
-                self.one_shard_only(Unroutable::Unsupported { feature: "writing to the system catalogs" })
+            Place::Reference(_) if from => {
+                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
             }
+            Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
+                feature: "writing to the system catalogs",
+            }),
             Place::Reference(_) | Place::Catalog => match self.pinned {
                 Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
                 _ => Target::Fixed(Route::Any),
@@ -286,7 +421,12 @@ impl Planner<'_> {
             Some(Override::Shard(name) | Override::Key(name)) => name.clone(),
             None => String::new(),
         };
-        let keys = self.snapshot.shards.get(shard.index()).cloned().unwrap_or_default();
+        let keys = self
+            .snapshot
+            .shards
+            .get(shard.index())
+            .cloned()
+            .unwrap_or_default();
         Target::Refused(Box::new(Unroutable::OverrideContradicts { named, keys }))
     }
 
@@ -297,16 +437,20 @@ impl Planner<'_> {
         analysis.kind(kind, None);
         let pins = analysis.pins();
         let opaque = calls.one_shard.is_some() || calls.unknown.is_some();
-        let access = if analysis.writes || opaque || calls.home.is_some() { Access::Write } else { Access::Read };
+        let access = if analysis.writes || opaque || calls.home.is_some() {
+            Access::Write
+        } else {
+            Access::Read
+        };
         let effect = self.effect(kind, &calls);
         (effect, access, self.target(analysis, pins, &calls))
     }
 
     fn effect(&self, kind: &Kind, calls: &Calls) -> Effect {
-        if let Kind::Query(query) = kind {
-            if query.into == Some(crate::sql::tree::Into::Temporary) {
-                return Effect::Pins(PinReason::TemporaryTable);
-            }
+        if let Kind::Query(query) = kind
+            && query.into == Some(crate::sql::tree::Into::Temporary)
+        {
+            return Effect::Pins(PinReason::TemporaryTable);
         }
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
@@ -317,8 +461,19 @@ impl Planner<'_> {
     }
 
     fn calls(&self) -> Calls {
-        let mut calls = Calls { home: None, one_shard: None, runs_sql: None, unknown: None };
-        let shadowed = self.context.search_path.iter().position(|schema| schema == "pg_catalog").unwrap_or(0) > 0;
+        let mut calls = Calls {
+            home: None,
+            one_shard: None,
+            runs_sql: None,
+            unknown: None,
+        };
+        let shadowed = self
+            .context
+            .search_path
+            .iter()
+            .position(|schema| schema == "pg_catalog")
+            .unwrap_or(0)
+            > 0;
         for function in &self.statement.functions {
             let class = match function.schema.as_deref() {
                 Some("pg_catalog") => classify(&function.name),
@@ -341,21 +496,29 @@ impl Planner<'_> {
     fn target(&self, mut analysis: Analysis<'_>, pins: Vec<Pin>, calls: &Calls) -> Target {
         match self.statement.depth {
             Depth::Whole => {}
-            Depth::TooDeep => analysis.refuse(Unroutable::TooDeep),
-            Depth::Unknown => analysis.refuse(Unroutable::NotUnderstood),
+            Depth::TooDeep => analysis.refusals.insert(0, Unroutable::TooDeep),
+            Depth::Unknown => analysis.refusals.insert(0, Unroutable::NotUnderstood),
         }
         if let Some(name) = calls.runs_sql.clone() {
             analysis.refuse(Unroutable::Function { name });
         }
         let placed = !pins.is_empty() || !analysis.fixed.is_empty();
         if calls.home.is_some() {
-            analysis.fixed.push(Fixed { shard: self.snapshot.home, why: Why::Home });
+            analysis.fixed.push(Fixed {
+                shard: self.snapshot.home,
+                why: Why::Home,
+            });
         }
-        if let (false, Some(name)) = (placed, calls.one_shard.clone().or_else(|| calls.unknown.clone())) {
+        if let (false, Some(name)) = (
+            placed,
+            calls.one_shard.clone().or_else(|| calls.unknown.clone()),
+        ) {
             analysis.refuse(Unroutable::Function { name });
         }
         if self.statement.settings != SettingCalls::None {
-            analysis.refuse(Unroutable::Function { name: "set_config".to_owned() });
+            analysis.refuse(Unroutable::Function {
+                name: "set_config".to_owned(),
+            });
         }
         let fixed = match self.overridden(analysis.groups(&pins)) {
             Ok(fixed) => fixed,
@@ -373,7 +536,13 @@ impl Planner<'_> {
         let by_key = matches!(self.pinned, Some(Override::Key(_)));
         let stands = |why: &&Unroutable| match fixed {
             None => true,
-            Some(_) if by_key && matches!(why, Unroutable::ReferenceWrite { .. } | Unroutable::UnknownTable { .. }) => {
+            Some(_)
+                if by_key
+                    && matches!(
+                        why,
+                        Unroutable::ReferenceWrite { .. } | Unroutable::UnknownTable { .. }
+                    ) =>
+            {
                 true
             }
             Some(_) => !why.lifted_by_override(),
@@ -387,18 +556,37 @@ impl Planner<'_> {
             None => return Ok(None),
             Some(Override::Shard(name)) => {
                 let shard = self.snapshot.shard_named(name);
-                (shard.ok_or_else(|| Unroutable::OverrideShard { shard: name.clone() })?, name)
+                (
+                    shard.ok_or_else(|| Unroutable::OverrideShard {
+                        shard: name.clone(),
+                    })?,
+                    name,
+                )
             }
             Some(Override::Key(key)) => {
-                let Some(group) = self.group_meant(groups) else { return Ok(None) };
+                let Some(group) = self.group_meant(groups) else {
+                    return Ok(None);
+                };
                 let unusable = || Unroutable::OverrideKey { key: key.clone() };
                 let group = self.snapshot.group(group.ok_or_else(unusable)?);
-                let value = group.key_type.from_text(key.as_bytes()).ok().ok_or_else(unusable)?;
+                let value = group
+                    .key_type
+                    .from_text(key.as_bytes())
+                    .ok()
+                    .ok_or_else(unusable)?;
                 let shard = group.shard_of(&value);
-                (shard.ok_or_else(|| Unroutable::NoShardForKey { group: group.name.clone() })?, key)
+                (
+                    shard.ok_or_else(|| Unroutable::NoShardForKey {
+                        group: group.name.clone(),
+                    })?,
+                    key,
+                )
             }
         };
-        Ok(Some(Fixed { shard, why: Why::Override(named.clone()) }))
+        Ok(Some(Fixed {
+            shard,
+            why: Why::Override(named.clone()),
+        }))
     }
 
     /// The group that an overriding key belongs to: the statement's only one, or the database's.
@@ -423,7 +611,13 @@ impl Planner<'_> {
                     if matches!(found.why, Why::Override(_)) {
                         return self.contradicts(need.shard);
                     }
-                    let name = |shard: ShardId| self.snapshot.shards.get(shard.index()).cloned().unwrap_or_default();
+                    let name = |shard: ShardId| {
+                        self.snapshot
+                            .shards
+                            .get(shard.index())
+                            .cloned()
+                            .unwrap_or_default()
+                    };
                     let shards = vec![name(found.shard), name(need.shard)];
                     return Target::Refused(Box::new(Unroutable::SeveralShards { shards }));
                 }
@@ -442,7 +636,11 @@ impl Planner<'_> {
             standard_conforming_strings: self.context.standard_conforming_strings,
             utf8: self.context.utf8,
         };
-        Target::ByKey(Pins { pins: pins.into(), fixed, reading })
+        Target::ByKey(Pins {
+            pins: pins.into(),
+            fixed,
+            reading,
+        })
     }
 }
 
@@ -453,7 +651,10 @@ fn setting_text(name: &str, value: &str) -> String {
     }
     let parts = value.split(',').map(|part| {
         let part = part.trim();
-        match part.strip_prefix('"').and_then(|part| part.strip_suffix('"')) {
+        match part
+            .strip_prefix('"')
+            .and_then(|part| part.strip_suffix('"'))
+        {
             Some(inside) => quoted(&inside.replace("\"\"", "\"")),
             None => quoted(&part.to_ascii_lowercase()),
         }

@@ -5,6 +5,8 @@
 //! only the side that the join does not preserve, and a subquery's predicates only the subquery's own relations.
 //! An equality with another relation's key passes that relation's conditions on, under the same rule.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+
 use super::{
     Context,
     route::{Condition, Edge, Fixed, Pin, Why},
@@ -22,8 +24,8 @@ use crate::{
     sql::{
         normalize::Slot,
         tree::{
-            Body, CastType, Compare, Cte, Expr, From, Join, JoinKind, Kind, Literal, LiteralKind, Locking, Name,
-            Query, Relation, Select, Target,
+            Body, CastType, Compare, Cte, Expr, From, Join, JoinKind, Kind, Literal, LiteralKind,
+            Locking, Name, Query, Relation, Select, Target,
         },
     },
     wire::types::{self, Oid},
@@ -55,7 +57,11 @@ pub(super) struct Analysis<'a> {
 
 /// Where a table is.
 pub(super) enum Place<'a> {
-    Sharded { group: GroupId, key: &'a str, table: &'a Table },
+    Sharded {
+        group: GroupId,
+        key: &'a str,
+        table: &'a Table,
+    },
     Reference(&'a Table),
     Single(ShardId),
     Catalog,
@@ -63,7 +69,12 @@ pub(super) enum Place<'a> {
 }
 
 impl<'a> Analysis<'a> {
-    pub(super) fn new(text: &'a [u8], slots: &'a [Slot], context: &'a Context, snapshot: &'a Snapshot) -> Self {
+    pub(super) fn new(
+        text: &'a [u8],
+        slots: &'a [Slot],
+        context: &'a Context,
+        snapshot: &'a Snapshot,
+    ) -> Self {
         Self {
             text,
             slots,
@@ -90,7 +101,9 @@ impl<'a> Analysis<'a> {
             Kind::Update(update) => self.update(update, parent),
             Kind::Delete(delete) => self.delete(delete, parent),
             Kind::Merge(merge) => self.merge(merge, parent),
-            _ => self.refuse(Unroutable::Unsupported { feature: "a utility command inside a query" }),
+            _ => self.refuse(Unroutable::Unsupported {
+                feature: "a utility command inside a query",
+            }),
         }
         Outputs::unknown()
     }
@@ -123,7 +136,9 @@ impl<'a> Analysis<'a> {
             self.walk(expr, scope);
         }
         if query.into.is_some() {
-            self.refuse(Unroutable::PerShard { command: "SELECT INTO" });
+            self.refuse(Unroutable::PerShard {
+                command: "SELECT INTO",
+            });
         }
         for locking in &query.locking {
             self.lock(locking, scope, references);
@@ -135,10 +150,15 @@ impl<'a> Analysis<'a> {
     /// Row locks on one copy of a reference table exclude nobody who locks another.
     fn lock(&mut self, locking: &Locking, scope: usize, references: usize) {
         self.writes = true;
-        let Some(table) = self.references.get(references).cloned() else { return };
+        let Some(table) = self.references.get(references).cloned() else {
+            return;
+        };
         let only_tables = !locking.of.is_empty()
             && locking.of.iter().all(|name| {
-                self.scopes[scope].entries.iter().any(|entry| entry.name == *name && entry.kind == EntryKind::Table)
+                self.scopes[scope]
+                    .entries
+                    .iter()
+                    .any(|entry| entry.name == *name && entry.kind == EntryKind::Table)
             });
         if !only_tables {
             self.refuse(Unroutable::ReferenceWrite { table });
@@ -148,7 +168,10 @@ impl<'a> Analysis<'a> {
     pub(super) fn with(&mut self, ctes: &[Cte], recursive: bool, parent: Option<usize>) {
         if recursive {
             // Any of them may name any other, itself included.
-            self.ctes.extend(ctes.iter().map(|cte| (cte.name.clone(), Outputs::unknown())));
+            self.ctes.extend(
+                ctes.iter()
+                    .map(|cte| (cte.name.clone(), Outputs::unknown())),
+            );
         }
         for cte in ctes {
             let outputs = self.kind(&cte.body, parent).renamed(&cte.columns);
@@ -173,7 +196,7 @@ impl<'a> Analysis<'a> {
 
     fn select(&mut self, select: &Select, parent: Option<usize>) -> (usize, Outputs) {
         let scope = self.open(parent);
-        self.from_list(&select.from, scope);
+        self.items(&select.from, scope);
         self.filter(select.filter.as_ref(), scope);
         for target in &select.targets {
             self.walk(&target.value, scope);
@@ -184,9 +207,9 @@ impl<'a> Analysis<'a> {
         (scope, self.outputs(&select.targets, scope))
     }
 
-    pub(super) fn from_list(&mut self, items: &[From], scope: usize) {
+    pub(super) fn items(&mut self, items: &[From], scope: usize) {
         for item in items {
-            self.from(item, scope, Nullable::No);
+            self.item(item, scope, Nullable::No);
         }
     }
 
@@ -213,8 +236,12 @@ impl<'a> Analysis<'a> {
                 }
                 Expr::Column(column) => {
                     let key = resolve(&self.scopes, scope, 0, column);
-                    let name = name.or_else(|| column.path.last().cloned()).unwrap_or_default();
-                    outputs.columns.push((name, key.first().copied().filter(|_| key.len() == 1)));
+                    let name = name
+                        .or_else(|| column.path.last().cloned())
+                        .unwrap_or_default();
+                    outputs
+                        .columns
+                        .push((name, key.first().copied().filter(|_| key.len() == 1)));
                 }
                 _ => {
                     outputs.open |= name.is_none();
@@ -225,15 +252,25 @@ impl<'a> Analysis<'a> {
         outputs
     }
 
-    pub(super) fn from(&mut self, item: &From, scope: usize, nullable: Nullable) {
+    pub(super) fn item(&mut self, item: &From, scope: usize, nullable: Nullable) {
         match item {
             From::Table(relation) => {
                 self.table(relation, scope, nullable);
             }
-            From::Subquery { lateral, query, alias } => {
-                let parent = if *lateral { Some(scope) } else { self.scopes[scope].parent };
+            From::Subquery {
+                lateral,
+                query,
+                alias,
+            } => {
+                let parent = if *lateral {
+                    Some(scope)
+                } else {
+                    self.scopes[scope].parent
+                };
                 let outputs = self.kind(query, parent);
-                let (name, columns) = alias.as_ref().map_or(("", &[][..]), |alias| (&alias.name, &alias.columns));
+                let (name, columns) = alias
+                    .as_ref()
+                    .map_or(("", &[][..]), |alias| (&alias.name, &alias.columns));
                 self.enter(scope, name, outputs.renamed(columns), EntryKind::Derived);
             }
             From::Function { arguments, alias } => {
@@ -248,17 +285,38 @@ impl<'a> Analysis<'a> {
     }
 
     fn enter(&mut self, scope: usize, name: &str, outputs: Outputs, kind: EntryKind) {
-        self.scopes[scope].entries.push(Entry { name: name.to_owned(), schema: None, outputs, kind });
+        self.scopes[scope].entries.push(Entry {
+            name: name.to_owned(),
+            schema: None,
+            outputs,
+            kind,
+        });
     }
 
     /// A table in FROM or as the target of a write; returns its instance when it is sharded.
-    pub(super) fn table(&mut self, relation: &Relation, scope: usize, nullable: Nullable) -> Option<usize> {
-        let renames = relation.alias.as_ref().map_or(&[][..], |alias| &alias.columns);
+    pub(super) fn table(
+        &mut self,
+        relation: &Relation,
+        scope: usize,
+        nullable: Nullable,
+    ) -> Option<usize> {
+        let renames = relation
+            .alias
+            .as_ref()
+            .map_or(&[][..], |alias| &alias.columns);
         let cte = (relation.name.schema.is_none())
-            .then(|| self.ctes.iter().rev().find(|(name, _)| *name == relation.name.name))
+            .then(|| {
+                self.ctes
+                    .iter()
+                    .rev()
+                    .find(|(name, _)| *name == relation.name.name)
+            })
             .flatten();
         if let Some((name, outputs)) = cte {
-            let name = relation.alias.as_ref().map_or_else(|| name.clone(), |alias| alias.name.clone());
+            let name = relation
+                .alias
+                .as_ref()
+                .map_or_else(|| name.clone(), |alias| alias.name.clone());
             let outputs = outputs.clone().renamed(renames);
             self.enter(scope, &name, outputs, EntryKind::Derived);
             return None;
@@ -267,8 +325,16 @@ impl<'a> Analysis<'a> {
     }
 
     /// As [`Self::table`], for a name that no CTE shadows.
-    pub(super) fn table_itself(&mut self, relation: &Relation, scope: usize, nullable: Nullable) -> Option<usize> {
-        let renames = relation.alias.as_ref().map_or(&[][..], |alias| &alias.columns);
+    pub(super) fn table_itself(
+        &mut self,
+        relation: &Relation,
+        scope: usize,
+        nullable: Nullable,
+    ) -> Option<usize> {
+        let renames = relation
+            .alias
+            .as_ref()
+            .map_or(&[][..], |alias| &alias.columns);
         let mut instance = None;
         let (outputs, kind) = match self.place(&relation.name) {
             Place::Sharded { group, key, table } => {
@@ -276,7 +342,15 @@ impl<'a> Analysis<'a> {
                 let outputs = table_outputs(table, Some((key, self.instances.len())));
                 let (table, key) = (relation.name.name.clone(), key.to_owned());
                 let (conditions, equals) = (Vec::new(), Vec::new());
-                self.instances.push(Instance { group, table, key, block: scope, nullable, conditions, equals });
+                self.instances.push(Instance {
+                    group,
+                    table,
+                    key,
+                    block: scope,
+                    nullable,
+                    conditions,
+                    equals,
+                });
                 (outputs, EntryKind::Table)
             }
             Place::Reference(table) => {
@@ -289,12 +363,17 @@ impl<'a> Analysis<'a> {
             }
             Place::Catalog => {
                 if relation.name.name.starts_with("pg_largeobject") {
-                    self.fixed.push(Fixed { shard: self.snapshot.home, why: Why::Home });
+                    self.fixed.push(Fixed {
+                        shard: self.snapshot.home,
+                        why: Why::Home,
+                    });
                 }
                 (Outputs::unknown(), EntryKind::Table)
             }
             Place::Unknown => {
-                self.refuse(Unroutable::UnknownTable { table: full_name(&relation.name) });
+                self.refuse(Unroutable::UnknownTable {
+                    table: full_name(&relation.name),
+                });
                 (Outputs::unknown(), EntryKind::Table)
             }
         };
@@ -302,18 +381,29 @@ impl<'a> Analysis<'a> {
             Some(alias) => (alias.name.clone(), None),
             None => (relation.name.name.clone(), relation.name.schema.clone()),
         };
-        self.scopes[scope].entries.push(Entry { name, schema, outputs: outputs.renamed(renames), kind });
+        self.scopes[scope].entries.push(Entry {
+            name,
+            schema,
+            outputs: outputs.renamed(renames),
+            kind,
+        });
         instance
     }
 
     pub(super) fn fix_table(&mut self, shard: ShardId, table: &str) {
-        self.fixed.push(Fixed { shard, why: Why::Table(table.to_owned()) });
+        self.fixed.push(Fixed {
+            shard,
+            why: Why::Table(table.to_owned()),
+        });
     }
 
     /// Nothing restricts this relation's keys: all of its group's shards would be needed.
     pub(super) fn unpinned(&mut self, group: GroupId, table: String, key: String) {
         match self.snapshot.group(group).shards().single() {
-            Some(shard) => self.fixed.push(Fixed { shard, why: Why::Group }),
+            Some(shard) => self.fixed.push(Fixed {
+                shard,
+                why: Why::Group,
+            }),
             None => self.refuse(Unroutable::Unpinned { table, key }),
         }
     }
@@ -330,12 +420,16 @@ impl<'a> Analysis<'a> {
         let path = &self.context.search_path;
         let catalog_first = !path.iter().any(|schema| schema == "pg_catalog");
         if catalog_first && name.name.starts_with("pg_") {
-            return path.iter().find_map(|schema| listed(schema)).unwrap_or(Place::Catalog);
+            return path
+                .iter()
+                .find_map(|schema| listed(schema))
+                .unwrap_or(Place::Catalog);
         }
         for schema in path {
             match schema.as_str() {
                 "pg_catalog" if name.name.starts_with("pg_") => return Place::Catalog,
-                "information_schema" if !name.name.starts_with("pg_") && listed(schema).is_none() => {}
+                "information_schema"
+                    if !name.name.starts_with("pg_") && listed(schema).is_none() => {}
                 schema => {
                     if let Some(place) = listed(schema) {
                         return place;
@@ -356,9 +450,17 @@ impl<'a> Analysis<'a> {
     fn join(&mut self, join: &Join, scope: usize, nullable: Nullable) {
         let side = |outer: bool| if outer { Nullable::Yes } else { nullable };
         let (entries, instances) = (self.scopes[scope].entries.len(), self.instances.len());
-        self.from(&join.left, scope, side(matches!(join.kind, JoinKind::Right | JoinKind::Full)));
+        self.item(
+            &join.left,
+            scope,
+            side(matches!(join.kind, JoinKind::Right | JoinKind::Full)),
+        );
         let (middle, between) = (self.scopes[scope].entries.len(), self.instances.len());
-        self.from(&join.right, scope, side(matches!(join.kind, JoinKind::Left | JoinKind::Full)));
+        self.item(
+            &join.right,
+            scope,
+            side(matches!(join.kind, JoinKind::Left | JoinKind::Full)),
+        );
         let end = self.instances.len();
         let range = match join.kind {
             JoinKind::Inner => instances..end,
@@ -366,10 +468,17 @@ impl<'a> Analysis<'a> {
             JoinKind::Right => instances..between,
             JoinKind::Full => 0..0,
         };
-        let using = if join.natural { self.natural(scope, entries, middle) } else { join.using.clone() };
+        let using = if join.natural {
+            self.natural(scope, entries, middle)
+        } else {
+            join.using.clone()
+        };
         for name in &using {
             let (left, right) = self.scopes[scope].merge(entries, middle, name);
-            for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (*l, *r))) {
+            for (l, r) in left
+                .iter()
+                .flat_map(|l| right.iter().map(move |r| (*l, *r)))
+            {
                 self.equate(l, r, scope, &range);
             }
         }
@@ -378,12 +487,20 @@ impl<'a> Analysis<'a> {
             self.walk(on, scope);
         }
         if let Some(alias) = &join.alias {
-            let mut outputs = Outputs { columns: Vec::new(), open: true };
+            let mut outputs = Outputs {
+                columns: Vec::new(),
+                open: true,
+            };
             for entry in &mut self.scopes[scope].entries[entries..] {
                 outputs.columns.append(&mut entry.outputs.columns);
                 entry.kind = EntryKind::Hidden;
             }
-            self.enter(scope, &alias.name, outputs.renamed(&alias.columns), EntryKind::Derived);
+            self.enter(
+                scope,
+                &alias.name,
+                outputs.renamed(&alias.columns),
+                EntryKind::Derived,
+            );
         }
     }
 
@@ -391,13 +508,25 @@ impl<'a> Analysis<'a> {
     fn natural(&mut self, scope: usize, start: usize, middle: usize) -> Vec<String> {
         let scope = &mut self.scopes[scope];
         let (left, right) = scope.entries[start..].split_at(middle - start);
-        if scope.entries[start..].iter().any(|entry| entry.outputs.open) {
+        if scope.entries[start..]
+            .iter()
+            .any(|entry| entry.outputs.open)
+        {
             scope.unsure = true;
             return Vec::new();
         }
-        let names = right.iter().flat_map(|entry| &entry.outputs.columns).map(|(name, _)| name);
+        let names = right
+            .iter()
+            .flat_map(|entry| &entry.outputs.columns)
+            .map(|(name, _)| name);
         let shared = names.filter(|name| {
-            left.iter().any(|entry| entry.outputs.columns.iter().any(|(column, _)| column == *name))
+            left.iter().any(|entry| {
+                entry
+                    .outputs
+                    .columns
+                    .iter()
+                    .any(|(column, _)| column == *name)
+            })
         });
         shared.cloned().collect()
     }
@@ -415,7 +544,13 @@ impl<'a> Analysis<'a> {
     }
 
     /// Notes what a predicate says of the keys of the instances in `range`.
-    pub(super) fn restrict(&mut self, predicate: &Expr, scope: usize, start: usize, range: &Range<usize>) {
+    pub(super) fn restrict(
+        &mut self,
+        predicate: &Expr,
+        scope: usize,
+        start: usize,
+        range: &Range<usize>,
+    ) {
         match predicate {
             Expr::And(parts) => {
                 for part in parts {
@@ -423,12 +558,17 @@ impl<'a> Analysis<'a> {
                 }
                 return;
             }
-            Expr::Compare { op: Compare::Equal, left, right } => self.restrict_equal(left, right, scope, start, range),
+            Expr::Compare {
+                op: Compare::Equal,
+                left,
+                right,
+            } => self.restrict_equal(left, right, scope, start, range),
             Expr::InQuery { left, query } => {
                 if let Expr::Column(column) = &**left {
                     let keys = resolve(&self.scopes, scope, start, column);
                     let outputs = self.subquery(query, scope);
-                    if let ([(_, Some(other))], false) = (outputs.columns.as_slice(), outputs.open) {
+                    if let ([(_, Some(other))], false) = (outputs.columns.as_slice(), outputs.open)
+                    {
                         for key in keys {
                             self.equate_one(key, *other, scope, range);
                         }
@@ -439,20 +579,30 @@ impl<'a> Analysis<'a> {
             _ => {}
         }
         for instance in range.clone() {
-            if self.instances[instance].block == scope {
-                if let Some(condition) = self.condition(predicate, instance, scope, start) {
-                    self.instances[instance].conditions.push(condition);
-                }
+            if self.instances[instance].block == scope
+                && let Some(condition) = self.condition(predicate, instance, scope, start)
+            {
+                self.instances[instance].conditions.push(condition);
             }
         }
     }
 
-    fn restrict_equal(&mut self, left: &Expr, right: &Expr, scope: usize, start: usize, range: &Range<usize>) {
+    fn restrict_equal(
+        &mut self,
+        left: &Expr,
+        right: &Expr,
+        scope: usize,
+        start: usize,
+        range: &Range<usize>,
+    ) {
         match (left, right) {
             (Expr::Column(left), Expr::Column(right)) => {
                 let left = resolve(&self.scopes, scope, start, left);
                 let right = resolve(&self.scopes, scope, start, right);
-                for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (*l, *r))) {
+                for (l, r) in left
+                    .iter()
+                    .flat_map(|l| right.iter().map(move |r| (*l, *r)))
+                {
                     self.equate(l, r, scope, range);
                 }
             }
@@ -484,22 +634,37 @@ impl<'a> Analysis<'a> {
     }
 
     /// What a predicate says of one instance's key; `None`: nothing.
-    fn condition(&self, predicate: &Expr, instance: usize, scope: usize, start: usize) -> Option<Condition> {
+    fn condition(
+        &self,
+        predicate: &Expr,
+        instance: usize,
+        scope: usize,
+        start: usize,
+    ) -> Option<Condition> {
         let is_key = |expr: &Expr| match expr {
             Expr::Column(column) => resolve(&self.scopes, scope, start, column).contains(&instance),
             _ => false,
         };
         let key_type = self.key_type(instance);
         match predicate {
-            Expr::And(parts) => {
-                both(parts.iter().filter_map(|part| self.condition(part, instance, scope, start)).collect())
-            }
+            Expr::And(parts) => both(
+                parts
+                    .iter()
+                    .filter_map(|part| self.condition(part, instance, scope, start))
+                    .collect(),
+            ),
             Expr::Or(parts) => {
-                let parts: Option<Vec<_>> =
-                    parts.iter().map(|part| self.condition(part, instance, scope, start)).collect();
+                let parts: Option<Vec<_>> = parts
+                    .iter()
+                    .map(|part| self.condition(part, instance, scope, start))
+                    .collect();
                 parts.map(either)
             }
-            Expr::Compare { op: Compare::Equal, left, right } => {
+            Expr::Compare {
+                op: Compare::Equal,
+                left,
+                right,
+            } => {
                 if let (Expr::Row(left), Expr::Row(right)) = (&**left, &**right) {
                     return self.row_condition(left, right, instance, scope, start);
                 }
@@ -555,12 +720,17 @@ impl<'a> Analysis<'a> {
                 .collect();
             return rows.map(either);
         }
-        let Expr::Column(column) = left else { return None };
+        let Expr::Column(column) = left else {
+            return None;
+        };
         if !resolve(&self.scopes, scope, start, column).contains(&instance) {
             return None;
         }
         let key_type = self.key_type(instance);
-        let values: Option<Vec<Value>> = list.iter().map(|value| self.value(value, key_type)).collect();
+        let values: Option<Vec<Value>> = list
+            .iter()
+            .map(|value| self.value(value, key_type))
+            .collect();
         Some(one_of(values?))
     }
 
@@ -600,25 +770,36 @@ impl<'a> Analysis<'a> {
     fn any_of(&self, array: &Expr, key_type: KeyType) -> Option<Condition> {
         match array {
             Expr::Array(items) => {
-                let values: Option<Vec<Value>> = items.iter().map(|item| self.value(item, key_type)).collect();
+                let values: Option<Vec<Value>> = items
+                    .iter()
+                    .map(|item| self.value(item, key_type))
+                    .collect();
                 Some(one_of(values?))
             }
             Expr::Cast { inner, to } => {
                 let cast = array_cast(to, key_type)?;
                 match &**inner {
                     Expr::Array(_) => self.any_of(inner, key_type),
-                    Expr::Literal(Literal { kind: LiteralKind::Null, .. }) => Some(Condition::Nothing),
+                    Expr::Literal(Literal {
+                        kind: LiteralKind::Null,
+                        ..
+                    }) => Some(Condition::Nothing),
                     Expr::Literal(literal) if literal.kind == LiteralKind::Text => {
                         Some(Condition::ElementOf(self.slot(literal, Some(cast))?))
                     }
-                    Expr::Parameter(number) => Some(Condition::ElementOf(parameter(*number, Some(cast))?)),
+                    Expr::Parameter(number) => {
+                        Some(Condition::ElementOf(parameter(*number, Some(cast))?))
+                    }
                     _ => None,
                 }
             }
             Expr::Literal(literal) if literal.kind == LiteralKind::Text => {
                 Some(Condition::ElementOf(self.slot(literal, None)?))
             }
-            Expr::Literal(Literal { kind: LiteralKind::Null, .. }) => Some(Condition::Nothing),
+            Expr::Literal(Literal {
+                kind: LiteralKind::Null,
+                ..
+            }) => Some(Condition::Nothing),
             Expr::Parameter(number) => Some(Condition::ElementOf(parameter(*number, None)?)),
             _ => None,
         }
@@ -634,8 +815,14 @@ impl<'a> Analysis<'a> {
         let inclusive = matches!(op, Compare::LessEqual | Compare::GreaterEqual);
         let edge = Some(Edge { value, inclusive });
         Some(match op {
-            Compare::Less | Compare::LessEqual => Condition::Between { low: None, high: edge },
-            Compare::Greater | Compare::GreaterEqual => Condition::Between { low: edge, high: None },
+            Compare::Less | Compare::LessEqual => Condition::Between {
+                low: None,
+                high: edge,
+            },
+            Compare::Greater | Compare::GreaterEqual => Condition::Between {
+                low: edge,
+                high: None,
+            },
             Compare::Equal => return None,
         })
     }
@@ -655,7 +842,11 @@ impl<'a> Analysis<'a> {
             }
             Expr::Negate(inner) => match self.value(inner, key_type)? {
                 Value::Slot { slot, sign, cast } if is_number(inner) => {
-                    let sign = if sign == Sign::Minus { Sign::None } else { Sign::Minus };
+                    let sign = if sign == Sign::Minus {
+                        Sign::None
+                    } else {
+                        Sign::Minus
+                    };
                     Some(Value::Slot { slot, sign, cast })
                 }
                 _ => None,
@@ -674,19 +865,29 @@ impl<'a> Analysis<'a> {
 
     /// The slot of a literal. A negative number stands at its sign, which belongs to the template.
     fn slot(&self, literal: &Literal, cast: Option<Oid>) -> Option<Value> {
-        let at = self.slots.partition_point(|slot| slot.start < literal.location);
+        let at = self
+            .slots
+            .partition_point(|slot| slot.start < literal.location);
         let found = self.slots.get(at)?;
         let sign = if found.start == literal.location {
             Sign::None
         } else {
-            let between = self.text.get(literal.location as usize..found.start as usize)?;
-            let (b'-', blanks) = between.split_first()? else { return None };
+            let between = self
+                .text
+                .get(literal.location as usize..found.start as usize)?;
+            let (b'-', blanks) = between.split_first()? else {
+                return None;
+            };
             if literal.kind != LiteralKind::Number || !blanks.iter().all(u8::is_ascii_whitespace) {
                 return None;
             }
             Sign::Minus
         };
-        Some(Value::Slot { slot: u16::try_from(at).ok()?, sign, cast })
+        Some(Value::Slot {
+            slot: u32::try_from(at).ok()?,
+            sign,
+            cast,
+        })
     }
 
     /// Looks into the subqueries of an expression.
@@ -713,7 +914,11 @@ impl<'a> Analysis<'a> {
                 self.walk(left, scope);
                 self.walk_all(list, scope);
             }
-            Expr::And(parts) | Expr::Or(parts) | Expr::Row(parts) | Expr::Array(parts) | Expr::Other(parts) => {
+            Expr::And(parts)
+            | Expr::Or(parts)
+            | Expr::Row(parts)
+            | Expr::Array(parts)
+            | Expr::Other(parts) => {
                 self.walk_all(parts, scope);
             }
             Expr::Column(_) | Expr::Literal(_) | Expr::Parameter(_) | Expr::Default => {}
@@ -736,7 +941,10 @@ fn is_number(expr: &Expr) -> bool {
 }
 
 fn parameter(number: u32, cast: Option<Oid>) -> Option<Value> {
-    Some(Value::Parameter { index: u16::try_from(number.checked_sub(1)?).ok()?, cast })
+    Some(Value::Parameter {
+        index: u16::try_from(number.checked_sub(1)?).ok()?,
+        cast,
+    })
 }
 
 /// The type of a cast that leaves every value of the key's type as it is.
@@ -763,7 +971,10 @@ fn cast_to(to: &CastType, key_type: KeyType) -> Option<Oid> {
         KeyType::Uuid => oid == types::UUID,
         KeyType::Date => oid == types::DATE,
         KeyType::Timestamptz => oid == types::TIMESTAMPTZ,
-        KeyType::Numeric => matches!(oid, types::INT2 | types::INT4 | types::INT8 | types::NUMERIC),
+        KeyType::Numeric => matches!(
+            oid,
+            types::INT2 | types::INT4 | types::INT8 | types::NUMERIC
+        ),
         KeyType::Bytea => oid == types::BYTEA,
     };
     exact.then_some(oid)
@@ -771,7 +982,10 @@ fn cast_to(to: &CastType, key_type: KeyType) -> Option<Oid> {
 
 /// As [`cast_to`], for arrays.
 fn array_cast(to: &CastType, key_type: KeyType) -> Option<Oid> {
-    let element = CastType { array: false, ..to.clone() };
+    let element = CastType {
+        array: false,
+        ..to.clone()
+    };
     if !to.array {
         return None;
     }
@@ -800,7 +1014,11 @@ fn flipped(op: Compare) -> Compare {
 }
 
 pub(super) fn equal(value: Value) -> Condition {
-    if value == Value::Null { Condition::Nothing } else { Condition::Equal(value) }
+    if value == Value::Null {
+        Condition::Nothing
+    } else {
+        Condition::Equal(value)
+    }
 }
 
 fn one_of(mut values: Vec<Value>) -> Condition {
@@ -813,7 +1031,11 @@ fn one_of(mut values: Vec<Value>) -> Condition {
 }
 
 pub(super) fn both(mut parts: Vec<Condition>) -> Option<Condition> {
-    if parts.len() <= 1 { parts.pop() } else { Some(Condition::Both(parts)) }
+    if parts.len() <= 1 {
+        parts.pop()
+    } else {
+        Some(Condition::Both(parts))
+    }
 }
 
 fn either(parts: Vec<Condition>) -> Condition {
@@ -838,7 +1060,11 @@ fn either(parts: Vec<Condition>) -> Condition {
 
 fn place_of(table: &Table) -> Place<'_> {
     match &table.placement {
-        Placement::Sharded { group, key_column } => Place::Sharded { group: *group, key: key_column, table },
+        Placement::Sharded { group, key_column } => Place::Sharded {
+            group: *group,
+            key: key_column,
+            table,
+        },
         Placement::Reference => Place::Reference(table),
         Placement::Single(shard) => Place::Single(*shard),
     }
@@ -846,14 +1072,25 @@ fn place_of(table: &Table) -> Place<'_> {
 
 fn table_outputs(table: &Table, key: Option<(&str, usize)>) -> Outputs {
     if table.columns.is_empty() {
-        let columns = key.into_iter().map(|(key, instance)| (key.to_owned(), Some(instance))).collect();
-        return Outputs { columns, open: true };
+        let columns = key
+            .into_iter()
+            .map(|(key, instance)| (key.to_owned(), Some(instance)))
+            .collect();
+        return Outputs {
+            columns,
+            open: true,
+        };
     }
     let columns = table.columns.iter().map(|name| {
-        let instance = key.filter(|(key, _)| key == name).map(|(_, instance)| instance);
+        let instance = key
+            .filter(|(key, _)| key == name)
+            .map(|(_, instance)| instance);
         (name.clone(), instance)
     });
-    Outputs { columns: columns.collect(), open: false }
+    Outputs {
+        columns: columns.collect(),
+        open: false,
+    }
 }
 
 pub(super) fn full_name(name: &Name) -> String {

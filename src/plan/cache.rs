@@ -7,7 +7,7 @@
 //! key is equal, and the key holds all that a plan depends on: text or template (overrides included), declared types,
 //! the context's digest, the epoch.
 
-use super::{Context, Plan, StatementPlan, Target};
+use super::{Context, Plan, StatementPlan, Target, analyze::analyze};
 use crate::{
     catalog::snapshot::Snapshot,
     sql::{
@@ -124,7 +124,7 @@ impl PlanCache {
             snapshot,
         };
         self.plan_with(&request, scratch, |slots| {
-            super::analyze::analyze(text, types, slots, context, snapshot)
+            analyze(text, types, slots, context, snapshot)
         })
     }
 

@@ -39,13 +39,28 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
     rows.push(("reason", reason(&plan.target, snapshot)));
     if let Target::ByKey(pins) = &plan.target {
-        rows.extend(keys(pins, snapshot, values).into_iter().map(|key| ("key", key)));
+        rows.extend(
+            keys(pins, snapshot, values)
+                .into_iter()
+                .map(|key| ("key", key)),
+        );
     }
-    rows.push(("access", if plan.access == Access::Write { "write" } else { "read" }.to_owned()));
+    rows.push((
+        "access",
+        if plan.access == Access::Write {
+            "write"
+        } else {
+            "read"
+        }
+        .to_owned(),
+    ));
     if plan.effect != Effect::None {
         rows.push(("effect", format!("{:?}", plan.effect)));
     }
-    Description { rows, refused: routed.err() }
+    Description {
+        rows,
+        refused: routed.err(),
+    }
 }
 
 fn kind(route: &Route) -> &'static str {
@@ -59,7 +74,13 @@ fn kind(route: &Route) -> &'static str {
 }
 
 fn shards(route: &Route, snapshot: &Snapshot) -> Vec<String> {
-    let name = |shard: ShardId| snapshot.shards.get(shard.index()).cloned().unwrap_or_default();
+    let name = |shard: ShardId| {
+        snapshot
+            .shards
+            .get(shard.index())
+            .cloned()
+            .unwrap_or_default()
+    };
     match route {
         Route::One(shard) => vec![name(*shard)],
         Route::Some(set) => set.iter().map(name).collect(),
@@ -89,7 +110,10 @@ fn reason(target: &Target, snapshot: &Snapshot) -> String {
 }
 
 fn keys(pins: &Pins, snapshot: &Snapshot, values: &Values<'_>) -> Vec<String> {
-    pins.pins.iter().map(|pin| describe_pin(pin, snapshot, values)).collect()
+    pins.pins
+        .iter()
+        .map(|pin| describe_pin(pin, snapshot, values))
+        .collect()
 }
 
 fn describe_pin(pin: &Pin, snapshot: &Snapshot, values: &Values<'_>) -> String {
@@ -100,12 +124,18 @@ fn describe_pin(pin: &Pin, snapshot: &Snapshot, values: &Values<'_>) -> String {
         Role::Assign { .. } => "set ",
     };
     let column = format!("{}.{}", pin.table, pin.key);
-    format!("{does}{} (group {group})", describe_condition(&column, &pin.condition, values))
+    format!(
+        "{does}{} (group {group})",
+        describe_condition(&column, &pin.condition, values)
+    )
 }
 
 fn describe_condition(column: &str, condition: &Condition, values: &Values<'_>) -> String {
     let join = |parts: &[Condition], word: &str| {
-        let parts: Vec<String> = parts.iter().map(|part| describe_condition(column, part, values)).collect();
+        let parts: Vec<String> = parts
+            .iter()
+            .map(|part| describe_condition(column, part, values))
+            .collect();
         parts.join(word)
     };
     match condition {
@@ -123,7 +153,10 @@ fn describe_condition(column: &str, condition: &Condition, values: &Values<'_>) 
                     format!("{column} {op} {}", value_text(&edge.value, values))
                 })
             };
-            let parts: Vec<String> = [edge(low, ">", ">="), edge(high, "<", "<=")].into_iter().flatten().collect();
+            let parts: Vec<String> = [edge(low, ">", ">="), edge(high, "<", "<=")]
+                .into_iter()
+                .flatten()
+                .collect();
             parts.join(" and ")
         }
         Condition::Either(parts) => join(parts, " or "),
@@ -135,7 +168,7 @@ fn value_text(value: &Value, values: &Values<'_>) -> String {
     match value {
         Value::Null => "NULL".to_owned(),
         Value::Slot { slot, sign, .. } => {
-            let text = values.slots.get(usize::from(*slot)).and_then(|slot| {
+            let text = values.slots.get(*slot as usize).and_then(|slot| {
                 let text = values.text.get(slot.start as usize..slot.end as usize)?;
                 Some(String::from_utf8_lossy(text).into_owned())
             });
@@ -144,10 +177,15 @@ fn value_text(value: &Value, values: &Values<'_>) -> String {
         }
         Value::Parameter { index, .. } => {
             let number = index + 1;
-            match values.bind.and_then(|bind| bind.parameter(usize::from(*index))) {
+            match values
+                .bind
+                .and_then(|bind| bind.parameter(usize::from(*index)))
+            {
                 None => format!("${number}"),
                 Some((_, None)) => format!("${number} (NULL)"),
-                Some((Format::Text, Some(value))) => format!("${number} ({})", String::from_utf8_lossy(value)),
+                Some((Format::Text, Some(value))) => {
+                    format!("${number} ({})", String::from_utf8_lossy(value))
+                }
                 Some((Format::Binary, Some(value))) => format!("${number} ({} bytes)", value.len()),
             }
         }

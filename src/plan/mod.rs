@@ -113,7 +113,11 @@ impl StatementPlan {
     ///
     /// # Errors
     /// [`Unroutable`]: why it must not run anywhere.
-    pub fn route(&self, snapshot: &Snapshot, values: &Values<'_>) -> Result<Route, Box<Unroutable>> {
+    pub fn route(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+    ) -> Result<Route, Box<Unroutable>> {
         match &self.target {
             Target::Fixed(route) => Ok(route.clone()),
             Target::ByKey(pins) => pins.route(snapshot, values),

@@ -76,7 +76,10 @@ pub(super) enum Condition {
     OneOf(Vec<Value>),
     /// `= ANY (array)`.
     ElementOf(Value),
-    Between { low: Option<Edge>, high: Option<Edge> },
+    Between {
+        low: Option<Edge>,
+        high: Option<Edge>,
+    },
     Either(Vec<Self>),
     Both(Vec<Self>),
 }
@@ -97,7 +100,11 @@ enum Found {
 
 impl Pins {
     /// Where this execution runs.
-    pub(super) fn route(&self, snapshot: &Snapshot, values: &Values<'_>) -> Result<Route, Box<Unroutable>> {
+    pub(super) fn route(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+    ) -> Result<Route, Box<Unroutable>> {
         let mut shard = self.fixed.as_ref().map(|fixed| fixed.shard);
         for pin in &self.pins {
             let found = pin.find(snapshot, values, self.reading)?;
@@ -113,27 +120,47 @@ impl Pins {
                 (Found::Several(set), _) => return Err(self.apart(snapshot, &set, &set)),
             }
         }
-        let anywhere = || self.pins.first().and_then(|pin| snapshot.group(pin.group).shards().iter().next());
+        let anywhere = || {
+            self.pins
+                .first()
+                .and_then(|pin| snapshot.group(pin.group).shards().iter().next())
+        };
         Ok(Route::One(shard.or_else(anywhere).unwrap_or(snapshot.home)))
     }
 
     fn apart(&self, snapshot: &Snapshot, all: &ShardSet, keys: &ShardSet) -> Box<Unroutable> {
         let names = |set: &ShardSet| -> Vec<String> {
-            set.iter().filter_map(|shard| snapshot.shards.get(shard.index()).cloned()).collect()
+            set.iter()
+                .filter_map(|shard| snapshot.shards.get(shard.index()).cloned())
+                .collect()
         };
         Box::new(match &self.fixed {
-            Some(Fixed { why: Why::Override(named), .. }) => {
-                Unroutable::OverrideContradicts { named: named.clone(), keys: names(keys).join(", ") }
-            }
+            Some(Fixed {
+                why: Why::Override(named),
+                ..
+            }) => Unroutable::OverrideContradicts {
+                named: named.clone(),
+                keys: names(keys).join(", "),
+            },
             _ => Unroutable::SeveralShards { shards: names(all) },
         })
     }
 }
 
 impl Pin {
-    fn find(&self, snapshot: &Snapshot, values: &Values<'_>, reading: Reading) -> Result<Found, Box<Unroutable>> {
+    fn find(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+        reading: Reading,
+    ) -> Result<Found, Box<Unroutable>> {
         let group = snapshot.group(self.group);
-        let look = Look { group, values, reading, pin: self };
+        let look = Look {
+            group,
+            values,
+            reading,
+            pin: self,
+        };
         match &self.role {
             Role::Match => look.condition(&self.condition),
             Role::Insert => look.insert(&self.condition),
@@ -207,14 +234,26 @@ impl Look<'_> {
 
     fn between(&self, low: Option<&Edge>, high: Option<&Edge>) -> Result<Found, Box<Unroutable>> {
         let (low, high) = (self.edge(low)?, self.edge(high)?);
-        let (Some(low), Some(high)) = (low, high) else { return Ok(Found::Nowhere) };
-        Ok(found(self.group.shards_between(low.as_ref(), high.as_ref())))
+        let (Some(low), Some(high)) = (low, high) else {
+            return Ok(Found::Nowhere);
+        };
+        Ok(found(
+            self.group.shards_between(low.as_ref(), high.as_ref()),
+        ))
     }
 
     /// `None`: the bound is NULL, so that nothing is in the range.
     fn edge(&self, edge: Option<&Edge>) -> Result<Option<Bound<Key>>, Box<Unroutable>> {
-        let Some(edge) = edge else { return Ok(Some(Bound::Unbounded)) };
-        match value::key(&edge.value, self.group.key_type, self.values, self.reading, Purpose::Compare) {
+        let Some(edge) = edge else {
+            return Ok(Some(Bound::Unbounded));
+        };
+        match value::key(
+            &edge.value,
+            self.group.key_type,
+            self.values,
+            self.reading,
+            Purpose::Compare,
+        ) {
             Ok(key) if edge.inclusive => Ok(Some(Bound::Included(key))),
             Ok(key) => Ok(Some(Bound::Excluded(key))),
             Err(Missing::Null) => Ok(None),
@@ -236,22 +275,34 @@ impl Look<'_> {
         let mut first = None;
         let mut several: Option<ShardSet> = None;
         for value in list {
-            let key = match value::key(value, self.group.key_type, self.values, self.reading, Purpose::Store) {
+            let key = match value::key(
+                value,
+                self.group.key_type,
+                self.values,
+                self.reading,
+                Purpose::Store,
+            ) {
                 Ok(key) => key,
                 Err(Missing::Null) => {
                     let (table, key) = (self.pin.table.clone(), self.pin.key.clone());
                     return Err(Box::new(Unroutable::KeyNull { table, key }));
                 }
-                Err(Missing::OutOfRange) => return Err(self.missing(Missing::Problem(KeyProblem::Malformed))),
+                Err(Missing::OutOfRange) => {
+                    return Err(self.missing(Missing::Problem(KeyProblem::Malformed)));
+                }
                 Err(missing @ Missing::Problem(_)) => return Err(self.missing(missing)),
             };
             let Some(shard) = self.group.shard_of(&key) else {
-                return Err(Box::new(Unroutable::NoShardForKey { group: self.group.name.clone() }));
+                return Err(Box::new(Unroutable::NoShardForKey {
+                    group: self.group.name.clone(),
+                }));
             };
             match first {
                 None => first = Some(shard),
                 Some(other) if other == shard => {}
-                Some(other) => several.get_or_insert_with(|| ShardSet::one(other)).insert(shard),
+                Some(other) => several
+                    .get_or_insert_with(|| ShardSet::one(other))
+                    .insert(shard),
             }
         }
         Ok(match (several, first) {
@@ -266,7 +317,9 @@ impl Look<'_> {
             let (table, key) = (self.pin.table.clone(), self.pin.key.clone());
             Box::new(Unroutable::KeyChanged { table, key })
         };
-        let Condition::Equal(new) = new else { return Err(changed()) };
+        let Condition::Equal(new) = new else {
+            return Err(changed());
+        };
         match (self.key_for(new, Purpose::Store)?, self.key(old)?) {
             // No row has the old key: nothing changes.
             (_, None) => Ok(Found::Nowhere),
@@ -281,7 +334,13 @@ impl Look<'_> {
     }
 
     fn key_for(&self, value: &Value, purpose: Purpose) -> Result<Option<Key>, Box<Unroutable>> {
-        match value::key(value, self.group.key_type, self.values, self.reading, purpose) {
+        match value::key(
+            value,
+            self.group.key_type,
+            self.values,
+            self.reading,
+            purpose,
+        ) {
             Ok(key) => Ok(Some(key)),
             Err(Missing::Null | Missing::OutOfRange) => Ok(None),
             Err(missing @ Missing::Problem(_)) => Err(self.missing(missing)),
@@ -293,7 +352,10 @@ impl Look<'_> {
             Missing::Problem(problem) => problem,
             Missing::Null | Missing::OutOfRange => KeyProblem::Malformed,
         };
-        Box::new(Unroutable::KeyValue { key: format!("{}.{}", self.pin.table, self.pin.key), problem })
+        Box::new(Unroutable::KeyValue {
+            key: format!("{}.{}", self.pin.table, self.pin.key),
+            problem,
+        })
     }
 }
 

@@ -38,7 +38,10 @@ pub(super) struct Outputs {
 impl Outputs {
     /// Of nothing known.
     pub(super) fn unknown() -> Self {
-        Self { columns: Vec::new(), open: true }
+        Self {
+            columns: Vec::new(),
+            open: true,
+        }
     }
 
     /// After `AS t(a, b)`.
@@ -47,7 +50,10 @@ impl Outputs {
             return self;
         }
         if self.open {
-            return Self { columns: names.iter().map(|name| (name.clone(), None)).collect(), open: true };
+            return Self {
+                columns: names.iter().map(|name| (name.clone(), None)).collect(),
+                open: true,
+            };
         }
         for (column, name) in self.columns.iter_mut().zip(names) {
             column.0.clone_from(name);
@@ -108,7 +114,11 @@ impl Entry {
         if self.kind == EntryKind::Hidden {
             return Lookup::No;
         }
-        let mut hits = self.outputs.columns.iter().filter(|(column, _)| column == name);
+        let mut hits = self
+            .outputs
+            .columns
+            .iter()
+            .filter(|(column, _)| column == name);
         match (hits.next(), hits.next()) {
             (None, _) if self.outputs.open => Lookup::Maybe,
             (None, _) => Lookup::No,
@@ -121,7 +131,10 @@ impl Entry {
 
 impl Scope {
     pub(super) fn inside(parent: Option<usize>) -> Self {
-        Self { parent, ..Self::default() }
+        Self {
+            parent,
+            ..Self::default()
+        }
     }
 
     /// The keys that an unqualified name means among the entries from `start` on.
@@ -130,7 +143,12 @@ impl Scope {
         if self.unsure {
             return Some(Vec::new());
         }
-        if let Some(merged) = self.merged.iter().rev().find(|merged| merged.start >= start && merged.name == name) {
+        if let Some(merged) = self
+            .merged
+            .iter()
+            .rev()
+            .find(|merged| merged.start >= start && merged.name == name)
+        {
             return Some(merged.keys.clone());
         }
         let mut keys = Vec::new();
@@ -150,12 +168,25 @@ impl Scope {
         }
     }
 
-    fn qualified(&self, start: usize, schema: Option<&str>, table: &str, name: &str) -> Option<Vec<usize>> {
-        let entry = self.entries.get(start..).unwrap_or_default().iter().find(|entry| {
-            entry.kind != EntryKind::Hidden
-                && entry.name == table
-                && schema.is_none_or(|schema| entry.schema.as_deref().is_none_or(|own| own == schema))
-        })?;
+    fn qualified(
+        &self,
+        start: usize,
+        schema: Option<&str>,
+        table: &str,
+        name: &str,
+    ) -> Option<Vec<usize>> {
+        let entry = self
+            .entries
+            .get(start..)
+            .unwrap_or_default()
+            .iter()
+            .find(|entry| {
+                entry.kind != EntryKind::Hidden
+                    && entry.name == table
+                    && schema.is_none_or(|schema| {
+                        entry.schema.as_deref().is_none_or(|own| own == schema)
+                    })
+            })?;
         Some(match entry.lookup(name) {
             Lookup::Key(key) => vec![key],
             Lookup::Other | Lookup::Maybe | Lookup::No => Vec::new(),
@@ -163,7 +194,12 @@ impl Scope {
     }
 
     /// Makes one column of the columns of that name on both sides of a join; returns the keys of either side.
-    pub(super) fn merge(&mut self, start: usize, middle: usize, name: &str) -> (Vec<usize>, Vec<usize>) {
+    pub(super) fn merge(
+        &mut self,
+        start: usize,
+        middle: usize,
+        name: &str,
+    ) -> (Vec<usize>, Vec<usize>) {
         let right = self.unqualified(middle, name).unwrap_or_default();
         let left = self.left_side(start, middle, name);
         let keys = if left.is_empty() || right.is_empty() {
@@ -171,12 +207,18 @@ impl Scope {
         } else {
             left.iter().chain(&right).copied().collect()
         };
-        self.merged.push(Merged { name: name.to_owned(), start, keys });
+        self.merged.push(Merged {
+            name: name.to_owned(),
+            start,
+            keys,
+        });
         (left, right)
     }
 
     fn left_side(&self, start: usize, middle: usize, name: &str) -> Vec<usize> {
-        let inside = |merged: &&Merged| merged.start >= start && merged.start < middle && merged.name == name;
+        let inside = |merged: &&Merged| {
+            merged.start >= start && merged.start < middle && merged.name == name
+        };
         if let Some(merged) = self.merged.iter().rev().find(inside) {
             return merged.keys.clone();
         }
@@ -186,14 +228,27 @@ impl Scope {
                 keys.push(key);
             }
         }
-        if keys.len() == 1 && !self.unsure { keys } else { Vec::new() }
+        if keys.len() == 1 && !self.unsure {
+            keys
+        } else {
+            Vec::new()
+        }
     }
 
     /// What `*` gives.
     pub(super) fn all(&self) -> Outputs {
-        let mut outputs = Outputs { columns: Vec::new(), open: false };
-        for entry in self.entries.iter().filter(|entry| entry.kind != EntryKind::Hidden) {
-            outputs.columns.extend(entry.outputs.columns.iter().cloned());
+        let mut outputs = Outputs {
+            columns: Vec::new(),
+            open: false,
+        };
+        for entry in self
+            .entries
+            .iter()
+            .filter(|entry| entry.kind != EntryKind::Hidden)
+        {
+            outputs
+                .columns
+                .extend(entry.outputs.columns.iter().cloned());
             outputs.open |= entry.outputs.open;
         }
         if !self.merged.is_empty() {
@@ -204,7 +259,10 @@ impl Scope {
 
     /// What `table.*` gives.
     pub(super) fn all_of(&self, table: &str) -> Outputs {
-        let found = self.entries.iter().find(|entry| entry.kind != EntryKind::Hidden && entry.name == table);
+        let found = self
+            .entries
+            .iter()
+            .find(|entry| entry.kind != EntryKind::Hidden && entry.name == table);
         found.map_or_else(Outputs::unknown, |entry| entry.outputs.clone())
     }
 }

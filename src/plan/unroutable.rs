@@ -65,7 +65,11 @@ impl Unroutable {
         match self {
             Self::UnknownTable { .. } => "42P01",
             Self::KeyMissing { .. } | Self::KeyNull { .. } => "23502",
-            Self::KeyValue { problem: KeyProblem::Malformed, .. } | Self::OverrideKey { .. } => "22P02",
+            Self::KeyValue {
+                problem: KeyProblem::Malformed,
+                ..
+            }
+            | Self::OverrideKey { .. } => "22P02",
             Self::OverrideShard { .. } => "22023",
             Self::TooDeep => "54001",
             Self::NoShardForKey { .. } => "23514",

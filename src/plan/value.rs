@@ -16,9 +16,16 @@ use std::borrow::Cow;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     /// A literal; `negative`: a minus stands before it. `cast`: the type that the text casts it to.
-    Slot { slot: u16, sign: Sign, cast: Option<Oid> },
+    Slot {
+        slot: u32,
+        sign: Sign,
+        cast: Option<Oid>,
+    },
     /// A parameter, from 0.
-    Parameter { index: u16, cast: Option<Oid> },
+    Parameter {
+        index: u16,
+        cast: Option<Oid>,
+    },
     Null,
 }
 
@@ -75,7 +82,9 @@ pub(super) fn key(
             let text = slot_text(*slot, values)?;
             match lexeme(text, reading)? {
                 Lexeme::Number(digits) => number(digits, *sign, *cast, wanted, purpose),
-                Lexeme::Text(_) if *sign == Sign::Minus => Err(Missing::Problem(KeyProblem::Ambiguous)),
+                Lexeme::Text(_) if *sign == Sign::Minus => {
+                    Err(Missing::Problem(KeyProblem::Ambiguous))
+                }
                 Lexeme::Text(text) => from_text(wanted, &text, reading),
             }
         }
@@ -90,7 +99,9 @@ pub(super) fn key(
             if textual && cast.is_some() && wanted != KeyType::Text {
                 return from_text(wanted, value, reading);
             }
-            wanted.from_parameter(declared, format, value).map_err(problem)
+            wanted
+                .from_parameter(declared, format, value)
+                .map_err(problem)
         }
     }
 }
@@ -116,11 +127,16 @@ pub(super) fn elements(
     if wanted == KeyType::Text && !reading.utf8 && !bytes.is_ascii() {
         return Err(Missing::Problem(KeyProblem::Ambiguous));
     }
-    wanted.from_array_parameter(declared, format, &bytes).map_err(problem)
+    wanted
+        .from_array_parameter(declared, format, &bytes)
+        .map_err(problem)
 }
 
 /// Format, bytes and declared type; `None`: NULL, or not bound (PostgreSQL refuses the statement).
-#[expect(clippy::type_complexity, reason = "read in two places, named nowhere else")]
+#[expect(
+    clippy::type_complexity,
+    reason = "read in two places, named nowhere else"
+)]
 fn parameter<'a>(
     index: u16,
     cast: Option<Oid>,
@@ -137,16 +153,30 @@ fn parameter<'a>(
     Ok(Some((format, bytes, declared)))
 }
 
-fn slot_text<'a>(slot: u16, values: &Values<'a>) -> Result<&'a [u8], Missing> {
-    let slot = values.slots.get(usize::from(slot)).ok_or(Missing::Problem(KeyProblem::Ambiguous))?;
-    values.text.get(slot.start as usize..slot.end as usize).ok_or(Missing::Problem(KeyProblem::Ambiguous))
+fn slot_text<'a>(slot: u32, values: &Values<'a>) -> Result<&'a [u8], Missing> {
+    let slot = values
+        .slots
+        .get(slot as usize)
+        .ok_or(Missing::Problem(KeyProblem::Ambiguous))?;
+    values
+        .text
+        .get(slot.start as usize..slot.end as usize)
+        .ok_or(Missing::Problem(KeyProblem::Ambiguous))
 }
 
 /// The key that a number is, compared or stored; numbers in another base or with underscores are not read, since
 /// servers before 16 take them for something else.
-fn number(digits: &[u8], sign: Sign, cast: Option<Oid>, wanted: KeyType, purpose: Purpose) -> Result<Key, Missing> {
+fn number(
+    digits: &[u8],
+    sign: Sign,
+    cast: Option<Oid>,
+    wanted: KeyType,
+    purpose: Purpose,
+) -> Result<Key, Missing> {
     let whole = digits.iter().all(u8::is_ascii_digit);
-    let decimal = digits.iter().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-'));
+    let decimal = digits
+        .iter()
+        .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-'));
     let to_integer = matches!(cast, Some(types::INT2 | types::INT4 | types::INT8));
     if !decimal || (to_integer && wanted == KeyType::Numeric && !whole) {
         return Err(Missing::Problem(KeyProblem::Ambiguous));
@@ -156,10 +186,19 @@ fn number(digits: &[u8], sign: Sign, cast: Option<Oid>, wanted: KeyType, purpose
         signed.push(b'-');
     }
     signed.extend_from_slice(digits);
-    let literal = if whole { Literal::Integer(&signed) } else { Literal::Decimal(&signed) };
+    let literal = if whole {
+        Literal::Integer(&signed)
+    } else {
+        Literal::Decimal(&signed)
+    };
     match purpose {
-        Purpose::Compare if !to_integer => wanted.from_literal(&literal).map_err(problem)?.ok_or(Missing::OutOfRange),
-        Purpose::Compare | Purpose::Store => wanted.from_assigned_literal(&literal).map_err(problem),
+        Purpose::Compare if !to_integer => wanted
+            .from_literal(&literal)
+            .map_err(problem)?
+            .ok_or(Missing::OutOfRange),
+        Purpose::Compare | Purpose::Store => {
+            wanted.from_assigned_literal(&literal).map_err(problem)
+        }
     }
 }
 

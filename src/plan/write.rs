@@ -1,5 +1,7 @@
 //! Writes: where new rows go, and that none leaves its shard.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+
 use super::{
     block::{Analysis, Place, both, full_name},
     route::{Condition, Pin, Role},
@@ -10,8 +12,8 @@ use super::{
 use crate::{
     catalog::group::GroupId,
     sql::tree::{
-        Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Query, Relation, Select, Target,
-        Update,
+        Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Query,
+        Relation, Select, Target, Update,
     },
 };
 
@@ -53,19 +55,34 @@ impl<'a> Analysis<'a> {
 
     /// What ON CONFLICT and RETURNING see: the table, whose rows are where the new ones are.
     fn inserted_scope(&mut self, table: &Relation, scope: usize) {
-        let name = table.alias.as_ref().map_or(&table.name.name, |alias| &alias.name).clone();
+        let name = table
+            .alias
+            .as_ref()
+            .map_or(&table.name.name, |alias| &alias.name)
+            .clone();
         for name in [name, "excluded".to_owned()] {
             let outputs = Outputs::unknown();
-            self.scopes[scope].entries.push(Entry { name, schema: None, outputs, kind: EntryKind::Table });
+            self.scopes[scope].entries.push(Entry {
+                name,
+                schema: None,
+                outputs,
+                kind: EntryKind::Table,
+            });
         }
     }
 
     /// The placement of a table that is written, when it is sharded; notes what forbids or fixes the others.
     fn written_table(&mut self, relation: &Relation) -> Option<Into<'a>> {
         match self.place(&relation.name) {
-            Place::Sharded { group, key, .. } => Some(Into { group, table: relation.name.name.clone(), key }),
+            Place::Sharded { group, key, .. } => Some(Into {
+                group,
+                table: relation.name.name.clone(),
+                key,
+            }),
             Place::Reference(_) => {
-                self.refuse(Unroutable::ReferenceWrite { table: relation.name.name.clone() });
+                self.refuse(Unroutable::ReferenceWrite {
+                    table: relation.name.name.clone(),
+                });
                 None
             }
             Place::Single(shard) => {
@@ -73,11 +90,15 @@ impl<'a> Analysis<'a> {
                 None
             }
             Place::Catalog => {
-                self.refuse(Unroutable::Unsupported { feature: "writing to the system catalogs" });
+                self.refuse(Unroutable::Unsupported {
+                    feature: "writing to the system catalogs",
+                });
                 None
             }
             Place::Unknown => {
-                self.refuse(Unroutable::UnknownTable { table: full_name(&relation.name) });
+                self.refuse(Unroutable::UnknownTable {
+                    table: full_name(&relation.name),
+                });
                 None
             }
         }
@@ -90,16 +111,24 @@ impl<'a> Analysis<'a> {
             (None, _) => &[],
         };
         let Some(source) = &insert.source else {
-            return self.refuse(Unroutable::KeyMissing { table: into.table.clone(), key: into.key.to_owned() });
+            return self.refuse(Unroutable::KeyMissing {
+                table: into.table.clone(),
+                key: into.key.to_owned(),
+            });
         };
         if columns.is_empty() {
-            self.refuse(Unroutable::ColumnsUnknown { table: into.table.clone() });
+            self.refuse(Unroutable::ColumnsUnknown {
+                table: into.table.clone(),
+            });
             self.query(source, parent);
             return;
         }
         let place = columns.iter().position(|column| column == into.key);
         let Some(place) = place else {
-            self.refuse(Unroutable::KeyMissing { table: into.table.clone(), key: into.key.to_owned() });
+            self.refuse(Unroutable::KeyMissing {
+                table: into.table.clone(),
+                key: into.key.to_owned(),
+            });
             self.query(source, parent);
             return;
         };
@@ -133,7 +162,10 @@ impl<'a> Analysis<'a> {
     }
 
     fn refuse_expression(&mut self, into: &Into<'_>) {
-        self.refuse(Unroutable::KeyExpression { table: into.table.clone(), key: into.key.to_owned() });
+        self.refuse(Unroutable::KeyExpression {
+            table: into.table.clone(),
+            key: into.key.to_owned(),
+        });
     }
 
     fn pin_insert(&mut self, mut values: Vec<Value>, into: &Into<'_>) {
@@ -152,16 +184,26 @@ impl<'a> Analysis<'a> {
     }
 
     /// INSERT … SELECT: the key is a constant, or the key of a relation that the SELECT reads (and which is pinned).
-    fn insert_selected(&mut self, select: &Select, query: &Query, place: usize, into: &Into<'_>, first: usize) {
+    fn insert_selected(
+        &mut self,
+        select: &Select,
+        query: &Query,
+        place: usize,
+        into: &Into<'_>,
+        first: usize,
+    ) {
         let stars = select.targets.iter().take(place + 1).any(is_star);
-        let Some(target) = select.targets.get(place).filter(|_| !stars) else { return self.refuse_expression(into) };
+        let Some(target) = select.targets.get(place).filter(|_| !stars) else {
+            return self.refuse_expression(into);
+        };
         // A WITH of its own has its scopes first; grouping sets make NULLs of keys.
         let plain = query.ctes.is_empty() && select.rest.iter().all(is_plain);
         let scope = plain.then_some(first);
         match (&target.value, scope) {
             (Expr::Column(column), Some(scope)) => {
                 let keys = resolve(&self.scopes, scope, 0, column);
-                let carried = matches!(keys.as_slice(), [key] if self.carries(*key, scope, into.group));
+                let carried =
+                    matches!(keys.as_slice(), [key] if self.carries(*key, scope, into.group));
                 if !carried {
                     self.refuse_expression(into);
                 }
@@ -182,11 +224,16 @@ impl<'a> Analysis<'a> {
 
     /// `DO UPDATE SET key = excluded.key`, or the row's own key, stays; anything else may not.
     fn conflict_assignment(&mut self, target: &Target, table: &Relation) {
-        let Place::Sharded { key, .. } = self.place(&table.name) else { return };
+        let Place::Sharded { key, .. } = self.place(&table.name) else {
+            return;
+        };
         if target.name.as_deref() != Some(key) {
             return;
         }
-        let own = table.alias.as_ref().map_or(&table.name.name, |alias| &alias.name);
+        let own = table
+            .alias
+            .as_ref()
+            .map_or(&table.name.name, |alias| &alias.name);
         let stays = match &target.value {
             Expr::Column(Column { path, star: false }) => {
                 matches!(path.as_slice(), [relation, column] if column == key && (relation == "excluded" || relation == own))
@@ -194,14 +241,23 @@ impl<'a> Analysis<'a> {
             _ => false,
         };
         if target.partial || !stays {
-            self.refuse(Unroutable::KeyChanged { table: table.name.name.clone(), key: key.to_owned() });
+            self.refuse(Unroutable::KeyChanged {
+                table: table.name.name.clone(),
+                key: key.to_owned(),
+            });
         }
     }
 
     pub(super) fn update(&mut self, update: &Update, parent: Option<usize>) {
         let outer = self.cte_count();
-        let (scope, instance) =
-            self.target(&update.ctes, update.recursive, &update.table, &update.from, update.filter.as_ref(), parent);
+        let (scope, instance) = self.target(
+            &update.ctes,
+            update.recursive,
+            &update.table,
+            &update.from,
+            update.filter.as_ref(),
+            parent,
+        );
         for target in &update.assignments {
             self.walk(&target.value, scope);
             self.assignment(target, instance, scope);
@@ -212,8 +268,14 @@ impl<'a> Analysis<'a> {
 
     pub(super) fn delete(&mut self, delete: &Delete, parent: Option<usize>) {
         let outer = self.cte_count();
-        let (scope, _) =
-            self.target(&delete.ctes, delete.recursive, &delete.table, &delete.using, delete.filter.as_ref(), parent);
+        let (scope, _) = self.target(
+            &delete.ctes,
+            delete.recursive,
+            &delete.table,
+            &delete.using,
+            delete.filter.as_ref(),
+            parent,
+        );
         self.walk_all(&delete.returning, scope);
         self.forget_ctes(outer);
     }
@@ -233,7 +295,7 @@ impl<'a> Analysis<'a> {
         self.with(ctes, recursive, parent);
         let scope = self.open(parent);
         let instance = self.target_table(table, scope);
-        self.from_list(others, scope);
+        self.items(others, scope);
         self.filter(filter, scope);
         (scope, instance)
     }
@@ -243,9 +305,18 @@ impl<'a> Analysis<'a> {
         if self.written_table(table).is_some() {
             return self.table_itself(table, scope, Nullable::No);
         }
-        let name = table.alias.as_ref().map_or(&table.name.name, |alias| &alias.name).clone();
+        let name = table
+            .alias
+            .as_ref()
+            .map_or(&table.name.name, |alias| &alias.name)
+            .clone();
         let outputs = Outputs::unknown();
-        self.scopes[scope].entries.push(Entry { name, schema: None, outputs, kind: EntryKind::Table });
+        self.scopes[scope].entries.push(Entry {
+            name,
+            schema: None,
+            outputs,
+            kind: EntryKind::Table,
+        });
         None
     }
 
@@ -254,18 +325,28 @@ impl<'a> Analysis<'a> {
         if target.name.as_deref() != Some(&self.instances[instance].key) {
             return;
         }
-        let (group, table, key) =
-            (self.instances[instance].group, self.instances[instance].table.clone(), self.instances[instance].key.clone());
-        if let Expr::Column(column) = &target.value {
-            if !target.partial && resolve(&self.scopes, scope, 0, column) == [instance] {
-                return;
-            }
+        let (group, table, key) = (
+            self.instances[instance].group,
+            self.instances[instance].table.clone(),
+            self.instances[instance].key.clone(),
+        );
+        if let Expr::Column(column) = &target.value
+            && !target.partial
+            && resolve(&self.scopes, scope, 0, column) == [instance]
+        {
+            return;
         }
-        let old = self.instances[instance].conditions.iter().find_map(|condition| match condition {
-            Condition::Equal(value) => Some(value.clone()),
-            _ => None,
-        });
-        let new = self.value(&target.value, self.key_type(instance)).filter(|value| *value != Value::Null);
+        let old =
+            self.instances[instance]
+                .conditions
+                .iter()
+                .find_map(|condition| match condition {
+                    Condition::Equal(value) => Some(value.clone()),
+                    _ => None,
+                });
+        let new = self
+            .value(&target.value, self.key_type(instance))
+            .filter(|value| *value != Value::Null);
         match (old, new) {
             (Some(old), Some(new)) if !target.partial => self.written.push(Pin {
                 group,
@@ -284,7 +365,7 @@ impl<'a> Analysis<'a> {
         self.with(&merge.ctes, merge.recursive, parent);
         let scope = self.open(parent);
         let instance = self.target_table(&merge.table, scope);
-        self.from(&merge.source, scope, Nullable::No);
+        self.item(&merge.source, scope, Nullable::No);
         if let (Some(instance), false) = (instance, merge.by_source) {
             self.restrict(&merge.on, scope, 0, &(instance..instance + 1));
         }
@@ -296,7 +377,13 @@ impl<'a> Analysis<'a> {
         self.forget_ctes(outer);
     }
 
-    fn merge_action(&mut self, action: &MergeAction, merge: &Merge, instance: Option<usize>, scope: usize) {
+    fn merge_action(
+        &mut self,
+        action: &MergeAction,
+        merge: &Merge,
+        instance: Option<usize>,
+        scope: usize,
+    ) {
         if let Some(condition) = &action.condition {
             self.walk(condition, scope);
         }
@@ -316,13 +403,26 @@ impl<'a> Analysis<'a> {
     }
 
     fn merge_insert(&mut self, columns: &[String], values: &[Expr], merge: &Merge, scope: usize) {
-        let Place::Sharded { group, key, table } = self.place(&merge.table.name) else { return };
-        let into = Into { group, table: merge.table.name.name.clone(), key };
-        let columns = if columns.is_empty() { table.columns.as_slice() } else { columns };
+        let Place::Sharded { group, key, table } = self.place(&merge.table.name) else {
+            return;
+        };
+        let into = Into {
+            group,
+            table: merge.table.name.name.clone(),
+            key,
+        };
+        let columns = if columns.is_empty() {
+            table.columns.as_slice()
+        } else {
+            columns
+        };
         if columns.is_empty() {
             return self.refuse(Unroutable::ColumnsUnknown { table: into.table });
         }
-        let value = columns.iter().position(|column| column == key).and_then(|place| values.get(place));
+        let value = columns
+            .iter()
+            .position(|column| column == key)
+            .and_then(|place| values.get(place));
         if let Some(Expr::Column(column)) = value {
             let keys = resolve(&self.scopes, scope, 0, column);
             if !matches!(keys.as_slice(), [key] if self.carries(*key, scope, group)) {
@@ -347,11 +447,21 @@ impl<'a> Analysis<'a> {
                 }
             }
             let instance = &self.instances[at];
-            let (group, table, key) = (instance.group, instance.table.clone(), instance.key.clone());
+            let (group, table, key) =
+                (instance.group, instance.table.clone(), instance.key.clone());
             match both(conditions) {
                 Some(condition) => {
-                    if !pins.iter().any(|pin| pin.group == group && pin.condition == condition) {
-                        pins.push(Pin { group, table, key, condition, role: Role::Match });
+                    if !pins
+                        .iter()
+                        .any(|pin| pin.group == group && pin.condition == condition)
+                    {
+                        pins.push(Pin {
+                            group,
+                            table,
+                            key,
+                            condition,
+                            role: Role::Match,
+                        });
                     }
                 }
                 None => self.unpinned(group, table, key),
@@ -364,7 +474,9 @@ impl<'a> Analysis<'a> {
     /// The groups that the statement reads or writes.
     pub(super) fn groups(&self, pins: &[Pin]) -> Vec<GroupId> {
         let read = self.instances.iter().map(|instance| instance.group);
-        read.chain(self.inserted).chain(pins.iter().map(|pin| pin.group)).collect()
+        read.chain(self.inserted)
+            .chain(pins.iter().map(|pin| pin.group))
+            .collect()
     }
 
     /// This instance and all whose conditions it takes over.

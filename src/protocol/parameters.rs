@@ -216,16 +216,7 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
     changed.sort_by_key(|(name, _)| rank(name));
     for (name, value) in changed {
         match value {
-            Value::Sql(text) if name == "session_authorization" => {
-                sql.push_str("SET SESSION AUTHORIZATION ");
-                sql.push_str(text);
-            }
-            Value::Sql(text) => {
-                sql.push_str("SET ");
-                quote_name(&mut sql, name);
-                sql.push_str(" TO ");
-                sql.push_str(text);
-            }
+            Value::Sql(text) => put_set(&mut sql, "SET ", name, text),
             Value::Config(text) => {
                 sql.push_str("SELECT pg_catalog.set_config(");
                 quote_literal(&mut sql, name);
@@ -237,6 +228,25 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
         sql.push(';');
     }
     (!sql.is_empty()).then_some(sql)
+}
+
+/// The statement that sets a value for the rest of a transaction.
+#[must_use]
+pub fn set_local(name: &str, value: Option<&str>) -> String {
+    let mut sql = String::new();
+    put_set(&mut sql, "SET LOCAL ", name, value.unwrap_or("DEFAULT"));
+    sql
+}
+
+fn put_set(sql: &mut String, verb: &str, name: &str, text: &str) {
+    sql.push_str(verb);
+    if name == "session_authorization" {
+        sql.push_str("SESSION AUTHORIZATION ");
+    } else {
+        quote_name(sql, name);
+        sql.push_str(" TO ");
+    }
+    sql.push_str(text);
 }
 
 /// The hash by which a session's settings and a backend's are compared.

@@ -2,6 +2,7 @@
 //! (ROUTE); and what a confirmed statement changes in the session.
 
 use super::{
+    link::Hold,
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
@@ -10,7 +11,7 @@ use super::{
 use crate::{
     plan::{Context, Override, StatementPlan, Target, Values, explain::Description},
     protocol::{
-        parameters::{Applied, Value, list},
+        parameters::{Applied, Value, list, set_local},
         transaction::Deferred,
     },
     sql::statement::Effect,
@@ -89,7 +90,8 @@ impl Session {
             return Ok(());
         }
         if let Some((name, value)) = own_setting(&statement.effect) {
-            return self.set_own(name, value, out);
+            let reset = matches!(statement.effect, Effect::Reset(_));
+            return self.set_own(name, value, reset, out);
         }
         match &statement.effect {
             Effect::Begin => self.begin_here(text, out),
@@ -174,7 +176,7 @@ impl Session {
     }
 
     /// SET shardway.…: the proxy's own settings never reach a server.
-    fn set_own(&mut self, name: &str, value: Option<&str>, out: &mut Vec<u8>) -> Result<(), Notice> {
+    fn set_own(&mut self, name: &str, value: Option<&str>, reset: bool, out: &mut Vec<u8>) -> Result<(), Notice> {
         let value = value.map(unquoted).filter(|value| !value.is_empty());
         check_own(name, value.as_deref(), &self.snapshot.shards)?;
         match value {
@@ -182,7 +184,7 @@ impl Session {
             None => self.overridden.remove(name),
         };
         self.context_stale = true;
-        put_complete(out, b"SET");
+        put_complete(out, if reset { b"RESET" } else { b"SET" });
         Ok(())
     }
 
@@ -216,6 +218,14 @@ impl Session {
             Effect::Set { name, value, local } => {
                 self.begun_there();
                 self.parameters.set(name, value.clone().map(Value::Sql), *local);
+                let aside = self.link.as_ref().is_some_and(|link| link.hold == Hold::AsideTransaction);
+                match &mut self.deferred {
+                    // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
+                    Some(deferred) if *local && aside => {
+                        deferred.setting(set_local(name, value.as_deref()).as_bytes());
+                    }
+                    _ => {}
+                }
                 self.settings_are_told();
             }
             Effect::SetEach(settings) => {

@@ -2,6 +2,8 @@
 //!
 //! Every code stands in [`CODES`], from which `docs/errors.md` is made; DETAIL ends in the code.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no wording of its own here has it in the table or below")]
+
 pub mod console;
 pub mod session;
 
@@ -63,38 +65,53 @@ fn message(why: &Unroutable) -> (String, String) {
     match why {
         Unroutable::Unsupported { feature } => (
             format!("{feature} is not supported over several shards"),
-            text("The statement would need more than one shard, or one that its text does not name."),
+            text(
+                "The statement would need more than one shard, or one that its text does not name.",
+            ),
         ),
         Unroutable::Unpinned { table, key } => (
             format!("statement does not restrict \"{table}\" to one value of its shard key"),
-            format!("Rows of \"{table}\" are spread over shards by \"{key}\", and no predicate of the query block pins it."),
+            format!(
+                "Rows of \"{table}\" are spread over shards by \"{key}\", and no predicate of the query block pins it."
+            ),
         ),
         Unroutable::SeveralShards { shards } => (
             text("statement needs rows of several shards"),
             format!("Its tables and keys live on shards {}.", shards.join(", ")),
         ),
-        Unroutable::UnknownTable { table } => {
-            (format!("relation \"{table}\" belongs to no group"), text("No group, reference table or single table has that name."))
-        }
+        Unroutable::UnknownTable { table } => (
+            format!("relation \"{table}\" belongs to no group"),
+            text("No group, reference table or single table has that name."),
+        ),
         Unroutable::KeyMissing { table, key } | Unroutable::KeyNull { table, key } => (
             format!("null value in shard key \"{key}\" of relation \"{table}\""),
             match why {
-                Unroutable::KeyNull { .. } => text("The row's shard key is NULL, so that it belongs to no shard."),
-                _ => text("The INSERT gives no value for the shard key, and defaults are not computed here."),
+                Unroutable::KeyNull { .. } => {
+                    text("The row's shard key is NULL, so that it belongs to no shard.")
+                }
+                _ => text(
+                    "The INSERT gives no value for the shard key, and defaults are not computed here.",
+                ),
             },
         ),
         Unroutable::KeyExpression { table, key } => (
-            format!("shard key \"{key}\" of relation \"{table}\" is neither a constant nor a parameter"),
+            format!(
+                "shard key \"{key}\" of relation \"{table}\" is neither a constant nor a parameter"
+            ),
             text("Only the value of a constant or a parameter is known before the statement runs."),
         ),
         Unroutable::KeyChanged { table, key } => (
             format!("statement may change shard key \"{key}\" of relation \"{table}\""),
             text("A row with another key may belong to another shard."),
         ),
-        Unroutable::KeyValue { key, problem } => (format!("value cannot be used as shard key {key}"), problem_text(*problem)),
-        Unroutable::NoShardForKey { group } => {
-            (format!("no shard of group \"{group}\" holds this key"), text("The group's map lists neither the value nor a shard for all others."))
-        }
+        Unroutable::KeyValue { key, problem } => (
+            format!("value cannot be used as shard key {key}"),
+            problem_text(*problem),
+        ),
+        Unroutable::NoShardForKey { group } => (
+            format!("no shard of group \"{group}\" holds this key"),
+            text("The group's map lists neither the value nor a shard for all others."),
+        ),
         Unroutable::ReferenceWrite { table } => (
             format!("writing to or locking reference table \"{table}\" is not supported"),
             text("Every shard holds a copy, and all copies would have to change together."),
@@ -103,9 +120,10 @@ fn message(why: &Unroutable) -> (String, String) {
             format!("function {name} cannot be run without knowing the shard"),
             text("What it reads and changes is not visible in the statement."),
         ),
-        Unroutable::PerShard { command } => {
-            (format!("{command} is not supported over several shards"), text("It would have to run on each shard."))
-        }
+        Unroutable::PerShard { command } => (
+            format!("{command} is not supported over several shards"),
+            text("It would have to run on each shard."),
+        ),
         _ => rare_message(why),
     }
 }
@@ -115,11 +133,14 @@ fn rare_message(why: &Unroutable) -> (String, String) {
     match why {
         Unroutable::NotUtf8 => (
             text("statement is not UTF-8 text"),
-            text("Statements in other encodings are not analyzed, so that their shard is not known."),
+            text(
+                "Statements in other encodings are not analyzed, so that their shard is not known.",
+            ),
         ),
-        Unroutable::TooDeep => {
-            (text("statement is nested too deeply"), text("Its nesting is beyond what is analyzed."))
-        }
+        Unroutable::TooDeep => (
+            text("statement is nested too deeply"),
+            text("Its nesting is beyond what is analyzed."),
+        ),
         Unroutable::ColumnsUnknown { table } => (
             format!("INSERT into \"{table}\" needs a column list"),
             text("The columns of the table are not known, so that the shard key's place is not."),
@@ -132,16 +153,21 @@ fn rare_message(why: &Unroutable) -> (String, String) {
             format!("override \"{named}\" contradicts the statement's own keys"),
             format!("Its tables and keys live on shard {keys}."),
         ),
-        Unroutable::OverrideShard { shard } => {
-            (format!("there is no shard \"{shard}\""), text("The override names no shard of this database."))
-        }
+        Unroutable::OverrideShard { shard } => (
+            format!("there is no shard \"{shard}\""),
+            text("The override names no shard of this database."),
+        ),
         Unroutable::OverrideKey { key } => (
             format!("override key \"{key}\" cannot be used"),
-            text("It is no value of the group's key type, or it is not clear which group it belongs to."),
+            text(
+                "It is no value of the group's key type, or it is not clear which group it belongs to.",
+            ),
         ),
         _ => (
             text("statement is not understood"),
-            text("PostgreSQL accepts it, but it could not be analyzed, so that its shard is not known."),
+            text(
+                "PostgreSQL accepts it, but it could not be analyzed, so that its shard is not known.",
+            ),
         ),
     }
 }
@@ -158,13 +184,15 @@ fn problem_text(problem: KeyProblem) -> String {
 /// A hint that names what the statement names; otherwise the table's is used.
 fn hint(why: &Unroutable) -> Option<String> {
     match why {
-        Unroutable::Unpinned { table, key } => {
-            Some(format!("Add a predicate such as {table}.{key} = $1 to the query block that reads {table}."))
+        Unroutable::Unpinned { table, key } => Some(format!(
+            "Add a predicate such as {table}.{key} = $1 to the query block that reads {table}."
+        )),
+        Unroutable::UnknownTable { table } => Some(format!(
+            "Add \"{table}\" to a group, or to the reference or single tables, in the configuration; or set unlisted_tables."
+        )),
+        Unroutable::ColumnsUnknown { table } => {
+            Some(format!("Write INSERT INTO {table} (column, …)."))
         }
-        Unroutable::UnknownTable { table } => {
-            Some(format!("Add \"{table}\" to a group, or to the reference or single tables, in the configuration; or set unlisted_tables."))
-        }
-        Unroutable::ColumnsUnknown { table } => Some(format!("Write INSERT INTO {table} (column, …).")),
         Unroutable::KeyMissing { key, .. } | Unroutable::KeyNull { key, .. } => {
             Some(format!("Give a value for \"{key}\" in the INSERT."))
         }
@@ -332,14 +360,32 @@ mod tests {
         let table = || "orders".to_owned();
         let all = [
             Unroutable::Unsupported { feature: "x" },
-            Unroutable::Unpinned { table: table(), key: table() },
+            Unroutable::Unpinned {
+                table: table(),
+                key: table(),
+            },
             Unroutable::SeveralShards { shards: vec![] },
             Unroutable::UnknownTable { table: table() },
-            Unroutable::KeyMissing { table: table(), key: table() },
-            Unroutable::KeyNull { table: table(), key: table() },
-            Unroutable::KeyExpression { table: table(), key: table() },
-            Unroutable::KeyChanged { table: table(), key: table() },
-            Unroutable::KeyValue { key: table(), problem: KeyProblem::Type },
+            Unroutable::KeyMissing {
+                table: table(),
+                key: table(),
+            },
+            Unroutable::KeyNull {
+                table: table(),
+                key: table(),
+            },
+            Unroutable::KeyExpression {
+                table: table(),
+                key: table(),
+            },
+            Unroutable::KeyChanged {
+                table: table(),
+                key: table(),
+            },
+            Unroutable::KeyValue {
+                key: table(),
+                problem: KeyProblem::Type,
+            },
             Unroutable::NoShardForKey { group: table() },
             Unroutable::ReferenceWrite { table: table() },
             Unroutable::Function { name: table() },
@@ -349,16 +395,29 @@ mod tests {
             Unroutable::TooDeep,
             Unroutable::ColumnsUnknown { table: table() },
             Unroutable::Copy { table: table() },
-            Unroutable::OverrideContradicts { named: table(), keys: table() },
+            Unroutable::OverrideContradicts {
+                named: table(),
+                keys: table(),
+            },
             Unroutable::OverrideShard { shard: table() },
             Unroutable::OverrideKey { key: table() },
         ];
-        assert_eq!(all.len(), CODES.iter().filter(|code| code.code.starts_with("SW1")).count());
+        assert_eq!(
+            all.len(),
+            CODES
+                .iter()
+                .filter(|code| code.code.starts_with("SW1"))
+                .count()
+        );
         for why in all {
             let code = code_named(why.code()).expect("every code is in the table");
             assert!(code.sqlstate.contains(why.sqlstate()), "{why:?}");
             let notice = unroutable(&why);
-            assert!(notice.detail.is_some_and(|detail| detail.ends_with(&format!("({})", why.code()))));
+            assert!(
+                notice
+                    .detail
+                    .is_some_and(|detail| detail.ends_with(&format!("({})", why.code())))
+            );
             assert!(notice.hint.is_some());
         }
     }

@@ -785,10 +785,7 @@ impl Session {
             }
             self.settle().await?;
         }
-        if self.link.as_ref().is_some_and(|link| link.hold == Hold::AsideTransaction && link.status != Status::Idle) {
-            drop(self.prelude(b"ROLLBACK").await?);
-        }
-        Ok(())
+        self.end_aside().await
     }
 
     /// Waits until the link has answered everything, passing the answers on.

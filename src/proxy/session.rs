@@ -258,9 +258,7 @@ impl Session {
 
     /// Between batches: gives the backend back when nothing holds it.
     async fn rest(&mut self) -> Result<(), End> {
-        if self.link.as_ref().is_some_and(|link| link.hold == Hold::AsideTransaction && link.status != Status::Idle) {
-            drop(self.prelude(b"ROLLBACK").await?);
-        }
+        self.end_aside().await?;
         if !self.at_rest() {
             return Ok(());
         }
@@ -271,6 +269,19 @@ impl Session {
             return Ok(());
         }
         self.unlink().await
+    }
+
+    /// Ends the transaction that ran beside a deferred one: nothing of it stays.
+    pub(super) async fn end_aside(&mut self) -> Result<(), End> {
+        let open =
+            |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
+        if self.link.as_ref().is_some_and(open) {
+            drop(self.prelude(b"ROLLBACK").await?);
+            if let Some(link) = &mut self.link {
+                link.lease.applied = link.at_begin.clone();
+            }
+        }
+        Ok(())
     }
 
     /// The shard of the link.

@@ -80,13 +80,19 @@ const HARMLESS: [&str; 45] = [
 ];
 
 static VOLATILITY: LazyLock<HashMap<&'static str, u8>> = LazyLock::new(|| {
-    include_str!("functions.txt").lines().filter_map(|line| Some((line.get(2..)?, *line.as_bytes().first()?))).collect()
+    include_str!("functions.txt")
+        .lines()
+        .filter_map(|line| Some((line.get(2..)?, *line.as_bytes().first()?)))
+        .collect()
 });
 
 /// What a function of `pg_catalog` does; [`Class::Unknown`] when there is none of that name.
 #[must_use]
 pub fn classify(name: &str) -> Class {
-    if let Some(rest) = name.strip_prefix("pg_try_").or_else(|| name.strip_prefix("pg_")) {
+    if let Some(rest) = name
+        .strip_prefix("pg_try_")
+        .or_else(|| name.strip_prefix("pg_"))
+    {
         match rest {
             "advisory_lock" | "advisory_lock_shared" => return Class::Home(Keeps::SessionLock),
             "notify" => return Class::Home(Keeps::Nothing),
@@ -94,7 +100,9 @@ pub fn classify(name: &str) -> Class {
             _ => {}
         }
     }
-    let Some(volatility) = VOLATILITY.get(name) else { return Class::Unknown };
+    let Some(volatility) = VOLATILITY.get(name) else {
+        return Class::Unknown;
+    };
     if name == "set_config" {
         return Class::Setting;
     }
@@ -124,8 +132,14 @@ mod tests {
         assert_eq!(classify("nextval"), Class::OneShard);
         assert_eq!(classify("query_to_xml"), Class::RunsSql);
         assert_eq!(classify("table_to_xmlschema"), Class::RunsSql);
-        assert_eq!(classify("pg_try_advisory_lock"), Class::Home(Keeps::SessionLock));
-        assert_eq!(classify("pg_advisory_xact_lock"), Class::Home(Keeps::Nothing));
+        assert_eq!(
+            classify("pg_try_advisory_lock"),
+            Class::Home(Keeps::SessionLock)
+        );
+        assert_eq!(
+            classify("pg_advisory_xact_lock"),
+            Class::Home(Keeps::Nothing)
+        );
         assert_eq!(classify("lo_import"), Class::Home(Keeps::Nothing));
         assert_eq!(classify("order_total"), Class::Unknown);
     }

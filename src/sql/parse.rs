@@ -4,12 +4,15 @@
 //! no rule of its own keeps its children, one of an unknown kind marks its statement [`Depth::Unknown`].
 //! Recursion is capped by [`MAX_DEPTH`]; long chains of AND, OR and lists are flat in the grammar's own tree.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+
 mod expression;
 mod utility;
 
 use super::tree::{
-    Alias, Body, Conflict, Cte, Delete, Depth, From, Insert, Into, Join, JoinKind, Kind, Literal, Locking, Merge,
-    MergeAct, MergeAction, Name, Query, Relation, Select, Statement, Target, Update,
+    Alias, Body, Conflict, Cte, Delete, Depth, From, Insert, Into, Join, JoinKind, Kind, Literal,
+    Locking, Merge, MergeAct, MergeAction, Name, Query, Relation, Select, Statement, Target,
+    Update,
 };
 use super::tree::{Expr, SettingCalls};
 use pg_raw_parse::{
@@ -31,17 +34,24 @@ pub struct NotParsed;
 /// # Errors
 /// [`NotParsed`] when PostgreSQL 18's grammar refuses it.
 pub fn parse(text: &str) -> Result<Vec<Statement>, NotParsed> {
-    let parsed = match pg_raw_parse::parse(text) {
-        Ok(parsed) => parsed,
-        Err(_) => return Err(NotParsed),
-    };
-    Ok(parsed.into_inner().iter().map(|raw| statement(text, raw)).collect())
+    let Ok(parsed) = pg_raw_parse::parse(text) else { return Err(NotParsed) };
+    Ok(parsed
+        .into_inner()
+        .iter()
+        .map(|raw| statement(text, raw))
+        .collect())
 }
 
 fn statement(text: &str, raw: &nodes::RawStmt) -> Statement {
-    let start = usize::try_from(raw.stmt_location).unwrap_or(0).min(text.len());
+    let start = usize::try_from(raw.stmt_location)
+        .unwrap_or(0)
+        .min(text.len());
     let length = usize::try_from(raw.stmt_len).unwrap_or(0);
-    let end = if length == 0 { text.len() } else { (start + length).min(text.len()) };
+    let end = if length == 0 {
+        text.len()
+    } else {
+        (start + length).min(text.len())
+    };
     let slice = text.get(start..end).unwrap_or(text);
     let blank = |c: char| c.is_ascii_whitespace() || c == '\u{b}';
     let start = start + (slice.len() - slice.trim_start_matches(blank).len());
@@ -68,7 +78,12 @@ struct Lower {
 
 impl Default for Lower {
     fn default() -> Self {
-        Self { functions: Vec::new(), settings: SettingCalls::None, depth: 0, read: Depth::Whole }
+        Self {
+            functions: Vec::new(),
+            settings: SettingCalls::None,
+            depth: 0,
+            read: Depth::Whole,
+        }
     }
 }
 
@@ -90,7 +105,10 @@ impl Lower {
     }
 
     fn kind_inside(&mut self, node: Node<'_>) -> Kind {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "every other statement is a utility")]
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "every other statement is a utility"
+        )]
         match node {
             Node::SelectStmt(select) => match self.set_config(select) {
                 Some(set) => set,
@@ -119,10 +137,24 @@ impl Lower {
         tail.push(self.expr(select.limit_offset()));
         tail.push(self.expr(select.limit_count()));
         let locking = select.locking_clause().into_iter().map(locking).collect();
-        let into = select.into_clause().and_then(nodes::IntoClause::rel).map(|table| {
-            if is_temporary(table) { Into::Temporary } else { Into::Permanent }
-        });
-        Query { ctes, recursive, body, tail, locking, into }
+        let into = select
+            .into_clause()
+            .and_then(nodes::IntoClause::rel)
+            .map(|table| {
+                if is_temporary(table) {
+                    Into::Temporary
+                } else {
+                    Into::Permanent
+                }
+            });
+        Query {
+            ctes,
+            recursive,
+            body,
+            tail,
+            locking,
+            into,
+        }
     }
 
     /// The operands of UNION and such; a chain of them leans to the left and is walked, not recursed into.
@@ -161,11 +193,18 @@ impl Lower {
         rest.push(self.expr(select.having_clause()));
         rest.extend(self.exprs(select.window_clause()));
         rest.extend(self.exprs(select.distinct_clause()));
-        Body::Select(Select { from, filter, targets, rest })
+        Body::Select(Select {
+            from,
+            filter,
+            targets,
+            rest,
+        })
     }
 
     fn with(&mut self, with: Option<&nodes::WithClause>) -> (Vec<Cte>, bool) {
-        let Some(with) = with else { return (Vec::new(), false) };
+        let Some(with) = with else {
+            return (Vec::new(), false);
+        };
         let mut ctes = Vec::new();
         for cte in with.ctes() {
             let name = cte.ctename().unwrap_or_default().to_owned();
@@ -173,7 +212,11 @@ impl Lower {
             if cte.search_clause().is_some() || cte.cycle_clause().is_some() {
                 columns.push(String::new());
             }
-            ctes.push(Cte { name, columns, body: self.kind(cte.ctequery()) });
+            ctes.push(Cte {
+                name,
+                columns,
+                body: self.kind(cte.ctequery()),
+            });
         }
         (ctes, with.recursive)
     }
@@ -188,44 +231,71 @@ impl Lower {
         if partial {
             let inside = self.exprs(target.indirection());
             let value = self.expr(target.val());
-            return Target { name, partial, value: Expr::Other(vec![value, Expr::Other(inside)]) };
+            return Target {
+                name,
+                partial,
+                value: Expr::Other(vec![value, Expr::Other(inside)]),
+            };
         }
-        Target { name, partial, value: self.expr(target.val()) }
+        Target {
+            name,
+            partial,
+            value: self.expr(target.val()),
+        }
     }
 
     fn froms(&mut self, list: &NodeList) -> Vec<From> {
-        list.iter().map(|item| self.from(item)).collect()
+        list.iter().map(|item| self.item(item)).collect()
     }
 
-    fn from(&mut self, node: Node<'_>) -> From {
-        self.deeper(nothing_from(), |lower| lower.from_inside(node))
+    fn item(&mut self, node: Node<'_>) -> From {
+        self.deeper(nothing_from(), |lower| lower.item_inside(node))
     }
 
-    fn from_inside(&mut self, node: Node<'_>) -> From {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the grammar has no other item in FROM")]
+    fn item_inside(&mut self, node: Node<'_>) -> From {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the grammar has no other item in FROM"
+        )]
         match node {
             Node::RangeVar(table) => From::Table(relation(table)),
             Node::RangeSubselect(sub) => {
                 let query = Box::new(self.kind(sub.subquery()));
-                From::Subquery { lateral: sub.lateral, query, alias: alias(sub.alias()) }
+                From::Subquery {
+                    lateral: sub.lateral,
+                    query,
+                    alias: alias(sub.alias()),
+                }
             }
             Node::RangeFunction(function) => {
                 let arguments = self.exprs(function.functions());
-                From::Function { arguments, alias: alias(function.alias()) }
+                From::Function {
+                    arguments,
+                    alias: alias(function.alias()),
+                }
             }
             Node::RangeTableFunc(table) => {
                 let arguments = self.children(node);
-                From::Function { arguments, alias: alias(table.alias()) }
+                From::Function {
+                    arguments,
+                    alias: alias(table.alias()),
+                }
             }
             Node::JsonTable(table) => {
                 let arguments = self.children(node);
-                From::Function { arguments, alias: alias(table.alias()) }
+                From::Function {
+                    arguments,
+                    alias: alias(table.alias()),
+                }
             }
             Node::RangeTableSample(sample) => {
-                let left = self.from(sample.relation());
+                let left = self.item(sample.relation());
                 let mut arguments = self.exprs(sample.args());
                 arguments.push(self.expr(sample.repeatable()));
-                let right = From::Function { arguments, alias: None };
+                let right = From::Function {
+                    arguments,
+                    alias: None,
+                };
                 From::Join(Box::new(Join {
                     kind: JoinKind::Inner,
                     left,
@@ -245,8 +315,8 @@ impl Lower {
     }
 
     fn join(&mut self, join: &nodes::JoinExpr) -> From {
-        let left = self.from(join.larg());
-        let right = self.from(join.rarg());
+        let left = self.item(join.larg());
+        let right = self.item(join.rarg());
         let on = self.optional(join.quals());
         let kind = match join.jointype {
             raw::JoinType::JOIN_LEFT => JoinKind::Left,
@@ -254,7 +324,12 @@ impl Lower {
             raw::JoinType::JOIN_INNER => JoinKind::Inner,
             _ => JoinKind::Full,
         };
-        let using = join.using_clause().into_iter().filter_map(nodes::String::sval).map(str::to_owned).collect();
+        let using = join
+            .using_clause()
+            .into_iter()
+            .filter_map(nodes::String::sval)
+            .map(str::to_owned)
+            .collect();
         From::Join(Box::new(Join {
             kind,
             left,
@@ -286,7 +361,10 @@ impl Lower {
                 filters.push(self.expr(infer.where_clause()));
                 filters.extend(self.exprs(infer.index_elems()));
             }
-            Conflict { assignments, filters }
+            Conflict {
+                assignments,
+                filters,
+            }
         });
         Insert {
             ctes,
@@ -344,7 +422,7 @@ impl Lower {
             ctes,
             recursive,
             table: merge.relation().map_or_else(no_relation, relation),
-            source: self.from(merge.source_relation()),
+            source: self.item(merge.source_relation()),
             on: self.expr(merge.join_condition()),
             actions,
             by_source,
@@ -354,8 +432,14 @@ impl Lower {
 
     fn merge_insert(&mut self, when: &nodes::MergeWhenClause) -> MergeAct {
         let targets = self.target_nodes(when.target_list());
-        let columns = targets.into_iter().map(|target| target.name.unwrap_or_default()).collect();
-        MergeAct::Insert { columns, values: self.exprs(when.values()) }
+        let columns = targets
+            .into_iter()
+            .map(|target| target.name.unwrap_or_default())
+            .collect();
+        MergeAct::Insert {
+            columns,
+            values: self.exprs(when.values()),
+        }
     }
 
     fn target_nodes(&mut self, list: &NodeList) -> Vec<Target> {
@@ -363,7 +447,11 @@ impl Lower {
         for node in list {
             match node {
                 Node::ResTarget(target) => targets.push(self.target(target)),
-                other => targets.push(Target { name: None, partial: false, value: self.expr(other) }),
+                other => targets.push(Target {
+                    name: None,
+                    partial: false,
+                    value: self.expr(other),
+                }),
             }
         }
         targets
@@ -404,7 +492,8 @@ fn locking(clause: &nodes::LockingClause) -> Locking {
 }
 
 fn is_temporary(table: &nodes::RangeVar) -> bool {
-    table.relpersistence.cast_unsigned() == b't' || table.schemaname().is_some_and(|schema| schema == "pg_temp")
+    table.relpersistence.cast_unsigned() == b't'
+        || table.schemaname().is_some_and(|schema| schema == "pg_temp")
 }
 
 fn relation(table: &nodes::RangeVar) -> Relation {
@@ -425,15 +514,26 @@ fn alias(alias: Option<&nodes::Alias>) -> Option<Alias> {
 }
 
 fn strings(list: &NodeList) -> Vec<String> {
-    list.iter().filter_map(|node| node.as_str().map(str::to_owned)).collect()
+    list.iter()
+        .filter_map(|node| node.as_str().map(str::to_owned))
+        .collect()
 }
 
 fn no_relation() -> Relation {
-    Relation { name: Name { schema: None, name: String::new() }, alias: None }
+    Relation {
+        name: Name {
+            schema: None,
+            name: String::new(),
+        },
+        alias: None,
+    }
 }
 
 fn nothing_from() -> From {
-    From::Function { arguments: Vec::new(), alias: None }
+    From::Function {
+        arguments: Vec::new(),
+        alias: None,
+    }
 }
 
 fn empty_query() -> Query {

@@ -50,11 +50,27 @@ pub enum Kind {
     Delete(Delete),
     Merge(Merge),
     /// A sole `SELECT set_config(…)` of literals.
-    SetConfig { name: String, value: String, local: bool },
-    Explain { analyze: bool, route: bool, inner: Box<Self> },
-    Declare { hold: bool, query: Box<Self> },
+    SetConfig {
+        name: String,
+        value: String,
+        local: bool,
+    },
+    Explain {
+        analyze: bool,
+        route: bool,
+        inner: Box<Self>,
+    },
+    Declare {
+        hold: bool,
+        query: Box<Self>,
+    },
     /// COPY of a table or a query. `from`: FROM; `server`: a file or program on the server.
-    Copy { relation: Option<Name>, query: Option<Box<Self>>, from: bool, server: bool },
+    Copy {
+        relation: Option<Name>,
+        query: Option<Box<Self>>,
+        from: bool,
+        server: bool,
+    },
     Transaction(Transaction),
     Set(Set),
     Show,
@@ -80,8 +96,12 @@ pub enum Kind {
 #[derive(Debug)]
 pub enum Transaction {
     Begin,
-    Commit { chain: bool },
-    Rollback { chain: bool },
+    Commit {
+        chain: bool,
+    },
+    Rollback {
+        chain: bool,
+    },
     Savepoint(String),
     Release(String),
     RollbackTo(String),
@@ -94,7 +114,11 @@ pub enum Transaction {
 #[derive(Debug)]
 pub enum Set {
     /// `value` `None`: DEFAULT. The text may follow `SET name TO`.
-    Value { name: String, value: Option<String>, local: bool },
+    Value {
+        name: String,
+        value: Option<String>,
+        local: bool,
+    },
     /// SET SESSION CHARACTERISTICS: names and texts as above.
     Each(Vec<(String, String)>),
     /// SET … FROM CURRENT, and what cannot be replayed.
@@ -174,9 +198,16 @@ pub struct Target {
 #[derive(Debug)]
 pub enum From {
     Table(Relation),
-    Subquery { lateral: bool, query: Box<Kind>, alias: Option<Alias> },
+    Subquery {
+        lateral: bool,
+        query: Box<Kind>,
+        alias: Option<Alias>,
+    },
     /// A function, XMLTABLE, JSON_TABLE, TABLESAMPLE's arguments.
-    Function { arguments: Vec<Expr>, alias: Option<Alias> },
+    Function {
+        arguments: Vec<Expr>,
+        alias: Option<Alias>,
+    },
     Join(Box<Join>),
 }
 
@@ -276,7 +307,10 @@ pub struct MergeAction {
 
 #[derive(Debug)]
 pub enum MergeAct {
-    Insert { columns: Vec<String>, values: Vec<Expr> },
+    Insert {
+        columns: Vec<String>,
+        values: Vec<Expr>,
+    },
     Update(Vec<Target>),
     Other,
 }
@@ -287,16 +321,36 @@ pub enum Expr {
     Literal(Literal),
     /// `$n`, from 1.
     Parameter(u32),
-    Cast { inner: Box<Self>, to: CastType },
+    Cast {
+        inner: Box<Self>,
+        to: CastType,
+    },
     Negate(Box<Self>),
-    Compare { op: Compare, left: Box<Self>, right: Box<Self> },
+    Compare {
+        op: Compare,
+        left: Box<Self>,
+        right: Box<Self>,
+    },
     /// `left IN (…)`.
-    In { left: Box<Self>, list: Vec<Self> },
+    In {
+        left: Box<Self>,
+        list: Vec<Self>,
+    },
     /// `left = ANY (array)`.
-    EqualsAny { left: Box<Self>, array: Box<Self> },
+    EqualsAny {
+        left: Box<Self>,
+        array: Box<Self>,
+    },
     /// `left IN (query)`, `left = ANY (query)`.
-    InQuery { left: Box<Self>, query: Box<Kind> },
-    Between { left: Box<Self>, low: Box<Self>, high: Box<Self> },
+    InQuery {
+        left: Box<Self>,
+        query: Box<Kind>,
+    },
+    Between {
+        left: Box<Self>,
+        low: Box<Self>,
+        high: Box<Self>,
+    },
     And(Vec<Self>),
     Or(Vec<Self>),
     Row(Vec<Self>),
@@ -358,6 +412,10 @@ pub struct CastType {
 impl CastType {
     /// A type that is not PostgreSQL's own.
     pub(super) fn unknown() -> Self {
-        Self { name: None, modified: false, array: false }
+        Self {
+            name: None,
+            modified: false,
+            array: false,
+        }
     }
 }

@@ -133,7 +133,7 @@ fn open() -> Shop {
             .unwrap();
         shop::fill_whole(whole).await.unwrap();
     });
-    let proxy = Proxy::start(&text, port);
+    let proxy = Proxy::start(sandbox.root(), &text, port);
     Shop {
         sandbox,
         settings,
@@ -159,16 +159,13 @@ pub(crate) fn environment() -> SandboxEnv {
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     child: Child,
-    config: PathBuf,
 }
 
 impl Proxy {
-    /// Starts the binary with a configuration that listens on the port, and waits until it accepts connections.
-    pub(crate) fn start(configuration: &str, port: u16) -> Self {
-        let config = std::env::temp_dir().join(format!(
-            "shardway-cluster-{}-{port}.toml",
-            std::process::id()
-        ));
+    /// Starts the binary with a configuration that listens on the port, written to a directory that the sandbox
+    /// removes, and waits until it accepts connections.
+    pub(crate) fn start(dir: &Path, configuration: &str, port: u16) -> Self {
+        let config = dir.join(format!("proxy-{port}.toml"));
         fs::write(&config, configuration).unwrap();
         let mut command = Command::new("/bin/sh");
         command
@@ -202,12 +199,7 @@ impl Proxy {
                 .map_while(Result::ok)
                 .for_each(|line| eprintln!("proxy: {line}"))
         });
-        // The process has read it.
-        Self {
-            port,
-            child,
-            config,
-        }
+        Self { port, child }
     }
 }
 
@@ -215,7 +207,6 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         self.child.wait().unwrap();
-        fs::remove_file(&self.config).unwrap();
     }
 }
 

@@ -150,7 +150,8 @@ fn interrupting_psql_cancels_its_query() {
 /// Whether psql's sleep runs on any of the servers.
 fn is_sleeping() -> bool {
     let shop = shop();
-    let sql = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(61)'";
+    let sql =
+        "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(61)'";
     shop.servers().iter().any(|server| {
         !crate::harness::block_on(server.query("postgres", sql))
             .unwrap()

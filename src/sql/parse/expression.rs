@@ -1,7 +1,9 @@
 //! Expressions: comparisons, constants and subqueries; anything else keeps its children.
 
 use super::{ConstValue, Lower, Node, NodeList, Recurse, nodes, place, raw, strings, walk_manual};
-use crate::sql::tree::{CastType, Column, Compare, Depth, Expr, Kind, Literal, LiteralKind, Name, SettingCalls};
+use crate::sql::tree::{
+    CastType, Column, Compare, Depth, Expr, Kind, Literal, LiteralKind, Name, SettingCalls,
+};
 
 impl Lower {
     pub(super) fn expr(&mut self, node: Node<'_>) -> Expr {
@@ -9,15 +11,23 @@ impl Lower {
     }
 
     fn expr_inside(&mut self, node: Node<'_>) -> Expr {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "what has no rule keeps its children")]
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "what has no rule keeps its children"
+        )]
         match node {
             Node::None => Expr::Other(Vec::new()),
             Node::ColumnRef(column) => Expr::Column(column_of(column)),
-            Node::ParamRef(parameter) => Expr::Parameter(u32::try_from(parameter.number).unwrap_or(0)),
+            Node::ParamRef(parameter) => {
+                Expr::Parameter(u32::try_from(parameter.number).unwrap_or(0))
+            }
             Node::A_Const(constant) => Expr::Literal(literal(constant)),
             Node::TypeCast(cast) => {
                 let inner = Box::new(self.expr(cast.arg()));
-                Expr::Cast { inner, to: cast.type_name().map_or_else(CastType::unknown, cast_type) }
+                Expr::Cast {
+                    inner,
+                    to: cast.type_name().map_or_else(CastType::unknown, cast_type),
+                }
             }
             Node::A_Expr(operator) => self.operator(operator),
             Node::BoolExpr(boolean) => {
@@ -72,14 +82,24 @@ impl Lower {
                 if let (Some("-"), Node::None) = (name, left) {
                     return Expr::Negate(Box::new(self.expr(right)));
                 }
-                let Some(op) = name.and_then(comparison) else { return self.chain(operator) };
-                Expr::Compare { op, left: Box::new(self.expr(left)), right: Box::new(self.expr(right)) }
+                let Some(op) = name.and_then(comparison) else {
+                    return self.chain(operator);
+                };
+                Expr::Compare {
+                    op,
+                    left: Box::new(self.expr(left)),
+                    right: Box::new(self.expr(right)),
+                }
             }
-            raw::A_Expr_Kind::AEXPR_OP_ANY if name == Some("=") => {
-                Expr::EqualsAny { left: Box::new(self.expr(left)), array: Box::new(self.expr(right)) }
-            }
+            raw::A_Expr_Kind::AEXPR_OP_ANY if name == Some("=") => Expr::EqualsAny {
+                left: Box::new(self.expr(left)),
+                array: Box::new(self.expr(right)),
+            },
             raw::A_Expr_Kind::AEXPR_IN if name == Some("=") => match right {
-                Node::NodeList(list) => Expr::In { left: Box::new(self.expr(left)), list: self.exprs(list) },
+                Node::NodeList(list) => Expr::In {
+                    left: Box::new(self.expr(left)),
+                    list: self.exprs(list),
+                },
                 other => Expr::Other(vec![self.expr(left), self.expr(other)]),
             },
             raw::A_Expr_Kind::AEXPR_BETWEEN => match right {
@@ -104,7 +124,8 @@ impl Lower {
         let mut parts = vec![self.expr(operator.rexpr())];
         let mut spine = operator.lexpr();
         while let Node::A_Expr(left) = spine {
-            let plain = left.kind == raw::A_Expr_Kind::AEXPR_OP && !matches!(left.lexpr(), Node::None);
+            let plain =
+                left.kind == raw::A_Expr_Kind::AEXPR_OP && !matches!(left.lexpr(), Node::None);
             if !plain || operator_name(left.name()).and_then(comparison).is_some() {
                 break;
             }
@@ -121,9 +142,10 @@ impl Lower {
         let equal = link.oper_name().is_empty() || operator_name(link.oper_name()) == Some("=");
         match (link.sub_link_type, test) {
             (_, Node::None) => Expr::Query(query),
-            (raw::SubLinkType::ANY_SUBLINK, test) if equal => {
-                Expr::InQuery { left: Box::new(self.expr(test)), query }
-            }
+            (raw::SubLinkType::ANY_SUBLINK, test) if equal => Expr::InQuery {
+                left: Box::new(self.expr(test)),
+                query,
+            },
             (_, test) => Expr::Other(vec![self.expr(test), Expr::Query(query)]),
         }
     }
@@ -133,7 +155,11 @@ impl Lower {
         if name.name == "set_config" {
             let local = matches!(call.args().get(2), Some(node) if boolean_of(node) == Some(true));
             if self.settings != SettingCalls::Session {
-                self.settings = if local { SettingCalls::Local } else { SettingCalls::Session };
+                self.settings = if local {
+                    SettingCalls::Local
+                } else {
+                    SettingCalls::Session
+                };
             }
         }
         if !self.functions.contains(&name) {
@@ -156,9 +182,14 @@ impl Lower {
         if !bare {
             return None;
         }
-        let Node::FuncCall(call) = select.target_list().into_iter().next()?.val() else { return None };
+        let Node::FuncCall(call) = select.target_list().into_iter().next()?.val() else {
+            return None;
+        };
         let name = function_name(call);
-        let own = name.schema.as_deref().is_none_or(|schema| schema == "pg_catalog");
+        let own = name
+            .schema
+            .as_deref()
+            .is_none_or(|schema| schema == "pg_catalog");
         if !own || name.name != "set_config" || call.args().len() != 3 {
             return None;
         }
@@ -166,7 +197,11 @@ impl Lower {
         let setting = text_of(arguments.next()?)?;
         let value = text_of(arguments.next()?)?;
         let local = boolean_of(arguments.next()?)?;
-        Some(Kind::SetConfig { name: setting.to_ascii_lowercase(), value, local })
+        Some(Kind::SetConfig {
+            name: setting.to_ascii_lowercase(),
+            value,
+            local,
+        })
     }
 }
 
@@ -237,8 +272,14 @@ fn is_walkable(node: Node<'_>) -> bool {
 }
 
 fn column_of(column: &nodes::ColumnRef) -> Column {
-    let star = column.fields().iter().any(|field| matches!(field, Node::A_Star(_)));
-    Column { path: strings(column.fields()), star }
+    let star = column
+        .fields()
+        .iter()
+        .any(|field| matches!(field, Node::A_Star(_)));
+    Column {
+        path: strings(column.fields()),
+        star,
+    }
 }
 
 fn literal(constant: &nodes::A_Const) -> Literal {
@@ -249,15 +290,24 @@ fn literal(constant: &nodes::A_Const) -> Literal {
         Some(ConstValue::Boolean(_)) => LiteralKind::Boolean,
         _ => LiteralKind::Bits,
     };
-    Literal { kind, location: place(constant.location) }
+    Literal {
+        kind,
+        location: place(constant.location),
+    }
 }
 
 pub(super) fn cast_type(name: &nodes::TypeName) -> CastType {
-    let mut parts: Vec<&str> = name.names().into_iter().filter_map(nodes::String::sval).collect();
+    let mut parts: Vec<&str> = name
+        .names()
+        .into_iter()
+        .filter_map(nodes::String::sval)
+        .collect();
     let last = parts.pop();
     let own = matches!(parts.as_slice(), [] | ["pg_catalog"]);
     CastType {
-        name: last.filter(|_| own && !name.setof && !name.pct_type).map(str::to_owned),
+        name: last
+            .filter(|_| own && !name.setof && !name.pct_type)
+            .map(str::to_owned),
         modified: !name.typmods().is_empty() || name.typemod != -1,
         array: !name.array_bounds().is_empty(),
     }
@@ -266,7 +316,10 @@ pub(super) fn cast_type(name: &nodes::TypeName) -> CastType {
 pub(super) fn function_name(call: &nodes::FuncCall) -> Name {
     let mut parts = strings(call.funcname());
     let name = parts.pop().unwrap_or_default();
-    Name { schema: parts.pop(), name }
+    Name {
+        schema: parts.pop(),
+        name,
+    }
 }
 
 /// The operator's name when it is unqualified or PostgreSQL's own.
@@ -297,7 +350,8 @@ fn text_of(node: Node<'_>) -> Option<String> {
         },
         Node::TypeCast(cast) => {
             let to = cast.type_name().map(cast_type)?;
-            (to.name.as_deref() == Some("text") && !to.array && !to.modified).then(|| text_of(cast.arg()))?
+            (to.name.as_deref() == Some("text") && !to.array && !to.modified)
+                .then(|| text_of(cast.arg()))?
         }
         _ => None,
     }
@@ -311,9 +365,8 @@ fn boolean_of(node: Node<'_>) -> Option<bool> {
             Some(ConstValue::String("f" | "false" | "off" | "0")) => Some(false),
             _ => None,
         },
-        Node::TypeCast(cast) => {
-            (cast.type_name().map(cast_type)?.name.as_deref() == Some("bool")).then(|| boolean_of(cast.arg()))?
-        }
+        Node::TypeCast(cast) => (cast.type_name().map(cast_type)?.name.as_deref() == Some("bool"))
+            .then(|| boolean_of(cast.arg()))?,
         _ => None,
     }
 }

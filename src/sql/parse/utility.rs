@@ -1,6 +1,9 @@
 //! Everything that is not a query or a write: transaction control, settings, cursors, COPY, DDL.
 
-use super::{ConstValue, Lower, Node, NodeList, expression::function_name, is_temporary, nodes, raw, relation};
+use super::{
+    ConstValue, Lower, Node, NodeList, expression::function_name, is_temporary, nodes, raw,
+    relation,
+};
 use crate::sql::tree::{Discard, Kind, Set, Transaction};
 
 /// `CURSOR_OPT_HOLD` of parsenodes.h.
@@ -8,7 +11,10 @@ const CURSOR_HOLD: i32 = 0x0020;
 
 impl Lower {
     pub(super) fn utility(&mut self, node: Node<'_>) -> Kind {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "DDL and maintenance are told apart by name only")]
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "DDL and maintenance are told apart by name only"
+        )]
         match node {
             Node::TransactionStmt(statement) => Kind::Transaction(transaction(statement)),
             Node::ConstraintsSetStmt(_) => Kind::Transaction(Transaction::Set),
@@ -20,9 +26,15 @@ impl Lower {
                 raw::DiscardMode::DISCARD_SEQUENCES => Discard::Sequences,
                 _ => Discard::Temporary,
             }),
-            Node::DeallocateStmt(statement) => Kind::Deallocate(statement.name().map(str::to_owned)),
-            Node::PrepareStmt(statement) => Kind::Prepare(statement.name().unwrap_or_default().to_owned()),
-            Node::ExecuteStmt(statement) => Kind::Execute(statement.name().unwrap_or_default().to_owned()),
+            Node::DeallocateStmt(statement) => {
+                Kind::Deallocate(statement.name().map(str::to_owned))
+            }
+            Node::PrepareStmt(statement) => {
+                Kind::Prepare(statement.name().unwrap_or_default().to_owned())
+            }
+            Node::ExecuteStmt(statement) => {
+                Kind::Execute(statement.name().unwrap_or_default().to_owned())
+            }
             Node::FetchStmt(_) | Node::ClosePortalStmt(_) => Kind::Cursor,
             Node::ListenStmt(_) => Kind::Listen,
             Node::UnlistenStmt(_) => Kind::Unlisten,
@@ -42,13 +54,19 @@ impl Lower {
             },
             Node::ExplainStmt(explain) => self.explain(explain),
             Node::CopyStmt(copy) => self.copy(copy),
-            Node::CreateStmt(create) if create.relation().is_some_and(is_temporary) => Kind::CreateTemporary,
+            Node::CreateStmt(create) if create.relation().is_some_and(is_temporary) => {
+                Kind::CreateTemporary
+            }
             Node::CreateTableAsStmt(create) if temporary_into(create) => {
                 drop(self.kind(create.query()));
                 Kind::CreateTemporary
             }
-            Node::CreateSeqStmt(create) if create.sequence().is_some_and(is_temporary) => Kind::CreateTemporary,
-            Node::ViewStmt(create) if create.view().is_some_and(is_temporary) => Kind::CreateTemporary,
+            Node::CreateSeqStmt(create) if create.sequence().is_some_and(is_temporary) => {
+                Kind::CreateTemporary
+            }
+            Node::ViewStmt(create) if create.view().is_some_and(is_temporary) => {
+                Kind::CreateTemporary
+            }
             other => Kind::Utility(command(other)),
         }
     }
@@ -56,10 +74,17 @@ impl Lower {
     fn explain(&mut self, explain: &nodes::ExplainStmt) -> Kind {
         let on = |name: &str| {
             explain.options().into_iter().any(|option| {
-                option.defname().is_some_and(|found| found.eq_ignore_ascii_case(name)) && is_on(option.arg())
+                option
+                    .defname()
+                    .is_some_and(|found| found.eq_ignore_ascii_case(name))
+                    && is_on(option.arg())
             })
         };
-        Kind::Explain { analyze: on("analyze"), route: on("route"), inner: Box::new(self.kind(explain.query())) }
+        Kind::Explain {
+            analyze: on("analyze"),
+            route: on("route"),
+            inner: Box::new(self.kind(explain.query())),
+        }
     }
 
     fn copy(&mut self, copy: &nodes::CopyStmt) -> Kind {
@@ -80,7 +105,10 @@ impl Lower {
 }
 
 fn temporary_into(create: &nodes::CreateTableAsStmt) -> bool {
-    create.into().and_then(nodes::IntoClause::rel).is_some_and(is_temporary)
+    create
+        .into()
+        .and_then(nodes::IntoClause::rel)
+        .is_some_and(is_temporary)
 }
 
 /// An option of EXPLAIN without a value, or with one that PostgreSQL's `defGetBoolean` takes for true.
@@ -99,7 +127,9 @@ fn transaction(statement: &nodes::TransactionStmt) -> Transaction {
     let name = || statement.savepoint_name().unwrap_or_default().to_owned();
     let chain = statement.chain;
     match statement.kind {
-        raw::TransactionStmtKind::TRANS_STMT_BEGIN | raw::TransactionStmtKind::TRANS_STMT_START => Transaction::Begin,
+        raw::TransactionStmtKind::TRANS_STMT_BEGIN | raw::TransactionStmtKind::TRANS_STMT_START => {
+            Transaction::Begin
+        }
         raw::TransactionStmtKind::TRANS_STMT_COMMIT => Transaction::Commit { chain },
         raw::TransactionStmtKind::TRANS_STMT_ROLLBACK => Transaction::Rollback { chain },
         raw::TransactionStmtKind::TRANS_STMT_SAVEPOINT => Transaction::Savepoint(name()),
@@ -113,10 +143,18 @@ fn setting(set: &nodes::VariableSetStmt) -> Kind {
     let name = set.name().unwrap_or_default().to_ascii_lowercase();
     Kind::Set(match set.kind {
         raw::VariableSetKind::VAR_SET_VALUE => match values(set.args()) {
-            Some(value) => Set::Value { name, value: Some(value), local: set.is_local },
+            Some(value) => Set::Value {
+                name,
+                value: Some(value),
+                local: set.is_local,
+            },
             None => Set::Opaque,
         },
-        raw::VariableSetKind::VAR_SET_DEFAULT => Set::Value { name, value: None, local: set.is_local },
+        raw::VariableSetKind::VAR_SET_DEFAULT => Set::Value {
+            name,
+            value: None,
+            local: set.is_local,
+        },
         raw::VariableSetKind::VAR_SET_MULTI => return several(&name, set.args()),
         raw::VariableSetKind::VAR_RESET => Set::Reset(name),
         raw::VariableSetKind::VAR_RESET_ALL => Set::ResetAll,
@@ -131,7 +169,9 @@ fn several(name: &str, options: &NodeList) -> Kind {
     }
     let mut all = Vec::new();
     for option in options {
-        let Node::DefElem(option) = option else { return Kind::Set(Set::Opaque) };
+        let Node::DefElem(option) = option else {
+            return Kind::Set(Set::Opaque);
+        };
         let (Some(name), Some(value)) = (option.defname(), value(option.arg())) else {
             return Kind::Set(Set::Opaque);
         };
@@ -147,7 +187,9 @@ fn values(arguments: &NodeList) -> Option<String> {
 }
 
 fn value(node: Node<'_>) -> Option<String> {
-    let Node::A_Const(constant) = node else { return None };
+    let Node::A_Const(constant) = node else {
+        return None;
+    };
     match constant.val()? {
         ConstValue::Integer(number) => Some(number.to_string()),
         ConstValue::Float(number) => Some(number.to_owned()),

@@ -1,0 +1,173 @@
+//! `shardway demo`: throw-away PostgreSQL shards, a shop in them, and the proxy, until Ctrl-C.
+//!
+//! What must stay true: nothing is left behind, whatever ends it; nothing outside loopback is listened on.
+
+use super::{Exit, output::Output};
+use crate::{
+    config::{
+        load::{load, load_str},
+        settings::Settings,
+    },
+    sandbox::{
+        Cluster, Sandbox, SandboxEnv, SandboxError,
+        shop::{self, ShopError},
+    },
+    server::{self, Reload},
+};
+use std::{
+    env, fs, io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DemoArgs {
+    /// How many PostgreSQL servers share the data.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=12))]
+    shards: u16,
+    /// The port that clients connect to; the next one serves metrics over HTTP.
+    #[arg(long, default_value_t = 6432, value_parser = clap::value_parser!(u16).range(1..=65534))]
+    port: u16,
+    /// Where the servers' directory is made, and removed at the end; the system's directory for temporary files.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Why there is no demo.
+#[derive(Debug, thiserror::Error)]
+enum DemoError {
+    #[error("cannot listen on {address}: {source}; choose another with --port")]
+    Port {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Shop(#[from] ShopError),
+    #[error("the demo's configuration: {0}")]
+    Configuration(String),
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot start a runtime: {0}")]
+    Runtime(io::Error),
+    #[error(transparent)]
+    Serve(#[from] server::ServeError),
+}
+
+pub(super) fn run(args: &DemoArgs, output: &Output) -> Exit {
+    match demonstrate(args, output) {
+        Ok(()) => Exit::Done,
+        Err(error) => output.fault(&error.to_string(), Exit::Failed),
+    }
+}
+
+fn demonstrate(args: &DemoArgs, output: &Output) -> Result<(), DemoError> {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
+    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port + 1));
+    // Asked before the servers are started: a taken port is told at once.
+    for address in [listen, http] {
+        TcpListener::bind(address).map_err(|source| DemoError::Port { address, source })?;
+    }
+    output.progress(&format!("starting {} PostgreSQL servers", args.shards));
+    let sandbox = Sandbox::builder(environment(args))
+        .clusters(usize::from(args.shards))
+        .start()?;
+    let configuration = sandbox.root().join("shardway.toml");
+    let text = shop::configuration(sandbox.clusters(), listen, Some(http));
+    fs::write(&configuration, &text).map_err(|source| DemoError::Write {
+        path: configuration.clone(),
+        source,
+    })?;
+    let settings = load_str(&configuration.display().to_string(), &text, sandbox.root())
+        .map_err(|errors| DemoError::Configuration(errors.render()))?;
+    output.progress("filling the shop");
+    fill(sandbox.clusters(), &settings)?;
+    let path = configuration.clone();
+    let reload: Reload = Arc::new(move || load(&path).map_err(|errors| errors.render()));
+    let invitation = invitation(args, sandbox.clusters(), &configuration);
+    // Ctrl-C and SIGTERM end the serving; then the sandbox is dropped, which stops the servers and removes everything.
+    // A kill of this process is seen by the servers' shepherds, which do the same.
+    server::start(settings, reload, server::sessions, |_bound| {
+        let _exit = output.raw(invitation.as_bytes());
+    })?;
+    drop(sandbox);
+    Ok(())
+}
+
+fn environment(args: &DemoArgs) -> SandboxEnv {
+    SandboxEnv {
+        pg_bin: env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
+        path: env::var_os("PATH")
+            .iter()
+            .flat_map(env::split_paths)
+            .collect(),
+        tmp: args.dir.clone().unwrap_or_else(env::temp_dir),
+        template_cache: None,
+    }
+}
+
+fn fill(shards: &[Cluster], settings: &Settings) -> Result<(), DemoError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(DemoError::Runtime)?;
+    let database = settings
+        .databases
+        .get(shop::DATABASE)
+        .ok_or_else(|| DemoError::Configuration(format!("no database {}", shop::DATABASE)))?;
+    runtime.block_on(async {
+        for shard in shards {
+            shop::create(shard).await?;
+        }
+        shop::fill(shards, &database.snapshot).await?;
+        Ok(())
+    })
+}
+
+/// What is printed once clients can connect.
+fn invitation(args: &DemoArgs, shards: &[Cluster], configuration: &Path) -> String {
+    let (port, http) = (args.port, args.port + 1);
+    let (user, password, database) = (shop::USER, shop::PASSWORD, shop::DATABASE);
+    let servers: String = shards
+        .iter()
+        .enumerate()
+        .map(|(at, shard)| {
+            format!(
+                "    s{at}  postgres://{user}:{password}@127.0.0.1:{}/{database}\n",
+                shard.port()
+            )
+        })
+        .collect();
+    format!(
+        "
+Shardway is ready: a shop spread over {count} PostgreSQL servers, as one database.
+
+    psql 'postgres://{user}:{password}@127.0.0.1:{port}/{database}'
+
+Things to try:
+    \\d
+    SELECT * FROM customers WHERE id = 42;                              one shard, found by the key
+    SELECT c.name, o.id, i.product, i.quantity FROM customers c
+      JOIN orders o ON o.customer_id = c.id
+      JOIN order_items i ON i.customer_id = o.customer_id AND i.order_id = o.id
+      WHERE c.id = 42;                                                  joined where the rows live together
+    BEGIN; UPDATE orders SET status = 'paid' WHERE customer_id = 42; ROLLBACK;
+    SELECT count(*) FROM shipments WHERE region = 'eu';                 placed by a list of regions
+    SELECT kind FROM events WHERE day = '2026-02-14';                   placed by ranges of days
+    EXPLAIN (ROUTE) SELECT * FROM orders WHERE customer_id = 42;        where it goes, and why
+    SELECT count(*) FROM orders;                                        needs every shard: refused, with a hint
+
+    shardway route --config {configuration} 'SELECT * FROM orders WHERE customer_id = 42'
+    curl http://127.0.0.1:{http}/metrics
+    psql 'postgres://ops:ops@127.0.0.1:{port}/shardway' -c 'SHOW POOLS'
+
+The shards themselves, to look behind the curtain:
+{servers}
+Ctrl-C stops everything and removes it.
+",
+        count = shards.len(),
+        configuration = configuration.display(),
+    )
+}
