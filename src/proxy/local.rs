@@ -231,6 +231,12 @@ impl Session {
                 }
                 self.context_stale = true;
             }
+            // DEFAULT is the server's own, as with RESET.
+            Effect::Set { name, value: None, local: false } | Effect::Reset(name) => {
+                self.begun_there();
+                self.parameters.set(name, None, false);
+                self.forget_one(name);
+            }
             Effect::Set { name, value, local } => {
                 self.begun_there();
                 self.parameters.set(name, value.clone().map(Value::Sql), *local);
@@ -250,11 +256,6 @@ impl Session {
                     self.parameters.set(name, Some(Value::Sql(value.clone())), false);
                 }
                 self.settings_are_told();
-            }
-            Effect::Reset(name) => {
-                self.begun_there();
-                self.parameters.set(name, None, false);
-                self.forget_one(name);
             }
             Effect::ResetAll => {
                 self.begun_there();
