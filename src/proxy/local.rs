@@ -21,7 +21,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::Arc,
 };
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::Xxh3;
 
 impl Session {
     /// Whether a statement is answered here: what concerns the proxy only always is, but in a failed transaction;
@@ -48,14 +48,19 @@ impl Session {
         }
     }
 
-    /// Answers a simple query here if it can be; true when it was.
-    pub(super) fn query_here(&mut self, statement: &StatementPlan, values: &Values<'_>) -> Result<bool, Stop> {
-        if !self.answered_here(statement) {
+    /// Answers a simple query here if every statement of it can be; true when it was.
+    pub(super) fn query_here(&mut self, statements: &[StatementPlan], values: &Values<'_>) -> Result<bool, Stop> {
+        // A SET of ours among others would change how those behind it are planned.
+        let alone = |statement: &StatementPlan| own_setting(&statement.effect).is_none() || statements.len() == 1;
+        let all = statements.iter().all(|statement| alone(statement) && self.answered_here(statement));
+        if statements.is_empty() || !all {
             return Ok(false);
         }
-        let mut out = Vec::new();
-        self.perform(statement, values, true, &mut out)?;
-        self.client.out().extend_from_slice(&out);
+        for statement in statements {
+            let mut out = Vec::new();
+            self.perform(statement, values, true, &mut out)?;
+            self.client.out().extend_from_slice(&out);
+        }
         self.ready_here();
         Ok(true)
     }
@@ -396,7 +401,7 @@ impl Session {
             pinned,
             digest: 0,
         };
-        context.digest = digest(&context, self.meaning_digest());
+        context.digest = digest(self.shared.seed, &context, self.meaning_digest());
         context
     }
 
@@ -451,9 +456,10 @@ pub(super) fn put_explanation_columns(out: &mut Vec<u8>) {
     });
 }
 
-/// Everything in a context, and what else changes a statement's meaning, as one number.
-fn digest(context: &Context, meaning: u64) -> u64 {
-    let mut hasher = Xxh3Default::new();
+/// Everything in a context, and what else changes a statement's meaning, as one number. Clients choose what goes in,
+/// and plans are shared: the seed keeps them from making two contexts meet.
+fn digest(seed: u64, context: &Context, meaning: u64) -> u64 {
+    let mut hasher = Xxh3::with_seed(seed);
     context.search_path.hash(&mut hasher);
     context.pinned.hash(&mut hasher);
     (context.standard_conforming_strings, context.utf8, context.transform_null_equals, meaning).hash(&mut hasher);

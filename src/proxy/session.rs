@@ -155,6 +155,8 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// Whether a setting was sent in this batch that the next statement's plan depends on.
+    pub(super) unsettled: bool,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -549,7 +551,7 @@ impl Session {
 
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
-        let idle = self.link.is_none() && self.phase == Phase::Idle;
+        let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         if idle {
             self.client.relax(self.client.unsent() == 0);
             if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
@@ -567,8 +569,7 @@ impl Session {
         let mut asked = pin!(info.asked());
         let (client, link) = (&mut self.client, &mut self.link);
         poll_fn(|cx| {
-            let flushed = client.poll_flush(cx);
-            if let Poll::Ready(Err(error)) = flushed {
+            if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
             }
             if asked.as_mut().poll(cx).is_ready() {
@@ -576,12 +577,12 @@ impl Session {
             }
             if let Some(link) = link.as_mut() {
                 let stream = link.stream();
-                let was_blocked = stream.unsent() >= HIGH_WATER;
+                let was_full = stream.unsent() >= HIGH_WATER;
                 if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
                     seen.backend_end = true;
                 }
                 // There is room again for what the client has sent already.
-                seen.progress |= was_blocked && stream.unsent() < HIGH_WATER;
+                seen.progress |= was_full && stream.unsent() < HIGH_WATER;
                 // A client that does not take its rows stops us reading more of them.
                 if client.unsent() < HIGH_WATER {
                     match stream.poll_fill(cx) {

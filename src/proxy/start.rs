@@ -179,6 +179,7 @@ impl Session {
             skip: false,
             failed: false,
             running: None,
+            unsettled: false,
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
@@ -194,7 +195,15 @@ impl Session {
     async fn welcome(&mut self, settings: Vec<Setting>) -> Result<(), End> {
         let base = self.startup_settings(settings)?;
         self.parameters = Parameters::new(base);
-        let reached = self.link_to(self.any, super::link::Hold::Loose).await?;
+        let mut reached = self.link_to(self.any, super::link::Hold::Loose).await?;
+        for shard in self.snapshot.all().iter() {
+            if !reached.as_ref().is_err_and(super::request::unreachable) {
+                break;
+            }
+            // Any shard that can be reached will do.
+            reached = self.link_to(shard, super::link::Hold::Loose).await?;
+            self.any = shard;
+        }
         if let Err(words) = reached {
             return Err(End::Told(Box::new(words.fatal())));
         }
