@@ -8,4 +8,5 @@ mod extended;
 mod harness;
 mod pooling;
 mod settings;
+mod sharded;
 mod volume;
