@@ -46,7 +46,7 @@ fn a_transaction_on_one_shard_is_postgresqls() {
         "begin", "select 1", "insert into t (id, n) values (1, 1)", "savepoint a", "insert into t (id, n) values (1, 1)", "rollback to a",
         "insert into t (id, n) values (2, 1)", "commit", "select n from t where id = 2",
         "begin", "begin", "commit", "commit", "rollback", "savepoint a", "begin", "savepoint a", "release a", "release a", "select 1",
-        "rollback", "begin isolation level serializable", "show transaction_isolation", "select n from t where id = 1", "commit and chain",
+        "rollback", "begin isolation level serializable", "select n from t where id = 1", "show transaction_isolation", "commit and chain",
         "insert into t (id, n) values (3, 1)", "rollback and chain", "select count(*) from t where id = 3", "commit",
         "begin read only", "savepoint s", "insert into t (id, n) values (4, 1)", "rollback to s", "select n from t where id = 2", "commit",
         "begin", "select 1/0", "select 1", "commit", "begin", "selec", "rollback",
