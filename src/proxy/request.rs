@@ -150,13 +150,26 @@ impl Session {
             Err(Stop::End(end)) => Err(end),
             Err(Stop::Refused(notice)) => {
                 self.enter_batch();
-                if self.link.is_some() && !self.skip {
-                    // What was parsed before it is answered before it.
-                    self.send_pending();
-                }
+                self.answer_what_came_before().await?;
                 self.refuse(&notice);
                 Ok(Next::Go)
             }
+        }
+    }
+
+    /// What was parsed before a refusal is answered before it, and exists after it.
+    async fn answer_what_came_before(&mut self) -> Result<(), End> {
+        if self.skip {
+            return Ok(());
+        }
+        if self.link.is_some() {
+            self.send_pending();
+            return Ok(());
+        }
+        match self.flush_pending().await {
+            // Without a backend the Parses go the way of what was refused.
+            Ok(()) | Err(Stop::Refused(_)) => Ok(()),
+            Err(Stop::End(end)) => Err(end),
         }
     }
 
@@ -764,7 +777,14 @@ impl Session {
     }
 
     async fn linked(&mut self, place: Place) -> Result<(), Stop> {
-        self.link_to(place.shard, place.hold).await?.map_err(Stop::from)
+        let linked = self.link_to(place.shard, place.hold).await?;
+        linked.map_err(|problem| {
+            // No other backend is tried for them.
+            for prepared in std::mem::take(&mut self.pending) {
+                self.forget_parsed(&prepared);
+            }
+            Stop::from(problem)
+        })
     }
 
     /// Ends what a loose link still does, so that another shard can be reached in the same batch.

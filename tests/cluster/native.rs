@@ -174,6 +174,20 @@ fn a_cancel_ends_the_query_and_the_session_goes_on() {
 }
 
 #[test]
+fn a_key_that_its_type_does_not_take_is_refused_as_postgresql_refuses_it() {
+    for target in shop().both() {
+        with_client(&target, async |client| {
+            let error = client
+                .simple_query("SELECT * FROM customers WHERE id = 'x'")
+                .await
+                .unwrap_err();
+            let expected = SqlState::INVALID_TEXT_REPRESENTATION;
+            assert_eq!(error.code(), Some(&expected), "{}", target.name);
+        });
+    }
+}
+
+#[test]
 fn what_needs_several_shards_is_refused_with_a_reason_and_a_hint() {
     with_client(&shop().proxied(), async |client| {
         for text in [
