@@ -77,11 +77,13 @@ enum Item<N> {
 pub struct Pipeline<N> {
     items: VecDeque<Item<N>>,
     copy_in: bool,
+    /// Syncs sent while the backend read CopyData: ignored when the COPY succeeds, answered when it fails before them.
+    copy_syncs: usize,
 }
 
 impl<N> Default for Pipeline<N> {
     fn default() -> Self {
-        Self { items: VecDeque::new(), copy_in: false }
+        Self { items: VecDeque::new(), copy_in: false, copy_syncs: 0 }
     }
 }
 
@@ -106,8 +108,15 @@ impl<N> Pipeline<N> {
         })
     }
 
+    /// Whether the next reply is ReadyForQuery of a Sync of the client's.
+    #[must_use]
+    pub fn sync_is_next(&self) -> bool {
+        matches!(self.items.front(), Some(Item::Asked { request: Request::Sync, origin: Origin::Client, .. }))
+    }
+
     /// Records a request that is being sent.
     pub fn asked(&mut self, request: Request, origin: Origin, note: N) {
+        self.copy_syncs += usize::from(self.copy_in && request == Request::Sync);
         self.items.push_back(Item::Asked { request, origin, note });
     }
 
@@ -132,6 +141,7 @@ impl<N> Pipeline<N> {
     pub fn clear(&mut self) {
         self.items.clear();
         self.copy_in = false;
+        self.copy_syncs = 0;
     }
 
     /// The notes of outstanding requests, oldest first.
@@ -156,12 +166,22 @@ impl<N> Pipeline<N> {
         Some(note)
     }
 
-    /// Forgets that a Sync was sent while the backend reads CopyData, where it is ignored (manual 54.2.6).
-    /// True when there was one.
-    fn forget_ignored_sync(&mut self) -> bool {
-        let before = self.items.len();
-        self.items.retain(|item| !matches!(item, Item::Asked { request: Request::Sync, .. }));
-        before != self.items.len()
+    /// Forgets the first Syncs: the backend read them as part of a COPY, where they are ignored (manual 54.2.6).
+    fn forget_syncs(&mut self, mut count: usize) {
+        self.items.retain(|item| {
+            let ignored = count > 0 && matches!(item, Item::Asked { request: Request::Sync, .. });
+            count -= usize::from(ignored);
+            !ignored
+        });
+    }
+
+    /// A COPY has succeeded, or there was none.
+    fn copied(&mut self) {
+        self.copy_in = false;
+        if self.copy_syncs > 0 {
+            let ignored = std::mem::take(&mut self.copy_syncs);
+            self.forget_syncs(ignored);
+        }
     }
 
     /// Judges one backend message by its tag.
@@ -187,12 +207,12 @@ impl<N> Pipeline<N> {
             (Request::Query | Request::Execute, b'G') => {
                 self.copy_in = true;
                 if request == Request::Execute {
-                    self.forget_ignored_sync();
+                    self.forget_syncs(usize::MAX);
                 }
                 Ok((pass, Event::CopyIn))
             }
             (Request::Query, b'C' | b'I') => {
-                self.copy_in = false;
+                self.copied();
                 Ok((pass, Event::Command))
             }
             (Request::Query | Request::Sync | Request::Function, b'Z') => {
@@ -205,7 +225,7 @@ impl<N> Pipeline<N> {
             | (Request::Bind, b'2')
             | (Request::Close, b'3')
             | (Request::Describe, b'T' | b'n') => {
-                self.copy_in = false;
+                self.copied();
                 let (request, note) = self.pop(tag)?;
                 Ok((pass, Event::Done(request, note)))
             }
@@ -230,6 +250,7 @@ impl<N> Pipeline<N> {
 
     fn failed(&mut self, tag: u8) -> Result<(Pass, Event<N>), Unexpected> {
         self.copy_in = false;
+        self.copy_syncs = 0;
         let Some(Item::Asked { request, origin, .. }) = self.items.front() else {
             // Nothing was asked: the backend is being ended (57P01). The caller decides who sees it.
             return Err(Unexpected { tag });
@@ -300,6 +321,26 @@ mod tests {
         assert!(!queue.owes_ready() && queue.copying_in());
         assert_eq!(queue.replied(b'C'), Ok((Pass::Forward, Event::Done(Request::Execute, 0))));
         assert!(queue.is_empty() && !queue.copying_in());
+    }
+
+    #[test]
+    fn a_sync_sent_during_copy_in_is_answered_only_if_the_copy_fails() {
+        let copying = || {
+            let mut queue = pipeline(&[(Request::Execute, Origin::Client)]);
+            assert_eq!(queue.replied(b'G'), Ok((Pass::Forward, Event::CopyIn)));
+            queue.asked(Request::Sync, Origin::Client, 1);
+            queue.copy_ended();
+            queue.asked(Request::Sync, Origin::Client, 2);
+            queue
+        };
+        let mut queue = copying();
+        assert_eq!(queue.replied(b'C'), Ok((Pass::Forward, Event::Done(Request::Execute, 0))));
+        assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(2))));
+        assert!(queue.is_empty());
+        let mut queue = copying();
+        assert_eq!(queue.replied(b'E'), Ok((Pass::Forward, Event::Failed(vec![0]))));
+        assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(1))));
+        assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(2))));
     }
 
     #[test]

@@ -198,6 +198,9 @@ impl Session {
             // A Query in the batch was skipped with it, and has no answer of its own: Sync has.
             self.phase = Phase::Batch;
             self.running = None;
+        } else if self.pipeline.sync_is_next() {
+            // A Sync that would have been ignored had the COPY gone on.
+            self.phase = Phase::Answering;
         }
         if self.phase != Phase::Answering {
             self.skip = true;

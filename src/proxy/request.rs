@@ -101,7 +101,8 @@ impl Session {
             return Ok(self.copy_data(header, bytes));
         }
         self.flushed = false;
-        if self.phase == Phase::Answering {
+        let ignored_in_copy = matches!(header.tag, b'S' | b'H') && self.pipeline.copying_in();
+        if self.phase == Phase::Answering && !ignored_in_copy {
             return Ok(0);
         }
         if bytes.len() < header.size {
@@ -551,6 +552,14 @@ impl Session {
     }
 
     async fn sync(&mut self) -> Result<(), End> {
+        if self.pipeline.copying_in()
+            && let Some(link) = &mut self.link
+        {
+            // Ignored by the server, unless the COPY has failed already and we do not know it yet.
+            frontend::put_bare(link.lease.stream.out(), b'S');
+            self.pipeline.asked(Request::Sync, Origin::Client, Note::Nothing);
+            return Ok(());
+        }
         match self.flush_pending().await {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),

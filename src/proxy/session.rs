@@ -647,7 +647,7 @@ impl Session {
 
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
-        self.phase = Phase::Idle;
+        self.phase = if self.pipeline.owes_ready() { Phase::Answering } else { Phase::Idle };
         self.skip = false;
         self.running = None;
         self.unconfirmed.clear();
