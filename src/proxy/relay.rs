@@ -61,7 +61,7 @@ impl Session {
                     self.client.out().extend_from_slice(&bytes[run..at]);
                     return Err(match end {
                         End::BackendGone => self.goodbye(body),
-                        other => other,
+                        other @ (End::Client | End::Told(_)) => other,
                     });
                 }
             };
