@@ -152,13 +152,26 @@ impl Session {
             Err(Stop::End(end)) => Err(end),
             Err(Stop::Refused(notice)) => {
                 self.enter_batch();
-                if self.link.is_some() && !self.skip {
-                    // What was parsed before it is answered before it.
-                    self.send_pending();
-                }
+                self.answer_what_came_before().await?;
                 self.refuse(&notice);
                 Ok(Next::Go)
             }
+        }
+    }
+
+    /// What was parsed before a refusal is answered before it, and exists after it.
+    async fn answer_what_came_before(&mut self) -> Result<(), End> {
+        if self.skip {
+            return Ok(());
+        }
+        if self.link.is_some() {
+            self.send_pending();
+            return Ok(());
+        }
+        match self.flush_pending().await {
+            // Without a backend the Parses go the way of what was refused.
+            Ok(()) | Err(Stop::Refused(_)) => Ok(()),
+            Err(Stop::End(end)) => Err(end),
         }
     }
 
@@ -918,6 +931,10 @@ impl Session {
                     Err(words) => refused = words,
                 }
             }
+        }
+        // No other backend is tried for them.
+        for prepared in std::mem::take(&mut self.pending) {
+            self.forget_parsed(&prepared);
         }
         Err(refused.into())
     }

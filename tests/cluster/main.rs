@@ -4,6 +4,7 @@
 //! proxy before three shards. What a client sees must be the same.
 
 mod drivers;
+mod failures;
 mod harness;
 mod malformed;
 mod native;
