@@ -7,4 +7,5 @@ mod endings;
 mod extended;
 mod harness;
 mod pooling;
+mod settings;
 mod volume;
