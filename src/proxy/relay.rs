@@ -164,6 +164,7 @@ impl Session {
             link.lease.reported.set(name, value);
         }
         self.reported.set(name, value);
+        super::counting::note_reported(&self.info, name, value);
     }
 
     /// An error of the backend: the notes are of what failed, first, and of what it skips.

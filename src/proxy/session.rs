@@ -12,6 +12,7 @@
 use super::{
     Shared,
     cancel::Slot,
+    counting::{Marks, note_reported},
     database::Database,
     link::{Hold, Link},
     prepared::Prepared,
@@ -166,6 +167,7 @@ pub struct Session {
     /// The client sends nothing more; what it has sent is still done.
     pub(super) client_closed: bool,
     pub(super) tally: Tally,
+    pub(super) marks: Marks,
     pub(super) scratch: crate::plan::cache::Scratch,
 }
 
@@ -224,9 +226,10 @@ impl Session {
             );
             drop(sent.await);
         }
-        if let Some(link) = &self.link {
-            link.lease.pool().counters().fold(&mut self.tally);
+        if let End::Told(words) = &end {
+            self.count_refusal(words);
         }
+        self.fold();
         self.cancel.detach();
         let clean = self.link.is_some() && self.at_rest();
         if clean && self.mode == PoolMode::Transaction && self.pinned.is_none() {
@@ -266,6 +269,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.hold = Hold::Loose;
             }
+            self.fold();
             return Ok(());
         }
         self.unlink().await
@@ -300,13 +304,11 @@ impl Session {
                 return Ok(());
             }
         }
+        self.fold();
         let Some(mut link) = self.link.take() else { return Ok(()) };
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
-        let now = self.shared.clock.now();
-        self.tally.transaction_micros += micros(now.saturating_duration_since(link.since));
-        link.lease.pool().counters().fold(&mut self.tally);
         self.info.set_idle();
         link.lease.release();
         Ok(())
@@ -328,6 +330,7 @@ impl Session {
                 Some(at) => {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
+                    link.since = self.marks.begun;
                     self.attach(link);
                 }
                 None => {
@@ -343,7 +346,7 @@ impl Session {
                         parsing: SmallVec::new(),
                         at_begin: Applied::Unknown,
                         opaque: false,
-                        since: self.shared.clock.now(),
+                        since: self.marks.begun,
                     };
                     self.attach(link);
                 }
@@ -364,6 +367,7 @@ impl Session {
         let keep = self.mode == PoolMode::Session
             || self.pinned.is_some_and(|(_, shard)| self.link_shard() == Some(shard));
         if keep {
+            self.fold();
             self.parked.extend(self.link.take());
             return Ok(());
         }
@@ -426,6 +430,7 @@ impl Session {
         let out = self.client.out();
         for (name, value) in link.lease.reported.iter() {
             if self.reported.get(name) != Some(value) {
+                note_reported(&self.info, name, value);
                 put_parameter_status(out, name, value);
             }
         }
@@ -487,7 +492,8 @@ impl Session {
         let outcome = self.wait_for(&pool).await;
         self.cancel.wait_ends();
         self.info.set_idle();
-        self.tally.wait_micros += micros(self.shared.clock.now().saturating_duration_since(begun));
+        self.marks.begun = self.shared.clock.now();
+        self.tally.wait_micros += micros(self.marks.begun.saturating_duration_since(begun));
         match outcome? {
             Waited::Lease(lease) => Ok(Ok(*lease)),
             Waited::Cancelled => Ok(Err(reply::cancelled().into())),
@@ -647,6 +653,7 @@ impl Session {
 
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
+        self.count_end();
         self.phase = if self.pipeline.owes_ready() { Phase::Answering } else { Phase::Idle };
         self.skip = false;
         self.running = None;
