@@ -15,6 +15,8 @@ pub(super) struct Link {
     pub(super) parsing: SmallVec<[u128; 2]>,
     /// The wanted settings' hash when the transaction began, and the settings: what a ROLLBACK goes back to.
     pub(super) at_begin: crate::protocol::parameters::Applied,
+    /// What it had been told at each savepoint of the transaction, innermost last.
+    pub(super) savepoints: Vec<(String, crate::protocol::parameters::Applied)>,
     /// A function that we cannot see into ran: settings are unknown afterwards.
     pub(super) opaque: bool,
     pub(super) since: Instant,

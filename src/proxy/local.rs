@@ -2,7 +2,7 @@
 //! (ROUTE); and what a confirmed statement changes in the session.
 
 use super::{
-    link::Hold,
+    link::{Hold, Link},
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
@@ -15,7 +15,7 @@ use crate::{
         transaction::Deferred,
     },
     sql::statement::Effect,
-    wire::{backend::put_complete, frontend::put, notice::Notice},
+    wire::{backend::{Status, put_complete}, frontend::put, notice::Notice},
 };
 use std::{
     hash::{Hash, Hasher},
@@ -24,12 +24,16 @@ use std::{
 use xxhash_rust::xxh3::Xxh3Default;
 
 impl Session {
-    /// Whether a statement is answered here while the session has no backend.
+    /// Whether a statement is answered here: what concerns the proxy only always is, but in a failed transaction;
+    /// transaction commands are while the session has no backend.
     pub(super) fn answered_here(&self, statement: &StatementPlan) -> bool {
-        if matches!(statement.target, Target::Explain(_)) || own_setting(&statement.effect).is_some() {
-            return true;
+        let ours = matches!(statement.target, Target::Explain(_))
+            || own_setting(&statement.effect).is_some()
+            || matches!(&statement.effect, Effect::Deallocate(Some(name)) if self.statements.contains_key(name.as_bytes()));
+        if ours {
+            return self.link.as_ref().is_none_or(|link| link.status != Status::Failed);
         }
-        if self.snapshot.is_single() {
+        if self.link.is_some() || self.snapshot.is_single() {
             return false;
         }
         match &statement.effect {
@@ -40,7 +44,6 @@ impl Session {
             | Effect::Release(_)
             | Effect::RollbackTo(_)
             | Effect::SetTransaction => true,
-            Effect::Deallocate(Some(name)) => self.statements.contains_key(name.as_bytes()),
             _ => self.deferred.as_ref().is_some_and(Deferred::failed),
         }
     }
@@ -206,15 +209,34 @@ impl Session {
             Effect::Savepoint(name) => {
                 self.begun_there();
                 self.parameters.savepoint(name);
+                if let Some(link) = &mut self.link {
+                    link.savepoints.push((name.clone(), link.lease.applied.clone()));
+                }
             }
-            Effect::Release(name) => self.parameters.release(name),
+            Effect::Release(name) => {
+                self.parameters.release(name);
+                if let Some((link, at)) = self.savepoint_there(name) {
+                    link.savepoints.truncate(at);
+                }
+            }
             Effect::RollbackTo(name) => {
-                if self.parameters.rollback_to(name)
-                    && let Some(link) = &mut self.link
-                {
-                    link.lease.applied = Applied::Unknown;
+                self.parameters.rollback_to(name);
+                // The server goes back by itself; to tell it anything more would undo its SET LOCAL.
+                match self.savepoint_there(name) {
+                    Some((link, at)) => {
+                        link.savepoints.truncate(at + 1);
+                        link.lease.applied = link.savepoints[at].1.clone();
+                    }
+                    // It was made before this backend was reached, which was told all then.
+                    None => self.settings_are_told(),
                 }
                 self.context_stale = true;
+            }
+            // DEFAULT is the server's own, as with RESET.
+            Effect::Set { name, value: None, local: false } | Effect::Reset(name) => {
+                self.begun_there();
+                self.parameters.set(name, None, false);
+                self.forget_one(name);
             }
             Effect::Set { name, value, local } => {
                 self.begun_there();
@@ -235,11 +257,6 @@ impl Session {
                     self.parameters.set(name, Some(Value::Sql(value.clone())), false);
                 }
                 self.settings_are_told();
-            }
-            Effect::Reset(name) => {
-                self.begun_there();
-                self.parameters.set(name, None, false);
-                self.forget_one(name);
             }
             Effect::ResetAll => {
                 self.begun_there();
@@ -263,6 +280,13 @@ impl Session {
             }
             Effect::Pins(reason) => self.pin(*reason),
         }
+    }
+
+    /// The link and where it remembers a savepoint.
+    fn savepoint_there(&mut self, name: &str) -> Option<(&mut Link, usize)> {
+        let link = self.link.as_mut()?;
+        let at = link.savepoints.iter().rposition(|(found, _)| found == name)?;
+        Some((link, at))
     }
 
     /// A transaction runs on the link: what its settings were is remembered.
@@ -452,7 +476,7 @@ const MEANING: &[&str] = &[
 ];
 
 /// The proxy's own setting that a statement changes, and the SQL text of its new value.
-fn own_setting(effect: &Effect) -> Option<(&str, Option<&str>)> {
+pub(super) fn own_setting(effect: &Effect) -> Option<(&str, Option<&str>)> {
     match effect {
         Effect::Set { name, value, .. } if name.starts_with("shardway.") => Some((name, value.as_deref())),
         Effect::Reset(name) if name.starts_with("shardway.") => Some((name, None)),

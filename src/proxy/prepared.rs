@@ -11,6 +11,18 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
+/// What a plan depends on besides its statement's text and types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Meaning {
+    /// The digest of the session's planning context.
+    pub(super) context: u64,
+    pub(super) epoch: u64,
+    /// Counts what was learned of tables.
+    pub(super) schema: u64,
+    /// Counts reloads.
+    pub(super) generation: u64,
+}
+
 /// A statement that the client has prepared.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -23,6 +35,7 @@ pub(super) struct Prepared {
     pub(super) id: u128,
     /// Whether the client gave it no name; then it has none on the backend either.
     pub(super) unnamed: bool,
+    pub(super) meaning: Meaning,
 }
 
 impl Prepared {

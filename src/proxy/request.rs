@@ -2,12 +2,13 @@
 
 use super::{
     link::Hold,
-    prepared::{Prepared, identity, server_name},
+    local::own_setting,
+    prepared::{Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     session::{End, Note, Phase, Portal, Rest, Session, told},
 };
 use crate::{
-    catalog::shard::ShardId,
+    catalog::{shard::ShardId, snapshot::Snapshot},
     plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Access, Effect},
@@ -261,12 +262,16 @@ impl Session {
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
         let planned = self.database.plans.plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
         let values = Values { text, slots: &planned.slots, types: &[], bind: None };
-        if self.link.is_none()
+        if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && let [statement] = planned.plan.statements.as_slice()
             && self.query_here(statement, &values)?
         {
             return Ok(());
+        }
+        if let Some((name, _)) = planned.plan.statements.iter().find_map(|statement| own_setting(&statement.effect)) {
+            let notice = reply::bad_setting(name, "It is set in a message of its own, outside a failed transaction.".to_owned());
+            return Err(notice.into());
         }
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
@@ -356,6 +361,7 @@ impl Session {
         }
         if let Some(link) = &mut self.link {
             link.lease.stream.out().extend_from_slice(frame);
+            link.opaque = true;
             self.pipeline.asked(Request::Function, Origin::Client, Note::Nothing);
             self.phase = Phase::Answering;
         }
@@ -387,6 +393,7 @@ impl Session {
             plan: planned.plan,
             slots: planned.slots,
             unnamed: parse.name.is_empty(),
+            meaning: self.meaning(),
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -402,11 +409,12 @@ impl Session {
     async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let bind = Bind::decode(body).map_err(|_| reply::malformed())?;
         let prepared = self.prepared(bind.statement).await?;
+        let prepared = self.planned_anew(bind.statement, prepared);
         self.tally.binds += 1;
         let values =
             Values { text: &prepared.text, slots: &prepared.slots, types: &prepared.types, bind: Some(&bind) };
         if let Some(statement) = prepared.statement() {
-            if self.link.is_none() && self.answered_here(statement) {
+            if self.answered_here(statement) {
                 self.answer_pending().await?;
                 self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
                 self.portals.insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
@@ -456,8 +464,7 @@ impl Session {
             }
             Named::Statement(name) => {
                 let prepared = self.prepared(name).await?;
-                if self.link.is_none()
-                    && prepared.statement().is_some_and(|statement| self.answered_here(statement))
+                if prepared.statement().is_some_and(|statement| self.answered_here(statement))
                 {
                     self.answer_pending().await?;
                     self.made(vec![b't', 0, 0, 0, 6, 0, 0, b'n', 0, 0, 0, 4], Note::Nothing);
@@ -583,6 +590,39 @@ impl Session {
         Ok(())
     }
 
+    /// What the plans of this session's statements depend on.
+    fn meaning(&self) -> Meaning {
+        let Snapshot { epoch, schema, .. } = *self.snapshot;
+        Meaning { context: self.context.digest, epoch: epoch.0, schema, generation: self.generation }
+    }
+
+    /// The statement, planned again when settings or the catalog have changed since it was parsed: as in PostgreSQL a
+    /// prepared statement means what its text means now.
+    fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+        let meaning = self.meaning();
+        if prepared.meaning == meaning {
+            return prepared;
+        }
+        let (text, types) = (&prepared.text, &prepared.types);
+        let planned = self.database.plans.plan(text, types, &self.context, &self.snapshot, &mut self.scratch);
+        let anew = Arc::new(Prepared {
+            id: identity(self.shared.seed, self.context.digest, text, &prepared.raw_types),
+            text: text.clone(),
+            raw_types: prepared.raw_types.clone(),
+            types: types.clone(),
+            plan: planned.plan,
+            slots: planned.slots,
+            unnamed: prepared.unnamed,
+            meaning,
+        });
+        if anew.unnamed {
+            self.unnamed = Some(Arc::clone(&anew));
+        } else {
+            self.statements.insert(name.into(), Arc::clone(&anew));
+        }
+        anew
+    }
+
     async fn prepared(&mut self, name: &[u8]) -> Result<Arc<Prepared>, Stop> {
         let found = if name.is_empty() { self.unnamed.as_ref() } else { self.statements.get(name) };
         if let Some(found) = found {
@@ -657,8 +697,7 @@ impl Session {
     /// Gives every Parse that waits a backend, because its answer is due.
     async fn flush_pending(&mut self) -> Result<(), Stop> {
         let Some(first) = self.pending.first().cloned() else { return Ok(()) };
-        if self.link.is_none()
-            && self.pending.iter().all(|prepared| prepared.statement().is_some_and(|s| self.answered_here(s)))
+        if self.pending.iter().all(|prepared| prepared.statement().is_some_and(|s| self.answered_here(s)))
         {
             return self.answer_pending().await;
         }

@@ -345,6 +345,7 @@ impl Session {
                         status: Status::Idle,
                         parsing: SmallVec::new(),
                         at_begin: Applied::Unknown,
+                        savepoints: Vec::new(),
                         opaque: false,
                         since: self.marks.begun,
                     };
@@ -674,8 +675,11 @@ impl Session {
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
         self.context_stale = true;
-        if changed && let Some(link) = &mut self.link {
-            link.lease.applied = link.at_begin.clone();
+        if let Some(link) = &mut self.link {
+            link.savepoints.clear();
+            if changed {
+                link.lease.applied = link.at_begin.clone();
+            }
         }
     }
 
