@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    runtime::Runtime,
+    runtime::{Handle, Runtime},
 };
 use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage};
 
@@ -96,7 +96,8 @@ async fn connect(port: u16, user: &str, database: &str) -> Result<Client, Error>
         .user(user)
         .dbname(database);
     let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(connection);
+    // It ends when the client is dropped.
+    drop(Handle::current().spawn(connection));
     Ok(client)
 }
 
@@ -116,7 +117,8 @@ pub(crate) async fn rows(client: &Client, show: &str) -> Vec<HashMap<String, Str
                 })
                 .collect(),
         ),
-        _ => None,
+        SimpleQueryMessage::CommandComplete(_) | SimpleQueryMessage::RowDescription(_) => None,
+        other => panic!("{other:?}"),
     };
     messages.into_iter().filter_map(of_row).collect()
 }
@@ -129,6 +131,11 @@ pub(crate) fn row<'a>(
 ) -> &'a HashMap<String, String> {
     let found = rows.iter().find(|row| row[column] == value);
     found.unwrap_or_else(|| panic!("{column} = {value} in {rows:#?}"))
+}
+
+/// A column that is a number.
+pub(crate) fn number(row: &HashMap<String, String>, column: &str) -> u64 {
+    row[column].parse().unwrap()
 }
 
 /// The SQLSTATE of an error.
@@ -144,10 +151,6 @@ fn server_port() -> u16 {
     SANDBOX.get_or_init(start).cluster(0).port()
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test is told by the environment which servers to use"
-)]
 fn start() -> Sandbox {
     let env = SandboxEnv {
         pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
