@@ -84,6 +84,7 @@ impl Session {
         describe: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), Notice> {
+        self.tally.queries += 1;
         let text = &values.text[statement.start as usize..statement.end as usize];
         if self.deferred.as_ref().is_some_and(Deferred::failed)
             && !matches!(

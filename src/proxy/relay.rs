@@ -165,6 +165,7 @@ impl Session {
         }
         self.reported.set(name, value);
         self.context_stale = true;
+        super::counting::note_reported(&self.info, name, value);
     }
 
     /// An error of the backend: the notes are of what failed, first, and of what it skips.

@@ -131,6 +131,7 @@ impl Session {
         }
         self.tally.received_bytes += frame.len() as u64;
         if self.phase == Phase::Idle {
+            self.count_begin();
             self.refresh();
         }
         let done = match header.tag {
@@ -184,6 +185,7 @@ impl Session {
     /// An error of ours within a batch: at its place in the order, then everything is skipped up to Sync. What the
     /// backend has done in this batch is undone by making it fail too.
     fn refuse(&mut self, notice: &Words) {
+        self.count_refusal(notice);
         self.skip = true;
         self.failed = true;
         for prepared in std::mem::take(&mut self.pending) {
@@ -336,6 +338,7 @@ impl Session {
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
     async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+        self.count_refusal(notice);
         self.failed = true;
         let open = self.link.as_ref().is_some_and(|link| link.status == Status::Transaction);
         if open || !self.pipeline.is_empty() {

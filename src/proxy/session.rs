@@ -12,6 +12,7 @@
 use super::{
     Shared,
     cancel::Slot,
+    counting::{Marks, note_reported},
     database::Database,
     link::{Hold, Link},
     prepared::Prepared,
@@ -168,6 +169,7 @@ pub struct Session {
     /// The client sends nothing more; what it has sent is still done.
     pub(super) client_closed: bool,
     pub(super) tally: Tally,
+    pub(super) marks: Marks,
     pub(super) scratch: crate::plan::cache::Scratch,
 }
 
@@ -226,9 +228,10 @@ impl Session {
             );
             drop(sent.await);
         }
-        if let Some(link) = &self.link {
-            link.lease.pool().counters().fold(&mut self.tally);
+        if let End::Told(words) = &end {
+            self.count_refusal(words);
         }
+        self.fold();
         self.cancel.detach();
         let clean = self.link.is_some() && self.at_rest();
         if clean && self.mode == PoolMode::Transaction && self.pinned.is_none() {
@@ -268,6 +271,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.hold = Hold::Loose;
             }
+            self.fold();
             return Ok(());
         }
         self.unlink().await
@@ -302,13 +306,11 @@ impl Session {
                 return Ok(());
             }
         }
+        self.fold();
         let Some(mut link) = self.link.take() else { return Ok(()) };
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
-        let now = self.shared.clock.now();
-        self.tally.transaction_micros += micros(now.saturating_duration_since(link.since));
-        link.lease.pool().counters().fold(&mut self.tally);
         self.info.set_idle();
         link.lease.release();
         Ok(())
@@ -330,6 +332,7 @@ impl Session {
                 Some(at) => {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
+                    link.since = self.marks.begun;
                     self.attach(link);
                 }
                 None => {
@@ -346,7 +349,7 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
-                        since: self.shared.clock.now(),
+                        since: self.marks.begun,
                     };
                     self.attach(link);
                 }
@@ -367,6 +370,7 @@ impl Session {
         let keep = self.mode == PoolMode::Session
             || self.pinned.is_some_and(|(_, shard)| self.link_shard() == Some(shard));
         if keep {
+            self.fold();
             self.parked.extend(self.link.take());
             return Ok(());
         }
@@ -429,6 +433,7 @@ impl Session {
         let out = self.client.out();
         for (name, value) in link.lease.reported.iter() {
             if self.reported.get(name) != Some(value) {
+                note_reported(&self.info, name, value);
                 put_parameter_status(out, name, value);
             }
         }
@@ -490,7 +495,8 @@ impl Session {
         let outcome = self.wait_for(&pool).await;
         self.cancel.wait_ends();
         self.info.set_idle();
-        self.tally.wait_micros += micros(self.shared.clock.now().saturating_duration_since(begun));
+        self.marks.begun = self.shared.clock.now();
+        self.tally.wait_micros += micros(self.marks.begun.saturating_duration_since(begun));
         match outcome? {
             Waited::Lease(lease) => Ok(Ok(*lease)),
             Waited::Cancelled => Ok(Err(reply::cancelled().into())),
@@ -649,6 +655,7 @@ impl Session {
 
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
+        self.count_end();
         self.phase = if self.pipeline.owes_ready() { Phase::Answering } else { Phase::Idle };
         self.skip = false;
         self.running = None;

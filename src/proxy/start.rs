@@ -140,6 +140,7 @@ impl Session {
         let snapshot = database.snapshot.load_full();
         let cancel = shared.cancels.add(info.pid);
         let any = any_shard(&database, info.pid);
+        let marks = super::counting::Marks::new(shared.clock.now());
         Ok(Box::new(Self {
             mode: database.mode(&user),
             database,
@@ -187,6 +188,7 @@ impl Session {
             flushed: false,
             client_closed: false,
             tally: crate::metrics::counters::Tally::default(),
+            marks,
             scratch: crate::plan::cache::Scratch::default(),
         }))
     }
