@@ -234,12 +234,32 @@ impl Session {
         self.fold();
         self.cancel.detach();
         let clean = self.link.is_some() && self.at_rest();
-        if clean && self.mode == PoolMode::Transaction && self.pinned.is_none() {
+        let kept = self.mode == PoolMode::Session || self.pinned.is_some();
+        if clean && !kept {
             drop(self.unlink().await);
+        } else if kept {
+            drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
         self.parked.clear();
-        self.shared.cancels.remove(self.info.pid);
+    }
+
+    /// Gives back the backends that the session kept for itself, as new: what it left in them is discarded.
+    async fn reset_kept(&mut self, link_is_clean: bool) {
+        let link = self.link.take().filter(|_| link_is_clean);
+        for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
+            self.link = Some(link);
+            let quiet = !self.cancel.detach();
+            if quiet && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(()))) {
+                if let Some(mut link) = self.link.take() {
+                    link.lease.applied = Applied::default();
+                    link.lease.statements.clear();
+                    link.lease.release();
+                }
+            }
+            // Else dropped: closed.
+            self.link = None;
+        }
     }
 
     async fn say_goodbye(&mut self) {
@@ -324,7 +344,12 @@ impl Session {
     pub(super) async fn link_to(&mut self, shard: ShardId, hold: Hold) -> Result<Result<(), Words>, End> {
         if self.link_shard() == Some(shard) {
             if let Some(link) = &mut self.link {
+                let in_use = self.phase == Phase::Batch && link.hold >= Hold::Loose;
                 link.hold = link.hold.max(hold);
+                if in_use {
+                    // A statement of ours in the middle of a batch would end its implicit transaction.
+                    return Ok(Ok(()));
+                }
             }
         } else {
             self.park_or_release().await?;
@@ -694,6 +719,13 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Also when the session panics: nobody can cancel what is gone.
+        self.shared.cancels.remove(self.info.pid);
+    }
+}
+
 /// What became of a wait for a backend.
 enum Waited {
     Lease(Box<Lease>),
@@ -717,6 +749,8 @@ impl Seen {
 
 /// How long a session that ends waits for a cancel to be delivered.
 pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
+/// How long the backends of a session that kept them may take to be reset.
+const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
 const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 
