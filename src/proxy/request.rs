@@ -317,7 +317,7 @@ impl Session {
         link.lease.unnamed = None;
         link.opaque |= planned.plan.statements.iter().any(|statement| statement.effect == Effect::Opaque);
         let matters = planned.plan.statements.iter().any(|statement| statement.effect != Effect::None);
-        self.running = matters.then(|| (planned.plan, 0));
+        self.running = matters.then_some((planned.plan, 0));
         self.pipeline.asked(Request::Query, Origin::Client, Note::Nothing);
         self.phase = Phase::Answering;
         Ok(())
@@ -407,7 +407,7 @@ impl Session {
     // ---- extended protocol ----
 
     async fn parse(&mut self, body: &[u8]) -> Result<(), Stop> {
-        let parse = Parse::decode(body).map_err(|_| reply::malformed())?;
+        let parse = Parse::decode(body).map_err(|_malformed| reply::malformed())?;
         self.settle_effects().await?;
         if self.skip {
             return Ok(());
@@ -447,7 +447,7 @@ impl Session {
     }
 
     async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let bind = Bind::decode(body).map_err(|_| reply::malformed())?;
+        let bind = Bind::decode(body).map_err(|_malformed| reply::malformed())?;
         self.settle_effects().await?;
         if self.skip {
             return Ok(());
@@ -500,7 +500,7 @@ impl Session {
     }
 
     async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        match Named::decode(body).map_err(|_| reply::malformed())? {
+        match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Portal(portal) => {
                 self.flush_pending().await?;
                 if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
@@ -537,8 +537,8 @@ impl Session {
 
     async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let mut body = frame::Body::new(body);
-        let portal = body.cstr().map_err(|_| reply::malformed())?;
-        body.u32().and_then(|_| body.end()).map_err(|_| reply::malformed())?;
+        let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
+        body.u32().and_then(|_| body.end()).map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
@@ -564,7 +564,7 @@ impl Session {
     }
 
     async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        match Named::decode(body).map_err(|_| reply::malformed())? {
+        match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Statement(name) => {
                 if !self.pending.is_empty() {
                     self.flush_pending().await?;
@@ -855,10 +855,7 @@ impl Session {
                 Place { shard: bound.unwrap_or(self.any), hold }
             }
             Route::Some(_) | Route::All => {
-                let shards = match &route {
-                    Route::Some(set) => set.clone(),
-                    _ => self.snapshot.all(),
-                };
+                let shards = if let Route::Some(set) = &route { set.clone() } else { self.snapshot.all() };
                 let shards = shards.iter().map(|shard| self.database.shard_name(shard).to_owned()).collect();
                 return Err(wording::unroutable(&Unroutable::SeveralShards { shards }));
             }

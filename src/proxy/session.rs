@@ -114,7 +114,13 @@ pub(super) struct Rest {
     pub forward: bool,
 }
 
+/// Statements by the name that the client gave.
+pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+/// Names and what they stood for.
+pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
+
 /// One client's session.
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the batch under way")]
 pub struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) database: Arc<Database>,
@@ -133,11 +139,11 @@ pub struct Session {
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
-    pub(super) statements: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
+    pub(super) statements: Statements,
     /// Names parsed in this batch and not confirmed yet.
     pub(super) unconfirmed: SmallVec<[Box<[u8]>; 1]>,
     /// Statements closed in this batch, oldest first, and not confirmed yet.
-    pub(super) closed: SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>,
+    pub(super) closed: Closed,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
     pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
@@ -250,12 +256,13 @@ impl Session {
         for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
             self.link = Some(link);
             let quiet = !self.cancel.detach();
-            if quiet && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(()))) {
-                if let Some(mut link) = self.link.take() {
-                    link.lease.applied = Applied::default();
-                    link.lease.statements.clear();
-                    link.lease.release();
-                }
+            if quiet
+                && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
+                && let Some(mut link) = self.link.take()
+            {
+                link.lease.applied = Applied::default();
+                link.lease.statements.clear();
+                link.lease.release();
             }
             // Else dropped: closed.
             self.link = None;
@@ -735,6 +742,7 @@ enum Waited {
 
 /// What a wait has seen.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "three things can happen at once")]
 struct Seen {
     progress: bool,
     client_end: bool,
