@@ -8,5 +8,6 @@ mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod pooling;
 mod psql;
 mod raw;
