@@ -8,6 +8,8 @@ mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod passwords;
 mod pooling;
 mod psql;
 mod raw;
+mod tls;
