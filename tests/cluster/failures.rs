@@ -4,8 +4,8 @@
 
 use crate::{
     harness::{
-        Proxy, Recipe, SHARDS, Target, block_on, customers_on, environment, fill, get, open_session,
-        shop, until,
+        Proxy, Recipe, SHARDS, Target, block_on, customers_on, environment, fill, get,
+        open_session, shop, until,
     },
     raw::Raw,
 };
@@ -93,7 +93,10 @@ fn a_shard_killed_in_a_transaction_ends_that_transaction_only() {
         let (severity, code) = hit.rest().1.expect("a reason before the end");
         assert_eq!(severity, "FATAL");
         // Whether the server says something before it is gone is up to the server.
-        assert!(["08006", "57P01", "57P02"].contains(&code.as_str()), "{code}");
+        assert!(
+            ["08006", "57P01", "57P02"].contains(&code.as_str()),
+            "{code}"
+        );
         other.batch_execute("COMMIT").await.unwrap();
         assert_eq!(name_of(&other, keys[0]).await.unwrap(), "changed");
 

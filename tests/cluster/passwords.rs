@@ -95,7 +95,11 @@ fn check_server(auth: Auth) {
     fill(sandbox.clusters());
     let serve = |password: &str| {
         let text = Recipe::default().write(sandbox.clusters()).replace(
-            &format!("[users.{}]\npassword = \"{}\"", names::USER, names::PASSWORD),
+            &format!(
+                "[users.{}]\npassword = \"{}\"",
+                names::USER,
+                names::PASSWORD
+            ),
             &format!(
                 "[users.{}]\npassword = \"{}\"\nbackend_password = \"{password}\"",
                 names::USER,

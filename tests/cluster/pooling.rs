@@ -74,10 +74,7 @@ fn a_setting_made_in_a_transaction_that_is_rolled_back_never_was() {
     for target in shop.both() {
         block_on(async {
             let client = target.connect().await;
-            client
-                .batch_execute("SET work_mem = '5MB'")
-                .await
-                .unwrap();
+            client.batch_execute("SET work_mem = '5MB'").await.unwrap();
             client
                 .batch_execute(&format!(
                     "BEGIN; SET work_mem = '6MB'; SELECT FROM customers WHERE id = {key}"
@@ -137,9 +134,7 @@ fn session_mode_keeps_a_backend_and_what_was_made_on_it() {
 #[test]
 fn a_client_waits_for_a_backend_no_longer_than_it_was_told() {
     let shop = shop();
-    let proxy = shop.serve(&Recipe::with(
-        "[pool]\nsize = 1\nwait_timeout = \"300ms\"",
-    ));
+    let proxy = shop.serve(&Recipe::with("[pool]\nsize = 1\nwait_timeout = \"300ms\""));
     let key = customers_on(&shop.settings, 2)[0];
     block_on(async {
         let [holder, late] = [
@@ -217,7 +212,10 @@ fn many_clients_share_few_backends_and_each_gets_its_own_rows() {
     let pids = block_on(async {
         let (a, b, c, d) = tokio::join!(asks(1), asks(101), asks(201), asks(301));
         let (e, f, g, h) = tokio::join!(asks(401), asks(501), asks(601), asks(701));
-        [a, b, c, d, e, f, g, h].into_iter().flatten().collect::<BTreeSet<i32>>()
+        [a, b, c, d, e, f, g, h]
+            .into_iter()
+            .flatten()
+            .collect::<BTreeSet<i32>>()
     });
     assert!(pids.len() <= 2 * shop.shards().len(), "{pids:?}");
 }
