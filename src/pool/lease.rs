@@ -36,6 +36,25 @@ pub enum CheckoutError {
     Closed,
 }
 
+impl CheckoutError {
+    /// Whether the place cannot be reached or does not serve now, so that another place may.
+    #[must_use]
+    pub fn is_of_the_place(&self) -> bool {
+        match self {
+            Self::Timeout(_) | Self::Closed => false,
+            Self::Connect(problem) => match &**problem {
+                ConnectError::Unreachable(_) | ConnectError::Timeout => true,
+                // cannot_connect_now: it starts, stops or recovers.
+                ConnectError::Refused(said) => said.sqlstate() == Some(b"57P03"),
+                ConnectError::TlsRefused
+                | ConnectError::Handshake(_)
+                | ConnectError::Tls(_)
+                | ConnectError::Protocol(_) => false,
+            },
+        }
+    }
+}
+
 /// Opens backends: an authenticated connection per call.
 pub type Opener = Box<dyn Fn() -> Opening + Send + Sync>;
 /// A connect under way.

@@ -915,23 +915,7 @@ impl Session {
     }
 
     async fn linked(&mut self, place: Place) -> Result<(), Stop> {
-        let mut refused = match self.link_to(place.shard, place.hold).await? {
-            Ok(()) => return Ok(()),
-            Err(words) => words,
-        };
-        let elsewhere = place.hold < Hold::Bound && place.shard == self.any && self.pinned.is_none();
-        if elsewhere && unreachable(&refused) {
-            // Any shard can answer: one that is down need not stand in the way.
-            for shard in self.snapshot.all().iter().filter(|shard| *shard != place.shard) {
-                match self.link_to(shard, place.hold).await? {
-                    Ok(()) => {
-                        self.any = shard;
-                        return Ok(());
-                    }
-                    Err(words) => refused = words,
-                }
-            }
-        }
+        let Err(refused) = self.link_to(place.shard, place.hold).await? else { return Ok(()) };
         // No other backend is tried for them.
         for prepared in std::mem::take(&mut self.pending) {
             self.forget_parsed(&prepared);
@@ -1017,11 +1001,6 @@ fn ends_transaction(effect: &Effect) -> bool {
 /// Whether a backend has fewer prepared statements after it.
 fn forgets_statements(statement: &StatementPlan) -> bool {
     matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
-}
-
-/// Whether these words say that a shard cannot be reached.
-pub(super) fn unreachable(words: &Words) -> bool {
-    matches!(words, Words::Ours(notice) if notice.sqlstate == "08006")
 }
 
 /// What a statement that is answered here returns: rows of text, or nothing.

@@ -368,8 +368,8 @@ impl Session {
                     self.attach(link);
                 }
                 None => {
-                    let lease = match self.checkout(shard).await? {
-                        Ok(lease) => lease,
+                    let (lease, shard) = match self.checkout_for(shard, hold).await? {
+                        Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
                     let link = Link {
@@ -515,11 +515,36 @@ impl Session {
         }
     }
 
-    /// A backend on this shard, waiting for one if need be; a cancel or the client's end stops the wait.
-    async fn checkout(&mut self, shard: ShardId) -> Result<Result<Lease, Words>, End> {
+    /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
+    /// session's.
+    async fn checkout_for(&mut self, wanted: ShardId, hold: Hold) -> Result<Result<(Lease, ShardId), Words>, End> {
+        let count = self.database.settings.shards.len();
+        let problem = match self.checkout(wanted).await? {
+            Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
+            Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
+            Waited::Failed(problem) => problem,
+        };
+        let may_move = hold != Hold::Bound && problem.is_of_the_place();
+        for step in 1..if may_move { count } else { 1 } {
+            let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
+            match self.checkout(next).await? {
+                Waited::Lease(lease) => {
+                    self.any = next;
+                    return Ok(Ok((*lease, next)));
+                }
+                Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
+                // What is told is about the first.
+                Waited::Failed(_) => {}
+            }
+        }
+        Ok(Err(reply::checkout(self.database.shard_name(wanted), &problem).into()))
+    }
+
+    /// What comes of waiting for a backend on this shard; a cancel or the client's end stops the wait.
+    async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
-            return Ok(Ok(lease));
+            return Ok(Waited::Lease(Box::new(lease)));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
@@ -529,11 +554,7 @@ impl Session {
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
         self.tally.wait_micros += micros(self.marks.begun.saturating_duration_since(begun));
-        match outcome? {
-            Waited::Lease(lease) => Ok(Ok(*lease)),
-            Waited::Cancelled => Ok(Err(reply::cancelled().into())),
-            Waited::Failed(problem) => Ok(Err(reply::checkout(self.database.shard_name(shard), &problem).into())),
-        }
+        outcome
     }
 
     async fn wait_for(&mut self, pool: &Arc<Pool>) -> Result<Waited, End> {

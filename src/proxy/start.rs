@@ -198,15 +198,7 @@ impl Session {
     async fn welcome(&mut self, settings: Vec<Setting>) -> Result<(), End> {
         let base = self.startup_settings(settings)?;
         self.parameters = Parameters::new(base);
-        let mut reached = self.link_to(self.any, super::link::Hold::Loose).await?;
-        for shard in self.snapshot.all().iter() {
-            if !reached.as_ref().is_err_and(super::request::unreachable) {
-                break;
-            }
-            // Any shard that can be reached will do.
-            reached = self.link_to(shard, super::link::Hold::Loose).await?;
-            self.any = shard;
-        }
+        let reached = self.link_to(self.any, super::link::Hold::Loose).await?;
         if let Err(words) = reached {
             return Err(End::Told(Box::new(words.fatal())));
         }
