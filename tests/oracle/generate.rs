@@ -54,7 +54,7 @@ impl Generator {
         let (mut s, mut v) = (Random::new(template), Random::new(values));
         let protocol = if s.chance(50) { Protocol::Extended } else { Protocol::Simple };
         let homely = if s.chance(80) { 100 } else { 60 };
-        let path = if path.contains("alt") { "alt" } else { "" };
+        let path = if path == "alt" { "only" } else if path.contains("alt") { "alt" } else { "" };
         let home = v.below(1000);
         Self { s, v, protocol, parameters: Vec::new(), home, homely, path, ordered: false }
     }
@@ -112,7 +112,10 @@ impl Generator {
     }
 
     fn named(&mut self, table: &Table) -> String {
-        let visible = table.schema == "public" || self.path == "alt";
+        let visible = match table.schema {
+            "public" => self.path != "only" || self.s.chance(10),
+            _ => !self.path.is_empty(),
+        };
         match self.s.below(4) {
             0 if visible => quoted(table.name),
             1 if visible => format!("\"{}\"", table.name),
@@ -277,8 +280,8 @@ impl Generator {
     fn pin(&mut self, table: &Table, alias: &str) -> String {
         let key = self.key_of(table, alias);
         let n = self.column(alias, "n");
-        match self.s.below(42) {
-            0..14 => format!("{key} = {}", self.key(table)),
+        match self.s.below(90) {
+            0..14 | 42.. => format!("{key} = {}", self.key(table)),
             14 => format!("{} = {key}", self.key(table)),
             15 | 16 => format!("{key} IN ({})", self.key_list(table)),
             17 => format!("{key} = ANY (ARRAY[{}])", self.key_list(table)),
@@ -311,7 +314,7 @@ impl Generator {
             38 => format!("{key} = (SELECT {})", self.key(table)),
             39 => format!("{key} > {}", self.key(table)),
             40 => format!("{key} = ALL (ARRAY[{}])", self.key_list(table)),
-            _ => self.other(alias),
+            41 => self.other(alias),
         }
     }
 
