@@ -51,6 +51,7 @@ pub enum Show {
     Tables,
     Pins,
     Refusals,
+    Plans,
     /// `SHOW server_version` and the like, which drivers ask.
     Parameter(Parameter),
 }
@@ -73,6 +74,8 @@ pub enum ParseError {
     UnknownShow(String),
     /// KILL without the number of a session.
     NoNumber,
+    /// A command of PgBouncer's that is not built yet.
+    NotBuilt(&'static str),
 }
 
 /// One verb: its words, what it becomes, who may say it, what it does.
@@ -155,6 +158,11 @@ pub const VERBS: &[Verb] = &[
         "sessions that keep their backend, and why",
     ),
     show(
+        "SHOW PLANS",
+        Show::Plans,
+        "per database: how the cache of plans does",
+    ),
+    show(
         "SHOW REFUSALS",
         Show::Refusals,
         "refused statements by code",
@@ -217,6 +225,17 @@ pub const VERBS: &[Verb] = &[
     ),
 ];
 
+/// Commands of PgBouncer's that operators know and that are not built yet.
+const NOT_BUILT: &[&str] = &[
+    "DISABLE",
+    "ENABLE",
+    "PAUSE",
+    "RECONNECT",
+    "RESUME",
+    "SUSPEND",
+    "WAIT_CLOSE",
+];
+
 /// Settings that drivers send at connect; SET of anything else is refused, so that nobody believes it worked.
 const DRIVER_SETTINGS: &[&str] = &[
     "application_name",
@@ -264,6 +283,9 @@ pub fn parse(text: &str) -> Result<Command, ParseError> {
     }
     if let Some(verb) = VERBS.iter().find(|verb| verb.words == joined) {
         return Ok(verb.command);
+    }
+    if let Some(known) = NOT_BUILT.iter().find(|known| *known == first) {
+        return Err(ParseError::NotBuilt(known));
     }
     match words.get(1) {
         Some(subject) if first == "SHOW" => Err(ParseError::UnknownShow(shorten(subject))),
@@ -359,6 +381,8 @@ mod tests {
             parse("SET pool_size = 9"),
             Err(ParseError::Unknown("SET POOL_SIZE 9".into()))
         );
+        assert_eq!(parse("pause app;"), Err(ParseError::NotBuilt("PAUSE")));
+        assert_eq!(parse("RESUME"), Err(ParseError::NotBuilt("RESUME")));
         assert_eq!(parse("KILL"), Err(ParseError::NoNumber));
         assert_eq!(parse("KILL all"), Err(ParseError::NoNumber));
         assert_eq!(parse("KILL 1 2"), Err(ParseError::NoNumber));

@@ -5,7 +5,8 @@
 use super::{Console, Readiness};
 use crate::{
     clock::Clock,
-    metrics::exposition::{self, Facts},
+    metrics::exposition::{self, Facts, PlanCacheFacts},
+    plan::cache::Stats,
 };
 use axum::{
     Router,
@@ -33,6 +34,16 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(console)
+}
+
+fn facts_of(cache: Stats) -> PlanCacheFacts {
+    PlanCacheFacts {
+        hits: cache.hits,
+        misses: cache.misses,
+        evictions: cache.evictions,
+        entries: cache.entries,
+        bytes: cache.bytes,
+    }
 }
 
 async fn ready(State(console): State<Arc<Console>>) -> impl IntoResponse {
@@ -66,6 +77,12 @@ async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
             .databases
             .iter()
             .map(|(name, database)| (name.clone(), database.snapshot.epoch.0))
+            .collect(),
+        plan_caches: console
+            .control
+            .plan_caches()
+            .into_iter()
+            .map(|(name, cache)| (name, facts_of(cache)))
             .collect(),
     };
     (

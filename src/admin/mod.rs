@@ -11,6 +11,7 @@ use crate::{
     clock::{Instant, SystemTime},
     config::settings::{ConsoleRole, Settings},
     metrics::{Metrics, sessions::Wanted},
+    plan::cache::Stats,
     wire::types::Oid,
 };
 use arc_swap::ArcSwap;
@@ -31,6 +32,8 @@ pub trait Control: Send + Sync {
     fn shutdown(&self, how: Shutdown);
     /// Whether new work is served.
     fn readiness(&self) -> Readiness;
+    /// How each database's cache of plans does, by name.
+    fn plan_caches(&self) -> Vec<(String, Stats)>;
 }
 
 /// Whether new work is served.
@@ -156,6 +159,7 @@ impl ConsoleError {
     #[must_use]
     pub fn sqlstate(&self) -> &'static str {
         match self {
+            Self::Parse(ParseError::NotBuilt(_)) => "0A000",
             Self::Parse(_) => "42601",
             Self::Forbidden { .. } => "42501",
             Self::NoSuchSession(_) => "42704",

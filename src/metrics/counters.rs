@@ -165,8 +165,6 @@ pub struct ProcessCounters {
     /// Cancel requests, and those that named a session.
     pub cancels: Counter,
     pub cancels_matched: Counter,
-    pub plan_cache_hits: Counter,
-    pub plan_cache_misses: Counter,
     /// Sessions that ended by a panic.
     pub panics: Counter,
     pub reloads: Counter,

@@ -22,6 +22,17 @@ pub struct Facts {
     pub pool_sizes: Vec<(String, usize)>,
     /// Database and the number of its catalog snapshot.
     pub epochs: Vec<(String, u64)>,
+    pub plan_caches: Vec<(String, PlanCacheFacts)>,
+}
+
+/// What a cache of plans knows of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanCacheFacts {
+    pub hits: u64,
+    pub misses: u64,
+    pub evictions: u64,
+    pub entries: usize,
+    pub bytes: usize,
 }
 
 /// Renders every counter in Prometheus' text format.
@@ -31,6 +42,7 @@ pub fn render(metrics: &Metrics, facts: &Facts) -> String {
         recorder: PrometheusBuilder::new().build_recorder(),
     };
     page.process(metrics, facts);
+    page.plan_caches(&facts.plan_caches);
     page.clients(metrics, facts.now);
     page.servers(metrics);
     page.pools(metrics);
@@ -84,16 +96,6 @@ impl Page {
                 &process.cancels_matched,
             ),
             (
-                "shardway_plan_cache_hits_total",
-                "Statements whose plan was cached",
-                &process.plan_cache_hits,
-            ),
-            (
-                "shardway_plan_cache_misses_total",
-                "Statements that were parsed",
-                &process.plan_cache_misses,
-            ),
-            (
                 "shardway_panics_total",
                 "Sessions that ended by a panic",
                 &process.panics,
@@ -141,6 +143,41 @@ impl Page {
                 &[("database", database)],
                 *epoch as f64,
             );
+        }
+    }
+
+    fn plan_caches(&self, caches: &[(String, PlanCacheFacts)]) {
+        for (database, cache) in caches {
+            let labels = [("database", database.as_str())];
+            for (name, help, value) in [
+                (
+                    "shardway_plan_cache_hits_total",
+                    "Statements whose plan was cached",
+                    cache.hits,
+                ),
+                (
+                    "shardway_plan_cache_misses_total",
+                    "Statements that were parsed",
+                    cache.misses,
+                ),
+                (
+                    "shardway_plan_cache_evictions_total",
+                    "Plans that made room for others",
+                    cache.evictions,
+                ),
+            ] {
+                self.counter(name, help, &labels, value);
+            }
+            for (name, help, value) in [
+                ("shardway_plan_cache_entries", "Cached plans", cache.entries),
+                (
+                    "shardway_plan_cache_bytes",
+                    "What cached plans take, estimated",
+                    cache.bytes,
+                ),
+            ] {
+                self.gauge(name, help, &labels, value as f64);
+            }
         }
     }
 
@@ -362,10 +399,18 @@ mod tests {
             max_clients: 100,
             pool_sizes: vec![("app".to_owned(), 20)],
             epochs: vec![("app".to_owned(), 1)],
+            plan_caches: vec![(
+                "app".to_owned(),
+                PlanCacheFacts {
+                    hits: 9,
+                    ..PlanCacheFacts::default()
+                },
+            )],
         };
         let page = render(&metrics, &facts);
         for line in [
             "# HELP shardway_queries_total Statements answered",
+            r#"shardway_plan_cache_hits_total{database="app"} 9"#,
             "# TYPE shardway_queries_total counter",
             r#"shardway_queries_total{database="app",user="alice",shard="s1"} 7"#,
             r#"shardway_refusals_total{code="SW101"} 1"#,

@@ -3,6 +3,7 @@
 
 pub mod cancel;
 pub mod console;
+mod counting;
 pub mod database;
 mod link;
 mod local;

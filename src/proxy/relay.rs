@@ -164,6 +164,8 @@ impl Session {
             link.lease.reported.set(name, value);
         }
         self.reported.set(name, value);
+        self.context_stale = true;
+        super::counting::note_reported(&self.info, name, value);
     }
 
     /// An error of the backend: the notes are of what failed, first, and of what it skips.
@@ -187,11 +189,9 @@ impl Session {
                 // "cached plan must not change result type": the statement must be parsed anew.
                 link.lease.statements.spoil(*id);
             }
-            if link.hold == Hold::Aside
-                && let Some(deferred) = &mut self.deferred
-            {
-                deferred.fail();
-            }
+        }
+        if let Some(deferred) = &mut self.deferred {
+            deferred.fail();
         }
         self.forget_unconfirmed();
         if !self.pipeline.owes_ready() {

@@ -2,14 +2,17 @@
 //!
 //! Every code stands in [`CODES`], from which `docs/errors.md` is made; DETAIL ends in the code.
 
-#![expect(clippy::wildcard_enum_match_arm, reason = "what has no wording of its own here has it in the table or below")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what has no wording of its own here has it in the table or below"
+)]
 
 pub mod console;
 pub mod session;
 
 use crate::{
     plan::unroutable::{KeyProblem, Unroutable},
-    wire::notice::Notice,
+    wire::notice::{Notice, Words},
 };
 
 /// A stable code of an error.
@@ -41,6 +44,17 @@ pub fn unroutable(why: &Unroutable) -> Notice {
 #[must_use]
 pub fn code_named(code: &str) -> Option<&'static Code> {
     CODES.iter().find(|known| known.code == code)
+}
+
+/// The code that an error of ours ends its DETAIL with; none for PostgreSQL's own errors and for those that PostgreSQL
+/// has words for.
+#[must_use]
+pub fn code_of(words: &Words) -> Option<&'static str> {
+    let Words::Ours(notice) = words else {
+        return None;
+    };
+    let (_, code) = notice.detail.as_deref()?.rsplit_once('(')?;
+    code_named(code.strip_suffix(')')?).map(|code| code.code)
 }
 
 /// `docs/errors.md`.
@@ -349,6 +363,90 @@ pub const CODES: &[Code] = &[
         meaning: "shardway.key must be a value of the key type of the one group that the statement touches.",
         what_to_do: "Give a value of the group's key type, or name the shard instead.",
     },
+    Code {
+        code: "SW122",
+        sqlstate: "22023",
+        title: "Setting has no such value",
+        meaning: "A setting shardway.… that does not exist, or a value that it does not take; settings of a startup packet are checked too.",
+        what_to_do: "shardway.shard takes the name of a shard, shardway.key a value of a key; shardway.role only 'primary' so far.",
+    },
+    Code {
+        code: "SW123",
+        sqlstate: "0A000",
+        title: "Servers do not fit the configuration",
+        meaning: "What the servers' tables have (a key's type or collation, a missing table) would make routing by key give wrong answers, so that nothing is routed by key until it is mended.",
+        what_to_do: "shardway check --connect lists everything that does not fit. Mend the tables or the configuration; the servers are looked at again by themselves and after a reload.",
+    },
+    Code {
+        code: "SW124",
+        sqlstate: "0A000",
+        title: "Replication connection",
+        meaning: "Connections with replication in their startup packet are not passed on.",
+        what_to_do: "Connect to the shard's own server.",
+    },
+    Code {
+        code: "SW201",
+        sqlstate: "53300",
+        title: "Waited too long for a server connection",
+        meaning: "Every connection of this user to the shard was in use for pool.wait_timeout.",
+        what_to_do: "Raise pool.size, or end transactions sooner; SHOW POOLS in the console shows who waits, SHOW PINS who keeps a connection and why.",
+    },
+    Code {
+        code: "SW202",
+        sqlstate: "08P01",
+        title: "Server connection out of step",
+        meaning: "A server sent what the protocol does not allow here. The connection to it and the session are closed, because no answer on it can be trusted.",
+        what_to_do: "Connect again. If it comes back, look at what stands between Shardway and the server, and report it.",
+    },
+    Code {
+        code: "SW203",
+        sqlstate: "08006",
+        title: "Server connection lost",
+        meaning: "The server closed the connection within a statement or a transaction. Whether the last statement took effect is unknown.",
+        what_to_do: "Connect again, and check before repeating a write.",
+    },
+    Code {
+        code: "SW204",
+        sqlstate: "08006",
+        title: "Server cannot be reached",
+        meaning: "No connection to the shard's server could be made, or it refused Shardway's login.",
+        what_to_do: "Check that the server runs and that its address and credentials in the configuration are right: shardway check --connect tries them.",
+    },
+    Code {
+        code: "SW205",
+        sqlstate: "53300",
+        title: "Too many clients",
+        meaning: "server.max_clients connections are open.",
+        what_to_do: "Raise server.max_clients, or let applications keep fewer connections.",
+    },
+    Code {
+        code: "SW206",
+        sqlstate: "57P01",
+        title: "Pool closed",
+        meaning: "The pool was closed while the client waited for a connection, by a reload or at the end of the process.",
+        what_to_do: "Repeat the statement.",
+    },
+    Code {
+        code: "SW301",
+        sqlstate: "0A000",
+        title: "Transaction over several shards",
+        meaning: "The transaction is on one shard, and the statement belongs to another.",
+        what_to_do: "Commit before using rows of another shard, or let one transaction use keys of one shard only.",
+    },
+    Code {
+        code: "SW302",
+        sqlstate: "0A000",
+        title: "Query message over several shards",
+        meaning: "A Query message with several statements is one transaction, and its statements belong to different shards.",
+        what_to_do: "Send the statements one by one.",
+    },
+    Code {
+        code: "SW901",
+        sqlstate: "XX000",
+        title: "Internal error",
+        meaning: "A fault of Shardway ended this session; others are not affected.",
+        what_to_do: "Connect again. The log has the fault: please report it.",
+    },
 ];
 
 #[cfg(test)]
@@ -402,13 +500,8 @@ mod tests {
             Unroutable::OverrideShard { shard: table() },
             Unroutable::OverrideKey { key: table() },
         ];
-        assert_eq!(
-            all.len(),
-            CODES
-                .iter()
-                .filter(|code| code.code.starts_with("SW1"))
-                .count()
-        );
+        let of_routing = |code: &&Code| ("SW101"..="SW121").contains(&code.code);
+        assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {
             let code = code_named(why.code()).expect("every code is in the table");
             assert!(code.sqlstate.contains(why.sqlstate()), "{why:?}");
@@ -420,5 +513,31 @@ mod tests {
             );
             assert!(notice.hint.is_some());
         }
+    }
+
+    #[test]
+    fn codes_are_in_order_and_each_says_something_of_its_own() {
+        assert!(CODES.is_sorted_by(|one, next| one.code < next.code));
+        for (at, one) in CODES.iter().enumerate() {
+            for other in &CODES[at + 1..] {
+                assert_ne!(one.title, other.title);
+                assert_ne!(one.meaning, other.meaning);
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_tells_its_code_and_an_error_of_a_server_has_none() {
+        let refused = unroutable(&Unroutable::NotUtf8);
+        assert_eq!(code_of(&refused.into()), Some("SW115"));
+        assert_eq!(
+            code_of(&session::second_shard("s0", "s1 (old)").into()),
+            Some("SW301")
+        );
+        assert_eq!(code_of(&session::malformed().into()), None);
+        assert_eq!(
+            code_of(&Words::Servers(b"C0A000\0D(SW101)\0\0".to_vec())),
+            None
+        );
     }
 }

@@ -12,6 +12,7 @@
 use super::{
     Shared,
     cancel::Slot,
+    counting::{Marks, note_reported},
     database::Database,
     link::{Hold, Link},
     prepared::Prepared,
@@ -113,7 +114,13 @@ pub(super) struct Rest {
     pub forward: bool,
 }
 
+/// Statements by the name that the client gave.
+pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+/// Names and what they stood for.
+pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
+
 /// One client's session.
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the batch under way")]
 pub struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) database: Arc<Database>,
@@ -132,11 +139,11 @@ pub struct Session {
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
-    pub(super) statements: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
+    pub(super) statements: Statements,
     /// Names parsed in this batch and not confirmed yet.
     pub(super) unconfirmed: SmallVec<[Box<[u8]>; 1]>,
     /// Statements closed in this batch, oldest first, and not confirmed yet.
-    pub(super) closed: SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>,
+    pub(super) closed: Closed,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
     pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
@@ -155,6 +162,8 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// Whether a setting was sent in this batch that the next statement's plan depends on.
+    pub(super) unsettled: bool,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -166,6 +175,7 @@ pub struct Session {
     /// The client sends nothing more; what it has sent is still done.
     pub(super) client_closed: bool,
     pub(super) tally: Tally,
+    pub(super) marks: Marks,
     pub(super) scratch: crate::plan::cache::Scratch,
 }
 
@@ -224,17 +234,39 @@ impl Session {
             );
             drop(sent.await);
         }
-        if let Some(link) = &self.link {
-            link.lease.pool().counters().fold(&mut self.tally);
+        if let End::Told(words) = &end {
+            self.count_refusal(words);
         }
+        self.fold();
         self.cancel.detach();
         let clean = self.link.is_some() && self.at_rest();
-        if clean && self.mode == PoolMode::Transaction && self.pinned.is_none() {
+        let kept = self.mode == PoolMode::Session || self.pinned.is_some();
+        if clean && !kept {
             drop(self.unlink().await);
+        } else if kept {
+            drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
         self.parked.clear();
-        self.shared.cancels.remove(self.info.pid);
+    }
+
+    /// Gives back the backends that the session kept for itself, as new: what it left in them is discarded.
+    async fn reset_kept(&mut self, link_is_clean: bool) {
+        let link = self.link.take().filter(|_| link_is_clean);
+        for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
+            self.link = Some(link);
+            let quiet = !self.cancel.detach();
+            if quiet
+                && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
+                && let Some(mut link) = self.link.take()
+            {
+                link.lease.applied = Applied::default();
+                link.lease.statements.clear();
+                link.lease.release();
+            }
+            // Else dropped: closed.
+            self.link = None;
+        }
     }
 
     async fn say_goodbye(&mut self) {
@@ -266,6 +298,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.hold = Hold::Loose;
             }
+            self.fold();
             return Ok(());
         }
         self.unlink().await
@@ -300,13 +333,11 @@ impl Session {
                 return Ok(());
             }
         }
+        self.fold();
         let Some(mut link) = self.link.take() else { return Ok(()) };
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
-        let now = self.shared.clock.now();
-        self.tally.transaction_micros += micros(now.saturating_duration_since(link.since));
-        link.lease.pool().counters().fold(&mut self.tally);
         self.info.set_idle();
         link.lease.release();
         Ok(())
@@ -320,7 +351,12 @@ impl Session {
     pub(super) async fn link_to(&mut self, shard: ShardId, hold: Hold) -> Result<Result<(), Words>, End> {
         if self.link_shard() == Some(shard) {
             if let Some(link) = &mut self.link {
+                let in_use = self.phase == Phase::Batch && link.hold >= Hold::Loose;
                 link.hold = link.hold.max(hold);
+                if in_use {
+                    // A statement of ours in the middle of a batch would end its implicit transaction.
+                    return Ok(Ok(()));
+                }
             }
         } else {
             self.park_or_release().await?;
@@ -328,6 +364,7 @@ impl Session {
                 Some(at) => {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
+                    link.since = self.marks.begun;
                     self.attach(link);
                 }
                 None => {
@@ -344,7 +381,7 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
-                        since: self.shared.clock.now(),
+                        since: self.marks.begun,
                     };
                     self.attach(link);
                 }
@@ -365,6 +402,7 @@ impl Session {
         let keep = self.mode == PoolMode::Session
             || self.pinned.is_some_and(|(_, shard)| self.link_shard() == Some(shard));
         if keep {
+            self.fold();
             self.parked.extend(self.link.take());
             return Ok(());
         }
@@ -427,6 +465,7 @@ impl Session {
         let out = self.client.out();
         for (name, value) in link.lease.reported.iter() {
             if self.reported.get(name) != Some(value) {
+                note_reported(&self.info, name, value);
                 put_parameter_status(out, name, value);
             }
         }
@@ -513,7 +552,8 @@ impl Session {
         let outcome = self.wait_for(&pool).await;
         self.cancel.wait_ends();
         self.info.set_idle();
-        self.tally.wait_micros += micros(self.shared.clock.now().saturating_duration_since(begun));
+        self.marks.begun = self.shared.clock.now();
+        self.tally.wait_micros += micros(self.marks.begun.saturating_duration_since(begun));
         outcome
     }
 
@@ -570,7 +610,7 @@ impl Session {
 
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
-        let idle = self.link.is_none() && self.phase == Phase::Idle;
+        let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         if idle {
             self.client.relax(self.client.unsent() == 0);
             if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
@@ -588,8 +628,7 @@ impl Session {
         let mut asked = pin!(info.asked());
         let (client, link) = (&mut self.client, &mut self.link);
         poll_fn(|cx| {
-            let flushed = client.poll_flush(cx);
-            if let Poll::Ready(Err(error)) = flushed {
+            if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
             }
             if asked.as_mut().poll(cx).is_ready() {
@@ -597,12 +636,12 @@ impl Session {
             }
             if let Some(link) = link.as_mut() {
                 let stream = link.stream();
-                let was_blocked = stream.unsent() >= HIGH_WATER;
+                let was_full = stream.unsent() >= HIGH_WATER;
                 if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
                     seen.backend_end = true;
                 }
                 // There is room again for what the client has sent already.
-                seen.progress |= was_blocked && stream.unsent() < HIGH_WATER;
+                seen.progress |= was_full && stream.unsent() < HIGH_WATER;
                 // A client that does not take its rows stops us reading more of them.
                 if client.unsent() < HIGH_WATER {
                     match stream.poll_fill(cx) {
@@ -669,6 +708,7 @@ impl Session {
 
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
+        self.count_end();
         self.phase = if self.pipeline.owes_ready() { Phase::Answering } else { Phase::Idle };
         self.skip = false;
         self.running = None;
@@ -707,6 +747,13 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Also when the session panics: nobody can cancel what is gone.
+        self.shared.cancels.remove(self.info.pid);
+    }
+}
+
 /// What became of a wait for a backend.
 enum Waited {
     Lease(Box<Lease>),
@@ -716,6 +763,7 @@ enum Waited {
 
 /// What a wait has seen.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "three things can happen at once")]
 struct Seen {
     progress: bool,
     client_end: bool,
@@ -730,6 +778,8 @@ impl Seen {
 
 /// How long a session that ends waits for a cancel to be delivered.
 pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
+/// How long the backends of a session that kept them may take to be reset.
+const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
 const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 

@@ -4,6 +4,7 @@ use super::{Foundation, Reload, Service};
 use crate::{
     admin::{Control, Readiness, command::Shutdown},
     config::settings::Settings,
+    plan::cache::Stats,
 };
 use arc_swap::ArcSwap;
 use std::{fmt, sync::Arc};
@@ -152,6 +153,10 @@ impl Control for Life {
             *phase = asked.max(*phase);
             later
         });
+    }
+
+    fn plan_caches(&self) -> Vec<(String, Stats)> {
+        self.service.plan_caches()
     }
 
     fn readiness(&self) -> Readiness {

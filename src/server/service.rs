@@ -1,6 +1,6 @@
 //! What serves connections: the seam between accepting and sessions.
 
-use crate::{admin::Console, config::settings::Settings, net::transport::Transport};
+use crate::{admin::Console, config::settings::Settings, net::transport::Transport, plan::cache::Stats};
 use std::{future::Future, pin::Pin, sync::Arc};
 
 /// One connection being served.
@@ -21,6 +21,8 @@ pub trait Service: Send + Sync + 'static {
     fn maintain(&self);
     /// Asks the servers what the configuration does not say.
     fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving;
+    /// How each database's cache of plans does, by name.
+    fn plan_caches(&self) -> Vec<(String, Stats)>;
     /// Hands over the console that the console database serves; called once, before the first client.
     fn set_console(&self, console: Arc<Console>);
 }

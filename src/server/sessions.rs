@@ -13,7 +13,7 @@ use crate::{
         tls::{ClientTls, ServerTls},
         transport::Transport,
     },
-    plan::cache::PlanCache,
+    plan::cache::{PlanCache, Stats},
     proxy::{
         Shared, cancel,
         database::{Database, Parts},
@@ -137,6 +137,14 @@ impl Service for Sessions {
 
     fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving {
         Box::pin(super::learn::all(Arc::clone(&self.shared), settings))
+    }
+
+    fn plan_caches(&self) -> Vec<(String, Stats)> {
+        let databases = self.shared.databases.load();
+        let mut caches: Vec<_> =
+            databases.iter().map(|(name, database)| (name.clone(), database.plans.stats())).collect();
+        caches.sort_by(|(one, _), (other, _)| one.cmp(other));
+        caches
     }
 
     fn set_console(&self, console: Arc<Console>) {

@@ -65,6 +65,10 @@ impl Service for Greeter {
 
     fn maintain(&self) {}
 
+    fn plan_caches(&self) -> Vec<(String, crate::plan::cache::Stats)> {
+        Vec::new()
+    }
+
     fn set_console(&self, console: Arc<Console>) {
         assert!(self.console.set(console).is_ok(), "set once");
     }

@@ -353,6 +353,29 @@ fn servers(console: &Console, key: &PoolKey) -> [u64; 4] {
     counts
 }
 
+pub(super) fn plans(console: &Console) -> Table {
+    let names = [
+        "database",
+        "hits",
+        "misses",
+        "evictions",
+        "entries",
+        "bytes",
+    ];
+    let mut table = Table::new(&names, &names[1..]);
+    for (database, cache) in console.control.plan_caches() {
+        table.row([
+            database.into(),
+            cache.hits.into(),
+            cache.misses.into(),
+            cache.evictions.into(),
+            cache.entries.into(),
+            cache.bytes.into(),
+        ]);
+    }
+    table
+}
+
 pub(super) fn refusals(console: &Console) -> Table {
     let mut table = Table::new(&["code", "count"], &["count"]);
     for (code, count) in console.metrics.refusals.read() {

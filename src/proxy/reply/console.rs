@@ -26,6 +26,14 @@ pub fn refused(problem: &ConsoleError) -> Notice {
                 list(|words| words.starts_with("SHOW "))
             )),
         ),
+        ConsoleError::Parse(ParseError::NotBuilt(command)) => (
+            format!("{command} is not built yet: nothing was done"),
+            Some(
+                "SHUTDOWN lets transactions end and closes this process; RELOAD moves sessions to \
+                 changed settings between their transactions."
+                    .to_owned(),
+            ),
+        ),
         ConsoleError::Parse(ParseError::NoNumber) => (
             "KILL needs the number of a session".to_owned(),
             Some("Take it from column id of SHOW CLIENTS.".to_owned()),

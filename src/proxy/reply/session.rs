@@ -1,17 +1,25 @@
 //! The wording of what a session itself refuses or notices; where PostgreSQL has words for it, PostgreSQL's.
 
-use crate::{
-    pool::lease::CheckoutError,
-    net::backend::ConnectError,
-    wire::notice::Notice,
-};
+use crate::{net::backend::ConnectError, pool::lease::CheckoutError, wire::notice::Notice};
 
 fn error(sqlstate: &'static str, message: impl Into<String>) -> Notice {
-    Notice { severity: "ERROR", sqlstate, message: message.into(), detail: None, hint: None }
+    Notice {
+        severity: "ERROR",
+        sqlstate,
+        message: message.into(),
+        detail: None,
+        hint: None,
+    }
 }
 
 fn fatal(sqlstate: &'static str, message: impl Into<String>) -> Notice {
-    Notice { severity: "FATAL", sqlstate, message: message.into(), detail: None, hint: None }
+    Notice {
+        severity: "FATAL",
+        sqlstate,
+        message: message.into(),
+        detail: None,
+        hint: None,
+    }
 }
 
 fn name(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
@@ -33,7 +41,10 @@ pub fn malformed() -> Notice {
 /// A name that Parse has given already.
 #[must_use]
 pub fn statement_exists(statement: &[u8]) -> Notice {
-    error("42P05", format!("prepared statement \"{}\" already exists", name(statement)))
+    error(
+        "42P05",
+        format!("prepared statement \"{}\" already exists", name(statement)),
+    )
 }
 
 /// A name that Parse has not given.
@@ -42,19 +53,28 @@ pub fn no_such_statement(statement: &[u8]) -> Notice {
     if statement.is_empty() {
         return error("26000", "unnamed prepared statement does not exist");
     }
-    error("26000", format!("prepared statement \"{}\" does not exist", name(statement)))
+    error(
+        "26000",
+        format!("prepared statement \"{}\" does not exist", name(statement)),
+    )
 }
 
 /// A portal that Bind has not made.
 #[must_use]
 pub fn no_such_portal(portal: &[u8]) -> Notice {
-    error("34000", format!("portal \"{}\" does not exist", name(portal)))
+    error(
+        "34000",
+        format!("portal \"{}\" does not exist", name(portal)),
+    )
 }
 
 /// A statement in a transaction that has failed.
 #[must_use]
 pub fn transaction_failed() -> Notice {
-    error("25P02", "current transaction is aborted, commands ignored until end of transaction block")
+    error(
+        "25P02",
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
 }
 
 /// A savepoint that the transaction does not have.
@@ -66,7 +86,10 @@ pub fn no_such_savepoint(savepoint: &str) -> Notice {
 /// A command that needs a transaction block.
 #[must_use]
 pub fn needs_transaction(command: &str) -> Notice {
-    error("25P01", format!("{command} can only be used in transaction blocks"))
+    error(
+        "25P01",
+        format!("{command} can only be used in transaction blocks"),
+    )
 }
 
 /// COMMIT or ROLLBACK outside a transaction.
@@ -114,7 +137,10 @@ pub fn cancelled() -> Notice {
 /// The session is being ended by an operator.
 #[must_use]
 pub fn shutting_down() -> Notice {
-    fatal("57P01", "terminating connection due to administrator command")
+    fatal(
+        "57P01",
+        "terminating connection due to administrator command",
+    )
 }
 
 /// A backend whose bytes make no sense.
@@ -122,7 +148,10 @@ pub fn shutting_down() -> Notice {
 pub fn backend_broken(problem: &dyn std::fmt::Display) -> Notice {
     Notice {
         detail: Some(format!("{problem} (SW202)")),
-        ..fatal("08P01", "the server connection lost its protocol synchronisation")
+        ..fatal(
+            "08P01",
+            "the server connection lost its protocol synchronisation",
+        )
     }
 }
 
@@ -130,7 +159,9 @@ pub fn backend_broken(problem: &dyn std::fmt::Display) -> Notice {
 #[must_use]
 pub fn backend_lost(shard: &str) -> Notice {
     Notice {
-        detail: Some(format!("Shard \"{shard}\" closed the connection. Whether the last statement took effect is unknown. (SW203)")),
+        detail: Some(format!(
+            "Shard \"{shard}\" closed the connection. Whether the last statement took effect is unknown. (SW203)"
+        )),
         hint: Some("Connect again and check before repeating a write.".to_owned()),
         ..fatal("08006", "the connection to the shard was lost")
     }
@@ -159,9 +190,24 @@ pub fn second_shard(first: &str, second: &str) -> Notice {
 #[must_use]
 pub fn several_shards_in_query(first: &str, second: &str) -> Notice {
     Notice {
-        detail: Some(format!("One statement belongs to shard \"{first}\", another to shard \"{second}\"; a Query message is one transaction. (SW302)")),
+        detail: Some(format!(
+            "One statement belongs to shard \"{first}\", another to shard \"{second}\"; a Query message is one transaction. (SW302)"
+        )),
         hint: Some("Send the statements one by one.".to_owned()),
-        ..error("0A000", "transactions over several shards are not supported yet")
+        ..error(
+            "0A000",
+            "transactions over several shards are not supported yet",
+        )
+    }
+}
+
+/// A setting in front of other statements of one Query message, which are planned before it takes effect.
+#[must_use]
+pub fn meaning_changes_within() -> Notice {
+    Notice {
+        detail: Some("The statements behind it were planned with the settings before it. (SW303)".to_owned()),
+        hint: Some("Send SET, RESET, DISCARD and ROLLBACK in messages of their own.".to_owned()),
+        ..error("0A000", "a setting that changes within one message is not supported over several shards")
     }
 }
 
@@ -170,7 +216,10 @@ pub fn several_shards_in_query(first: &str, second: &str) -> Notice {
 pub fn bad_setting(setting: &str, detail: String) -> Notice {
     Notice {
         detail: Some(format!("{detail} (SW122)")),
-        ..error("22023", format!("invalid value for parameter \"{setting}\""))
+        ..error(
+            "22023",
+            format!("invalid value for parameter \"{setting}\""),
+        )
     }
 }
 
@@ -184,14 +233,22 @@ pub fn checkout(shard: &str, problem: &CheckoutError) -> Notice {
             ..error("53300", "no server connection became free in time")
         },
         CheckoutError::Connect(problem) => connect(shard, problem),
-        CheckoutError::Closed => error("57P01", "the pool was closed by a reload"),
+        CheckoutError::Closed => Notice {
+            detail: Some("The pool was closed while the client waited. (SW206)".to_owned()),
+            hint: Some("Repeat the statement.".to_owned()),
+            ..error("57P01", "no server connection: its pool was closed")
+        },
     }
 }
 
 fn connect(shard: &str, problem: &ConnectError) -> Notice {
     let detail = Some(format!("Shard \"{shard}\": {problem}. (SW204)"));
     let hint = Some("Check that the server runs and that its address and credentials in the configuration are right.".to_owned());
-    Notice { detail, hint, ..error("08006", "cannot connect to the shard") }
+    Notice {
+        detail,
+        hint,
+        ..error("08006", "cannot connect to the shard")
+    }
 }
 
 /// The servers' tables do not fit the configuration: routing by key would give wrong answers.
@@ -200,14 +257,23 @@ pub fn unfit(finding: &str) -> Notice {
     Notice {
         detail: Some(format!("{finding} (SW123)")),
         hint: Some("shardway check --connect lists everything that does not fit.".to_owned()),
-        ..error("0A000", "statements on this database cannot be routed by key")
+        ..error(
+            "0A000",
+            "statements on this database cannot be routed by key",
+        )
     }
 }
 
 /// Replication connections are not passed on.
 #[must_use]
 pub fn no_replication() -> Notice {
-    fatal("0A000", "replication connections are not supported")
+    Notice {
+        detail: Some(
+            "A startup packet with replication is for one server only. (SW124)".to_owned(),
+        ),
+        hint: Some("Connect to the shard's own server.".to_owned()),
+        ..fatal("0A000", "replication connections are not supported")
+    }
 }
 
 /// A database that is not configured.
@@ -226,7 +292,10 @@ pub fn not_text() -> Notice {
 #[must_use]
 pub fn too_many_clients() -> Notice {
     Notice {
-        hint: Some("Raise server.max_clients, or let applications keep fewer connections.".to_owned()),
+        detail: Some("server.max_clients connections are open. (SW205)".to_owned()),
+        hint: Some(
+            "Raise server.max_clients, or let applications keep fewer connections.".to_owned(),
+        ),
         ..fatal("53300", "sorry, too many clients already")
     }
 }
