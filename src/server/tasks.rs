@@ -128,7 +128,7 @@ mod tests {
         let (told, hears) = oneshot::channel();
         let (go, gone) = oneshot::channel::<()>();
         tasks.spawn_and("bad", async { panic!("{}", "of this test") }, move || {
-            told.send(()).expect("the test listens")
+            told.send(()).expect("the test listens");
         });
         tasks.spawn("good", async move { drop(gone.await) });
         hears.await.expect("the panic is reported");

@@ -117,7 +117,7 @@ async fn started(max_clients: usize, reload: Reload) -> Process {
     };
     #[expect(clippy::disallowed_methods, reason = "the test plays the process")]
     let running = tokio::spawn(run(settings(max_clients), reload, build, |bound| {
-        drop(told.send(bound))
+        drop(told.send(bound));
     }));
     let bound = ready.await.expect("it serves");
     let console = Arc::clone(console.get().expect("handed over before serving"));

@@ -400,6 +400,7 @@ pub(crate) async fn open_session(
     config: &tokio_postgres::Config,
 ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    #[expect(clippy::disallowed_methods, reason = "it ends with the client")]
     tokio::task::spawn(connection);
     Ok(client)
 }

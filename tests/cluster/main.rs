@@ -3,6 +3,8 @@
 //! Every claim that has a meaning without shards is run twice: on one PostgreSQL that holds all rows, and through the
 //! proxy before three shards. What a client sees must be the same.
 
+#![cfg(test)]
+
 mod copying;
 mod drivers;
 mod failures;

@@ -39,7 +39,7 @@ fn prepared_statements_and_settings_follow_a_session_over_alternating_backends()
             .await
             .unwrap();
         let mut seen = BTreeSet::new();
-        for round in 0..20_usize {
+        for (round, asked) in keys.iter().copied().enumerate().take(20) {
             // In every second round the other session's transaction keeps the backend that was used last.
             let held: Option<i32> = if round % 2 == 1 {
                 other.batch_execute("BEGIN").await.unwrap();
@@ -47,7 +47,6 @@ fn prepared_statements_and_settings_follow_a_session_over_alternating_backends()
             } else {
                 None
             };
-            let asked = keys[round];
             let row = client.query_one(&own, &[&asked]).await.unwrap();
             let pid: i32 = row.get(0);
             assert_eq!(row.get::<_, i64>(1), asked);
