@@ -374,7 +374,7 @@ pub const CODES: &[Code] = &[
         code: "SW123",
         sqlstate: "0A000",
         title: "Servers do not fit the configuration",
-        meaning: "What the servers' tables have (a key's type or collation, a missing table) would make routing by key give wrong answers, so that nothing is routed by key until it is mended.",
+        meaning: "What the servers have (a key column of another type, one whose type changes values, a collation under which unequal bytes are equal, a database that is not UTF8) would make routing by key give wrong answers, so that nothing is routed by key until it is mended.",
         what_to_do: "shardway check --connect lists everything that does not fit. Mend the tables or the configuration; the servers are looked at again by themselves and after a reload.",
     },
     Code {
