@@ -180,7 +180,7 @@ fn rare_message(why: &Unroutable) -> (String, String) {
         _ => (
             text("statement is not understood"),
             text(
-                "PostgreSQL accepts it, but it could not be analyzed, so that its shard is not known.",
+                "The grammar here does not know it, so that its shard is not known; where PostgreSQL does not know it either, its own error is given.",
             ),
         ),
     }
