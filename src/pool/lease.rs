@@ -15,7 +15,10 @@ use std::{
     future::Future,
     ops::{Deref, DerefMut},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{runtime::Handle, sync::oneshot, time::timeout_at};
 
@@ -33,6 +36,25 @@ pub enum CheckoutError {
     Closed,
 }
 
+impl CheckoutError {
+    /// Whether the place cannot be reached or does not serve now, so that another place may.
+    #[must_use]
+    pub fn is_of_the_place(&self) -> bool {
+        match self {
+            Self::Timeout(_) | Self::Closed => false,
+            Self::Connect(problem) => match &**problem {
+                ConnectError::Unreachable(_) | ConnectError::Timeout => true,
+                // cannot_connect_now: it starts, stops or recovers.
+                ConnectError::Refused(said) => said.sqlstate() == Some(b"57P03"),
+                ConnectError::TlsRefused
+                | ConnectError::Handshake(_)
+                | ConnectError::Tls(_)
+                | ConnectError::Protocol(_) => false,
+            },
+        }
+    }
+}
+
 /// Opens backends: an authenticated connection per call.
 pub type Opener = Box<dyn Fn() -> Opening + Send + Sync>;
 /// A connect under way.
@@ -48,6 +70,8 @@ pub struct Pool {
     runtime: Handle,
     clock: Clock,
     counters: Arc<PoolCounters>,
+    /// Whether a task waits for the end of the pause after a failed connect.
+    comes_again: AtomicBool,
 }
 
 impl fmt::Debug for Pool {
@@ -66,7 +90,7 @@ impl Pool {
             connects: settings.connect_limit.max(1),
             idle_timeout: settings.idle_timeout,
         };
-        Arc::new(Self { state: Mutex::new(State::new(limits)), settings, opener, runtime, clock, counters })
+        Arc::new(Self { state: Mutex::new(State::new(limits)), settings, opener, runtime, clock, counters, comes_again: AtomicBool::new(false) })
     }
 
     /// The counters of this pool.
@@ -145,11 +169,13 @@ impl Pool {
             && waiting.waiting > 0
             && waiting.opening == 0
             && until > self.clock.now()
+            && !self.comes_again.swap(true, Ordering::AcqRel)
         {
             // A failed connect holds the next one back: come again when it may begin.
             let pool = Arc::clone(self);
             self.runtime.spawn(async move {
                 tokio::time::sleep_until(tokio::time::Instant::from_std(until)).await;
+                pool.comes_again.store(false, Ordering::Release);
                 pool.open_more();
             });
         }

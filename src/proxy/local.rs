@@ -21,11 +21,12 @@ use std::{
     hash::{Hash, Hasher},
     sync::Arc,
 };
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::Xxh3;
 
 impl Session {
     /// Whether a statement is answered here: what concerns the proxy only always is, but in a failed transaction;
     /// transaction commands are while the session has no backend.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only the effects named here are answered here")]
     pub(super) fn answered_here(&self, statement: &StatementPlan) -> bool {
         let ours = matches!(statement.target, Target::Explain(_))
             || own_setting(&statement.effect).is_some()
@@ -48,14 +49,19 @@ impl Session {
         }
     }
 
-    /// Answers a simple query here if it can be; true when it was.
-    pub(super) fn query_here(&mut self, statement: &StatementPlan, values: &Values<'_>) -> Result<bool, Stop> {
-        if !self.answered_here(statement) {
+    /// Answers a simple query here if every statement of it can be; true when it was.
+    pub(super) fn query_here(&mut self, statements: &[StatementPlan], values: &Values<'_>) -> Result<bool, Stop> {
+        // A SET of ours among others would change how those behind it are planned.
+        let alone = |statement: &StatementPlan| own_setting(&statement.effect).is_none() || statements.len() == 1;
+        let all = statements.iter().all(|statement| alone(statement) && self.answered_here(statement));
+        if statements.is_empty() || !all {
             return Ok(false);
         }
-        let mut out = Vec::new();
-        self.perform(statement, values, true, &mut out)?;
-        self.client.out().extend_from_slice(&out);
+        for statement in statements {
+            let mut out = Vec::new();
+            self.perform(statement, values, true, &mut out)?;
+            self.client.out().extend_from_slice(&out);
+        }
         self.ready_here();
         Ok(true)
     }
@@ -72,6 +78,7 @@ impl Session {
     }
 
     /// Does what the statement says and appends its answer, without ReadyForQuery.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only the effects named here are answered here")]
     fn perform(
         &mut self,
         statement: &StatementPlan,
@@ -99,8 +106,8 @@ impl Session {
         }
         match &statement.effect {
             Effect::Begin => self.begin_here(text, out),
-            Effect::Commit { chain } => self.end_here(true, *chain, out)?,
-            Effect::Rollback { chain } => self.end_here(false, *chain, out)?,
+            Effect::Commit { chain } => self.end_here(Ending::Commit, *chain, out)?,
+            Effect::Rollback { chain } => self.end_here(Ending::Rollback, *chain, out)?,
             Effect::Savepoint(name) => self.savepoint_here(name, text, out)?,
             Effect::Release(name) => self.release_here(name, out)?,
             Effect::RollbackTo(name) => self.rollback_to_here(name, out)?,
@@ -124,7 +131,8 @@ impl Session {
         put_complete(out, if starts_with_word(text, "start") { b"START TRANSACTION" } else { b"BEGIN" });
     }
 
-    fn end_here(&mut self, commit: bool, chain: bool, out: &mut Vec<u8>) -> Result<(), Notice> {
+    fn end_here(&mut self, ending: Ending, chain: bool, out: &mut Vec<u8>) -> Result<(), Notice> {
+        let commit = ending == Ending::Commit;
         let tag: &[u8] = if commit { b"COMMIT" } else { b"ROLLBACK" };
         let Some(deferred) = self.deferred.take() else {
             if chain {
@@ -154,7 +162,7 @@ impl Session {
 
     fn release_here(&mut self, name: &str, out: &mut Vec<u8>) -> Result<(), Notice> {
         let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("RELEASE SAVEPOINT"))?;
-        deferred.release(name).map_err(|_| reply::no_such_savepoint(name))?;
+        deferred.release(name).map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.release(name);
         put_complete(out, b"RELEASE");
         Ok(())
@@ -162,7 +170,7 @@ impl Session {
 
     fn rollback_to_here(&mut self, name: &str, out: &mut Vec<u8>) -> Result<(), Notice> {
         let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("ROLLBACK TO SAVEPOINT"))?;
-        deferred.rollback_to(name).map_err(|_| reply::no_such_savepoint(name))?;
+        deferred.rollback_to(name).map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.rollback_to(name);
         self.context_stale = true;
         put_complete(out, b"ROLLBACK");
@@ -197,10 +205,36 @@ impl Session {
     /// A statement has been confirmed by the backend with this command tag.
     pub(super) fn took_effect(&mut self, effect: &Effect, tag: &[u8]) {
         match effect {
+            Effect::Begin
+            | Effect::Commit { .. }
+            | Effect::Rollback { .. }
+            | Effect::Savepoint(_)
+            | Effect::Release(_)
+            | Effect::RollbackTo(_) => self.transaction_took_effect(effect, tag == b"COMMIT"),
+            Effect::Set { .. }
+            | Effect::SetEach(_)
+            | Effect::Reset(_)
+            | Effect::ResetAll
+            | Effect::DiscardAll => self.setting_took_effect(effect),
             Effect::None | Effect::SetTransaction | Effect::Opaque => {}
+            Effect::Deallocate(None) => self.forget_statements(),
+            Effect::Deallocate(Some(_)) | Effect::Execute(_) | Effect::Cursor | Effect::TwoPhase => {}
+            Effect::CopyIn | Effect::CopyOut => {}
+            Effect::Prepare(_) => self.pin(crate::sql::statement::PinReason::SqlPrepare),
+            Effect::Declare { hold } => {
+                if *hold {
+                    self.pin(crate::sql::statement::PinReason::HoldCursor);
+                }
+            }
+            Effect::Pins(reason) => self.pin(*reason),
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "called with the effects named here")]
+    fn transaction_took_effect(&mut self, effect: &Effect, committed: bool) {
+        match effect {
             Effect::Begin => self.begun_there(),
             Effect::Commit { chain } | Effect::Rollback { chain } => {
-                let committed = tag == b"COMMIT";
                 self.transaction_ends(committed);
                 if *chain {
                     self.begun_there();
@@ -232,6 +266,13 @@ impl Session {
                 }
                 self.context_stale = true;
             }
+            _ => {}
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "called with the effects named here")]
+    fn setting_took_effect(&mut self, effect: &Effect) {
+        match effect {
             // DEFAULT is the server's own, as with RESET.
             Effect::Set { name, value: None, local: false } | Effect::Reset(name) => {
                 self.begun_there();
@@ -269,16 +310,7 @@ impl Session {
                 self.forget_statements();
                 self.overridden.clear();
             }
-            Effect::Deallocate(None) => self.forget_statements(),
-            Effect::Deallocate(Some(_)) | Effect::Execute(_) | Effect::Cursor | Effect::TwoPhase => {}
-            Effect::CopyIn | Effect::CopyOut => {}
-            Effect::Prepare(_) => self.pin(crate::sql::statement::PinReason::SqlPrepare),
-            Effect::Declare { hold } => {
-                if *hold {
-                    self.pin(crate::sql::statement::PinReason::HoldCursor);
-                }
-            }
-            Effect::Pins(reason) => self.pin(*reason),
+            _ => {}
         }
     }
 
@@ -397,7 +429,7 @@ impl Session {
             pinned,
             digest: 0,
         };
-        context.digest = digest(&context, self.meaning_digest());
+        context.digest = digest(self.shared.seed, &context, self.meaning_digest());
         context
     }
 
@@ -452,13 +484,21 @@ pub(super) fn put_explanation_columns(out: &mut Vec<u8>) {
     });
 }
 
-/// Everything in a context, and what else changes a statement's meaning, as one number.
-fn digest(context: &Context, meaning: u64) -> u64 {
-    let mut hasher = Xxh3Default::new();
+/// Everything in a context, and what else changes a statement's meaning, as one number. Clients choose what goes in,
+/// and plans are shared: the seed keeps them from making two contexts meet.
+fn digest(seed: u64, context: &Context, meaning: u64) -> u64 {
+    let mut hasher = Xxh3::with_seed(seed);
     context.search_path.hash(&mut hasher);
     context.pinned.hash(&mut hasher);
     (context.standard_conforming_strings, context.utf8, context.transform_null_equals, meaning).hash(&mut hasher);
     hasher.finish()
+}
+
+/// How a client asks for its transaction to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Commit,
+    Rollback,
 }
 
 /// Settings that are part of a prepared statement's identity besides search_path.
@@ -476,6 +516,7 @@ const MEANING: &[&str] = &[
 ];
 
 /// The proxy's own setting that a statement changes, and the SQL text of its new value.
+#[expect(clippy::wildcard_enum_match_arm, reason = "only the effects named here are answered here")]
 pub(super) fn own_setting(effect: &Effect) -> Option<(&str, Option<&str>)> {
     match effect {
         Effect::Set { name, value, .. } if name.starts_with("shardway.") => Some((name, value.as_deref())),

@@ -61,7 +61,7 @@ impl Session {
                     self.client.out().extend_from_slice(&bytes[run..at]);
                     return Err(match end {
                         End::BackendGone => self.goodbye(body),
-                        other => other,
+                        other @ (End::Client | End::Told(_)) => other,
                     });
                 }
             };
@@ -164,6 +164,7 @@ impl Session {
             link.lease.reported.set(name, value);
         }
         self.reported.set(name, value);
+        self.context_stale = true;
         super::counting::note_reported(&self.info, name, value);
     }
 
@@ -188,11 +189,9 @@ impl Session {
                 // "cached plan must not change result type": the statement must be parsed anew.
                 link.lease.statements.spoil(*id);
             }
-            if link.hold == Hold::Aside
-                && let Some(deferred) = &mut self.deferred
-            {
-                deferred.fail();
-            }
+        }
+        if let Some(deferred) = &mut self.deferred {
+            deferred.fail();
         }
         self.forget_unconfirmed();
         if !self.pipeline.owes_ready() {

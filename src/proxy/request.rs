@@ -2,7 +2,7 @@
 
 use super::{
     link::Hold,
-    local::own_setting,
+    local::{own_setting, put_explanation_columns},
     prepared::{Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     session::{End, Note, Phase, Portal, Rest, Session, told},
@@ -153,13 +153,26 @@ impl Session {
             Err(Stop::End(end)) => Err(end),
             Err(Stop::Refused(notice)) => {
                 self.enter_batch();
-                if self.link.is_some() && !self.skip {
-                    // What was parsed before it is answered before it.
-                    self.send_pending();
-                }
+                self.answer_what_came_before().await?;
                 self.refuse(&notice);
                 Ok(Next::Go)
             }
+        }
+    }
+
+    /// What was parsed before a refusal is answered before it, and exists after it.
+    async fn answer_what_came_before(&mut self) -> Result<(), End> {
+        if self.skip {
+            return Ok(());
+        }
+        if self.link.is_some() {
+            self.send_pending();
+            return Ok(());
+        }
+        match self.flush_pending().await {
+            // Without a backend the Parses go the way of what was refused.
+            Ok(()) | Err(Stop::Refused(_)) => Ok(()),
+            Err(Stop::End(end)) => Err(end),
         }
     }
 
@@ -262,12 +275,21 @@ impl Session {
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
         let planned = self.database.plans.plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
         let values = Values { text, slots: &planned.slots, types: &[], bind: None };
+        let statements = planned.plan.statements.as_slice();
+        if self.phase == Phase::Idle && statements.iter().any(|statement| self.controls(statement)) {
+            self.park_at_rest();
+        }
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
-            && let [statement] = planned.plan.statements.as_slice()
-            && self.query_here(statement, &values)?
+            && self.query_here(statements, &values)?
         {
             return Ok(());
+        }
+        if let [before @ .., _last] = statements
+            && !self.snapshot.is_single()
+            && before.iter().any(|statement| changes_meaning(&statement.effect))
+        {
+            return Err(reply::meaning_changes_within().into());
         }
         if let Some((name, _)) = planned.plan.statements.iter().find_map(|statement| own_setting(&statement.effect)) {
             let notice = reply::bad_setting(name, "It is set in a message of its own, outside a failed transaction.".to_owned());
@@ -283,7 +305,11 @@ impl Session {
                 Some(first) => self.both(first, place)?,
             });
         }
-        let place = chosen.unwrap_or(Place { shard: self.any, hold: Hold::Loose });
+        let mut place = chosen.unwrap_or(Place { shard: self.any, hold: Hold::Loose });
+        if statements.len() != 1 && self.deferred.is_some() {
+            // Some of them may end the transaction: they run in it, not beside it.
+            place.hold = Hold::Bound;
+        }
         self.reach(place).await?;
         self.send_pending();
         let Some(link) = &mut self.link else { return Ok(()) };
@@ -291,7 +317,7 @@ impl Session {
         link.lease.unnamed = None;
         link.opaque |= planned.plan.statements.iter().any(|statement| statement.effect == Effect::Opaque);
         let matters = planned.plan.statements.iter().any(|statement| statement.effect != Effect::None);
-        self.running = matters.then(|| (planned.plan, 0));
+        self.running = matters.then_some((planned.plan, 0));
         self.pipeline.asked(Request::Query, Origin::Client, Note::Nothing);
         self.phase = Phase::Answering;
         Ok(())
@@ -316,7 +342,17 @@ impl Session {
         self.failed = true;
         let open = self.link.as_ref().is_some_and(|link| link.status == Status::Transaction);
         if open || !self.pipeline.is_empty() {
+            if self.phase == Phase::Batch
+                && let Some(link) = &mut self.link
+            {
+                // What the batch did before this Query is one implicit transaction with it.
+                put_parse(link.lease.stream.out(), b"", POISON, b"");
+                frontend::put_bare(link.lease.stream.out(), b'S');
+                self.pipeline.asked(Request::Parse, Origin::Poison, Note::Nothing);
+                self.pipeline.asked(Request::Sync, Origin::Injected, Note::Nothing);
+            }
             self.settle().await?;
+            let open = self.link.as_ref().is_some_and(|link| link.status == Status::Transaction);
             if open && let Ok(()) = self.prelude(POISON).await? {
                 return Err(super::session::broken(&"a refused statement was accepted"));
             }
@@ -371,7 +407,11 @@ impl Session {
     // ---- extended protocol ----
 
     async fn parse(&mut self, body: &[u8]) -> Result<(), Stop> {
-        let parse = Parse::decode(body).map_err(|_| reply::malformed())?;
+        let parse = Parse::decode(body).map_err(|_malformed| reply::malformed())?;
+        self.settle_effects().await?;
+        if self.skip {
+            return Ok(());
+        }
         if !parse.name.is_empty() && self.statements.contains_key(parse.name) {
             self.flush_pending().await?;
             return Err(reply::statement_exists(parse.name).into());
@@ -407,13 +447,20 @@ impl Session {
     }
 
     async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let bind = Bind::decode(body).map_err(|_| reply::malformed())?;
+        let bind = Bind::decode(body).map_err(|_malformed| reply::malformed())?;
+        self.settle_effects().await?;
+        if self.skip {
+            return Ok(());
+        }
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.planned_anew(bind.statement, prepared);
         self.tally.binds += 1;
         let values =
             Values { text: &prepared.text, slots: &prepared.slots, types: &prepared.types, bind: Some(&bind) };
         if let Some(statement) = prepared.statement() {
+            if self.controls(statement) {
+                self.leave_for_control().await?;
+            }
             if self.answered_here(statement) {
                 self.answer_pending().await?;
                 self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
@@ -453,11 +500,13 @@ impl Session {
     }
 
     async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        match Named::decode(body).map_err(|_| reply::malformed())? {
+        match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                if let Some(Portal::Here(_)) = self.portals.get(portal) {
-                    self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
+                if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
+                    let mut out = Vec::new();
+                    describe_here(prepared, &mut out);
+                    self.made(out, Note::Nothing);
                     return Ok(());
                 }
                 self.forward(frame, Request::Describe, Note::Nothing, || reply::no_such_portal(portal))
@@ -467,7 +516,9 @@ impl Session {
                 if prepared.statement().is_some_and(|statement| self.answered_here(statement))
                 {
                     self.answer_pending().await?;
-                    self.made(vec![b't', 0, 0, 0, 6, 0, 0, b'n', 0, 0, 0, 4], Note::Nothing);
+                    let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
+                    describe_here(&prepared, &mut out);
+                    self.made(out, Note::Nothing);
                     return Ok(());
                 }
                 self.reach_any(&prepared).await?;
@@ -486,8 +537,8 @@ impl Session {
 
     async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let mut body = frame::Body::new(body);
-        let portal = body.cstr().map_err(|_| reply::malformed())?;
-        body.u32().and_then(|_| body.end()).map_err(|_| reply::malformed())?;
+        let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
+        body.u32().and_then(|_| body.end()).map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
@@ -497,6 +548,9 @@ impl Session {
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
         };
+        if let Note::Executed(prepared) = &note {
+            self.unsettled |= prepared.statement().is_some_and(|statement| changes_meaning(&statement.effect));
+        }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| statement.effect == Effect::Opaque);
         }
@@ -510,7 +564,7 @@ impl Session {
     }
 
     async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        match Named::decode(body).map_err(|_| reply::malformed())? {
+        match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Statement(name) => {
                 if !self.pending.is_empty() {
                     self.flush_pending().await?;
@@ -633,6 +687,55 @@ impl Session {
         Err(reply::no_such_statement(name).into())
     }
 
+    /// Whether a statement only begins, ends or marks a transaction, so that it needs no shard of its own.
+    fn controls(&self, statement: &StatementPlan) -> bool {
+        let control = matches!(
+            statement.effect,
+            Effect::Begin
+                | Effect::Commit { .. }
+                | Effect::Rollback { .. }
+                | Effect::Savepoint(_)
+                | Effect::Release(_)
+                | Effect::RollbackTo(_)
+                | Effect::SetTransaction
+        );
+        control && !self.snapshot.is_single()
+    }
+
+    /// Before a transaction command in a batch: a backend beside the deferred transaction has no part in it.
+    async fn leave_for_control(&mut self) -> Result<(), End> {
+        if self.phase == Phase::Idle {
+            self.park_at_rest();
+        }
+        let beside = self
+            .link
+            .as_ref()
+            .is_some_and(|link| matches!(link.hold, Hold::Aside | Hold::AsideTransaction));
+        if beside && self.deferred.is_some() {
+            self.leave_link().await?;
+            self.unlink().await?;
+        }
+        Ok(())
+    }
+
+    /// A kept backend at rest steps aside, so that a transaction may begin on any shard.
+    fn park_at_rest(&mut self) {
+        if self.at_rest() && !self.snapshot.is_single() {
+            self.cancel.detach();
+            self.parked.extend(self.link.take());
+        }
+    }
+
+    /// Before something is planned: a setting made earlier in this batch must have taken effect.
+    async fn settle_effects(&mut self) -> Result<(), End> {
+        if !std::mem::take(&mut self.unsettled) || self.pipeline.is_empty() {
+            return Ok(());
+        }
+        self.settle().await?;
+        self.refresh();
+        Ok(())
+    }
+
     // ---- statements on backends ----
 
     /// Sends the Parses that wait for a shard to the link.
@@ -752,10 +855,7 @@ impl Session {
                 Place { shard: bound.unwrap_or(self.any), hold }
             }
             Route::Some(_) | Route::All => {
-                let shards = match &route {
-                    Route::Some(set) => set.clone(),
-                    _ => self.snapshot.all(),
-                };
+                let shards = if let Route::Some(set) = &route { set.clone() } else { self.snapshot.all() };
                 let shards = shards.iter().map(|shard| self.database.shard_name(shard).to_owned()).collect();
                 return Err(wording::unroutable(&Unroutable::SeveralShards { shards }));
             }
@@ -815,7 +915,12 @@ impl Session {
     }
 
     async fn linked(&mut self, place: Place) -> Result<(), Stop> {
-        self.link_to(place.shard, place.hold).await?.map_err(Stop::from)
+        let Err(refused) = self.link_to(place.shard, place.hold).await? else { return Ok(()) };
+        // No other backend is tried for them.
+        for prepared in std::mem::take(&mut self.pending) {
+            self.forget_parsed(&prepared);
+        }
+        Err(refused.into())
     }
 
     /// Ends what a loose link still does, so that another shard can be reached in the same batch.
@@ -896,6 +1001,48 @@ fn ends_transaction(effect: &Effect) -> bool {
 /// Whether a backend has fewer prepared statements after it.
 fn forgets_statements(statement: &StatementPlan) -> bool {
     matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
+}
+
+/// What a statement that is answered here returns: rows of text, or nothing.
+fn describe_here(prepared: &Prepared, out: &mut Vec<u8>) {
+    let explains = prepared.statement().is_some_and(|statement| matches!(statement.target, Target::Explain(_)));
+    if explains { put_explanation_columns(out) } else { out.extend_from_slice(&[b'n', 0, 0, 0, 4]) }
+}
+
+/// Whether a statement can change how the next one is planned.
+fn changes_meaning(effect: &Effect) -> bool {
+    let planned_by = |name: &str| {
+        matches!(
+            name,
+            "search_path"
+                | "role"
+                | "session_authorization"
+                | "standard_conforming_strings"
+                | "client_encoding"
+                | "transform_null_equals"
+        )
+    };
+    match effect {
+        Effect::Set { name, .. } | Effect::Reset(name) => planned_by(name),
+        Effect::ResetAll | Effect::DiscardAll | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
+        Effect::SetEach(_)
+        | Effect::None
+        | Effect::Begin
+        | Effect::Commit { .. }
+        | Effect::Savepoint(_)
+        | Effect::Release(_)
+        | Effect::SetTransaction
+        | Effect::Deallocate(_)
+        | Effect::Prepare(_)
+        | Effect::Execute(_)
+        | Effect::Declare { .. }
+        | Effect::Cursor
+        | Effect::CopyIn
+        | Effect::CopyOut
+        | Effect::Pins(_)
+        | Effect::TwoPhase
+        | Effect::Opaque => false,
+    }
 }
 
 /// What makes a backend fail when we refuse a statement in its transaction: it appears in the server's log, so it says

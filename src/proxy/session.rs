@@ -114,7 +114,13 @@ pub(super) struct Rest {
     pub forward: bool,
 }
 
+/// Statements by the name that the client gave.
+pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+/// Names and what they stood for.
+pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
+
 /// One client's session.
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the batch under way")]
 pub struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) database: Arc<Database>,
@@ -133,11 +139,11 @@ pub struct Session {
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
-    pub(super) statements: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
+    pub(super) statements: Statements,
     /// Names parsed in this batch and not confirmed yet.
     pub(super) unconfirmed: SmallVec<[Box<[u8]>; 1]>,
     /// Statements closed in this batch, oldest first, and not confirmed yet.
-    pub(super) closed: SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>,
+    pub(super) closed: Closed,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
     pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
@@ -156,6 +162,8 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// Whether a setting was sent in this batch that the next statement's plan depends on.
+    pub(super) unsettled: bool,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -232,12 +240,33 @@ impl Session {
         self.fold();
         self.cancel.detach();
         let clean = self.link.is_some() && self.at_rest();
-        if clean && self.mode == PoolMode::Transaction && self.pinned.is_none() {
+        let kept = self.mode == PoolMode::Session || self.pinned.is_some();
+        if clean && !kept {
             drop(self.unlink().await);
+        } else if kept {
+            drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
         self.parked.clear();
-        self.shared.cancels.remove(self.info.pid);
+    }
+
+    /// Gives back the backends that the session kept for itself, as new: what it left in them is discarded.
+    async fn reset_kept(&mut self, link_is_clean: bool) {
+        let link = self.link.take().filter(|_| link_is_clean);
+        for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
+            self.link = Some(link);
+            let quiet = !self.cancel.detach();
+            if quiet
+                && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
+                && let Some(mut link) = self.link.take()
+            {
+                link.lease.applied = Applied::default();
+                link.lease.statements.clear();
+                link.lease.release();
+            }
+            // Else dropped: closed.
+            self.link = None;
+        }
     }
 
     async fn say_goodbye(&mut self) {
@@ -322,7 +351,12 @@ impl Session {
     pub(super) async fn link_to(&mut self, shard: ShardId, hold: Hold) -> Result<Result<(), Words>, End> {
         if self.link_shard() == Some(shard) {
             if let Some(link) = &mut self.link {
+                let in_use = self.phase == Phase::Batch && link.hold >= Hold::Loose;
                 link.hold = link.hold.max(hold);
+                if in_use {
+                    // A statement of ours in the middle of a batch would end its implicit transaction.
+                    return Ok(Ok(()));
+                }
             }
         } else {
             self.park_or_release().await?;
@@ -334,8 +368,8 @@ impl Session {
                     self.attach(link);
                 }
                 None => {
-                    let lease = match self.checkout(shard).await? {
-                        Ok(lease) => lease,
+                    let (lease, shard) = match self.checkout_for(shard, hold).await? {
+                        Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
                     let link = Link {
@@ -481,11 +515,36 @@ impl Session {
         }
     }
 
-    /// A backend on this shard, waiting for one if need be; a cancel or the client's end stops the wait.
-    async fn checkout(&mut self, shard: ShardId) -> Result<Result<Lease, Words>, End> {
+    /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
+    /// session's.
+    async fn checkout_for(&mut self, wanted: ShardId, hold: Hold) -> Result<Result<(Lease, ShardId), Words>, End> {
+        let count = self.database.settings.shards.len();
+        let problem = match self.checkout(wanted).await? {
+            Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
+            Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
+            Waited::Failed(problem) => problem,
+        };
+        let may_move = hold != Hold::Bound && problem.is_of_the_place();
+        for step in 1..if may_move { count } else { 1 } {
+            let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
+            match self.checkout(next).await? {
+                Waited::Lease(lease) => {
+                    self.any = next;
+                    return Ok(Ok((*lease, next)));
+                }
+                Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
+                // What is told is about the first.
+                Waited::Failed(_) => {}
+            }
+        }
+        Ok(Err(reply::checkout(self.database.shard_name(wanted), &problem).into()))
+    }
+
+    /// What comes of waiting for a backend on this shard; a cancel or the client's end stops the wait.
+    async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
-            return Ok(Ok(lease));
+            return Ok(Waited::Lease(Box::new(lease)));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
@@ -495,11 +554,7 @@ impl Session {
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
         self.tally.wait_micros += micros(self.marks.begun.saturating_duration_since(begun));
-        match outcome? {
-            Waited::Lease(lease) => Ok(Ok(*lease)),
-            Waited::Cancelled => Ok(Err(reply::cancelled().into())),
-            Waited::Failed(problem) => Ok(Err(reply::checkout(self.database.shard_name(shard), &problem).into())),
-        }
+        outcome
     }
 
     async fn wait_for(&mut self, pool: &Arc<Pool>) -> Result<Waited, End> {
@@ -555,7 +610,7 @@ impl Session {
 
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
-        let idle = self.link.is_none() && self.phase == Phase::Idle;
+        let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         if idle {
             self.client.relax(self.client.unsent() == 0);
             if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
@@ -573,8 +628,7 @@ impl Session {
         let mut asked = pin!(info.asked());
         let (client, link) = (&mut self.client, &mut self.link);
         poll_fn(|cx| {
-            let flushed = client.poll_flush(cx);
-            if let Poll::Ready(Err(error)) = flushed {
+            if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
             }
             if asked.as_mut().poll(cx).is_ready() {
@@ -582,12 +636,12 @@ impl Session {
             }
             if let Some(link) = link.as_mut() {
                 let stream = link.stream();
-                let was_blocked = stream.unsent() >= HIGH_WATER;
+                let was_full = stream.unsent() >= HIGH_WATER;
                 if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
                     seen.backend_end = true;
                 }
                 // There is room again for what the client has sent already.
-                seen.progress |= was_blocked && stream.unsent() < HIGH_WATER;
+                seen.progress |= was_full && stream.unsent() < HIGH_WATER;
                 // A client that does not take its rows stops us reading more of them.
                 if client.unsent() < HIGH_WATER {
                     match stream.poll_fill(cx) {
@@ -693,6 +747,13 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Also when the session panics: nobody can cancel what is gone.
+        self.shared.cancels.remove(self.info.pid);
+    }
+}
+
 /// What became of a wait for a backend.
 enum Waited {
     Lease(Box<Lease>),
@@ -702,6 +763,7 @@ enum Waited {
 
 /// What a wait has seen.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "three things can happen at once")]
 struct Seen {
     progress: bool,
     client_end: bool,
@@ -716,6 +778,8 @@ impl Seen {
 
 /// How long a session that ends waits for a cancel to be delivered.
 pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
+/// How long the backends of a session that kept them may take to be reset.
+const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
 const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 

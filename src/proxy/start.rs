@@ -112,7 +112,8 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
     }
     let mut session = match Session::new(client, entered.user, entered.database, info, Arc::clone(&shared)) {
         Ok(session) => session,
-        Err((mut client, notice)) => {
+        Err(refused) => {
+            let (mut client, notice) = *refused;
             notice.put(client.out());
             drop(client.flush().await);
             return;
@@ -132,10 +133,10 @@ impl Session {
         asked: String,
         info: crate::metrics::sessions::Registered,
         shared: Arc<Shared>,
-    ) -> Result<Box<Self>, (Stream, Notice)> {
+    ) -> Result<Box<Self>, Box<(Stream, Notice)>> {
         let generation = shared.generation();
         let Some(database) = shared.database(&asked) else {
-            return Err((client, reply::no_such_database(&asked)));
+            return Err(Box::new((client, reply::no_such_database(&asked))));
         };
         let snapshot = database.snapshot.load_full();
         let cancel = shared.cancels.add(info.pid);
@@ -180,6 +181,7 @@ impl Session {
             skip: false,
             failed: false,
             running: None,
+            unsettled: false,
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),

@@ -173,7 +173,7 @@ impl<'a> Body<'a> {
     pub fn value(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
         match self.i32()? {
             -1 => Ok(None),
-            length => self.bytes(usize::try_from(length).map_err(|_| DecodeError)?).map(Some),
+            length => self.bytes(usize::try_from(length).map_err(|_negative| DecodeError)?).map(Some),
         }
     }
 

@@ -2,25 +2,43 @@
 //! wrong passwords, prepared statements whose keys live on different shards, transactions with savepoints, pipelines
 //! and batches, COPY out, errors in every position, cancel, NULL and text outside ASCII.
 
-use crate::harness::{assert_same, printed, shop};
+use crate::{
+    harness::{Target, assert_same, printed, shop},
+    tls,
+};
 use std::{path::Path, process::Command};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Runs the program on both targets; `first` is the first customer id that it may write.
 fn check(program: &[String], first: u64) {
-    let [direct, proxied] = shop().both().map(|target| {
-        let mut command = Command::new(&program[0]);
-        command.args(&program[1..]).arg(first.to_string());
-        command.env(
-            "NODE_PATH",
-            format!("{ROOT}/target/clients/node/node_modules"),
-        );
-        target.apply(&mut command);
-        printed(&mut command)
-    });
+    let [direct, proxied] = shop()
+        .both()
+        .map(|target| printed(&mut command(program, first, &target)));
     assert!(!direct.is_empty());
     assert_same(&direct, &proxied);
+}
+
+/// Runs the program on PostgreSQL without TLS, and through a proxy that insists on it.
+fn check_over_tls(program: &[String], sslmode: &str, first: u64) {
+    let (proxy, authority) = tls::serve("require");
+    let direct = printed(&mut command(program, first, &shop().whole()));
+    let mut encrypted = command(program, first, &proxy.target());
+    encrypted
+        .env("PGSSLMODE", sslmode)
+        .env("PGSSLROOTCERT", authority);
+    assert_same(&direct, &printed(&mut encrypted));
+}
+
+fn command(program: &[String], first: u64, target: &Target) -> Command {
+    let mut command = Command::new(&program[0]);
+    command.args(&program[1..]).arg(first.to_string());
+    command.env(
+        "NODE_PATH",
+        format!("{ROOT}/target/clients/node/node_modules"),
+    );
+    target.apply(&mut command);
+    command
 }
 
 fn client(name: &str) -> String {
@@ -36,41 +54,71 @@ fn installed(name: &str) -> String {
     path
 }
 
-fn check_python(name: &str, first: u64) {
-    check(&[installed("python/bin/python"), client(name)], first);
+fn python(name: &str) -> [String; 2] {
+    [installed("python/bin/python"), client(name)]
+}
+
+fn node() -> [String; 2] {
+    installed("node/node_modules/pg");
+    ["node".to_owned(), client("with_pg.js")]
+}
+
+fn java() -> [String; 4] {
+    let jar = installed("java/postgresql.jar");
+    [
+        "java".to_owned(),
+        "-cp".to_owned(),
+        jar,
+        client("WithPgjdbc.java"),
+    ]
 }
 
 #[test]
 fn psycopg_sees_one_postgresql() {
-    check_python("with_psycopg.py", 3_000_000);
+    check(&python("with_psycopg.py"), 3_000_000);
 }
 
 #[test]
 fn psycopg2_sees_one_postgresql() {
-    check_python("with_psycopg2.py", 3_100_000);
+    check(&python("with_psycopg2.py"), 3_100_000);
 }
 
 #[test]
 fn asyncpg_sees_one_postgresql() {
-    check_python("with_asyncpg.py", 3_200_000);
+    check(&python("with_asyncpg.py"), 3_200_000);
 }
 
 #[test]
 fn node_postgres_sees_one_postgresql() {
-    installed("node/node_modules/pg");
-    check(&["node".to_owned(), client("with_pg.js")], 3_300_000);
+    check(&node(), 3_300_000);
 }
 
 #[test]
 fn pgjdbc_sees_one_postgresql() {
-    let jar = installed("java/postgresql.jar");
-    check(
-        &[
-            "java".to_owned(),
-            "-cp".to_owned(),
-            jar,
-            client("WithPgjdbc.java"),
-        ],
-        3_400_000,
-    );
+    check(&java(), 3_400_000);
+}
+
+#[test]
+fn psycopg_sees_the_same_over_tls() {
+    check_over_tls(&python("with_psycopg.py"), "verify-full", 3_010_000);
+}
+
+#[test]
+fn psycopg2_sees_the_same_over_tls() {
+    check_over_tls(&python("with_psycopg2.py"), "verify-full", 3_110_000);
+}
+
+#[test]
+fn asyncpg_sees_the_same_over_tls() {
+    check_over_tls(&python("with_asyncpg.py"), "verify-full", 3_210_000);
+}
+
+#[test]
+fn node_postgres_sees_the_same_over_tls() {
+    check_over_tls(&node(), "no-verify", 3_310_000);
+}
+
+#[test]
+fn pgjdbc_sees_the_same_over_tls() {
+    check_over_tls(&java(), "require", 3_410_000);
 }

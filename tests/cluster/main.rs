@@ -3,9 +3,15 @@
 //! Every claim that has a meaning without shards is run twice: on one PostgreSQL that holds all rows, and through the
 //! proxy before three shards. What a client sees must be the same.
 
+mod copying;
 mod drivers;
+mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod operating;
+mod passwords;
+mod pooling;
 mod psql;
 mod raw;
+mod tls;

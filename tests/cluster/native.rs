@@ -1,7 +1,7 @@
 //! tokio-postgres as an application uses it: statements prepared once and run with keys of every shard, pipelined
 //! statements, transactions with savepoints, cancel. And that the shards really share the rows.
 
-use crate::harness::{SHARDS, Target, block_on, shop};
+use crate::harness::{SHARDS, Target, block_on, home_of, shop};
 use shardway::sandbox::shop as names;
 use std::collections::BTreeMap;
 use tokio_postgres::{Client, NoTls, error::SqlState};
@@ -68,12 +68,6 @@ fn a_statement_prepared_once_finds_every_customer_with_its_own_row() {
 #[test]
 fn a_row_written_through_the_proxy_is_on_the_shard_that_the_map_names() {
     let shop = shop();
-    let snapshot = &shop.settings.databases[names::DATABASE].snapshot;
-    let group = snapshot
-        .groups
-        .iter()
-        .find(|group| group.name == "customers")
-        .unwrap();
     for id in 4_000_000..4_000_020_i64 {
         with_client(&shop.proxied(), async |client| {
             client
@@ -81,14 +75,13 @@ fn a_row_written_through_the_proxy_is_on_the_shard_that_the_map_names() {
                 .await
                 .unwrap()
         });
-        let key = group.key_type.from_text(id.to_string().as_bytes()).unwrap();
-        let owner = group.shard_of(&key).unwrap();
+        let owner = home_of(&shop.settings, id);
         for (at, shard) in shop.shards().iter().enumerate() {
             let sql = format!("DELETE FROM customers WHERE id = {id} RETURNING id");
             let rows = block_on(shard.query(names::DATABASE, &sql)).unwrap();
             assert_eq!(
                 rows.len(),
-                usize::from(at == owner.index()),
+                usize::from(at == owner),
                 "customer {id} on shard {at}"
             );
         }
@@ -169,6 +162,20 @@ fn a_cancel_ends_the_query_and_the_session_goes_on() {
                 .query_one("SELECT id FROM customers WHERE id = 1", &[])
                 .await
                 .unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_key_that_its_type_does_not_take_is_refused_as_postgresql_refuses_it() {
+    for target in shop().both() {
+        with_client(&target, async |client| {
+            let error = client
+                .simple_query("SELECT * FROM customers WHERE id = 'x'")
+                .await
+                .unwrap_err();
+            let expected = SqlState::INVALID_TEXT_REPRESENTATION;
+            assert_eq!(error.code(), Some(&expected), "{}", target.name);
         });
     }
 }

@@ -100,7 +100,6 @@ fn errors_have_their_place_and_their_words() {
         "SELEC 1;
          SELECT nothing FROM customers WHERE id = 1;
          SELECT 1 / 0 FROM customers WHERE id = 1;
-         SELECT * FROM customers WHERE id = 'x';
          BEGIN; SELECT name FROM customers WHERE id = 1; SELECT FROM WHERE; SELECT 2; COMMIT;
          SELECT name FROM customers WHERE id = 1;",
     );

@@ -59,12 +59,15 @@ impl Raw {
 
     /// Logs in as the application and reads up to the first ReadyForQuery.
     pub(crate) fn login(target: &Target) -> Self {
+        Self::login_as(target, shop::USER, shop::PASSWORD)
+    }
+
+    /// Logs in to the shop and reads up to the first ReadyForQuery.
+    pub(crate) fn login_as(target: &Target, user: &str, password: &str) -> Self {
         let mut raw = Self::connect(target);
-        raw.send(&startup(
-            3 << 16,
-            &[("user", shop::USER), ("database", shop::DATABASE)],
-        ));
-        let (client, first) = scram::Client::begin(shop::PASSWORD, *b"eighteen bytes now");
+        let parameters = [("user", user), ("database", shop::DATABASE)];
+        raw.send(&startup(3 << 16, &parameters));
+        let (client, first) = scram::Client::begin(password, *b"eighteen bytes now");
         raw.authentication(10);
         raw.password(|out| {
             out.extend_from_slice(scram::MECHANISM.as_bytes());

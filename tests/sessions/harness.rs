@@ -57,11 +57,15 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// A proxy with these lines in its section `pool`.
     pub(crate) fn start(pool: &str) -> Self {
+        let port = postgres().port();
+        let shards = format!("[databases.postgres]\nshards.s0 = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n");
+        Self::with(pool, &shards)
+    }
+
+    /// A proxy with these databases.
+    pub(crate) fn with(pool: &str, databases: &str) -> Self {
         let text = format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n[pool]\n{pool}\n[databases.postgres]\n\
-             shards.s0 = {{ primary = \"postgres://127.0.0.1:{}/postgres?sslmode=disable\" }}\n\
-             [users.postgres]\nauth = \"trust\"\n",
-            postgres().port()
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n[pool]\n{pool}\n{databases}\n[users.postgres]\nauth = \"trust\"\n"
         );
         let read = move || load::load_str("test.toml", &text, Path::new("."));
         let settings = read().unwrap_or_else(|errors| panic!("{}", errors.render()));

@@ -1,6 +1,8 @@
 //! What a client sees of a session, message by message: the same script is sent to PostgreSQL and through the proxy in
 //! each pool mode, with backends forced to alternate, and the answers must be the same.
 
+#![cfg(test)]
+
 mod client;
 mod copy;
 mod endings;
@@ -8,4 +10,5 @@ mod extended;
 mod harness;
 mod pooling;
 mod settings;
+mod sharded;
 mod volume;

@@ -201,6 +201,16 @@ pub fn several_shards_in_query(first: &str, second: &str) -> Notice {
     }
 }
 
+/// A setting in front of other statements of one Query message, which are planned before it takes effect.
+#[must_use]
+pub fn meaning_changes_within() -> Notice {
+    Notice {
+        detail: Some("The statements behind it were planned with the settings before it. (SW303)".to_owned()),
+        hint: Some("Send SET, RESET, DISCARD and ROLLBACK in messages of their own.".to_owned()),
+        ..error("0A000", "a setting that changes within one message is not supported over several shards")
+    }
+}
+
 /// A value of `shardway.shard` that names no shard, or a setting that does not exist.
 #[must_use]
 pub fn bad_setting(setting: &str, detail: String) -> Notice {

@@ -1,0 +1,121 @@
+//! One side of the comparison: a connection, and what it answered.
+
+use crate::{generate::Statement, value::Raw};
+use std::collections::HashMap;
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, types::ToSql};
+
+/// What a client has seen of a statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Column names and types, rows, what the command tag counts.
+    Rows { columns: Vec<String>, rows: Vec<Vec<Raw>> },
+    /// Simple protocol: per statement of the text.
+    Texts(Vec<Part>),
+    /// SQLSTATE.
+    Error(String),
+    /// Refused by Shardway: its code.
+    Refused(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    columns: Vec<String>,
+    rows: Vec<Vec<Option<String>>>,
+    count: u64,
+}
+
+/// A connection with its prepared statements.
+pub(crate) struct Side {
+    client: Client,
+    prepared: HashMap<String, tokio_postgres::Statement>,
+}
+
+impl Side {
+    pub(crate) async fn connect(config: &Config) -> Self {
+        let (client, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                eprintln!("a connection ended: {error}");
+            }
+        });
+        Self { client, prepared: HashMap::new() }
+    }
+
+    pub(crate) async fn command(&self, sql: &str) -> Answer {
+        match self.client.simple_query(sql).await {
+            Ok(messages) => texts(messages, false),
+            Err(error) => failed(&error),
+        }
+    }
+
+    pub(crate) async fn ask(&mut self, statement: &Statement) -> Answer {
+        if statement.parameters.is_empty() {
+            return match self.client.simple_query(&statement.sql).await {
+                Ok(messages) => texts(messages, statement.ordered),
+                Err(error) => failed(&error),
+            };
+        }
+        if !self.prepared.contains_key(&statement.sql) {
+            if self.prepared.len() > 200 {
+                self.prepared.clear();
+            }
+            match self.client.prepare(&statement.sql).await {
+                Ok(prepared) => drop(self.prepared.insert(statement.sql.clone(), prepared)),
+                Err(error) => return failed(&error),
+            }
+        }
+        let prepared = &self.prepared[&statement.sql];
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            statement.parameters.iter().take(prepared.params().len()).map(|value| value as _).collect();
+        match self.client.query(prepared, &parameters).await {
+            Ok(found) => {
+                let columns =
+                    prepared.columns().iter().map(|column| format!("{} {}", column.name(), column.type_())).collect();
+                let mut rows: Vec<Vec<Raw>> =
+                    found.iter().map(|row| (0..row.len()).map(|at| row.get(at)).collect()).collect();
+                if !statement.ordered {
+                    rows.sort();
+                }
+                Answer::Rows { columns, rows }
+            }
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+fn texts(messages: Vec<SimpleQueryMessage>, ordered: bool) -> Answer {
+    let mut parts = Vec::new();
+    let mut part = Part { columns: Vec::new(), rows: Vec::new(), count: 0 };
+    for message in messages {
+        match message {
+            SimpleQueryMessage::RowDescription(columns) => {
+                part.columns = columns.iter().map(|column| column.name().to_owned()).collect();
+            }
+            SimpleQueryMessage::Row(row) => {
+                part.rows.push((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect());
+            }
+            SimpleQueryMessage::CommandComplete(count) => {
+                if !ordered {
+                    part.rows.sort();
+                }
+                part.count = count;
+                parts.push(std::mem::replace(&mut part, Part { columns: Vec::new(), rows: Vec::new(), count: 0 }));
+            }
+            _ => {}
+        }
+    }
+    Answer::Texts(parts)
+}
+
+fn failed(error: &tokio_postgres::Error) -> Answer {
+    let Some(error) = error.as_db_error() else { return Answer::Error(format!("connection: {error}")) };
+    let code = error.detail().and_then(|detail| {
+        let at = detail.find("SW")?;
+        let code = detail.get(at..at + 5)?;
+        code[2..].bytes().all(|byte| byte.is_ascii_digit()).then(|| code.to_owned())
+    });
+    match code {
+        Some(code) => Answer::Refused(code),
+        None => Answer::Error(error.code().code().to_owned()),
+    }
+}

@@ -1,0 +1,151 @@
+//! Never a wrong answer: generated statements run on one PostgreSQL that holds all rows and through the proxy before
+//! three shards. What Shardway does not refuse must be the same: rows, column names and types, counts, SQLSTATE.
+//!
+//! `SHARDWAY_ORACLE_STATEMENTS` and `SHARDWAY_ORACLE_SEED` make the run longer or another; a mismatch prints the
+//! statement and the seed that replays it.
+
+mod answer;
+mod generate;
+mod harness;
+mod random;
+mod schema;
+mod value;
+
+use answer::{Answer, Side};
+use generate::{Generator, Statement, Use};
+use harness::World;
+use random::Random;
+use std::collections::BTreeMap;
+
+/// Statements of a run as part of the tests.
+const STATEMENTS: usize = 4000;
+/// Templates that are run in turns, so that each meets the plan of its own text with other literals.
+const TEMPLATES: usize = 24;
+/// Runs of each template.
+const TURNS: usize = 4;
+const MISMATCHES_SHOWN: usize = 40;
+
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+#[test]
+fn what_is_not_refused_is_what_one_postgresql_answers() {
+    let statements = number("SHARDWAY_ORACLE_STATEMENTS", STATEMENTS);
+    let seed = number("SHARDWAY_ORACLE_SEED", 1) as u64;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let world = World::start(&mut Random::new(seed)).await;
+        let mut run = Run::open(&world).await;
+        let mut done = 0;
+        let mut batch = seed.wrapping_mul(1_000_003);
+        while done < statements && run.mismatches.len() < MISMATCHES_SHOWN {
+            done += run.batch(batch).await;
+            batch = batch.wrapping_add(1);
+            if run.committed > 60 {
+                run.committed = 0;
+                let differences = world.compare().await;
+                assert!(differences.is_empty(), "seed {seed}, batch {batch}: {differences:#?}");
+            }
+        }
+        let differences = world.compare().await;
+        println!("seed {seed}: {done} statements");
+        run.report();
+        assert!(differences.is_empty(), "seed {seed}: {differences:#?}");
+        assert!(run.mismatches.is_empty(), "{} wrong answers:\n{}", run.mismatches.len(), run.mismatches.join("\n"));
+        let refused: usize = run.refused.values().sum();
+        assert!((done - refused) * 2 > done, "too much is refused: {refused} of {done}");
+    });
+}
+
+struct Run {
+    direct: Side,
+    proxied: Side,
+    /// By code.
+    refused: BTreeMap<String, usize>,
+    /// By shape: answered, failed, refused.
+    shapes: BTreeMap<&'static str, [usize; 3]>,
+    mismatches: Vec<String>,
+    committed: usize,
+}
+
+impl Run {
+    async fn open(world: &World) -> Self {
+        Self {
+            direct: Side::connect(&world.direct()).await,
+            proxied: Side::connect(&world.proxied()).await,
+            refused: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            mismatches: Vec::new(),
+            committed: 0,
+        }
+    }
+
+    /// Runs a handful of templates in a random order, each several times; how many statements.
+    async fn batch(&mut self, seed: u64) -> usize {
+        let mut random = Random::new(seed);
+        let path = random.pick(&["", "", "", "public", "alt, public", "public, alt", "alt", "\"$user\", public", "pg_catalog, alt, public"]);
+        let set = if path.is_empty() { "RESET search_path".to_owned() } else { format!("SET search_path TO {path}") };
+        for side in [&self.direct, &self.proxied] {
+            let set = side.command(&set).await;
+            assert!(matches!(set, Answer::Texts(_)), "{set:?}");
+        }
+        let templates: Vec<u64> = (0..TEMPLATES).map(|_| random.next()).collect();
+        for _ in 0..TEMPLATES * TURNS {
+            let template = templates[random.below(TEMPLATES)];
+            let statement = Generator::new(template, random.next(), path).statement();
+            self.one(&statement, &format!("batch {seed}, path {path:?}")).await;
+        }
+        TEMPLATES * TURNS
+    }
+
+    async fn one(&mut self, statement: &Statement, place: &str) {
+        if statement.usage == Use::RolledBack {
+            for side in [&self.direct, &self.proxied] {
+                side.command("BEGIN").await;
+            }
+        }
+        let proxied = self.proxied.ask(statement).await;
+        let shape = self.shapes.entry(statement.shape).or_default();
+        match &proxied {
+            Answer::Refused(code) => {
+                shape[2] += 1;
+                *self.refused.entry(code.clone()).or_default() += 1;
+            }
+            Answer::Error(_) => shape[1] += 1,
+            Answer::Rows { .. } | Answer::Texts(_) => shape[0] += 1,
+        }
+        if !matches!(proxied, Answer::Refused(_)) {
+            let direct = self.direct.ask(statement).await;
+            if statement.usage == Use::Committed {
+                self.committed += 1;
+            }
+            if direct != proxied {
+                let (sql, shape, parameters) = (&statement.sql, statement.shape, &statement.parameters);
+                self.mismatches.push(format!(
+                    "{place}, {shape}: {sql}\n  parameters {parameters:?}\n  PostgreSQL {}\n  Shardway   {}",
+                    short(&direct),
+                    short(&proxied)
+                ));
+            }
+        }
+        if statement.usage == Use::RolledBack {
+            for side in [&self.direct, &self.proxied] {
+                side.command("ROLLBACK").await;
+            }
+        }
+    }
+
+    fn report(&self) {
+        println!("refused by code: {:?}", self.refused);
+        println!("{:24} {:>8} {:>8} {:>8}", "shape", "rows", "error", "refused");
+        for (shape, [rows, errors, refused]) in &self.shapes {
+            println!("{shape:24} {rows:8} {errors:8} {refused:8}");
+        }
+    }
+}
+
+fn short(answer: &Answer) -> String {
+    let text = format!("{answer:?}");
+    text.chars().take(600).collect()
+}

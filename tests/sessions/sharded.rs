@@ -1,0 +1,106 @@
+//! Two shards: transactions that reach one late, statements that are refused in the middle.
+
+use crate::{
+    client::{Batch, Client, batch, query},
+    harness::{Proxy, postgres},
+};
+
+/// A whole database, and the same table on two shards behind a proxy.
+fn whole_and_sharded(table: &str) -> (Client, Client) {
+    let server = postgres().port();
+    let mut whole = Client::connect(server, &[]);
+    let name = |at: usize| format!("{table}_{at}");
+    for at in 0..3 {
+        whole.ask(&query(&format!("create database {}", name(at))));
+        Client::connect_to(server, &name(at), &[]).ask(&query("create table t (id bigint primary key, n int)"));
+    }
+    let shard = |at: usize| format!("shards.s{at} = {{ primary = \"postgres://127.0.0.1:{server}/{}?sslmode=disable\" }}\n", name(at));
+    let databases = format!(
+        "[databases.postgres]\n{}{}[databases.postgres.groups.g]\nmethod = \"range\"\nkey_type = \"bigint\"\n\
+         ranges = [{{ to = 100, shard = \"s0\" }}, {{ shard = \"s1\" }}]\ntables = {{ \"public.t\" = \"id\" }}\n",
+        shard(0),
+        shard(1)
+    );
+    let proxy = Proxy::with("size = 2", &databases);
+    (Client::connect_to(server, &name(2), &[]), proxy.client())
+}
+
+/// Both answer alike.
+fn alike(clients: &mut (Client, Client), bytes: &[u8], readies: usize) -> Vec<String> {
+    clients.0.send(bytes);
+    clients.1.send(bytes);
+    let plain = |lines: Vec<String>| lines.into_iter().filter(|line| !line.starts_with('T')).collect::<Vec<_>>();
+    let (expected, found) = (plain(clients.0.answers(readies)), plain(clients.1.answers(readies)));
+    assert_eq!(found, expected, "PostgreSQL's is on the right, to {}", String::from_utf8_lossy(bytes).escape_debug());
+    found
+}
+
+fn insert(batch: Batch, id: &str) -> Batch {
+    batch.run("insert into t (id, n) values ($1, 0)", &[id])
+}
+
+#[test]
+fn a_transaction_on_one_shard_is_postgresqls() {
+    let mut clients = whole_and_sharded("late");
+    for sql in [
+        "begin", "select 1", "insert into t (id, n) values (1, 1)", "savepoint a", "insert into t (id, n) values (1, 1)", "rollback to a",
+        "insert into t (id, n) values (2, 1)", "commit", "select n from t where id = 2",
+        "begin", "begin", "commit", "commit", "rollback", "savepoint a", "begin", "savepoint a", "release a", "release a", "select 1",
+        "rollback", "begin isolation level serializable", "select n from t where id = 1", "show transaction_isolation", "commit and chain",
+        "insert into t (id, n) values (3, 1)", "rollback and chain", "select count(*) from t where id = 3", "commit",
+        "begin read only", "savepoint s", "insert into t (id, n) values (4, 1)", "rollback to s", "select n from t where id = 2", "commit",
+        "begin", "select 1/0", "select 1", "commit", "begin", "selec", "rollback",
+        "start transaction", "set local work_mem = '9MB'", "show work_mem", "select n from t where id = 2", "show work_mem", "commit", "show work_mem",
+        "begin; insert into t (id, n) values (5, 1); commit", "begin; insert into t (id, n) values (6, 1); select 1/0; commit", "rollback", "select n from t where id = 6",
+    ] {
+        alike(&mut clients, &query(sql), 1);
+    }
+}
+
+#[test]
+fn a_transaction_in_one_pipeline_is_postgresqls() {
+    let mut clients = whole_and_sharded("piped");
+    let transaction = insert(batch().run("begin", &[]), "7").run("select n from t where id = $1::bigint", &["7"]).run("commit", &[]).sync();
+    alike(&mut clients, &transaction.0, 1);
+    let failing = insert(insert(batch().run("begin", &[]), "8"), "8").run("commit", &[]).sync();
+    alike(&mut clients, &failing.0, 1);
+    alike(&mut clients, &batch().run("rollback", &[]).sync().0, 1);
+    alike(&mut clients, &query("select n from t where id = 8"), 1);
+    let parsed = batch().parse("i", "insert into t (id, n) values ($1, $2::int)").describe("i").parse("q", "select n from t where id = $1").sync();
+    alike(&mut clients, &parsed.0, 1);
+    for id in ["9", "209", "10", "210"] {
+        alike(&mut clients, &batch().call("i", &[id, "5"]).sync().call("q", &[id]).sync().0, 2);
+    }
+}
+
+#[test]
+fn an_error_on_a_shard_skips_what_another_shard_would_do() {
+    let mut clients = whole_and_sharded("skipped");
+    let mixed = insert(batch().run("select 1/0", &[]), "300").sync();
+    alike(&mut clients, &mixed.0, 1);
+    alike(&mut clients, &query("select count(*) from t where id = 300"), 1);
+    let mixed = insert(batch().run("select 1", &[]), "301").sync();
+    alike(&mut clients, &mixed.0, 1);
+}
+
+#[test]
+fn a_refused_statement_undoes_its_batch() {
+    let (_, mut client) = whole_and_sharded("undone");
+    let refused = insert(batch(), "1").run("insert into t (id, n) values ($1, 0)", &["200"]).parse("late", "select 1").sync();
+    let seen = client.ask(&refused.0);
+    assert!(seen.iter().any(|line| line.starts_with("E ERROR 0A000")), "{seen:?}");
+    assert_eq!(seen.last().unwrap(), "Z I", "{seen:?}");
+    assert_eq!(client.value("select count(*) from t where id = 1"), "0");
+    let seen = client.ask(&batch().parse("late", "select 1").call("late", &[]).sync().0);
+    assert_eq!(seen[2], "D 1", "{seen:?}");
+    for begin in ["begin", "begin; insert into t (id, n) values (2, 0)"] {
+        client.ask(&query(begin));
+        client.ask(&query("insert into t (id, n) values (3, 0)"));
+        let seen = client.ask(&query("insert into t (id, n) values (200, 0)"));
+        assert!(seen[0].starts_with("E ERROR 0A000") && seen[1] == "Z E", "{seen:?}");
+        let seen = client.ask(&query("select n from t where id = 3"));
+        assert!(seen[0].starts_with("E ERROR 25P02"), "{seen:?}");
+        assert_eq!(client.ask(&query("commit")), ["C ROLLBACK\\0", "Z I"]);
+    }
+    assert_eq!(client.value("select count(*) from t where id = 3"), "0");
+}
