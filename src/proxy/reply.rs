@@ -441,11 +441,11 @@ pub const CODES: &[Code] = &[
         what_to_do: "Send the statements one by one.",
     },
     Code {
-        code: "SW901",
-        sqlstate: "XX000",
-        title: "Internal error",
-        meaning: "A fault of Shardway ended this session; others are not affected.",
-        what_to_do: "Connect again. The log has the fault: please report it.",
+        code: "SW303",
+        sqlstate: "0A000",
+        title: "Setting changed within one message",
+        meaning: "A Query message changes a setting and has statements behind it that were planned with the settings before it.",
+        what_to_do: "Send SET, RESET, DISCARD and ROLLBACK in messages of their own.",
     },
 ];
 
