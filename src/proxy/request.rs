@@ -872,6 +872,7 @@ impl Session {
     fn reads_beside(&self) -> bool {
         self.deferred.as_ref().is_some_and(crate::protocol::transaction::Deferred::statement_snapshots)
             && self.parameters.get("default_transaction_isolation").is_none()
+            && self.defaults.isolation.as_deref() == Some("read committed")
     }
 
     /// Where a statement is parsed and described before its values are known.
