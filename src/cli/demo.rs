@@ -159,7 +159,7 @@ Things to try:
     EXPLAIN (ROUTE) SELECT * FROM orders WHERE customer_id = 42;        where it goes, and why
     SELECT count(*) FROM orders;                                        needs every shard: refused, with a hint
 
-    shardway route --config {configuration} 'SELECT * FROM orders WHERE customer_id = 42'
+    {program} route --config {configuration} 'SELECT * FROM orders WHERE customer_id = 42'
     curl http://127.0.0.1:{http}/metrics
     psql 'postgres://ops:ops@127.0.0.1:{port}/shardway' -c 'SHOW POOLS'
 
@@ -169,5 +169,7 @@ Ctrl-C stops everything and removes it.
 ",
         count = shards.len(),
         configuration = configuration.display(),
+        // As it was started, so that what is printed can be typed from the same directory.
+        program = env::args().next().unwrap_or_else(|| "shardway".to_owned()),
     )
 }
