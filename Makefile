@@ -8,6 +8,7 @@ help: ## what can be done
 
 demo: ## three throw-away PostgreSQL shards, a shop in them, and the proxy: prints a connection string
 	@tests/setup/tools.sh build servers
+	@[ -e target/debug/shardway ] || echo "building: minutes the first time, seconds later" >&2
 	@cargo build --locked --quiet
 	@exec target/debug/shardway demo $(ARGS)
 

@@ -459,17 +459,17 @@ fn other_encodings_are_refused_clearly() {
     );
 }
 
-/// `docs/errors.md` is made from the table of codes. `GOLDEN_BLESS=1` writes it.
+/// `docs/errors.md` is made from the table of codes. `SHARDWAY_BLESS=1` writes it.
 #[test]
 fn the_page_of_errors_is_the_table_of_codes() {
     let page = shardway::proxy::reply::errors_markdown();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
-    if option_env!("GOLDEN_BLESS").is_some() {
+    if std::env::var_os("SHARDWAY_BLESS").is_some() {
         std::fs::write(&path, &page).expect("docs/errors.md");
     }
     assert_eq!(
         std::fs::read_to_string(&path).unwrap_or_default(),
         page,
-        "cargo test with GOLDEN_BLESS=1 writes it"
+        "cargo test with SHARDWAY_BLESS=1 writes it"
     );
 }

@@ -63,14 +63,18 @@ const ONLY: &[(&str, &[&str], &str)] = &[
         "settings come from the file; sandbox finds server binaries",
     ),
     (
-        "fs::read",
-        &["config/", "cli/", "sandbox/", "inspect/"],
-        "only configuration is read; sandbox and inspect look at files of servers and of the catalog's tools",
+        "fs::",
+        &["config/", "cli/", "sandbox/", "net/listen.rs"],
+        "only configuration is read; a listener looks at and removes its own socket file; sandbox owns its directories",
     ),
     (
-        "fs::File",
-        &["config/", "cli/", "sandbox/"],
-        "only configuration is read",
+        "Notice {",
+        &[
+            "proxy/reply",
+            "wire/notice.rs",
+            "protocol/client_startup.rs",
+        ],
+        "one place words errors for clients; a login is refused where there is no session to reply to",
     ),
     (
         ".spawn(",

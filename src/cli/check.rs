@@ -5,7 +5,6 @@
 use super::{Exit, output::Output};
 use crate::{
     config::{
-        error::{ConfigErrors, Problem},
         load::load,
         settings::{Database, Settings},
     },
@@ -29,7 +28,7 @@ pub(super) struct CheckArgs {
 pub(super) fn run(args: &CheckArgs, output: &Output) -> Exit {
     let settings = match load(&args.config) {
         Ok(settings) => settings,
-        Err(errors) => return refuse(&errors, output),
+        Err(errors) => return output.config_fault(&errors),
     };
     let found = match args.connect.then(|| ask(&settings)).transpose() {
         Ok(found) => found.unwrap_or_default(),
@@ -50,16 +49,6 @@ pub(super) fn run(args: &CheckArgs, output: &Output) -> Exit {
 
 /// What was found, per database.
 type Found = Vec<(String, Vec<Finding>)>;
-
-fn refuse(errors: &ConfigErrors, output: &Output) -> Exit {
-    let refused = output.config_fault(errors);
-    // Only the file itself: an unreadable file that it names is a fault of its contents.
-    let unreadable = |problem: &Problem| matches!(problem, Problem::Unreadable { .. });
-    match errors.errors() {
-        [only] if unreadable(&only.problem) && errors.is_without_text() => Exit::Usage,
-        _ => refused,
-    }
-}
 
 fn ask(settings: &Settings) -> io::Result<Found> {
     let runtime = tokio::runtime::Builder::new_current_thread()

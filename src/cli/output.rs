@@ -1,7 +1,7 @@
 //! The one place that prints: results to standard output, faults to standard error.
 
 use super::{Exit, Format};
-use crate::config::error::ConfigErrors;
+use crate::config::error::{ConfigErrors, Problem};
 use serde::Serialize;
 use std::io::{self, Write as _};
 
@@ -44,7 +44,7 @@ impl Output {
         }
     }
 
-    /// Writes what is wrong with a configuration: nothing was changed.
+    /// Writes what is wrong with a configuration, and is the exit: nothing was changed.
     pub(super) fn config_fault(&self, errors: &ConfigErrors) -> Exit {
         let text = match self.format {
             Format::Text => format!("{}\n", errors.render()),
@@ -52,7 +52,16 @@ impl Output {
         };
         // Nobody reads standard error: the exit code still tells.
         drop(io::stderr().lock().write_all(text.as_bytes()));
-        Exit::Refused
+        // Only the file itself: an unreadable file that it names is a fault of its contents.
+        match errors.errors() {
+            [only]
+                if errors.is_without_text()
+                    && matches!(only.problem, Problem::Unreadable { .. }) =>
+            {
+                Exit::Usage
+            }
+            _ => Exit::Refused,
+        }
     }
 
     /// Says on standard error what is being done, for a person who waits.

@@ -26,7 +26,7 @@ pub(super) struct RouteArgs {
     /// The logical database; needed when the configuration has several.
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
-    /// The value of a parameter, $1 first; as often as there are parameters.
+    /// The value of a parameter; once for each, $1 first.
     #[arg(long = "param", value_name = "V", allow_hyphen_values = true)]
     params: Vec<String>,
     /// The statement, or several.
@@ -123,26 +123,29 @@ fn routes(snapshot: &Snapshot, sql: &str, params: &[String]) -> Vec<Routed> {
         types: &[],
         bind: bind.as_ref(),
     };
-    let routed = |statement: &crate::plan::StatementPlan| Routed {
-        statement: sql
-            .get(statement.start as usize..statement.end as usize)
-            .unwrap_or(sql)
-            .trim()
-            .to_owned(),
-        explanation: explain::describe(statement, snapshot, &values)
-            .rows
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
-        refused: statement.route(snapshot, &values).err().map(|problem| {
-            let notice = reply::unroutable(&problem);
-            Refused {
-                sqlstate: notice.sqlstate,
-                message: notice.message,
-                detail: notice.detail,
-                hint: notice.hint,
-            }
-        }),
+    let routed = |statement: &crate::plan::StatementPlan| {
+        let description = explain::describe(statement, snapshot, &values);
+        Routed {
+            statement: sql
+                .get(statement.start as usize..statement.end as usize)
+                .unwrap_or(sql)
+                .trim()
+                .to_owned(),
+            explanation: description
+                .rows
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            refused: description.refused.map(|problem| {
+                let notice = reply::unroutable(&problem);
+                Refused {
+                    sqlstate: notice.sqlstate,
+                    message: notice.message,
+                    detail: notice.detail,
+                    hint: notice.hint,
+                }
+            }),
+        }
     };
     plan.statements.iter().map(routed).collect()
 }

@@ -33,8 +33,6 @@ pub fn analyze(
     context: &Context,
     snapshot: &Snapshot,
 ) -> Plan {
-    // Declared types matter where parameters are read: at execution.
-    let _ = types;
     let utf8 = std::str::from_utf8(text)
         .ok()
         .filter(|text| !text.contains('\0'));
@@ -47,6 +45,7 @@ pub fn analyze(
     let mut structural = Vec::new();
     let comment = override_comment(text);
     let mut plans = Vec::with_capacity(statements.len());
+    let (mut named, mut pinned_as_said) = (true, true);
     for (at, statement) in statements.iter().enumerate() {
         let pinned = comment
             .as_ref()
@@ -54,6 +53,7 @@ pub fn analyze(
             .or(context.pinned.as_ref());
         let planner = Planner {
             text,
+            types,
             slots,
             context,
             snapshot,
@@ -65,7 +65,16 @@ pub fn analyze(
             let indices = (0..slots.len()).filter(|at| slots.get(*at).is_some_and(inside));
             structural.extend(indices.filter_map(|at| u16::try_from(at).ok()));
         }
-        let (effect, access, target) = planner.plan(&statement.kind);
+        let (effect, access, mut target) = planner.plan(&statement.kind);
+        let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
+        if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
+            target = Target::Refused(Box::new(Unroutable::Unsupported {
+                feature: "a statement behind a change of search_path or the like in one message",
+            }));
+        }
+        named &= !unsettles(&effect);
+        pinned_as_said &= !matches!(&effect, Effect::Set { name, .. } | Effect::Reset(name) if name.starts_with("shardway."))
+            && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
         plans.push(StatementPlan {
             start: statement.start,
             end: statement.end,
@@ -78,6 +87,47 @@ pub fn analyze(
         statements: plans,
         structural,
     }
+}
+
+/// Whether names or literals of the statements behind it in the same message may mean something else than the session
+/// says now. What ends a transaction also ends its SET LOCAL.
+fn unsettles(effect: &Effect) -> bool {
+    let decides = |name: &str| {
+        matches!(
+            name,
+            "search_path"
+                | "role"
+                | "session_authorization"
+                | "client_encoding"
+                | "standard_conforming_strings"
+                | "transform_null_equals"
+        )
+    };
+    match effect {
+        Effect::Set { name, .. } | Effect::Reset(name) => decides(name),
+        Effect::ResetAll | Effect::DiscardAll | Effect::Pins(PinReason::Setting) | Effect::Opaque => true,
+        Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
+        _ => false,
+    }
+}
+
+/// Whether a statement names tables or functions.
+fn depends_on_settings(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Query(_)
+            | Kind::Insert(_)
+            | Kind::Update(_)
+            | Kind::Delete(_)
+            | Kind::Merge(_)
+            | Kind::Explain { .. }
+            | Kind::Declare { .. }
+            | Kind::Copy { .. }
+            | Kind::Call(_)
+            | Kind::CreateTemporary
+            | Kind::Utility(_)
+            | Kind::Notify
+    )
 }
 
 /// The override in a comment at the start of a text: `/* shardway: key=42 */` or `/* shardway: shard=s1 */`.
@@ -145,6 +195,7 @@ fn whole(
 /// Plans one statement.
 struct Planner<'a> {
     text: &'a [u8],
+    types: &'a [Oid],
     slots: &'a [Slot],
     context: &'a Context,
     snapshot: &'a Snapshot,
@@ -436,6 +487,7 @@ impl Planner<'_> {
         let mut analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         analysis.kind(kind, None);
         let pins = analysis.pins();
+        analysis.refuse_shared_parameters(&self.statement.parameters, self.types);
         let opaque = calls.one_shard.is_some() || calls.unknown.is_some();
         let access = if analysis.writes || opaque || calls.home.is_some() {
             Access::Write

@@ -10,8 +10,8 @@
 use super::{
     Context,
     route::{Condition, Edge, Fixed, Pin, Why},
-    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, resolve},
-    unroutable::Unroutable,
+    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
+    unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
 };
 use crate::{
@@ -30,7 +30,11 @@ use crate::{
     },
     wire::types::{self, Oid},
 };
-use std::{collections::HashMap, ops::Range};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 /// The analysis of one statement.
 pub(super) struct Analysis<'a> {
@@ -48,11 +52,29 @@ pub(super) struct Analysis<'a> {
     /// The group of a table that rows are inserted into.
     pub(super) inserted: Option<GroupId>,
     pub(super) fixed: Vec<Fixed>,
+    /// Parameters that are read as keys.
+    keyed: RefCell<HashMap<u32, Keyed>>,
     /// Reference tables that are read.
     references: Vec<String>,
     /// Why it is refused, unless an override lifts it; the first is told.
     pub(super) refusals: Vec<Unroutable>,
     pub(super) writes: bool,
+}
+
+/// How a parameter is read as a key.
+#[derive(Debug)]
+struct Keyed {
+    /// Where it stands, in memory: one place may be looked at for several relations.
+    places: HashSet<usize>,
+    /// What its first place takes it for.
+    meaning: (KeyType, Option<Oid>, Count),
+    agreed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    One,
+    Array,
 }
 
 /// Where a table is.
@@ -87,6 +109,7 @@ impl<'a> Analysis<'a> {
             written: Vec::new(),
             inserted: None,
             fixed: Vec::new(),
+            keyed: RefCell::default(),
             references: Vec::new(),
             refusals: Vec::new(),
             writes: false,
@@ -474,13 +497,11 @@ impl<'a> Analysis<'a> {
             join.using.clone()
         };
         for name in &using {
-            let (left, right) = self.scopes[scope].merge(entries, middle, name);
-            for (l, r) in left
-                .iter()
-                .flat_map(|l| right.iter().map(move |r| (*l, *r)))
-            {
-                self.equate(l, r, scope, &range);
-            }
+            let (left, right) = self.scopes[scope].merge(entries, middle, name, join.kind);
+            self.equate(&left, &right, scope, &range);
+        }
+        if let Some(name) = &join.using_alias {
+            self.enter(scope, name, Outputs::unknown(), EntryKind::Using);
         }
         if let Some(on) = &join.on {
             self.restrict(on, scope, entries, &range);
@@ -495,6 +516,7 @@ impl<'a> Analysis<'a> {
                 outputs.columns.append(&mut entry.outputs.columns);
                 entry.kind = EntryKind::Hidden;
             }
+            self.scopes[scope].hide_merged(entries);
             self.enter(
                 scope,
                 &alias.name,
@@ -510,7 +532,7 @@ impl<'a> Analysis<'a> {
         let (left, right) = scope.entries[start..].split_at(middle - start);
         if scope.entries[start..]
             .iter()
-            .any(|entry| entry.outputs.open)
+            .any(|entry| entry.outputs.open && entry.kind != EntryKind::Using)
         {
             scope.unsure = true;
             return Vec::new();
@@ -532,13 +554,12 @@ impl<'a> Analysis<'a> {
     }
 
     /// `left` and `right` have equal keys in the rows of those in `range` that can matter.
-    fn equate(&mut self, left: usize, right: usize, scope: usize, range: &Range<usize>) {
-        if left == right || self.instances[left].group != self.instances[right].group {
-            return;
-        }
-        for (one, other) in [(left, right), (right, left)] {
-            if range.contains(&one) && self.instances[one].block == scope {
-                self.instances[one].equals.push(other);
+    fn equate(&mut self, left: &Side, right: &Side, scope: usize, range: &Range<usize>) {
+        for (ones, others) in [(&left.keys, &right.sure), (&right.keys, &left.sure)] {
+            for one in ones {
+                for other in others {
+                    self.equate_one(*one, *other, scope, range);
+                }
             }
         }
     }
@@ -597,14 +618,9 @@ impl<'a> Analysis<'a> {
     ) {
         match (left, right) {
             (Expr::Column(left), Expr::Column(right)) => {
-                let left = resolve(&self.scopes, scope, start, left);
-                let right = resolve(&self.scopes, scope, start, right);
-                for (l, r) in left
-                    .iter()
-                    .flat_map(|l| right.iter().map(move |r| (*l, *r)))
-                {
-                    self.equate(l, r, scope, range);
-                }
+                let left = resolve_side(&self.scopes, scope, start, left);
+                let right = resolve_side(&self.scopes, scope, start, right);
+                self.equate(&left, &right, scope, range);
             }
             (Expr::Row(left), Expr::Row(right)) if left.len() == right.len() => {
                 for (left, right) in left.iter().zip(right) {
@@ -727,6 +743,9 @@ impl<'a> Analysis<'a> {
             return None;
         }
         let key_type = self.key_type(instance);
+        if !self.one_type(list, key_type) {
+            return None;
+        }
         let values: Option<Vec<Value>> = list
             .iter()
             .map(|value| self.value(value, key_type))
@@ -769,7 +788,7 @@ impl<'a> Analysis<'a> {
 
     fn any_of(&self, array: &Expr, key_type: KeyType) -> Option<Condition> {
         match array {
-            Expr::Array(items) => {
+            Expr::Array(items) if self.one_type(items, key_type) => {
                 let values: Option<Vec<Value>> = items
                     .iter()
                     .map(|item| self.value(item, key_type))
@@ -788,6 +807,7 @@ impl<'a> Analysis<'a> {
                         Some(Condition::ElementOf(self.slot(literal, Some(cast))?))
                     }
                     Expr::Parameter(number) => {
+                        self.reads(inner, *number, (key_type, Some(cast), Count::Array));
                         Some(Condition::ElementOf(parameter(*number, Some(cast))?))
                     }
                     _ => None,
@@ -800,7 +820,10 @@ impl<'a> Analysis<'a> {
                 kind: LiteralKind::Null,
                 ..
             }) => Some(Condition::Nothing),
-            Expr::Parameter(number) => Some(Condition::ElementOf(parameter(*number, None)?)),
+            Expr::Parameter(number) => {
+                self.reads(array, *number, (key_type, None, Count::Array));
+                Some(Condition::ElementOf(parameter(*number, None)?))
+            }
             _ => None,
         }
     }
@@ -831,12 +854,18 @@ impl<'a> Analysis<'a> {
     pub(super) fn value(&self, expr: &Expr, key_type: KeyType) -> Option<Value> {
         match expr {
             Expr::Literal(literal) => self.literal(literal, None),
-            Expr::Parameter(number) => parameter(*number, None),
+            Expr::Parameter(number) => {
+                self.reads(expr, *number, (key_type, None, Count::One));
+                parameter(*number, None)
+            }
             Expr::Cast { inner, to } => {
                 let cast = Some(cast_to(to, key_type)?);
                 match &**inner {
                     Expr::Literal(literal) => self.literal(literal, cast),
-                    Expr::Parameter(number) => parameter(*number, cast),
+                    Expr::Parameter(number) => {
+                        self.reads(inner, *number, (key_type, cast, Count::One));
+                        parameter(*number, cast)
+                    }
                     _ => None,
                 }
             }
@@ -853,6 +882,49 @@ impl<'a> Analysis<'a> {
             },
             _ => None,
         }
+    }
+
+    fn reads(&self, place: &Expr, number: u32, meaning: (KeyType, Option<Oid>, Count)) {
+        let mut keyed = self.keyed.borrow_mut();
+        let known = keyed.entry(number).or_insert_with(|| Keyed { places: HashSet::new(), meaning, agreed: true });
+        known.agreed &= known.meaning == meaning;
+        known.places.insert(std::ptr::from_ref(place).addr());
+    }
+
+    /// PostgreSQL infers an undeclared parameter's type from its first place: a parameter that stands elsewhere too may
+    /// be of a type other than the key's, whose bytes we would misread.
+    pub(super) fn refuse_shared_parameters(&mut self, counts: &HashMap<u32, u32>, types: &[Oid]) {
+        let declared = |number: u32| {
+            let index = usize::try_from(number).unwrap_or(0).checked_sub(1);
+            let oid = index.and_then(|index| types.get(index)).copied().unwrap_or(0);
+            oid != 0 && oid != types::UNKNOWN
+        };
+        let keyed = self.keyed.take();
+        let numeric = |number: &u32| {
+            let index = usize::try_from(*number).unwrap_or(0).checked_sub(1);
+            index.and_then(|index| types.get(index)) == Some(&types::NUMERIC)
+        };
+        let beside_numeric = keyed.keys().any(numeric);
+        let shared = keyed.iter().filter(|(number, keyed)| {
+            let elsewhere = counts.get(number).is_none_or(|count| *count as usize > keyed.places.len());
+            let mixed = beside_numeric && keyed.meaning.0 == KeyType::Bigint;
+            !declared(**number) && (elsewhere || !keyed.agreed || mixed)
+        });
+        if let Some(number) = shared.map(|(number, _)| *number).min() {
+            let (key, problem) = (format!("${number}"), KeyProblem::Ambiguous);
+            self.refuse(Unroutable::KeyValue { key, problem });
+        }
+    }
+
+    /// Items of a list have one type: an undeclared parameter beside a number may be numeric, whose bytes are no bigint's.
+    fn one_type(&self, items: &[Expr], key_type: KeyType) -> bool {
+        let bare = |item: &Expr| matches!(item, Expr::Parameter(_));
+        let fits = |item: &Expr| match item {
+            Expr::Parameter(_) | Expr::Cast { .. } => true,
+            Expr::Literal(literal) => literal.kind != LiteralKind::Number,
+            _ => false,
+        };
+        key_type != KeyType::Bigint || !items.iter().any(bare) || items.iter().all(fits)
     }
 
     fn literal(&self, literal: &Literal, cast: Option<Oid>) -> Option<Value> {

@@ -29,6 +29,24 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
         Target::Fixed(_) | Target::ByKey(_) | Target::Judge | Target::Refused(_) => plan,
     };
     let mut rows = Vec::new();
+    if let Target::ByKey(pins) = &plan.target
+        && let Some(index) = pins
+            .pins
+            .iter()
+            .find_map(|pin| not_given(&pin.condition, values))
+    {
+        rows.push(("route", "one, by the values of its parameters".to_owned()));
+        rows.push(("reason", format!("${} is not given", index + 1)));
+        rows.extend(
+            keys(pins, snapshot, values)
+                .into_iter()
+                .map(|key| ("key", key)),
+        );
+        return Description {
+            rows,
+            refused: None,
+        };
+    }
     let routed = plan.route(snapshot, values);
     match &routed {
         Ok(route) => {
@@ -161,6 +179,31 @@ fn describe_condition(column: &str, condition: &Condition, values: &Values<'_>) 
         }
         Condition::Either(parts) => join(parts, " or "),
         Condition::Both(parts) => join(parts, " and "),
+    }
+}
+
+/// A parameter of a condition that has no value, not even NULL.
+fn not_given(condition: &Condition, values: &Values<'_>) -> Option<u16> {
+    let absent = |value: &Value| match value {
+        Value::Parameter { index, .. } => {
+            let given = values
+                .bind
+                .and_then(|bind| bind.parameter(usize::from(*index)));
+            given.is_none().then_some(*index)
+        }
+        Value::Null | Value::Slot { .. } => None,
+    };
+    match condition {
+        Condition::Nothing => None,
+        Condition::Equal(value) | Condition::ElementOf(value) => absent(value),
+        Condition::OneOf(list) => list.iter().find_map(absent),
+        Condition::Between { low, high } => [low, high]
+            .into_iter()
+            .flatten()
+            .find_map(|edge| absent(&edge.value)),
+        Condition::Either(parts) | Condition::Both(parts) => {
+            parts.iter().find_map(|part| not_given(part, values))
+        }
     }
 }
 

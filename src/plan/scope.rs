@@ -3,7 +3,11 @@
 //! A name resolves to a key only when PostgreSQL cannot resolve it to anything else: where columns are not known, a
 //! name that another relation may own resolves to nothing, and the statement is at worst refused.
 
-use crate::{catalog::group::GroupId, plan::route::Condition, sql::tree::Column};
+use crate::{
+    catalog::group::GroupId,
+    plan::route::Condition,
+    sql::tree::{Column, JoinKind},
+};
 
 /// A sharded relation of the statement, once per mention.
 #[derive(Debug)]
@@ -78,6 +82,8 @@ pub(super) enum EntryKind {
     Table,
     Reference,
     Derived,
+    /// What USING calls its merged columns: of these only by that name.
+    Using,
     /// Inside a join that has an alias: cannot be named.
     Hidden,
 }
@@ -88,8 +94,24 @@ struct Merged {
     name: String,
     /// The first entry of the join.
     start: usize,
-    /// The keys that it is made of; empty: not known.
+    /// The keys that a condition on it restricts; empty: not known.
     keys: Vec<usize>,
+    /// Those of them that it equals in every row: a side that the join fills with NULLs has none.
+    sure: Vec<usize>,
+}
+
+/// The keys that a name means on one side of a join.
+#[derive(Debug, Default)]
+pub(super) struct Side {
+    pub(super) keys: Vec<usize>,
+    pub(super) sure: Vec<usize>,
+}
+
+impl Side {
+    fn of(keys: Vec<usize>) -> Self {
+        let sure = keys.clone();
+        Self { keys, sure }
+    }
 }
 
 /// The names of one query block.
@@ -139,21 +161,16 @@ impl Scope {
 
     /// The keys that an unqualified name means among the entries from `start` on.
     /// `None`: no entry has it, a block further out may.
-    fn unqualified(&self, start: usize, name: &str) -> Option<Vec<usize>> {
+    fn unqualified(&self, start: usize, name: &str) -> Option<Side> {
         if self.unsure {
-            return Some(Vec::new());
+            return Some(Side::default());
         }
-        if let Some(merged) = self
-            .merged
-            .iter()
-            .rev()
-            .find(|merged| merged.start >= start && merged.name == name)
-        {
-            return Some(merged.keys.clone());
+        if let Some(merged) = self.merged.iter().rev().find(|merged| merged.start >= start && merged.name == name) {
+            return Some(Side { keys: merged.keys.clone(), sure: merged.sure.clone() });
         }
         let mut keys = Vec::new();
         let mut others = false;
-        for entry in self.entries.get(start..).unwrap_or_default() {
+        for entry in self.entries.get(start..).unwrap_or_default().iter().filter(|entry| entry.kind != EntryKind::Using) {
             match entry.lookup(name) {
                 Lookup::Key(key) => keys.push(key),
                 Lookup::Other | Lookup::Maybe => others = true,
@@ -163,8 +180,8 @@ impl Scope {
         match keys.len() {
             0 if !others => None,
             // Another relation that has the column too makes the name ambiguous, which PostgreSQL refuses.
-            1 => Some(keys),
-            _ => Some(Vec::new()),
+            1 => Some(Side::of(keys)),
+            _ => Some(Side::default()),
         }
     }
 
@@ -194,45 +211,41 @@ impl Scope {
     }
 
     /// Makes one column of the columns of that name on both sides of a join; returns the keys of either side.
-    pub(super) fn merge(
-        &mut self,
-        start: usize,
-        middle: usize,
-        name: &str,
-    ) -> (Vec<usize>, Vec<usize>) {
-        let right = self.unqualified(middle, name).unwrap_or_default();
-        let left = self.left_side(start, middle, name);
-        let keys = if left.is_empty() || right.is_empty() {
-            Vec::new()
-        } else {
-            left.iter().chain(&right).copied().collect()
+    pub(super) fn merge(&mut self, start: usize, middle: usize, name: &str, kind: JoinKind) -> (Side, Side) {
+        let right = self.side(middle, self.entries.len(), name);
+        let left = self.side(start, middle, name);
+        let joined = |left: &[usize], right: &[usize]| [left, right].concat();
+        // The column of the side that stays; of an inner join, both's; of a full join, that of whichever there is.
+        let merged = match kind {
+            _ if left.keys.is_empty() || right.keys.is_empty() => Side::default(),
+            JoinKind::Inner => Side { keys: joined(&left.keys, &right.keys), sure: joined(&left.sure, &right.sure) },
+            JoinKind::Left => Side { keys: left.keys.clone(), sure: left.sure.clone() },
+            JoinKind::Right => Side { keys: right.keys.clone(), sure: right.sure.clone() },
+            JoinKind::Full => Side { keys: joined(&left.keys, &right.keys), sure: Vec::new() },
         };
-        self.merged.push(Merged {
-            name: name.to_owned(),
-            start,
-            keys,
-        });
+        self.merged.push(Merged { name: name.to_owned(), start, keys: merged.keys, sure: merged.sure });
         (left, right)
     }
 
-    fn left_side(&self, start: usize, middle: usize, name: &str) -> Vec<usize> {
-        let inside = |merged: &&Merged| {
-            merged.start >= start && merged.start < middle && merged.name == name
-        };
+    fn side(&self, start: usize, end: usize, name: &str) -> Side {
+        let inside = |merged: &&Merged| merged.start >= start && merged.start < end && merged.name == name;
         if let Some(merged) = self.merged.iter().rev().find(inside) {
-            return merged.keys.clone();
+            return Side { keys: merged.keys.clone(), sure: merged.sure.clone() };
         }
         let mut keys = Vec::new();
-        for entry in &self.entries[start..middle] {
-            if let Lookup::Key(key) = entry.lookup(name) {
-                keys.push(key);
+        for entry in &self.entries[start..end] {
+            match entry.lookup(name) {
+                Lookup::Key(key) => keys.push(key),
+                // Not known to be there: then PostgreSQL takes it for the column.
+                Lookup::Maybe | Lookup::Other | Lookup::No => {}
             }
         }
-        if keys.len() == 1 && !self.unsure {
-            keys
-        } else {
-            Vec::new()
-        }
+        if keys.len() == 1 && !self.unsure { Side::of(keys) } else { Side::default() }
+    }
+
+    /// The columns that USING merged inside a join that has an alias cannot be named any more.
+    pub(super) fn hide_merged(&mut self, start: usize) {
+        self.merged.retain(|merged| merged.start < start);
     }
 
     /// What `*` gives.
@@ -244,7 +257,7 @@ impl Scope {
         for entry in self
             .entries
             .iter()
-            .filter(|entry| entry.kind != EntryKind::Hidden)
+            .filter(|entry| !matches!(entry.kind, EntryKind::Hidden | EntryKind::Using))
         {
             outputs
                 .columns
@@ -270,21 +283,26 @@ impl Scope {
 /// The instances whose key a column is, several for a column that USING merged; none when it is no key, or unsure.
 /// `start`: the first entry of the innermost scope that is visible (inside ON, only those of the join are).
 pub(super) fn resolve(scopes: &[Scope], scope: usize, start: usize, column: &Column) -> Vec<usize> {
+    resolve_side(scopes, scope, start, column).keys
+}
+
+/// As [`resolve`], with those that the column equals in every row.
+pub(super) fn resolve_side(scopes: &[Scope], scope: usize, start: usize, column: &Column) -> Side {
     if column.star {
-        return Vec::new();
+        return Side::default();
     }
     let (mut at, mut start) = (Some(scope), start);
     while let Some(scope) = at.and_then(|at| scopes.get(at)) {
         let found = match column.path.as_slice() {
             [name] => scope.unqualified(start, name),
-            [table, name] => scope.qualified(start, None, table, name),
-            [schema, table, name] => scope.qualified(start, Some(schema), table, name),
-            _ => Some(Vec::new()),
+            [table, name] => scope.qualified(start, None, table, name).map(Side::of),
+            [schema, table, name] => scope.qualified(start, Some(schema), table, name).map(Side::of),
+            _ => Some(Side::default()),
         };
         if let Some(found) = found {
             return found;
         }
         (at, start) = (scope.parent, 0);
     }
-    Vec::new()
+    Side::default()
 }

@@ -76,6 +76,23 @@ pub(super) fn key(
     reading: Reading,
     purpose: Purpose,
 ) -> Result<Key, Missing> {
+    match read(value, wanted, values, reading, purpose)? {
+        // A varchar(n) loses trailing blanks beyond its length without a word, and its length is not known here.
+        Key::Text(text) if purpose == Purpose::Store && text.ends_with(b" ") => {
+            Err(Missing::Problem(KeyProblem::Ambiguous))
+        }
+        key => Ok(key),
+    }
+}
+
+/// As [`key`], whatever may become of it when it is stored.
+fn read(
+    value: &Value,
+    wanted: KeyType,
+    values: &Values<'_>,
+    reading: Reading,
+    purpose: Purpose,
+) -> Result<Key, Missing> {
     match value {
         Value::Null => Err(Missing::Null),
         Value::Slot { slot, sign, cast } => {

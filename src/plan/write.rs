@@ -10,7 +10,7 @@ use super::{
     value::Value,
 };
 use crate::{
-    catalog::group::GroupId,
+    catalog::{group::GroupId, snapshot::Table},
     sql::tree::{
         Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Query,
         Relation, Select, Target, Update,
@@ -107,7 +107,7 @@ impl<'a> Analysis<'a> {
     fn insert_rows(&mut self, insert: &Insert, into: &Into<'_>, parent: Option<usize>) {
         let columns = match (&insert.columns, self.place(&insert.table.name)) {
             (Some(columns), _) => columns.as_slice(),
-            (None, Place::Sharded { table, .. }) => table.columns.as_slice(),
+            (None, Place::Sharded { table, key, .. }) => sure_columns(table, key),
             (None, _) => &[],
         };
         let Some(source) = &insert.source else {
@@ -412,7 +412,7 @@ impl<'a> Analysis<'a> {
             key,
         };
         let columns = if columns.is_empty() {
-            table.columns.as_slice()
+            sure_columns(table, key)
         } else {
             columns
         };
@@ -493,6 +493,12 @@ impl<'a> Analysis<'a> {
         }
         reached
     }
+}
+
+/// The columns that an INSERT without a list means, when the key's place is sure: a column before it may have been
+/// dropped since the server was asked, which moves it; none can come before the first.
+fn sure_columns<'a>(table: &'a Table, key: &str) -> &'a [String] {
+    if table.columns.first().is_some_and(|first| first == key) { &table.columns } else { &[] }
 }
 
 fn is_star(target: &Target) -> bool {

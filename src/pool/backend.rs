@@ -38,7 +38,8 @@ pub struct CancelTarget {
 /// Settings that a server reports (ParameterStatus), with a hash to compare by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reported {
-    values: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    /// Shared with the sessions that were told the same.
+    values: Arc<BTreeMap<Box<[u8]>, Box<[u8]>>>,
     hash: u64,
 }
 
@@ -48,7 +49,7 @@ impl Reported {
         if self.values.get(name).is_some_and(|old| **old == *value) {
             return;
         }
-        let old = self.values.insert(name.into(), value.into());
+        let old = Arc::make_mut(&mut self.values).insert(name.into(), value.into());
         if let Some(old) = old {
             self.hash = self.hash.wrapping_sub(part(name, &old));
         }

@@ -180,7 +180,7 @@ fn rare_message(why: &Unroutable) -> (String, String) {
         _ => (
             text("statement is not understood"),
             text(
-                "PostgreSQL accepts it, but it could not be analyzed, so that its shard is not known.",
+                "The grammar here does not know it, so that its shard is not known; where PostgreSQL does not know it either, its own error is given.",
             ),
         ),
     }
@@ -374,7 +374,7 @@ pub const CODES: &[Code] = &[
         code: "SW123",
         sqlstate: "0A000",
         title: "Servers do not fit the configuration",
-        meaning: "What the servers' tables have (a key's type or collation, a missing table) would make routing by key give wrong answers, so that nothing is routed by key until it is mended.",
+        meaning: "What the servers have (a key column of another type, one whose type changes values, a collation under which unequal bytes are equal, a database that is not UTF8) would make routing by key give wrong answers, so that nothing is routed by key until it is mended.",
         what_to_do: "shardway check --connect lists everything that does not fit. Mend the tables or the configuration; the servers are looked at again by themselves and after a reload.",
     },
     Code {
@@ -441,11 +441,11 @@ pub const CODES: &[Code] = &[
         what_to_do: "Send the statements one by one.",
     },
     Code {
-        code: "SW901",
-        sqlstate: "XX000",
-        title: "Internal error",
-        meaning: "A fault of Shardway ended this session; others are not affected.",
-        what_to_do: "Connect again. The log has the fault: please report it.",
+        code: "SW303",
+        sqlstate: "0A000",
+        title: "Setting changed within one message",
+        meaning: "A Query message changes a setting and has statements behind it that were planned with the settings before it.",
+        what_to_do: "Send SET, RESET, DISCARD and ROLLBACK in messages of their own.",
     },
 ];
 

@@ -22,6 +22,8 @@ use pg_raw_parse::{
     walk::{Recurse, walk_manual},
 };
 
+use std::collections::HashMap;
+
 /// How deep statements may nest before they are not looked into.
 pub const MAX_DEPTH: usize = 150;
 
@@ -63,6 +65,7 @@ fn statement(text: &str, raw: &nodes::RawStmt) -> Statement {
         end: u32::try_from(end.max(start)).unwrap_or(u32::MAX),
         kind,
         functions: lower.functions,
+        parameters: lower.parameters,
         settings: lower.settings,
         depth: lower.read,
     }
@@ -71,6 +74,7 @@ fn statement(text: &str, raw: &nodes::RawStmt) -> Statement {
 /// What is gathered while a statement is lowered.
 struct Lower {
     functions: Vec<Name>,
+    parameters: HashMap<u32, u32>,
     settings: SettingCalls,
     depth: usize,
     read: Depth,
@@ -80,6 +84,7 @@ impl Default for Lower {
     fn default() -> Self {
         Self {
             functions: Vec::new(),
+            parameters: HashMap::new(),
             settings: SettingCalls::None,
             depth: 0,
             read: Depth::Whole,
@@ -271,7 +276,7 @@ impl Lower {
                 let arguments = self.exprs(function.functions());
                 From::Function {
                     arguments,
-                    alias: alias(function.alias()),
+                    alias: alias(function.alias()).or_else(|| own_name(function.functions())),
                 }
             }
             Node::RangeTableFunc(table) => {
@@ -303,6 +308,7 @@ impl Lower {
                     on: None,
                     using: Vec::new(),
                     natural: false,
+                    using_alias: None,
                     alias: None,
                 }))
             }
@@ -337,6 +343,7 @@ impl Lower {
             on,
             using,
             natural: join.is_natural,
+            using_alias: alias(join.join_using_alias()).map(|alias| alias.name),
             alias: alias(join.alias()),
         }))
     }
@@ -511,6 +518,17 @@ fn alias(alias: Option<&nodes::Alias>) -> Option<Alias> {
         name: alias.aliasname().unwrap_or_default().to_owned(),
         columns: strings(alias.colnames()),
     })
+}
+
+/// A function in FROM without an alias is called as the function.
+fn own_name(functions: &NodeList) -> Option<Alias> {
+    let first = match functions.iter().next()? {
+        Node::NodeList(parts) => parts.iter().next()?,
+        other => other,
+    };
+    let Node::FuncCall(call) = first else { return None };
+    let name = expression::function_name(call).name;
+    Some(Alias { name, columns: Vec::new() })
 }
 
 fn strings(list: &NodeList) -> Vec<String> {

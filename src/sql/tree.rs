@@ -3,6 +3,8 @@
 //! Built by `parse.rs` alone. What has no meaning for routing keeps only its children ([`Expr::Other`]), so that no
 //! relation, function or subquery is ever lost. Names are as PostgreSQL folds them.
 
+use std::collections::HashMap;
+
 /// One statement of a text.
 #[derive(Debug)]
 pub struct Statement {
@@ -12,6 +14,8 @@ pub struct Statement {
     pub kind: Kind,
     /// Every function called anywhere in it.
     pub functions: Vec<Name>,
+    /// How often each parameter stands in it: its number, from 1, and the count.
+    pub parameters: HashMap<u32, u32>,
     pub settings: SettingCalls,
     pub depth: Depth,
 }
@@ -219,6 +223,8 @@ pub struct Join {
     pub on: Option<Expr>,
     pub using: Vec<String>,
     pub natural: bool,
+    /// `USING (…) AS name`: what the merged columns can be qualified by.
+    pub using_alias: Option<String>,
     /// An alias hides the names inside.
     pub alias: Option<Alias>,
 }

@@ -368,7 +368,9 @@ impl Generator {
     // ---- queries ----
 
     fn read(&mut self) -> (&'static str, String) {
-        match self.s.below(34) {
+        match self.s.below(38) {
+            33 | 34 => ("shared parameter", self.shared_parameter()),
+            35 | 36 => ("nested using", self.nested_using()),
             0..5 => ("scan", self.scan()),
             5..7 => ("aggregate", self.aggregate()),
             7 => ("window", self.window()),
@@ -492,7 +494,7 @@ impl Generator {
         let kind = self.s.pick(&["JOIN", "LEFT JOIN", "FULL JOIN"]);
         let key = self.key(one);
         match self.s.below(4) {
-            0 => format!("SELECT j.n FROM ({left} a {kind} {right} b USING (id)) AS j (n, id) WHERE id = {key}"),
+            0 => format!("SELECT count(*) FROM ({left} a {kind} {right} b USING (id)) AS j (x, id) WHERE id = {key}"),
             1 => format!("SELECT * FROM ({left} a {kind} {right} b USING (id)) AS j (id, x, y) WHERE id = {key}"),
             2 => format!("SELECT a.n, b.n FROM {left} a {kind} {right} b USING (id) AS u WHERE u.id = {key}"),
             _ => format!("SELECT x, y FROM {left} AS a (x, y) {kind} {right} AS b (z, w) ON x = w WHERE y = 3 AND x = {key}"),
@@ -652,6 +654,39 @@ impl Generator {
         let key = self.chosen(one);
         let filter = if self.s.chance(50) { self.pin(one, "a") } else { format!("{} = {}", self.key_of(one, "a"), self.key(one)) };
         format!("/* shardway: key={key} */ SELECT a.n FROM {left} a WHERE {filter} AND {} = '{}'", self.key_of(one, "a"), key.replace('\'', "''"))
+    }
+
+    fn shared_parameter(&mut self) -> String {
+        self.protocol = Protocol::Extended;
+        let one = &TABLES[self.s.below(3)];
+        let (left, key) = (self.named(one), self.key_of(one, "a"));
+        let text = self.chosen(one);
+        let binary = self.v.chance(70);
+        self.parameters.push(Value { text: Some(text.to_owned()), binary });
+        match self.s.below(8) {
+            0 => format!("SELECT $1::text, a.n FROM {left} a WHERE {key} = $1::int"),
+            1 => format!("SELECT a.n FROM {left} a WHERE a.note = $1 AND {key} = $1"),
+            2 => format!("SELECT a.n FROM {left} a WHERE a.n = $1 AND {key} = $1"),
+            3 => format!("SELECT a.n FROM {left} a WHERE {key} = $1 AND a.n < $1 + 5"),
+            4 => format!("SELECT a.n FROM {left} a WHERE {key} IN ($1, 2.5)"),
+            5 => format!("SELECT a.n FROM {left} a JOIN ord b ON b.acct_id = $1 WHERE {key} = $1"),
+            6 => format!("SELECT $1::numeric, a.n FROM {left} a WHERE {key} = $1::bigint"),
+            _ => format!("SELECT a.n FROM {left} a WHERE {key} = $1 OR {key} = $1::int"),
+        }
+    }
+
+    fn nested_using(&mut self) -> String {
+        let ord = &TABLES[1];
+        let kinds = ["LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "JOIN"];
+        let (first, second) = (kinds[self.s.below(4)], kinds[self.s.below(4)]);
+        let filter = self.pin(ord, "b");
+        let end = match self.s.below(4) {
+            0 => format!(" WHERE acct_id = {}", self.key(ord)),
+            1 => format!(" WHERE {}", self.pin(ord, "a")),
+            2 => format!(" WHERE {}", self.pin(ord, "c")),
+            _ => String::new(),
+        };
+        format!("SELECT acct_id, a.n, b.n, c.n FROM ord a {first} (item b JOIN country d ON d.n = b.n AND {filter}) USING (acct_id) {second} item c USING (acct_id){end}")
     }
 
     fn recursive(&mut self) -> String {
@@ -895,6 +930,10 @@ impl Generator {
                 ]).to_owned(),
                 1 | 2 => self.write().1,
                 3 => format!("SELECT n, note FROM acct WHERE id = {}", self.key(&TABLES[0])),
+                4 => {
+                    let doc = TABLES.iter().find(|table| table.name == "doc" && table.schema == "alt").unwrap();
+                    format!("SELECT n, note FROM doc WHERE slug = {}", self.key(doc))
+                }
                 _ => self.read().1,
             };
             parts.push(part);

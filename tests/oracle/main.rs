@@ -86,15 +86,18 @@ impl Run {
         let mut random = Random::new(seed);
         let path = random.pick(&["", "", "", "public", "alt, public", "public, alt", "alt", "\"$user\", public", "pg_catalog, alt, public"]);
         let set = if path.is_empty() { "RESET search_path".to_owned() } else { format!("SET search_path TO {path}") };
+        let strings = random.pick(&["on", "on", "on", "off"]);
         for side in [&self.direct, &self.proxied] {
-            let set = side.command(&set).await;
-            assert!(matches!(set, Answer::Texts(_)), "{set:?}");
+            for set in [&set, &format!("SET standard_conforming_strings TO {strings}")] {
+                let set = side.command(set).await;
+                assert!(matches!(set, Answer::Texts(_)), "{set:?}");
+            }
         }
         let templates: Vec<u64> = (0..TEMPLATES).map(|_| random.next()).collect();
         for _ in 0..TEMPLATES * TURNS {
             let template = templates[random.below(TEMPLATES)];
             let statement = Generator::new(template, random.next(), path).statement();
-            self.one(&statement, &format!("batch {seed}, path {path:?}")).await;
+            self.one(&statement, &format!("batch {seed}, path {path:?}, standard strings {strings}")).await;
         }
         TEMPLATES * TURNS
     }

@@ -46,6 +46,7 @@ pub(crate) const TABLES: &[Table] = &[
     Table { schema: "public", name: "ledger", key: "k", kind: Kind::Numeric, group: "numbers", columns: &[("k", "numeric"), ("n", "integer"), ("note", "text")], unique: "" },
     Table { schema: "public", name: "diary", key: "d", kind: Kind::Date, group: "dates", columns: &[("d", "date"), ("n", "integer"), ("note", "text")], unique: "" },
     Table { schema: "public", name: "ship", key: "region", kind: Kind::Text, group: "regions", columns: &[("region", "text"), ("n", "integer"), ("note", "text")], unique: "" },
+    Table { schema: "alt", name: "doc", key: "slug", kind: Kind::Text, group: "regions", columns: &[("slug", "text"), ("n", "integer"), ("note", "text")], unique: "" },
     Table { schema: "public", name: "event", key: "day", kind: Kind::Date, group: "months", columns: &[("day", "date"), ("n", "integer"), ("note", "text")], unique: "" },
     Table { schema: "public", name: "span", key: "k", kind: Kind::Int, group: "spans", columns: &[("k", "bigint"), ("n", "integer"), ("note", "text")], unique: "" },
     Table { schema: "public", name: "country", key: "", kind: Kind::Text, group: "", columns: &[("code", "text"), ("n", "integer"), ("note", "text")], unique: "code" },
@@ -106,7 +107,7 @@ key_type = "text"
 lists.s0 = ["eu", "uk"]
 lists.s1 = ["us"]
 lists.s2 = ["apac", "*"]
-tables = { "public.ship" = "region" }
+tables = { "public.ship" = "region", "alt.doc" = "slug" }
 [databases.oracle.groups.months]
 method = "range"
 key_type = "date"

@@ -15,7 +15,7 @@ pub fn refused(problem: &ConsoleError) -> Notice {
         ConsoleError::Parse(ParseError::Unknown(text)) => (
             format!("unknown command \"{text}\""),
             Some(format!(
-                "Commands: {}.",
+                "Commands: {}, and SHOW; SHOW HELP lists everything.",
                 list(|words| !words.starts_with("SHOW "))
             )),
         ),
@@ -110,6 +110,7 @@ fn error(sqlstate: &'static str, message: String) -> Notice {
 fn list(keep: impl Fn(&str) -> bool) -> String {
     VERBS
         .iter()
+        .filter(|verb| verb.help != "for drivers")
         .map(|verb| verb.words)
         .filter(|words| keep(words))
         .collect::<Vec<_>>()

@@ -167,15 +167,6 @@ pub fn backend_lost(shard: &str) -> Notice {
     }
 }
 
-/// A panic of ours: it ends this session only.
-#[must_use]
-pub fn internal() -> Notice {
-    Notice {
-        detail: Some("The session is closed; others are not affected. (SW901)".to_owned()),
-        ..fatal("XX000", "internal error of the proxy")
-    }
-}
-
 /// A statement that needs a second shard in a transaction.
 #[must_use]
 pub fn second_shard(first: &str, second: &str) -> Notice {

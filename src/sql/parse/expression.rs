@@ -18,9 +18,7 @@ impl Lower {
         match node {
             Node::None => Expr::Other(Vec::new()),
             Node::ColumnRef(column) => Expr::Column(column_of(column)),
-            Node::ParamRef(parameter) => {
-                Expr::Parameter(u32::try_from(parameter.number).unwrap_or(0))
-            }
+            Node::ParamRef(parameter) => self.parameter(parameter.number),
             Node::A_Const(constant) => Expr::Literal(literal(constant)),
             Node::TypeCast(cast) => {
                 let inner = Box::new(self.expr(cast.arg()));
@@ -55,6 +53,12 @@ impl Lower {
             Node::ResTarget(target) => self.target(target).value,
             _ => Expr::Other(self.children(node)),
         }
+    }
+
+    fn parameter(&mut self, number: i32) -> Expr {
+        let number = u32::try_from(number).unwrap_or(0);
+        *self.parameters.entry(number).or_default() += 1;
+        Expr::Parameter(number)
     }
 
     /// The expressions directly below a node without a rule of its own.
