@@ -87,7 +87,9 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Result<(), Notice> {
         self.tally.queries += 1;
-        let text = &values.text[statement.start as usize..statement.end as usize];
+        // A plan that is shared by template has another text's positions; such a statement stands alone in its text.
+        let place = statement.start as usize..statement.end as usize;
+        let text = values.text.get(place).unwrap_or(values.text);
         if self.deferred.as_ref().is_some_and(Deferred::failed)
             && !matches!(
                 statement.effect,

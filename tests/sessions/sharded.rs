@@ -150,3 +150,16 @@ fn the_roles_own_search_path_decides_which_table_is_meant() {
     let answer = client.ask(&query("select * from t where id = 1"));
     assert!(answer.iter().any(|line| line.contains("42P01")), "{answer:?}");
 }
+
+#[test]
+fn in_a_failed_transaction_a_statement_of_another_length_is_refused_like_any() {
+    let (_, mut client) = whole_and_sharded("lengths");
+    client.ask(&query("select n from t where id = 1000000 and n = 123456"));
+    client.ask(&query("begin"));
+    client.ask(&query("select count(*) from t"));
+    for sql in ["select n from t where id = 1 and n = 1", "select n from t where id = 1000000 and n = 12345"] {
+        let seen = client.ask(&query(sql));
+        assert!(seen[0].starts_with("E ERROR 25P02") && seen[1] == "Z E", "{seen:?}");
+    }
+    assert_eq!(client.ask(&query("rollback")), ["C ROLLBACK\\0", "Z I"]);
+}
