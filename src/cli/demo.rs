@@ -171,5 +171,6 @@ Ctrl-C stops everything and removes it.
         // As it was called: it need not be on the search path.
         program = env::args().next().unwrap_or_else(|| "shardway".to_owned()),
         configuration = configuration.display(),
+        // As it was started, so that what is printed can be typed from the same directory.
     )
 }
