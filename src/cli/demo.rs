@@ -75,7 +75,12 @@ fn demonstrate(args: &DemoArgs, output: &Output) -> Result<(), DemoError> {
         .clusters(usize::from(args.shards))
         .start()?;
     let configuration = sandbox.root().join("shardway.toml");
-    let text = shop::configuration(sandbox.clusters(), listen, Some(http));
+    // Who tries things does not want them between lines of the log.
+    let text = shop::configuration(sandbox.clusters(), listen, Some(http)).replacen(
+        "[server]\n",
+        "[server]\nlog = { level = \"warn\" }\n",
+        1,
+    );
     fs::write(&configuration, &text).map_err(|source| DemoError::Write {
         path: configuration.clone(),
         source,
@@ -92,6 +97,7 @@ fn demonstrate(args: &DemoArgs, output: &Output) -> Result<(), DemoError> {
     server::start(settings, reload, server::sessions, |_bound| {
         let _exit = output.raw(invitation.as_bytes());
     })?;
+    output.progress("stopping the servers");
     drop(sandbox);
     Ok(())
 }

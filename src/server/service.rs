@@ -1,6 +1,8 @@
 //! What serves connections: the seam between accepting and sessions.
 
-use crate::{admin::Console, config::settings::Settings, net::transport::Transport, plan::cache::Stats};
+use crate::{
+    admin::Console, config::settings::Settings, net::transport::Transport, plan::cache::Stats,
+};
 use std::{future::Future, pin::Pin, sync::Arc};
 
 /// One connection being served.

@@ -141,8 +141,10 @@ impl Service for Sessions {
 
     fn plan_caches(&self) -> Vec<(String, Stats)> {
         let databases = self.shared.databases.load();
-        let mut caches: Vec<_> =
-            databases.iter().map(|(name, database)| (name.clone(), database.plans.stats())).collect();
+        let mut caches: Vec<_> = databases
+            .iter()
+            .map(|(name, database)| (name.clone(), database.plans.stats()))
+            .collect();
         caches.sort_by(|(one, _), (other, _)| one.cmp(other));
         caches
     }

@@ -134,6 +134,63 @@ async fn who_is_connected_is_told(ops: &Client) {
 }
 
 #[test]
+fn a_session_that_keeps_its_backend_is_counted_while_it_lives() {
+    let stage = Stage::with_pool("mode = \"session\"");
+    stage.block_on(async {
+        let app = stage.client("alice", "app").await;
+        for id in 101..=104 {
+            let sql = format!("SELECT 1 FROM orders WHERE customer = {id}");
+            app.simple_query(&sql).await.unwrap();
+        }
+        let ops = stage.client("ops", "shardway").await;
+        let all = rows(&ops, "SHOW STATS").await;
+        let stats = row(&all, "database", "app");
+        assert_eq!(number(stats, "total_query_count"), 4);
+        assert_eq!(number(stats, "total_xact_count"), 4);
+        let clients = rows(&ops, "SHOW CLIENTS").await;
+        let client = row(&clients, "database", "app");
+        assert_eq!(
+            (&*client["state"], &*client["in_transaction"]),
+            ("active", "no")
+        );
+        assert_eq!(number(client, "queries"), 4);
+    });
+}
+
+#[test]
+fn clients_that_wait_for_a_backend_are_shown_and_counted() {
+    let stage = Stage::with_pool("size = 1\nwait_timeout = \"2s\"");
+    stage.block_on(async {
+        let holder = stage.client("alice", "app").await;
+        let other = stage.client("alice", "app").await;
+        let ops = stage.client("ops", "shardway").await;
+        holder
+            .batch_execute("BEGIN; SELECT 1 FROM orders WHERE customer = 7")
+            .await
+            .unwrap();
+        let refused = other.simple_query("SELECT 1 FROM orders WHERE customer = 7");
+        let waiting = async {
+            loop {
+                let pools = rows(&ops, "SHOW POOLS").await;
+                if row(&pools, "database", "app")["cl_waiting"] == "1" {
+                    return;
+                }
+            }
+        };
+        let (refused, ()) = tokio::join!(refused, waiting);
+        assert_eq!(code(&refused.unwrap_err()), "53300");
+        holder.batch_execute("COMMIT").await.unwrap();
+        other.simple_query("SELECT 1").await.unwrap();
+        let all = rows(&ops, "SHOW STATS").await;
+        let stats = row(&all, "database", "app");
+        assert_eq!(number(stats, "total_wait_timeouts"), 1);
+        assert!(number(stats, "total_wait_time") >= 2_000_000, "{stats:?}");
+        let refusals = rows(&ops, "SHOW REFUSALS").await;
+        assert_eq!(number(row(&refusals, "code", "SW201"), "count"), 1);
+    });
+}
+
+#[test]
 fn the_console_speaks_the_extended_protocol() {
     let stage = Stage::open();
     stage.block_on(async {

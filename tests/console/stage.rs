@@ -28,10 +28,15 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn open() -> Self {
+        Self::with_pool("")
+    }
+
+    /// With these lines in its section `pool`.
+    pub(crate) fn with_pool(pool: &str) -> Self {
         let server = server_port();
         let text = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 2\n\
-             [databases.app]\ncatalog = \"s0\"\n\
+             [pool]\n{pool}\n[databases.app]\ncatalog = \"s0\"\n\
              shards.s0 = {{ primary = \"postgres://127.0.0.1:{server}/s0?sslmode=disable\" }}\n\
              shards.s1 = {{ primary = \"postgres://127.0.0.1:{server}/s1?sslmode=disable\" }}\n\
              [databases.app.groups.customers]\nmethod = \"hash\"\nkey_type = \"bigint\"\nbuckets = 16\n\

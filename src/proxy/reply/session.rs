@@ -196,9 +196,14 @@ pub fn several_shards_in_query(first: &str, second: &str) -> Notice {
 #[must_use]
 pub fn meaning_changes_within() -> Notice {
     Notice {
-        detail: Some("The statements behind it were planned with the settings before it. (SW303)".to_owned()),
+        detail: Some(
+            "The statements behind it were planned with the settings before it. (SW303)".to_owned(),
+        ),
         hint: Some("Send SET, RESET, DISCARD and ROLLBACK in messages of their own.".to_owned()),
-        ..error("0A000", "a setting that changes within one message is not supported over several shards")
+        ..error(
+            "0A000",
+            "a setting that changes within one message is not supported over several shards",
+        )
     }
 }
 
