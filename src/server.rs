@@ -37,6 +37,8 @@ pub type Reload = Arc<dyn Fn() -> Result<Settings, String> + Send + Sync>;
 
 /// How long sessions that were told to end now may take before the process leaves them.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the start may wait for servers to say what tables they have.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often pools are looked after.
 const MAINTENANCE: Duration = Duration::from_secs(1);
 
@@ -171,6 +173,9 @@ pub async fn run<S: Service>(
     if let Some(listener) = http {
         helpers.spawn("http", serve_http(listener, Arc::clone(&console)));
     }
+    // Before the first client: a table that does not fit must not be routed by even once.
+    let first_look = Arc::clone(&service).learn(foundation.settings.load_full());
+    drop(tokio::time::timeout(FIRST_LOOK, first_look).await);
     for listener in listeners {
         accept(listener, &sessions, &helpers, &life);
     }
