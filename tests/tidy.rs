@@ -250,6 +250,22 @@ fn every_code_that_clients_see_is_in_the_table() {
     none(&faults);
 }
 
+#[test]
+fn metrics_that_documents_and_alerts_name_exist() {
+    let known = read(&root_dir().join("src/metrics/exposition.rs"));
+    let mut faults = Vec::new();
+    let mut named = documents();
+    named.extend(files(&root_dir().join("config"), "yml"));
+    for file in named {
+        for word in read(&file).split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+            if word.starts_with("shardway_") && !known.contains(&format!("\"{word}\"")) {
+                faults.push(format!("{}: {word}", file.display()));
+            }
+        }
+    }
+    none(&faults);
+}
+
 /// `SW` and three digits, wherever they stand.
 fn codes(text: &str) -> Vec<&str> {
     text.match_indices("SW")

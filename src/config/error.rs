@@ -116,6 +116,8 @@ pub enum Problem {
     KeyColumnTwice { column: String },
     #[error("database `\"*\"` has one shard and no groups or tables")]
     WildcardShards,
+    #[error("an empty list of databases would be taken for every one")]
+    NoDatabases,
     #[error("`min_size` is above `size`")]
     PoolSizes,
     #[error("a database cannot be named `shardway`: that is the console")]
@@ -172,6 +174,7 @@ impl Problem {
                 Some("bigint, text, uuid, date, timestamptz, numeric and bytea can be keys".to_owned())
             }
             Self::NotATable(_) => Some("write \"schema.table\" as PostgreSQL stores the names, unquoted".to_owned()),
+            Self::NoDatabases => Some("name the databases that the user may enter, or leave `databases` out for every one".to_owned()),
             Self::TlsIncomplete => Some("give both, or `mode = \"disable\"`".to_owned()),
             _ => None,
         }

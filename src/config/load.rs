@@ -351,6 +351,9 @@ fn read_users(
     let mut users = BTreeMap::new();
     for (name, span, node) in reader.children(file, "users", Section::User) {
         let entered = reader.texts(&node, "databases");
+        if entered.is_empty() && node.has("databases") {
+            reader.fail(&node.place("databases"), Problem::NoDatabases);
+        }
         for (database, span) in &entered {
             // Under the wildcard every name is a database.
             if !databases.contains_key(database) && !databases.contains_key("*") {

@@ -191,7 +191,7 @@ impl Pool {
                 self.settle(freed);
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot connect to the server");
+                tracing::debug!(%error, "no connection for those that wait");
                 let error = Arc::new(error);
                 let waiters = self.lock().open_failed(now);
                 for waiter in waiters {

@@ -174,7 +174,11 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
     let connected =
         backend::connect(&login.address, &login.database, &login.credentials, &[], login.timeout, &parts.tls)
             .await
-            .inspect_err(|_| parts.metrics.process.connect_failures.increment())?;
+            .inspect_err(|error| {
+                parts.metrics.process.connect_failures.increment();
+                let (database, shard, user) = (&*login.logical, &*login.shard, &*login.user);
+                tracing::warn!(database, shard, user, %error, "cannot connect to the server");
+            })?;
     let encryption = if connected.transport.is_encrypted() { Encryption::Tls } else { Encryption::Plain };
     info.set_connected(connected.pid, encryption);
     let mut reported = Reported::default();

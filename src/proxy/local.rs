@@ -407,8 +407,10 @@ impl Session {
         let is_on = |value: Option<String>, default: bool| {
             value.map_or(default, |value| matches!(value.as_str(), "on" | "true" | "yes" | "1" | "t" | "y"))
         };
-        let default_path = || vec!["$user".to_owned(), "public".to_owned()];
-        let path = self.parameters.get("search_path").map_or_else(|| Some(default_path()), list);
+        // ALTER ROLE and ALTER DATABASE may have changed PostgreSQL's own default.
+        let default = self.defaults.search_path.as_deref().unwrap_or("\"$user\", public");
+        let default = Value::Config(default.to_owned());
+        let path = list(self.parameters.get("search_path").unwrap_or(&default));
         let role = text("role").filter(|role| role != "none").unwrap_or_else(|| self.user.backend.user.clone());
         let search_path = path
             .unwrap_or_default()

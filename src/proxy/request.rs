@@ -1,7 +1,7 @@
 //! What a client asks: one message after another, planned, given a shard, and sent on.
 
 use super::{
-    link::Hold,
+    link::{Hold, Link},
     local::{own_setting, put_explanation_columns},
     prepared::{Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
@@ -840,7 +840,7 @@ impl Session {
         if let (Target::ByKey(_), Some(finding)) = (&statement.target, self.database.unfit.load().as_deref()) {
             return Err(reply::unfit(finding));
         }
-        let bound = here.filter(|link| link.hold == Hold::Bound || link.status != Status::Idle).map(|link| link.shard);
+        let bound = here.filter(|link| self.is_bound(link)).map(|link| link.shard);
         let place = match route {
             Route::One(shard) => Place { shard, hold: Hold::Bound },
             Route::Home => Place { shard: self.snapshot.home, hold: Hold::Bound },
@@ -868,10 +868,17 @@ impl Session {
         }
     }
 
+    /// Whether the transaction or batch is on this link, and not only beside it.
+    fn is_bound(&self, link: &Link) -> bool {
+        let beside = matches!(link.hold, Hold::Aside | Hold::AsideTransaction) && self.deferred.is_some();
+        link.hold == Hold::Bound || (link.status != Status::Idle && !beside)
+    }
+
     /// Whether a read that any shard answers may run beside the deferred transaction, with a snapshot of its own.
     fn reads_beside(&self) -> bool {
         self.deferred.as_ref().is_some_and(crate::protocol::transaction::Deferred::statement_snapshots)
             && self.parameters.get("default_transaction_isolation").is_none()
+            && self.defaults.isolation.as_deref() == Some("read committed")
     }
 
     /// Where a statement is parsed and described before its values are known.

@@ -119,6 +119,13 @@ pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::R
 /// Names and what they stood for.
 pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
 
+/// Settings of the role, database or server that the client did not choose, and that routing depends on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Defaults {
+    pub(super) search_path: Option<String>,
+    pub(super) isolation: Option<String>,
+}
+
 /// One client's session.
 #[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the batch under way")]
 pub struct Session {
@@ -149,6 +156,8 @@ pub struct Session {
     pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
     pub(super) unnamed: Option<Arc<Prepared>>,
     pub(super) parameters: Parameters,
+    /// What the role and the server set for those settings that decide where statements go.
+    pub(super) defaults: Defaults,
     pub(super) context: Arc<Context>,
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
@@ -477,9 +486,17 @@ impl Session {
     /// # Errors
     /// Outer: the backend is lost. Inner: the server's error, as the client may see it.
     pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Words>, End> {
+        Ok(self.ask(sql).await?.map(drop))
+    }
+
+    /// As [`Session::prelude`], and hands back the first value of the last row, if there is one that is text.
+    ///
+    /// # Errors
+    /// As [`Session::prelude`].
+    pub(super) async fn ask(&mut self, sql: &[u8]) -> Result<Result<Option<String>, Words>, End> {
         let Some(link) = &mut self.link else { return Err(End::Client) };
         put_query(link.lease.stream.out(), sql);
-        let mut problem = None;
+        let (mut problem, mut value) = (None, None);
         loop {
             let Some(header) = frame::backend(link.lease.stream.buffered()).map_err(|error| broken(&error))? else {
                 read_more(link, &self.database).await?;
@@ -494,6 +511,7 @@ impl Session {
             let mut ready = false;
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
+                b'D' => value = first_value(body),
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -510,7 +528,7 @@ impl Session {
             if ready {
                 // A simple query ends the unnamed statement.
                 link.lease.unnamed = None;
-                return Ok(problem.map_or(Ok(()), Err));
+                return Ok(problem.map_or(Ok(value), Err));
             }
         }
     }
@@ -791,6 +809,14 @@ async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
         return Err(lost());
     }
     Ok(())
+}
+
+/// The first column of a DataRow, when it is text.
+fn first_value(body: &[u8]) -> Option<String> {
+    let mut body = frame::Body::new(body);
+    body.u16().ok()?;
+    let value = body.value().ok()??;
+    String::from_utf8(value.to_vec()).ok()
 }
 
 /// The session ends with these words.

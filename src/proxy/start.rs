@@ -5,7 +5,7 @@ use super::{
     database::Database,
     local::check_own,
     reply::session as reply,
-    session::{End, Phase, Rest, Session, told},
+    session::{Defaults, End, Phase, Rest, Session, told},
 };
 use crate::{
     catalog::shard::ShardId,
@@ -165,6 +165,7 @@ impl Session {
             portals: HashMap::default(),
             unnamed: None,
             parameters: Parameters::default(),
+            defaults: Defaults::default(),
             context: Arc::new(Context {
                 search_path: Vec::new(),
                 standard_conforming_strings: true,
@@ -205,6 +206,9 @@ impl Session {
         if let Some(link) = &self.link {
             self.reported = link.lease.reported.clone();
         }
+        if !self.snapshot.is_single() {
+            self.learn_defaults().await?;
+        }
         if self.mode == crate::config::settings::PoolMode::Transaction {
             self.unlink().await?;
         }
@@ -220,6 +224,18 @@ impl Session {
             out.extend_from_slice(&key);
         });
         put_ready(out, Status::Idle);
+        Ok(())
+    }
+
+    /// Asks for the settings that routing depends on and that the role or the database may have set.
+    async fn learn_defaults(&mut self) -> Result<(), End> {
+        let asked = self
+            .ask(b"SELECT pg_catalog.current_setting('search_path') || E'\\n' || pg_catalog.current_setting('default_transaction_isolation')")
+            .await?;
+        let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
+        if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
+            self.defaults = Defaults { search_path: Some(path.to_owned()), isolation: Some(isolation.to_owned()) };
+        }
         Ok(())
     }
 

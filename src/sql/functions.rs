@@ -2,7 +2,7 @@
 //!
 //! `functions.txt` lists `pg_catalog` (of PostgreSQL 15, and what 16 to 18 added): `i`, `s` or `v`, the most volatile
 //! of a name's overloads, then the name. A volatile function is refused on no particular shard unless it is in
-//! [`HARMLESS`].
+//! `HARMLESS`.
 
 use std::{collections::HashMap, sync::LazyLock};
 

@@ -2,7 +2,7 @@
 //!
 //! Two texts with equal templates have equal token streams but for the values of their literals, and literals in the
 //! same place are of the same [`Kind`] (written the same way, typed the same by PostgreSQL). A template is decodable:
-//! outside double quotes a byte below 0x20 is a literal's place; one that begins with [`BROKEN`] is the text itself.
+//! outside double quotes a byte below 0x20 is a literal's place; one that begins with `BROKEN` is the text itself.
 //! The rules are those of PostgreSQL 18's `scan.l`; `tests/scanner_oracle` compares them with it.
 //!
 //! What cannot be lexed (an unterminated string, `1a`, a stray control byte) is never made into a template that a

@@ -29,9 +29,18 @@ impl Client {
     }
 
     pub(crate) fn connect_to(port: u16, database: &str, settings: &[(&str, &str)]) -> Self {
+        Self::connect_as(port, "postgres", database, settings)
+    }
+
+    pub(crate) fn connect_as(
+        port: u16,
+        user: &str,
+        database: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let mut client = Self::open(port);
         let mut pairs = vec![
-            (&b"user"[..], &b"postgres"[..]),
+            (&b"user"[..], user.as_bytes()),
             (b"database", database.as_bytes()),
         ];
         pairs.extend(

@@ -104,3 +104,49 @@ fn a_refused_statement_undoes_its_batch() {
     }
     assert_eq!(client.value("select count(*) from t where id = 3"), "0");
 }
+
+#[test]
+fn a_transaction_command_behind_a_read_in_one_pipeline_is_the_clients_transactions() {
+    let mut clients = whole_and_sharded("behind");
+    let insert_one = insert(batch().run("begin", &[]).run("select 1", &[]), "1").run("commit", &[]).sync();
+    alike(&mut clients, &insert_one.0, 1);
+    let rolled_back = insert(batch().run("begin", &[]).run("select 1", &[]), "2").run("rollback", &[]).sync();
+    alike(&mut clients, &rolled_back.0, 1);
+    alike(&mut clients, &query("select n from t where id = 1"), 1);
+    alike(&mut clients, &query("select n from t where id = 2"), 1);
+    for sql in ["begin; savepoint a", "insert into t (id, n) values (200, 1)", "commit", "select n from t where id = 200"] {
+        alike(&mut clients, &query(sql), 1);
+    }
+    for sql in ["begin", "select 1; commit", "select n from t where id = 200", "commit"] {
+        alike(&mut clients, &query(sql), 1);
+    }
+}
+
+#[test]
+fn the_roles_own_search_path_decides_which_table_is_meant() {
+    let server = postgres().port();
+    let mut admin = Client::connect(server, &[]);
+    for sql in ["create database paths_0", "create database paths_1", "create role wanderer login", "alter role wanderer set search_path = other"] {
+        admin.ask(&query(sql));
+    }
+    for name in ["paths_0", "paths_1"] {
+        let mut shard = Client::connect_to(server, name, &[]);
+        for sql in [
+            "create table t (id bigint primary key)", "create schema other", "create table other.t (id bigint primary key)",
+            "grant all on schema other to wanderer", "grant all on all tables in schema other to wanderer",
+        ] {
+            shard.ask(&query(sql));
+        }
+    }
+    let shard = |at: usize| format!("shards.s{at} = {{ primary = \"postgres://127.0.0.1:{server}/paths_{at}?sslmode=disable\" }}\n");
+    let databases = format!(
+        "[databases.paths]\n{}{}[databases.paths.groups.g]\nmethod = \"hash\"\nkey_type = \"bigint\"\n\
+         tables = {{ \"public.t\" = \"id\" }}\n[users.wanderer]\nauth = \"trust\"\n",
+        shard(0),
+        shard(1)
+    );
+    let proxy = Proxy::with("size = 2", &databases);
+    let mut client = Client::connect_as(proxy.port, "wanderer", "paths", &[]);
+    let answer = client.ask(&query("select * from t where id = 1"));
+    assert!(answer.iter().any(|line| line.contains("42P01")), "{answer:?}");
+}
