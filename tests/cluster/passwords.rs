@@ -75,8 +75,7 @@ fn an_unknown_database_and_one_that_is_not_the_users_are_refused() {
         assert_refused(&config, &SqlState::INVALID_CATALOG_NAME, "no such database");
     }
     let proxy = shop().serve(&Recipe::with(
-        "[users.elsewhere]\npassword = \"x\"\ndatabases = []\nconsole = \"stats\"\n\
-         [users.visitor]\npassword = \"x\"\ndatabases = [\"other\"]\n\
+        "[users.visitor]\npassword = \"x\"\ndatabases = [\"other\"]\n\
          [databases.other]\nshards.s0 = { primary = \"postgres://127.0.0.1:1/other\" }",
     ));
     let mut config = proxy.target().config();
