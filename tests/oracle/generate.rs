@@ -369,7 +369,7 @@ impl Generator {
 
     fn read(&mut self) -> (&'static str, String) {
         match self.s.below(38) {
-            33 | 34 => ("shared parameter", self.shared_parameter()),
+            33 => ("shared parameter", self.shared_parameter()),
             35 | 36 => ("nested using", self.nested_using()),
             0..5 => ("scan", self.scan()),
             5..7 => ("aggregate", self.aggregate()),

@@ -54,7 +54,7 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
         assert!(differences.is_empty(), "seed {seed}: {differences:#?}");
         assert!(run.mismatches.is_empty(), "{} wrong answers:\n{}", run.mismatches.len(), run.mismatches.join("\n"));
         let refused: usize = run.refused.values().sum();
-        assert!((done - refused) * 2 > done, "too much is refused: {refused} of {done}");
+        assert!((done - refused) * 5 > done * 2, "too much is refused: {refused} of {done}");
     });
 }
 
@@ -84,7 +84,7 @@ impl Run {
     /// Runs a handful of templates in a random order, each several times; how many statements.
     async fn batch(&mut self, seed: u64) -> usize {
         let mut random = Random::new(seed);
-        let path = random.pick(&["", "", "", "public", "alt, public", "public, alt", "alt", "\"$user\", public", "pg_catalog, alt, public"]);
+        let path = random.pick(&["", "", "", "public", "alt, public", "public, alt", "alt", "\"$user\", public", "pg_catalog, alt, public", "early, public"]);
         let set = if path.is_empty() { "RESET search_path".to_owned() } else { format!("SET search_path TO {path}") };
         let strings = random.pick(&["on", "on", "on", "off"]);
         for side in [&self.direct, &self.proxied] {
