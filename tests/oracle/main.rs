@@ -37,6 +37,7 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
     runtime.block_on(async {
         let world = World::start(&mut Random::new(seed)).await;
         let mut run = Run::open(&world).await;
+        run.proxied.learnt().await;
         let mut done = 0;
         let mut batch = seed.wrapping_mul(1_000_003);
         while done < statements && run.mismatches.len() < MISMATCHES_SHOWN {
@@ -106,6 +107,9 @@ impl Run {
         if statement.usage == Use::RolledBack {
             for side in [&self.direct, &self.proxied] {
                 side.command("BEGIN").await;
+                for setting in statement.setting {
+                    side.command(setting).await;
+                }
             }
         }
         let proxied = self.proxied.ask(statement).await;
@@ -126,7 +130,8 @@ impl Run {
             if direct != proxied {
                 let (sql, shape, parameters) = (&statement.sql, statement.shape, &statement.parameters);
                 self.mismatches.push(format!(
-                    "{place}, {shape}: {sql}\n  parameters {parameters:?}\n  PostgreSQL {}\n  Shardway   {}",
+                    "{place}, {shape}: {:?} {sql}\n  parameters {parameters:?}\n  PostgreSQL {}\n  Shardway   {}",
+                    statement.setting,
                     short(&direct),
                     short(&proxied)
                 ));
