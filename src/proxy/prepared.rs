@@ -3,7 +3,8 @@
 //! names is needed; the client's own names never leave the session.
 
 use crate::{
-    plan::{Plan, StatementPlan},
+    catalog::snapshot::{Epoch, Snapshot},
+    plan::{Context, Plan, StatementPlan},
     sql::normalize::Slots,
     wire::types::Oid,
 };
@@ -19,10 +20,27 @@ pub(super) struct Prepared {
     pub(super) raw_types: Box<[u8]>,
     pub(super) types: SmallVec<[Oid; 4]>,
     pub(super) plan: Arc<Plan>,
+    /// What the plan was made by.
+    pub(super) basis: Basis,
     pub(super) slots: Slots,
     pub(super) id: u128,
     /// Whether the client gave it no name; then it has none on the backend either.
     pub(super) unnamed: bool,
+}
+
+/// What a plan depends on besides the statement: PostgreSQL reads the names of a prepared statement anew when
+/// search_path has changed, so its plan here must not outlive what it was made by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Basis {
+    context: u64,
+    epoch: Epoch,
+    schema: u64,
+}
+
+impl Basis {
+    pub(super) fn of(context: &Context, snapshot: &Snapshot) -> Self {
+        Self { context: context.digest, epoch: snapshot.epoch, schema: snapshot.schema }
+    }
 }
 
 impl Prepared {

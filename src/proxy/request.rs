@@ -2,7 +2,7 @@
 
 use super::{
     link::Hold,
-    prepared::{Prepared, identity, server_name},
+    prepared::{Basis, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     session::{End, Note, Phase, Portal, Rest, Session, told},
 };
@@ -381,6 +381,7 @@ impl Session {
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
+            basis: Basis::of(&self.context, &self.snapshot),
             slots: planned.slots,
             unnamed: parse.name.is_empty(),
         });
@@ -574,11 +575,38 @@ impl Session {
     async fn prepared(&mut self, name: &[u8]) -> Result<Arc<Prepared>, Stop> {
         let found = if name.is_empty() { self.unnamed.as_ref() } else { self.statements.get(name) };
         if let Some(found) = found {
-            return Ok(Arc::clone(found));
+            let found = Arc::clone(found);
+            return Ok(self.planned_anew(name, found));
         }
         // What was parsed before it is answered before it.
         self.flush_pending().await?;
         Err(reply::no_such_statement(name).into())
+    }
+
+    /// The statement, planned again when the session's settings or the snapshot are not those of its plan any more.
+    fn planned_anew(&mut self, name: &[u8], found: Arc<Prepared>) -> Arc<Prepared> {
+        let basis = Basis::of(&self.context, &self.snapshot);
+        if found.basis == basis || self.pending.iter().any(|pending| Arc::ptr_eq(pending, &found)) {
+            return found;
+        }
+        let planned =
+            self.database.plans.plan(&found.text, &found.types, &self.context, &self.snapshot, &mut self.scratch);
+        let anew = Arc::new(Prepared {
+            id: identity(self.shared.seed, self.context.digest, &found.text, &found.raw_types),
+            text: found.text.clone(),
+            raw_types: found.raw_types.clone(),
+            types: found.types.clone(),
+            plan: planned.plan,
+            basis,
+            slots: planned.slots,
+            unnamed: found.unnamed,
+        });
+        if name.is_empty() {
+            self.unnamed = Some(Arc::clone(&anew));
+        } else {
+            self.statements.insert(name.into(), Arc::clone(&anew));
+        }
+        anew
     }
 
     // ---- statements on backends ----

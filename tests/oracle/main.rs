@@ -107,7 +107,7 @@ impl Run {
         if statement.usage == Use::RolledBack {
             for side in [&self.direct, &self.proxied] {
                 side.command("BEGIN").await;
-                for setting in statement.setting {
+                if let Some(setting) = statement.setting {
                     side.command(setting).await;
                 }
             }
@@ -156,4 +156,30 @@ impl Run {
 fn short(answer: &Answer) -> String {
     let text = format!("{answer:?}");
     text.chars().take(600).collect()
+}
+
+/// PostgreSQL reads the names of a prepared statement by the search_path of each execution.
+#[test]
+fn a_prepared_statement_follows_search_path() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let world = World::start(&mut Random::new(7)).await;
+        let mut run = Run::open(&world).await;
+        run.proxied.learnt().await;
+        for path in ["public", "alt, public", "public", "alt", "early, public", "alt, public"] {
+            for side in [&run.direct, &run.proxied] {
+                side.command(&format!("SET search_path TO {path}")).await;
+            }
+            for (table, key, group) in [("doc", "slug", "texts"), ("doc", "slug", "regions"), ("acct", "id", "ints")] {
+                for value in schema::keys(group) {
+                    let parameters = vec![value::Value { text: Some((*value).to_owned()), binary: false }];
+                    let sql = format!("SELECT n, note FROM {table} WHERE {key} = $1");
+                    let (ordered, usage, setting, shape) = (false, Use::Read, None, "prepared");
+                    run.one(&Statement { sql, parameters, ordered, usage, setting, shape }, path).await;
+                }
+            }
+        }
+        assert!(run.mismatches.is_empty(), "{}", run.mismatches.join("\n"));
+        assert!(run.shapes["prepared"][0] > 100, "{:?}", run.shapes);
+    });
 }
