@@ -482,7 +482,9 @@ impl Session {
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
-                return self.execute_here(&prepared);
+                self.execute_here(&prepared)?;
+                self.take_over_settings();
+                return Ok(());
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -495,6 +497,7 @@ impl Session {
         if forgets {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
+            self.take_over_settings();
         }
         Ok(())
     }
@@ -872,7 +875,12 @@ fn ends_transaction(effect: &Effect) -> bool {
 
 /// Whether a backend has fewer prepared statements after it.
 fn forgets_statements(statement: &StatementPlan) -> bool {
-    matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
+    matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_)) || changes_meaning(&statement.effect)
+}
+
+/// Whether what follows in the same batch may mean something else: it waits until the backend has agreed.
+fn changes_meaning(effect: &Effect) -> bool {
+    matches!(effect, Effect::Set { .. } | Effect::SetEach(_) | Effect::Reset(_) | Effect::ResetAll | Effect::RollbackTo(_))
 }
 
 /// What makes a backend fail when we refuse a statement in its transaction: it appears in the server's log, so it says
