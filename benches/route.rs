@@ -107,5 +107,6 @@ fn snapshot() -> Snapshot {
         tables: HashMap::default(),
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
+        others: HashMap::default(),
     }
 }

@@ -10,7 +10,7 @@ use shardway::{
         hash::HashFunction,
         key::KeyType,
         shard::ShardId,
-        snapshot::{Epoch, Placement, Snapshot, Table, TableName, Unlisted},
+        snapshot::{Epoch, Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
         Context, Plan, Route, Target, Values, analyze::analyze, explain::describe,
@@ -295,6 +295,7 @@ fn shop() -> Snapshot {
         tables: tables.collect(),
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
+        others: HashMap::default(),
     }
 }
 
@@ -413,6 +414,28 @@ fn endless_statements_neither_hang_nor_overflow() {
         .expect("a thread")
         .join()
         .expect("no overflow");
+}
+
+/// A table that nothing lists, in an earlier schema of search_path, is what PostgreSQL reads: not the listed one.
+#[test]
+fn what_nothing_lists_hides_what_is_listed_behind_it() {
+    let mut snapshot = shop();
+    let name = |schema: &str, name: &str| TableName { schema: schema.to_owned(), name: name.to_owned() };
+    snapshot.others.insert(name("early", "orders"), Other::Table);
+    snapshot.others.insert(name("public", "orders_of_42"), Other::Derived);
+    let route = |sql: &str, path: &[&str], snapshot: &Snapshot| {
+        let context = Context { search_path: path.iter().map(|&schema| schema.to_owned()).collect(), ..context() };
+        let (plan, slots) = plan_of(sql, &context, snapshot);
+        let values = Values { text: sql.as_bytes(), slots: &slots, types: &[], bind: None };
+        one_outcome(&plan.statements[0], &values, snapshot)
+    };
+    let sql = "SELECT * FROM orders WHERE customer_id = 42";
+    assert_eq!(route(sql, &["early", "public"], &snapshot), "SW104");
+    assert!(route(sql, &["public", "early"], &snapshot).starts_with("one"));
+    assert!(route(&sql.replace("orders", "public.orders"), &["early", "public"], &snapshot).starts_with("one"));
+    snapshot.unlisted = Unlisted::On(ShardId(1));
+    assert_eq!(route("SELECT * FROM orders", &["early", "public"], &snapshot), "one s1");
+    assert_eq!(route("SELECT * FROM orders_of_42", &["public"], &snapshot), "SW104");
 }
 
 /// A database of one shard refuses nothing; only what its session must know is told.

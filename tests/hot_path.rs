@@ -207,5 +207,6 @@ fn snapshot() -> Snapshot {
         tables: HashMap::default(),
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
+        others: HashMap::default(),
     }
 }

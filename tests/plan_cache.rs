@@ -194,6 +194,7 @@ fn shop() -> Snapshot {
         tables: tables(),
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
+        others: HashMap::default(),
     }
 }
 

@@ -29,6 +29,18 @@ pub struct Snapshot {
     pub key_columns: Vec<(String, GroupId)>,
     /// Where tables live that nothing lists.
     pub unlisted: Unlisted,
+    /// What servers have outside of their own schemas that nothing lists, once they were asked: in an earlier schema of
+    /// search_path it hides a listed table.
+    pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
+}
+
+/// A relation that nothing lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// With rows of its own.
+    Table,
+    /// A view, a partition, an inheritance child: its rows are those of tables that may be elsewhere too.
+    Derived,
 }
 
 /// A table's name with its schema, both as the catalog stores them (case folded already).
@@ -83,6 +95,15 @@ impl Snapshot {
     #[must_use]
     pub fn table(&self, schema: &str, name: &str) -> Option<&Table> {
         self.tables.get(&TableName { schema: schema.to_owned(), name: name.to_owned() })
+    }
+
+    /// What kind of relation it is, if servers have it and nothing lists it.
+    #[must_use]
+    pub fn other(&self, schema: &str, name: &str) -> Option<Other> {
+        if self.others.is_empty() {
+            return None;
+        }
+        self.others.get(&TableName { schema: schema.to_owned(), name: name.to_owned() }).copied()
     }
 
     /// Every shard.

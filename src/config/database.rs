@@ -97,6 +97,7 @@ fn read_database(
             .map(|(column, group, _)| (column, group))
             .collect(),
         unlisted,
+        others: HashMap::default(),
         shards: names,
     };
     let pool_node = reader.child(node, "pool", Section::Pool);

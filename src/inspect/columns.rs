@@ -33,6 +33,36 @@ WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm') \
   AND n.nspname !~ '^pg_(toast|temp)' \
 ORDER BY c.oid, a.attnum";
 
+const DERIVED: &str = "\
+SELECT n.nspname::text, c.relname::text, c.relkind IN ('v', 'm') \
+FROM pg_catalog.pg_class c \
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+WHERE c.relkind IN ('v', 'm') OR c.relispartition \
+   OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relkind IN ('r', 'f'))";
+
+/// How a relation comes to rows of other tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Derived {
+    /// Shows what it computes of them, materialised or not.
+    View,
+    /// A partition or an inheritance child: holds some of them.
+    Child,
+}
+
+/// Asks which relations are views, partitions or inheritance children.
+///
+/// # Errors
+/// What the server said, or why it could not be asked.
+pub(super) async fn derived(client: &Client) -> Result<BTreeMap<TableName, Derived>, AskError> {
+    let mut found = BTreeMap::new();
+    for row in client.query(DERIVED, &[]).await? {
+        let (schema, name) = (row.try_get(0)?, row.try_get(1)?);
+        let how = if row.try_get(2)? { Derived::View } else { Derived::Child };
+        found.insert(TableName { schema, name }, how);
+    }
+    Ok(found)
+}
+
 /// Asks for the columns of all tables and views outside of the system's own schemas.
 ///
 /// # Errors

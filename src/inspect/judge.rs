@@ -1,7 +1,7 @@
 //! What the shards said against what the configuration says. Pure.
 
 use super::{
-    columns::Column,
+    columns::{Column, Derived},
     finding::{Difference, Finding},
     survey::{Observed, Survey},
 };
@@ -10,13 +10,13 @@ use crate::{
         group::GroupId,
         key::KeyType,
         shard::ShardId,
-        snapshot::{Placement, Snapshot, Table, TableName, Unlisted},
+        snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     wire::types::{
         BPCHAR, BYTEA, DATE, INT2, INT4, INT8, NUMERIC, Oid, TEXT, TIMESTAMPTZ, UUID, VARCHAR,
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const VERSIONS: std::ops::Range<u32> = 140_000..190_000;
 /// The schema that Shardway keeps for itself.
@@ -76,6 +76,7 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
             },
         );
     }
+    snapshot.others = others(snapshot, &observed);
     for (name, table) in &mut snapshot.tables {
         let mut known: Option<&Vec<Column>> = None;
         let mut agreed = true;
@@ -93,6 +94,21 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
     }
 }
 
+/// What nothing lists, on any shard.
+fn others(snapshot: &Snapshot, observed: &[&Observed]) -> HashMap<TableName, Other, foldhash::fast::RandomState> {
+    let mut others = HashMap::default();
+    for shard in observed {
+        for table in shard.tables.keys().filter(|table| !snapshot.tables.contains_key(*table)) {
+            let kind = if shard.derived.contains_key(table) { Other::Derived } else { Other::Table };
+            let known = others.entry(table.clone()).or_insert(kind);
+            if kind == Other::Derived {
+                *known = kind;
+            }
+        }
+    }
+    others
+}
+
 /// Tables that nothing lists and that have a group's key column, on any shard.
 fn tables_by_key_column(
     snapshot: &Snapshot,
@@ -102,7 +118,9 @@ fn tables_by_key_column(
     for (column, group) in &snapshot.key_columns {
         for (table, columns) in observed.iter().flat_map(|observed| &observed.tables) {
             let has_it = columns.iter().any(|other| other.name == *column);
-            if has_it && !snapshot.tables.contains_key(table) && table.schema != OWN_SCHEMA {
+            // What a view shows of a tenant may be made of rows of others.
+            let own_rows = observed.iter().all(|observed| observed.derived.get(table) != Some(&Derived::View));
+            if has_it && own_rows && !snapshot.tables.contains_key(table) && table.schema != OWN_SCHEMA {
                 found
                     .entry(table.clone())
                     .or_insert_with(|| (*group, column.clone()));
@@ -290,6 +308,31 @@ mod tests {
         "#;
         let settings = load_str("test", text, Path::new(".")).unwrap();
         settings.databases["app"].snapshot.as_ref().clone()
+    }
+
+    #[test]
+    fn what_nothing_lists_is_known_and_a_view_belongs_to_no_group() {
+        let mut observed = Observed::default();
+        for (name, derived) in [("visits", None), ("ranks", Some(Derived::View)), ("visits_1", Some(Derived::Child))] {
+            let column = Column {
+                name: "tenant_id".to_owned(),
+                type_oid: INT8,
+                type_name: "bigint".to_owned(),
+                type_modifier: -1,
+                deterministic: true,
+            };
+            observed.tables.insert(table(name), vec![column]);
+            observed.derived.extend(derived.map(|derived| (table(name), derived)));
+        }
+        observed.tables.insert(table("logs"), Vec::new());
+        observed.tables.insert(table("orders"), Vec::new());
+        let mut snapshot = snapshot();
+        complete(&mut snapshot, &Survey { shards: vec![Ok(observed)] });
+        let found = ["visits", "visits_1", "ranks", "logs", "orders"]
+            .map(|name| (snapshot.table("public", name).is_some(), snapshot.other("public", name)));
+        let expected =
+            [(true, None), (true, None), (false, Some(Other::Derived)), (false, Some(Other::Table)), (true, None)];
+        assert_eq!(found, expected);
     }
 
     fn table(name: &str) -> TableName {

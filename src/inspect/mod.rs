@@ -9,7 +9,7 @@ mod judge;
 mod survey;
 mod tls;
 
-pub use columns::{Column, Tables, columns};
+pub use columns::{Column, Derived, Tables, columns};
 pub use connect::{AskError, connect};
 pub use finding::{Difference, Finding, Severity};
 pub use judge::{complete, judge};

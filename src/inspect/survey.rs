@@ -1,7 +1,7 @@
 //! Asks every shard of a database what it has.
 
 use super::{
-    columns::{Tables, columns},
+    columns::{Derived, Tables, columns, derived},
     connect::{AskError, connect},
     finding::Finding,
     judge::{complete, judge},
@@ -11,7 +11,7 @@ use crate::{
     clock::Duration,
     config::settings::{Address, Credentials, Database, Settings},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the shards of a database said, in their order.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Observed {
     pub version: u32,
     pub encoding: String,
     pub tables: Tables,
+    /// Those of them that are views, partitions or inheritance children.
+    pub derived: BTreeMap<TableName, Derived>,
     pub roles: BTreeSet<String>,
     /// Which of the roles asked about may not read which tables.
     pub unreadable: BTreeSet<(String, TableName)>,
@@ -99,6 +101,7 @@ async fn observe(
         version: facts.try_get::<_, String>(0)?.parse().unwrap_or(0),
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
+        derived: derived(&client).await?,
         ..Observed::default()
     };
     if roles.is_empty() {

@@ -19,7 +19,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Placement, Snapshot, Table, Unlisted},
+        snapshot::{Other, Placement, Snapshot, Table, Unlisted},
     },
     sql::{
         normalize::Slot,
@@ -437,7 +437,7 @@ impl<'a> Analysis<'a> {
         if let Some(schema) = &name.schema {
             return match schema.as_str() {
                 "pg_catalog" | "information_schema" | "pg_toast" => Place::Catalog,
-                schema => listed(schema).unwrap_or_else(|| self.unlisted(schema)),
+                schema => listed(schema).unwrap_or_else(|| self.unlisted(schema, &name.name)),
             };
         }
         let path = &self.context.search_path;
@@ -457,14 +457,19 @@ impl<'a> Analysis<'a> {
                     if let Some(place) = listed(schema) {
                         return place;
                     }
+                    if snapshot.other(schema, &name.name).is_some() {
+                        return self.unlisted(schema, &name.name);
+                    }
                 }
             }
         }
-        self.unlisted("")
+        self.unlisted("", &name.name)
     }
 
-    fn unlisted(&self, schema: &str) -> Place<'a> {
+    fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {
         match self.snapshot.unlisted {
+            // Its rows may be on every shard.
+            _ if self.snapshot.other(schema, name) == Some(Other::Derived) => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
         }

@@ -577,6 +577,7 @@ mod tests {
                     tables: HashMap::default(),
                     key_columns: Vec::new(),
                     unlisted: Unlisted::Error,
+                    others: HashMap::default(),
                 },
                 analyses: 0,
             }

@@ -396,6 +396,11 @@ impl Session {
                 self.snapshot = Arc::clone(&current);
             }
         }
+        self.take_over_settings();
+    }
+
+    /// What follows is planned by the settings that are in force now.
+    pub(super) fn take_over_settings(&mut self) {
         if self.context_stale {
             self.context_stale = false;
             self.context = Arc::new(self.build_context());

@@ -654,7 +654,8 @@ impl Session {
     /// prepared statement means what its text means now.
     fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
         let meaning = self.meaning();
-        if prepared.meaning == meaning {
+        let parsed_just_now = self.pending.iter().any(|pending| Arc::ptr_eq(pending, &prepared));
+        if prepared.meaning == meaning || parsed_just_now {
             return prepared;
         }
         let (text, types) = (&prepared.text, &prepared.types);

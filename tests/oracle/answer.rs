@@ -1,7 +1,10 @@
 //! One side of the comparison: a connection, and what it answered.
 
 use crate::{generate::Statement, value::Raw};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, types::ToSql};
 
 /// What a client has seen of a statement.
@@ -24,6 +27,8 @@ pub(crate) struct Part {
     count: u64,
 }
 
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A connection with its prepared statements.
 pub(crate) struct Side {
     client: Client,
@@ -39,6 +44,16 @@ impl Side {
             }
         });
         Self { client, prepared: HashMap::new() }
+    }
+
+    /// Waits until the proxy has asked the servers what they have: it knows then of the table that hides another.
+    pub(crate) async fn learnt(&self) {
+        self.command("SET search_path TO early, public").await;
+        let begun = SystemTime::now();
+        while !matches!(self.command("SELECT n FROM ship WHERE region = 'eu'").await, Answer::Refused(_)) {
+            assert!(begun.elapsed().unwrap() < PATIENCE, "the proxy has not asked the servers");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) async fn command(&self, sql: &str) -> Answer {

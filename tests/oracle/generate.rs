@@ -25,8 +25,19 @@ pub(crate) struct Statement {
     /// The order of rows is given wholly.
     pub(crate) ordered: bool,
     pub(crate) usage: Use,
+    /// What the transaction changes before it.
+    pub(crate) setting: Option<&'static str>,
     pub(crate) shape: &'static str,
 }
+
+const SETTINGS: &[&str] = &[
+    "SET LOCAL search_path TO alt, public",
+    "SET LOCAL search_path TO early, public",
+    "SET LOCAL standard_conforming_strings TO off",
+    "SET LOCAL transform_null_equals TO on",
+    "SELECT set_config('search_path', 'alt, public', true)",
+    "SET LOCAL DateStyle TO 'German, DMY'",
+];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Protocol {
@@ -79,7 +90,9 @@ impl Generator {
                 (shape, sql, Use::RolledBack)
             }
         };
-        Statement { sql, parameters: self.parameters, ordered: self.ordered, usage, shape }
+        let setting = self.s.chance(10).then(|| self.s.below(SETTINGS.len())).map(|at| SETTINGS[at]);
+        let setting = setting.filter(|_| usage == Use::RolledBack);
+        Statement { setting, sql, parameters: self.parameters, ordered: self.ordered, usage, shape }
     }
 
     // ---- names ----
@@ -369,7 +382,7 @@ impl Generator {
 
     fn read(&mut self) -> (&'static str, String) {
         match self.s.below(38) {
-            33 | 34 => ("shared parameter", self.shared_parameter()),
+            33 => ("shared parameter", self.shared_parameter()),
             35 | 36 => ("nested using", self.nested_using()),
             0..5 => ("scan", self.scan()),
             5..7 => ("aggregate", self.aggregate()),
@@ -934,6 +947,7 @@ impl Generator {
                     let doc = TABLES.iter().find(|table| table.name == "doc" && table.schema == "alt").unwrap();
                     format!("SELECT n, note FROM doc WHERE slug = {}", self.key(doc))
                 }
+                5 if self.s.chance(30) => format!("DECLARE c CURSOR FOR {}; FETCH ALL FROM c", self.read().1),
                 _ => self.read().1,
             };
             parts.push(part);

@@ -37,6 +37,7 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
     runtime.block_on(async {
         let world = World::start(&mut Random::new(seed)).await;
         let mut run = Run::open(&world).await;
+        run.proxied.learnt().await;
         let mut done = 0;
         let mut batch = seed.wrapping_mul(1_000_003);
         while done < statements && run.mismatches.len() < MISMATCHES_SHOWN {
@@ -54,7 +55,7 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
         assert!(differences.is_empty(), "seed {seed}: {differences:#?}");
         assert!(run.mismatches.is_empty(), "{} wrong answers:\n{}", run.mismatches.len(), run.mismatches.join("\n"));
         let refused: usize = run.refused.values().sum();
-        assert!((done - refused) * 2 > done, "too much is refused: {refused} of {done}");
+        assert!((done - refused) * 5 > done * 2, "too much is refused: {refused} of {done}");
     });
 }
 
@@ -84,7 +85,7 @@ impl Run {
     /// Runs a handful of templates in a random order, each several times; how many statements.
     async fn batch(&mut self, seed: u64) -> usize {
         let mut random = Random::new(seed);
-        let path = random.pick(&["", "", "", "public", "alt, public", "public, alt", "alt", "\"$user\", public", "pg_catalog, alt, public"]);
+        let path = random.pick(&["", "", "", "public", "alt, public", "public, alt", "alt", "\"$user\", public", "pg_catalog, alt, public", "early, public"]);
         let set = if path.is_empty() { "RESET search_path".to_owned() } else { format!("SET search_path TO {path}") };
         let strings = random.pick(&["on", "on", "on", "off"]);
         for side in [&self.direct, &self.proxied] {
@@ -106,6 +107,9 @@ impl Run {
         if statement.usage == Use::RolledBack {
             for side in [&self.direct, &self.proxied] {
                 side.command("BEGIN").await;
+                if let Some(setting) = statement.setting {
+                    side.command(setting).await;
+                }
             }
         }
         let proxied = self.proxied.ask(statement).await;
@@ -126,7 +130,8 @@ impl Run {
             if direct != proxied {
                 let (sql, shape, parameters) = (&statement.sql, statement.shape, &statement.parameters);
                 self.mismatches.push(format!(
-                    "{place}, {shape}: {sql}\n  parameters {parameters:?}\n  PostgreSQL {}\n  Shardway   {}",
+                    "{place}, {shape}: {:?} {sql}\n  parameters {parameters:?}\n  PostgreSQL {}\n  Shardway   {}",
+                    statement.setting,
                     short(&direct),
                     short(&proxied)
                 ));
@@ -151,4 +156,30 @@ impl Run {
 fn short(answer: &Answer) -> String {
     let text = format!("{answer:?}");
     text.chars().take(600).collect()
+}
+
+/// PostgreSQL reads the names of a prepared statement by the search_path of each execution.
+#[test]
+fn a_prepared_statement_follows_search_path() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let world = World::start(&mut Random::new(7)).await;
+        let mut run = Run::open(&world).await;
+        run.proxied.learnt().await;
+        for path in ["public", "alt, public", "public", "alt", "early, public", "alt, public"] {
+            for side in [&run.direct, &run.proxied] {
+                side.command(&format!("SET search_path TO {path}")).await;
+            }
+            for (table, key, group) in [("doc", "slug", "texts"), ("doc", "slug", "regions"), ("acct", "id", "ints")] {
+                for value in schema::keys(group) {
+                    let parameters = vec![value::Value { text: Some((*value).to_owned()), binary: false }];
+                    let sql = format!("SELECT n, note FROM {table} WHERE {key} = $1");
+                    let (ordered, usage, setting, shape) = (false, Use::Read, None, "prepared");
+                    run.one(&Statement { sql, parameters, ordered, usage, setting, shape }, path).await;
+                }
+            }
+        }
+        assert!(run.mismatches.is_empty(), "{}", run.mismatches.join("\n"));
+        assert!(run.shapes["prepared"][0] > 100, "{:?}", run.shapes);
+    });
 }

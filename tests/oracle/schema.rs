@@ -165,6 +165,9 @@ async fn create(server: &Cluster) {
         let unique = if table.unique.is_empty() { String::new() } else { format!(", PRIMARY KEY ({})", table.unique) };
         let _ = write!(sql, "CREATE TABLE {} ({}{unique});", table.full_name(), columns.join(", "));
     }
+    // What nothing lists: a table that hides a listed one, and a view of all rows that shows keys.
+    sql.push_str("CREATE SCHEMA early; CREATE TABLE early.ship (region text, n integer, note text); INSERT INTO early.ship VALUES ('eu', 99, 'early');");
+    sql.push_str("CREATE VIEW early.acct AS SELECT id, rank() OVER (ORDER BY id)::int AS n, note FROM public.acct;");
     server.execute(DATABASE, &sql).await.unwrap();
 }
 

@@ -75,6 +75,7 @@ fn database() -> Database {
         tables: std::collections::HashMap::default(),
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
+        others: std::collections::HashMap::default(),
     };
     let pool = Pool {
         mode: PoolMode::Transaction,
