@@ -420,22 +420,50 @@ fn endless_statements_neither_hang_nor_overflow() {
 #[test]
 fn what_nothing_lists_hides_what_is_listed_behind_it() {
     let mut snapshot = shop();
-    let name = |schema: &str, name: &str| TableName { schema: schema.to_owned(), name: name.to_owned() };
-    snapshot.others.insert(name("early", "orders"), Other::Table);
-    snapshot.others.insert(name("public", "orders_of_42"), Other::Derived);
+    let name = |schema: &str, name: &str| TableName {
+        schema: schema.to_owned(),
+        name: name.to_owned(),
+    };
+    snapshot
+        .others
+        .insert(name("early", "orders"), Other::Table);
+    snapshot
+        .others
+        .insert(name("public", "orders_of_42"), Other::Derived);
     let route = |sql: &str, path: &[&str], snapshot: &Snapshot| {
-        let context = Context { search_path: path.iter().map(|&schema| schema.to_owned()).collect(), ..context() };
+        let context = Context {
+            search_path: path.iter().map(|&schema| schema.to_owned()).collect(),
+            ..context()
+        };
         let (plan, slots) = plan_of(sql, &context, snapshot);
-        let values = Values { text: sql.as_bytes(), slots: &slots, types: &[], bind: None };
+        let values = Values {
+            text: sql.as_bytes(),
+            slots: &slots,
+            types: &[],
+            bind: None,
+        };
         one_outcome(&plan.statements[0], &values, snapshot)
     };
     let sql = "SELECT * FROM orders WHERE customer_id = 42";
     assert_eq!(route(sql, &["early", "public"], &snapshot), "SW104");
     assert!(route(sql, &["public", "early"], &snapshot).starts_with("one"));
-    assert!(route(&sql.replace("orders", "public.orders"), &["early", "public"], &snapshot).starts_with("one"));
+    assert!(
+        route(
+            &sql.replace("orders", "public.orders"),
+            &["early", "public"],
+            &snapshot
+        )
+        .starts_with("one")
+    );
     snapshot.unlisted = Unlisted::On(ShardId(1));
-    assert_eq!(route("SELECT * FROM orders", &["early", "public"], &snapshot), "one s1");
-    assert_eq!(route("SELECT * FROM orders_of_42", &["public"], &snapshot), "SW104");
+    assert_eq!(
+        route("SELECT * FROM orders", &["early", "public"], &snapshot),
+        "one s1"
+    );
+    assert_eq!(
+        route("SELECT * FROM orders_of_42", &["public"], &snapshot),
+        "SW104"
+    );
 }
 
 /// A database of one shard refuses nothing; only what its session must know is told.

@@ -95,11 +95,22 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
 }
 
 /// What nothing lists, on any shard.
-fn others(snapshot: &Snapshot, observed: &[&Observed]) -> HashMap<TableName, Other, foldhash::fast::RandomState> {
+fn others(
+    snapshot: &Snapshot,
+    observed: &[&Observed],
+) -> HashMap<TableName, Other, foldhash::fast::RandomState> {
     let mut others = HashMap::default();
     for shard in observed {
-        for table in shard.tables.keys().filter(|table| !snapshot.tables.contains_key(*table)) {
-            let kind = if shard.derived.contains_key(table) { Other::Derived } else { Other::Table };
+        for table in shard
+            .tables
+            .keys()
+            .filter(|table| !snapshot.tables.contains_key(*table))
+        {
+            let kind = if shard.derived.contains_key(table) {
+                Other::Derived
+            } else {
+                Other::Table
+            };
             let known = others.entry(table.clone()).or_insert(kind);
             if kind == Other::Derived {
                 *known = kind;
@@ -119,8 +130,14 @@ fn tables_by_key_column(
         for (table, columns) in observed.iter().flat_map(|observed| &observed.tables) {
             let has_it = columns.iter().any(|other| other.name == *column);
             // What a view shows of a tenant may be made of rows of others.
-            let own_rows = observed.iter().all(|observed| observed.derived.get(table) != Some(&Derived::View));
-            if has_it && own_rows && !snapshot.tables.contains_key(table) && table.schema != OWN_SCHEMA {
+            let own_rows = observed
+                .iter()
+                .all(|observed| observed.derived.get(table) != Some(&Derived::View));
+            if has_it
+                && own_rows
+                && !snapshot.tables.contains_key(table)
+                && table.schema != OWN_SCHEMA
+            {
                 found
                     .entry(table.clone())
                     .or_insert_with(|| (*group, column.clone()));
@@ -313,7 +330,11 @@ mod tests {
     #[test]
     fn what_nothing_lists_is_known_and_a_view_belongs_to_no_group() {
         let mut observed = Observed::default();
-        for (name, derived) in [("visits", None), ("ranks", Some(Derived::View)), ("visits_1", Some(Derived::Child))] {
+        for (name, derived) in [
+            ("visits", None),
+            ("ranks", Some(Derived::View)),
+            ("visits_1", Some(Derived::Child)),
+        ] {
             let column = Column {
                 name: "tenant_id".to_owned(),
                 type_oid: INT8,
@@ -322,16 +343,32 @@ mod tests {
                 deterministic: true,
             };
             observed.tables.insert(table(name), vec![column]);
-            observed.derived.extend(derived.map(|derived| (table(name), derived)));
+            observed
+                .derived
+                .extend(derived.map(|derived| (table(name), derived)));
         }
         observed.tables.insert(table("logs"), Vec::new());
         observed.tables.insert(table("orders"), Vec::new());
         let mut snapshot = snapshot();
-        complete(&mut snapshot, &Survey { shards: vec![Ok(observed)] });
-        let found = ["visits", "visits_1", "ranks", "logs", "orders"]
-            .map(|name| (snapshot.table("public", name).is_some(), snapshot.other("public", name)));
-        let expected =
-            [(true, None), (true, None), (false, Some(Other::Derived)), (false, Some(Other::Table)), (true, None)];
+        complete(
+            &mut snapshot,
+            &Survey {
+                shards: vec![Ok(observed)],
+            },
+        );
+        let found = ["visits", "visits_1", "ranks", "logs", "orders"].map(|name| {
+            (
+                snapshot.table("public", name).is_some(),
+                snapshot.other("public", name),
+            )
+        });
+        let expected = [
+            (true, None),
+            (true, None),
+            (false, Some(Other::Derived)),
+            (false, Some(Other::Table)),
+            (true, None),
+        ];
         assert_eq!(found, expected);
     }
 

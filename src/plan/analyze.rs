@@ -3,7 +3,10 @@
 //! A plan holds for every text with the same template that agrees in the plan's structural literals: no other
 //! literal is looked at here, only where it stands.
 
-#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
+)]
 
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
@@ -105,7 +108,10 @@ fn unsettles(effect: &Effect) -> bool {
     };
     match effect {
         Effect::Set { name, .. } | Effect::Reset(name) => decides(name),
-        Effect::ResetAll | Effect::DiscardAll | Effect::Pins(PinReason::Setting) | Effect::Opaque => true,
+        Effect::ResetAll
+        | Effect::DiscardAll
+        | Effect::Pins(PinReason::Setting)
+        | Effect::Opaque => true,
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
     }
@@ -388,7 +394,10 @@ impl Planner<'_> {
         (effect, Access::Read, Target::Fixed(Route::Any))
     }
 
-    #[expect(clippy::fn_params_excessive_bools, reason = "the two options of EXPLAIN that matter")]
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "the two options of EXPLAIN that matter"
+    )]
     fn explain(&self, analyze: bool, route: bool, inner: &Kind) -> (Effect, Access, Target) {
         let (effect, access, target) = self.several(inner);
         if route {
@@ -409,7 +418,10 @@ impl Planner<'_> {
         }
     }
 
-    #[expect(clippy::fn_params_excessive_bools, reason = "the direction and the end of COPY")]
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "the direction and the end of COPY"
+    )]
     fn copy(
         &self,
         table: Option<&Name>,

@@ -5,7 +5,10 @@
 //! only the side that the join does not preserve, and a subquery's predicates only the subquery's own relations.
 //! An equality with another relation's key passes that relation's conditions on, under the same rule.
 
-#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
+)]
 
 use super::{
     Context,
@@ -891,7 +894,11 @@ impl<'a> Analysis<'a> {
 
     fn reads(&self, place: &Expr, number: u32, meaning: (KeyType, Option<Oid>, Count)) {
         let mut keyed = self.keyed.borrow_mut();
-        let known = keyed.entry(number).or_insert_with(|| Keyed { places: HashSet::new(), meaning, agreed: true });
+        let known = keyed.entry(number).or_insert_with(|| Keyed {
+            places: HashSet::new(),
+            meaning,
+            agreed: true,
+        });
         known.agreed &= known.meaning == meaning;
         known.places.insert(std::ptr::from_ref(place).addr());
     }
@@ -901,7 +908,10 @@ impl<'a> Analysis<'a> {
     pub(super) fn refuse_shared_parameters(&mut self, counts: &HashMap<u32, u32>, types: &[Oid]) {
         let declared = |number: u32| {
             let index = usize::try_from(number).unwrap_or(0).checked_sub(1);
-            let oid = index.and_then(|index| types.get(index)).copied().unwrap_or(0);
+            let oid = index
+                .and_then(|index| types.get(index))
+                .copied()
+                .unwrap_or(0);
             oid != 0 && oid != types::UNKNOWN
         };
         let keyed = self.keyed.take();
@@ -911,7 +921,9 @@ impl<'a> Analysis<'a> {
         };
         let beside_numeric = keyed.keys().any(numeric);
         let shared = keyed.iter().filter(|(number, keyed)| {
-            let elsewhere = counts.get(number).is_none_or(|count| *count as usize > keyed.places.len());
+            let elsewhere = counts
+                .get(number)
+                .is_none_or(|count| *count as usize > keyed.places.len());
             let mixed = beside_numeric && keyed.meaning.0 == KeyType::Bigint;
             !declared(**number) && (elsewhere || !keyed.agreed || mixed)
         });

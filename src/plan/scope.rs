@@ -165,12 +165,26 @@ impl Scope {
         if self.unsure {
             return Some(Side::default());
         }
-        if let Some(merged) = self.merged.iter().rev().find(|merged| merged.start >= start && merged.name == name) {
-            return Some(Side { keys: merged.keys.clone(), sure: merged.sure.clone() });
+        if let Some(merged) = self
+            .merged
+            .iter()
+            .rev()
+            .find(|merged| merged.start >= start && merged.name == name)
+        {
+            return Some(Side {
+                keys: merged.keys.clone(),
+                sure: merged.sure.clone(),
+            });
         }
         let mut keys = Vec::new();
         let mut others = false;
-        for entry in self.entries.get(start..).unwrap_or_default().iter().filter(|entry| entry.kind != EntryKind::Using) {
+        for entry in self
+            .entries
+            .get(start..)
+            .unwrap_or_default()
+            .iter()
+            .filter(|entry| entry.kind != EntryKind::Using)
+        {
             match entry.lookup(name) {
                 Lookup::Key(key) => keys.push(key),
                 Lookup::Other | Lookup::Maybe => others = true,
@@ -211,26 +225,53 @@ impl Scope {
     }
 
     /// Makes one column of the columns of that name on both sides of a join; returns the keys of either side.
-    pub(super) fn merge(&mut self, start: usize, middle: usize, name: &str, kind: JoinKind) -> (Side, Side) {
+    pub(super) fn merge(
+        &mut self,
+        start: usize,
+        middle: usize,
+        name: &str,
+        kind: JoinKind,
+    ) -> (Side, Side) {
         let right = self.side(middle, self.entries.len(), name);
         let left = self.side(start, middle, name);
         let joined = |left: &[usize], right: &[usize]| [left, right].concat();
         // The column of the side that stays; of an inner join, both's; of a full join, that of whichever there is.
         let merged = match kind {
             _ if left.keys.is_empty() || right.keys.is_empty() => Side::default(),
-            JoinKind::Inner => Side { keys: joined(&left.keys, &right.keys), sure: joined(&left.sure, &right.sure) },
-            JoinKind::Left => Side { keys: left.keys.clone(), sure: left.sure.clone() },
-            JoinKind::Right => Side { keys: right.keys.clone(), sure: right.sure.clone() },
-            JoinKind::Full => Side { keys: joined(&left.keys, &right.keys), sure: Vec::new() },
+            JoinKind::Inner => Side {
+                keys: joined(&left.keys, &right.keys),
+                sure: joined(&left.sure, &right.sure),
+            },
+            JoinKind::Left => Side {
+                keys: left.keys.clone(),
+                sure: left.sure.clone(),
+            },
+            JoinKind::Right => Side {
+                keys: right.keys.clone(),
+                sure: right.sure.clone(),
+            },
+            JoinKind::Full => Side {
+                keys: joined(&left.keys, &right.keys),
+                sure: Vec::new(),
+            },
         };
-        self.merged.push(Merged { name: name.to_owned(), start, keys: merged.keys, sure: merged.sure });
+        self.merged.push(Merged {
+            name: name.to_owned(),
+            start,
+            keys: merged.keys,
+            sure: merged.sure,
+        });
         (left, right)
     }
 
     fn side(&self, start: usize, end: usize, name: &str) -> Side {
-        let inside = |merged: &&Merged| merged.start >= start && merged.start < end && merged.name == name;
+        let inside =
+            |merged: &&Merged| merged.start >= start && merged.start < end && merged.name == name;
         if let Some(merged) = self.merged.iter().rev().find(inside) {
-            return Side { keys: merged.keys.clone(), sure: merged.sure.clone() };
+            return Side {
+                keys: merged.keys.clone(),
+                sure: merged.sure.clone(),
+            };
         }
         let mut keys = Vec::new();
         for entry in &self.entries[start..end] {
@@ -240,7 +281,11 @@ impl Scope {
                 Lookup::Maybe | Lookup::Other | Lookup::No => {}
             }
         }
-        if keys.len() == 1 && !self.unsure { Side::of(keys) } else { Side::default() }
+        if keys.len() == 1 && !self.unsure {
+            Side::of(keys)
+        } else {
+            Side::default()
+        }
     }
 
     /// The columns that USING merged inside a join that has an alias cannot be named any more.
@@ -296,7 +341,9 @@ pub(super) fn resolve_side(scopes: &[Scope], scope: usize, start: usize, column:
         let found = match column.path.as_slice() {
             [name] => scope.unqualified(start, name),
             [table, name] => scope.qualified(start, None, table, name).map(Side::of),
-            [schema, table, name] => scope.qualified(start, Some(schema), table, name).map(Side::of),
+            [schema, table, name] => scope
+                .qualified(start, Some(schema), table, name)
+                .map(Side::of),
             _ => Some(Side::default()),
         };
         if let Some(found) = found {

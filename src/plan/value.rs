@@ -76,13 +76,14 @@ pub(super) fn key(
     reading: Reading,
     purpose: Purpose,
 ) -> Result<Key, Missing> {
-    match read(value, wanted, values, reading, purpose)? {
-        // A varchar(n) loses trailing blanks beyond its length without a word, and its length is not known here.
-        Key::Text(text) if purpose == Purpose::Store && text.ends_with(b" ") => {
-            Err(Missing::Problem(KeyProblem::Ambiguous))
-        }
-        key => Ok(key),
+    let key = read(value, wanted, values, reading, purpose)?;
+    // A varchar(n) loses trailing blanks beyond its length without a word, and its length is not known here.
+    if let (Key::Text(text), Purpose::Store) = (&key, purpose)
+        && text.ends_with(b" ")
+    {
+        return Err(Missing::Problem(KeyProblem::Ambiguous));
     }
+    Ok(key)
 }
 
 /// As [`key`], whatever may become of it when it is stored.

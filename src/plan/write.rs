@@ -1,6 +1,9 @@
 //! Writes: where new rows go, and that none leaves its shard.
 
-#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
+)]
 
 use super::{
     block::{Analysis, Place, both, full_name},
@@ -498,7 +501,11 @@ impl<'a> Analysis<'a> {
 /// The columns that an INSERT without a list means, when the key's place is sure: a column before it may have been
 /// dropped since the server was asked, which moves it; none can come before the first.
 fn sure_columns<'a>(table: &'a Table, key: &str) -> &'a [String] {
-    if table.columns.first().is_some_and(|first| first == key) { &table.columns } else { &[] }
+    if table.columns.first().is_some_and(|first| first == key) {
+        &table.columns
+    } else {
+        &[]
+    }
 }
 
 fn is_star(target: &Target) -> bool {

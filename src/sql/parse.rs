@@ -4,7 +4,10 @@
 //! no rule of its own keeps its children, one of an unknown kind marks its statement [`Depth::Unknown`].
 //! Recursion is capped by [`MAX_DEPTH`]; long chains of AND, OR and lists are flat in the grammar's own tree.
 
-#![expect(clippy::wildcard_enum_match_arm, reason = "what has no rule of its own is treated alike: it pins nothing, or is refused")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
+)]
 
 mod expression;
 mod utility;
@@ -36,7 +39,9 @@ pub struct NotParsed;
 /// # Errors
 /// [`NotParsed`] when PostgreSQL 18's grammar refuses it.
 pub fn parse(text: &str) -> Result<Vec<Statement>, NotParsed> {
-    let Ok(parsed) = pg_raw_parse::parse(text) else { return Err(NotParsed) };
+    let Ok(parsed) = pg_raw_parse::parse(text) else {
+        return Err(NotParsed);
+    };
     Ok(parsed
         .into_inner()
         .iter()
@@ -526,9 +531,14 @@ fn own_name(functions: &NodeList) -> Option<Alias> {
         Node::NodeList(parts) => parts.iter().next()?,
         other => other,
     };
-    let Node::FuncCall(call) = first else { return None };
+    let Node::FuncCall(call) = first else {
+        return None;
+    };
     let name = expression::function_name(call).name;
-    Some(Alias { name, columns: Vec::new() })
+    Some(Alias {
+        name,
+        columns: Vec::new(),
+    })
 }
 
 fn strings(list: &NodeList) -> Vec<String> {

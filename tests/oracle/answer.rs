@@ -11,7 +11,10 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, types::ToSql};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// Column names and types, rows, what the command tag counts.
-    Rows { columns: Vec<String>, rows: Vec<Vec<Raw>> },
+    Rows {
+        columns: Vec<String>,
+        rows: Vec<Vec<Raw>>,
+    },
     /// Simple protocol: per statement of the text.
     Texts(Vec<Part>),
     /// SQLSTATE.
@@ -43,15 +46,24 @@ impl Side {
                 eprintln!("a connection ended: {error}");
             }
         });
-        Self { client, prepared: HashMap::new() }
+        Self {
+            client,
+            prepared: HashMap::new(),
+        }
     }
 
     /// Waits until the proxy has asked the servers what they have: it knows then of the table that hides another.
     pub(crate) async fn learnt(&self) {
         self.command("SET search_path TO early, public").await;
         let begun = SystemTime::now();
-        while !matches!(self.command("SELECT n FROM ship WHERE region = 'eu'").await, Answer::Refused(_)) {
-            assert!(begun.elapsed().unwrap() < PATIENCE, "the proxy has not asked the servers");
+        while !matches!(
+            self.command("SELECT n FROM ship WHERE region = 'eu'").await,
+            Answer::Refused(_)
+        ) {
+            assert!(
+                begun.elapsed().unwrap() < PATIENCE,
+                "the proxy has not asked the servers"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -80,14 +92,23 @@ impl Side {
             }
         }
         let prepared = &self.prepared[&statement.sql];
-        let parameters: Vec<&(dyn ToSql + Sync)> =
-            statement.parameters.iter().take(prepared.params().len()).map(|value| value as _).collect();
+        let parameters: Vec<&(dyn ToSql + Sync)> = statement
+            .parameters
+            .iter()
+            .take(prepared.params().len())
+            .map(|value| value as _)
+            .collect();
         match self.client.query(prepared, &parameters).await {
             Ok(found) => {
-                let columns =
-                    prepared.columns().iter().map(|column| format!("{} {}", column.name(), column.type_())).collect();
-                let mut rows: Vec<Vec<Raw>> =
-                    found.iter().map(|row| (0..row.len()).map(|at| row.get(at)).collect()).collect();
+                let columns = prepared
+                    .columns()
+                    .iter()
+                    .map(|column| format!("{} {}", column.name(), column.type_()))
+                    .collect();
+                let mut rows: Vec<Vec<Raw>> = found
+                    .iter()
+                    .map(|row| (0..row.len()).map(|at| row.get(at)).collect())
+                    .collect();
                 if !statement.ordered {
                     rows.sort();
                 }
@@ -100,21 +121,39 @@ impl Side {
 
 fn texts(messages: Vec<SimpleQueryMessage>, ordered: bool) -> Answer {
     let mut parts = Vec::new();
-    let mut part = Part { columns: Vec::new(), rows: Vec::new(), count: 0 };
+    let mut part = Part {
+        columns: Vec::new(),
+        rows: Vec::new(),
+        count: 0,
+    };
     for message in messages {
         match message {
             SimpleQueryMessage::RowDescription(columns) => {
-                part.columns = columns.iter().map(|column| column.name().to_owned()).collect();
+                part.columns = columns
+                    .iter()
+                    .map(|column| column.name().to_owned())
+                    .collect();
             }
             SimpleQueryMessage::Row(row) => {
-                part.rows.push((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect());
+                part.rows.push(
+                    (0..row.len())
+                        .map(|at| row.get(at).map(str::to_owned))
+                        .collect(),
+                );
             }
             SimpleQueryMessage::CommandComplete(count) => {
                 if !ordered {
                     part.rows.sort();
                 }
                 part.count = count;
-                parts.push(std::mem::replace(&mut part, Part { columns: Vec::new(), rows: Vec::new(), count: 0 }));
+                parts.push(std::mem::replace(
+                    &mut part,
+                    Part {
+                        columns: Vec::new(),
+                        rows: Vec::new(),
+                        count: 0,
+                    },
+                ));
             }
             _ => {}
         }
@@ -123,11 +162,16 @@ fn texts(messages: Vec<SimpleQueryMessage>, ordered: bool) -> Answer {
 }
 
 fn failed(error: &tokio_postgres::Error) -> Answer {
-    let Some(error) = error.as_db_error() else { return Answer::Error(format!("connection: {error}")) };
+    let Some(error) = error.as_db_error() else {
+        return Answer::Error(format!("connection: {error}"));
+    };
     let code = error.detail().and_then(|detail| {
         let at = detail.find("SW")?;
         let code = detail.get(at..at + 5)?;
-        code[2..].bytes().all(|byte| byte.is_ascii_digit()).then(|| code.to_owned())
+        code[2..]
+            .bytes()
+            .all(|byte| byte.is_ascii_digit())
+            .then(|| code.to_owned())
     });
     match code {
         Some(code) => Answer::Refused(code),

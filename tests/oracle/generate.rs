@@ -63,11 +63,30 @@ pub(crate) struct Generator {
 impl Generator {
     pub(crate) fn new(template: u64, values: u64, path: &str) -> Self {
         let (mut s, mut v) = (Random::new(template), Random::new(values));
-        let protocol = if s.chance(50) { Protocol::Extended } else { Protocol::Simple };
+        let protocol = if s.chance(50) {
+            Protocol::Extended
+        } else {
+            Protocol::Simple
+        };
         let homely = if s.chance(80) { 100 } else { 60 };
-        let path = if path == "alt" { "only" } else if path.contains("alt") { "alt" } else { "" };
+        let path = if path == "alt" {
+            "only"
+        } else if path.contains("alt") {
+            "alt"
+        } else {
+            ""
+        };
         let home = v.below(1000);
-        Self { s, v, protocol, parameters: Vec::new(), home, homely, path, ordered: false }
+        Self {
+            s,
+            v,
+            protocol,
+            parameters: Vec::new(),
+            home,
+            homely,
+            path,
+            ordered: false,
+        }
     }
 
     pub(crate) fn statement(mut self) -> Statement {
@@ -90,9 +109,20 @@ impl Generator {
                 (shape, sql, Use::RolledBack)
             }
         };
-        let setting = self.s.chance(10).then(|| self.s.below(SETTINGS.len())).map(|at| SETTINGS[at]);
+        let setting = self
+            .s
+            .chance(10)
+            .then(|| self.s.below(SETTINGS.len()))
+            .map(|at| SETTINGS[at]);
         let setting = setting.filter(|_| usage == Use::RolledBack);
-        Statement { setting, sql, parameters: self.parameters, ordered: self.ordered, usage, shape }
+        Statement {
+            setting,
+            sql,
+            parameters: self.parameters,
+            ordered: self.ordered,
+            usage,
+            shape,
+        }
     }
 
     // ---- names ----
@@ -120,7 +150,10 @@ impl Generator {
         if self.s.chance(12) {
             return self.table();
         }
-        let same: Vec<&'static Table> = TABLES.iter().filter(|table| table.group == of.group).collect();
+        let same: Vec<&'static Table> = TABLES
+            .iter()
+            .filter(|table| table.group == of.group)
+            .collect();
         same[self.s.below(same.len())]
     }
 
@@ -138,7 +171,11 @@ impl Generator {
     }
 
     fn column(&mut self, alias: &str, name: &str) -> String {
-        if alias.is_empty() { quoted(name) } else { format!("{alias}.{}", quoted(name)) }
+        if alias.is_empty() {
+            quoted(name)
+        } else {
+            format!("{alias}.{}", quoted(name))
+        }
     }
 
     fn key_of(&mut self, table: &Table, alias: &str) -> String {
@@ -150,7 +187,11 @@ impl Generator {
 
     fn chosen(&mut self, table: &Table) -> &'static str {
         let all = keys(table.group);
-        let at = if self.v.chance(self.homely) { self.home } else { self.v.below(1000) };
+        let at = if self.v.chance(self.homely) {
+            self.home
+        } else {
+            self.v.below(1000)
+        };
         all[at % all.len()]
     }
 
@@ -168,7 +209,11 @@ impl Generator {
             return self.parameter(kind, text);
         }
         // Mostly of the template, sometimes of this execution.
-        let form = if self.s.chance(70) { self.s.below(24) } else { self.v.below(24) };
+        let form = if self.s.chance(70) {
+            self.s.below(24)
+        } else {
+            self.v.below(24)
+        };
         let quoted = format!("'{}'", text.replace('\'', "''"));
         match kind {
             Kind::Int => match form {
@@ -193,7 +238,11 @@ impl Generator {
                 0..8 => quoted,
                 8..12 if text.parse::<f64>().is_ok_and(f64::is_finite) => text.to_owned(),
                 12..14 if text.parse::<f64>().is_ok_and(f64::is_finite) => {
-                    if text.contains('.') { format!("{text}000") } else { format!("{text}.000") }
+                    if text.contains('.') {
+                        format!("{text}000")
+                    } else {
+                        format!("{text}.000")
+                    }
                 }
                 14 if text.parse::<f64>().is_ok_and(f64::is_finite) => format!("{text}e0"),
                 15 if text.parse::<f64>().is_ok_and(f64::is_finite) => format!("'{text}e0'"),
@@ -245,11 +294,16 @@ impl Generator {
 
     fn parameter(&mut self, kind: Kind, text: &str) -> String {
         let binary = self.v.chance(70);
-        let known = (self.s.chance(8) && !self.parameters.is_empty()).then(|| self.s.below(self.parameters.len()));
+        let known = (self.s.chance(8) && !self.parameters.is_empty())
+            .then(|| self.s.below(self.parameters.len()));
         let number = match known {
             Some(number) => number + 1,
             None => {
-                let text = if self.v.chance(2) { None } else { Some(text.to_owned()) };
+                let text = if self.v.chance(2) {
+                    None
+                } else {
+                    Some(text.to_owned())
+                };
                 self.parameters.push(Value { text, binary });
                 self.parameters.len()
             }
@@ -275,7 +329,10 @@ impl Generator {
     fn number(&mut self) -> String {
         let number = self.v.below(7).to_string();
         if self.protocol == Protocol::Extended && self.s.chance(20) {
-            self.parameters.push(Value { text: Some(number), binary: self.v.chance(50) });
+            self.parameters.push(Value {
+                text: Some(number),
+                binary: self.v.chance(50),
+            });
             return format!("${}::int", self.parameters.len());
         }
         number
@@ -300,20 +357,37 @@ impl Generator {
             17 => format!("{key} = ANY (ARRAY[{}])", self.key_list(table)),
             18 => {
                 let text = self.chosen(table);
-                let element = format!("{{\"{}\", NULL}}", text.replace('\\', "\\\\")).replace('\'', "''");
+                let element =
+                    format!("{{\"{}\", NULL}}", text.replace('\\', "\\\\")).replace('\'', "''");
                 format!("{key} = ANY ('{element}')")
             }
             19 | 20 => format!("{key} = {} AND {}", self.key(table), self.other(alias)),
-            21 => format!("({key} = {} OR {key} = {})", self.key(table), self.key(table)),
+            21 => format!(
+                "({key} = {} OR {key} = {})",
+                self.key(table),
+                self.key(table)
+            ),
             22 => {
                 let (one, other) = (self.key(table), self.key(table));
                 format!("({key} = {one} AND {n} > 2 OR {key} = {other} AND {n} IS NULL)")
             }
             23 => format!("{key} BETWEEN {} AND {}", self.key(table), self.key(table)),
             24 => format!("({key}, {n}) = ({}, {})", self.key(table), self.number()),
-            25 => format!("({key}, {n}) IN (({}, 1), ({}, 2))", self.key(table), self.key(table)),
-            26 => format!("{key} >= {} AND {key} < {}", self.key(table), self.key(table)),
-            27 => format!("{key} = CASE WHEN {n} > 3 THEN {} ELSE {} END", self.key(table), self.key(table)),
+            25 => format!(
+                "({key}, {n}) IN (({}, 1), ({}, 2))",
+                self.key(table),
+                self.key(table)
+            ),
+            26 => format!(
+                "{key} >= {} AND {key} < {}",
+                self.key(table),
+                self.key(table)
+            ),
+            27 => format!(
+                "{key} = CASE WHEN {n} > 3 THEN {} ELSE {} END",
+                self.key(table),
+                self.key(table)
+            ),
             28 => format!("coalesce({key}, {}) = {}", self.key(table), self.key(table)),
             29 => format!("{key} IS NOT DISTINCT FROM {}", self.key(table)),
             30 => format!("NOT ({key} <> {})", self.key(table)),
@@ -323,7 +397,11 @@ impl Generator {
             34 => format!("{key} <> {}", self.key(table)),
             35 => format!("({key} = {} OR {})", self.key(table), self.other(alias)),
             36 => format!("NOT {key} = {}", self.key(table)),
-            37 => format!("{key} = {} AND {key} = {}", self.key(table), self.key(table)),
+            37 => format!(
+                "{key} = {} AND {key} = {}",
+                self.key(table),
+                self.key(table)
+            ),
             38 => format!("{key} = (SELECT {})", self.key(table)),
             39 => format!("{key} > {}", self.key(table)),
             40 => format!("{key} = ALL (ARRAY[{}])", self.key_list(table)),
@@ -351,11 +429,21 @@ impl Generator {
         let key = self.key_of(table, alias);
         let (n, note) = (self.column(alias, "n"), self.column(alias, "note"));
         match self.s.below(6) {
-            0 => (if alias.is_empty() { "*".to_owned() } else { format!("{alias}.*") }, table.columns.len()),
+            0 => (
+                if alias.is_empty() {
+                    "*".to_owned()
+                } else {
+                    format!("{alias}.*")
+                },
+                table.columns.len(),
+            ),
             1 => (format!("{key}, {n}, {note}"), 3),
             2 => (format!("{n}, {key}"), 2),
             3 => (format!("{key} AS k, {n} + 1 AS m, upper({note})"), 3),
-            4 => (format!("CASE WHEN {n} > 2 THEN {note} ELSE 'none' END, {n}"), 2),
+            4 => (
+                format!("CASE WHEN {n} > 2 THEN {note} ELSE 'none' END, {n}"),
+                2,
+            ),
             _ => (format!("{n}"), 1),
         }
     }
@@ -367,7 +455,13 @@ impl Generator {
         }
         self.ordered = true;
         let ordinals: Vec<String> = (1..=count)
-            .map(|at| format!("{at}{}", self.s.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"])))
+            .map(|at| {
+                format!(
+                    "{at}{}",
+                    self.s
+                        .pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
+                )
+            })
             .collect();
         let limit = match self.s.below(4) {
             0 => format!(" LIMIT {}", self.number()),
@@ -413,8 +507,15 @@ impl Generator {
         let name = self.named(table);
         let only = if self.s.chance(8) { "ONLY " } else { "" };
         let filter = self.pin(table, alias);
-        let also = if self.s.chance(25) { format!(" AND {}", self.other(alias)) } else { String::new() };
-        format!("SELECT {columns} FROM {only}{name} {alias} WHERE {filter}{also}{}", self.tail(count))
+        let also = if self.s.chance(25) {
+            format!(" AND {}", self.other(alias))
+        } else {
+            String::new()
+        };
+        format!(
+            "SELECT {columns} FROM {only}{name} {alias} WHERE {filter}{also}{}",
+            self.tail(count)
+        )
     }
 
     fn pick_alias(&mut self) -> &'static &'static str {
@@ -426,20 +527,37 @@ impl Generator {
         let (name, filter) = (self.named(table), self.pin(table, "t"));
         let key = self.key_of(table, "t");
         match self.s.below(7) {
-            0 => format!("SELECT count(*), sum(n), min(note), max(n), avg(n) FROM {name} t WHERE {filter}"),
-            1 => format!("SELECT t.n, count(*) FROM {name} t WHERE {filter} GROUP BY t.n{}", self.tail(2)),
-            2 => format!("SELECT {key}, count(DISTINCT n) FROM {name} t WHERE {filter} GROUP BY {key} HAVING count(*) > 1"),
-            3 => format!("SELECT n % 2, sum(n) FILTER (WHERE n > 2) FROM {name} t WHERE {filter} GROUP BY 1"),
-            4 => format!("SELECT {key}, n, count(*) FROM {name} t WHERE {filter} GROUP BY ROLLUP ({key}, n)"),
-            5 => format!("SELECT string_agg(note, ',' ORDER BY note, n) FROM {name} t WHERE {filter}"),
-            _ => format!("SELECT bool_and(n > 1), array_agg(n ORDER BY n) FROM {name} t WHERE {filter}"),
+            0 => format!(
+                "SELECT count(*), sum(n), min(note), max(n), avg(n) FROM {name} t WHERE {filter}"
+            ),
+            1 => format!(
+                "SELECT t.n, count(*) FROM {name} t WHERE {filter} GROUP BY t.n{}",
+                self.tail(2)
+            ),
+            2 => format!(
+                "SELECT {key}, count(DISTINCT n) FROM {name} t WHERE {filter} GROUP BY {key} HAVING count(*) > 1"
+            ),
+            3 => format!(
+                "SELECT n % 2, sum(n) FILTER (WHERE n > 2) FROM {name} t WHERE {filter} GROUP BY 1"
+            ),
+            4 => format!(
+                "SELECT {key}, n, count(*) FROM {name} t WHERE {filter} GROUP BY ROLLUP ({key}, n)"
+            ),
+            5 => format!(
+                "SELECT string_agg(note, ',' ORDER BY note, n) FROM {name} t WHERE {filter}"
+            ),
+            _ => format!(
+                "SELECT bool_and(n > 1), array_agg(n ORDER BY n) FROM {name} t WHERE {filter}"
+            ),
         }
     }
 
     fn window(&mut self) -> String {
         let table = self.table();
         let (name, filter) = (self.named(table), self.pin(table, "t"));
-        format!("SELECT n, rank() OVER (ORDER BY n), sum(n) OVER (PARTITION BY note) FROM {name} t WHERE {filter}")
+        format!(
+            "SELECT n, rank() OVER (ORDER BY n), sum(n) OVER (PARTITION BY note) FROM {name} t WHERE {filter}"
+        )
     }
 
     fn distinct(&mut self) -> String {
@@ -452,7 +570,14 @@ impl Generator {
     fn join(&mut self) -> String {
         let one = self.keyed();
         let other = self.partner(one);
-        let kind = self.s.pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "JOIN", "LEFT JOIN"]);
+        let kind = self.s.pick(&[
+            "JOIN",
+            "LEFT JOIN",
+            "RIGHT JOIN",
+            "FULL JOIN",
+            "JOIN",
+            "LEFT JOIN",
+        ]);
         let on = self.join_condition(one, "a", other, "b");
         let filter = match self.s.below(6) {
             0..3 => self.pin(one, "a"),
@@ -463,10 +588,20 @@ impl Generator {
         let (left, right) = (self.named(one), self.named(other));
         let (ka, kb) = (self.key_of(one, "a"), self.key_of(other, "b"));
         if self.s.chance(15) {
-            let on = if self.s.chance(80) { on } else { "true".to_owned() };
-            return format!("SELECT {ka}, a.n, {kb}, b.n FROM {left} a, {right} b WHERE {on} AND {filter}{}", self.tail(4));
+            let on = if self.s.chance(80) {
+                on
+            } else {
+                "true".to_owned()
+            };
+            return format!(
+                "SELECT {ka}, a.n, {kb}, b.n FROM {left} a, {right} b WHERE {on} AND {filter}{}",
+                self.tail(4)
+            );
         }
-        format!("SELECT {ka}, a.n, {kb}, b.n FROM {left} a {kind} {right} b ON {on} WHERE {filter}{}", self.tail(4))
+        format!(
+            "SELECT {ka}, a.n, {kb}, b.n FROM {left} a {kind} {right} b ON {on} WHERE {filter}{}",
+            self.tail(4)
+        )
     }
 
     fn join_condition(&mut self, one: &Table, a: &str, other: &Table, b: &str) -> String {
@@ -486,7 +621,9 @@ impl Generator {
         let pairs = [(1, 2), (5, 6), (1, 1), (0, 3)];
         let (one, other) = pairs[self.s.below(4)];
         let (one, other) = (&TABLES[one], &TABLES[other]);
-        let kind = self.s.pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"]);
+        let kind = self
+            .s
+            .pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"]);
         let (left, right) = (self.named(one), self.named(other));
         let (how, natural) = match self.s.below(4) {
             0 => (String::new(), "NATURAL "),
@@ -498,7 +635,11 @@ impl Generator {
             1 => self.pin(other, "b"),
             _ => format!("{} = {}", quoted(one.key), self.key(one)),
         };
-        format!("SELECT {}, a.n, b.n FROM {left} a {natural}{kind} {right} b{how} WHERE {filter}{}", one.key, self.tail(3))
+        format!(
+            "SELECT {}, a.n, b.n FROM {left} a {natural}{kind} {right} b{how} WHERE {filter}{}",
+            one.key,
+            self.tail(3)
+        )
     }
 
     fn renamed_join(&mut self) -> String {
@@ -507,19 +648,33 @@ impl Generator {
         let kind = self.s.pick(&["JOIN", "LEFT JOIN", "FULL JOIN"]);
         let key = self.key(one);
         match self.s.below(4) {
-            0 => format!("SELECT count(*) FROM ({left} a {kind} {right} b USING (id)) AS j (x, id) WHERE id = {key}"),
-            1 => format!("SELECT * FROM ({left} a {kind} {right} b USING (id)) AS j (id, x, y) WHERE id = {key}"),
-            2 => format!("SELECT a.n, b.n FROM {left} a {kind} {right} b USING (id) AS u WHERE u.id = {key}"),
-            _ => format!("SELECT x, y FROM {left} AS a (x, y) {kind} {right} AS b (z, w) ON x = w WHERE y = 3 AND x = {key}"),
+            0 => format!(
+                "SELECT count(*) FROM ({left} a {kind} {right} b USING (id)) AS j (x, id) WHERE id = {key}"
+            ),
+            1 => format!(
+                "SELECT * FROM ({left} a {kind} {right} b USING (id)) AS j (id, x, y) WHERE id = {key}"
+            ),
+            2 => format!(
+                "SELECT a.n, b.n FROM {left} a {kind} {right} b USING (id) AS u WHERE u.id = {key}"
+            ),
+            _ => format!(
+                "SELECT x, y FROM {left} AS a (x, y) {kind} {right} AS b (z, w) ON x = w WHERE y = 3 AND x = {key}"
+            ),
         }
     }
 
     fn three(&mut self) -> String {
         let one = self.keyed();
         let (two, three) = (self.partner(one), self.partner(one));
-        let (k1, k2, k3) = (self.key_of(one, "a"), self.key_of(two, "b"), self.key_of(three, "c"));
+        let (k1, k2, k3) = (
+            self.key_of(one, "a"),
+            self.key_of(two, "b"),
+            self.key_of(three, "c"),
+        );
         let (t1, t2, t3) = (self.named(one), self.named(two), self.named(three));
-        let first = self.s.pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"]);
+        let first = self
+            .s
+            .pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"]);
         let second = self.s.pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN"]);
         let filter = match self.s.below(4) {
             0 => self.pin(two, "b"),
@@ -529,9 +684,14 @@ impl Generator {
         let joined = match self.s.below(3) {
             0 => format!("{t1} a {first} {t2} b ON {k1} = {k2} {second} {t3} c ON {k2} = {k3}"),
             1 => format!("{t1} a {first} ({t2} b {second} {t3} c ON {k2} = {k3}) ON {k1} = {k2}"),
-            _ => format!("{t1} a {first} {t2} b ON {k1} = {k2} {second} country c ON c.code = b.note, {t3} d"),
+            _ => format!(
+                "{t1} a {first} {t2} b ON {k1} = {k2} {second} country c ON c.code = b.note, {t3} d"
+            ),
         };
-        format!("SELECT a.n, b.n, c.n FROM {joined} WHERE {filter}{}", self.tail(3))
+        format!(
+            "SELECT a.n, b.n, c.n FROM {joined} WHERE {filter}{}",
+            self.tail(3)
+        )
     }
 
     fn lateral(&mut self) -> String {
@@ -554,26 +714,51 @@ impl Generator {
         let other = self.partner(one);
         let (left, right) = (self.named(one), self.named(other));
         let (ka, kb) = (self.key_of(one, "a"), self.key_of(other, "b"));
-        let outer = if self.s.chance(85) { self.pin(one, "a") } else { self.other("a") };
+        let outer = if self.s.chance(85) {
+            self.pin(one, "a")
+        } else {
+            self.other("a")
+        };
         let inner = match self.s.below(5) {
             0 | 1 => format!("{kb} = {ka}"),
             2 => self.pin(other, "b"),
             3 => format!("{kb} = {ka} AND {}", self.other("b")),
             _ => {
                 // Unqualified: whose column it is depends on who has one.
-                format!("{} = {ka}", quoted(if other.sharded() { other.key } else { "code" }))
+                format!(
+                    "{} = {ka}",
+                    quoted(if other.sharded() { other.key } else { "code" })
+                )
             }
         };
         match self.s.below(9) {
-            0 => format!("SELECT a.n FROM {left} a WHERE {outer} AND EXISTS (SELECT 1 FROM {right} b WHERE {inner})"),
-            1 => format!("SELECT a.n FROM {left} a WHERE {outer} AND NOT EXISTS (SELECT 1 FROM {right} b WHERE {inner})"),
-            2 => format!("SELECT a.n FROM {left} a WHERE {ka} IN (SELECT {kb} FROM {right} b WHERE {inner})"),
-            3 => format!("SELECT a.n FROM {left} a WHERE {outer} AND {ka} NOT IN (SELECT {kb} FROM {right} b WHERE {inner})"),
-            4 => format!("SELECT a.n, (SELECT max(b.n) FROM {right} b WHERE {inner}) FROM {left} a WHERE {outer}"),
-            5 => format!("SELECT a.n FROM {left} a WHERE {outer} AND a.n = ANY (SELECT b.n FROM {right} b WHERE {inner})"),
-            6 => format!("SELECT a.n FROM {left} a WHERE {ka} = (SELECT {kb} FROM {right} b WHERE {inner} LIMIT 1)"),
-            7 => format!("SELECT a.n FROM {left} a WHERE {outer} ORDER BY (SELECT count(*) FROM {right} b WHERE {inner}), a.n"),
-            _ => format!("SELECT a.n FROM {left} a WHERE {outer} AND (a.n, {ka}) IN (SELECT b.n, {kb} FROM {right} b WHERE {inner})"),
+            0 => format!(
+                "SELECT a.n FROM {left} a WHERE {outer} AND EXISTS (SELECT 1 FROM {right} b WHERE {inner})"
+            ),
+            1 => format!(
+                "SELECT a.n FROM {left} a WHERE {outer} AND NOT EXISTS (SELECT 1 FROM {right} b WHERE {inner})"
+            ),
+            2 => format!(
+                "SELECT a.n FROM {left} a WHERE {ka} IN (SELECT {kb} FROM {right} b WHERE {inner})"
+            ),
+            3 => format!(
+                "SELECT a.n FROM {left} a WHERE {outer} AND {ka} NOT IN (SELECT {kb} FROM {right} b WHERE {inner})"
+            ),
+            4 => format!(
+                "SELECT a.n, (SELECT max(b.n) FROM {right} b WHERE {inner}) FROM {left} a WHERE {outer}"
+            ),
+            5 => format!(
+                "SELECT a.n FROM {left} a WHERE {outer} AND a.n = ANY (SELECT b.n FROM {right} b WHERE {inner})"
+            ),
+            6 => format!(
+                "SELECT a.n FROM {left} a WHERE {ka} = (SELECT {kb} FROM {right} b WHERE {inner} LIMIT 1)"
+            ),
+            7 => format!(
+                "SELECT a.n FROM {left} a WHERE {outer} ORDER BY (SELECT count(*) FROM {right} b WHERE {inner}), a.n"
+            ),
+            _ => format!(
+                "SELECT a.n FROM {left} a WHERE {outer} AND (a.n, {ka}) IN (SELECT b.n, {kb} FROM {right} b WHERE {inner})"
+            ),
         }
     }
 
@@ -584,12 +769,24 @@ impl Generator {
         let (ka, kb) = (self.key_of(one, "a"), self.key_of(other, "b"));
         let (filter, key) = (self.pin(one, "a"), self.key(one));
         match self.s.below(6) {
-            0 => format!("SELECT x.k, x.n FROM (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}) x WHERE x.n > 1"),
-            1 => format!("SELECT x.k, x.n FROM (SELECT {ka} AS k, a.n FROM {left} a) x WHERE x.k = {key}"),
-            2 => format!("SELECT x.k, b.n FROM (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}) x JOIN {right} b ON x.k = {kb}"),
-            3 => format!("SELECT x.k, b.n FROM (SELECT {ka}, count(*) FROM {left} a WHERE {filter} GROUP BY {ka}) x (k, c) LEFT JOIN {right} b ON {kb} = x.k"),
-            4 => format!("SELECT b.n FROM (SELECT a.n AS k, {ka} AS n FROM {left} a WHERE {filter}) x JOIN {right} b ON {kb} = x.n"),
-            _ => format!("SELECT b.n FROM {right} b RIGHT JOIN (SELECT {ka} AS k FROM {left} a WHERE {filter} UNION SELECT {key}) x ON {kb} = x.k"),
+            0 => format!(
+                "SELECT x.k, x.n FROM (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}) x WHERE x.n > 1"
+            ),
+            1 => format!(
+                "SELECT x.k, x.n FROM (SELECT {ka} AS k, a.n FROM {left} a) x WHERE x.k = {key}"
+            ),
+            2 => format!(
+                "SELECT x.k, b.n FROM (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}) x JOIN {right} b ON x.k = {kb}"
+            ),
+            3 => format!(
+                "SELECT x.k, b.n FROM (SELECT {ka}, count(*) FROM {left} a WHERE {filter} GROUP BY {ka}) x (k, c) LEFT JOIN {right} b ON {kb} = x.k"
+            ),
+            4 => format!(
+                "SELECT b.n FROM (SELECT a.n AS k, {ka} AS n FROM {left} a WHERE {filter}) x JOIN {right} b ON {kb} = x.n"
+            ),
+            _ => format!(
+                "SELECT b.n FROM {right} b RIGHT JOIN (SELECT {ka} AS k FROM {left} a WHERE {filter} UNION SELECT {key}) x ON {kb} = x.k"
+            ),
         }
     }
 
@@ -600,13 +797,30 @@ impl Generator {
         let (ka, kb) = (self.key_of(one, "a"), self.key_of(other, "b"));
         let filter = self.pin(one, "a");
         match self.s.below(6) {
-            0 => format!("WITH x AS (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}) SELECT k, n FROM x{}", self.tail(2)),
-            1 => format!("WITH x AS (SELECT {ka} AS k FROM {left} a WHERE {filter}) SELECT b.n FROM x JOIN {right} b ON {kb} = x.k"),
-            2 => format!("WITH x AS MATERIALIZED (SELECT {ka} AS k, a.n FROM {left} a) SELECT n FROM x WHERE k = {}", self.key(one)),
+            0 => format!(
+                "WITH x AS (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}) SELECT k, n FROM x{}",
+                self.tail(2)
+            ),
+            1 => format!(
+                "WITH x AS (SELECT {ka} AS k FROM {left} a WHERE {filter}) SELECT b.n FROM x JOIN {right} b ON {kb} = x.k"
+            ),
+            2 => format!(
+                "WITH x AS MATERIALIZED (SELECT {ka} AS k, a.n FROM {left} a) SELECT n FROM x WHERE k = {}",
+                self.key(one)
+            ),
             // Shadows the table.
-            3 => format!("WITH {0} AS (SELECT 1 AS \"{1}\", 2 AS n) SELECT n FROM {0} WHERE \"{1}\" = {2}", quoted(one.name), one.key, self.key(one)),
-            4 => format!("WITH x AS (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}), y AS (SELECT count(*) AS c FROM x) SELECT x.n, y.c FROM x, y"),
-            _ => format!("WITH x (n, k) AS (SELECT {ka}, a.n FROM {left} a WHERE {filter}) SELECT b.n FROM {right} b WHERE {kb} IN (SELECT k FROM x)"),
+            3 => format!(
+                "WITH {0} AS (SELECT 1 AS \"{1}\", 2 AS n) SELECT n FROM {0} WHERE \"{1}\" = {2}",
+                quoted(one.name),
+                one.key,
+                self.key(one)
+            ),
+            4 => format!(
+                "WITH x AS (SELECT {ka} AS k, a.n FROM {left} a WHERE {filter}), y AS (SELECT count(*) AS c FROM x) SELECT x.n, y.c FROM x, y"
+            ),
+            _ => format!(
+                "WITH x (n, k) AS (SELECT {ka}, a.n FROM {left} a WHERE {filter}) SELECT b.n FROM {right} b WHERE {kb} IN (SELECT k FROM x)"
+            ),
         }
     }
 
@@ -614,11 +828,25 @@ impl Generator {
         let one = self.keyed();
         let other = self.partner(one);
         let (left, right) = (self.named(one), self.named(other));
-        let op = self.s.pick(&["UNION", "UNION ALL", "INTERSECT", "EXCEPT", "EXCEPT ALL"]);
+        let op = self
+            .s
+            .pick(&["UNION", "UNION ALL", "INTERSECT", "EXCEPT", "EXCEPT ALL"]);
         let first = self.pin(one, "a");
-        let second = if self.s.chance(85) { self.pin(other, "b") } else { self.other("b") };
-        let third = self.s.pick(&["", "", " UNION SELECT 1, 'x'", " UNION ALL SELECT n, note FROM country"]);
-        format!("SELECT n, note FROM {left} a WHERE {first} {op} SELECT n, note FROM {right} b WHERE {second}{third}{}", self.tail(2))
+        let second = if self.s.chance(85) {
+            self.pin(other, "b")
+        } else {
+            self.other("b")
+        };
+        let third = self.s.pick(&[
+            "",
+            "",
+            " UNION SELECT 1, 'x'",
+            " UNION ALL SELECT n, note FROM country",
+        ]);
+        format!(
+            "SELECT n, note FROM {left} a WHERE {first} {op} SELECT n, note FROM {right} b WHERE {second}{third}{}",
+            self.tail(2)
+        )
     }
 
     fn reference(&mut self) -> String {
@@ -627,11 +855,22 @@ impl Generator {
         let filter = self.pin(one, "a");
         match self.s.below(6) {
             0 => format!("TABLE country{}", self.tail(3)),
-            1 => format!("SELECT a.n, c.note FROM {left} a LEFT JOIN country c ON c.n = a.n WHERE {filter}"),
-            2 => format!("SELECT c.code, a.n FROM country c LEFT JOIN {left} a ON a.n = c.n AND {filter}"),
-            3 => format!("SELECT c.code FROM country c WHERE NOT EXISTS (SELECT 1 FROM {left} a WHERE {filter} AND a.n = c.n)"),
-            4 => format!("SELECT code, v.x FROM country, (VALUES (1), ({})) AS v (x)", self.number()),
-            _ => format!("SELECT s.n, a.n FROM setting s JOIN {left} a ON a.n = s.n WHERE {filter}"),
+            1 => format!(
+                "SELECT a.n, c.note FROM {left} a LEFT JOIN country c ON c.n = a.n WHERE {filter}"
+            ),
+            2 => format!(
+                "SELECT c.code, a.n FROM country c LEFT JOIN {left} a ON a.n = c.n AND {filter}"
+            ),
+            3 => format!(
+                "SELECT c.code FROM country c WHERE NOT EXISTS (SELECT 1 FROM {left} a WHERE {filter} AND a.n = c.n)"
+            ),
+            4 => format!(
+                "SELECT code, v.x FROM country, (VALUES (1), ({})) AS v (x)",
+                self.number()
+            ),
+            _ => {
+                format!("SELECT s.n, a.n FROM setting s JOIN {left} a ON a.n = s.n WHERE {filter}")
+            }
         }
     }
 
@@ -652,7 +891,9 @@ impl Generator {
         let (ka, filter, key) = (self.key_of(one, "a"), self.pin(one, "a"), self.key(one));
         match self.s.below(6) {
             0 => format!("SELECT g, a.n FROM generate_series(1, 2) g, {left} a WHERE {filter}"),
-            1 => format!("SELECT g, a.n FROM generate_series(1, 2) g LEFT JOIN {left} a ON {filter}"),
+            1 => {
+                format!("SELECT g, a.n FROM generate_series(1, 2) g LEFT JOIN {left} a ON {filter}")
+            }
             2 => format!("SELECT a.n FROM {left} a WHERE abs({ka}) = {key}"),
             3 => format!("SELECT a.n FROM {left} a WHERE {ka} = greatest({key}, {key})"),
             4 => format!("SELECT a.n, u FROM {left} a, unnest(ARRAY[1, a.n]) u WHERE {filter}"),
@@ -665,8 +906,16 @@ impl Generator {
         let one = self.keyed();
         let left = self.named(one);
         let key = self.chosen(one);
-        let filter = if self.s.chance(50) { self.pin(one, "a") } else { format!("{} = {}", self.key_of(one, "a"), self.key(one)) };
-        format!("/* shardway: key={key} */ SELECT a.n FROM {left} a WHERE {filter} AND {} = '{}'", self.key_of(one, "a"), key.replace('\'', "''"))
+        let filter = if self.s.chance(50) {
+            self.pin(one, "a")
+        } else {
+            format!("{} = {}", self.key_of(one, "a"), self.key(one))
+        };
+        format!(
+            "/* shardway: key={key} */ SELECT a.n FROM {left} a WHERE {filter} AND {} = '{}'",
+            self.key_of(one, "a"),
+            key.replace('\'', "''")
+        )
     }
 
     fn shared_parameter(&mut self) -> String {
@@ -675,7 +924,10 @@ impl Generator {
         let (left, key) = (self.named(one), self.key_of(one, "a"));
         let text = self.chosen(one);
         let binary = self.v.chance(70);
-        self.parameters.push(Value { text: Some(text.to_owned()), binary });
+        self.parameters.push(Value {
+            text: Some(text.to_owned()),
+            binary,
+        });
         match self.s.below(8) {
             0 => format!("SELECT $1::text, a.n FROM {left} a WHERE {key} = $1::int"),
             1 => format!("SELECT a.n FROM {left} a WHERE a.note = $1 AND {key} = $1"),
@@ -699,7 +951,9 @@ impl Generator {
             2 => format!(" WHERE {}", self.pin(ord, "c")),
             _ => String::new(),
         };
-        format!("SELECT acct_id, a.n, b.n, c.n FROM ord a {first} (item b JOIN country d ON d.n = b.n AND {filter}) USING (acct_id) {second} item c USING (acct_id){end}")
+        format!(
+            "SELECT acct_id, a.n, b.n, c.n FROM ord a {first} (item b JOIN country d ON d.n = b.n AND {filter}) USING (acct_id) {second} item c USING (acct_id){end}"
+        )
     }
 
     fn recursive(&mut self) -> String {
@@ -708,9 +962,13 @@ impl Generator {
         let filter = self.pin(one, "a");
         let key = self.key_of(one, "a");
         if self.s.chance(50) {
-            return format!("WITH RECURSIVE r (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < 4) SELECT i, a.n FROM r, {left} a WHERE {filter}");
+            return format!(
+                "WITH RECURSIVE r (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < 4) SELECT i, a.n FROM r, {left} a WHERE {filter}"
+            );
         }
-        format!("WITH RECURSIVE r (k, i) AS (SELECT {key}, 1 FROM {left} a WHERE {filter} UNION SELECT {key}, i + 1 FROM r JOIN {left} a ON {key} = r.k WHERE i < 3) SELECT i FROM r")
+        format!(
+            "WITH RECURSIVE r (k, i) AS (SELECT {key}, 1 FROM {left} a WHERE {filter} UNION SELECT {key}, i + 1 FROM r JOIN {left} a ON {key} = r.k WHERE i < 3) SELECT i FROM r"
+        )
     }
 
     fn locking(&mut self) -> String {
@@ -719,7 +977,9 @@ impl Generator {
         let filter = self.pin(one, "a");
         match self.s.below(3) {
             0 => format!("SELECT a.n FROM {left} a WHERE {filter} FOR UPDATE"),
-            1 => format!("SELECT a.n FROM {left} a JOIN country c ON c.n = a.n WHERE {filter} FOR SHARE OF a"),
+            1 => format!(
+                "SELECT a.n FROM {left} a JOIN country c ON c.n = a.n WHERE {filter} FOR SHARE OF a"
+            ),
             _ => format!("SELECT a.n FROM {left} a, country c WHERE {filter} FOR UPDATE"),
         }
     }
@@ -744,7 +1004,11 @@ impl Generator {
     }
 
     fn written(&mut self) -> &'static Table {
-        if self.s.chance(5) { &TABLES[TABLES.len() - 1 - self.s.below(2)] } else { self.keyed() }
+        if self.s.chance(5) {
+            &TABLES[TABLES.len() - 1 - self.s.below(2)]
+        } else {
+            self.keyed()
+        }
     }
 
     fn returning(&mut self, table: &Table) -> String {
@@ -757,12 +1021,20 @@ impl Generator {
 
     /// A row of VALUES for key, n, note.
     fn values(&mut self, table: &Table) -> String {
-        let n = if self.s.chance(20) { "NULL".to_owned() } else { self.number() };
+        let n = if self.s.chance(20) {
+            "NULL".to_owned()
+        } else {
+            self.number()
+        };
         format!("{}, {n}, 'w'", self.key(table))
     }
 
     fn extra(table: &Table) -> (&'static str, &'static str) {
-        if table.name == "ord" { (", no", ", 1000") } else { ("", "") }
+        if table.name == "ord" {
+            (", no", ", 1000")
+        } else {
+            ("", "")
+        }
     }
 
     fn insert(&mut self) -> String {
@@ -771,19 +1043,32 @@ impl Generator {
         let (column, value) = Self::extra(table);
         let returning = self.returning(table);
         match self.s.below(8) {
-            0 => format!("INSERT INTO {name} (n, note, {key}{column}) VALUES ({}, 'w', {}{value}){returning}", self.number(), self.key(table)),
+            0 => format!(
+                "INSERT INTO {name} (n, note, {key}{column}) VALUES ({}, 'w', {}{value}){returning}",
+                self.number(),
+                self.key(table)
+            ),
             1 => format!("INSERT INTO {name} (n, note) VALUES (1, 'w'){returning}"),
             2 => format!("INSERT INTO {name} ({key}, n) VALUES (DEFAULT, 1){returning}"),
             3 => format!("INSERT INTO {name} DEFAULT VALUES{returning}"),
-            _ => format!("INSERT INTO {name} ({key}, n, note{column}) VALUES ({}{value}){returning}", self.values(table)),
+            _ => format!(
+                "INSERT INTO {name} ({key}, n, note{column}) VALUES ({}{value}){returning}",
+                self.values(table)
+            ),
         }
     }
 
     fn insert_rows(&mut self) -> String {
         let table = self.written();
         let (name, key) = (self.named(table), self.key_of(table, ""));
-        let rows: Vec<String> = (0..1 + self.s.below(3)).map(|_| format!("({})", self.values(table))).collect();
-        format!("INSERT INTO {name} ({key}, n, note) VALUES {}{}", rows.join(", "), self.returning(table))
+        let rows: Vec<String> = (0..1 + self.s.below(3))
+            .map(|_| format!("({})", self.values(table)))
+            .collect();
+        format!(
+            "INSERT INTO {name} ({key}, n, note) VALUES {}{}",
+            rows.join(", "),
+            self.returning(table)
+        )
     }
 
     fn insert_whole(&mut self) -> String {
@@ -798,27 +1083,53 @@ impl Generator {
                 _ => "77".to_owned(),
             })
             .collect();
-        format!("INSERT INTO {name} VALUES ({}){}", values.join(", "), self.returning(table))
+        format!(
+            "INSERT INTO {name} VALUES ({}){}",
+            values.join(", "),
+            self.returning(table)
+        )
     }
 
     fn insert_select(&mut self) -> String {
         let table = self.keyed();
         let other = self.partner(table);
         let (name, key) = (self.named(table), self.key_of(table, ""));
-        let (right, other_key, filter) = (self.named(other), self.key_of(other, "b"), self.pin(other, "b"));
+        let (right, other_key, filter) = (
+            self.named(other),
+            self.key_of(other, "b"),
+            self.pin(other, "b"),
+        );
         let (column, value) = Self::extra(table);
         match self.s.below(6) {
-            0 => format!("INSERT INTO {name} ({key}, n, note{column}) SELECT {}, b.n, 's'{value} FROM {right} b WHERE {filter}", self.key(table)),
-            1 => format!("INSERT INTO {name} ({key}, n, note{column}) SELECT b.n, {other_key}, 's'{value} FROM {right} b WHERE {filter}"),
-            2 => format!("INSERT INTO {name} ({key}, n, note{column}) SELECT {other_key}, 5, c.note{value} FROM {right} b JOIN country c ON c.n = b.n WHERE {filter}"),
-            3 => format!("INSERT INTO {name} ({key}, n{column}) SELECT {other_key}, count(*){value} FROM {right} b WHERE {filter} GROUP BY {other_key}"),
-            4 => format!("INSERT INTO {name} ({key}, n{column}) SELECT {other_key}, 1{value} FROM {right} b WHERE {filter} UNION ALL SELECT {}, 2{value}", self.key(table)),
-            _ => format!("INSERT INTO {name} ({key}, n, note{column}) SELECT {other_key}, b.n, 's'{value} FROM {right} b WHERE {filter}{}", self.returning(table)),
+            0 => format!(
+                "INSERT INTO {name} ({key}, n, note{column}) SELECT {}, b.n, 's'{value} FROM {right} b WHERE {filter}",
+                self.key(table)
+            ),
+            1 => format!(
+                "INSERT INTO {name} ({key}, n, note{column}) SELECT b.n, {other_key}, 's'{value} FROM {right} b WHERE {filter}"
+            ),
+            2 => format!(
+                "INSERT INTO {name} ({key}, n, note{column}) SELECT {other_key}, 5, c.note{value} FROM {right} b JOIN country c ON c.n = b.n WHERE {filter}"
+            ),
+            3 => format!(
+                "INSERT INTO {name} ({key}, n{column}) SELECT {other_key}, count(*){value} FROM {right} b WHERE {filter} GROUP BY {other_key}"
+            ),
+            4 => format!(
+                "INSERT INTO {name} ({key}, n{column}) SELECT {other_key}, 1{value} FROM {right} b WHERE {filter} UNION ALL SELECT {}, 2{value}",
+                self.key(table)
+            ),
+            _ => format!(
+                "INSERT INTO {name} ({key}, n, note{column}) SELECT {other_key}, b.n, 's'{value} FROM {right} b WHERE {filter}{}",
+                self.returning(table)
+            ),
         }
     }
 
     fn insert_conflict(&mut self) -> String {
-        let all: Vec<&'static Table> = TABLES.iter().filter(|table| !table.unique.is_empty()).collect();
+        let all: Vec<&'static Table> = TABLES
+            .iter()
+            .filter(|table| !table.unique.is_empty())
+            .collect();
         let table = all[self.s.below(all.len())];
         let (name, key) = (self.named(table), self.key_of(table, ""));
         let (column, value) = Self::extra(table);
@@ -826,14 +1137,39 @@ impl Generator {
         let act = match self.s.below(7) {
             0 => " DO NOTHING".to_owned(),
             1 => format!(" ({}) DO NOTHING", table.unique),
-            2 => format!(" ({}) DO UPDATE SET n = excluded.n + 1, note = t.note || 'c'", table.unique),
-            3 => format!(" ({}) DO UPDATE SET {key} = excluded.{key}, n = 9", table.unique),
-            4 => format!(" ({}) DO UPDATE SET {key} = {}", table.unique, self.key(table)),
-            5 => format!(" ({}) DO UPDATE SET n = 5 WHERE t.n IS NOT NULL", table.unique),
-            _ => format!(" ({}) DO UPDATE SET n = (SELECT max(n) FROM {name} z WHERE {})", table.unique, self.pin(table, "z")),
+            2 => format!(
+                " ({}) DO UPDATE SET n = excluded.n + 1, note = t.note || 'c'",
+                table.unique
+            ),
+            3 => format!(
+                " ({}) DO UPDATE SET {key} = excluded.{key}, n = 9",
+                table.unique
+            ),
+            4 => format!(
+                " ({}) DO UPDATE SET {key} = {}",
+                table.unique,
+                self.key(table)
+            ),
+            5 => format!(
+                " ({}) DO UPDATE SET n = 5 WHERE t.n IS NOT NULL",
+                table.unique
+            ),
+            _ => format!(
+                " ({}) DO UPDATE SET n = (SELECT max(n) FROM {name} z WHERE {})",
+                table.unique,
+                self.pin(table, "z")
+            ),
         };
-        let rows = if self.s.chance(20) { format!(", ({}{value})", self.values(table)) } else { String::new() };
-        format!("INSERT INTO {name} AS t ({key}, n, note{column}) VALUES ({}{value}){rows} ON CONFLICT{act}{}", self.values(table), self.returning(table).replace(" n +", " t.n +"))
+        let rows = if self.s.chance(20) {
+            format!(", ({}{value})", self.values(table))
+        } else {
+            String::new()
+        };
+        format!(
+            "INSERT INTO {name} AS t ({key}, n, note{column}) VALUES ({}{value}){rows} ON CONFLICT{act}{}",
+            self.values(table),
+            self.returning(table).replace(" n +", " t.n +")
+        )
     }
 
     fn update(&mut self) -> String {
@@ -844,9 +1180,15 @@ impl Generator {
             0 => format!("n = {}", self.number()),
             1 => "n = n + 1, note = 'u'".to_owned(),
             2 => format!("(n, note) = ({}, 'r')", self.number()),
-            _ => format!("n = (SELECT max(z.n) FROM {name} z WHERE {})", self.pin(table, "z")),
+            _ => format!(
+                "n = (SELECT max(z.n) FROM {name} z WHERE {})",
+                self.pin(table, "z")
+            ),
         };
-        format!("UPDATE {name} t SET {set} WHERE {filter}{}", self.returning(table))
+        format!(
+            "UPDATE {name} t SET {set} WHERE {filter}{}",
+            self.returning(table)
+        )
     }
 
     fn update_key(&mut self) -> String {
@@ -867,7 +1209,11 @@ impl Generator {
         let other = self.partner(one);
         let (left, right) = (self.named(one), self.named(other));
         let on = self.join_condition(one, "t", other, "b");
-        let filter = if self.s.chance(50) { self.pin(one, "t") } else { self.pin(other, "b") };
+        let filter = if self.s.chance(50) {
+            self.pin(one, "t")
+        } else {
+            self.pin(other, "b")
+        };
         format!("UPDATE {left} t SET n = 3 FROM {right} b WHERE {on} AND {filter}")
     }
 
@@ -875,7 +1221,10 @@ impl Generator {
         let table = self.written();
         let name = self.named(table);
         let filter = self.pin(table, "t");
-        format!("DELETE FROM {name} t WHERE {filter}{}", self.returning(table))
+        format!(
+            "DELETE FROM {name} t WHERE {filter}{}",
+            self.returning(table)
+        )
     }
 
     fn delete_using(&mut self) -> String {
@@ -883,30 +1232,49 @@ impl Generator {
         let other = self.partner(one);
         let (left, right) = (self.named(one), self.named(other));
         let on = self.join_condition(one, "t", other, "b");
-        let filter = if self.s.chance(50) { self.pin(one, "t") } else { self.pin(other, "b") };
+        let filter = if self.s.chance(50) {
+            self.pin(one, "t")
+        } else {
+            self.pin(other, "b")
+        };
         format!("DELETE FROM {left} t USING {right} b WHERE {on} AND {filter}")
     }
 
     fn merge(&mut self) -> String {
         let table = self.keyed();
         let other = self.partner(table);
-        let (name, key, column) = (self.named(table), self.key_of(table, "t"), self.key_of(table, ""));
+        let (name, key, column) = (
+            self.named(table),
+            self.key_of(table, "t"),
+            self.key_of(table, ""),
+        );
         let (extra, value) = Self::extra(table);
         let new = self.key(table);
         let source = match self.s.below(3) {
             0 => format!("(VALUES ({}, 4)) AS s (k, n)", self.key(table)),
             1 => format!("(SELECT {} AS k, 4 AS n) s", self.key(table)),
-            _ => format!("(SELECT {} AS k, max(b.n) AS n FROM {} b WHERE {} GROUP BY 1) s", self.key_of(other, "b"), self.named(other), self.pin(other, "b")),
+            _ => format!(
+                "(SELECT {} AS k, max(b.n) AS n FROM {} b WHERE {} GROUP BY 1) s",
+                self.key_of(other, "b"),
+                self.named(other),
+                self.pin(other, "b")
+            ),
         };
         let on = match self.s.below(4) {
             0 => format!("{key} = s.k"),
             1 => self.pin(table, "t"),
             _ => format!("{key} = s.k AND {}", self.pin(table, "t")),
         };
-        let insert = if self.s.chance(50) { new } else { "s.k".to_owned() };
+        let insert = if self.s.chance(50) {
+            new
+        } else {
+            "s.k".to_owned()
+        };
         let matched = self.s.pick(&["UPDATE SET n = s.n", "DELETE", "DO NOTHING"]);
         let unmatched = if self.s.chance(60) {
-            format!(" WHEN NOT MATCHED THEN INSERT ({column}, n{extra}) VALUES ({insert}, s.n{value})")
+            format!(
+                " WHEN NOT MATCHED THEN INSERT ({column}, n{extra}) VALUES ({insert}, s.n{value})"
+            )
         } else {
             String::new()
         };
@@ -920,10 +1288,20 @@ impl Generator {
         let (key, other_key) = (self.key_of(one, ""), self.key_of(other, ""));
         let filter = self.pin(one, "a");
         match self.s.below(4) {
-            0 => format!("WITH x AS (DELETE FROM {left} a WHERE {filter} RETURNING {key} AS k, n) SELECT k, n FROM x"),
-            1 => format!("WITH x AS (UPDATE {left} a SET n = 1 WHERE {filter} RETURNING {key} AS k) SELECT count(*) FROM {right} b WHERE {}", self.pin(other, "b")),
-            2 => format!("WITH x AS (INSERT INTO {left} ({key}, n, note) VALUES ({}) RETURNING {key} AS k) SELECT k FROM x", self.values(one)),
-            _ => format!("WITH x AS (SELECT {key} AS k FROM {left} a WHERE {filter}) DELETE FROM {right} b WHERE {other_key} IN (SELECT k FROM x)"),
+            0 => format!(
+                "WITH x AS (DELETE FROM {left} a WHERE {filter} RETURNING {key} AS k, n) SELECT k, n FROM x"
+            ),
+            1 => format!(
+                "WITH x AS (UPDATE {left} a SET n = 1 WHERE {filter} RETURNING {key} AS k) SELECT count(*) FROM {right} b WHERE {}",
+                self.pin(other, "b")
+            ),
+            2 => format!(
+                "WITH x AS (INSERT INTO {left} ({key}, n, note) VALUES ({}) RETURNING {key} AS k) SELECT k FROM x",
+                self.values(one)
+            ),
+            _ => format!(
+                "WITH x AS (SELECT {key} AS k FROM {left} a WHERE {filter}) DELETE FROM {right} b WHERE {other_key} IN (SELECT k FROM x)"
+            ),
         }
     }
 
@@ -934,20 +1312,31 @@ impl Generator {
         let mut parts = Vec::new();
         for _ in 0..2 + self.s.below(2) {
             let part = match self.s.below(6) {
-                0 => self.s.pick(&[
-                    "SET LOCAL search_path TO alt, public",
-                    "SET search_path TO alt, public",
-                    "SET standard_conforming_strings TO off",
-                    "SELECT set_config('search_path', 'alt, public', true)",
-                    "SAVEPOINT s",
-                ]).to_owned(),
+                0 => self
+                    .s
+                    .pick(&[
+                        "SET LOCAL search_path TO alt, public",
+                        "SET search_path TO alt, public",
+                        "SET standard_conforming_strings TO off",
+                        "SELECT set_config('search_path', 'alt, public', true)",
+                        "SAVEPOINT s",
+                    ])
+                    .to_owned(),
                 1 | 2 => self.write().1,
-                3 => format!("SELECT n, note FROM acct WHERE id = {}", self.key(&TABLES[0])),
+                3 => format!(
+                    "SELECT n, note FROM acct WHERE id = {}",
+                    self.key(&TABLES[0])
+                ),
                 4 => {
-                    let doc = TABLES.iter().find(|table| table.name == "doc" && table.schema == "alt").unwrap();
+                    let doc = TABLES
+                        .iter()
+                        .find(|table| table.name == "doc" && table.schema == "alt")
+                        .unwrap();
                     format!("SELECT n, note FROM doc WHERE slug = {}", self.key(doc))
                 }
-                5 if self.s.chance(30) => format!("DECLARE c CURSOR FOR {}; FETCH ALL FROM c", self.read().1),
+                5 if self.s.chance(30) => {
+                    format!("DECLARE c CURSOR FOR {}; FETCH ALL FROM c", self.read().1)
+                }
                 _ => self.read().1,
             };
             parts.push(part);

@@ -39,17 +39,39 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn start(random: &mut Random) -> Self {
-        let sandbox = Sandbox::builder(environment()).clusters(SHARDS + 1).auth(Auth::Scram).start().unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let text = schema::configuration(&sandbox.clusters()[..SHARDS], SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        let settings =
-            load::load_str("oracle.toml", &text, Path::new(".")).unwrap_or_else(|errors| panic!("{}", errors.render()));
+        let sandbox = Sandbox::builder(environment())
+            .clusters(SHARDS + 1)
+            .auth(Auth::Scram)
+            .start()
+            .unwrap();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let text = schema::configuration(
+            &sandbox.clusters()[..SHARDS],
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        );
+        let settings = load::load_str("oracle.toml", &text, Path::new("."))
+            .unwrap_or_else(|errors| panic!("{}", errors.render()));
         let snapshot = Arc::clone(&settings.databases[schema::DATABASE].snapshot);
-        schema::fill(&sandbox.clusters()[..SHARDS], sandbox.cluster(SHARDS), &snapshot, random).await;
+        schema::fill(
+            &sandbox.clusters()[..SHARDS],
+            sandbox.cluster(SHARDS),
+            &snapshot,
+            random,
+        )
+        .await;
         let config = sandbox.root().join("oracle.toml");
         fs::write(&config, &text).unwrap();
         let proxy = serve(&config, port);
-        Self { proxy, port, sandbox, snapshot }
+        Self {
+            proxy,
+            port,
+            sandbox,
+            snapshot,
+        }
     }
 
     pub(crate) fn direct(&self) -> Config {
@@ -62,7 +84,12 @@ impl World {
 
     /// See [`schema::compare`].
     pub(crate) async fn compare(&self) -> Vec<String> {
-        schema::compare(&self.sandbox.clusters()[..SHARDS], self.sandbox.cluster(SHARDS), &self.snapshot).await
+        schema::compare(
+            &self.sandbox.clusters()[..SHARDS],
+            self.sandbox.cluster(SHARDS),
+            &self.snapshot,
+        )
+        .await
     }
 }
 
@@ -75,14 +102,22 @@ impl Drop for World {
 
 fn config(port: u16) -> Config {
     let mut config = Config::new();
-    config.host("127.0.0.1").port(port).dbname(schema::DATABASE).user(schema::USER).password("app");
+    config
+        .host("127.0.0.1")
+        .port(port)
+        .dbname(schema::DATABASE)
+        .user(schema::USER)
+        .password("app");
     config
 }
 
 fn environment() -> SandboxEnv {
     SandboxEnv {
         pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-        path: std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect(),
+        path: std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .collect(),
         tmp: std::env::temp_dir(),
         template_cache: None,
     }
@@ -90,14 +125,35 @@ fn environment() -> SandboxEnv {
 
 fn serve(config: &Path, port: u16) -> Child {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", WITH_OWNER, "proxy", env!("CARGO_BIN_EXE_shardway"), "serve", "--config"]).arg(config);
-    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    command
+        .args([
+            "-c",
+            WITH_OWNER,
+            "proxy",
+            env!("CARGO_BIN_EXE_shardway"),
+            "serve",
+            "--config",
+        ])
+        .arg(config);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let errors = BufReader::new(child.stderr.take().unwrap());
-    std::thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| eprintln!("proxy: {line}")));
+    std::thread::spawn(move || {
+        errors
+            .lines()
+            .map_while(Result::ok)
+            .for_each(|line| eprintln!("proxy: {line}"))
+    });
     let begun = SystemTime::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         assert!(child.try_wait().unwrap().is_none(), "the proxy ended");
-        assert!(begun.elapsed().unwrap() < PATIENCE, "the proxy does not answer");
+        assert!(
+            begun.elapsed().unwrap() < PATIENCE,
+            "the proxy does not answer"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     child

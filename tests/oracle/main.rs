@@ -33,7 +33,10 @@ fn number(name: &str, default: usize) -> usize {
 fn what_is_not_refused_is_what_one_postgresql_answers() {
     let statements = number("SHARDWAY_ORACLE_STATEMENTS", STATEMENTS);
     let seed = number("SHARDWAY_ORACLE_SEED", 1) as u64;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let world = World::start(&mut Random::new(seed)).await;
         let mut run = Run::open(&world).await;
@@ -46,16 +49,27 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
             if run.committed > 60 {
                 run.committed = 0;
                 let differences = world.compare().await;
-                assert!(differences.is_empty(), "seed {seed}, batch {batch}: {differences:#?}");
+                assert!(
+                    differences.is_empty(),
+                    "seed {seed}, batch {batch}: {differences:#?}"
+                );
             }
         }
         let differences = world.compare().await;
         println!("seed {seed}: {done} statements");
         run.report();
         assert!(differences.is_empty(), "seed {seed}: {differences:#?}");
-        assert!(run.mismatches.is_empty(), "{} wrong answers:\n{}", run.mismatches.len(), run.mismatches.join("\n"));
+        assert!(
+            run.mismatches.is_empty(),
+            "{} wrong answers:\n{}",
+            run.mismatches.len(),
+            run.mismatches.join("\n")
+        );
         let refused: usize = run.refused.values().sum();
-        assert!((done - refused) * 5 > done * 2, "too much is refused: {refused} of {done}");
+        assert!(
+            (done - refused) * 5 > done * 2,
+            "too much is refused: {refused} of {done}"
+        );
     });
 }
 
@@ -85,11 +99,29 @@ impl Run {
     /// Runs a handful of templates in a random order, each several times; how many statements.
     async fn batch(&mut self, seed: u64) -> usize {
         let mut random = Random::new(seed);
-        let path = random.pick(&["", "", "", "public", "alt, public", "public, alt", "alt", "\"$user\", public", "pg_catalog, alt, public", "early, public"]);
-        let set = if path.is_empty() { "RESET search_path".to_owned() } else { format!("SET search_path TO {path}") };
+        let path = random.pick(&[
+            "",
+            "",
+            "",
+            "public",
+            "alt, public",
+            "public, alt",
+            "alt",
+            "\"$user\", public",
+            "pg_catalog, alt, public",
+            "early, public",
+        ]);
+        let set = if path.is_empty() {
+            "RESET search_path".to_owned()
+        } else {
+            format!("SET search_path TO {path}")
+        };
         let strings = random.pick(&["on", "on", "on", "off"]);
         for side in [&self.direct, &self.proxied] {
-            for set in [&set, &format!("SET standard_conforming_strings TO {strings}")] {
+            for set in [
+                &set,
+                &format!("SET standard_conforming_strings TO {strings}"),
+            ] {
                 let set = side.command(set).await;
                 assert!(matches!(set, Answer::Texts(_)), "{set:?}");
             }
@@ -98,7 +130,11 @@ impl Run {
         for _ in 0..TEMPLATES * TURNS {
             let template = templates[random.below(TEMPLATES)];
             let statement = Generator::new(template, random.next(), path).statement();
-            self.one(&statement, &format!("batch {seed}, path {path:?}, standard strings {strings}")).await;
+            self.one(
+                &statement,
+                &format!("batch {seed}, path {path:?}, standard strings {strings}"),
+            )
+            .await;
         }
         TEMPLATES * TURNS
     }
@@ -128,7 +164,8 @@ impl Run {
                 self.committed += 1;
             }
             if direct != proxied {
-                let (sql, shape, parameters) = (&statement.sql, statement.shape, &statement.parameters);
+                let (sql, shape, parameters) =
+                    (&statement.sql, statement.shape, &statement.parameters);
                 self.mismatches.push(format!(
                     "{place}, {shape}: {:?} {sql}\n  parameters {parameters:?}\n  PostgreSQL {}\n  Shardway   {}",
                     statement.setting,
@@ -146,7 +183,10 @@ impl Run {
 
     fn report(&self) {
         println!("refused by code: {:?}", self.refused);
-        println!("{:24} {:>8} {:>8} {:>8}", "shape", "rows", "error", "refused");
+        println!(
+            "{:24} {:>8} {:>8} {:>8}",
+            "shape", "rows", "error", "refused"
+        );
         for (shape, [rows, errors, refused]) in &self.shapes {
             println!("{shape:24} {rows:8} {errors:8} {refused:8}");
         }
@@ -161,21 +201,49 @@ fn short(answer: &Answer) -> String {
 /// PostgreSQL reads the names of a prepared statement by the search_path of each execution.
 #[test]
 fn a_prepared_statement_follows_search_path() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let world = World::start(&mut Random::new(7)).await;
         let mut run = Run::open(&world).await;
         run.proxied.learnt().await;
-        for path in ["public", "alt, public", "public", "alt", "early, public", "alt, public"] {
+        for path in [
+            "public",
+            "alt, public",
+            "public",
+            "alt",
+            "early, public",
+            "alt, public",
+        ] {
             for side in [&run.direct, &run.proxied] {
                 side.command(&format!("SET search_path TO {path}")).await;
             }
-            for (table, key, group) in [("doc", "slug", "texts"), ("doc", "slug", "regions"), ("acct", "id", "ints")] {
+            for (table, key, group) in [
+                ("doc", "slug", "texts"),
+                ("doc", "slug", "regions"),
+                ("acct", "id", "ints"),
+            ] {
                 for value in schema::keys(group) {
-                    let parameters = vec![value::Value { text: Some((*value).to_owned()), binary: false }];
+                    let parameters = vec![value::Value {
+                        text: Some((*value).to_owned()),
+                        binary: false,
+                    }];
                     let sql = format!("SELECT n, note FROM {table} WHERE {key} = $1");
                     let (ordered, usage, setting, shape) = (false, Use::Read, None, "prepared");
-                    run.one(&Statement { sql, parameters, ordered, usage, setting, shape }, path).await;
+                    run.one(
+                        &Statement {
+                            sql,
+                            parameters,
+                            ordered,
+                            usage,
+                            setting,
+                            shape,
+                        },
+                        path,
+                    )
+                    .await;
                 }
             }
         }

@@ -35,22 +35,166 @@ pub(crate) struct Table {
 }
 
 pub(crate) const TABLES: &[Table] = &[
-    Table { schema: "public", name: "acct", key: "id", kind: Kind::Int, group: "ints", columns: &[("id", "bigint"), ("n", "integer"), ("note", "text"), ("amount", "numeric(12,2)")], unique: "id" },
-    Table { schema: "public", name: "ord", key: "acct_id", kind: Kind::Int, group: "ints", columns: &[("no", "bigint"), ("acct_id", "bigint"), ("n", "integer"), ("note", "text"), ("country", "text")], unique: "acct_id, no" },
-    Table { schema: "public", name: "item", key: "acct_id", kind: Kind::Int, group: "ints", columns: &[("acct_id", "integer"), ("line", "integer"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "alt", name: "acct", key: "id", kind: Kind::Int, group: "ints", columns: &[("n", "integer"), ("id", "bigint"), ("note", "text")], unique: "id" },
-    Table { schema: "public", name: "Mixed Case", key: "Key", kind: Kind::Int, group: "ints", columns: &[("Key", "smallint"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "doc", key: "slug", kind: Kind::Text, group: "texts", columns: &[("slug", "text"), ("n", "integer"), ("note", "text")], unique: "slug" },
-    Table { schema: "public", name: "rev", key: "slug", kind: Kind::Text, group: "texts", columns: &[("n", "integer"), ("slug", "varchar"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "dev", key: "uid", kind: Kind::Uuid, group: "uuids", columns: &[("uid", "uuid"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "ledger", key: "k", kind: Kind::Numeric, group: "numbers", columns: &[("k", "numeric"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "diary", key: "d", kind: Kind::Date, group: "dates", columns: &[("d", "date"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "ship", key: "region", kind: Kind::Text, group: "regions", columns: &[("region", "text"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "alt", name: "doc", key: "slug", kind: Kind::Text, group: "regions", columns: &[("slug", "text"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "event", key: "day", kind: Kind::Date, group: "months", columns: &[("day", "date"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "span", key: "k", kind: Kind::Int, group: "spans", columns: &[("k", "bigint"), ("n", "integer"), ("note", "text")], unique: "" },
-    Table { schema: "public", name: "country", key: "", kind: Kind::Text, group: "", columns: &[("code", "text"), ("n", "integer"), ("note", "text")], unique: "code" },
-    Table { schema: "public", name: "setting", key: "", kind: Kind::Text, group: "", columns: &[("code", "text"), ("n", "integer"), ("note", "text")], unique: "code" },
+    Table {
+        schema: "public",
+        name: "acct",
+        key: "id",
+        kind: Kind::Int,
+        group: "ints",
+        columns: &[
+            ("id", "bigint"),
+            ("n", "integer"),
+            ("note", "text"),
+            ("amount", "numeric(12,2)"),
+        ],
+        unique: "id",
+    },
+    Table {
+        schema: "public",
+        name: "ord",
+        key: "acct_id",
+        kind: Kind::Int,
+        group: "ints",
+        columns: &[
+            ("no", "bigint"),
+            ("acct_id", "bigint"),
+            ("n", "integer"),
+            ("note", "text"),
+            ("country", "text"),
+        ],
+        unique: "acct_id, no",
+    },
+    Table {
+        schema: "public",
+        name: "item",
+        key: "acct_id",
+        kind: Kind::Int,
+        group: "ints",
+        columns: &[
+            ("acct_id", "integer"),
+            ("line", "integer"),
+            ("n", "integer"),
+            ("note", "text"),
+        ],
+        unique: "",
+    },
+    Table {
+        schema: "alt",
+        name: "acct",
+        key: "id",
+        kind: Kind::Int,
+        group: "ints",
+        columns: &[("n", "integer"), ("id", "bigint"), ("note", "text")],
+        unique: "id",
+    },
+    Table {
+        schema: "public",
+        name: "Mixed Case",
+        key: "Key",
+        kind: Kind::Int,
+        group: "ints",
+        columns: &[("Key", "smallint"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "doc",
+        key: "slug",
+        kind: Kind::Text,
+        group: "texts",
+        columns: &[("slug", "text"), ("n", "integer"), ("note", "text")],
+        unique: "slug",
+    },
+    Table {
+        schema: "public",
+        name: "rev",
+        key: "slug",
+        kind: Kind::Text,
+        group: "texts",
+        columns: &[("n", "integer"), ("slug", "varchar"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "dev",
+        key: "uid",
+        kind: Kind::Uuid,
+        group: "uuids",
+        columns: &[("uid", "uuid"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "ledger",
+        key: "k",
+        kind: Kind::Numeric,
+        group: "numbers",
+        columns: &[("k", "numeric"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "diary",
+        key: "d",
+        kind: Kind::Date,
+        group: "dates",
+        columns: &[("d", "date"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "ship",
+        key: "region",
+        kind: Kind::Text,
+        group: "regions",
+        columns: &[("region", "text"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "alt",
+        name: "doc",
+        key: "slug",
+        kind: Kind::Text,
+        group: "regions",
+        columns: &[("slug", "text"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "event",
+        key: "day",
+        kind: Kind::Date,
+        group: "months",
+        columns: &[("day", "date"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "span",
+        key: "k",
+        kind: Kind::Int,
+        group: "spans",
+        columns: &[("k", "bigint"), ("n", "integer"), ("note", "text")],
+        unique: "",
+    },
+    Table {
+        schema: "public",
+        name: "country",
+        key: "",
+        kind: Kind::Text,
+        group: "",
+        columns: &[("code", "text"), ("n", "integer"), ("note", "text")],
+        unique: "code",
+    },
+    Table {
+        schema: "public",
+        name: "setting",
+        key: "",
+        kind: Kind::Text,
+        group: "",
+        columns: &[("code", "text"), ("n", "integer"), ("note", "text")],
+        unique: "code",
+    },
 ];
 
 pub(crate) const DATABASE: &str = "oracle";
@@ -59,25 +203,98 @@ pub(crate) const USER: &str = "app";
 /// Keys by their group: some with rows, some without.
 pub(crate) fn keys(group: &str) -> &'static [&'static str] {
     match group {
-        "ints" => &["1", "2", "3", "4", "5", "7", "10", "-1", "0", "-32768", "32767", "42"],
-        "spans" => &["1", "99", "100", "101", "199", "200", "201", "-5", "9223372036854775807", "-9223372036854775808", "0", "150"],
-        "texts" => &["a", "b", "A", "é", "e", "ü€", "日本", "", " a", "a ", "it's", "back\\slash", "1", "1.0", "01", "null"],
-        "uuids" => &[
-            "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff",
-            "123e4567-e89b-12d3-a456-426614174000", "123e4567-e89b-12d3-a456-426614174001", "deadbeef-dead-beef-dead-beefdeadbeef",
+        "ints" => &[
+            "1", "2", "3", "4", "5", "7", "10", "-1", "0", "-32768", "32767", "42",
         ],
-        "numbers" => &["1", "1.5", "-1.5", "0", "0.1", "1000000", "123456789012345678901234567890.123", "NaN", "Infinity", "-Infinity", "-7", "0.00001"],
-        "dates" => &["2025-01-01", "2025-01-31", "2024-02-29", "infinity", "-infinity", "1999-12-31", "2000-01-01", "2025-12-31"],
-        "months" => &["2025-12-31", "2026-01-01", "2026-01-31", "2026-02-01", "2026-02-28", "infinity", "-infinity", "1970-01-01", "2026-01-15"],
+        "spans" => &[
+            "1",
+            "99",
+            "100",
+            "101",
+            "199",
+            "200",
+            "201",
+            "-5",
+            "9223372036854775807",
+            "-9223372036854775808",
+            "0",
+            "150",
+        ],
+        "texts" => &[
+            "a",
+            "b",
+            "A",
+            "é",
+            "e",
+            "ü€",
+            "日本",
+            "",
+            " a",
+            "a ",
+            "it's",
+            "back\\slash",
+            "1",
+            "1.0",
+            "01",
+            "null",
+        ],
+        "uuids" => &[
+            "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+            "00000000-0000-0000-0000-000000000000",
+            "ffffffff-ffff-ffff-ffff-ffffffffffff",
+            "123e4567-e89b-12d3-a456-426614174000",
+            "123e4567-e89b-12d3-a456-426614174001",
+            "deadbeef-dead-beef-dead-beefdeadbeef",
+        ],
+        "numbers" => &[
+            "1",
+            "1.5",
+            "-1.5",
+            "0",
+            "0.1",
+            "1000000",
+            "123456789012345678901234567890.123",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "-7",
+            "0.00001",
+        ],
+        "dates" => &[
+            "2025-01-01",
+            "2025-01-31",
+            "2024-02-29",
+            "infinity",
+            "-infinity",
+            "1999-12-31",
+            "2000-01-01",
+            "2025-12-31",
+        ],
+        "months" => &[
+            "2025-12-31",
+            "2026-01-01",
+            "2026-01-31",
+            "2026-02-01",
+            "2026-02-28",
+            "infinity",
+            "-infinity",
+            "1970-01-01",
+            "2026-01-15",
+        ],
         "regions" => &["eu", "us", "apac", "uk", "EU", "latam", "", "nowhere", "é"],
         _ => &["at", "de", "fr", "é"],
     }
 }
 
 pub(crate) fn configuration(shards: &[Cluster], listen: SocketAddr) -> String {
-    let mut out = format!("[server]\nlisten = [\"{listen}\"]\n[databases.{DATABASE}]\ncatalog = \"s0\"\n");
+    let mut out =
+        format!("[server]\nlisten = [\"{listen}\"]\n[databases.{DATABASE}]\ncatalog = \"s0\"\n");
     for (at, shard) in shards.iter().enumerate() {
-        let _ = writeln!(out, "shards.s{at} = {{ primary = \"postgres://127.0.0.1:{}/{DATABASE}\" }}", shard.port());
+        let _ = writeln!(
+            out,
+            "shards.s{at} = {{ primary = \"postgres://127.0.0.1:{}/{DATABASE}\" }}",
+            shard.port()
+        );
     }
     out.push_str(
         r#"
@@ -130,7 +347,14 @@ databases = ["oracle"]
 }
 
 pub(crate) fn quoted(name: &str) -> String {
-    if name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') { name.to_owned() } else { format!("\"{name}\"") }
+    if name
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    {
+        name.to_owned()
+    } else {
+        format!("\"{name}\"")
+    }
 }
 
 impl Table {
@@ -150,20 +374,44 @@ impl Table {
             Placement::Single(shard) => ShardSet::one(*shard),
             Placement::Sharded { group, .. } => {
                 let group = snapshot.group(*group);
-                ShardSet::one(group.shard_of(&group.key_type.from_text(key.as_bytes()).unwrap()).unwrap())
+                ShardSet::one(
+                    group
+                        .shard_of(&group.key_type.from_text(key.as_bytes()).unwrap())
+                        .unwrap(),
+                )
             }
         }
     }
 }
 
 async fn create(server: &Cluster) {
-    server.execute("postgres", "CREATE ROLE app LOGIN PASSWORD 'app'").await.unwrap();
-    server.execute("postgres", "CREATE DATABASE oracle OWNER app").await.unwrap();
-    let mut sql = String::from("ALTER SCHEMA public OWNER TO app; SET ROLE app; CREATE SCHEMA alt;");
+    server
+        .execute("postgres", "CREATE ROLE app LOGIN PASSWORD 'app'")
+        .await
+        .unwrap();
+    server
+        .execute("postgres", "CREATE DATABASE oracle OWNER app")
+        .await
+        .unwrap();
+    let mut sql =
+        String::from("ALTER SCHEMA public OWNER TO app; SET ROLE app; CREATE SCHEMA alt;");
     for table in TABLES {
-        let columns: Vec<String> = table.columns.iter().map(|(name, kind)| format!("{} {kind}", quoted(name))).collect();
-        let unique = if table.unique.is_empty() { String::new() } else { format!(", PRIMARY KEY ({})", table.unique) };
-        let _ = write!(sql, "CREATE TABLE {} ({}{unique});", table.full_name(), columns.join(", "));
+        let columns: Vec<String> = table
+            .columns
+            .iter()
+            .map(|(name, kind)| format!("{} {kind}", quoted(name)))
+            .collect();
+        let unique = if table.unique.is_empty() {
+            String::new()
+        } else {
+            format!(", PRIMARY KEY ({})", table.unique)
+        };
+        let _ = write!(
+            sql,
+            "CREATE TABLE {} ({}{unique});",
+            table.full_name(),
+            columns.join(", ")
+        );
     }
     // What nothing lists: a table that hides a listed one, and a view of all rows that shows keys.
     sql.push_str("CREATE SCHEMA early; CREATE TABLE early.ship (region text, n integer, note text); INSERT INTO early.ship VALUES ('eu', 99, 'early');");
@@ -172,10 +420,19 @@ async fn create(server: &Cluster) {
 }
 
 /// Makes the tables everywhere and the same rows on the whole and, each where the map says, on the shards.
-pub(crate) async fn fill(shards: &[Cluster], whole: &Cluster, snapshot: &Snapshot, random: &mut Random) {
+pub(crate) async fn fill(
+    shards: &[Cluster],
+    whole: &Cluster,
+    snapshot: &Snapshot,
+    random: &mut Random,
+) {
     let mut scripts = vec![String::new(); shards.len() + 1];
     for table in TABLES {
-        let per_key = if table.unique == table.key || !table.sharded() { 1 } else { 4 };
+        let per_key = if table.unique == table.key || !table.sharded() {
+            1
+        } else {
+            4
+        };
         for key in keys(table.group) {
             if table.sharded() && random.chance(20) {
                 continue;
@@ -211,10 +468,18 @@ fn row(table: &Table, key: &str, number: usize, random: &mut Random) -> String {
 }
 
 /// Every row is on the whole, and on the shards exactly where the map says, once.
-pub(crate) async fn compare(shards: &[Cluster], whole: &Cluster, snapshot: &Snapshot) -> Vec<String> {
+pub(crate) async fn compare(
+    shards: &[Cluster],
+    whole: &Cluster,
+    snapshot: &Snapshot,
+) -> Vec<String> {
     let mut differences = Vec::new();
     for table in TABLES {
-        let key = if table.sharded() { quoted(table.key) } else { "''".to_owned() };
+        let key = if table.sharded() {
+            quoted(table.key)
+        } else {
+            "''".to_owned()
+        };
         let sql = format!("SELECT {key}::text, t::text FROM {} t", table.full_name());
         let mut expected: Vec<Vec<String>> = vec![Vec::new(); shards.len()];
         for row in whole.query(DATABASE, &sql).await.unwrap() {
@@ -224,12 +489,21 @@ pub(crate) async fn compare(shards: &[Cluster], whole: &Cluster, snapshot: &Snap
             }
         }
         for (at, shard) in shards.iter().enumerate() {
-            let mut found: Vec<String> =
-                shard.query(DATABASE, &sql).await.unwrap().into_iter().map(|row| row[1].clone().unwrap()).collect();
+            let mut found: Vec<String> = shard
+                .query(DATABASE, &sql)
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|row| row[1].clone().unwrap())
+                .collect();
             found.sort();
             expected[at].sort();
             if found != expected[at] {
-                differences.push(format!("{} on s{at}: has {found:?}, should have {:?}", table.full_name(), expected[at]));
+                differences.push(format!(
+                    "{} on s{at}: has {found:?}, should have {:?}",
+                    table.full_name(),
+                    expected[at]
+                ));
             }
         }
     }

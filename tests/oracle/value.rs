@@ -48,17 +48,28 @@ fn numeric(text: &str) -> Option<Vec<u8>> {
             let digit = number.unsigned_abs();
             let sign = if number < 0 { 0x4000 } else { 0 };
             return (digit < 10_000).then(|| {
-                let words: &[u16] = if digit == 0 { &[0, 0, sign, 0] } else { &[1, 0, sign, 0, digit] };
+                let words: &[u16] = if digit == 0 {
+                    &[0, 0, sign, 0]
+                } else {
+                    &[1, 0, sign, 0, digit]
+                };
                 words.iter().flat_map(|word| word.to_be_bytes()).collect()
             });
         }
     };
-    Some([0, 0, sign, 0].iter().flat_map(|word: &u16| word.to_be_bytes()).collect())
+    Some(
+        [0, 0, sign, 0]
+            .iter()
+            .flat_map(|word: &u16| word.to_be_bytes())
+            .collect(),
+    )
 }
 
 impl ToSql for Value {
     fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Failure> {
-        let Some(text) = &self.text else { return Ok(IsNull::Yes) };
+        let Some(text) = &self.text else {
+            return Ok(IsNull::Yes);
+        };
         match self.encoded(kind) {
             Some(bytes) => out.extend_from_slice(&bytes),
             None => out.extend_from_slice(text.as_bytes()),
@@ -75,7 +86,11 @@ impl ToSql for Value {
     }
 
     fn encode_format(&self, kind: &Type) -> Format {
-        if self.encoded(kind).is_some() { Format::Binary } else { Format::Text }
+        if self.encoded(kind).is_some() {
+            Format::Binary
+        } else {
+            Format::Text
+        }
     }
 }
 
