@@ -9,7 +9,10 @@ pub struct Clock;
 impl Clock {
     /// The monotonic now.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the monotonic clock"
+    )]
     pub fn now(self) -> Instant {
         Instant::now()
     }

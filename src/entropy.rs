@@ -5,7 +5,10 @@
 /// # Panics
 /// When the operating system has no entropy source: nothing that we hand out would be safe then.
 #[must_use]
-#[expect(clippy::expect_used, reason = "without entropy no key we hand out is safe")]
+#[expect(
+    clippy::expect_used,
+    reason = "without entropy no key we hand out is safe"
+)]
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut out = [0_u8; N];
     getrandom::fill(&mut out).expect("the operating system has an entropy source");

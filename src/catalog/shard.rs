@@ -57,7 +57,9 @@ impl ShardSet {
     /// Whether the shard is in the set.
     #[must_use]
     pub fn contains(&self, shard: ShardId) -> bool {
-        self.words.get(shard.index() / 64).is_some_and(|word| word & (1 << (shard.index() % 64)) != 0)
+        self.words
+            .get(shard.index() / 64)
+            .is_some_and(|word| word & (1 << (shard.index() % 64)) != 0)
     }
 
     /// Adds every shard of `other`.
@@ -80,7 +82,10 @@ impl ShardSet {
     /// How many shards are in the set.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        self.words
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum()
     }
 
     /// Whether no shard is in the set.
@@ -92,7 +97,9 @@ impl ShardSet {
     /// The shards in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = ShardId> + '_ {
         self.words.iter().enumerate().flat_map(|(at, word)| {
-            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| ShardId((at * 64 + bit) as u16))
+            (0..64)
+                .filter(move |bit| word & (1 << bit) != 0)
+                .map(move |bit| ShardId((at * 64 + bit) as u16))
         })
     }
 

@@ -94,7 +94,10 @@ impl Snapshot {
     /// Where a table lives, if it is listed.
     #[must_use]
     pub fn table(&self, schema: &str, name: &str) -> Option<&Table> {
-        self.tables.get(&TableName { schema: schema.to_owned(), name: name.to_owned() })
+        self.tables.get(&TableName {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+        })
     }
 
     /// What kind of relation it is, if servers have it and nothing lists it.
@@ -103,7 +106,12 @@ impl Snapshot {
         if self.others.is_empty() {
             return None;
         }
-        self.others.get(&TableName { schema: schema.to_owned(), name: name.to_owned() }).copied()
+        self.others
+            .get(&TableName {
+                schema: schema.to_owned(),
+                name: name.to_owned(),
+            })
+            .copied()
     }
 
     /// Every shard.
@@ -115,6 +123,10 @@ impl Snapshot {
     /// The shard with this name.
     #[must_use]
     pub fn shard_named(&self, name: &str) -> Option<ShardId> {
-        self.shards.iter().position(|shard| shard == name).and_then(|at| u16::try_from(at).ok()).map(ShardId)
+        self.shards
+            .iter()
+            .position(|shard| shard == name)
+            .and_then(|at| u16::try_from(at).ok())
+            .map(ShardId)
     }
 }

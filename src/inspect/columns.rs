@@ -57,7 +57,11 @@ pub(super) async fn derived(client: &Client) -> Result<BTreeMap<TableName, Deriv
     let mut found = BTreeMap::new();
     for row in client.query(DERIVED, &[]).await? {
         let (schema, name) = (row.try_get(0)?, row.try_get(1)?);
-        let how = if row.try_get(2)? { Derived::View } else { Derived::Child };
+        let how = if row.try_get(2)? {
+            Derived::View
+        } else {
+            Derived::Child
+        };
         found.insert(TableName { schema, name }, how);
     }
     Ok(found)

@@ -53,7 +53,15 @@ impl Stream {
     /// A stream with empty buffers.
     #[must_use]
     pub fn new(io: Transport) -> Self {
-        Self { io, read: Vec::new(), taken: 0, write: Vec::new(), sent: 0, received_total: 0, sent_total: 0 }
+        Self {
+            io,
+            read: Vec::new(),
+            taken: 0,
+            write: Vec::new(),
+            sent: 0,
+            received_total: 0,
+            sent_total: 0,
+        }
     }
 
     /// The transport below.
@@ -105,12 +113,18 @@ impl Stream {
     /// Takes the buffered bytes out, so that they can be read while the stream is used. Ends with [`Stream::restore`].
     #[must_use]
     pub fn lend(&mut self) -> Lent {
-        Lent { bytes: std::mem::take(&mut self.read), start: std::mem::take(&mut self.taken) }
+        Lent {
+            bytes: std::mem::take(&mut self.read),
+            start: std::mem::take(&mut self.taken),
+        }
     }
 
     /// Puts lent bytes back, of which the first `count` are done with; what arrived meanwhile follows them.
     pub fn restore(&mut self, mut lent: Lent, count: usize) {
-        debug_assert!(self.taken == 0, "lent bytes come back before others are consumed");
+        debug_assert!(
+            self.taken == 0,
+            "lent bytes come back before others are consumed"
+        );
         if !self.read.is_empty() {
             lent.bytes.extend_from_slice(&self.read);
         }
@@ -151,7 +165,10 @@ impl Stream {
         Poll::Ready(Ok(count))
     }
 
-    #[expect(unsafe_code, reason = "the bytes below the new length were written by the read just before")]
+    #[expect(
+        unsafe_code,
+        reason = "the bytes below the new length were written by the read just before"
+    )]
     fn grow_to(&mut self, length: usize) {
         debug_assert!(length <= self.read.capacity());
         // SAFETY: `ReadBuf::filled` reports only initialised bytes, which lie in this vector's spare capacity.

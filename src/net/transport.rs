@@ -158,7 +158,8 @@ impl Transport {
 
     /// Whether nothing has happened on a connection on which nothing should.
     pub fn is_quiet(&mut self) -> bool {
-        self.poll_disturbed(&mut Context::from_waker(std::task::Waker::noop())).is_pending()
+        self.poll_disturbed(&mut Context::from_waker(std::task::Waker::noop()))
+            .is_pending()
     }
 
     /// Whether what is written may stay in a buffer until it is flushed.

@@ -28,7 +28,10 @@ use unroutable::Unroutable;
 
 /// What the session knows that changes what a statement's text means. `digest` covers every other field and keys the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each mirrors one setting of PostgreSQL")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each mirrors one setting of PostgreSQL"
+)]
 pub struct Context {
     /// Schemas in order, `"$user"` replaced already; `pg_catalog` is searched first when it is not listed.
     pub search_path: Vec<String>,

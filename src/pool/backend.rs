@@ -1,11 +1,8 @@
 //! A connection to a PostgreSQL server and what we know of its state: settings told, statements prepared.
 
 use crate::{
-    clock::Instant,
-    config::settings::Address,
-    metrics::sessions::RegisteredBackend,
-    net::stream::Stream,
-    protocol::parameters::Applied,
+    clock::Instant, config::settings::Address, metrics::sessions::RegisteredBackend,
+    net::stream::Stream, protocol::parameters::Applied,
 };
 use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
 use xxhash_rust::xxh3::xxh3_64;
@@ -152,7 +149,10 @@ impl Statements {
         if let Some(id) = self.spoilt.last() {
             return Some(*id);
         }
-        self.used.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
+        self.used
+            .iter()
+            .min_by_key(|(_, used)| **used)
+            .map(|(id, _)| *id)
     }
 }
 

@@ -76,21 +76,37 @@ pub struct Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("figures", &self.figures()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("figures", &self.figures())
+            .finish_non_exhaustive()
     }
 }
 
 impl Pool {
     /// An empty pool. Connects run on `runtime`, so that a client that leaves does not end one that others wait for.
     #[must_use]
-    pub fn new(settings: Settings, opener: Opener, runtime: Handle, clock: Clock, counters: Arc<PoolCounters>) -> Arc<Self> {
+    pub fn new(
+        settings: Settings,
+        opener: Opener,
+        runtime: Handle,
+        clock: Clock,
+        counters: Arc<PoolCounters>,
+    ) -> Arc<Self> {
         let limits = Limits {
             size: settings.size.max(1),
             min_size: settings.min_size,
             connects: settings.connect_limit.max(1),
             idle_timeout: settings.idle_timeout,
         };
-        Arc::new(Self { state: Mutex::new(State::new(limits)), settings, opener, runtime, clock, counters, comes_again: AtomicBool::new(false) })
+        Arc::new(Self {
+            state: Mutex::new(State::new(limits)),
+            settings,
+            opener,
+            runtime,
+            clock,
+            counters,
+            comes_again: AtomicBool::new(false),
+        })
     }
 
     /// The counters of this pool.
@@ -115,7 +131,10 @@ impl Pool {
     pub fn try_acquire(self: &Arc<Self>) -> Option<Lease> {
         loop {
             let backend = self.lock().take_idle()?;
-            let mut lease = Lease { backend: Some(backend), pool: Arc::clone(self) };
+            let mut lease = Lease {
+                backend: Some(backend),
+                pool: Arc::clone(self),
+            };
             if lease.usable(self.clock.now()) {
                 return Some(lease);
             }
@@ -144,7 +163,8 @@ impl Pool {
         };
         let _place = Place { pool: self, ticket };
         self.open_more();
-        let deadline = tokio::time::Instant::from_std(self.clock.now() + self.settings.wait_timeout);
+        let deadline =
+            tokio::time::Instant::from_std(self.clock.now() + self.settings.wait_timeout);
         match timeout_at(deadline, receiver).await {
             Ok(Ok(handed)) => handed,
             Ok(Err(_closed)) => Err(CheckoutError::Closed),
@@ -207,7 +227,10 @@ impl Pool {
     fn settle(self: &Arc<Self>, freed: Freed<Box<Backend>, oneshot::Sender<Handed>>) {
         match freed {
             Freed::Hand(waiter, backend) => {
-                let lease = Lease { backend: Some(backend), pool: Arc::clone(self) };
+                let lease = Lease {
+                    backend: Some(backend),
+                    pool: Arc::clone(self),
+                };
                 if let Err(Ok(lease)) = waiter.send(Ok(lease)) {
                     // The waiter left in this moment: the backend is still at rest, so it goes to the next.
                     lease.release();
@@ -222,7 +245,9 @@ impl Pool {
     pub fn maintain(self: &Arc<Self>) {
         let now = self.clock.now();
         let lifetime = self.settings.lifetime;
-        let closed = self.lock().expire(now, |backend| !backend_usable(backend, now, lifetime));
+        let closed = self
+            .lock()
+            .expire(now, |backend| !backend_usable(backend, now, lifetime));
         drop(closed);
         self.open_more();
     }
@@ -286,14 +311,17 @@ impl Lease {
 
     fn usable(&mut self, now: Instant) -> bool {
         let lifetime = self.pool.settings.lifetime;
-        self.backend.as_mut().is_some_and(|backend| backend_usable(backend, now, lifetime))
+        self.backend
+            .as_mut()
+            .is_some_and(|backend| backend_usable(backend, now, lifetime))
     }
 }
 
 /// Whether a backend at rest can serve: the server has said nothing (an idle server that speaks says goodbye, 57P01)
 /// and its time is not over.
 fn backend_usable(backend: &mut Backend, now: Instant, lifetime: Duration) -> bool {
-    now.saturating_duration_since(backend.born) < lifetime && backend.stream.transport_mut().is_quiet()
+    now.saturating_duration_since(backend.born) < lifetime
+        && backend.stream.transport_mut().is_quiet()
 }
 
 impl Drop for Lease {
@@ -310,14 +338,20 @@ impl Drop for Lease {
 impl Deref for Lease {
     type Target = Backend;
 
-    #[expect(clippy::expect_used, reason = "only release and drop take the backend, and both end the lease")]
+    #[expect(
+        clippy::expect_used,
+        reason = "only release and drop take the backend, and both end the lease"
+    )]
     fn deref(&self) -> &Backend {
         self.backend.as_ref().expect("a lease holds its backend")
     }
 }
 
 impl DerefMut for Lease {
-    #[expect(clippy::expect_used, reason = "only release and drop take the backend, and both end the lease")]
+    #[expect(
+        clippy::expect_used,
+        reason = "only release and drop take the backend, and both end the lease"
+    )]
     fn deref_mut(&mut self) -> &mut Backend {
         self.backend.as_mut().expect("a lease holds its backend")
     }

@@ -42,7 +42,6 @@ struct Idle<B> {
     since: Instant,
 }
 
-
 /// What to do with a backend that is free.
 #[derive(Debug)]
 pub enum Freed<B, W> {
@@ -105,7 +104,9 @@ impl<B, W> State<B, W> {
     pub fn serve_waiting(&mut self) -> Vec<Freed<B, W>> {
         let mut freed = Vec::new();
         while !self.idle.is_empty() && !self.waiting.is_empty() {
-            if let (Some(idle), Some((_, waiter))) = (self.idle.pop_back(), self.waiting.pop_front()) {
+            if let (Some(idle), Some((_, waiter))) =
+                (self.idle.pop_back(), self.waiting.pop_front())
+            {
                 self.leased += 1;
                 freed.push(Freed::Hand(waiter, idle.backend));
             }
@@ -115,7 +116,10 @@ impl<B, W> State<B, W> {
 
     /// Takes a waiter out of the queue that will not wait any longer.
     pub fn leave(&mut self, ticket: u64) -> Option<W> {
-        let at = self.waiting.iter().position(|(found, _)| *found == ticket)?;
+        let at = self
+            .waiting
+            .iter()
+            .position(|(found, _)| *found == ticket)?;
         self.waiting.remove(at).map(|(_, waiter)| waiter)
     }
 
@@ -123,9 +127,11 @@ impl<B, W> State<B, W> {
     /// [`State::opened`] or [`State::open_failed`].
     pub fn begin_open(&mut self, now: Instant) -> bool {
         let total = self.idle.len() + self.leased + self.opening;
-        let needed = self.waiting.len() > self.opening || total < self.limits.min_size.min(self.limits.size);
+        let needed =
+            self.waiting.len() > self.opening || total < self.limits.min_size.min(self.limits.size);
         let paused = self.pause_until.is_some_and(|until| now < until);
-        let begin = needed && !paused && total < self.limits.size && self.opening < self.limits.connects;
+        let begin =
+            needed && !paused && total < self.limits.size && self.opening < self.limits.connects;
         self.opening += usize::from(begin);
         begin
     }
@@ -149,10 +155,16 @@ impl<B, W> State<B, W> {
     pub fn open_failed(&mut self, now: Instant) -> Vec<W> {
         self.opening -= 1;
         self.failures = (self.failures + 1).min(6);
-        self.pause_until = Some(now + Duration::from_millis(25 << self.failures).min(Duration::from_secs(2)));
+        self.pause_until =
+            Some(now + Duration::from_millis(25 << self.failures).min(Duration::from_secs(2)));
         if self.leased > 0 {
             // The server serves others: those who wait may be served by a backend that comes back.
-            return self.waiting.pop_front().map(|(_, waiter)| waiter).into_iter().collect();
+            return self
+                .waiting
+                .pop_front()
+                .map(|(_, waiter)| waiter)
+                .into_iter()
+                .collect();
         }
         self.waiting.drain(..).map(|(_, waiter)| waiter).collect()
     }
@@ -176,7 +188,10 @@ impl<B, W> State<B, W> {
             self.leased += 1;
             return Freed::Hand(waiter, backend);
         }
-        self.idle.push_back(Idle { backend, since: now });
+        self.idle.push_back(Idle {
+            backend,
+            since: now,
+        });
         Freed::Kept
     }
 
@@ -222,7 +237,12 @@ mod tests {
     use crate::clock::Clock;
 
     fn pool(size: usize) -> State<u32, &'static str> {
-        State::new(Limits { size, min_size: 0, connects: 1, idle_timeout: Duration::from_secs(60) })
+        State::new(Limits {
+            size,
+            min_size: 0,
+            connects: 1,
+            idle_timeout: Duration::from_secs(60),
+        })
     }
 
     #[test]
@@ -253,7 +273,15 @@ mod tests {
         assert!(!pool.begin_open(now));
         pool.lost();
         assert!(pool.begin_open(now));
-        assert_eq!(pool.figures(), Figures { idle: 0, leased: 1, opening: 1, waiting: 1 });
+        assert_eq!(
+            pool.figures(),
+            Figures {
+                idle: 0,
+                leased: 1,
+                opening: 1,
+                waiting: 1
+            }
+        );
     }
 
     #[test]
@@ -287,7 +315,10 @@ mod tests {
             assert!(matches!(pool.released(backend, now), Freed::Kept));
         }
         assert!(pool.expire(now, |_| false).is_empty());
-        assert_eq!(pool.expire(now + Duration::from_secs(60), |_| false), [0, 1]);
+        assert_eq!(
+            pool.expire(now + Duration::from_secs(60), |_| false),
+            [0, 1]
+        );
         assert_eq!(pool.expire(now, |_| true), [2]);
     }
 
@@ -301,8 +332,19 @@ mod tests {
         assert_eq!(pool.take_idle(), None);
         assert!(matches!(pool.released(1, now), Freed::Kept));
         pool.queue("b");
-        assert!(matches!(pool.serve_waiting().as_slice(), [Freed::Hand("b", 1)]));
-        assert_eq!(pool.figures(), Figures { idle: 0, leased: 1, opening: 0, waiting: 0 });
+        assert!(matches!(
+            pool.serve_waiting().as_slice(),
+            [Freed::Hand("b", 1)]
+        ));
+        assert_eq!(
+            pool.figures(),
+            Figures {
+                idle: 0,
+                leased: 1,
+                opening: 0,
+                waiting: 0
+            }
+        );
     }
 
     #[test]

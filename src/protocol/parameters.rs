@@ -66,7 +66,13 @@ impl Parameters {
     pub fn new(base: Map) -> Self {
         let base = Arc::new(base);
         let wanted_hash = hash(&base);
-        Self { wanted: Arc::clone(&base), base, wanted_hash, local: Arc::default(), marks: Vec::new() }
+        Self {
+            wanted: Arc::clone(&base),
+            base,
+            wanted_hash,
+            local: Arc::default(),
+            marks: Vec::new(),
+        }
     }
 
     /// The hash of what a backend must have been told before it serves this session.
@@ -144,7 +150,11 @@ impl Parameters {
     }
 
     fn mark(&mut self, savepoint: String) {
-        self.marks.push(Mark { savepoint, wanted: Arc::clone(&self.wanted), local: Arc::clone(&self.local) });
+        self.marks.push(Mark {
+            savepoint,
+            wanted: Arc::clone(&self.wanted),
+            local: Arc::clone(&self.local),
+        });
     }
 
     /// RELEASE SAVEPOINT.
@@ -156,7 +166,9 @@ impl Parameters {
 
     /// ROLLBACK TO SAVEPOINT. True when a setting changed back.
     pub fn rollback_to(&mut self, name: &str) -> bool {
-        let Some(at) = self.marks.iter().rposition(|mark| mark.savepoint == name) else { return false };
+        let Some(at) = self.marks.iter().rposition(|mark| mark.savepoint == name) else {
+            return false;
+        };
         self.marks.truncate(at + 1);
         let mark = &self.marks[at];
         let changed = !Arc::ptr_eq(&mark.wanted, &self.wanted);
@@ -168,7 +180,9 @@ impl Parameters {
 
     /// The transaction has ended. True when settings that it made were rolled back.
     pub fn end(&mut self, committed: bool) -> bool {
-        let Some(first) = self.marks.first() else { return false };
+        let Some(first) = self.marks.first() else {
+            return false;
+        };
         let changed = !committed && !Arc::ptr_eq(&first.wanted, &self.wanted);
         if changed {
             self.wanted = Arc::clone(&first.wanted);
@@ -212,7 +226,10 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
         "role" => 1,
         _ => 2,
     };
-    let mut changed: Vec<_> = wanted.iter().filter(|(name, value)| told.get(*name) != Some(*value)).collect();
+    let mut changed: Vec<_> = wanted
+        .iter()
+        .filter(|(name, value)| told.get(*name) != Some(*value))
+        .collect();
     changed.sort_by_key(|(name, _)| rank(name));
     for (name, value) in changed {
         match value {
@@ -296,9 +313,13 @@ fn item(text: &str) -> Option<(String, &str)> {
             }
         }
     }
-    let end = text.find(|c: char| c == ',' || c.is_whitespace()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| c == ',' || c.is_whitespace())
+        .unwrap_or(text.len());
     let word = &text[..end];
-    let plain = word.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$' || !c.is_ascii());
+    let plain = word
+        .chars()
+        .all(|c| c.is_alphanumeric() || c == '_' || c == '$' || !c.is_ascii());
     (plain && !word.is_empty()).then(|| (word.to_ascii_lowercase(), &text[end..]))
 }
 
@@ -374,21 +395,37 @@ mod tests {
 
     #[test]
     fn a_hostile_value_stays_a_value() {
-        let wanted = Map::from([("application_name".to_owned(), config("'; DROP TABLE x;--\\"))]);
+        let wanted = Map::from([(
+            "application_name".to_owned(),
+            config("'; DROP TABLE x;--\\"),
+        )]);
         assert_eq!(
             difference(&Applied::default(), &wanted).unwrap(),
             "SELECT pg_catalog.set_config('application_name', E'''; DROP TABLE x;--\\\\',false);"
         );
         let told = Applied::Known(Arc::new(wanted), 0);
-        assert_eq!(difference(&told, &Map::new()).unwrap(), "RESET \"application_name\";");
-        assert!(difference(&Applied::Unknown, &Map::new()).unwrap().contains("RESET ROLE"));
+        assert_eq!(
+            difference(&told, &Map::new()).unwrap(),
+            "RESET \"application_name\";"
+        );
+        assert!(
+            difference(&Applied::Unknown, &Map::new())
+                .unwrap()
+                .contains("RESET ROLE")
+        );
     }
 
     #[test]
     fn search_paths_are_read_as_postgresql_reads_them() {
         let items = |text: &str| list(&Value::Sql(text.to_owned()));
-        assert_eq!(items("\"$user\", public"), Some(vec!["$user".to_owned(), "public".to_owned()]));
-        assert_eq!(items("'My Schema', Other"), Some(vec!["My Schema".to_owned(), "other".to_owned()]));
+        assert_eq!(
+            items("\"$user\", public"),
+            Some(vec!["$user".to_owned(), "public".to_owned()])
+        );
+        assert_eq!(
+            items("'My Schema', Other"),
+            Some(vec!["My Schema".to_owned(), "other".to_owned()])
+        );
         assert_eq!(items("''"), Some(vec![String::new()]));
         assert_eq!(items("a b"), None);
     }

@@ -67,9 +67,17 @@ pub struct Unexpected {
 
 #[derive(Debug)]
 enum Item<N> {
-    Asked { request: Request, origin: Origin, note: N },
+    Asked {
+        request: Request,
+        origin: Origin,
+        note: N,
+    },
     /// Made here; the flag says that it is an error, which skips like a backend's.
-    Made { bytes: Vec<u8>, error: bool, note: N },
+    Made {
+        bytes: Vec<u8>,
+        error: bool,
+        note: N,
+    },
 }
 
 /// The ordered queue of one backend's outstanding requests. `N` is what the caller wants back with each.
@@ -83,7 +91,11 @@ pub struct Pipeline<N> {
 
 impl<N> Default for Pipeline<N> {
     fn default() -> Self {
-        Self { items: VecDeque::new(), copy_in: false, copy_syncs: 0 }
+        Self {
+            items: VecDeque::new(),
+            copy_in: false,
+            copy_syncs: 0,
+        }
     }
 }
 
@@ -104,20 +116,37 @@ impl<N> Pipeline<N> {
     #[must_use]
     pub fn owes_ready(&self) -> bool {
         self.items.iter().any(|item| {
-            matches!(item, Item::Asked { request: Request::Sync | Request::Query | Request::Function, .. })
+            matches!(
+                item,
+                Item::Asked {
+                    request: Request::Sync | Request::Query | Request::Function,
+                    ..
+                }
+            )
         })
     }
 
     /// Whether the next reply is ReadyForQuery of a Sync of the client's.
     #[must_use]
     pub fn sync_is_next(&self) -> bool {
-        matches!(self.items.front(), Some(Item::Asked { request: Request::Sync, origin: Origin::Client, .. }))
+        matches!(
+            self.items.front(),
+            Some(Item::Asked {
+                request: Request::Sync,
+                origin: Origin::Client,
+                ..
+            })
+        )
     }
 
     /// Records a request that is being sent.
     pub fn asked(&mut self, request: Request, origin: Origin, note: N) {
         self.copy_syncs += usize::from(self.copy_in && request == Request::Sync);
-        self.items.push_back(Item::Asked { request, origin, note });
+        self.items.push_back(Item::Asked {
+            request,
+            origin,
+            note,
+        });
     }
 
     /// Queues a reply made here behind what is outstanding. Its note comes back when its turn has come, and never when
@@ -158,7 +187,9 @@ impl<N> Pipeline<N> {
         if !self.made_is_next() {
             return None;
         }
-        let Some(Item::Made { bytes, error, note }) = self.items.pop_front() else { return None };
+        let Some(Item::Made { bytes, error, note }) = self.items.pop_front() else {
+            return None;
+        };
         out.extend_from_slice(&bytes);
         if error {
             self.items.retain(|item| !matches!(item, Item::Made { .. }));
@@ -169,7 +200,14 @@ impl<N> Pipeline<N> {
     /// Forgets the first Syncs: the backend read them as part of a COPY, where they are ignored (manual 54.2.6).
     fn forget_syncs(&mut self, mut count: usize) {
         self.items.retain(|item| {
-            let ignored = count > 0 && matches!(item, Item::Asked { request: Request::Sync, .. });
+            let ignored = count > 0
+                && matches!(
+                    item,
+                    Item::Asked {
+                        request: Request::Sync,
+                        ..
+                    }
+                );
             count -= usize::from(ignored);
             !ignored
         });
@@ -197,8 +235,17 @@ impl<N> Pipeline<N> {
             b'E' => return self.failed(tag),
             _ => {}
         }
-        let Some(Item::Asked { request, origin, .. }) = self.items.front() else { return Err(Unexpected { tag }) };
-        let pass = if *origin == Origin::Client { Pass::Forward } else { Pass::Swallow };
+        let Some(Item::Asked {
+            request, origin, ..
+        }) = self.items.front()
+        else {
+            return Err(Unexpected { tag });
+        };
+        let pass = if *origin == Origin::Client {
+            Pass::Forward
+        } else {
+            Pass::Swallow
+        };
         let request = *request;
         match (request, tag) {
             (Request::Query | Request::Execute, b'D' | b'd' | b'c' | b'H' | b'T')
@@ -236,8 +283,18 @@ impl<N> Pipeline<N> {
     /// Whether a notice is the client's: not while an injected request is being answered.
     fn passes(&self) -> Pass {
         match self.items.front() {
-            Some(Item::Asked { origin: Origin::Injected | Origin::Poison, .. }) => Pass::Swallow,
-            Some(Item::Asked { origin: Origin::Client, .. } | Item::Made { .. }) | None => Pass::Forward,
+            Some(Item::Asked {
+                origin: Origin::Injected | Origin::Poison,
+                ..
+            }) => Pass::Swallow,
+            Some(
+                Item::Asked {
+                    origin: Origin::Client,
+                    ..
+                }
+                | Item::Made { .. },
+            )
+            | None => Pass::Forward,
         }
     }
 
@@ -251,18 +308,31 @@ impl<N> Pipeline<N> {
     fn failed(&mut self, tag: u8) -> Result<(Pass, Event<N>), Unexpected> {
         self.copy_in = false;
         self.copy_syncs = 0;
-        let Some(Item::Asked { request, origin, .. }) = self.items.front() else {
+        let Some(Item::Asked {
+            request, origin, ..
+        }) = self.items.front()
+        else {
             // Nothing was asked: the backend is being ended (57P01). The caller decides who sees it.
             return Err(Unexpected { tag });
         };
-        let pass = if *origin == Origin::Poison { Pass::Swallow } else { Pass::Forward };
+        let pass = if *origin == Origin::Poison {
+            Pass::Swallow
+        } else {
+            Pass::Forward
+        };
         if matches!(request, Request::Query | Request::Function | Request::Sync) {
             // A Sync can fail as well: deferred constraints are checked by the commit it makes.
             return Ok((pass, Event::Failed(Vec::new())));
         }
         let mut skipped = Vec::new();
         while let Some(item) = self.items.front() {
-            if matches!(item, Item::Asked { request: Request::Sync, .. }) {
+            if matches!(
+                item,
+                Item::Asked {
+                    request: Request::Sync,
+                    ..
+                }
+            ) {
                 break;
             }
             if let Some(Item::Asked { note, .. }) = self.items.pop_front() {
@@ -291,35 +361,62 @@ mod tests {
         queue.made(b"3".to_vec(), false, 7);
         let mut out = Vec::new();
         assert_eq!((queue.take_made(&mut out), out.len()), (None, 0));
-        assert_eq!(queue.replied(b'2'), Ok((Pass::Forward, Event::Done(Request::Bind, 0))));
+        assert_eq!(
+            queue.replied(b'2'),
+            Ok((Pass::Forward, Event::Done(Request::Bind, 0)))
+        );
         assert_eq!(queue.take_made(&mut out), Some(7));
         assert_eq!(out, b"3");
     }
 
     #[test]
     fn an_error_skips_to_the_next_sync_and_takes_made_replies_with_it() {
-        let mut queue = pipeline(&[(Request::Parse, Origin::Client), (Request::Bind, Origin::Client)]);
+        let mut queue = pipeline(&[
+            (Request::Parse, Origin::Client),
+            (Request::Bind, Origin::Client),
+        ]);
         queue.made(b"3".to_vec(), false, 7);
         queue.asked(Request::Sync, Origin::Client, 9);
-        assert_eq!(queue.replied(b'E'), Ok((Pass::Forward, Event::Failed(vec![0, 1]))));
+        assert_eq!(
+            queue.replied(b'E'),
+            Ok((Pass::Forward, Event::Failed(vec![0, 1])))
+        );
         assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(9))));
         assert!(queue.is_empty());
     }
 
     #[test]
     fn an_injected_reply_is_swallowed_and_its_error_is_not() {
-        let mut queue = pipeline(&[(Request::Parse, Origin::Injected), (Request::Bind, Origin::Client)]);
-        assert_eq!(queue.replied(b'1'), Ok((Pass::Swallow, Event::Done(Request::Parse, 0))));
-        let mut queue = pipeline(&[(Request::Parse, Origin::Injected), (Request::Sync, Origin::Client)]);
-        assert_eq!(queue.replied(b'E'), Ok((Pass::Forward, Event::Failed(vec![0]))));
+        let mut queue = pipeline(&[
+            (Request::Parse, Origin::Injected),
+            (Request::Bind, Origin::Client),
+        ]);
+        assert_eq!(
+            queue.replied(b'1'),
+            Ok((Pass::Swallow, Event::Done(Request::Parse, 0)))
+        );
+        let mut queue = pipeline(&[
+            (Request::Parse, Origin::Injected),
+            (Request::Sync, Origin::Client),
+        ]);
+        assert_eq!(
+            queue.replied(b'E'),
+            Ok((Pass::Forward, Event::Failed(vec![0])))
+        );
     }
 
     #[test]
     fn a_sync_sent_before_copy_in_is_not_answered() {
-        let mut queue = pipeline(&[(Request::Execute, Origin::Client), (Request::Sync, Origin::Client)]);
+        let mut queue = pipeline(&[
+            (Request::Execute, Origin::Client),
+            (Request::Sync, Origin::Client),
+        ]);
         assert_eq!(queue.replied(b'G'), Ok((Pass::Forward, Event::CopyIn)));
         assert!(!queue.owes_ready() && queue.copying_in());
-        assert_eq!(queue.replied(b'C'), Ok((Pass::Forward, Event::Done(Request::Execute, 0))));
+        assert_eq!(
+            queue.replied(b'C'),
+            Ok((Pass::Forward, Event::Done(Request::Execute, 0)))
+        );
         assert!(queue.is_empty() && !queue.copying_in());
     }
 
@@ -334,11 +431,17 @@ mod tests {
             queue
         };
         let mut queue = copying();
-        assert_eq!(queue.replied(b'C'), Ok((Pass::Forward, Event::Done(Request::Execute, 0))));
+        assert_eq!(
+            queue.replied(b'C'),
+            Ok((Pass::Forward, Event::Done(Request::Execute, 0)))
+        );
         assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(2))));
         assert!(queue.is_empty());
         let mut queue = copying();
-        assert_eq!(queue.replied(b'E'), Ok((Pass::Forward, Event::Failed(vec![0]))));
+        assert_eq!(
+            queue.replied(b'E'),
+            Ok((Pass::Forward, Event::Failed(vec![0])))
+        );
         assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(1))));
         assert_eq!(queue.replied(b'Z'), Ok((Pass::Forward, Event::Ready(2))));
     }

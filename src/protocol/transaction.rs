@@ -32,7 +32,11 @@ impl Deferred {
     /// BEGIN or START TRANSACTION was answered here.
     #[must_use]
     pub fn begin(text: &[u8]) -> Self {
-        Self { begin: text.to_vec(), steps: Vec::new(), failed: false }
+        Self {
+            begin: text.to_vec(),
+            steps: Vec::new(),
+            failed: false,
+        }
     }
 
     /// Whether an error has ended everything but ROLLBACK.
@@ -54,7 +58,10 @@ impl Deferred {
 
     /// SAVEPOINT.
     pub fn savepoint(&mut self, name: &str, text: &[u8]) {
-        self.steps.push(Step::Savepoint { name: name.to_owned(), text: text.to_vec() });
+        self.steps.push(Step::Savepoint {
+            name: name.to_owned(),
+            text: text.to_vec(),
+        });
     }
 
     /// RELEASE SAVEPOINT: it and those after it are gone; what else was done since stays.
@@ -64,7 +71,10 @@ impl Deferred {
     pub fn release(&mut self, name: &str) -> Result<(), NoSuchSavepoint> {
         let at = self.find(name)?;
         let tail = self.steps.split_off(at);
-        self.steps.extend(tail.into_iter().filter(|step| matches!(step, Step::Text(_))));
+        self.steps.extend(
+            tail.into_iter()
+                .filter(|step| matches!(step, Step::Text(_))),
+        );
         Ok(())
     }
 
@@ -99,7 +109,9 @@ impl Deferred {
         let steps = self.steps.iter().map(|step| match step {
             Step::Savepoint { text, .. } | Step::Text(text) => text.as_slice(),
         });
-        std::iter::once(self.begin.as_slice()).chain(steps).collect()
+        std::iter::once(self.begin.as_slice())
+            .chain(steps)
+            .collect()
     }
 
     /// Whether each statement sees its own snapshot, so that one may run in a transaction of its own. Judged by the
@@ -107,7 +119,9 @@ impl Deferred {
     #[must_use]
     pub fn statement_snapshots(&self) -> bool {
         let names_level = |text: &[u8]| {
-            text.to_ascii_lowercase().windows(b"isolation".len()).any(|window| window == b"isolation")
+            text.to_ascii_lowercase()
+                .windows(b"isolation".len())
+                .any(|window| window == b"isolation")
         };
         !self.replay().into_iter().any(names_level)
     }
@@ -125,9 +139,19 @@ mod tests {
         deferred.savepoint("b", b"SAVEPOINT b");
         deferred.rollback_to("a").unwrap();
         deferred.setting(b"SET LOCAL x.y = 1");
-        assert_eq!(deferred.replay(), [&b"BEGIN READ ONLY"[..], b"SAVEPOINT a", b"SET LOCAL x.y = 1"]);
+        assert_eq!(
+            deferred.replay(),
+            [
+                &b"BEGIN READ ONLY"[..],
+                b"SAVEPOINT a",
+                b"SET LOCAL x.y = 1"
+            ]
+        );
         deferred.release("a").unwrap();
-        assert_eq!(deferred.replay(), [&b"BEGIN READ ONLY"[..], b"SET LOCAL x.y = 1"]);
+        assert_eq!(
+            deferred.replay(),
+            [&b"BEGIN READ ONLY"[..], b"SET LOCAL x.y = 1"]
+        );
     }
 
     #[test]
@@ -143,6 +167,9 @@ mod tests {
     #[test]
     fn a_named_isolation_level_needs_one_snapshot() {
         assert!(Deferred::begin(b"BEGIN").statement_snapshots());
-        assert!(!Deferred::begin(b"START TRANSACTION ISOLATION LEVEL repeatable read").statement_snapshots());
+        assert!(
+            !Deferred::begin(b"START TRANSACTION ISOLATION LEVEL repeatable read")
+                .statement_snapshots()
+        );
     }
 }

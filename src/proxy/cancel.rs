@@ -90,7 +90,10 @@ impl Slot {
         let target = state.target.clone()?;
         state.in_flight += 1;
         drop(state);
-        Some(InFlight { slot: Arc::clone(self), target })
+        Some(InFlight {
+            slot: Arc::clone(self),
+            target,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -59,7 +59,9 @@ struct PoolKey {
 
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Database").field("name", &self.settings.name).finish_non_exhaustive()
+        f.debug_struct("Database")
+            .field("name", &self.settings.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -86,7 +88,11 @@ impl Database {
     /// The pool of a user on a shard; `asked` is the database name that the client gave.
     pub fn pool(&self, user: &User, shard: ShardId, asked: &str) -> Arc<Pool> {
         let address = &self.settings.shards[shard.index()].primary;
-        let database = if address.database.is_empty() { asked } else { &address.database };
+        let database = if address.database.is_empty() {
+            asked
+        } else {
+            &address.database
+        };
         let key = PoolKey {
             credentials: user.backend.clone(),
             size: user.pool_size,
@@ -94,7 +100,11 @@ impl Database {
             database: database.to_owned(),
         };
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(pools.entry(key).or_insert_with(|| self.make_pool(user, shard, asked, database)))
+        Arc::clone(
+            pools
+                .entry(key)
+                .or_insert_with(|| self.make_pool(user, shard, asked, database)),
+        )
     }
 
     /// How this user's backends are pooled.
@@ -133,7 +143,13 @@ impl Database {
             parts: self.parts.clone(),
         });
         let opener: Opener = Box::new(move || Box::pin(open(Arc::clone(&login))));
-        Pool::new(settings, opener, self.parts.runtime.clone(), self.parts.clock, counters)
+        Pool::new(
+            settings,
+            opener,
+            self.parts.runtime.clone(),
+            self.parts.clock,
+            counters,
+        )
     }
 }
 
@@ -171,15 +187,25 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         now: parts.clock.now(),
         wall: parts.clock.wall(),
     });
-    let connected =
-        backend::connect(&login.address, &login.database, &login.credentials, &[], login.timeout, &parts.tls)
-            .await
-            .inspect_err(|error| {
-                parts.metrics.process.connect_failures.increment();
-                let (database, shard, user) = (&*login.logical, &*login.shard, &*login.user);
-                tracing::warn!(database, shard, user, %error, "cannot connect to the server");
-            })?;
-    let encryption = if connected.transport.is_encrypted() { Encryption::Tls } else { Encryption::Plain };
+    let connected = backend::connect(
+        &login.address,
+        &login.database,
+        &login.credentials,
+        &[],
+        login.timeout,
+        &parts.tls,
+    )
+    .await
+    .inspect_err(|error| {
+        parts.metrics.process.connect_failures.increment();
+        let (database, shard, user) = (&*login.logical, &*login.shard, &*login.user);
+        tracing::warn!(database, shard, user, %error, "cannot connect to the server");
+    })?;
+    let encryption = if connected.transport.is_encrypted() {
+        Encryption::Tls
+    } else {
+        Encryption::Plain
+    };
     info.set_connected(connected.pid, encryption);
     let mut reported = Reported::default();
     for (name, value) in &connected.parameters {

@@ -1,6 +1,9 @@
 //! The backend that a session uses now, and what the session has done on it.
 
-use crate::{catalog::shard::ShardId, clock::Instant, net::stream::Stream, pool::lease::Lease, wire::backend::Status};
+use crate::{
+    catalog::shard::ShardId, clock::Instant, net::stream::Stream, pool::lease::Lease,
+    wire::backend::Status,
+};
 use smallvec::SmallVec;
 
 /// A leased backend in use.

@@ -15,7 +15,11 @@ use crate::{
         transaction::Deferred,
     },
     sql::statement::Effect,
-    wire::{backend::{Status, put_complete}, frontend::put, notice::Notice},
+    wire::{
+        backend::{Status, put_complete},
+        frontend::put,
+        notice::Notice,
+    },
 };
 use std::{
     hash::{Hash, Hasher},
@@ -26,13 +30,19 @@ use xxhash_rust::xxh3::Xxh3;
 impl Session {
     /// Whether a statement is answered here: what concerns the proxy only always is, but in a failed transaction;
     /// transaction commands are while the session has no backend.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "only the effects named here are answered here")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "only the effects named here are answered here"
+    )]
     pub(super) fn answered_here(&self, statement: &StatementPlan) -> bool {
         let ours = matches!(statement.target, Target::Explain(_))
             || own_setting(&statement.effect).is_some()
             || matches!(&statement.effect, Effect::Deallocate(Some(name)) if self.statements.contains_key(name.as_bytes()));
         if ours {
-            return self.link.as_ref().is_none_or(|link| link.status != Status::Failed);
+            return self
+                .link
+                .as_ref()
+                .is_none_or(|link| link.status != Status::Failed);
         }
         if self.link.is_some() || self.snapshot.is_single() {
             return false;
@@ -50,10 +60,18 @@ impl Session {
     }
 
     /// Answers a simple query here if every statement of it can be; true when it was.
-    pub(super) fn query_here(&mut self, statements: &[StatementPlan], values: &Values<'_>) -> Result<bool, Stop> {
+    pub(super) fn query_here(
+        &mut self,
+        statements: &[StatementPlan],
+        values: &Values<'_>,
+    ) -> Result<bool, Stop> {
         // A SET of ours among others would change how those behind it are planned.
-        let alone = |statement: &StatementPlan| own_setting(&statement.effect).is_none() || statements.len() == 1;
-        let all = statements.iter().all(|statement| alone(statement) && self.answered_here(statement));
+        let alone = |statement: &StatementPlan| {
+            own_setting(&statement.effect).is_none() || statements.len() == 1
+        };
+        let all = statements
+            .iter()
+            .all(|statement| alone(statement) && self.answered_here(statement));
         if statements.is_empty() || !all {
             return Ok(false);
         }
@@ -68,9 +86,15 @@ impl Session {
 
     /// Execute of a portal that is answered here.
     pub(super) fn execute_here(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
-        let Some(statement) = prepared.statement() else { return Ok(()) };
-        let values =
-            Values { text: &prepared.text, slots: &prepared.slots, types: &prepared.types, bind: None };
+        let Some(statement) = prepared.statement() else {
+            return Ok(());
+        };
+        let values = Values {
+            text: &prepared.text,
+            slots: &prepared.slots,
+            types: &prepared.types,
+            bind: None,
+        };
         let mut out = Vec::new();
         self.perform(statement, &values, false, &mut out)?;
         self.made(out, Note::Nothing);
@@ -78,7 +102,10 @@ impl Session {
     }
 
     /// Does what the statement says and appends its answer, without ReadyForQuery.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "only the effects named here are answered here")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "only the effects named here are answered here"
+    )]
     fn perform(
         &mut self,
         statement: &StatementPlan,
@@ -99,7 +126,11 @@ impl Session {
             return Err(reply::transaction_failed());
         }
         if let Target::Explain(inner) = &statement.target {
-            put_explanation(out, &crate::plan::explain::describe(inner, &self.snapshot, values), describe);
+            put_explanation(
+                out,
+                &crate::plan::explain::describe(inner, &self.snapshot, values),
+                describe,
+            );
             return Ok(());
         }
         if let Some((name, value)) = own_setting(&statement.effect) {
@@ -130,7 +161,14 @@ impl Session {
             self.deferred = Some(Deferred::begin(text));
             self.parameters.begin();
         }
-        put_complete(out, if starts_with_word(text, "start") { b"START TRANSACTION" } else { b"BEGIN" });
+        put_complete(
+            out,
+            if starts_with_word(text, "start") {
+                b"START TRANSACTION"
+            } else {
+                b"BEGIN"
+            },
+        );
     }
 
     fn end_here(&mut self, ending: Ending, chain: bool, out: &mut Vec<u8>) -> Result<(), Notice> {
@@ -138,7 +176,11 @@ impl Session {
         let tag: &[u8] = if commit { b"COMMIT" } else { b"ROLLBACK" };
         let Some(deferred) = self.deferred.take() else {
             if chain {
-                return Err(reply::needs_transaction(if commit { "COMMIT AND CHAIN" } else { "ROLLBACK AND CHAIN" }));
+                return Err(reply::needs_transaction(if commit {
+                    "COMMIT AND CHAIN"
+                } else {
+                    "ROLLBACK AND CHAIN"
+                }));
             }
             reply::no_transaction().put(out);
             put_complete(out, tag);
@@ -155,7 +197,10 @@ impl Session {
     }
 
     fn savepoint_here(&mut self, name: &str, text: &[u8], out: &mut Vec<u8>) -> Result<(), Notice> {
-        let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("SAVEPOINT"))?;
+        let deferred = self
+            .deferred
+            .as_mut()
+            .ok_or_else(|| reply::needs_transaction("SAVEPOINT"))?;
         deferred.savepoint(name, text);
         self.parameters.savepoint(name);
         put_complete(out, b"SAVEPOINT");
@@ -163,16 +208,26 @@ impl Session {
     }
 
     fn release_here(&mut self, name: &str, out: &mut Vec<u8>) -> Result<(), Notice> {
-        let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("RELEASE SAVEPOINT"))?;
-        deferred.release(name).map_err(|_missing| reply::no_such_savepoint(name))?;
+        let deferred = self
+            .deferred
+            .as_mut()
+            .ok_or_else(|| reply::needs_transaction("RELEASE SAVEPOINT"))?;
+        deferred
+            .release(name)
+            .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.release(name);
         put_complete(out, b"RELEASE");
         Ok(())
     }
 
     fn rollback_to_here(&mut self, name: &str, out: &mut Vec<u8>) -> Result<(), Notice> {
-        let deferred = self.deferred.as_mut().ok_or_else(|| reply::needs_transaction("ROLLBACK TO SAVEPOINT"))?;
-        deferred.rollback_to(name).map_err(|_missing| reply::no_such_savepoint(name))?;
+        let deferred = self
+            .deferred
+            .as_mut()
+            .ok_or_else(|| reply::needs_transaction("ROLLBACK TO SAVEPOINT"))?;
+        deferred
+            .rollback_to(name)
+            .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.rollback_to(name);
         self.context_stale = true;
         put_complete(out, b"ROLLBACK");
@@ -180,17 +235,37 @@ impl Session {
     }
 
     fn set_transaction_here(&mut self, text: &[u8], out: &mut Vec<u8>) {
-        let constraints = text.to_ascii_lowercase().windows(11).any(|window| window == b"constraints");
-        let command = if constraints { "SET CONSTRAINTS" } else { "SET TRANSACTION" };
+        let constraints = text
+            .to_ascii_lowercase()
+            .windows(11)
+            .any(|window| window == b"constraints");
+        let command = if constraints {
+            "SET CONSTRAINTS"
+        } else {
+            "SET TRANSACTION"
+        };
         match &mut self.deferred {
             Some(deferred) => deferred.setting(text),
             None => reply::only_in_transaction(command).put(out),
         }
-        put_complete(out, if constraints { b"SET CONSTRAINTS" } else { b"SET" });
+        put_complete(
+            out,
+            if constraints {
+                b"SET CONSTRAINTS"
+            } else {
+                b"SET"
+            },
+        );
     }
 
     /// SET shardway.…: the proxy's own settings never reach a server.
-    fn set_own(&mut self, name: &str, value: Option<&str>, reset: bool, out: &mut Vec<u8>) -> Result<(), Notice> {
+    fn set_own(
+        &mut self,
+        name: &str,
+        value: Option<&str>,
+        reset: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Notice> {
         let value = value.map(unquoted).filter(|value| !value.is_empty());
         check_own(name, value.as_deref(), &self.snapshot.shards)?;
         match value {
@@ -220,7 +295,10 @@ impl Session {
             | Effect::DiscardAll => self.setting_took_effect(effect),
             Effect::None | Effect::SetTransaction | Effect::Opaque => {}
             Effect::Deallocate(None) => self.forget_statements(),
-            Effect::Deallocate(Some(_)) | Effect::Execute(_) | Effect::Cursor | Effect::TwoPhase => {}
+            Effect::Deallocate(Some(_))
+            | Effect::Execute(_)
+            | Effect::Cursor
+            | Effect::TwoPhase => {}
             Effect::CopyIn | Effect::CopyOut => {}
             Effect::Prepare(_) => self.pin(crate::sql::statement::PinReason::SqlPrepare),
             Effect::Declare { hold } => {
@@ -232,7 +310,10 @@ impl Session {
         }
     }
 
-    #[expect(clippy::wildcard_enum_match_arm, reason = "called with the effects named here")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "called with the effects named here"
+    )]
     fn transaction_took_effect(&mut self, effect: &Effect, committed: bool) {
         match effect {
             Effect::Begin => self.begun_there(),
@@ -246,7 +327,8 @@ impl Session {
                 self.begun_there();
                 self.parameters.savepoint(name);
                 if let Some(link) = &mut self.link {
-                    link.savepoints.push((name.clone(), link.lease.applied.clone()));
+                    link.savepoints
+                        .push((name.clone(), link.lease.applied.clone()));
                 }
             }
             Effect::Release(name) => {
@@ -272,19 +354,31 @@ impl Session {
         }
     }
 
-    #[expect(clippy::wildcard_enum_match_arm, reason = "called with the effects named here")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "called with the effects named here"
+    )]
     fn setting_took_effect(&mut self, effect: &Effect) {
         match effect {
             // DEFAULT is the server's own, as with RESET.
-            Effect::Set { name, value: None, local: false } | Effect::Reset(name) => {
+            Effect::Set {
+                name,
+                value: None,
+                local: false,
+            }
+            | Effect::Reset(name) => {
                 self.begun_there();
                 self.parameters.set(name, None, false);
                 self.forget_one(name);
             }
             Effect::Set { name, value, local } => {
                 self.begun_there();
-                self.parameters.set(name, value.clone().map(Value::Sql), *local);
-                let aside = self.link.as_ref().is_some_and(|link| link.hold == Hold::AsideTransaction);
+                self.parameters
+                    .set(name, value.clone().map(Value::Sql), *local);
+                let aside = self
+                    .link
+                    .as_ref()
+                    .is_some_and(|link| link.hold == Hold::AsideTransaction);
                 match &mut self.deferred {
                     // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
                     Some(deferred) if *local && aside => {
@@ -297,7 +391,8 @@ impl Session {
             Effect::SetEach(settings) => {
                 self.begun_there();
                 for (name, value) in settings {
-                    self.parameters.set(name, Some(Value::Sql(value.clone())), false);
+                    self.parameters
+                        .set(name, Some(Value::Sql(value.clone())), false);
                 }
                 self.settings_are_told();
             }
@@ -319,7 +414,10 @@ impl Session {
     /// The link and where it remembers a savepoint.
     fn savepoint_there(&mut self, name: &str) -> Option<(&mut Link, usize)> {
         let link = self.link.as_mut()?;
-        let at = link.savepoints.iter().rposition(|(found, _)| found == name)?;
+        let at = link
+            .savepoints
+            .iter()
+            .rposition(|(found, _)| found == name)?;
         Some((link, at))
     }
 
@@ -336,7 +434,10 @@ impl Session {
     /// The backend knows exactly what the session wants.
     fn settings_are_told(&mut self) {
         self.context_stale = true;
-        let told = Applied::Known(Arc::clone(self.parameters.wanted()), self.parameters.wanted_hash());
+        let told = Applied::Known(
+            Arc::clone(self.parameters.wanted()),
+            self.parameters.wanted_hash(),
+        );
         if let Some(link) = &mut self.link {
             link.lease.applied = told;
         }
@@ -409,30 +510,51 @@ impl Session {
 
     fn build_context(&self) -> Context {
         let text = |name: &str| {
-            self.parameters.get(name).map(|(Value::Sql(text) | Value::Config(text))| unquoted(text).to_ascii_lowercase())
+            self.parameters
+                .get(name)
+                .map(|(Value::Sql(text) | Value::Config(text))| unquoted(text).to_ascii_lowercase())
         };
         let is_on = |value: Option<String>, default: bool| {
-            value.map_or(default, |value| matches!(value.as_str(), "on" | "true" | "yes" | "1" | "t" | "y"))
+            value.map_or(default, |value| {
+                matches!(value.as_str(), "on" | "true" | "yes" | "1" | "t" | "y")
+            })
         };
         // ALTER ROLE and ALTER DATABASE may have changed PostgreSQL's own default.
-        let default = self.defaults.search_path.as_deref().unwrap_or("\"$user\", public");
+        let default = self
+            .defaults
+            .search_path
+            .as_deref()
+            .unwrap_or("\"$user\", public");
         let default = Value::Config(default.to_owned());
         let path = list(self.parameters.get("search_path").unwrap_or(&default));
-        let role = text("role").filter(|role| role != "none").unwrap_or_else(|| self.user.backend.user.clone());
+        let role = text("role")
+            .filter(|role| role != "none")
+            .unwrap_or_else(|| self.user.backend.user.clone());
         let search_path = path
             .unwrap_or_default()
             .into_iter()
-            .map(|schema| if schema == "$user" { role.clone() } else { schema })
+            .map(|schema| {
+                if schema == "$user" {
+                    role.clone()
+                } else {
+                    schema
+                }
+            })
             .collect();
         let encoding = self.reported.get(b"client_encoding").unwrap_or(b"UTF8");
         let pinned = self
             .overridden
             .get("shardway.shard")
             .map(|shard| Override::Shard(shard.clone()))
-            .or_else(|| self.overridden.get("shardway.key").map(|key| Override::Key(key.clone())));
+            .or_else(|| {
+                self.overridden
+                    .get("shardway.key")
+                    .map(|key| Override::Key(key.clone()))
+            });
         let mut context = Context {
             search_path,
-            standard_conforming_strings: self.reported.get(b"standard_conforming_strings") != Some(b"off"),
+            standard_conforming_strings: self.reported.get(b"standard_conforming_strings")
+                != Some(b"off"),
             utf8: matches!(encoding, b"UTF8" | b"SQL_ASCII"),
             transform_null_equals: is_on(text("transform_null_equals"), false),
             pinned,
@@ -446,7 +568,11 @@ impl Session {
     fn meaning_digest(&self) -> u64 {
         let map: crate::protocol::parameters::Map = MEANING
             .iter()
-            .filter_map(|name| self.parameters.get(name).map(|value| ((*name).to_owned(), value.clone())))
+            .filter_map(|name| {
+                self.parameters
+                    .get(name)
+                    .map(|value| ((*name).to_owned(), value.clone()))
+            })
             .collect();
         crate::protocol::parameters::hash(&map)
     }
@@ -459,7 +585,11 @@ fn put_explanation(out: &mut Vec<u8>, description: &Description, describe: bool)
     }
     let refused = description.refused.as_ref().map(|why| {
         let notice = wording::unroutable(why);
-        [("error", Some(notice.message)), ("detail", notice.detail), ("hint", notice.hint)]
+        [
+            ("error", Some(notice.message)),
+            ("detail", notice.detail),
+            ("hint", notice.hint),
+        ]
     });
     let mut row = |name: &str, value: &str| {
         let line = format!("{name}: {value}");
@@ -499,7 +629,13 @@ fn digest(seed: u64, context: &Context, meaning: u64) -> u64 {
     let mut hasher = Xxh3::with_seed(seed);
     context.search_path.hash(&mut hasher);
     context.pinned.hash(&mut hasher);
-    (context.standard_conforming_strings, context.utf8, context.transform_null_equals, meaning).hash(&mut hasher);
+    (
+        context.standard_conforming_strings,
+        context.utf8,
+        context.transform_null_equals,
+        meaning,
+    )
+        .hash(&mut hasher);
     hasher.finish()
 }
 
@@ -525,10 +661,15 @@ const MEANING: &[&str] = &[
 ];
 
 /// The proxy's own setting that a statement changes, and the SQL text of its new value.
-#[expect(clippy::wildcard_enum_match_arm, reason = "only the effects named here are answered here")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "only the effects named here are answered here"
+)]
 pub(super) fn own_setting(effect: &Effect) -> Option<(&str, Option<&str>)> {
     match effect {
-        Effect::Set { name, value, .. } if name.starts_with("shardway.") => Some((name, value.as_deref())),
+        Effect::Set { name, value, .. } if name.starts_with("shardway.") => {
+            Some((name, value.as_deref()))
+        }
         Effect::Reset(name) if name.starts_with("shardway.") => Some((name, None)),
         _ => None,
     }
@@ -537,10 +678,15 @@ pub(super) fn own_setting(effect: &Effect) -> Option<(&str, Option<&str>)> {
 /// Whether one of the proxy's own settings exists and takes this value.
 pub(super) fn check_own(name: &str, value: Option<&str>, shards: &[String]) -> Result<(), Notice> {
     match (name, value) {
-        ("shardway.shard", Some(shard)) if !shards.iter().any(|known| known == shard) => Err(reply::bad_setting(
-            name,
-            format!("There is no shard \"{shard}\"; shards are {}.", shards.join(", ")),
-        )),
+        ("shardway.shard", Some(shard)) if !shards.iter().any(|known| known == shard) => {
+            Err(reply::bad_setting(
+                name,
+                format!(
+                    "There is no shard \"{shard}\"; shards are {}.",
+                    shards.join(", ")
+                ),
+            ))
+        }
         ("shardway.shard" | "shardway.key", _) => Ok(()),
         ("shardway.role", Some("primary") | None) => Ok(()),
         ("shardway.role", Some(role)) => Err(reply::bad_setting(
@@ -557,10 +703,15 @@ pub(super) fn check_own(name: &str, value: Option<&str>, shards: &[String]) -> R
 /// The string that a SQL constant stands for; an unquoted word stands for itself.
 fn unquoted(text: &str) -> String {
     let text = text.trim();
-    let inner = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''));
+    let inner = text
+        .strip_prefix('\'')
+        .and_then(|text| text.strip_suffix('\''));
     match inner {
         Some(inner) => inner.replace("''", "'"),
-        None => match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+        None => match text
+            .strip_prefix('"')
+            .and_then(|text| text.strip_suffix('"'))
+        {
             Some(inner) => inner.replace("\"\"", "\""),
             None => text.to_owned(),
         },
@@ -571,13 +722,21 @@ fn starts_with_word(text: &[u8], word: &str) -> bool {
     let mut rest = text.trim_ascii_start();
     loop {
         if let Some(comment) = rest.strip_prefix(b"--") {
-            let end = comment.iter().position(|byte| *byte == b'\n').unwrap_or(comment.len());
+            let end = comment
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .unwrap_or(comment.len());
             rest = comment[end..].trim_ascii_start();
         } else if let Some(comment) = rest.strip_prefix(b"/*") {
-            let end = comment.windows(2).position(|two| two == b"*/").map_or(comment.len(), |at| at + 2);
+            let end = comment
+                .windows(2)
+                .position(|two| two == b"*/")
+                .map_or(comment.len(), |at| at + 2);
             rest = comment[end..].trim_ascii_start();
         } else {
-            return rest.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
+            return rest
+                .get(..word.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
         }
     }
 }

@@ -5,13 +5,16 @@ pub mod cancel;
 pub mod console;
 mod counting;
 pub mod database;
+mod extended;
 mod link;
 mod local;
+mod place;
 mod prepared;
 mod relay;
 pub mod reply;
 mod request;
 pub mod session;
+mod simple;
 pub mod start;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};

@@ -51,7 +51,11 @@ impl Prepared {
     /// Its name on every backend.
     #[must_use]
     pub(super) fn server_name(&self) -> ServerName {
-        if self.unnamed { ServerName::unnamed() } else { server_name(self.id) }
+        if self.unnamed {
+            ServerName::unnamed()
+        } else {
+            server_name(self.id)
+        }
     }
 }
 
@@ -64,7 +68,10 @@ pub(super) struct ServerName {
 
 impl ServerName {
     fn unnamed() -> Self {
-        Self { bytes: [0; 35], length: 0 }
+        Self {
+            bytes: [0; 35],
+            length: 0,
+        }
     }
 
     /// The name.
@@ -111,6 +118,9 @@ mod tests {
 
     #[test]
     fn names_are_sw_and_the_identity() {
-        assert_eq!(server_name(0xab).as_bytes(), b"sw_000000000000000000000000000000ab");
+        assert_eq!(
+            server_name(0xab).as_bytes(),
+            b"sw_000000000000000000000000000000ab"
+        );
     }
 }

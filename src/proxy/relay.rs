@@ -17,7 +17,9 @@ use crate::{
 impl Session {
     /// Passes on what the backend has answered so far.
     pub(super) fn answer(&mut self) -> Result<(), End> {
-        let Some(link) = &mut self.link else { return Ok(()) };
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
         if link.lease.stream.buffered().is_empty() {
             return Ok(());
         }
@@ -45,7 +47,10 @@ impl Session {
                 at += count;
                 continue;
             }
-            let Some(header) = frame::backend(&bytes[at..]).map_err(|problem| broken(&problem))? else { break };
+            let Some(header) = frame::backend(&bytes[at..]).map_err(|problem| broken(&problem))?
+            else {
+                break;
+            };
             let here = (bytes.len() - at).min(header.size);
             if here < header.size && !may_be_partial(header) {
                 if header.size > LONGEST_WHOLE {
@@ -74,7 +79,10 @@ impl Session {
                 at += here;
                 run = at;
             }
-            self.backend_rest = Rest { bytes: header.size - here, forward };
+            self.backend_rest = Rest {
+                bytes: header.size - here,
+                forward,
+            };
             if !matches!(event, Event::None) || self.pipeline.made_is_next() {
                 self.client.out().extend_from_slice(&bytes[run..at]);
                 run = at;
@@ -91,7 +99,11 @@ impl Session {
 
     fn judge_frame(&mut self, header: Header) -> Result<(Pass, Event<Note>), End> {
         let judged = self.pipeline.replied(header.tag).map_err(|unexpected| {
-            if header.tag == b'E' { End::BackendGone } else { broken(&unexpected) }
+            if header.tag == b'E' {
+                End::BackendGone
+            } else {
+                broken(&unexpected)
+            }
         })?;
         // What the client is told about the transaction is decided here when the link is beside it.
         if let (Pass::Forward, Event::Ready(_)) = &judged
@@ -138,7 +150,9 @@ impl Session {
                     self.phase = Phase::Batch;
                 }
             }
-            Event::Failed(notes) => self.batch_failed(notes, notice::field(body, b'C').unwrap_or_default()),
+            Event::Failed(notes) => {
+                self.batch_failed(notes, notice::field(body, b'C').unwrap_or_default())
+            }
             Event::Ready(_) => self.ready(body)?,
         }
         // An error made here skips what follows, which the poison behind it makes the backend do too.
@@ -151,7 +165,9 @@ impl Session {
     /// A statement of a simple query is complete.
     fn command(&mut self, body: &[u8]) {
         self.tally.queries += 1;
-        let Some((plan, complete)) = self.running.take() else { return };
+        let Some((plan, complete)) = self.running.take() else {
+            return;
+        };
         if let Some(statement) = plan.statements.get(complete) {
             self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
         }
@@ -159,7 +175,9 @@ impl Session {
     }
 
     fn parameter(&mut self, body: &[u8]) {
-        let Ok((name, value)) = parameter_status(body) else { return };
+        let Ok((name, value)) = parameter_status(body) else {
+            return;
+        };
         if let Some(link) = &mut self.link {
             link.lease.reported.set(name, value);
         }
@@ -175,7 +193,9 @@ impl Session {
         self.pending.clear();
         if let Some(link) = &mut self.link {
             link.parsing.clear();
-            let unnamed_lost = notes.iter().any(|note| matches!(note, Note::Parsed(p) if p.unnamed));
+            let unnamed_lost = notes
+                .iter()
+                .any(|note| matches!(note, Note::Parsed(p) if p.unnamed));
             if unnamed_lost {
                 link.lease.unnamed = None;
             }
@@ -209,7 +229,9 @@ impl Session {
 
     fn ready(&mut self, body: &[u8]) -> Result<(), End> {
         let status = Status::decode(body).map_err(|problem| broken(&problem))?;
-        let Some(link) = &mut self.link else { return Ok(()) };
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
         link.status = status;
         if self.phase != Phase::Answering {
             return Ok(()); // A Sync of ours in the middle of a batch.
@@ -220,7 +242,11 @@ impl Session {
                 if status == Status::Failed {
                     deferred.fail();
                 }
-                let shown = if deferred.failed() { Status::Failed } else { Status::Transaction };
+                let shown = if deferred.failed() {
+                    Status::Failed
+                } else {
+                    Status::Transaction
+                };
                 put_ready(self.client.out(), shown);
                 self.batch_ends(shown);
             }

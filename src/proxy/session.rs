@@ -127,7 +127,10 @@ pub(super) struct Defaults {
 }
 
 /// One client's session.
-#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the batch under way")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent fact about the batch under way"
+)]
 pub struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) database: Arc<Database>,
@@ -190,7 +193,9 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("phase", &self.phase).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
     }
 }
 
@@ -294,7 +299,10 @@ impl Session {
             && self.phase == Phase::Idle
             && self.backend_rest.bytes == 0
             && !(self.client_rest.forward && self.client_rest.bytes > 0)
-            && self.link.as_ref().is_some_and(|link| link.status == Status::Idle )
+            && self
+                .link
+                .as_ref()
+                .is_some_and(|link| link.status == Status::Idle)
     }
 
     /// Between batches: gives the backend back when nothing holds it.
@@ -303,7 +311,11 @@ impl Session {
         if !self.at_rest() {
             return Ok(());
         }
-        if self.mode == PoolMode::Session || self.pinned.is_some_and(|(_, shard)| self.link_shard() == Some(shard)) {
+        if self.mode == PoolMode::Session
+            || self
+                .pinned
+                .is_some_and(|(_, shard)| self.link_shard() == Some(shard))
+        {
             if let Some(link) = &mut self.link {
                 link.hold = Hold::Loose;
             }
@@ -315,8 +327,7 @@ impl Session {
 
     /// Ends the transaction that ran beside a deferred one: nothing of it stays.
     pub(super) async fn end_aside(&mut self) -> Result<(), End> {
-        let open =
-            |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
+        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
         if self.link.as_ref().is_some_and(open) {
             drop(self.prelude(b"ROLLBACK").await?);
             if let Some(link) = &mut self.link {
@@ -336,14 +347,18 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet()).await.is_ok();
+            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet())
+                .await
+                .is_ok();
             if !quiet || self.prelude(b"").await.is_err() {
                 self.link = None;
                 return Ok(());
             }
         }
         self.fold();
-        let Some(mut link) = self.link.take() else { return Ok(()) };
+        let Some(mut link) = self.link.take() else {
+            return Ok(());
+        };
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
@@ -357,7 +372,11 @@ impl Session {
     ///
     /// # Errors
     /// Outer: the session is over. Inner: this statement is refused.
-    pub(super) async fn link_to(&mut self, shard: ShardId, hold: Hold) -> Result<Result<(), Words>, End> {
+    pub(super) async fn link_to(
+        &mut self,
+        shard: ShardId,
+        hold: Hold,
+    ) -> Result<Result<(), Words>, End> {
         if self.link_shard() == Some(shard) {
             if let Some(link) = &mut self.link {
                 let in_use = self.phase == Phase::Batch && link.hold >= Hold::Loose;
@@ -409,24 +428,35 @@ impl Session {
 
     async fn park_or_release(&mut self) -> Result<(), End> {
         let keep = self.mode == PoolMode::Session
-            || self.pinned.is_some_and(|(_, shard)| self.link_shard() == Some(shard));
+            || self
+                .pinned
+                .is_some_and(|(_, shard)| self.link_shard() == Some(shard));
         if keep {
             self.fold();
             self.parked.extend(self.link.take());
             return Ok(());
         }
-        if self.link.is_some() { self.unlink().await } else { Ok(()) }
+        if self.link.is_some() {
+            self.unlink().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
     async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
-        let Some(link) = &mut self.link else { return Ok(Ok(())) };
+        let Some(link) = &mut self.link else {
+            return Ok(Ok(()));
+        };
         let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
         if !known
             && link.status != Status::Failed
             && let Some(sql) = parameters::difference(&link.lease.applied, self.parameters.wanted())
         {
-            let told = Applied::Known(Arc::clone(self.parameters.wanted()), self.parameters.wanted_hash());
+            let told = Applied::Known(
+                Arc::clone(self.parameters.wanted()),
+                self.parameters.wanted_hash(),
+            );
             if let Err(problem) = self.prelude(sql.as_bytes()).await? {
                 // The backend's settings are in doubt: it must not serve anyone.
                 self.link = None;
@@ -439,7 +469,10 @@ impl Session {
         }
         self.report_changes();
         let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
-        let outside = self.link.as_ref().is_some_and(|link| link.status == Status::Idle);
+        let outside = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.status == Status::Idle);
         if begins && outside && self.deferred.is_some() {
             return self.replay(hold).await;
         }
@@ -447,7 +480,9 @@ impl Session {
     }
 
     async fn replay(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
-        let Some(deferred) = self.deferred.take() else { return Ok(Ok(())) };
+        let Some(deferred) = self.deferred.take() else {
+            return Ok(Ok(()));
+        };
         if let Some(link) = &mut self.link {
             link.at_begin = link.lease.applied.clone();
         }
@@ -494,11 +529,15 @@ impl Session {
     /// # Errors
     /// As [`Session::prelude`].
     pub(super) async fn ask(&mut self, sql: &[u8]) -> Result<Result<Option<String>, Words>, End> {
-        let Some(link) = &mut self.link else { return Err(End::Client) };
+        let Some(link) = &mut self.link else {
+            return Err(End::Client);
+        };
         put_query(link.lease.stream.out(), sql);
         let (mut problem, mut value) = (None, None);
         loop {
-            let Some(header) = frame::backend(link.lease.stream.buffered()).map_err(|error| broken(&error))? else {
+            let Some(header) =
+                frame::backend(link.lease.stream.buffered()).map_err(|error| broken(&error))?
+            else {
                 read_more(link, &self.database).await?;
                 continue;
             };
@@ -535,7 +574,11 @@ impl Session {
 
     /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
     /// session's.
-    async fn checkout_for(&mut self, wanted: ShardId, hold: Hold) -> Result<Result<(Lease, ShardId), Words>, End> {
+    async fn checkout_for(
+        &mut self,
+        wanted: ShardId,
+        hold: Hold,
+    ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
         let problem = match self.checkout(wanted).await? {
             Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
@@ -555,7 +598,11 @@ impl Session {
                 Waited::Failed(_) => {}
             }
         }
-        Ok(Err(reply::checkout(self.database.shard_name(wanted), &problem).into()))
+        Ok(Err(reply::checkout(
+            self.database.shard_name(wanted),
+            &problem,
+        )
+        .into()))
     }
 
     /// What comes of waiting for a backend on this shard; a cancel or the client's end stops the wait.
@@ -640,7 +687,8 @@ impl Session {
         if self.info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));
         }
-        let takes_input = !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
+        let takes_input =
+            !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
         let info = Arc::clone(&self.info);
         let mut asked = pin!(info.asked());
@@ -705,14 +753,21 @@ impl Session {
 
     /// The backend closed its connection.
     pub(super) fn backend_lost(&self) -> End {
-        let shard = self.link.as_ref().map_or("", |link| self.database.shard_name(link.shard));
+        let shard = self
+            .link
+            .as_ref()
+            .map_or("", |link| self.database.shard_name(link.shard));
         told(reply::backend_lost(shard))
     }
 
     /// ReadyForQuery's status as the client sees it.
     pub(super) fn status(&self) -> Status {
         if let Some(deferred) = &self.deferred {
-            return if deferred.failed() { Status::Failed } else { Status::Transaction };
+            return if deferred.failed() {
+                Status::Failed
+            } else {
+                Status::Transaction
+            };
         }
         self.link.as_ref().map_or(Status::Idle, |link| link.status)
     }
@@ -727,7 +782,11 @@ impl Session {
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
         self.count_end();
-        self.phase = if self.pipeline.owes_ready() { Phase::Answering } else { Phase::Idle };
+        self.phase = if self.pipeline.owes_ready() {
+            Phase::Answering
+        } else {
+            Phase::Idle
+        };
         self.skip = false;
         self.running = None;
         self.unconfirmed.clear();
@@ -781,7 +840,10 @@ enum Waited {
 
 /// What a wait has seen.
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "three things can happen at once")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "three things can happen at once"
+)]
 struct Seen {
     progress: bool,
     client_end: bool,
@@ -790,7 +852,11 @@ struct Seen {
 
 impl Seen {
     fn done(&self) -> Poll<Result<(), End>> {
-        if self.progress || self.client_end || self.backend_end { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if self.progress || self.client_end || self.backend_end {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
     }
 }
 

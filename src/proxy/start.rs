@@ -37,7 +37,11 @@ use std::{collections::HashMap, sync::Arc};
 pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
     match login::login(socket, &logins).await {
         Ok(Login::Session(entered)) => enter(entered, shared).await,
-        Ok(Login::Cancel { pid, key, transport }) => {
+        Ok(Login::Cancel {
+            pid,
+            key,
+            transport,
+        }) => {
             cancel(pid, &key, &shared).await;
             drop(transport);
         }
@@ -52,7 +56,11 @@ pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginCont
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
 pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
     match login::login(socket, &logins).await {
-        Ok(Login::Cancel { pid, key, transport }) => {
+        Ok(Login::Cancel {
+            pid,
+            key,
+            transport,
+        }) => {
             cancel(pid, &key, &shared).await;
             drop(transport);
         }
@@ -72,11 +80,18 @@ async fn cancel(pid: u32, key: &[u8], shared: &Arc<Shared>) {
         return;
     }
     shared.metrics.process.cancels_matched.increment();
-    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else { return };
+    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else {
+        return;
+    };
     let target = &in_flight.target;
-    let sent =
-        crate::net::backend::cancel(&target.address, target.pid, &target.key, super::session::CANCEL_PATIENCE, &shared.tls)
-            .await;
+    let sent = crate::net::backend::cancel(
+        &target.address,
+        target.pid,
+        &target.key,
+        super::session::CANCEL_PATIENCE,
+        &shared.tls,
+    )
+    .await;
     if let Err(problem) = sent {
         tracing::warn!(%problem, "a cancel request did not reach the server");
     }
@@ -88,7 +103,11 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         transport::Peer::Unix => Peer::Unix,
         transport::Peer::Gone => return,
     };
-    let tls = if entered.transport.is_encrypted() { Encryption::Tls } else { Encryption::Plain };
+    let tls = if entered.transport.is_encrypted() {
+        Encryption::Tls
+    } else {
+        Encryption::Plain
+    };
     let client = Stream::new(entered.transport);
     let application_name = entered
         .parameters
@@ -102,7 +121,11 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         peer,
         application_name: application_name.unwrap_or_default(),
         tls,
-        protocol: if entered.minor >= 2 { CancelKeyLength::ThirtyTwo } else { CancelKeyLength::Four },
+        protocol: if entered.minor >= 2 {
+            CancelKeyLength::ThirtyTwo
+        } else {
+            CancelKeyLength::Four
+        },
         now: shared.clock.now(),
         wall: shared.clock.wall(),
     });
@@ -110,7 +133,13 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         super::console::serve(client, &entered.user, &shared, &info).await;
         return;
     }
-    let mut session = match Session::new(client, entered.user, entered.database, info, Arc::clone(&shared)) {
+    let mut session = match Session::new(
+        client,
+        entered.user,
+        entered.database,
+        info,
+        Arc::clone(&shared),
+    ) {
         Ok(session) => session,
         Err(refused) => {
             let (mut client, notice) = *refused;
@@ -234,7 +263,10 @@ impl Session {
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
-            self.defaults = Defaults { search_path: Some(path.to_owned()), isolation: Some(isolation.to_owned()) };
+            self.defaults = Defaults {
+                search_path: Some(path.to_owned()),
+                isolation: Some(isolation.to_owned()),
+            };
         }
         Ok(())
     }

@@ -21,7 +21,9 @@ const STEP: Duration = Duration::from_secs(1);
 pub(super) async fn watch(life: Arc<Life>) {
     loop {
         let settings = life.foundation().settings.load_full();
-        Arc::clone(life.service()).learn(Arc::clone(&settings)).await;
+        Arc::clone(life.service())
+            .learn(Arc::clone(&settings))
+            .await;
         let mut waited = Duration::ZERO;
         while waited < PERIOD && Arc::ptr_eq(&settings, &life.foundation().settings.load()) {
             tokio::time::sleep(STEP).await;
@@ -56,17 +58,26 @@ async fn learn(database: &Database, credentials: &Credentials) {
     for finding in &findings {
         tracing::debug!(database = new.database, %finding, "looking into the servers");
     }
-    let unfit = findings.iter().find(|finding| finding.forbids_routing()).map(ToString::to_string);
+    let unfit = findings
+        .iter()
+        .find(|finding| finding.forbids_routing())
+        .map(ToString::to_string);
     if database.unfit.load().as_deref() != unfit.as_ref() {
         match &unfit {
-            Some(finding) => tracing::error!(database = new.database, finding, "nothing is routed by key"),
+            Some(finding) => {
+                tracing::error!(database = new.database, finding, "nothing is routed by key")
+            }
             None => tracing::info!(database = new.database, "routes by key again"),
         }
         database.unfit.store(unfit.map(Arc::new));
     }
     if new != *old {
         new.schema += 1;
-        tracing::info!(database = new.database, tables = new.tables.len(), "took over what the servers say of tables");
+        tracing::info!(
+            database = new.database,
+            tables = new.tables.len(),
+            "took over what the servers say of tables"
+        );
         database.snapshot.store(Arc::new(new));
     }
 }

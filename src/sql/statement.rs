@@ -8,15 +8,23 @@ pub enum Effect {
     None,
     /// BEGIN or START TRANSACTION; its exact text is replayed on each shard that the transaction reaches.
     Begin,
-    Commit { chain: bool },
-    Rollback { chain: bool },
+    Commit {
+        chain: bool,
+    },
+    Rollback {
+        chain: bool,
+    },
     Savepoint(String),
     Release(String),
     RollbackTo(String),
     /// SET TRANSACTION, SET CONSTRAINTS: means something inside the running transaction only.
     SetTransaction,
     /// SET, and a sole `SELECT set_config(literals)`. `value` `None`: DEFAULT.
-    Set { name: String, value: Option<String>, local: bool },
+    Set {
+        name: String,
+        value: Option<String>,
+        local: bool,
+    },
     /// SET SESSION CHARACTERISTICS: several settings at once, names and values as in `Set`.
     SetEach(Vec<(String, String)>),
     Reset(String),
@@ -29,7 +37,9 @@ pub enum Effect {
     /// SQL-level EXECUTE.
     Execute(String),
     /// DECLARE CURSOR; `hold`: WITH HOLD.
-    Declare { hold: bool },
+    Declare {
+        hold: bool,
+    },
     /// FETCH, MOVE, CLOSE: belongs to the shard that the transaction is on.
     Cursor,
     CopyIn,

@@ -38,7 +38,9 @@ pub enum FrameError {
 /// # Errors
 /// [`FrameError`] as PostgreSQL would end the connection with 08P01.
 pub fn frontend(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
-    let Some((tag, length)) = split(bytes) else { return Ok(None) };
+    let Some((tag, length)) = split(bytes) else {
+        return Ok(None);
+    };
     let limit = match tag {
         b'Q' | b'P' | b'B' | b'F' | b'd' => LARGE,
         b'C' | b'D' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f' => SMALL,
@@ -52,7 +54,9 @@ pub fn frontend(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
 /// # Errors
 /// [`FrameError`] for any other tag, and for a length that PostgreSQL refuses.
 pub fn authentication(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
-    let Some((tag, length)) = split(bytes) else { return Ok(None) };
+    let Some((tag, length)) = split(bytes) else {
+        return Ok(None);
+    };
     if tag != b'p' {
         return Err(FrameError::Tag(tag));
     }
@@ -64,12 +68,13 @@ pub fn authentication(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
 /// # Errors
 /// [`FrameError`] for an unknown tag or a length that libpq would take for lost synchronisation.
 pub fn backend(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
-    let Some((tag, length)) = split(bytes) else { return Ok(None) };
+    let Some((tag, length)) = split(bytes) else {
+        return Ok(None);
+    };
     let limit = match tag {
         b'D' | b'd' | b'T' | b't' | b'V' | b'E' | b'N' | b'A' | b'S' => 0x7fff_ffff,
-        b'1' | b'2' | b'3' | b'C' | b'G' | b'H' | b'I' | b'K' | b'R' | b'W' | b'Z' | b'c' | b'n' | b's' | b'v' => {
-            BACKEND_SMALL
-        }
+        b'1' | b'2' | b'3' | b'C' | b'G' | b'H' | b'I' | b'K' | b'R' | b'W' | b'Z' | b'c'
+        | b'n' | b's' | b'v' => BACKEND_SMALL,
         _ => return Err(FrameError::Tag(tag)),
     };
     checked(tag, length, limit)
@@ -77,14 +82,20 @@ pub fn backend(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
 
 fn split(bytes: &[u8]) -> Option<(u8, u32)> {
     let header: &[u8; HEADER] = bytes.first_chunk()?;
-    Some((header[0], u32::from_be_bytes([header[1], header[2], header[3], header[4]])))
+    Some((
+        header[0],
+        u32::from_be_bytes([header[1], header[2], header[3], header[4]]),
+    ))
 }
 
 fn checked(tag: u8, length: u32, limit: u32) -> Result<Option<Header>, FrameError> {
     if length < 4 || length > limit {
         return Err(FrameError::Length { tag, length });
     }
-    Ok(Some(Header { tag, size: length as usize + 1 }))
+    Ok(Some(Header {
+        tag,
+        size: length as usize + 1,
+    }))
 }
 
 /// A cursor over one message's body: every read is bounded by the body.
@@ -173,7 +184,9 @@ impl<'a> Body<'a> {
     pub fn value(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
         match self.i32()? {
             -1 => Ok(None),
-            length => self.bytes(usize::try_from(length).map_err(|_negative| DecodeError)?).map(Some),
+            length => self
+                .bytes(usize::try_from(length).map_err(|_negative| DecodeError)?)
+                .map(Some),
         }
     }
 
@@ -182,7 +195,11 @@ impl<'a> Body<'a> {
     /// # Errors
     /// When bytes are left.
     pub fn end(self) -> Result<(), DecodeError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(DecodeError) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(DecodeError)
+        }
     }
 }
 
@@ -193,16 +210,40 @@ mod tests {
     #[test]
     fn lengths_and_tags_that_postgresql_refuses_are_refused() {
         for (bytes, expected) in [
-            (&b"Q\0\0\0\x03"[..], Err(FrameError::Length { tag: b'Q', length: 3 })),
-            (b"Q\xff\xff\xff\xff", Err(FrameError::Length { tag: b'Q', length: u32::MAX })),
-            (b"S\0\0\x27\x11", Err(FrameError::Length { tag: b'S', length: 10_001 })),
+            (
+                &b"Q\0\0\0\x03"[..],
+                Err(FrameError::Length {
+                    tag: b'Q',
+                    length: 3,
+                }),
+            ),
+            (
+                b"Q\xff\xff\xff\xff",
+                Err(FrameError::Length {
+                    tag: b'Q',
+                    length: u32::MAX,
+                }),
+            ),
+            (
+                b"S\0\0\x27\x11",
+                Err(FrameError::Length {
+                    tag: b'S',
+                    length: 10_001,
+                }),
+            ),
             (b"S\0\0\0\x04", Ok(Some(Header { tag: b'S', size: 5 }))),
             (b"y\0\0\0\x04", Err(FrameError::Tag(b'y'))),
             (b"Q\0\0\0", Ok(None)),
         ] {
             assert_eq!(frontend(bytes), expected, "{bytes:?}");
         }
-        assert_eq!(authentication(b"p\0\x01\0\0"), Err(FrameError::Length { tag: b'p', length: 65_536 }));
+        assert_eq!(
+            authentication(b"p\0\x01\0\0"),
+            Err(FrameError::Length {
+                tag: b'p',
+                length: 65_536
+            })
+        );
     }
 
     #[test]

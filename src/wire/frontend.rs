@@ -29,7 +29,9 @@ impl<'a> Parse<'a> {
 
     /// The declared parameter types, zero where the server is to infer.
     pub fn types(&self) -> impl Iterator<Item = Oid> + 'a {
-        self.types.chunks_exact(4).map(|oid| Oid::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]))
+        self.types
+            .chunks_exact(4)
+            .map(|oid| Oid::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]))
     }
 
     /// The count and types as they stand in the message.
@@ -71,7 +73,14 @@ impl<'a> Bind<'a> {
         let results = usize::from(body.u16()?);
         body.bytes(results * 2)?;
         body.end()?;
-        Ok(Self { portal, statement, formats, count, values, tail })
+        Ok(Self {
+            portal,
+            statement,
+            formats,
+            count,
+            values,
+            tail,
+        })
     }
 
     /// How many parameters there are.
@@ -96,7 +105,11 @@ impl<'a> Bind<'a> {
         if index >= self.count {
             return None;
         }
-        let at = if self.formats.len() == 2 { 0 } else { index * 2 };
+        let at = if self.formats.len() == 2 {
+            0
+        } else {
+            index * 2
+        };
         let format = match self.formats.get(at..at + 2) {
             Some([0, 1]) => Format::Binary,
             _ => Format::Text,
@@ -195,7 +208,10 @@ pub fn put_bare(out: &mut Vec<u8>, tag: u8) {
 ///
 /// # Panics
 /// When the body is longer than a length can say: such a message must never be begun.
-#[expect(clippy::expect_used, reason = "a wrapped length would smuggle a message")]
+#[expect(
+    clippy::expect_used,
+    reason = "a wrapped length would smuggle a message"
+)]
 pub fn put(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag);
     let at = out.len();
@@ -215,7 +231,10 @@ mod tests {
         let mut out = Vec::new();
         put_bind(&mut out, b"p", b"s1", tail);
         let bind = Bind::decode(&out[5..]).unwrap();
-        assert_eq!((bind.portal, bind.statement, bind.len()), (&b"p"[..], &b"s1"[..], 2));
+        assert_eq!(
+            (bind.portal, bind.statement, bind.len()),
+            (&b"p"[..], &b"s1"[..], 2)
+        );
         assert_eq!(bind.parameter(0), Some((Format::Binary, Some(&b"a"[..]))));
         assert_eq!(bind.parameter(1), Some((Format::Binary, None)));
         assert_eq!(bind.parameter(2), None);

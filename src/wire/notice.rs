@@ -17,7 +17,11 @@ pub struct Notice {
 impl Notice {
     /// Appends it as ErrorResponse (`E`) or, for warnings and notices, NoticeResponse (`N`).
     pub fn put(&self, out: &mut Vec<u8>) {
-        let tag = if matches!(self.severity, "ERROR" | "FATAL" | "PANIC") { b'E' } else { b'N' };
+        let tag = if matches!(self.severity, "ERROR" | "FATAL" | "PANIC") {
+            b'E'
+        } else {
+            b'N'
+        };
         put(out, tag, |out| {
             let mut field = |code: u8, text: &str| {
                 out.push(code);
@@ -66,14 +70,23 @@ impl Words {
     #[must_use]
     pub fn fatal(self) -> Self {
         match self {
-            Self::Ours(notice) => Self::Ours(Notice { severity: "FATAL", ..notice }),
+            Self::Ours(notice) => Self::Ours(Notice {
+                severity: "FATAL",
+                ..notice
+            }),
             Self::Servers(body) => {
                 let mut fatal = Vec::with_capacity(body.len() + 2);
                 let mut rest = Body::new(&body);
                 while let Ok(code) = rest.byte() {
                     fatal.push(code);
-                    let Ok(text) = (if code == 0 { break } else { rest.cstr() }) else { break };
-                    fatal.extend_from_slice(if matches!(code, b'S' | b'V') { b"FATAL" } else { text });
+                    let Ok(text) = (if code == 0 { break } else { rest.cstr() }) else {
+                        break;
+                    };
+                    fatal.extend_from_slice(if matches!(code, b'S' | b'V') {
+                        b"FATAL"
+                    } else {
+                        text
+                    });
                     fatal.push(0);
                 }
                 Self::Servers(fatal)

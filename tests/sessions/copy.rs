@@ -167,10 +167,34 @@ fn a_sync_during_a_copy_that_has_failed_already_is_answered() {
         let copy = format!("copy {name} from stdin");
         stage.client.send(&batch().run(&copy, &[]).flush().0);
         let mut seen = stage.client.until("G");
-        seen.extend(stage.step(&batch().copy_data("x\ny\n").sync().copy_data("1\n").sync().bare(b'c').query("select 1").0, 3));
+        seen.extend(
+            stage.step(
+                &batch()
+                    .copy_data("x\ny\n")
+                    .sync()
+                    .copy_data("1\n")
+                    .sync()
+                    .bare(b'c')
+                    .query("select 1")
+                    .0,
+                3,
+            ),
+        );
         stage.client.send(&query(&copy));
         seen.extend(stage.client.until("G"));
-        seen.extend(stage.step(&batch().copy_data("1\n").sync().flush().copy_data("2\n").bare(b'c').query("select 2").0, 2));
+        seen.extend(
+            stage.step(
+                &batch()
+                    .copy_data("1\n")
+                    .sync()
+                    .flush()
+                    .copy_data("2\n")
+                    .bare(b'c')
+                    .query("select 2")
+                    .0,
+                2,
+            ),
+        );
         seen.push(count(stage, &name));
         seen
     });

@@ -58,7 +58,9 @@ impl Proxy {
     /// A proxy with these lines in its section `pool`.
     pub(crate) fn start(pool: &str) -> Self {
         let port = postgres().port();
-        let shards = format!("[databases.postgres]\nshards.s0 = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n");
+        let shards = format!(
+            "[databases.postgres]\nshards.s0 = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n"
+        );
         Self::with(pool, &shards)
     }
 

@@ -16,7 +16,10 @@ fn each(stage: &mut Stage, statements: &[&str]) -> Vec<String> {
         seen.extend(stage.step(&batch().sync().0, 1));
         for _ in 0..2 {
             let shown = stage.query(SHOWN);
-            seen.push(format!("{statement}: {:?}", shown.iter().find(|line| line.starts_with("D "))));
+            seen.push(format!(
+                "{statement}: {:?}",
+                shown.iter().find(|line| line.starts_with("D "))
+            ));
         }
     }
     seen
@@ -44,22 +47,57 @@ fn settings_follow_the_session() {
         "discard all",
     ];
     same(|stage| each(stage, &statements));
-    same_with(&[("timezone", "CET"), ("work_mem", "3MB"), ("application_name", "started")], |stage| {
-        // RESET is told as the server's value first, then as the client's own.
-        each(stage, &statements).into_iter().filter(|line| !line.starts_with("S ")).collect()
-    });
+    same_with(
+        &[
+            ("timezone", "CET"),
+            ("work_mem", "3MB"),
+            ("application_name", "started"),
+        ],
+        |stage| {
+            // RESET is told as the server's value first, then as the client's own.
+            each(stage, &statements)
+                .into_iter()
+                .filter(|line| !line.starts_with("S "))
+                .collect()
+        },
+    );
 }
 
 #[test]
 fn settings_of_a_transaction_end_as_it_does() {
     let statements = [
-        "begin", "set timezone = 'CET'", "set local work_mem = '9MB'", "rollback",
-        "begin", "set timezone = 'CET'", "set local work_mem = '9MB'", "commit",
-        "begin", "set local work_mem = '9MB'", "set timezone = 'UTC'", "savepoint a", "set timezone = 'Asia/Tokyo'",
-        "set local app.user = 'inner'", "rollback to a", "set work_mem = '10MB'", "savepoint b", "reset timezone", "rollback to b",
-        "release a", "commit",
-        "begin", "set work_mem = '20MB'", "select 1/0", "rollback",
-        "begin", "set work_mem = '21MB'", "commit and chain", "set work_mem = '22MB'", "rollback and chain", "set work_mem = '23MB'", "rollback",
+        "begin",
+        "set timezone = 'CET'",
+        "set local work_mem = '9MB'",
+        "rollback",
+        "begin",
+        "set timezone = 'CET'",
+        "set local work_mem = '9MB'",
+        "commit",
+        "begin",
+        "set local work_mem = '9MB'",
+        "set timezone = 'UTC'",
+        "savepoint a",
+        "set timezone = 'Asia/Tokyo'",
+        "set local app.user = 'inner'",
+        "rollback to a",
+        "set work_mem = '10MB'",
+        "savepoint b",
+        "reset timezone",
+        "rollback to b",
+        "release a",
+        "commit",
+        "begin",
+        "set work_mem = '20MB'",
+        "select 1/0",
+        "rollback",
+        "begin",
+        "set work_mem = '21MB'",
+        "commit and chain",
+        "set work_mem = '22MB'",
+        "rollback and chain",
+        "set work_mem = '23MB'",
+        "rollback",
     ];
     same(|stage| {
         let mut seen = Vec::new();
@@ -75,13 +113,46 @@ fn settings_of_a_transaction_end_as_it_does() {
 #[test]
 fn settings_made_in_the_extended_protocol_hold_when_confirmed() {
     same(|stage| {
-        let mut seen = stage.step(&batch().run("set work_mem = '5MB'", &[]).run("select 1/0", &[]).sync().0, 1);
+        let mut seen = stage.step(
+            &batch()
+                .run("set work_mem = '5MB'", &[])
+                .run("select 1/0", &[])
+                .sync()
+                .0,
+            1,
+        );
         seen.extend(stage.query(SHOWN));
-        seen.extend(stage.step(&batch().run("set work_mem = '6MB'", &[]).run(SHOWN, &[]).sync().0, 1));
+        seen.extend(
+            stage.step(
+                &batch()
+                    .run("set work_mem = '6MB'", &[])
+                    .run(SHOWN, &[])
+                    .sync()
+                    .0,
+                1,
+            ),
+        );
         seen.extend(stage.query(SHOWN));
-        seen.extend(stage.step(&batch().parse("w", "set work_mem = '8MB'").call("w", &[]).sync().0, 1));
+        seen.extend(
+            stage.step(
+                &batch()
+                    .parse("w", "set work_mem = '8MB'")
+                    .call("w", &[])
+                    .sync()
+                    .0,
+                1,
+            ),
+        );
         seen.extend(stage.query(SHOWN));
-        seen.extend(stage.step(&batch().run("select set_config('work_mem', $1, false)", &["9MB"]).sync().0, 1));
+        seen.extend(
+            stage.step(
+                &batch()
+                    .run("select set_config('work_mem', $1, false)", &["9MB"])
+                    .sync()
+                    .0,
+                1,
+            ),
+        );
         seen.extend(stage.step(&batch().sync().0, 1));
         seen
     });
@@ -95,11 +166,30 @@ fn a_prepared_statement_means_what_the_settings_say_when_it_is_bound() {
             stage.query(&format!("create schema {schema}_{way}; create table {schema}_{way}.t as select '{schema}' as t"));
         }
         stage.query(&format!("set search_path = one_{way}"));
-        let mut seen = stage.step(&batch().parse("s", "select t from t").call("s", &[]).sync().0, 1);
+        let mut seen = stage.step(
+            &batch()
+                .parse("s", "select t from t")
+                .call("s", &[])
+                .sync()
+                .0,
+            1,
+        );
         stage.query(&format!("set search_path = two_{way}"));
         seen.extend(stage.step(&batch().call("s", &[]).sync().0, 1));
-        seen.extend(stage.step(&batch().parse("s2", "select t from t").call("s2", &[]).call("s", &[]).sync().0, 1));
-        seen.into_iter().filter(|line| !line.starts_with('T')).collect()
+        seen.extend(
+            stage.step(
+                &batch()
+                    .parse("s2", "select t from t")
+                    .call("s2", &[])
+                    .call("s", &[])
+                    .sync()
+                    .0,
+                1,
+            ),
+        );
+        seen.into_iter()
+            .filter(|line| !line.starts_with('T'))
+            .collect()
     });
 }
 
@@ -156,14 +246,20 @@ fn what_cannot_be_carried_keeps_its_backend() {
         seen.extend(stage.query("discard all"));
         seen.extend(stage.query("select n from mine"));
         // The table's number differs.
-        seen.into_iter().filter(|line| !line.starts_with('T')).collect()
+        seen.into_iter()
+            .filter(|line| !line.starts_with('T'))
+            .collect()
     });
 }
 
 #[test]
 fn statements_can_be_deallocated_by_sql() {
     same(|stage| {
-        let prepared = batch().parse("a", "select 1").parse("b", "select 2").parse("c", "select 3").sync();
+        let prepared = batch()
+            .parse("a", "select 1")
+            .parse("b", "select 2")
+            .parse("c", "select 3")
+            .sync();
         let mut seen = stage.step(&prepared.0, 1);
         seen.extend(stage.query("deallocate a"));
         seen.extend(stage.step(&batch().call("a", &[]).sync().0, 1));
@@ -173,15 +269,37 @@ fn statements_can_be_deallocated_by_sql() {
         seen.extend(stage.query("deallocate b"));
         seen.extend(stage.step(&batch().parse("b", "select 4").call("b", &[]).sync().0, 1));
         seen.extend(stage.query("commit"));
-        seen.extend(stage.step(&batch().parse("d", "deallocate c").call("d", &[]).sync().0, 1));
+        seen.extend(stage.step(
+            &batch().parse("d", "deallocate c").call("d", &[]).sync().0,
+            1,
+        ));
         seen.extend(stage.step(&batch().call("c", &[]).sync().0, 1));
         seen.extend(stage.query("deallocate none"));
-        seen.extend(stage.step(&batch().run("deallocate all", &[]).parse("b", "select 4").call("b", &[]).sync().0, 1));
+        seen.extend(
+            stage.step(
+                &batch()
+                    .run("deallocate all", &[])
+                    .parse("b", "select 4")
+                    .call("b", &[])
+                    .sync()
+                    .0,
+                1,
+            ),
+        );
         seen.extend(stage.query("discard all"));
         seen.extend(stage.step(&batch().call("b", &[]).sync().0, 1));
         seen.extend(stage.step(&batch().parse("b", "select 5").call("b", &[]).sync().0, 1));
         seen.extend(stage.query("begin"));
-        seen.extend(stage.step(&batch().run("discard all", &[]).parse("e", "select 5").sync().0, 1));
+        seen.extend(
+            stage.step(
+                &batch()
+                    .run("discard all", &[])
+                    .parse("e", "select 5")
+                    .sync()
+                    .0,
+                1,
+            ),
+        );
         seen.extend(stage.query("rollback"));
         seen.extend(stage.step(&batch().call("b", &[]).sync().0, 1));
         seen
@@ -200,7 +318,10 @@ fn own_settings_never_reach_the_server() {
             }
             let seen = client.ask(&query("set shardway.shard = 's0'"));
             assert_eq!(seen[0], "C SET\\0", "{seen:?}");
-            assert_eq!(client.value("select coalesce(current_setting('shardway.shard', true), 'none')"), "none");
+            assert_eq!(
+                client.value("select coalesce(current_setting('shardway.shard', true), 'none')"),
+                "none"
+            );
             let seen = client.ask(&query("set shardway.shard = 'elsewhere'"));
             assert!(seen[0].starts_with("E ERROR 22023"), "{seen:?}");
             if let Some((_, end)) = wrap {

@@ -1,0 +1,538 @@
+//! The extended protocol: Parse to Sync. A Parse waits here until its shard is known; a statement is prepared again on
+//! each backend that needs it, under a name of its own.
+
+use super::{
+    link::Hold,
+    local::put_explanation_columns,
+    place::{Place, changes_meaning},
+    prepared::{Meaning, Prepared, identity, server_name},
+    reply::{self as wording, session as reply},
+    request::{Stop, ends_transaction},
+    session::{End, Note, Phase, Portal, Session},
+};
+use crate::{
+    catalog::snapshot::Snapshot,
+    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
+    protocol::pipeline::{Origin, Request},
+    sql::statement::Effect,
+    wire::{
+        backend::Status,
+        frame::{self},
+        frontend::{self, Bind, Named, Parse, put_bind, put_named, put_parse},
+        notice::Notice,
+    },
+};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+impl Session {
+    pub(super) async fn parse(&mut self, body: &[u8]) -> Result<(), Stop> {
+        let parse = Parse::decode(body).map_err(|_malformed| reply::malformed())?;
+        self.settle_effects().await?;
+        if self.skip {
+            return Ok(());
+        }
+        if !parse.name.is_empty() && self.statements.contains_key(parse.name) {
+            self.flush_pending().await?;
+            return Err(reply::statement_exists(parse.name).into());
+        }
+        self.tally.client_parses += 1;
+        let types: SmallVec<[u32; 4]> = parse.types().collect();
+        let planned = self.database.plans.plan(
+            parse.text,
+            &types,
+            &self.context,
+            &self.snapshot,
+            &mut self.scratch,
+        );
+        let failed = self.status() == Status::Failed;
+        if let [
+            StatementPlan {
+                target: Target::Refused(reason),
+                ..
+            },
+        ] = planned.plan.statements.as_slice()
+            && !failed
+        {
+            return Err(wording::unroutable(reason).into());
+        }
+        let prepared = Arc::new(Prepared {
+            id: identity(
+                self.shared.seed,
+                self.context.digest,
+                parse.text,
+                parse.raw_types(),
+            ),
+            text: parse.text.into(),
+            raw_types: parse.raw_types().into(),
+            types,
+            plan: planned.plan,
+            slots: planned.slots,
+            unnamed: parse.name.is_empty(),
+            meaning: self.meaning(),
+        });
+        if prepared.unnamed {
+            self.unnamed = Some(Arc::clone(&prepared));
+        } else {
+            self.statements
+                .insert(parse.name.into(), Arc::clone(&prepared));
+            self.info.set_prepared(self.statements.len());
+        }
+        self.unconfirmed.push(parse.name.into());
+        self.pending.push(prepared);
+        Ok(())
+    }
+
+    pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
+        let bind = Bind::decode(body).map_err(|_malformed| reply::malformed())?;
+        self.settle_effects().await?;
+        if self.skip {
+            return Ok(());
+        }
+        let prepared = self.prepared(bind.statement).await?;
+        let prepared = self.planned_anew(bind.statement, prepared);
+        self.tally.binds += 1;
+        let values = Values {
+            text: &prepared.text,
+            slots: &prepared.slots,
+            types: &prepared.types,
+            bind: Some(&bind),
+        };
+        if let Some(statement) = prepared.statement() {
+            if self.controls(statement) {
+                self.leave_for_control().await?;
+            }
+            if self.answered_here(statement) {
+                self.answer_pending().await?;
+                self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
+                self.portals
+                    .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
+                return Ok(());
+            }
+            let Some(place) = self.place(statement, &values)? else {
+                self.reach(Place {
+                    shard: self.any,
+                    hold: Hold::Aside,
+                })
+                .await?;
+                self.send_pending();
+                self.settle().await?;
+                return if self.skip {
+                    Ok(())
+                } else {
+                    Err(wording::unroutable(&Unroutable::NotUnderstood).into())
+                };
+            };
+            self.reach(place).await?;
+        } else {
+            self.reach(Place {
+                shard: self.link_shard().unwrap_or(self.any),
+                hold: Hold::Loose,
+            })
+            .await?;
+        }
+        if self.skip {
+            return Ok(());
+        }
+        self.send_pending();
+        self.ensure_prepared(&prepared)?;
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        if prepared.unnamed {
+            link.lease.stream.out().extend_from_slice(frame);
+        } else {
+            put_bind(
+                link.lease.stream.out(),
+                bind.portal,
+                prepared.server_name().as_bytes(),
+                bind.tail,
+            );
+        }
+        let note = if prepared.unnamed {
+            Note::Nothing
+        } else {
+            Note::Uses(prepared.id)
+        };
+        self.pipeline.asked(Request::Bind, Origin::Client, note);
+        let matters = prepared
+            .statement()
+            .is_some_and(|statement| statement.effect != Effect::None);
+        if matters {
+            self.portals
+                .insert(bind.portal.into(), Portal::There(prepared));
+        } else if !self.portals.is_empty() {
+            self.portals.remove(bind.portal);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
+        match Named::decode(body).map_err(|_malformed| reply::malformed())? {
+            Named::Portal(portal) => {
+                self.flush_pending().await?;
+                if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
+                    let mut out = Vec::new();
+                    describe_here(prepared, &mut out);
+                    self.made(out, Note::Nothing);
+                    return Ok(());
+                }
+                self.forward(frame, Request::Describe, Note::Nothing, || {
+                    reply::no_such_portal(portal)
+                })
+            }
+            Named::Statement(name) => {
+                let prepared = self.prepared(name).await?;
+                if prepared
+                    .statement()
+                    .is_some_and(|statement| self.answered_here(statement))
+                {
+                    self.answer_pending().await?;
+                    let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
+                    describe_here(&prepared, &mut out);
+                    self.made(out, Note::Nothing);
+                    return Ok(());
+                }
+                self.reach_any(&prepared).await?;
+                self.send_pending();
+                self.ensure_prepared(&prepared)?;
+                if let Some(link) = &mut self.link {
+                    let name = prepared.server_name();
+                    put_named(
+                        link.lease.stream.out(),
+                        b'D',
+                        Named::Statement(name.as_bytes()),
+                    );
+                    let note = if prepared.unnamed {
+                        Note::Nothing
+                    } else {
+                        Note::Uses(prepared.id)
+                    };
+                    self.pipeline.asked(Request::Describe, Origin::Client, note);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
+        let mut body = frame::Body::new(body);
+        let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
+        body.u32()
+            .and_then(|_| body.end())
+            .map_err(|_malformed| reply::malformed())?;
+        self.flush_pending().await?;
+        let note = match self.portals.get(portal) {
+            Some(Portal::Here(prepared)) => {
+                let prepared = Arc::clone(prepared);
+                return self.execute_here(&prepared);
+            }
+            Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
+            None => Note::Nothing,
+        };
+        if let Note::Executed(prepared) = &note {
+            self.unsettled |= prepared
+                .statement()
+                .is_some_and(|statement| changes_meaning(&statement.effect));
+        }
+        if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
+            link.opaque |= prepared
+                .statement()
+                .is_some_and(|statement| statement.effect == Effect::Opaque);
+        }
+        let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
+        self.forward(frame, Request::Execute, note, || {
+            reply::no_such_portal(portal)
+        })?;
+        if forgets {
+            // Which statements the backend has afterwards is known when it has answered.
+            self.settle().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
+        match Named::decode(body).map_err(|_malformed| reply::malformed())? {
+            Named::Statement(name) => {
+                if !self.pending.is_empty() {
+                    self.flush_pending().await?;
+                }
+                if name.is_empty() {
+                    self.unnamed = None;
+                } else if let Some((name, prepared)) = self.statements.remove_entry(name) {
+                    self.info.set_prepared(self.statements.len());
+                    self.closed.push((name, prepared));
+                    self.made(vec![b'3', 0, 0, 0, 4], Note::Closed);
+                    return Ok(());
+                }
+                self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
+                Ok(())
+            }
+            Named::Portal(portal) => {
+                self.flush_pending().await?;
+                let here = matches!(self.portals.remove(portal), Some(Portal::Here(_)));
+                if here || self.link.is_none() {
+                    self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
+                    return Ok(());
+                }
+                self.forward(frame, Request::Close, Note::Nothing, || {
+                    reply::no_such_portal(portal)
+                })
+            }
+        }
+    }
+
+    pub(super) async fn flush_request(&mut self, frame: &[u8]) -> Result<(), Stop> {
+        self.flush_pending().await?;
+        if let Some(link) = &mut self.link
+            && !self.pipeline.is_empty()
+        {
+            link.lease.stream.out().extend_from_slice(frame);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn sync(&mut self) -> Result<(), End> {
+        if self.pipeline.copying_in()
+            && let Some(link) = &mut self.link
+        {
+            // Ignored by the server, unless the COPY has failed already and we do not know it yet.
+            frontend::put_bare(link.lease.stream.out(), b'S');
+            self.pipeline
+                .asked(Request::Sync, Origin::Client, Note::Nothing);
+            return Ok(());
+        }
+        match self.flush_pending().await {
+            Ok(()) => {}
+            Err(Stop::End(end)) => return Err(end),
+            Err(Stop::Refused(notice)) => self.refuse(&notice),
+        }
+        let needed = self.link.as_ref().is_some_and(|link| {
+            // A backend that took part in the batch ends its implicit transaction; a kept one that did not needs none.
+            !self.pipeline.is_empty() || self.phase == Phase::Batch || link.status != Status::Idle
+        });
+        if needed && let Some(link) = &mut self.link {
+            frontend::put_bare(link.lease.stream.out(), b'S');
+            self.pipeline
+                .asked(Request::Sync, Origin::Client, Note::Nothing);
+            self.phase = Phase::Answering;
+            return Ok(());
+        }
+        self.ready_here();
+        Ok(())
+    }
+
+    /// Sends a message as it stands, or says that what it names is not there.
+    pub(super) fn forward(
+        &mut self,
+        frame: &[u8],
+        request: Request,
+        note: Note,
+        missing: impl FnOnce() -> Notice,
+    ) -> Result<(), Stop> {
+        let Some(link) = &mut self.link else {
+            return Err(missing().into());
+        };
+        link.lease.stream.out().extend_from_slice(frame);
+        self.pipeline.asked(request, Origin::Client, note);
+        Ok(())
+    }
+
+    /// What the plans of this session's statements depend on.
+    pub(super) fn meaning(&self) -> Meaning {
+        let Snapshot { epoch, schema, .. } = *self.snapshot;
+        Meaning {
+            context: self.context.digest,
+            epoch: epoch.0,
+            schema,
+            generation: self.generation,
+        }
+    }
+
+    /// The statement, planned again when settings or the catalog have changed since it was parsed: as in PostgreSQL a
+    /// prepared statement means what its text means now.
+    fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+        let meaning = self.meaning();
+        let parsed_just_now = self
+            .pending
+            .iter()
+            .any(|pending| Arc::ptr_eq(pending, &prepared));
+        if prepared.meaning == meaning || parsed_just_now {
+            return prepared;
+        }
+        let (text, types) = (&prepared.text, &prepared.types);
+        let planned = self.database.plans.plan(
+            text,
+            types,
+            &self.context,
+            &self.snapshot,
+            &mut self.scratch,
+        );
+        let anew = Arc::new(Prepared {
+            id: identity(
+                self.shared.seed,
+                self.context.digest,
+                text,
+                &prepared.raw_types,
+            ),
+            text: text.clone(),
+            raw_types: prepared.raw_types.clone(),
+            types: types.clone(),
+            plan: planned.plan,
+            slots: planned.slots,
+            unnamed: prepared.unnamed,
+            meaning,
+        });
+        if anew.unnamed {
+            self.unnamed = Some(Arc::clone(&anew));
+        } else {
+            self.statements.insert(name.into(), Arc::clone(&anew));
+        }
+        anew
+    }
+
+    async fn prepared(&mut self, name: &[u8]) -> Result<Arc<Prepared>, Stop> {
+        let found = if name.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.statements.get(name)
+        };
+        if let Some(found) = found {
+            return Ok(Arc::clone(found));
+        }
+        // What was parsed before it is answered before it.
+        self.flush_pending().await?;
+        Err(reply::no_such_statement(name).into())
+    }
+
+    /// Sends the Parses that wait for a shard to the link.
+    pub(super) fn send_pending(&mut self) {
+        for prepared in std::mem::take(&mut self.pending) {
+            let refused = self
+                .link
+                .as_ref()
+                .is_some_and(|link| link.status == Status::Failed)
+                && prepared
+                    .statement()
+                    .is_some_and(|statement| !ends_transaction(&statement.effect));
+            let known = !prepared.unnamed
+                && !refused
+                && self
+                    .link
+                    .as_mut()
+                    .is_some_and(|link| link.knows(prepared.id, prepared.unnamed));
+            if known {
+                self.made(vec![b'1', 0, 0, 0, 4], Note::Parsed(prepared));
+            } else {
+                self.send_parse(&prepared, Origin::Client);
+            }
+        }
+    }
+
+    fn ensure_prepared(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let known = self
+            .link
+            .as_mut()
+            .is_some_and(|link| link.knows(prepared.id, prepared.unnamed));
+        if !known {
+            self.send_parse(prepared, Origin::Injected);
+        }
+        Ok(())
+    }
+
+    fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+        let Some(link) = &mut self.link else { return };
+        let limit = link.lease.pool().settings().prepared_statements;
+        let spoilt = (!prepared.unnamed && link.lease.statements.is_spoilt(prepared.id))
+            .then_some(prepared.id);
+        let room = limit.saturating_sub(1 + link.parsing.len());
+        let mut next = spoilt;
+        while !prepared.unnamed
+            && let Some(old) = next.take().or_else(|| link.lease.statements.excess(room))
+        {
+            let out = link.lease.stream.out();
+            put_named(out, b'C', Named::Statement(server_name(old).as_bytes()));
+            link.lease.statements.remove(old);
+            self.pipeline
+                .asked(Request::Close, Origin::Injected, Note::Evicted(old));
+        }
+        let out = link.lease.stream.out();
+        put_parse(
+            out,
+            prepared.server_name().as_bytes(),
+            &prepared.text,
+            &prepared.raw_types,
+        );
+        if prepared.unnamed {
+            link.lease.unnamed = Some(prepared.id);
+        } else {
+            link.parsing.push(prepared.id);
+        }
+        self.tally.server_parses += 1;
+        self.pipeline
+            .asked(Request::Parse, origin, Note::Parsed(Arc::clone(prepared)));
+    }
+
+    /// The statement exists from now on, whatever fails later in the batch.
+    pub(super) fn confirm(&mut self, prepared: &Arc<Prepared>) {
+        let statements = &self.statements;
+        let unnamed = self.unnamed.as_ref();
+        self.unconfirmed.retain(|name| {
+            let found = if name.is_empty() {
+                unnamed
+            } else {
+                statements.get(name.as_ref())
+            };
+            !found.is_some_and(|found| Arc::ptr_eq(found, prepared))
+        });
+    }
+
+    /// Gives every Parse that waits a backend, because its answer is due.
+    pub(super) async fn flush_pending(&mut self) -> Result<(), Stop> {
+        let Some(first) = self.pending.first().cloned() else {
+            return Ok(());
+        };
+        if self
+            .pending
+            .iter()
+            .all(|prepared| prepared.statement().is_some_and(|s| self.answered_here(s)))
+        {
+            return self.answer_pending().await;
+        }
+        self.reach_any(&first).await?;
+        self.send_pending();
+        Ok(())
+    }
+
+    /// Answers the Parses that wait here when all can be; else on a backend.
+    async fn answer_pending(&mut self) -> Result<(), Stop> {
+        let all_here = self
+            .pending
+            .iter()
+            .all(|prepared| prepared.statement().is_some_and(|s| self.answered_here(s)));
+        if !all_here {
+            return Box::pin(self.flush_pending()).await;
+        }
+        for prepared in std::mem::take(&mut self.pending) {
+            self.made(vec![b'1', 0, 0, 0, 4], Note::Parsed(prepared));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a backend has fewer prepared statements after it.
+fn forgets_statements(statement: &StatementPlan) -> bool {
+    matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
+}
+
+/// What a statement that is answered here returns: rows of text, or nothing.
+fn describe_here(prepared: &Prepared, out: &mut Vec<u8>) {
+    let explains = prepared
+        .statement()
+        .is_some_and(|statement| matches!(statement.target, Target::Explain(_)));
+    if explains {
+        put_explanation_columns(out)
+    } else {
+        out.extend_from_slice(&[b'n', 0, 0, 0, 4])
+    }
+}

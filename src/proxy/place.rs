@@ -1,0 +1,302 @@
+//! Where a statement is to run and how the session gets there: which shard, how firmly that binds the transaction, and
+//! what must be left or awaited first.
+
+use super::{
+    link::{Hold, Link},
+    prepared::Prepared,
+    reply::{self as wording, session as reply},
+    request::Stop,
+    session::{End, Note, Phase, Session},
+};
+use crate::{
+    catalog::shard::ShardId,
+    plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
+    protocol::pipeline::{Origin, Request},
+    sql::statement::{Access, Effect},
+    wire::{
+        backend::Status,
+        frontend::{self},
+        notice::Notice,
+    },
+};
+
+/// Where a statement is to run, and how firmly that binds the transaction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub shard: ShardId,
+    pub hold: Hold,
+}
+
+impl Session {
+    /// Where a statement is to run; `None`: PostgreSQL must judge it first.
+    pub(super) fn place(
+        &self,
+        statement: &StatementPlan,
+        values: &Values<'_>,
+    ) -> Result<Option<Place>, Notice> {
+        let here = self.link.as_ref();
+        if let Some(link) = here
+            && (link.status == Status::Failed || self.snapshot.is_single())
+        {
+            // In a failed transaction PostgreSQL itself answers everything, 25P02 or the end of it.
+            return Ok(Some(Place {
+                shard: link.shard,
+                hold: Hold::Bound,
+            }));
+        }
+        if matches!(statement.target, Target::Judge) {
+            return Ok(None);
+        }
+        let route = statement
+            .route(&self.snapshot, values)
+            .map_err(|reason| wording::unroutable(&reason))?;
+        if let (Target::ByKey(_), Some(finding)) =
+            (&statement.target, self.database.unfit.load().as_deref())
+        {
+            return Err(reply::unfit(finding));
+        }
+        let bound = here
+            .filter(|link| self.is_bound(link))
+            .map(|link| link.shard);
+        let place = match route {
+            Route::One(shard) => Place {
+                shard,
+                hold: Hold::Bound,
+            },
+            Route::Home => Place {
+                shard: self.snapshot.home,
+                hold: Hold::Bound,
+            },
+            Route::Any => {
+                let own = self.deferred.is_some();
+                let hold = match (own, statement.access) {
+                    (true, Access::Read) if self.reads_beside() => Hold::AsideTransaction,
+                    (true, _) => Hold::Bound,
+                    (false, Access::Read) => Hold::Loose,
+                    (false, Access::Write) => Hold::Bound,
+                };
+                Place {
+                    shard: bound.unwrap_or(self.any),
+                    hold,
+                }
+            }
+            Route::Some(_) | Route::All => {
+                let shards = if let Route::Some(set) = &route {
+                    set.clone()
+                } else {
+                    self.snapshot.all()
+                };
+                let shards = shards
+                    .iter()
+                    .map(|shard| self.database.shard_name(shard).to_owned())
+                    .collect();
+                return Err(wording::unroutable(&Unroutable::SeveralShards { shards }));
+            }
+        };
+        match bound {
+            Some(shard) if shard != place.shard => Err(reply::second_shard(
+                self.database.shard_name(shard),
+                self.database.shard_name(place.shard),
+            )),
+            _ => Ok(Some(place)),
+        }
+    }
+
+    /// Whether the transaction or batch is on this link, and not only beside it.
+    fn is_bound(&self, link: &Link) -> bool {
+        let beside =
+            matches!(link.hold, Hold::Aside | Hold::AsideTransaction) && self.deferred.is_some();
+        link.hold == Hold::Bound || (link.status != Status::Idle && !beside)
+    }
+
+    /// Whether a read that any shard answers may run beside the deferred transaction, with a snapshot of its own.
+    fn reads_beside(&self) -> bool {
+        self.deferred
+            .as_ref()
+            .is_some_and(crate::protocol::transaction::Deferred::statement_snapshots)
+            && self
+                .parameters
+                .get("default_transaction_isolation")
+                .is_none()
+            && self.defaults.isolation.as_deref() == Some("read committed")
+    }
+
+    /// Where a statement is parsed and described before its values are known.
+    pub(super) async fn reach_any(&mut self, prepared: &Prepared) -> Result<(), Stop> {
+        if let Some(link) = &self.link {
+            let shard = link.shard;
+            return self
+                .reach(Place {
+                    shard,
+                    hold: Hold::Aside,
+                })
+                .await;
+        }
+        let shard = match prepared.statement().map(|statement| &statement.target) {
+            Some(Target::Fixed(Route::One(shard))) => *shard,
+            Some(Target::Fixed(Route::Home)) => self.snapshot.home,
+            _ => self.any,
+        };
+        self.reach(Place {
+            shard,
+            hold: Hold::Aside,
+        })
+        .await
+    }
+
+    /// Makes the link a backend at that place, giving up one that is not bound.
+    pub(super) async fn reach(&mut self, place: Place) -> Result<(), Stop> {
+        if let Some(link) = &self.link {
+            let same = link.shard == place.shard;
+            let aside = matches!(link.hold, Hold::Aside | Hold::AsideTransaction)
+                && self.deferred.is_some();
+            let begins = aside && place.hold > link.hold;
+            if same && !begins {
+                if self.pipeline.is_empty() {
+                    return self.linked(place).await;
+                }
+                if let Some(link) = &mut self.link {
+                    link.hold = link.hold.max(place.hold);
+                }
+                return Ok(());
+            }
+            if place.hold <= Hold::Aside {
+                return Ok(());
+            }
+            self.leave_link().await?;
+            if self.skip {
+                return Ok(());
+            }
+        }
+        self.linked(place).await
+    }
+
+    async fn linked(&mut self, place: Place) -> Result<(), Stop> {
+        let Err(refused) = self.link_to(place.shard, place.hold).await? else {
+            return Ok(());
+        };
+        // No other backend is tried for them.
+        for prepared in std::mem::take(&mut self.pending) {
+            self.forget_parsed(&prepared);
+        }
+        Err(refused.into())
+    }
+
+    /// Ends what a loose link still does, so that another shard can be reached in the same batch.
+    async fn leave_link(&mut self) -> Result<(), End> {
+        if !self.pipeline.is_empty() || self.phase == Phase::Batch {
+            if let Some(link) = &mut self.link {
+                frontend::put_bare(link.lease.stream.out(), b'S');
+                self.pipeline
+                    .asked(Request::Sync, Origin::Injected, Note::Nothing);
+            }
+            self.settle().await?;
+        }
+        self.end_aside().await
+    }
+
+    /// Waits until the link has answered everything, passing the answers on.
+    pub(super) async fn settle(&mut self) -> Result<(), End> {
+        if !self.pipeline.is_empty()
+            && !self.pipeline.owes_ready()
+            && let Some(link) = &mut self.link
+        {
+            // The server holds its answers back until it is asked for them.
+            frontend::put_bare(link.lease.stream.out(), b'H');
+        }
+        loop {
+            self.answer()?;
+            if self.pipeline.is_empty() {
+                return Ok(());
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// Whether a statement only begins, ends or marks a transaction, so that it needs no shard of its own.
+    pub(super) fn controls(&self, statement: &StatementPlan) -> bool {
+        let control = matches!(
+            statement.effect,
+            Effect::Begin
+                | Effect::Commit { .. }
+                | Effect::Rollback { .. }
+                | Effect::Savepoint(_)
+                | Effect::Release(_)
+                | Effect::RollbackTo(_)
+                | Effect::SetTransaction
+        );
+        control && !self.snapshot.is_single()
+    }
+
+    /// Before a transaction command in a batch: a backend beside the deferred transaction has no part in it.
+    pub(super) async fn leave_for_control(&mut self) -> Result<(), End> {
+        if self.phase == Phase::Idle {
+            self.park_at_rest();
+        }
+        let beside = self
+            .link
+            .as_ref()
+            .is_some_and(|link| matches!(link.hold, Hold::Aside | Hold::AsideTransaction));
+        if beside && self.deferred.is_some() {
+            self.leave_link().await?;
+            self.unlink().await?;
+        }
+        Ok(())
+    }
+
+    /// A kept backend at rest steps aside, so that a transaction may begin on any shard.
+    pub(super) fn park_at_rest(&mut self) {
+        if self.at_rest() && !self.snapshot.is_single() {
+            self.cancel.detach();
+            self.parked.extend(self.link.take());
+        }
+    }
+
+    /// Before something is planned: a setting made earlier in this batch must have taken effect.
+    pub(super) async fn settle_effects(&mut self) -> Result<(), End> {
+        if !std::mem::take(&mut self.unsettled) || self.pipeline.is_empty() {
+            return Ok(());
+        }
+        self.settle().await?;
+        self.refresh();
+        Ok(())
+    }
+}
+
+/// Whether a statement can change how the next one is planned.
+pub(super) fn changes_meaning(effect: &Effect) -> bool {
+    let planned_by = |name: &str| {
+        matches!(
+            name,
+            "search_path"
+                | "role"
+                | "session_authorization"
+                | "standard_conforming_strings"
+                | "client_encoding"
+                | "transform_null_equals"
+        )
+    };
+    match effect {
+        Effect::Set { name, .. } | Effect::Reset(name) => planned_by(name),
+        Effect::ResetAll | Effect::DiscardAll | Effect::Rollback { .. } | Effect::RollbackTo(_) => {
+            true
+        }
+        Effect::SetEach(_)
+        | Effect::None
+        | Effect::Begin
+        | Effect::Commit { .. }
+        | Effect::Savepoint(_)
+        | Effect::Release(_)
+        | Effect::SetTransaction
+        | Effect::Deallocate(_)
+        | Effect::Prepare(_)
+        | Effect::Execute(_)
+        | Effect::Declare { .. }
+        | Effect::Cursor
+        | Effect::CopyIn
+        | Effect::CopyOut
+        | Effect::Pins(_)
+        | Effect::TwoPhase
+        | Effect::Opaque => false,
+    }
+}

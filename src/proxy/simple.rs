@@ -1,0 +1,232 @@
+//! The simple protocol: a Query is one batch; all its statements run on one shard, or none does. FunctionCall too.
+
+use super::{
+    link::Hold,
+    local::own_setting,
+    place::{Place, changes_meaning},
+    reply::{self as wording, session as reply},
+    request::{POISON, Stop},
+    session::{End, Note, Phase, Session},
+};
+use crate::{
+    plan::{Values, unroutable::Unroutable},
+    protocol::pipeline::{Origin, Request},
+    sql::statement::Effect,
+    wire::{
+        backend::Status,
+        frontend::{self, put_parse},
+        notice::{Notice, Words},
+    },
+};
+
+impl Session {
+    pub(super) async fn query(&mut self, body: &[u8]) -> Result<(), End> {
+        let text = match frontend::query(body) {
+            Ok(text) => text,
+            Err(_malformed) => return self.refuse_query(&reply::malformed().into()).await,
+        };
+        self.refresh();
+        self.unnamed = None;
+        match self.try_query(text).await {
+            Ok(()) => Ok(()),
+            Err(Stop::End(end)) => Err(end),
+            Err(Stop::Refused(notice)) => self.refuse_query(&notice).await,
+        }
+    }
+
+    async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
+        let planned =
+            self.database
+                .plans
+                .plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
+        let values = Values {
+            text,
+            slots: &planned.slots,
+            types: &[],
+            bind: None,
+        };
+        let statements = planned.plan.statements.as_slice();
+        if self.phase == Phase::Idle && statements.iter().any(|statement| self.controls(statement))
+        {
+            self.park_at_rest();
+        }
+        if (self.link.is_none() || self.phase == Phase::Idle)
+            && self.pending.is_empty()
+            && self.query_here(statements, &values)?
+        {
+            return Ok(());
+        }
+        if let [before @ .., _last] = statements
+            && !self.snapshot.is_single()
+            && before
+                .iter()
+                .any(|statement| changes_meaning(&statement.effect))
+        {
+            return Err(reply::meaning_changes_within().into());
+        }
+        if let Some((name, _)) = planned
+            .plan
+            .statements
+            .iter()
+            .find_map(|statement| own_setting(&statement.effect))
+        {
+            let notice = reply::bad_setting(
+                name,
+                "It is set in a message of its own, outside a failed transaction.".to_owned(),
+            );
+            return Err(notice.into());
+        }
+        let mut chosen: Option<Place> = None;
+        for statement in &planned.plan.statements {
+            let Some(place) = self.place(statement, &values)? else {
+                return self.judge(text).await;
+            };
+            chosen = Some(match chosen {
+                None => place,
+                Some(first) => self.both(first, place)?,
+            });
+        }
+        let mut place = chosen.unwrap_or(Place {
+            shard: self.any,
+            hold: Hold::Loose,
+        });
+        if statements.len() != 1 && self.deferred.is_some() {
+            // Some of them may end the transaction: they run in it, not beside it.
+            place.hold = Hold::Bound;
+        }
+        self.reach(place).await?;
+        self.send_pending();
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        frontend::put_query(link.lease.stream.out(), text);
+        link.lease.unnamed = None;
+        link.opaque |= planned
+            .plan
+            .statements
+            .iter()
+            .any(|statement| statement.effect == Effect::Opaque);
+        let matters = planned
+            .plan
+            .statements
+            .iter()
+            .any(|statement| statement.effect != Effect::None);
+        self.running = matters.then_some((planned.plan, 0));
+        self.pipeline
+            .asked(Request::Query, Origin::Client, Note::Nothing);
+        self.phase = Phase::Answering;
+        Ok(())
+    }
+
+    /// Two statements of one message: they must agree on the shard.
+    fn both(&self, first: Place, second: Place) -> Result<Place, Notice> {
+        let hold = first.hold.max(second.hold);
+        match (first.hold, second.hold) {
+            (Hold::Bound, Hold::Bound) if first.shard != second.shard => {
+                Err(reply::several_shards_in_query(
+                    self.database.shard_name(first.shard),
+                    self.database.shard_name(second.shard),
+                ))
+            }
+            (Hold::Bound, _) => Ok(Place {
+                shard: first.shard,
+                hold,
+            }),
+            _ => Ok(Place {
+                shard: second.shard,
+                hold,
+            }),
+        }
+    }
+
+    /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
+    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+        self.count_refusal(notice);
+        self.failed = true;
+        let open = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.status == Status::Transaction);
+        if open || !self.pipeline.is_empty() {
+            if self.phase == Phase::Batch
+                && let Some(link) = &mut self.link
+            {
+                // What the batch did before this Query is one implicit transaction with it.
+                put_parse(link.lease.stream.out(), b"", POISON, b"");
+                frontend::put_bare(link.lease.stream.out(), b'S');
+                self.pipeline
+                    .asked(Request::Parse, Origin::Poison, Note::Nothing);
+                self.pipeline
+                    .asked(Request::Sync, Origin::Injected, Note::Nothing);
+            }
+            self.settle().await?;
+            let open = self
+                .link
+                .as_ref()
+                .is_some_and(|link| link.status == Status::Transaction);
+            if open && let Ok(()) = self.prelude(POISON).await? {
+                return Err(super::session::broken(&"a refused statement was accepted"));
+            }
+        }
+        if let Some(deferred) = &mut self.deferred {
+            deferred.fail();
+        }
+        notice.put(self.client.out());
+        self.ready_here();
+        Ok(())
+    }
+
+    /// PostgreSQL judges a text that we cannot read: its error passes; what it accepts is refused.
+    async fn judge(&mut self, text: &[u8]) -> Result<(), Stop> {
+        self.reach(Place {
+            shard: self.any,
+            hold: Hold::Aside,
+        })
+        .await?;
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let out = link.lease.stream.out();
+        put_parse(out, b"", text, b"");
+        frontend::put_bare(out, b'S');
+        link.lease.unnamed = None;
+        self.pipeline
+            .asked(Request::Parse, Origin::Injected, Note::Nothing);
+        self.pipeline
+            .asked(Request::Sync, Origin::Injected, Note::Nothing);
+        self.settle().await?;
+        if self.failed {
+            // PostgreSQL has said what is wrong with it.
+            if let Some(deferred) = &mut self.deferred {
+                deferred.fail();
+            }
+            self.ready_here();
+            return Ok(());
+        }
+        Err(wording::unroutable(&Unroutable::NotUnderstood).into())
+    }
+
+    pub(super) async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {
+        self.refresh();
+        let shard = self.link_shard().unwrap_or(self.snapshot.home);
+        match self
+            .reach(Place {
+                shard,
+                hold: Hold::Bound,
+            })
+            .await
+        {
+            Ok(()) => {}
+            Err(Stop::End(end)) => return Err(end),
+            Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
+        }
+        if let Some(link) = &mut self.link {
+            link.lease.stream.out().extend_from_slice(frame);
+            link.opaque = true;
+            self.pipeline
+                .asked(Request::Function, Origin::Client, Note::Nothing);
+            self.phase = Phase::Answering;
+        }
+        Ok(())
+    }
+}
