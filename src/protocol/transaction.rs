@@ -114,6 +114,12 @@ impl Deferred {
             .collect()
     }
 
+    /// Whether settings were made in it that a statement may depend on, so that it must be parsed behind them.
+    #[must_use]
+    pub fn has_settings(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Text(_)))
+    }
+
     /// Whether each statement sees its own snapshot, so that one may run in a transaction of its own. Judged by the
     /// text: whatever names an isolation level, even READ COMMITTED, is taken for one that does not.
     #[must_use]

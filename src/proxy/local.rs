@@ -541,7 +541,11 @@ impl Session {
                 }
             })
             .collect();
-        let encoding = self.reported.get(b"client_encoding").unwrap_or(b"UTF8");
+        let encoding = self.in_force("client_encoding").unwrap_or_default();
+        let encoding: String = encoding
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect();
         let pinned = self
             .overridden
             .get("shardway.shard")
@@ -553,15 +557,30 @@ impl Session {
             });
         let mut context = Context {
             search_path,
-            standard_conforming_strings: self.reported.get(b"standard_conforming_strings")
-                != Some(b"off"),
-            utf8: matches!(encoding, b"UTF8" | b"SQL_ASCII"),
+            standard_conforming_strings: is_on(self.in_force("standard_conforming_strings"), true),
+            utf8: matches!(encoding.as_str(), "utf8" | "unicode" | "sqlascii"),
             transform_null_equals: is_on(text("transform_null_equals"), false),
             pinned,
             digest: 0,
         };
         context.digest = digest(self.shared.seed, &context, self.meaning_digest());
         context
+    }
+
+    /// A reported setting as it is for the next statement, in lower case: as the backend says while a transaction is on
+    /// it, else as the session has set it or found it. What the client was told last may be behind: it learns of the
+    /// end of a transaction that reached no shard with its next statement.
+    fn in_force(&self, name: &str) -> Option<String> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_ascii_lowercase();
+        if let (Some(link), None) = (&self.link, &self.deferred) {
+            return link.lease.reported.get(name.as_bytes()).map(text);
+        }
+        match self.parameters.get(name) {
+            Some(Value::Sql(value) | Value::Config(value)) => {
+                Some(unquoted(value).to_ascii_lowercase())
+            }
+            None => self.defaults.reported.get(name.as_bytes()).map(text),
+        }
     }
 
     /// What else changes the meaning of a prepared statement: role, and settings that the planner bakes in.

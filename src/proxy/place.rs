@@ -11,7 +11,10 @@ use super::{
 use crate::{
     catalog::shard::ShardId,
     plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
-    protocol::pipeline::{Origin, Request},
+    protocol::{
+        pipeline::{Origin, Request},
+        transaction::Deferred,
+    },
     sql::statement::{Access, Effect},
     wire::{
         backend::Status,
@@ -137,11 +140,13 @@ impl Session {
             Some(Target::Fixed(Route::Home)) => self.snapshot.home,
             _ => self.any,
         };
-        self.reach(Place {
-            shard,
-            hold: Hold::Aside,
-        })
-        .await
+        let behind_settings = self.deferred.as_ref().is_some_and(Deferred::has_settings);
+        let hold = if behind_settings {
+            Hold::AsideTransaction
+        } else {
+            Hold::Aside
+        };
+        self.reach(Place { shard, hold }).await
     }
 
     /// Makes the link a backend at that place, giving up one that is not bound.

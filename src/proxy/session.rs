@@ -124,6 +124,8 @@ pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
 pub(super) struct Defaults {
     pub(super) search_path: Option<String>,
     pub(super) isolation: Option<String>,
+    /// What the server reported at login.
+    pub(super) reported: Reported,
 }
 
 /// One client's session.

@@ -234,6 +234,7 @@ impl Session {
         }
         if let Some(link) = &self.link {
             self.reported = link.lease.reported.clone();
+            self.defaults.reported = link.lease.reported.clone();
         }
         if !self.snapshot.is_single() {
             self.learn_defaults().await?;
@@ -263,10 +264,8 @@ impl Session {
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
-            self.defaults = Defaults {
-                search_path: Some(path.to_owned()),
-                isolation: Some(isolation.to_owned()),
-            };
+            self.defaults.search_path = Some(path.to_owned());
+            self.defaults.isolation = Some(isolation.to_owned());
         }
         Ok(())
     }
