@@ -32,11 +32,14 @@ pub struct CancelTarget {
     pub key: Vec<u8>,
 }
 
+/// Values by name.
+type Values = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
 /// Settings that a server reports (ParameterStatus), with a hash to compare by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reported {
     /// Shared with the sessions that were told the same.
-    values: Arc<BTreeMap<Box<[u8]>, Box<[u8]>>>,
+    values: Arc<Values>,
     hash: u64,
 }
 

@@ -134,6 +134,16 @@ impl Session {
         if self.skip {
             return Ok(());
         }
+        self.send_bind(&bind, frame, prepared)
+    }
+
+    /// Sends a Bind to the link, with the statement's name there, behind the Parses it needs.
+    fn send_bind(
+        &mut self,
+        bind: &Bind<'_>,
+        frame: &[u8],
+        prepared: Arc<Prepared>,
+    ) -> Result<(), Stop> {
         self.send_pending();
         self.ensure_prepared(&prepared)?;
         let Some(link) = &mut self.link else {
@@ -531,8 +541,8 @@ fn describe_here(prepared: &Prepared, out: &mut Vec<u8>) {
         .statement()
         .is_some_and(|statement| matches!(statement.target, Target::Explain(_)));
     if explains {
-        put_explanation_columns(out)
+        put_explanation_columns(out);
     } else {
-        out.extend_from_slice(&[b'n', 0, 0, 0, 4])
+        out.extend_from_slice(&[b'n', 0, 0, 0, 4]);
     }
 }

@@ -116,7 +116,7 @@ impl Session {
     fn reads_beside(&self) -> bool {
         self.deferred
             .as_ref()
-            .is_some_and(crate::protocol::transaction::Deferred::statement_snapshots)
+            .is_some_and(Deferred::statement_snapshots)
             && self
                 .parameters
                 .get("default_transaction_isolation")

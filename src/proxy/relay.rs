@@ -151,7 +151,7 @@ impl Session {
                 }
             }
             Event::Failed(notes) => {
-                self.batch_failed(notes, notice::field(body, b'C').unwrap_or_default())
+                self.batch_failed(notes, notice::field(body, b'C').unwrap_or_default());
             }
             Event::Ready(_) => self.ready(body)?,
         }

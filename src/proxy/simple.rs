@@ -9,7 +9,7 @@ use super::{
     session::{End, Note, Phase, Session},
 };
 use crate::{
-    plan::{Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::Effect,
     wire::{
@@ -18,6 +18,7 @@ use crate::{
         notice::{Notice, Words},
     },
 };
+use std::sync::Arc;
 
 impl Session {
     pub(super) async fn query(&mut self, body: &[u8]) -> Result<(), End> {
@@ -56,26 +57,7 @@ impl Session {
         {
             return Ok(());
         }
-        if let [before @ .., _last] = statements
-            && !self.snapshot.is_single()
-            && before
-                .iter()
-                .any(|statement| changes_meaning(&statement.effect))
-        {
-            return Err(reply::meaning_changes_within().into());
-        }
-        if let Some((name, _)) = planned
-            .plan
-            .statements
-            .iter()
-            .find_map(|statement| own_setting(&statement.effect))
-        {
-            let notice = reply::bad_setting(
-                name,
-                "It is set in a message of its own, outside a failed transaction.".to_owned(),
-            );
-            return Err(notice.into());
-        }
+        self.check_together(statements)?;
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
             let Some(place) = self.place(statement, &values)? else {
@@ -96,25 +78,52 @@ impl Session {
         }
         self.reach(place).await?;
         self.send_pending();
+        self.send_query(text, planned.plan);
+        Ok(())
+    }
+
+    /// Sends a Query to the link, which is where all its statements run.
+    fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
         let Some(link) = &mut self.link else {
-            return Ok(());
+            return;
         };
         frontend::put_query(link.lease.stream.out(), text);
         link.lease.unnamed = None;
-        link.opaque |= planned
-            .plan
+        link.opaque |= plan
             .statements
             .iter()
             .any(|statement| statement.effect == Effect::Opaque);
-        let matters = planned
-            .plan
+        let matters = plan
             .statements
             .iter()
             .any(|statement| statement.effect != Effect::None);
-        self.running = matters.then_some((planned.plan, 0));
+        self.running = matters.then_some((plan, 0));
         self.pipeline
             .asked(Request::Query, Origin::Client, Note::Nothing);
         self.phase = Phase::Answering;
+    }
+
+    /// Whether statements of one message may stand together: none changes how those behind it are planned, and none is
+    /// ours alone.
+    fn check_together(&self, statements: &[StatementPlan]) -> Result<(), Notice> {
+        if let [before @ .., _last] = statements
+            && !self.snapshot.is_single()
+            && before
+                .iter()
+                .any(|statement| changes_meaning(&statement.effect))
+        {
+            return Err(reply::meaning_changes_within());
+        }
+        if let Some((name, _)) = statements
+            .iter()
+            .find_map(|statement| own_setting(&statement.effect))
+        {
+            let notice = reply::bad_setting(
+                name,
+                "It is set in a message of its own, outside a failed transaction.".to_owned(),
+            );
+            return Err(notice);
+        }
         Ok(())
     }
 

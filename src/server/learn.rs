@@ -65,7 +65,7 @@ async fn learn(database: &Database, credentials: &Credentials) {
     if database.unfit.load().as_deref() != unfit.as_ref() {
         match &unfit {
             Some(finding) => {
-                tracing::error!(database = new.database, finding, "nothing is routed by key")
+                tracing::error!(database = new.database, finding, "nothing is routed by key");
             }
             None => tracing::info!(database = new.database, "routes by key again"),
         }

@@ -444,7 +444,7 @@ impl Generator {
                 format!("CASE WHEN {n} > 2 THEN {note} ELSE 'none' END, {n}"),
                 2,
             ),
-            _ => (format!("{n}"), 1),
+            _ => (n, 1),
         }
     }
 

@@ -145,7 +145,7 @@ fn serve(config: &Path, port: u16) -> Child {
         errors
             .lines()
             .map_while(Result::ok)
-            .for_each(|line| eprintln!("proxy: {line}"))
+            .for_each(|line| eprintln!("proxy: {line}"));
     });
     let begun = SystemTime::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {

@@ -307,7 +307,7 @@ impl Batch {
 
     pub(crate) fn copy_data(mut self, text: &str) -> Self {
         put(&mut self.0, b'd', |out| {
-            out.extend_from_slice(text.as_bytes())
+            out.extend_from_slice(text.as_bytes());
         });
         self
     }

@@ -132,7 +132,7 @@ impl Stage {
     /// Sends and reads up to that many ReadyForQuery.
     pub(crate) fn step(&mut self, bytes: &[u8], readies: usize) -> Vec<String> {
         self.steps += 1;
-        let other = self.other.as_mut().filter(|_| self.steps % 2 == 0);
+        let other = self.other.as_mut().filter(|_| self.steps.is_multiple_of(2));
         let Some(other) = other else {
             self.client.send(bytes);
             return self.client.answers(readies);
