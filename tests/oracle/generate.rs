@@ -526,6 +526,11 @@ impl Generator {
         let table = self.table();
         let (name, filter) = (self.named(table), self.pin(table, "t"));
         let key = self.key_of(table, "t");
+        // Which of several equal numerics stands for their group is open: -7 or -7.000.
+        let shown = match table.name {
+            "ledger" => format!("trim_scale({key})"),
+            _ => key.clone(),
+        };
         match self.s.below(7) {
             0 => format!(
                 "SELECT count(*), sum(n), min(note), max(n), avg(n) FROM {name} t WHERE {filter}"
@@ -535,13 +540,13 @@ impl Generator {
                 self.tail(2)
             ),
             2 => format!(
-                "SELECT {key}, count(DISTINCT n) FROM {name} t WHERE {filter} GROUP BY {key} HAVING count(*) > 1"
+                "SELECT {shown}, count(DISTINCT n) FROM {name} t WHERE {filter} GROUP BY {key} HAVING count(*) > 1"
             ),
             3 => format!(
                 "SELECT n % 2, sum(n) FILTER (WHERE n > 2) FROM {name} t WHERE {filter} GROUP BY 1"
             ),
             4 => format!(
-                "SELECT {key}, n, count(*) FROM {name} t WHERE {filter} GROUP BY ROLLUP ({key}, n)"
+                "SELECT {shown}, n, count(*) FROM {name} t WHERE {filter} GROUP BY ROLLUP ({key}, n)"
             ),
             5 => format!(
                 "SELECT string_agg(note, ',' ORDER BY note, n) FROM {name} t WHERE {filter}"
