@@ -501,7 +501,11 @@ impl Planner<'_> {
         let pins = analysis.pins();
         analysis.refuse_shared_parameters(&self.statement.parameters, self.types);
         let opaque = calls.one_shard.is_some() || calls.unknown.is_some();
-        let access = if analysis.writes || opaque || calls.home.is_some() {
+        let access = if analysis.writes
+            || opaque
+            || calls.home.is_some()
+            || names_transaction(self.text, self.slots)
+        {
             Access::Write
         } else {
             Access::Read
@@ -724,4 +728,49 @@ fn setting_text(name: &str, value: &str) -> String {
         }
     });
     parts.collect::<Vec<_>>().join(", ")
+}
+/// Whether a text asks for what is the running transaction's own: its time, its number, its snapshot. Such a statement
+/// must run in the transaction, as one that writes does. Words inside literals do not count; words that only look like
+/// one of these do, which binds a transaction earlier than need be and is never wrong.
+fn names_transaction(text: &[u8], slots: &[Slot]) -> bool {
+    const CALLS: [&[u8]; 9] = [
+        b"now",
+        b"age",
+        b"transaction_timestamp",
+        b"txid_current",
+        b"txid_current_if_assigned",
+        b"txid_current_snapshot",
+        b"pg_current_xact_id",
+        b"pg_current_xact_id_if_assigned",
+        b"pg_current_snapshot",
+    ];
+    const WORDS: [&[u8]; 6] = [
+        b"current_timestamp",
+        b"current_date",
+        b"current_time",
+        b"localtime",
+        b"localtimestamp",
+        b"pg_export_snapshot",
+    ];
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80;
+    let mut slots = slots.iter().peekable();
+    let mut at = 0;
+    while at < text.len() {
+        if let Some(slot) = slots.next_if(|slot| slot.start as usize <= at) {
+            at = at.max(slot.end as usize);
+            continue;
+        }
+        let length = text[at..].iter().take_while(|byte| is_word(**byte)).count();
+        if length == 0 {
+            at += 1;
+            continue;
+        }
+        let word = text[at..at + length].to_ascii_lowercase();
+        at += length;
+        let called = text[at..].trim_ascii_start().first() == Some(&b'(');
+        if WORDS.contains(&word.as_slice()) || (called && CALLS.contains(&word.as_slice())) {
+            return true;
+        }
+    }
+    false
 }

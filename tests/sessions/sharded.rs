@@ -292,3 +292,28 @@ fn in_a_failed_transaction_a_statement_of_another_length_is_refused_like_any() {
     }
     assert_eq!(client.ask(&query("rollback")), ["C ROLLBACK\\0", "Z I"]);
 }
+
+#[test]
+fn a_transaction_has_one_time() {
+    let (_, mut client) = whole_and_sharded("times");
+    // Whatever shard the session's own is: one of the two keys is on it.
+    let mut answered = 0;
+    for id in ["1", "200"] {
+        client.ask(&query("begin"));
+        let time = client.value("select now()");
+        let seen = client.ask(&query(&format!(
+            "insert into t (id, n) values ({id}, 1) returning now()"
+        )));
+        if seen.iter().any(|line| line.starts_with("E ERROR 0A000")) {
+            client.ask(&query("rollback"));
+            continue;
+        }
+        assert!(
+            seen.iter().any(|line| line == &format!("D {time}")),
+            "{time} {seen:?}"
+        );
+        answered += 1;
+        client.ask(&query("commit"));
+    }
+    assert_eq!(answered, 1);
+}
