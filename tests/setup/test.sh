@@ -33,6 +33,8 @@ run() {
         lint) part lint cargo clippy --all-targets --locked -- -D warnings ;;
         unit) part unit cargo test --locked --lib --bins ;;
         docs) part docs env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items ;;
+        # A workspace of its own: PostgreSQL's own scanner, which may not be linked beside the parser.
+        scanner) part scanner cargo test --locked --manifest-path tests/scanner_oracle/Cargo.toml ;;
         *) part "$1" cargo test --locked --test "$1" ;;
     esac
 }
@@ -49,7 +51,7 @@ if [ $# = 0 ]; then
         name=$(basename "${found%/main.rs}" .rs)
         if [ "$name" != cluster ]; then set -- "$@" "$name"; fi
     done
-    set -- "$@" docs
+    set -- "$@" docs scanner
     if [ -e tests/cluster/main.rs ]; then set -- "$@" cluster; fi
 else
     build=no
