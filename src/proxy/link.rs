@@ -22,6 +22,9 @@ pub(super) struct Link {
     pub(super) savepoints: Vec<(String, crate::protocol::parameters::Applied)>,
     /// A function that we cannot see into ran: settings are unknown afterwards.
     pub(super) opaque: bool,
+    /// A Query came in the middle of an extended batch: PostgreSQL 18 answers the statement behind with XX000
+    /// ("unexpected state STARTED"), which must not be another client's. Not to be given back.
+    pub(super) spent: bool,
     pub(super) since: Instant,
 }
 

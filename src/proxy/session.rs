@@ -271,7 +271,8 @@ impl Session {
         let link = self.link.take().filter(|_| link_is_clean);
         for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
             self.link = Some(link);
-            let quiet = !self.cancel.detach();
+            let spent = self.link.as_ref().is_some_and(|link| link.spent);
+            let quiet = !self.cancel.detach() && !spent;
             if quiet
                 && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
                 && let Some(mut link) = self.link.take()
@@ -365,7 +366,9 @@ impl Session {
             link.lease.applied = Applied::Unknown;
         }
         self.info.set_idle();
-        link.lease.release();
+        if !link.spent {
+            link.lease.release();
+        }
         Ok(())
     }
 
@@ -411,6 +414,7 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        spent: false,
                         since: self.marks.begun,
                     };
                     self.attach(link);

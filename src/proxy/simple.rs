@@ -88,6 +88,7 @@ impl Session {
             return;
         };
         frontend::put_query(link.lease.stream.out(), text);
+        link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         link.opaque |= plan
             .statements
