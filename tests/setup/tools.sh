@@ -69,8 +69,17 @@ may_install() {
     have apt-get && { [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }; }
 }
 
+# Its hundreds of lines are worth reading only when it fails.
 apt() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 "$@" >&2 </dev/null
+    said=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 "$@" \
+        2>&1 </dev/null) || {
+        printf '%s\n' "$said" >&2
+        return 1
+    }
+}
+
+install_packages() {
+    apt install "$@" || fail "apt-get could not install $* (its reasons are above)"
 }
 
 # Debian's default LLVM, told by the package that everybody depends on.
@@ -82,12 +91,12 @@ clang_packages() {
 
 install_server() {
     # Without this the package would start a server on port 5432.
-    apt install postgresql-common
+    install_packages postgresql-common
     configuration=/etc/postgresql-common/createcluster.conf
     if ! grep -q '^create_main_cluster *= *false' "$configuration" 2>/dev/null; then
         as_root sh -c "sed -i '/^#*create_main_cluster/d' $configuration; echo 'create_main_cluster = false' >>$configuration"
     fi
-    apt install postgresql
+    install_packages postgresql
 }
 
 need_clang= need_server=
@@ -111,4 +120,4 @@ apt update || fail "the package lists could not be fetched: is Debian's mirror r
 if [ -n "$need_clang" ]; then missing="$missing $(clang_packages)"; fi
 if [ -n "$need_server" ]; then install_server; fi
 # shellcheck disable=SC2086 # a list of packages
-if [ -n "$missing" ]; then apt install $missing; fi
+if [ -n "$missing" ]; then install_packages $missing; fi
