@@ -85,7 +85,7 @@ install_packages() {
 # Debian's default LLVM, told by the package that everybody depends on.
 clang_packages() {
     version=$(apt-cache depends libclang-dev 2>/dev/null | sed -n 's/.*Depends: libclang-\([0-9]*\)-dev.*/\1/p' | head -n 1)
-    [ -n "$version" ] || fail "Debian's package libclang-dev is not known here: install libclang and set LIBCLANG_PATH"
+    [ -n "$version" ] || fail "no package list knows libclang-dev: is the mirror reachable? Else install libclang and set LIBCLANG_PATH"
     echo "libclang1-$version libclang-common-$version-dev"
 }
 
@@ -116,7 +116,9 @@ if ! may_install; then
     fail "run this first, as root: apt-get install$all"
 fi
 echo "shardway: installing$missing${need_clang:+ libclang}${need_server:+ postgresql}" >&2
-apt update || fail "the package lists could not be fetched: is Debian's mirror reachable?"
+# Without the option a mirror that cannot be reached is no error. One of several need not stop the rest.
+apt -o APT::Update::Error-Mode=any update ||
+    echo "shardway: not every package list could be fetched (reasons above): going on with what is known" >&2
 if [ -n "$need_clang" ]; then missing="$missing $(clang_packages)"; fi
 if [ -n "$need_server" ]; then install_server; fi
 # shellcheck disable=SC2086 # a list of packages
