@@ -2,6 +2,7 @@
 
 mod array;
 mod datetime;
+pub mod effects;
 pub mod group;
 pub mod hash;
 pub mod key;

@@ -583,6 +583,12 @@ impl Planner<'_> {
         ) {
             analysis.refuse(Unroutable::Function { name });
         }
+        // Each shard has its own numbers; those of a table on one shard are that shard's.
+        if let (false, Some(name)) = (pins.is_empty(), &calls.one_shard)
+            && matches!(name.as_str(), "nextval" | "setval")
+        {
+            analysis.refuse(Unroutable::Function { name: name.clone() });
+        }
         if self.statement.settings != SettingCalls::None {
             analysis.refuse(Unroutable::Function {
                 name: "set_config".to_owned(),

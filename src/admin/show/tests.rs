@@ -76,6 +76,7 @@ fn database() -> Database {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: std::collections::HashMap::default(),
+        per_shard: Vec::new(),
     };
     let pool = Pool {
         mode: PoolMode::Transaction,
