@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster lint bench compare fuzz
+.PHONY: help demo test unit cluster lint bench compare fuzz versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -23,6 +23,9 @@ cluster: ## only the tests on real PostgreSQL; ARGS="-- name" for one
 	@tests/setup/tools.sh build servers clients
 	@tests/setup/clients.sh
 	@cargo test --locked --test cluster $(ARGS)
+
+versions: ## a smaller set of tests on PostgreSQL 14 to 18: a table; ARGS="14 sessions" for a part
+	@tests/setup/versions.sh $(ARGS)
 
 lint: ## format and lints
 	@tests/setup/tools.sh build
