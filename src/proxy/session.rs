@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     counting::{Marks, note_reported},
     database::Database,
+    ending,
     link::{Hold, Link},
     prepared::Prepared,
     reply::session as reply,
@@ -218,12 +219,17 @@ impl Session {
                 self.rest().await?;
             }
             if !self.requests().await? {
-                if self.client_closed && self.phase != Phase::Answering {
+                if self.client_closed && !self.answers_on_its_own() {
                     return Ok(());
                 }
                 self.wait().await?;
             }
         }
+    }
+
+    /// Whether the backend goes on without a further word of the client's.
+    fn answers_on_its_own(&self) -> bool {
+        self.phase == Phase::Answering && self.pipeline.owes_ready() && !self.pipeline.copying_in()
     }
 
     /// The end of a session: says why, cancels what still runs, closes what is not at rest.
@@ -238,17 +244,9 @@ impl Session {
             self.say_goodbye().await;
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
-        if let (Some(link), true, End::Client | End::Told(_)) = (&self.link, runs, &end) {
+        if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
             // The server would go on with a query that nobody waits for.
-            let target = Arc::clone(&link.lease.target);
-            let sent = crate::net::backend::cancel(
-                &target.address,
-                target.pid,
-                &target.key,
-                CANCEL_PATIENCE,
-                &self.shared.tls,
-            );
-            drop(sent.await);
+            Box::pin(ending::stop(link, &self.shared.tls)).await;
         }
         if let End::Told(words) = &end {
             self.count_refusal(words);
