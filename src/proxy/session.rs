@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     counting::{Marks, note_reported},
     database::Database,
+    ending,
     link::{Hold, Link},
     prepared::Prepared,
     reply::session as reply,
@@ -218,12 +219,17 @@ impl Session {
                 self.rest().await?;
             }
             if !self.requests().await? {
-                if self.client_closed && self.phase != Phase::Answering {
+                if self.client_closed && !self.answers_on_its_own() {
                     return Ok(());
                 }
                 self.wait().await?;
             }
         }
+    }
+
+    /// Whether the backend goes on without a further word of the client's.
+    fn answers_on_its_own(&self) -> bool {
+        self.phase == Phase::Answering && self.pipeline.owes_ready() && !self.pipeline.copying_in()
     }
 
     /// The end of a session: says why, cancels what still runs, closes what is not at rest.
@@ -239,7 +245,8 @@ impl Session {
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
-            drop(tokio::time::timeout(CANCEL_PATIENCE, stop(link, &self.shared)).await);
+            // The server would go on with a query that nobody waits for.
+            Box::pin(ending::stop(link, &self.shared.tls)).await;
         }
         if let End::Told(words) = &end {
             self.count_refusal(words);
@@ -859,39 +866,10 @@ impl Seen {
 
 /// How long a session that ends waits for its query to end.
 pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
-/// How long the first cancel has to show.
-const CANCEL_PAUSE: crate::clock::Duration = crate::clock::Duration::from_millis(50);
 /// How long the backends of a session that kept them may take to be reset.
 const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
 const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
-
-/// Stops what a backend runs for nobody any more, and sees its connection end. The server ignores a cancel that comes
-/// before the query has begun, so that it is sent again until the end is there.
-async fn stop(link: &mut Link, shared: &Shared) {
-    let target = Arc::clone(&link.lease.target);
-    let stream = &mut link.lease.stream;
-    let mut pause = CANCEL_PAUSE;
-    let ended = async {
-        // Ends the server's reading: after the query it has nothing left to do.
-        stream.shutdown().await;
-        while stream.fill().await.unwrap_or(0) > 0 {
-            let count = stream.buffered().len();
-            stream.consume(count);
-        }
-    };
-    let mut ended = pin!(ended);
-    loop {
-        let (address, key) = (&target.address, &target.key);
-        let sent =
-            crate::net::backend::cancel(address, target.pid, key, CANCEL_PATIENCE, &shared.tls);
-        drop(sent.await);
-        if tokio::time::timeout(pause, ended.as_mut()).await.is_ok() {
-            return;
-        }
-        pause *= 2;
-    }
-}
 
 async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
     let lost = || told(reply::backend_lost(database.shard_name(link.shard)));

@@ -5,6 +5,7 @@
 
 mod client;
 mod copy;
+mod dying;
 mod endings;
 mod extended;
 mod harness;
