@@ -16,6 +16,7 @@ PINNED = {
     "asyncpg": "0.32.0",
     "sqlalchemy": "2.0.58",
     "django": "5.2.19",
+    "distro": "1.9.0",
     "pytest": "8.4.2",
     "pytest-timeout": "2.4.0",
 }

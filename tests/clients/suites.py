@@ -64,9 +64,8 @@ class Psycopg2(Suite):
         self.source = fetch.source_of("psycopg2")
 
     def run(self, target, report):
-        target.psql("CREATE DATABASE psycopg2_test")
-        target.psql("CREATE EXTENSION hstore", database="psycopg2_test")
-        environment = target.environment("psycopg2_test") | {"PSYCOPG2_TESTDB_USER": "postgres"}
+        target.psql("CREATE EXTENSION hstore")
+        environment = target.environment() | {"PSYCOPG2_TESTDB": "postgres"}
         return pytest(self.python, self.source, ["tests", "-o", "python_files=test_*.py"], environment, report)
 
 
@@ -74,7 +73,7 @@ class Asyncpg(Suite):
     name = "asyncpg"
 
     def prepare(self):
-        self.python = fetch.venv("asyncpg", *fetch.pinned("asyncpg", "pytest", "pytest-timeout"))
+        self.python = fetch.venv("asyncpg", *fetch.pinned("asyncpg", "pytest", "pytest-timeout", "distro"))
         source = fetch.source_of("asyncpg")
         # Beside its source the tests would import that, which is not compiled.
         self.tests = source.parent / "tests-alone"
