@@ -218,7 +218,8 @@ impl Session {
                 self.rest().await?;
             }
             if !self.requests().await? {
-                if self.client_closed && self.phase != Phase::Answering {
+                let done = self.client_closed && self.phase != Phase::Answering;
+                if done || self.left_in_copy() {
                     return Ok(());
                 }
                 self.wait().await?;

@@ -11,4 +11,5 @@ mod harness;
 mod pooling;
 mod settings;
 mod sharded;
+mod suites;
 mod volume;
