@@ -219,7 +219,8 @@ impl Session {
                 self.rest().await?;
             }
             if !self.requests().await? {
-                if self.client_closed && !self.answers_on_its_own() {
+                let done = self.client_closed && !self.answers_on_its_own();
+                if done || self.left_in_copy() {
                     return Ok(());
                 }
                 self.wait().await?;
@@ -229,7 +230,7 @@ impl Session {
 
     /// Whether the backend goes on without a further word of the client's.
     fn answers_on_its_own(&self) -> bool {
-        self.phase == Phase::Answering && self.pipeline.owes_ready() && !self.pipeline.copying_in()
+        self.phase == Phase::Answering && self.pipeline.owes_ready()
     }
 
     /// The end of a session: says why, cancels what still runs, closes what is not at rest.

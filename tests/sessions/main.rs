@@ -12,4 +12,5 @@ mod harness;
 mod pooling;
 mod settings;
 mod sharded;
+mod suites;
 mod volume;
