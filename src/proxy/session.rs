@@ -871,7 +871,7 @@ pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duratio
 /// How long the backends of a session that kept them may take to be reset.
 const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
-const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
+pub(super) const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 
 async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
     let lost = || told(reply::backend_lost(database.shard_name(link.shard)));

@@ -16,4 +16,5 @@ mod passwords;
 mod pooling;
 mod psql;
 mod raw;
+mod replicating;
 mod tls;
