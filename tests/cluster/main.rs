@@ -7,6 +7,7 @@
 
 mod copying;
 mod drivers;
+mod dumping;
 mod failures;
 mod harness;
 mod malformed;
