@@ -169,6 +169,8 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Pool, "mode", Kind::Choice(&["transaction", "session"]), "When a backend goes back to the pool: after each transaction, or when its client leaves.")
         .or("\"transaction\"").pool(|pool| show_mode(pool.mode).to_owned()),
     opt(Section::Pool, "size", COUNT, "Backends per user and placement.").or("20").pool(|pool| pool.size.to_string()),
+    opt(Section::Pool, "replication_size", Kind::Integer { least: 0, most: 1_000_000 }, "Replication connections (`replication=database` or `true`) to one shard open at once, beside the pools; 0 refuses them.")
+        .or("10").pool(|pool| pool.replication_size.to_string()),
     opt(Section::Pool, "min_size", Kind::Integer { least: 0, most: 1_000_000 }, "Backends per user and placement kept open once a user has come.")
         .or("0").pool(|pool| pool.min_size.to_string()),
     opt(Section::Pool, "idle_timeout", Kind::Duration, "A backend unused for that long is closed.")

@@ -398,7 +398,7 @@ impl<'a> Analysis<'a> {
                 if relation.name.name.starts_with("pg_largeobject") {
                     self.fixed.push(Fixed {
                         shard: self.snapshot.home,
-                        why: Why::Home,
+                        why: Why::LargeObjects,
                     });
                 }
                 (Outputs::unknown(), EntryKind::Table)

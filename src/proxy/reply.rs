@@ -423,9 +423,9 @@ pub const CODES: &[Code] = &[
     Code {
         code: "SW124",
         sqlstate: "0A000",
-        title: "Replication connection",
-        meaning: "Connections with replication in their startup packet are not passed on.",
-        what_to_do: "Connect to the shard's own server.",
+        title: "Replication connection names no shard",
+        meaning: "A connection with replication in its startup packet is passed through to one server, and the database has several shards.",
+        what_to_do: "Name the shard: options='-c shardway.shard=<shard>' in the connection string or in PGOPTIONS; dbname=<database>@<shard> where options cannot be given, as in CREATE SUBSCRIPTION.",
     },
     Code {
         code: "SW125",
@@ -475,6 +475,13 @@ pub const CODES: &[Code] = &[
         title: "Pool closed",
         meaning: "The pool was closed while the client waited for a connection, by a reload or at the end of the process.",
         what_to_do: "Repeat the statement.",
+    },
+    Code {
+        code: "SW207",
+        sqlstate: "53300",
+        title: "Too many replication connections",
+        meaning: "pool.replication_size replication connections to the shard are open; 0 refuses all of them.",
+        what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
     },
     Code {
         code: "SW301",

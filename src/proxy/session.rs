@@ -241,7 +241,7 @@ impl Session {
             // Within a message that has begun nothing can be said.
             notice.put(self.client.out());
         }
-        if !matches!(end, End::Client) || self.client.unsent() > 0 {
+        if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
@@ -682,7 +682,7 @@ impl Session {
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         if idle {
-            self.client.relax(self.client.unsent() == 0);
+            self.client.relax(self.client.is_flushed());
             if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
                 return Err(told(reply::shutting_down()));
             }
@@ -708,7 +708,7 @@ impl Session {
             if let Some(link) = link.as_mut() {
                 let stream = link.stream();
                 let was_full = stream.unsent() >= HIGH_WATER;
-                if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
+                if !stream.is_flushed() && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
                     seen.backend_end = true;
                 }
                 // There is room again for what the client has sent already.
@@ -870,7 +870,7 @@ pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duratio
 /// How long the backends of a session that kept them may take to be reset.
 const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
-const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
+pub(super) const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 
 async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
     let lost = || told(reply::backend_lost(database.shard_name(link.shard)));

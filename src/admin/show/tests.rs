@@ -81,6 +81,7 @@ fn database() -> Database {
     let pool = Pool {
         mode: PoolMode::Transaction,
         size: 20,
+        replication_size: 10,
         min_size: 0,
         idle_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(3600),
@@ -158,6 +159,7 @@ fn enter(console: &Console) -> Registered {
         application_name: "psql".to_owned(),
         tls: Transport::Plain,
         protocol: CancelKeyLength::Four,
+        replication: None,
         now: Clock.now(),
         wall: Clock.wall(),
     })
