@@ -235,7 +235,15 @@ impl Session {
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
-                return self.execute_here(&prepared);
+                if !self.pipeline.is_empty() {
+                    // What an error before it skips has done nothing here either.
+                    self.settle().await?;
+                }
+                return if self.skip {
+                    Ok(())
+                } else {
+                    self.execute_here(&prepared)
+                };
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,

@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+mod beginnings;
+mod bytes;
 mod client;
 mod copy;
 mod endings;
@@ -11,4 +13,5 @@ mod harness;
 mod pooling;
 mod settings;
 mod sharded;
+mod statements;
 mod volume;
