@@ -40,7 +40,8 @@ pub fn analyze(
         .ok()
         .filter(|text| !text.contains('\0'));
     let Some(parsed) = utf8 else {
-        return whole(text, slots, context, snapshot, Unroutable::NotUtf8);
+        return of_another_encoding(text, slots, context, snapshot)
+            .unwrap_or_else(|| whole(text, slots, context, snapshot, Unroutable::NotUtf8));
     };
     let Ok(statements) = parse::parse(parsed) else {
         return whole(text, slots, context, snapshot, Unroutable::NotUnderstood);
@@ -68,7 +69,10 @@ pub fn analyze(
             let indices = (0..slots.len()).filter(|at| slots.get(*at).is_some_and(inside));
             structural.extend(indices.filter_map(|at| u16::try_from(at).ok()));
         }
-        let (effect, access, mut target) = planner.plan(&statement.kind);
+        let (mut effect, access, mut target) = planner.plan(&statement.kind);
+        if !context.utf8 {
+            effect = repeatable(effect);
+        }
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -162,6 +166,72 @@ pub fn override_comment(text: &[u8]) -> Option<Override> {
 }
 
 /// A text that has no tree. Whatever it holds, none of its literals may vary.
+/// A text that is not UTF-8, on the one shard that there is: only what it does to the session matters. Each byte is read
+/// as a character of its own, so that different names stay different. `None`: on several shards, or not understood.
+fn of_another_encoding(
+    text: &[u8],
+    slots: &[Slot],
+    context: &Context,
+    snapshot: &Snapshot,
+) -> Option<Plan> {
+    if !snapshot.is_single() {
+        return None;
+    }
+    let read: String = text.iter().copied().map(char::from).collect();
+    let place = |at: u32| {
+        let before = read.get(..at as usize).unwrap_or(&read);
+        u32::try_from(before.chars().count()).unwrap_or(u32::MAX)
+    };
+    let statements = parse::parse(&read).ok()?;
+    let plans = statements.iter().map(|statement| {
+        let planner = Planner {
+            text: read.as_bytes(),
+            types: &[],
+            slots: &[],
+            context,
+            snapshot,
+            pinned: None,
+            statement,
+        };
+        let (effect, access, target) = planner.plan(&statement.kind);
+        let effect = repeatable(effect);
+        StatementPlan {
+            start: place(statement.start),
+            end: place(statement.end),
+            effect,
+            access,
+            target,
+        }
+    });
+    Some(Plan {
+        statements: plans.collect(),
+        structural: every(slots),
+    })
+}
+
+/// Outside of UTF-8 a setting's bytes mean something else as text of ours: such a one cannot be told to another backend.
+fn repeatable(effect: Effect) -> Effect {
+    let repeats = match &effect {
+        Effect::Set { name, value, .. } => {
+            name.is_ascii() && value.as_ref().is_none_or(|value| value.is_ascii())
+        }
+        Effect::Reset(name) => name.is_ascii(),
+        _ => true,
+    };
+    if repeats {
+        effect
+    } else {
+        Effect::Pins(PinReason::Setting)
+    }
+}
+
+/// All slots: the plan is for exactly these literals.
+fn every(slots: &[Slot]) -> Vec<u16> {
+    (0..slots.len())
+        .filter_map(|at| u16::try_from(at).ok())
+        .collect()
+}
+
 fn whole(
     text: &[u8],
     slots: &[Slot],
@@ -185,16 +255,13 @@ fn whole(
     let statement = StatementPlan {
         start: 0,
         end,
-        effect: Effect::None,
+        effect: Effect::Opaque,
         access: Access::Write,
         target,
     };
-    let structural = (0..slots.len())
-        .filter_map(|at| u16::try_from(at).ok())
-        .collect();
     Plan {
         statements: vec![statement],
-        structural,
+        structural: every(slots),
     }
 }
 

@@ -220,11 +220,12 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
             }
         }
     }
-    // Who we are comes first: it decides what may be set.
+    // How the text is read comes first, then who we are, which decides what may be set.
     let rank = |name: &str| match name {
-        "session_authorization" => 0,
-        "role" => 1,
-        _ => 2,
+        "client_encoding" => 0,
+        "session_authorization" => 1,
+        "role" => 2,
+        _ => 3,
     };
     let mut changed: Vec<_> = wanted
         .iter()

@@ -70,6 +70,10 @@ impl Session {
                     });
                 }
             };
+            if let (Event::Ready(_), Err(problem)) = (&event, Status::decode(body)) {
+                self.client.out().extend_from_slice(&bytes[run..at]);
+                return Err(broken(&problem));
+            }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
             if forward {

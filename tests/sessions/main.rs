@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod accounts;
 mod beginnings;
 mod bytes;
 mod client;
@@ -10,8 +11,10 @@ mod copy;
 mod endings;
 mod extended;
 mod harness;
+mod hostile;
 mod pooling;
 mod settings;
 mod sharded;
 mod statements;
+mod values;
 mod volume;
