@@ -56,13 +56,15 @@ impl Session {
         {
             return Err(wording::unroutable(reason).into());
         }
+        let own = self.with_own_defaults(parse.text, &planned.plan);
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                parse.text,
+                own.as_deref().unwrap_or(parse.text),
                 parse.raw_types(),
             ),
+            sent: own.map(Vec::into_boxed_slice),
             text: parse.text.into(),
             raw_types: parse.raw_types().into(),
             types,
@@ -386,13 +388,15 @@ impl Session {
             &self.snapshot,
             &mut self.scratch,
         );
+        let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                text,
+                own.as_deref().unwrap_or(text),
                 &prepared.raw_types,
             ),
+            sent: own.map(Vec::into_boxed_slice),
             text: text.clone(),
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
@@ -478,7 +482,7 @@ impl Session {
         put_parse(
             out,
             prepared.server_name().as_bytes(),
-            &prepared.text,
+            prepared.sent.as_ref().unwrap_or(&prepared.text),
             &prepared.raw_types,
         );
         if prepared.unnamed {

@@ -143,6 +143,7 @@ impl Session {
                 if let (Note::Executed(prepared), b'C') = (note, header.tag)
                     && let Some(statement) = prepared.statement()
                 {
+                    self.name_reset(&statement.effect);
                     self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
                 }
             }
@@ -173,6 +174,7 @@ impl Session {
             return;
         };
         if let Some(statement) = plan.statements.get(complete) {
+            self.name_reset(&statement.effect);
             self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
         }
         self.running = Some((plan, complete + 1));

@@ -84,10 +84,11 @@ impl Session {
 
     /// Sends a Query to the link, which is where all its statements run.
     fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
+        let own = self.with_own_defaults(text, &plan);
         let Some(link) = &mut self.link else {
             return;
         };
-        frontend::put_query(link.lease.stream.out(), text);
+        frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         link.opaque |= plan

@@ -98,7 +98,13 @@ fn every_form_of_set_goes_back_to_what_the_client_started_with() {
         ("datestyle", "German"),
         ("client_encoding", "LATIN1"),
     ];
-    same_with(&settings, |stage| each(stage, EVERY_FORM));
+    // A set_config of NULL goes back to the server's value, not to the client's: docs/guarantees.md.
+    let statements: Vec<&str> = EVERY_FORM
+        .iter()
+        .copied()
+        .filter(|statement| !statement.contains("null, false"))
+        .collect();
+    same_with(&settings, |stage| each(stage, &statements));
 }
 
 #[test]
@@ -293,13 +299,18 @@ fn who_a_session_is_follows_it_and_never_leaks() {
     same(|stage| {
         let mut seen = Vec::new();
         for statement in statements {
+            let mut open = false;
             for sql in [statement, who, who] {
                 let answer: Vec<_> = stage
                     .query(sql)
                     .into_iter()
                     .filter(|line| !line.starts_with("S "))
                     .collect();
+                open = answer.last().is_some_and(|last| last != "Z I");
                 seen.push(format!("{statement}: {answer:?}"));
+            }
+            if open {
+                continue;
             }
             let nobody = Client::connect(stage.port, &[]).value(who);
             assert_eq!(
