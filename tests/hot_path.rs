@@ -208,5 +208,6 @@ fn snapshot() -> Snapshot {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: HashMap::default(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }

@@ -195,6 +195,7 @@ fn shop() -> Snapshot {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: HashMap::default(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }
 

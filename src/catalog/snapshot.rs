@@ -1,6 +1,7 @@
 //! One immutable version of what lives where in one database, numbered by its epoch and swapped whole.
 
 use super::{
+    code::Code,
     group::{Group, GroupId},
     shard::{ShardId, ShardSet},
 };
@@ -32,6 +33,8 @@ pub struct Snapshot {
     /// What servers have outside of their own schemas that nothing lists, once they were asked: in an earlier schema of
     /// search_path it hides a listed table.
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
+    /// What the database's own functions may leave in a session.
+    pub code: Code,
 }
 
 /// A relation that nothing lists.

@@ -98,6 +98,7 @@ fn read_database(
             .collect(),
         unlisted,
         others: HashMap::default(),
+        code: crate::catalog::code::Code::Unknown,
         shards: names,
     };
     let pool_node = reader.child(node, "pool", Section::Pool);

@@ -2,6 +2,7 @@
 //!
 //! `survey` asks the servers; `judge` and `complete` are pure functions of what they said.
 
+mod code;
 mod columns;
 mod connect;
 mod finding;
@@ -9,6 +10,7 @@ mod judge;
 mod survey;
 mod tls;
 
+pub use code::code;
 pub use columns::{Column, Derived, Tables, columns};
 pub use connect::{AskError, connect};
 pub use finding::{Difference, Finding, Severity};

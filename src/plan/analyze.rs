@@ -16,8 +16,9 @@ use super::{
     value::Reading,
 };
 use crate::{
-    catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
+    catalog::{code::Code, group::GroupId, shard::ShardId, snapshot::Snapshot},
     sql::{
+        code::{leaves_something, words},
         functions::{Class, Keeps, classify},
         normalize::Slot,
         parse,
@@ -114,7 +115,7 @@ fn unsettles(effect: &Effect) -> bool {
         Effect::Set { name, .. } | Effect::Reset(name) => decides(name),
         Effect::ResetAll
         | Effect::DiscardAll
-        | Effect::Pins(PinReason::Setting)
+        | Effect::Pins(PinReason::Setting | PinReason::Code)
         | Effect::Opaque => true,
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
@@ -282,6 +283,8 @@ struct Calls {
     one_shard: Option<String>,
     runs_sql: Option<String>,
     unknown: Option<String>,
+    /// May leave something in the session.
+    leaves: Option<String>,
 }
 
 impl Planner<'_> {
@@ -349,8 +352,12 @@ impl Planner<'_> {
                 inner,
             } => self.explain(*analyze, *route, inner),
             Kind::Declare { hold, query } => {
-                let (_, access, target) = self.several(query);
-                (Effect::Declare { hold: *hold }, access, target)
+                let (effect, access, target) = self.several(query);
+                let effect = match effect {
+                    effect @ (Effect::Pins(_) | Effect::Opaque) if !*hold => effect,
+                    _ => Effect::Declare { hold: *hold },
+                };
+                (effect, access, target)
             }
             Kind::Copy {
                 relation,
@@ -385,7 +392,7 @@ impl Planner<'_> {
                     .map_or(*command, |name| &name.name)
                     .to_owned();
                 (
-                    Effect::Opaque,
+                    self.called(command),
                     write,
                     self.one_shard_only(Unroutable::Function { name }),
                 )
@@ -397,7 +404,7 @@ impl Planner<'_> {
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
             Kind::Utility(command) => (
-                Effect::None,
+                self.made(command),
                 write,
                 self.one_shard_only(Unroutable::PerShard { command }),
             ),
@@ -481,6 +488,7 @@ impl Planner<'_> {
         match effect {
             _ if !analyze => (Effect::None, Access::Read, target),
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
+            Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
             _ => (Effect::None, access, target),
         }
     }
@@ -510,10 +518,22 @@ impl Planner<'_> {
         }
         match (table, query) {
             (_, Some(query)) => {
-                let (_, access, target) = self.several(query);
+                let (inner, access, target) = self.several(query);
+                let effect = match inner {
+                    inner @ (Effect::Pins(_) | Effect::Opaque) => inner,
+                    Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
+                    _ => effect,
+                };
                 (effect, access, target)
             }
-            (Some(table), None) => (effect, access, self.copy_table(table, from)),
+            (Some(table), None) => {
+                let effect = if self.names_code() {
+                    Effect::Pins(PinReason::Code)
+                } else {
+                    effect
+                };
+                (effect, access, self.copy_table(table, from))
+            }
             (None, None) => (
                 effect,
                 access,
@@ -590,9 +610,62 @@ impl Planner<'_> {
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
+            _ if calls.leaves.is_some() || self.names_code() => Effect::Pins(PinReason::Code),
             _ if calls.unknown.is_some() => Effect::Opaque,
             _ => Effect::None,
         }
+    }
+
+    fn function_leaves(&self, name: &str, builtin: bool) -> bool {
+        let code = &self.snapshot.code;
+        code.function_leaves(&name.to_lowercase(), builtin)
+    }
+
+    /// The statement as it stands in its text.
+    fn own_text(&self) -> &str {
+        let place = self.statement.start as usize..self.statement.end as usize;
+        let own = self.text.get(place).unwrap_or(self.text);
+        std::str::from_utf8(own).unwrap_or_default()
+    }
+
+    /// Whether it names a relation or function of the database that may leave something in the session.
+    fn names_code(&self) -> bool {
+        self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// What DO and CALL do to the session.
+    fn called(&self, command: &str) -> Effect {
+        let leaves = if command == "DO" {
+            self.snapshot.code == Code::Unknown || leaves_something(self.own_text())
+        } else {
+            self.calls().leaves.is_some()
+        };
+        if leaves || self.names_code() {
+            Effect::Pins(PinReason::Code)
+        } else {
+            Effect::Opaque
+        }
+    }
+
+    /// DDL and maintenance: what is made for the session alone keeps it, and so may code that runs.
+    fn made(&self, command: &str) -> Effect {
+        let temporary = self
+            .context
+            .search_path
+            .first()
+            .is_some_and(|first| first == "pg_temp")
+            || words(self.own_text()).any(|word| word == "pg_temp");
+        if temporary {
+            return Effect::Pins(PinReason::TemporaryTable);
+        }
+        let runs = matches!(
+            command,
+            "CREATE TABLE AS" | "CREATE INDEX" | "ALTER TABLE" | "REFRESH MATERIALIZED VIEW"
+        );
+        if runs && self.names_code() {
+            return Effect::Pins(PinReason::Code);
+        }
+        Effect::None
     }
 
     fn calls(&self) -> Calls {
@@ -601,6 +674,7 @@ impl Planner<'_> {
             one_shard: None,
             runs_sql: None,
             unknown: None,
+            leaves: None,
         };
         let shadowed = self
             .context
@@ -623,6 +697,10 @@ impl Planner<'_> {
                 Class::OneShard => calls.one_shard = calls.one_shard.or_else(name),
                 Class::RunsSql => calls.runs_sql = calls.runs_sql.or_else(name),
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
+            }
+            let builtin = function.schema.is_none() && classify(&function.name) != Class::Unknown;
+            if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
+                calls.leaves = calls.leaves.or_else(name);
             }
         }
         calls
@@ -648,6 +726,9 @@ impl Planner<'_> {
             placed,
             calls.one_shard.clone().or_else(|| calls.unknown.clone()),
         ) {
+            analysis.refuse(Unroutable::Function { name });
+        }
+        if let (Some(name), Code::Known { .. }) = (calls.leaves.clone(), &self.snapshot.code) {
             analysis.refuse(Unroutable::Function { name });
         }
         if self.statement.settings != SettingCalls::None {

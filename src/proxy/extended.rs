@@ -255,6 +255,11 @@ impl Session {
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
         }
+        if let Note::Executed(prepared) = &note
+            && let Some(statement) = prepared.statement()
+        {
+            self.pin_before(&statement.effect);
+        }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared
                 .statement()

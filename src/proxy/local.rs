@@ -405,11 +405,11 @@ impl Session {
             Effect::ResetAll => {
                 self.begun_there();
                 self.parameters.reset_all(true);
-                self.forget_all();
+                self.forget_all(Forgets::Settings);
             }
             Effect::DiscardAll => {
                 self.parameters.reset_all(false);
-                self.forget_all();
+                self.forget_all(Forgets::Everything);
                 self.forget_statements();
                 self.overridden.clear();
             }
@@ -506,10 +506,19 @@ impl Session {
         }
     }
 
-    fn forget_all(&mut self) {
+    /// RESET ALL leaves role and session authorization as they are, DISCARD ALL does not.
+    fn forget_all(&mut self, what: Forgets) {
         self.context_stale = true;
-        if let Some(link) = &mut self.link {
-            link.lease.applied = Applied::Unknown;
+        if let Some(link) = &mut self.link
+            && let Applied::Known(map, _) = &link.lease.applied
+        {
+            let mut map = (**map).clone();
+            map.retain(|name, _| {
+                what == Forgets::Settings
+                    && matches!(name.as_str(), "role" | "session_authorization")
+            });
+            let hash = crate::protocol::parameters::hash(&map);
+            link.lease.applied = Applied::Known(Arc::new(map), hash);
         }
     }
 
@@ -706,6 +715,13 @@ fn digest(seed: u64, context: &Context, meaning: u64) -> u64 {
     )
         .hash(&mut hasher);
     hasher.finish()
+}
+
+/// What a backend has been made to forget.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Forgets {
+    Settings,
+    Everything,
 }
 
 /// CommandComplete of SET.

@@ -119,6 +119,11 @@ impl Stage {
             Way::Transaction => Proxy::start("size = 1").port,
             Way::Alternating => Proxy::start("size = 2").port,
         };
+        Self::before(way, port, settings)
+    }
+
+    /// Before this proxy, or the server itself.
+    fn before(way: Way, port: u16, settings: &[(&str, &str)]) -> Self {
         let other = (way == Way::Alternating).then(|| Client::connect(port, &[]));
         Self {
             way,
@@ -181,6 +186,16 @@ pub(crate) fn same_with(settings: &[(&str, &str)], scene: impl Fn(&mut Stage) ->
             expected.len(),
             "{way:?}: {found:#?} against {expected:#?}"
         );
+    }
+}
+
+/// As [`same`], through a proxy with each of these sections `pool`, without alternation.
+pub(crate) fn same_in(pools: &[&str], scene: impl Fn(&mut Stage) -> Vec<String>) {
+    let expected = scene(&mut Stage::open(Way::Direct, &[]));
+    for pool in pools {
+        let port = Proxy::start(pool).port;
+        let found = scene(&mut Stage::before(Way::Transaction, port, &[]));
+        assert_eq!(found, expected, "{pool}: PostgreSQL's is on the right");
     }
 }
 

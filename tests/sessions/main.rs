@@ -7,6 +7,7 @@ mod accounts;
 mod beginnings;
 mod bytes;
 mod client;
+mod code;
 mod copy;
 mod endings;
 mod extended;

@@ -76,6 +76,7 @@ fn database() -> Database {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: std::collections::HashMap::default(),
+        code: crate::catalog::code::Code::Unknown,
     };
     let pool = Pool {
         mode: PoolMode::Transaction,
