@@ -109,5 +109,6 @@ fn snapshot() -> Snapshot {
         unlisted: Unlisted::Error,
         others: HashMap::default(),
         per_shard: Vec::new(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }

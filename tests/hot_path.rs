@@ -209,5 +209,6 @@ fn snapshot() -> Snapshot {
         unlisted: Unlisted::Error,
         others: HashMap::default(),
         per_shard: Vec::new(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }

@@ -197,6 +197,7 @@ fn shop() -> Snapshot {
         unlisted: Unlisted::Error,
         others: HashMap::default(),
         per_shard: Vec::new(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }
 

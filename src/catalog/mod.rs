@@ -1,6 +1,7 @@
 //! What lives where: shards, colocation groups, tables, and the map from key values to shards. Pure.
 
 mod array;
+pub mod code;
 mod datetime;
 pub mod effects;
 pub mod group;

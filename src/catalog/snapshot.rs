@@ -1,6 +1,7 @@
 //! One immutable version of what lives where in one database, numbered by its epoch and swapped whole.
 
 use super::{
+    code::Code,
     effects::Effects,
     group::{Group, GroupId},
     shard::{ShardId, ShardSet},
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
     pub per_shard: Vec<ObjectName>,
+    /// What the database's own functions may leave in a session.
+    pub code: Code,
 }
 
 /// A table's trigger, constraint, index, policy, rule or column; `*` stands for every name.

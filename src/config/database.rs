@@ -100,6 +100,7 @@ fn read_database(
         unlisted,
         others: HashMap::default(),
         per_shard,
+        code: crate::catalog::code::Code::Unknown,
         shards: names,
     };
     let pool_node = reader.child(node, "pool", Section::Pool);

@@ -2,6 +2,7 @@
 //!
 //! `survey` asks the servers; `judge` and `complete` are pure functions of what they said.
 
+mod code;
 mod columns;
 mod connect;
 mod effects;
@@ -12,6 +13,7 @@ mod tls;
 mod trigger;
 mod weigh;
 
+pub use code::code;
 pub use columns::{Column, Derived, Tables, columns};
 pub use connect::{AskError, connect};
 pub use effects::{Action, Counter, DefaultValue, Made, Objects, Trigger, Unique};

@@ -579,6 +579,7 @@ mod tests {
                     unlisted: Unlisted::Error,
                     others: HashMap::default(),
                     per_shard: Vec::new(),
+                    code: crate::catalog::code::Code::Unknown,
                 },
                 analyses: 0,
             }

@@ -37,7 +37,7 @@ use crate::{
         pipeline::Pipeline,
         transaction::Deferred,
     },
-    sql::statement::PinReason,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
@@ -819,6 +819,13 @@ impl Session {
         }
     }
 
+    /// Before a statement is sent: what stays even if it fails or is rolled back keeps the backend whatever becomes of it.
+    pub(super) fn pin_before(&mut self, effect: &Effect) {
+        if let Effect::Pins(reason @ (PinReason::SessionAdvisoryLock | PinReason::Code)) = effect {
+            self.pin(*reason);
+        }
+    }
+
     /// The session keeps its backend from now on.
     pub(super) fn pin(&mut self, reason: PinReason) {
         if let (None, Some(shard)) = (self.pinned, self.link_shard()) {
@@ -914,5 +921,6 @@ fn pin_word(reason: PinReason) -> &'static str {
         PinReason::Load => "LOAD",
         PinReason::SetRole => "SET ROLE",
         PinReason::Setting => "a setting that cannot be replayed",
+        PinReason::Code => "code that may have left something",
     }
 }

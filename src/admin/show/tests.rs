@@ -77,6 +77,7 @@ fn database() -> Database {
         unlisted: Unlisted::Error,
         others: std::collections::HashMap::default(),
         per_shard: Vec::new(),
+        code: crate::catalog::code::Code::Unknown,
     };
     let pool = Pool {
         mode: PoolMode::Transaction,
