@@ -302,6 +302,7 @@ fn shop() -> Snapshot {
             Table {
                 placement,
                 columns,
+                sources: Vec::new(),
                 effects: effects(name),
             },
         )

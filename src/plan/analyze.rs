@@ -11,6 +11,7 @@
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
+    gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
     unroutable::Unroutable,
     value::Reading,
@@ -19,7 +20,7 @@ use crate::{
     catalog::{code::Code, group::GroupId, shard::ShardId, snapshot::Snapshot},
     sql::{
         code::{leaves_something, words},
-        functions::{Class, Keeps, classify},
+        functions::{Class, Keeps, classify, is_immutable},
         normalize::Slot,
         parse,
         statement::{Access, Effect, PinReason, quoted},
@@ -27,6 +28,7 @@ use crate::{
     },
     wire::types::Oid,
 };
+use std::cell::Cell;
 
 /// The plan of a text. `slots` are the literals of this very text.
 #[must_use]
@@ -64,6 +66,7 @@ pub fn analyze(
             snapshot,
             pinned,
             statement,
+            gather: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -89,6 +92,7 @@ pub fn analyze(
             effect,
             access,
             target,
+            gather: planner.gather.take(),
         });
     }
     Plan {
@@ -193,6 +197,7 @@ fn of_another_encoding(
             snapshot,
             pinned: None,
             statement,
+            gather: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let effect = repeatable(effect);
@@ -202,6 +207,7 @@ fn of_another_encoding(
             effect,
             access,
             target,
+            gather: None,
         }
     });
     Some(Plan {
@@ -259,6 +265,7 @@ fn whole(
         effect: Effect::Opaque,
         access: Access::Write,
         target,
+        gather: None,
     };
     Plan {
         statements: vec![statement],
@@ -275,6 +282,8 @@ struct Planner<'a> {
     snapshot: &'a Snapshot,
     pinned: Option<&'a Override>,
     statement: &'a Statement,
+    /// How the statement is computed over several shards, found with its target.
+    gather: Cell<Option<Box<Gather>>>,
 }
 
 /// What the functions of a statement do.
@@ -286,6 +295,22 @@ struct Calls {
     unknown: Option<String>,
     /// May leave something in the session.
     leaves: Option<String>,
+}
+
+impl Calls {
+    /// Whether any shard may compute them.
+    fn are_harmless(&self) -> bool {
+        let Self {
+            home,
+            large_objects,
+            one_shard,
+            runs_sql,
+            unknown,
+            leaves,
+        } = self;
+        let named = [one_shard, runs_sql, unknown, leaves];
+        home.is_none() && !large_objects && named.iter().all(|name| name.is_none())
+    }
 }
 
 impl Planner<'_> {
@@ -314,6 +339,7 @@ impl Planner<'_> {
                         effect,
                         access,
                         target,
+                        gather: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -483,6 +509,7 @@ impl Planner<'_> {
                 effect,
                 access,
                 target,
+                gather: self.gather.take(),
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -600,7 +627,45 @@ impl Planner<'_> {
             Access::Read
         };
         let effect = self.effect(kind, &calls);
+        if effect == Effect::None {
+            self.gather.set(self.gathered(kind, &analysis, &calls));
+        }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How a read of one sharded table is computed when it needs several shards.
+    fn gathered(&self, kind: &Kind, analysis: &Analysis<'_>, calls: &Calls) -> Option<Box<Gather>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let reads = query.into.is_none()
+            && !analysis.writes
+            && analysis.fixed.is_empty()
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && calls.are_harmless();
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let table = &analysis.instances.first()?.table;
+        let same = analysis.instances.iter().all(|one| one.table == *table);
+        if !(reads && settled && same && self.pinned.is_none())
+            || !analysis.refusals.iter().all(unpinned)
+        {
+            return None;
+        }
+        let plain = |name: &Name| {
+            let own = name
+                .schema
+                .as_deref()
+                .is_none_or(|schema| schema == "pg_catalog");
+            own && is_immutable(&name.name)
+        };
+        let plain = if self.statement.functions.iter().all(plain) {
+            Plain::Yes
+        } else {
+            Plain::No
+        };
+        Gather::of(self.own_text(), table, plain).map(Box::new)
     }
 
     fn effect(&self, kind: &Kind, calls: &Calls) -> Effect {

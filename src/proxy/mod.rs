@@ -7,6 +7,7 @@ mod counting;
 pub mod database;
 mod ending;
 mod extended;
+mod gather;
 mod link;
 mod local;
 mod place;

@@ -63,6 +63,11 @@ impl Session {
         {
             return Ok(());
         }
+        if let Some(scatter) = self.scatters(&planned.plan, &values) {
+            let text = self.gather(&scatter, text).await?;
+            self.send_query(text.as_bytes(), planned.plan);
+            return Ok(());
+        }
         self.check_together(statements)?;
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {

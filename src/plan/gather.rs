@@ -1,0 +1,331 @@
+//! A read of one sharded table over several shards: the shards are asked for its rows, and one of them computes the
+//! statement over all these rows, so that PostgreSQL itself gives the answer. Pure.
+//!
+//! The table's name is given to a common table expression that holds the rows as arrays of text. What must stay true:
+//! the statement means the same over that as over the table, or it is not gathered: the name stands unqualified and is
+//! no other CTE's, no column of the system's is asked for, and types, collations and order of the columns are the table's.
+
+use crate::{
+    catalog::snapshot::Table,
+    sql::clauses::{Kind, Token, tokens},
+};
+use std::fmt::Write as _;
+
+/// What to gather.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gather {
+    /// The sharded table, as it stands in the statement, unqualified.
+    pub table: String,
+    pub part: Part,
+}
+
+/// Which rows matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    /// Those that pass the WHERE of the statement's only block.
+    Where,
+}
+
+/// How the texts for the shards and for the shard that answers are made of a statement.
+#[derive(Debug)]
+pub struct Texts<'a> {
+    text: &'a str,
+    table: &'a str,
+    /// Where the CTE goes, and what stands before and behind it.
+    at: usize,
+    before: &'static str,
+    behind: &'static str,
+    /// FROM and WHERE, as far as the shards compute them.
+    part: Option<(usize, usize)>,
+}
+
+/// Names that only a table has as columns, or that mean another thing of a CTE.
+const OF_TABLES: [&str; 9] = [
+    "ctid",
+    "xmin",
+    "xmax",
+    "cmin",
+    "cmax",
+    "tableoid",
+    "only",
+    "tablesample",
+    "current",
+];
+/// What ends FROM and WHERE.
+const ENDS: [&str; 10] = [
+    "group",
+    "having",
+    "window",
+    "order",
+    "limit",
+    "offset",
+    "fetch",
+    "union",
+    "intersect",
+    "except",
+];
+
+impl Gather {
+    /// Whether a statement that reads this table, and no other sharded one, can be computed over its gathered rows.
+    /// `plain`: its WHERE calls only immutable functions.
+    #[must_use]
+    pub fn of(text: &str, table: &str, plain: Plain) -> Option<Self> {
+        let tokens = tokens(text)?;
+        let mut reads = 0;
+        for (at, token) in tokens.iter().enumerate() {
+            if OF_TABLES.iter().any(|word| token.names(word)) {
+                return None;
+            }
+            if token.names(table) {
+                let before = at.checked_sub(1).map(|at| tokens[at]);
+                let behind = tokens.get(at + 1);
+                if before.is_some_and(|before| before.text == ".") {
+                    return None;
+                }
+                // `orders.id` is a column; a bare name is the table, or a row of it.
+                if behind.is_none_or(|behind| behind.text != ".") {
+                    if !before.is_some_and(|before| {
+                        before.is("from") || before.is("join") || before.text == ","
+                    }) {
+                        return None;
+                    }
+                    reads += 1;
+                } else if tokens.get(at + 2).is_some_and(|star| star.text == "*")
+                    && before.is_some_and(|before| before.text == "(")
+                {
+                    // A whole row as an argument.
+                    return None;
+                }
+            }
+        }
+        let part = match plain {
+            Plain::Yes if reads == 1 && pushed(&tokens).is_some() => Part::Where,
+            Plain::Yes | Plain::No => Part::Whole,
+        };
+        (reads > 0).then(|| Self {
+            table: table.to_owned(),
+            part,
+        })
+    }
+
+    /// The texts for one statement; `None` if it is not as its template.
+    #[must_use]
+    pub fn texts<'a>(&'a self, text: &'a str) -> Option<Texts<'a>> {
+        let tokens = tokens(text)?;
+        let first = tokens.first()?;
+        let (at, before, behind) = if first.is("with") {
+            let last = tokens
+                .get(1)
+                .filter(|token| token.is("recursive"))
+                .unwrap_or(first);
+            (last.end, " ", ", ")
+        } else {
+            (first.start, "WITH ", " ")
+        };
+        let part = match self.part {
+            Part::Whole => None,
+            Part::Where => Some(pushed(&tokens)?),
+        };
+        Some(Texts {
+            text,
+            table: &self.table,
+            at,
+            before,
+            behind,
+            part,
+        })
+    }
+}
+
+/// Whether only immutable functions are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    Yes,
+    No,
+}
+
+/// `FROM … WHERE …` of a statement of one block over one relation, if nothing in it needs another.
+fn pushed(tokens: &[Token<'_>]) -> Option<(usize, usize)> {
+    if tokens.iter().filter(|token| token.is("select")).count() != 1
+        || !tokens.first()?.is("select")
+    {
+        return None;
+    }
+    let top = |token: &&Token<'_>| token.depth == 0;
+    let from = tokens.iter().filter(top).find(|token| token.is("from"))?;
+    let filter = tokens.iter().filter(top).find(|token| token.is("where"))?;
+    let end = tokens
+        .iter()
+        .filter(top)
+        .find(|token| token.start > filter.start && ENDS.iter().any(|word| token.is(word)));
+    let last = end.map_or(tokens.last()?.end, |end| end.start);
+    let inside = |token: &&Token<'_>| token.start > from.start && token.start < filter.start;
+    let one = tokens
+        .iter()
+        .filter(inside)
+        .all(|token| token.text != "," && !token.is("join") && token.text != "(");
+    // Times of the transaction, and what is set per session, need not be the same on all shards.
+    let timeless = tokens
+        .iter()
+        .filter(|token| token.start > filter.start && token.start < last)
+        .all(|token| {
+            let word = token.text.to_ascii_lowercase();
+            token.kind != Kind::Word
+                || !(word.starts_with("current_")
+                    || word.starts_with("localtime")
+                    || word.ends_with("_user"))
+        });
+    (one && timeless && from.start < filter.start).then_some((from.start, last))
+}
+
+impl Texts<'_> {
+    /// What each shard is asked.
+    #[must_use]
+    pub fn question(&self) -> String {
+        match self.part {
+            None => format!("SELECT * FROM {}", quote(self.table)),
+            Some((from, to)) => format!("SELECT * {}", self.text[from..to].trim_end()),
+        }
+    }
+
+    /// The statement over the rows: one array of values for each column, as `array_element` makes them.
+    #[must_use]
+    pub fn answer(&self, table: &Table, arrays: &[String]) -> String {
+        let size: usize = arrays.iter().map(String::len).sum();
+        let mut out = String::with_capacity(self.text.len() + size + 100 * arrays.len());
+        out.push_str(&self.text[..self.at]);
+        out.push_str(self.before);
+        let _ = write!(out, "{} AS MATERIALIZED (SELECT ", quote(self.table));
+        for (at, (name, source)) in table.columns.iter().zip(&table.sources).enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            let _ = write!(out, "{comma}{}::{source} AS {0}", quote(name));
+        }
+        out.push_str(" FROM ROWS FROM (");
+        for (at, array) in arrays.iter().enumerate() {
+            out.push_str(if at == 0 { "" } else { ", " });
+            out.push_str("pg_catalog.unnest(E'{");
+            out.push_str(array);
+            out.push_str("}'::pg_catalog.text[])");
+        }
+        out.push_str(") AS gathered(");
+        for (at, name) in table.columns.iter().enumerate() {
+            out.push_str(if at == 0 { "" } else { ", " });
+            out.push_str(&quote(name));
+        }
+        out.push_str("))");
+        out.push_str(self.behind);
+        out.push_str(&self.text[self.at..]);
+        out
+    }
+}
+
+/// Adds a value, NULL if there is none, to the text of an array within `E'…'`.
+pub fn array_element(array: &mut String, value: Option<&str>) {
+    if !array.is_empty() {
+        array.push(',');
+    }
+    let Some(value) = value else {
+        array.push_str("NULL");
+        return;
+    };
+    array.push('"');
+    for c in value.chars() {
+        match c {
+            '"' => array.push_str("\\\\\""),
+            '\\' => array.push_str("\\\\\\\\"),
+            '\'' => array.push_str("''"),
+            c => array.push(c),
+        }
+    }
+    array.push('"');
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::snapshot::{Placement, Table};
+
+    fn table() -> Table {
+        Table {
+            columns: vec!["id".to_owned(), "Note".to_owned()],
+            sources: vec![
+                "bigint".to_owned(),
+                "text COLLATE pg_catalog.\"C\"".to_owned(),
+            ],
+            ..Table::unasked(Placement::Reference)
+        }
+    }
+
+    fn both(text: &str) -> Option<(String, String)> {
+        let gather = Gather::of(text, "orders", Plain::Yes)?;
+        let texts = gather.texts(text)?;
+        Some((
+            texts.question(),
+            texts.answer(&table(), &["1".to_owned(), "\"a\"".to_owned()]),
+        ))
+    }
+
+    #[test]
+    fn a_statement_is_asked_of_the_shards_and_computed_over_their_rows() {
+        let cte = "\"orders\" AS MATERIALIZED (SELECT \"id\"::bigint AS \"id\", \"Note\"::text COLLATE pg_catalog.\"C\" AS \"Note\" \
+                   FROM ROWS FROM (pg_catalog.unnest(E'{1}'::pg_catalog.text[]), pg_catalog.unnest(E'{\"a\"}'::pg_catalog.text[])) AS gathered(\"id\", \"Note\"))";
+        let (question, answer) =
+            both("SELECT count(*) FROM orders o WHERE o.id > 5 ORDER BY 1").unwrap();
+        assert_eq!(question, "SELECT * FROM orders o WHERE o.id > 5");
+        assert_eq!(
+            answer,
+            format!("WITH {cte} SELECT count(*) FROM orders o WHERE o.id > 5 ORDER BY 1")
+        );
+        let (question, answer) =
+            both("WITH RECURSIVE x AS (SELECT 1) SELECT * FROM x, orders").unwrap();
+        assert_eq!(question, "SELECT * FROM \"orders\"");
+        assert_eq!(
+            answer,
+            format!("WITH RECURSIVE {cte}, x AS (SELECT 1) SELECT * FROM x, orders")
+        );
+    }
+
+    #[test]
+    fn only_a_where_of_the_statements_own_table_is_computed_by_the_shards() {
+        for text in [
+            "SELECT * FROM orders WHERE id IN (SELECT id FROM x)",
+            "SELECT * FROM orders JOIN countries ON true WHERE code = 'x'",
+            "SELECT * FROM orders, countries WHERE code = 'x'",
+            "SELECT * FROM orders WHERE day = current_date",
+            "SELECT * FROM orders",
+            "(SELECT * FROM orders WHERE id = 1) UNION SELECT 1",
+        ] {
+            assert_eq!(both(text).unwrap().0, "SELECT * FROM \"orders\"", "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_mean_something_else_is_not_gathered() {
+        for text in [
+            "SELECT ctid FROM orders",
+            "SELECT * FROM ONLY orders",
+            "SELECT * FROM public.orders",
+            "SELECT orders FROM orders",
+            "SELECT to_json(orders.*) FROM orders",
+            "WITH orders AS (SELECT 1) SELECT * FROM orders",
+            "SELECT * FROM orders TABLESAMPLE system (1)",
+            "SELECT E'\\'' FROM orders",
+        ] {
+            assert_eq!(both(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn values_are_quoted_as_arrays_are() {
+        let mut array = String::new();
+        for value in [Some("a'b\"c\\d"), None, Some("")] {
+            array_element(&mut array, value);
+        }
+        assert_eq!(array, r#""a''b\\"c\\\\d",NULL,"""#);
+    }
+}
