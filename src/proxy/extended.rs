@@ -53,6 +53,7 @@ impl Session {
             },
         ] = planned.plan.statements.as_slice()
             && !failed
+            && planned.plan.statements[0].gather.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -110,6 +111,9 @@ impl Session {
                 self.portals
                     .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
                 return Ok(());
+            }
+            if let Some(scatter) = self.scatters(&prepared.plan, &values) {
+                return self.bind_gathered(&scatter, &prepared, &bind).await;
             }
             let Some(place) = self.place(statement, &values)? else {
                 self.reach(Place {
@@ -532,7 +536,7 @@ impl Session {
     }
 
     /// Answers the Parses that wait here when all can be; else on a backend.
-    async fn answer_pending(&mut self) -> Result<(), Stop> {
+    pub(super) async fn answer_pending(&mut self) -> Result<(), Stop> {
         let all_here = self
             .pending
             .iter()

@@ -5,11 +5,12 @@
 //! of rows stays within a limit; the rows' columns are those that the statement was made for.
 
 use super::{
-    link::Hold,
+    link::{Hold, Link},
     place::Place,
+    prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
-    session::{End, Phase, Session, broken, read_more},
+    session::{End, Note, Phase, Session, broken, read_more},
 };
 use crate::{
     catalog::{shard::ShardSet, snapshot::Table},
@@ -18,11 +19,12 @@ use crate::{
         gather::{Gather, array_element},
         unroutable::Unroutable,
     },
+    protocol::pipeline::{Origin, Request},
     sql::statement::Access,
     wire::{
         backend::Status,
         frame,
-        frontend::{self, put_parse, put_query},
+        frontend::{self, Bind, Named, put, put_bind, put_named, put_parse},
         notice::Words,
     },
 };
@@ -30,6 +32,51 @@ use std::sync::Arc;
 
 /// What one statement may hold of rows, as text.
 const LIMIT: usize = 64 << 20;
+
+/// The rest of a Bind without parameters, with a result in text.
+const NOTHING_BOUND: [u8; 6] = [0; 6];
+
+/// What comes with a statement.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound<'a> {
+    /// Types of parameters, as they stand in Parse.
+    pub(super) types: &'a [u8],
+    pub(super) tail: Option<&'a Bind<'a>>,
+}
+
+/// The statement over the rows of all shards.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) text: String,
+    pub(super) types: Vec<u8>,
+}
+
+/// What each shard is asked.
+#[derive(Debug)]
+struct Question {
+    text: String,
+    types: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl Question {
+    /// As one batch. `digits`: in its own transaction, in which floats are written so that they read back as they are.
+    fn put(&self, out: &mut Vec<u8>, digits: bool) {
+        let execute = |out: &mut Vec<u8>| {
+            put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        };
+        if digits {
+            put_parse(out, b"", b"SET LOCAL extra_float_digits = 3", b"");
+            put_bind(out, b"", b"", &NOTHING_BOUND);
+            execute(out);
+        }
+        put_parse(out, b"", self.text.as_bytes(), &self.types);
+        put_bind(out, b"", b"", &self.tail);
+        put_named(out, b'D', Named::Portal(b""));
+        execute(out);
+        frontend::put_bare(out, b'S');
+    }
+}
 
 /// A statement to be computed over several shards.
 pub(super) struct Scatter {
@@ -76,17 +123,50 @@ impl Session {
             value.is_some_and(|value| value.starts_with(start))
         };
         beside
-            && self.phase == Phase::Idle
-            && self.pipeline.is_empty()
+            && self.phase != Phase::Answering
             && self.pinned.is_none()
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
             && self
                 .link
                 .as_ref()
-                .is_none_or(|link| link.status == Status::Idle && link.hold <= Hold::Loose)
+                .is_none_or(|link| is_free(link, self.phase))
             && reported(b"DateStyle", b"ISO")
             && reported(b"IntervalStyle", b"postgres")
+    }
+
+    /// Binds a statement that is computed over several shards.
+    pub(super) async fn bind_gathered(
+        &mut self,
+        scatter: &Scatter,
+        prepared: &Arc<Prepared>,
+        bind: &Bind<'_>,
+    ) -> Result<(), Stop> {
+        self.answer_pending().await?;
+        if self.link.is_some() {
+            self.leave_link().await?;
+        }
+        if self.skip {
+            return Ok(());
+        }
+        let bound = Bound {
+            types: &prepared.raw_types,
+            tail: Some(bind),
+        };
+        let answer = self.gather(scatter, &prepared.text, &bound).await?;
+        let Some(link) = &mut self.link else {
+            return Err(End::Client.into());
+        };
+        let out = link.lease.stream.out();
+        put_parse(out, b"", answer.text.as_bytes(), &answer.types);
+        put_bind(out, bind.portal, b"", bind.tail);
+        link.lease.unnamed = None;
+        self.pipeline
+            .asked(Request::Parse, Origin::Injected, Note::Nothing);
+        self.pipeline
+            .asked(Request::Bind, Origin::Client, Note::Nothing);
+        self.portals.remove(bind.portal);
+        Ok(())
     }
 
     /// The table that is gathered, as the search path finds it, with its columns.
@@ -104,7 +184,12 @@ impl Session {
     ///
     /// # Errors
     /// It is refused, or a server has said why it fails.
-    pub(super) async fn gather(&mut self, scatter: &Scatter, text: &[u8]) -> Result<String, Stop> {
+    pub(super) async fn gather(
+        &mut self,
+        scatter: &Scatter,
+        text: &[u8],
+        bound: &Bound<'_>,
+    ) -> Result<Answer, Stop> {
         let [statement] = scatter.plan.statements.as_slice() else {
             return Err(wording::unroutable(&Unroutable::NotUnderstood).into());
         };
@@ -126,23 +211,22 @@ impl Session {
         };
         let empty = vec![String::new(); table.columns.len()];
         self.reach_for_read(self.any).await?;
-        if let Some(problem) = self.parses(texts.answer(&table, &empty).as_bytes()).await? {
+        let template = texts.answer(&table, &empty);
+        let types = match self.parses(template.as_bytes(), bound.types).await? {
+            Ok(types) => types,
             // PostgreSQL says what is wrong with the statement; what it accepts means something else over rows.
-            return Err(match self.parses(text).await? {
-                Some(problem) => problem.into(),
-                None => {
-                    tracing::debug!(?problem, "a statement is not computed over gathered rows");
-                    refusal()
-                }
-            });
-        }
-        // In the message's own transaction: floats are to read back as they are.
-        let digits = if self.deferred.is_none() {
-            "SET LOCAL extra_float_digits = 3; "
-        } else {
-            ""
+            Err(_of_the_template) => {
+                let judged = self.parses(text, bound.types).await?;
+                return Err(judged.map_or_else(Stop::from, |_| refusal()));
+            }
         };
-        let question = format!("{digits}{}", texts.question());
+        let question = Question {
+            text: texts.question(),
+            types,
+            tail: bound
+                .tail
+                .map_or_else(|| NOTHING_BOUND.to_vec(), Bind::tail_for_text),
+        };
         let mut arrays = empty;
         let mut held = 0;
         for shard in scatter.shards.iter() {
@@ -150,11 +234,13 @@ impl Session {
             if self.link.as_ref().is_none_or(|link| link.shard != shard) {
                 return Err(reply::shard_missing(self.database.shard_name(shard)).into());
             }
-            self.rows(question.as_bytes(), &table, &mut arrays, &mut held)
-                .await?;
+            self.rows(&question, &table, &mut arrays, &mut held).await?;
         }
         self.reach_for_read(self.any).await?;
-        Ok(texts.answer(&table, &arrays))
+        Ok(Answer {
+            text: texts.answer(&table, &arrays),
+            types: question.types,
+        })
     }
 
     async fn reach_for_read(&mut self, shard: crate::catalog::shard::ShardId) -> Result<(), Stop> {
@@ -166,34 +252,33 @@ impl Session {
         self.reach(Place { shard, hold }).await
     }
 
-    /// Whether PostgreSQL takes a text; its error if not.
-    async fn parses(&mut self, text: &[u8]) -> Result<Option<Words>, End> {
+    /// The types of a text's parameters; PostgreSQL's error if it does not take it.
+    async fn parses(&mut self, text: &[u8], types: &[u8]) -> Result<Result<Vec<u8>, Words>, Stop> {
         let Some(link) = &mut self.link else {
-            return Err(End::Client);
+            return Err(End::Client.into());
         };
         let out = link.lease.stream.out();
-        put_parse(out, b"", text, b"");
+        put_parse(out, b"", text, types);
+        put_named(out, b'D', Named::Statement(b""));
         frontend::put_bare(out, b'S');
         link.lease.unnamed = None;
-        let mut problem = None;
+        let mut found = Ok(Vec::new());
         self.hear(|tag, body| {
-            if tag == b'E' {
-                problem = Some(Words::Servers(body.to_vec()));
+            match tag {
+                b'E' => found = Err(Words::Servers(body.to_vec())),
+                b't' => found = Ok(body.get(2..).unwrap_or_default().to_vec()),
+                _ => {}
             }
             Ok(())
         })
-        .await
-        .map_err(|stop| match stop {
-            Stop::End(end) => end,
-            Stop::Refused(words) => End::Told(words),
-        })?;
-        Ok(problem)
+        .await?;
+        Ok(found)
     }
 
     /// Adds a shard's rows.
     async fn rows(
         &mut self,
-        question: &[u8],
+        question: &Question,
         table: &Table,
         arrays: &mut [String],
         held: &mut usize,
@@ -201,7 +286,8 @@ impl Session {
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
         };
-        put_query(link.lease.stream.out(), question);
+        let digits = self.deferred.is_none();
+        question.put(link.lease.stream.out(), digits);
         link.lease.unnamed = None;
         let mut problem = None;
         let heard = self
@@ -322,4 +408,13 @@ fn add_row(body: &[u8], arrays: &mut [String]) -> Option<()> {
         array_element(array, value);
     }
     Some(())
+}
+
+/// Whether nothing has been done on the link that others must see or wait for.
+fn is_free(link: &Link, phase: Phase) -> bool {
+    let beside = match phase {
+        Phase::Idle => Hold::Loose,
+        Phase::Batch | Phase::Answering => Hold::AsideTransaction,
+    };
+    link.hold <= beside && (link.status == Status::Idle || link.hold == Hold::AsideTransaction)
 }

@@ -1,6 +1,7 @@
 //! The simple protocol: a Query is one batch; all its statements run on one shard, or none does. FunctionCall too.
 
 use super::{
+    gather::Bound,
     link::Hold,
     local::own_setting,
     place::{Place, changes_meaning},
@@ -63,9 +64,16 @@ impl Session {
         {
             return Ok(());
         }
-        if let Some(scatter) = self.scatters(&planned.plan, &values) {
-            let text = self.gather(&scatter, text).await?;
-            self.send_query(text.as_bytes(), planned.plan);
+        if self.phase == Phase::Idle
+            && self.pipeline.is_empty()
+            && let Some(scatter) = self.scatters(&planned.plan, &values)
+        {
+            let bound = Bound {
+                types: &[],
+                tail: None,
+            };
+            let answer = self.gather(&scatter, text, &bound).await?;
+            self.send_query(answer.text.as_bytes(), planned.plan);
             return Ok(());
         }
         self.check_together(statements)?;

@@ -83,6 +83,14 @@ impl<'a> Bind<'a> {
         })
     }
 
+    /// The same parameters for a statement whose result is asked for as text.
+    #[must_use]
+    pub fn tail_for_text(&self) -> Vec<u8> {
+        let mut tail = self.tail[..2 + self.formats.len() + 2 + self.values.len()].to_vec();
+        tail.extend_from_slice(&[0, 0]);
+        tail
+    }
+
     /// How many parameters there are.
     #[must_use]
     pub fn len(&self) -> usize {
