@@ -257,10 +257,11 @@ impl Session {
         Ok(())
     }
 
-    /// Asks for the settings that routing depends on and that the role or the database may have set.
+    /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own
+    /// search_path is in force: nothing is named without its schema, no operator either.
     async fn learn_defaults(&mut self) -> Result<(), End> {
         let asked = self
-            .ask(b"SELECT pg_catalog.current_setting('search_path') || E'\\n' || pg_catalog.current_setting('default_transaction_isolation')")
+            .ask(b"SELECT pg_catalog.concat(pg_catalog.current_setting('search_path'), E'\\n', pg_catalog.current_setting('default_transaction_isolation'))")
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
