@@ -6,6 +6,7 @@
 
 use shardway::{
     catalog::{
+        code::{Code, Piece, PieceKind},
         group::{Group, GroupId, Map, RangeEntry},
         hash::HashFunction,
         key::KeyType,
@@ -296,7 +297,10 @@ fn shop() -> Snapshot {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: HashMap::default(),
-        code: shardway::catalog::code::Code::Unknown,
+        code: Code::learned(&[
+            function("order_total", "SELECT sum(price) FROM order_items"),
+            function("set_tenant", "SELECT set_config('app.tenant', $1, false)"),
+        ]),
     }
 }
 
@@ -467,6 +471,14 @@ fn what_nothing_lists_hides_what_is_listed_behind_it() {
     );
 }
 
+fn function(name: &str, text: &str) -> Piece {
+    Piece {
+        kind: PieceKind::Function,
+        name: name.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
 /// A database of one shard refuses nothing; only what its session must know is told.
 #[test]
 fn one_shard_refuses_nothing() {
@@ -480,7 +492,7 @@ fn one_shard_refuses_nothing() {
     for (sql, effect) in [
         ("SELECT * FROM anything", Effect::None),
         ("CREATE TABLE x (id int)", Effect::None),
-        ("SELEC 1", Effect::None),
+        ("SELEC 1", Effect::Opaque),
         ("BEGIN", Effect::Begin),
         ("DO $$ BEGIN END $$", Effect::Opaque),
         ("PREPARE a AS SELECT 1", Effect::Prepare("a".to_owned())),

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     catalog::{code::Code, group::GroupId, shard::ShardId, snapshot::Snapshot},
+    protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
         functions::{Class, Keeps, classify},
@@ -256,7 +257,12 @@ fn whole(
     let statement = StatementPlan {
         start: 0,
         end,
-        effect: Effect::Opaque,
+        // On several shards it is judged, not run.
+        effect: if snapshot.is_single() {
+            Effect::Opaque
+        } else {
+            Effect::None
+        },
         access: Access::Write,
         target,
     };
@@ -728,7 +734,11 @@ impl Planner<'_> {
         ) {
             analysis.refuse(Unroutable::Function { name });
         }
-        if let (Some(name), Code::Known { .. }) = (calls.leaves.clone(), &self.snapshot.code) {
+        if let Some(name) = calls
+            .leaves
+            .clone()
+            .filter(|name| self.snapshot.code.is_known_to_leave(&name.to_lowercase()))
+        {
             analysis.refuse(Unroutable::Function { name });
         }
         if self.statement.settings != SettingCalls::None {
@@ -862,21 +872,16 @@ impl Planner<'_> {
 
 /// The value of `set_config` as what may follow `SET name TO`: a list of schemas is a list there.
 fn setting_text(name: &str, value: &str) -> String {
-    if name != "search_path" || value.is_empty() {
-        return quoted(value);
-    }
-    let parts = value.split(',').map(|part| {
-        let part = part.trim();
-        match part
-            .strip_prefix('"')
-            .and_then(|part| part.strip_suffix('"'))
-        {
-            Some(inside) => quoted(&inside.replace("\"\"", "\"")),
-            None => quoted(&part.to_ascii_lowercase()),
+    let items = is_list_of_names(name).then(|| list(&Value::Config(value.to_owned())));
+    match items.flatten() {
+        Some(items) => {
+            let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+            items.join(", ")
         }
-    });
-    parts.collect::<Vec<_>>().join(", ")
+        None => quoted(value),
+    }
 }
+
 /// Whether a text asks for what is the running transaction's own: its time, its number, its snapshot. Such a statement
 /// must run in the transaction, as one that writes does. Words inside literals do not count; words that only look like
 /// one of these do, which binds a transaction earlier than need be and is never wrong.

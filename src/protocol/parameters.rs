@@ -20,6 +20,18 @@ pub enum Value {
     Config(String),
 }
 
+impl Value {
+    /// What a statement says behind `SET name TO`; empty for the list without items, which SQL has no word for.
+    #[must_use]
+    pub fn given(text: String) -> Self {
+        if text.is_empty() {
+            Self::Config(text)
+        } else {
+            Self::Sql(text)
+        }
+    }
+}
+
 /// Settings by folded name.
 pub type Map = BTreeMap<String, Value>;
 /// As [`Map`]; `None`: the server's own value.

@@ -378,7 +378,7 @@ impl Session {
             Effect::Set { name, value, local } => {
                 self.begun_there();
                 self.parameters
-                    .set(name, value.clone().map(Value::Sql), *local);
+                    .set(name, value.clone().map(Value::given), *local);
                 let aside = self
                     .link
                     .as_ref()
@@ -387,7 +387,11 @@ impl Session {
                     // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
                     Some(deferred) if *local && aside => {
                         let own = self.parameters.own_default(name);
-                        let text = set_local(name, value.as_deref().or(own.as_deref()));
+                        let value = value.as_deref().or(own.as_deref());
+                        let text = set_local(
+                            name,
+                            value.map(|value| if value.is_empty() { "''" } else { value }),
+                        );
                         deferred.setting(text.as_bytes());
                     }
                     _ => {}

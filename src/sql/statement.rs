@@ -19,7 +19,8 @@ pub enum Effect {
     RollbackTo(String),
     /// SET TRANSACTION, SET CONSTRAINTS: means something inside the running transaction only.
     SetTransaction,
-    /// SET, and a sole `SELECT set_config(literals)`. `value` `None`: DEFAULT.
+    /// SET, and a sole `SELECT set_config(literals)`. `value` `None`: DEFAULT; empty: a list without items, which only
+    /// `set_config` can make.
     Set {
         name: String,
         value: Option<String>,

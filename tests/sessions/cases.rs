@@ -28,12 +28,10 @@ fn has_test(place: &str) -> bool {
             .is_some_and(|rest| rest.starts_with('('))
     };
     let marked = |line: &&str| line.starts_with("#[") && line.contains("test]");
-    lines.iter().enumerate().any(|(at, line)| {
-        is_it(line)
-            && lines[at.saturating_sub(4)..at]
-                .iter()
-                .any(|line| marked(line))
-    })
+    lines
+        .iter()
+        .enumerate()
+        .any(|(at, line)| is_it(line) && lines[at.saturating_sub(4)..at].iter().any(marked))
 }
 
 fn tests(entry: &Value) -> Vec<&str> {

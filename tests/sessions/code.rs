@@ -57,7 +57,7 @@ const LEAVES: &[&str] = &[
     "begin; declare c cursor for select set_config('app.left', 'fetched', false); fetch c; commit",
 ];
 
-fn play(stage: &mut Stage, test: &str) -> Vec<String> {
+fn play(stage: &Stage, test: &str) -> Vec<String> {
     let mut seen = Vec::new();
     for leaves in LEAVES {
         let sql = leaves.replace("$_", test);
