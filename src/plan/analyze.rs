@@ -452,6 +452,8 @@ impl Planner<'_> {
 
     fn set(&self, set: &Set) -> (Effect, Access, Target) {
         let effect = match set {
+            // It begins a sequence of numbers, which goes on where it was begun.
+            Set::Value { name, .. } if name == "seed" => Effect::Pins(PinReason::Setting),
             Set::Value { name, value, local } => Effect::Set {
                 name: name.clone(),
                 value: value.clone(),
@@ -705,6 +707,13 @@ impl Planner<'_> {
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
             }
             let builtin = function.schema.is_none() && classify(&function.name) != Class::Unknown;
+            let seeds = matches!(
+                function.name.as_str(),
+                "setseed" | "pg_replication_origin_session_setup"
+            );
+            if seeds && class != Class::Unknown {
+                calls.leaves = calls.leaves.or_else(name);
+            }
             if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
                 calls.leaves = calls.leaves.or_else(name);
             }

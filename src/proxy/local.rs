@@ -485,6 +485,19 @@ impl Session {
         }
     }
 
+    /// What SET has said of DateStyle is a part of it: the whole is what the backend reports.
+    pub(super) fn complete_date_style(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
+        let reported = link.lease.reported.get(b"DateStyle");
+        if known
+            && let Some(reported) = reported
+            && self.parameters.complete_date_style(reported)
+        {
+            self.settings_are_told();
+        }
+    }
+
     /// The backend knows exactly what the session wants.
     fn settings_are_told(&mut self) {
         self.context_stale = true;

@@ -803,6 +803,7 @@ impl Session {
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
             }
+            self.complete_date_style();
         }
         self.failed = false;
         self.info.set_in_transaction(status != Status::Idle);
