@@ -3,6 +3,7 @@
 mod array;
 pub mod code;
 mod datetime;
+pub mod effects;
 pub mod group;
 pub mod hash;
 pub mod key;

@@ -286,6 +286,7 @@ struct Planner<'a> {
 /// What the functions of a statement do.
 struct Calls {
     home: Option<Keeps>,
+    large_objects: bool,
     one_shard: Option<String>,
     runs_sql: Option<String>,
     unknown: Option<String>,
@@ -599,6 +600,7 @@ impl Planner<'_> {
         let access = if analysis.writes
             || opaque
             || calls.home.is_some()
+            || calls.large_objects
             || names_transaction(self.text, self.slots)
         {
             Access::Write
@@ -679,6 +681,7 @@ impl Planner<'_> {
     fn calls(&self) -> Calls {
         let mut calls = Calls {
             home: None,
+            large_objects: false,
             one_shard: None,
             runs_sql: None,
             unknown: None,
@@ -702,6 +705,7 @@ impl Planner<'_> {
                 Class::Plain | Class::Setting => {}
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
                 Class::Home(Keeps::SessionLock) => calls.home = Some(Keeps::SessionLock),
+                Class::LargeObject => calls.large_objects = true,
                 Class::OneShard => calls.one_shard = calls.one_shard.or_else(name),
                 Class::RunsSql => calls.runs_sql = calls.runs_sql.or_else(name),
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
@@ -731,17 +735,26 @@ impl Planner<'_> {
             analysis.refuse(Unroutable::Function { name });
         }
         let placed = !pins.is_empty() || !analysis.fixed.is_empty();
-        if calls.home.is_some() {
-            analysis.fixed.push(Fixed {
-                shard: self.snapshot.home,
-                why: Why::Home,
-            });
+        for (uses, why) in [
+            (calls.home.is_some(), Why::Home),
+            (calls.large_objects, Why::LargeObjects),
+        ] {
+            if uses {
+                let shard = self.snapshot.home;
+                analysis.fixed.push(Fixed { shard, why });
+            }
         }
         if let (false, Some(name)) = (
             placed,
             calls.one_shard.clone().or_else(|| calls.unknown.clone()),
         ) {
             analysis.refuse(Unroutable::Function { name });
+        }
+        // Each shard has its own numbers; those of a table on one shard are that shard's.
+        if let (false, Some(name)) = (pins.is_empty(), &calls.one_shard)
+            && matches!(name.as_str(), "nextval" | "setval")
+        {
+            analysis.refuse(Unroutable::Function { name: name.clone() });
         }
         if let Some(name) = calls
             .leaves
@@ -844,6 +857,10 @@ impl Planner<'_> {
             match &fixed {
                 Some(found) if found.shard != need.shard => {
                     if matches!(found.why, Why::Override(_)) {
+                        let named = matches!(self.pinned, Some(Override::Shard(_)));
+                        if named && need.why == Why::LargeObjects {
+                            continue;
+                        }
                         return self.contradicts(need.shard);
                     }
                     let name = |shard: ShardId| {
@@ -863,7 +880,10 @@ impl Planner<'_> {
         if pins.is_empty() {
             return Target::Fixed(match fixed {
                 None => Route::Any,
-                Some(Fixed { why: Why::Home, .. }) => Route::Home,
+                Some(Fixed {
+                    why: Why::Home | Why::LargeObjects,
+                    ..
+                }) => Route::Home,
                 Some(fixed) => Route::One(fixed.shard),
             });
         }

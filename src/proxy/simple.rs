@@ -228,14 +228,11 @@ impl Session {
 
     pub(super) async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {
         self.refresh();
-        let shard = self.link_shard().unwrap_or(self.snapshot.home);
-        match self
-            .reach(Place {
-                shard,
-                hold: Hold::Bound,
-            })
-            .await
-        {
+        let place = match self.place_of_call() {
+            Ok(place) => place,
+            Err(refused) => return self.refuse_query(&refused.into()).await,
+        };
+        match self.reach(place).await {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
