@@ -292,6 +292,15 @@ struct Calls {
     unknown: Option<String>,
     /// May leave something in the session.
     leaves: Option<String>,
+    sequence: Option<Draw>,
+}
+
+/// What is asked of a sequence by its function.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draw {
+    Next,
+    /// What the session drew last.
+    Last,
 }
 
 impl Planner<'_> {
@@ -620,8 +629,10 @@ impl Planner<'_> {
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
+            _ if calls.sequence == Some(Draw::Last) => Effect::Pins(PinReason::Sequence),
             _ if calls.leaves.is_some() || self.names_code() => Effect::Pins(PinReason::Code),
             _ if calls.unknown.is_some() => Effect::Opaque,
+            _ if calls.sequence == Some(Draw::Next) => Effect::Draws,
             _ => Effect::None,
         }
     }
@@ -686,6 +697,7 @@ impl Planner<'_> {
             runs_sql: None,
             unknown: None,
             leaves: None,
+            sequence: None,
         };
         let shadowed = self
             .context
@@ -711,6 +723,12 @@ impl Planner<'_> {
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
             }
             let builtin = function.schema.is_none() && classify(&function.name) != Class::Unknown;
+            match function.name.as_str() {
+                _ if class != Class::OneShard => {}
+                "currval" | "lastval" => calls.sequence = Some(Draw::Last),
+                "nextval" => calls.sequence = calls.sequence.or(Some(Draw::Next)),
+                _ => {}
+            }
             let seeds = matches!(
                 function.name.as_str(),
                 "setseed" | "pg_replication_origin_session_setup"

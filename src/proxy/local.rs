@@ -293,7 +293,7 @@ impl Session {
             | Effect::Reset(_)
             | Effect::ResetAll
             | Effect::DiscardAll => self.setting_took_effect(effect),
-            Effect::None | Effect::SetTransaction | Effect::Opaque => {}
+            Effect::None | Effect::SetTransaction | Effect::Opaque | Effect::Draws => {}
             Effect::Deallocate(None) => self.forget_statements(),
             Effect::Deallocate(Some(_))
             | Effect::Execute(_)

@@ -16,6 +16,7 @@ use super::{
     database::Database,
     ending,
     link::{Hold, Link},
+    numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
 };
@@ -179,6 +180,8 @@ pub struct Session {
     pub(super) running: Option<(Arc<Plan>, usize)>,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
+    /// Where numbers of sequences were drawn last.
+    pub(super) drew: Option<Drew>,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -423,7 +426,8 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, link: Link) {
+    fn attach(&mut self, mut link: Link) {
+        link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
         link.lease.info.set_leased(self.info.pid);
@@ -923,5 +927,6 @@ fn pin_word(reason: PinReason) -> &'static str {
         PinReason::SetRole => "SET ROLE",
         PinReason::Setting => "a setting that cannot be replayed",
         PinReason::Code => "code that may have left something",
+        PinReason::Sequence => "currval or lastval",
     }
 }
