@@ -13,7 +13,7 @@ use super::{
 use crate::clock::Duration;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 /// Reads a configuration file.
 ///
@@ -237,7 +237,13 @@ fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
             },
         );
     }
+    let id = reader
+        .integer(&node, "id")
+        .and_then(|id| u8::try_from(id).ok());
+    let peers = read_peers(reader, &node, id);
     Server {
+        id,
+        peers,
         listen,
         http,
         tls: read_tls(reader, &tls_node),
@@ -254,6 +260,44 @@ fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
         },
         log_level: level,
     }
+}
+
+/// The other proxies; who has some needs a number of its own.
+fn read_peers(reader: &mut Reader, node: &Node<'_>, id: Option<u8>) -> BTreeMap<u8, Address> {
+    let mut peers = BTreeMap::new();
+    for (name, place, value) in reader.entries(node, "peers") {
+        let Some(number) = name
+            .parse()
+            .ok()
+            .filter(|number| (1..=127).contains(number))
+        else {
+            let (least, most) = (1, 127);
+            reader.fail(
+                &place,
+                Problem::OutOfRange {
+                    key: name,
+                    least,
+                    most,
+                },
+            );
+            continue;
+        };
+        let DeValue::String(text) = value.get_ref() else {
+            reader.wrong_type(&name, "a string: the address", value);
+            continue;
+        };
+        let address = read_address(reader, text, &value.span(), "");
+        peers.extend(
+            address
+                .filter(|_| Some(number) != id)
+                .map(|address| (number, address)),
+        );
+    }
+    if id.is_none() && node.has("peers") {
+        let place = "server".to_owned();
+        reader.fail(&node.place("peers"), Problem::Missing { place, key: "id" });
+    }
+    peers
 }
 
 /// Levels, alone or of a module: `info,shardway::pool=debug`.

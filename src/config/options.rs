@@ -149,6 +149,10 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Server, "tls", Kind::Table, "TLS towards clients."),
     opt(Section::Server, "max_clients", COUNT, "Client connections that may be open at once, authenticated or not.")
         .or("1000").server(|server| server.max_clients.to_string()),
+    opt(Section::Server, "id", Kind::Integer { least: 1, most: 127 }, "This proxy's number among those behind one address, so that a cancel request reaches the proxy whose session it means; default: there is only one.")
+        .server(|server| server.id.map(|id| id.to_string()).unwrap_or_default()),
+    opt(Section::Server, "peers", Kind::Tables, "The proxies behind the same address, by number: `2 = \"postgres://host:port\"`, in the form of a shard's `primary`, TLS included. A cancel request for a session of theirs is passed on. The own number is skipped, so that all can have the same list.")
+        .server(|server| joined(server.peers.iter().map(|(id, address)| format!("{id} = {}:{}", show_host(&address.host), address.port)))),
     opt(Section::Server, "login_timeout", Kind::Duration, "Startup, TLS and authentication of a client together take no longer.")
         .or("\"15s\"").server(|server| show_duration(server.login_timeout)),
     opt(Section::Server, "shutdown_timeout", Kind::Duration, "How long a drain waits for transactions to end.")

@@ -21,6 +21,10 @@ pub struct Server {
     pub tls: ServerTls,
     /// Connections that may be open, authenticated or not.
     pub max_clients: usize,
+    /// Among the proxies behind one address, from 1 to 127.
+    pub id: Option<u8>,
+    /// The other proxies by their number.
+    pub peers: BTreeMap<u8, Address>,
     /// Startup, TLS and authentication together.
     pub login_timeout: Duration,
     /// How long a drain waits for transactions to end.

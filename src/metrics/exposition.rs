@@ -96,6 +96,11 @@ impl Page {
                 &process.cancels_matched,
             ),
             (
+                "shardway_cancels_passed_on_total",
+                "Cancel requests passed on to the proxy whose session they mean",
+                &process.cancels_passed_on,
+            ),
+            (
                 "shardway_panics_total",
                 "Sessions that ended by a panic",
                 &process.panics,

@@ -272,7 +272,9 @@ impl Session {
         for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
             self.link = Some(link);
             let spent = self.link.as_ref().is_some_and(|link| link.spent);
-            let quiet = !self.cancel.detach() && !spent;
+            let target = self.link.as_ref().map(|link| &link.lease.target);
+            let doubtful = target.is_some_and(|target| self.cancel.is_doubtful(target));
+            let quiet = !self.cancel.detach() && !doubtful && !spent;
             if quiet
                 && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
                 && let Some(mut link) = self.link.take()
@@ -362,6 +364,7 @@ impl Session {
         let Some(mut link) = self.link.take() else {
             return Ok(());
         };
+        link.spent |= self.cancel.is_doubtful(&link.lease.target);
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }

@@ -1,7 +1,7 @@
 //! From a socket to a running session: logs the client in, finds its database, tells it the server's settings.
 
 use super::{
-    Shared,
+    Shared, cancel,
     database::Database,
     local::check_own,
     reply::session as reply,
@@ -42,7 +42,7 @@ pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginCont
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            cancel::carry_out(pid, &key, &shared).await;
             drop(transport);
         }
         Ok(Login::Closed) => {}
@@ -61,7 +61,7 @@ pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<Login
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            cancel::carry_out(pid, &key, &shared).await;
             drop(transport);
         }
         Ok(Login::Session(entered)) => {
@@ -70,30 +70,6 @@ pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<Login
             drop(client.flush().await);
         }
         Ok(Login::Closed) | Err(_) => {}
-    }
-}
-
-/// Carries out a CancelRequest, if it names one of our sessions with its key. It is never answered.
-async fn cancel(pid: u32, key: &[u8], shared: &Arc<Shared>) {
-    shared.metrics.process.cancels.increment();
-    if shared.metrics.sessions.find_cancel(pid, key).is_none() {
-        return;
-    }
-    shared.metrics.process.cancels_matched.increment();
-    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else {
-        return;
-    };
-    let target = &in_flight.target;
-    let sent = crate::net::backend::cancel(
-        &target.address,
-        target.pid,
-        &target.key,
-        super::session::CANCEL_PATIENCE,
-        &shared.tls,
-    )
-    .await;
-    if let Err(problem) = sent {
-        tracing::warn!(%problem, "a cancel request did not reach the server");
     }
 }
 

@@ -62,6 +62,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
         databases: ArcSwap::from_pointee(databases),
@@ -118,6 +119,7 @@ impl Service for Sessions {
             .map(|(_, database)| Arc::clone(database))
             .collect();
         shared.databases.store(Arc::new(new));
+        shared.metrics.sessions.set_proxy(settings.server.id);
         shared.settings.store(settings);
         self.logins.store(Arc::new(logins));
         // After the stores: a session that sees the new number finds the new databases.

@@ -86,6 +86,8 @@ fn settings(max_clients: usize) -> Settings {
         },
         max_clients,
         login_timeout: Duration::from_secs(10),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(10),
         workers: 1,
         plan_cache_bytes: 0,

@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod cancelling;
 mod copying;
 mod drivers;
 mod dumping;

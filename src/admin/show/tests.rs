@@ -111,6 +111,8 @@ fn console() -> Console {
         },
         max_clients: 100,
         login_timeout: Duration::from_secs(60),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,
