@@ -310,6 +310,53 @@ async fn tls_may_begin_without_a_request_when_it_names_the_protocol() {
     }
 }
 
+/// A TLS connection that begins with a request, or without one.
+async fn encrypted(address: SocketAddr, request: &[u8]) -> Transport {
+    let config = ClientTls::new().unwrap().config(TlsMode::Require, None);
+    let mut transport = Transport::tcp(TcpStream::connect(address).await.unwrap()).unwrap();
+    if !request.is_empty() {
+        transport.write_all(request).await.unwrap();
+        let mut answer = [0];
+        transport.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, *b"S");
+    }
+    let name = ServerName::try_from("localhost").unwrap();
+    transport.connect_tls(config.unwrap(), name).await.unwrap()
+}
+
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+#[tokio::test]
+async fn cancel_requests_arrive_inside_tls_and_further_requests_for_tls_do_not() {
+    let (address, mut logins) = tcp(context(TlsMode::Require, &testing::certificates()));
+    for request in [&[][..], &SSL_REQUEST] {
+        let mut cancel = Vec::new();
+        startup::put_cancel_request(&mut cancel, 7, &[1; 32]);
+        let again = "unsupported frontend protocol 1234.5679";
+        for (packet, outcome) in [(&cancel[..], "cancel 7 32"), (&SSL_REQUEST, again)] {
+            let mut transport = encrypted(address, request).await;
+            transport.write_all(packet).await.unwrap();
+            assert_eq!(logins.recv().await.unwrap(), outcome);
+        }
+    }
+}
+
+#[tokio::test]
+async fn tls_without_a_request_where_none_is_offered_is_no_startup_packet() {
+    let certificates = testing::certificates();
+    let mut disabled = context(TlsMode::Disable, &certificates);
+    disabled.tls = None;
+    let (address, mut logins) = tcp(disabled);
+    let config = ClientTls::new().unwrap().config(TlsMode::Require, None);
+    let transport = Transport::tcp(TcpStream::connect(address).await.unwrap()).unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    assert!(transport.connect_tls(config.unwrap(), name).await.is_err());
+    assert_eq!(
+        logins.recv().await.unwrap(),
+        "invalid length of startup packet"
+    );
+}
+
 fn startup_packet(pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
     let mut out = Vec::new();
     startup::put_message(&mut out, 0, pairs);

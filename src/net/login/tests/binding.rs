@@ -19,19 +19,11 @@ async fn man_in_the_middle(identity: &Certificates, address: SocketAddr) -> Sock
         client.read_exact(&mut request).await.unwrap();
         client.write_all(b"S").await.unwrap();
         let mut client = client.accept_tls(tls).await.unwrap();
-        let mut server = direct_tls(address).await;
+        let mut server = encrypted(address, &[]).await;
         // Either side may end it.
         let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await;
     });
     middle
-}
-
-/// A TLS connection without a request, trusting anybody.
-async fn direct_tls(address: SocketAddr) -> Transport {
-    let config = ClientTls::new().unwrap().config(TlsMode::Require, None);
-    let transport = Transport::tcp(TcpStream::connect(address).await.unwrap()).unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    transport.connect_tls(config.unwrap(), name).await.unwrap()
 }
 
 /// The mechanisms that are offered to a user.
@@ -57,9 +49,9 @@ async fn channel_binding_is_offered_inside_tls_only() {
     let plain = TcpStream::connect(address).await.unwrap();
     let mut plain = Transport::tcp(plain).unwrap();
     assert_eq!(mechanisms(&mut plain).await, ["SCRAM-SHA-256"]);
-    let mut encrypted = direct_tls(address).await;
+    let mut inside = encrypted(address, &[]).await;
     assert_eq!(
-        mechanisms(&mut encrypted).await,
+        mechanisms(&mut inside).await,
         ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]
     );
 }
@@ -96,7 +88,7 @@ async fn a_client_whose_offer_was_stripped_of_channel_binding_is_refused() {
             "the client's message does not fit the mechanism that it selected",
         ),
     ] {
-        let mut transport = direct_tls(address).await;
+        let mut transport = encrypted(address, &[]).await;
         mechanisms(&mut transport).await;
         let first = format!("{flag},,n=,r=abcdefgh");
         let mut out = Vec::new();
@@ -115,7 +107,7 @@ async fn a_certificate_whose_signature_names_no_hash_offers_no_binding() {
     let certificates = testing::certificates_signed(&rcgen::PKCS_ED25519);
     let (address, mut logins) = tcp(context(TlsMode::Prefer, &certificates));
     assert_eq!(
-        mechanisms(&mut direct_tls(address).await).await,
+        mechanisms(&mut encrypted(address, &[]).await).await,
         ["SCRAM-SHA-256"]
     );
     assert_eq!(logins.recv().await.unwrap(), "closed");
