@@ -2,7 +2,7 @@
 //! the backend, however late it arrives, and nobody at all when its key is wrong.
 
 use crate::{
-    harness::{Proxy, Recipe, block_on, customers_on, get, shop, until},
+    harness::{Proxy, Recipe, Target, block_on, customers_on, get, shop, until},
     raw::{Raw, cancel_request},
 };
 use shardway::sandbox::shop as names;
@@ -274,16 +274,29 @@ fn pid_of(raw: &mut Raw) -> String {
     String::from_utf8(row.unwrap_or_else(|| panic!("{replies:?}")).body[6..].to_vec()).unwrap()
 }
 
-/// One whose statement has ended while its cancel is still on its way, and another who wants the same backend.
+/// One whose statement has ended while its cancel is still on its way: its backend, and another who wants that.
 fn crossing(gate: &Gate, proxy: &Proxy, mark: &str) -> (String, Raw) {
     let [mut first, mut second] = [Raw::login(&proxy.target()), Raw::login(&proxy.target())];
-    first.query("SELECT pg_backend_pid() FROM pg_sleep(0.5)");
+    let direct = Target {
+        name: "direct",
+        port: shop().shards()[0].port(),
+    };
+    // The statement ends when we let it.
+    let lock = format!("pg_advisory_xact_lock(hashtext('{mark}'))");
+    let mut holder = Raw::login(&direct);
+    holder.query(&format!("BEGIN; SELECT {lock}"));
+    holder.until(b'Z');
+    first.query(&format!(
+        "SELECT pg_backend_pid() FROM {lock} AS first_{mark}"
+    ));
+    until("it runs", || runs(0, &format!("AS first_{mark}")));
     let mut request = Raw::connect(&proxy.target());
     request.send(&cancel_request(first.cancel_key()));
     until("the request waits at the gate", || gate.waiting() == 1);
     second.query(&format!(
         "SELECT pg_backend_pid() FROM (SELECT pg_sleep(0.5)) AS {mark}"
     ));
+    holder.query("COMMIT");
     (pid_of(&mut first), second)
 }
 
