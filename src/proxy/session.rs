@@ -352,7 +352,7 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet())
+            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
                 .await
                 .is_ok();
             if !quiet || self.prelude(b"").await.is_err() {
@@ -373,6 +373,17 @@ impl Session {
             link.lease.release();
         }
         Ok(())
+    }
+
+    /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
+    async fn quiet(&mut self) {
+        let mut quiet = pin!(self.cancel.quiet());
+        let client = &mut self.client;
+        poll_fn(|cx| {
+            let _flushed = client.poll_flush(cx);
+            quiet.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Makes the link a backend on this shard, ready for the session's statements. The caller has made sure that no
