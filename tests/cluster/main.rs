@@ -20,3 +20,4 @@ mod psql;
 mod raw;
 mod replicating;
 mod tls;
+mod tools;
