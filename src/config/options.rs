@@ -199,6 +199,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Database, "control", Kind::Table, "Shardway's own role on the servers, for the catalog, health and inspection; never the application's."),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
     opt(Section::Database, "unlisted_tables", Kind::Text, "Where tables live that nothing lists: a shard's name, or `error` to refuse them."),
+    opt(Section::Database, "per_shard", Kind::Texts, "Triggers, unique constraints, indexes, policies, rules, foreign keys and columns with counting defaults that may act on each shard by itself, as `schema.table.name`, `*` for every name; statements that set off others of that kind are refused (SW125).").or("[]"),
     opt(Section::Database, "pool", Kind::Table, "As the section `pool`, for this database."),
     opt(Section::Database, "groups", Kind::Tables, "Colocation groups by name."),
     opt(Section::Database, "tables", Kind::Table, "Tables that are not spread by a key."),

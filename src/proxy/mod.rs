@@ -5,6 +5,7 @@ pub mod cancel;
 pub mod console;
 mod counting;
 pub mod database;
+mod ending;
 mod extended;
 mod link;
 mod local;

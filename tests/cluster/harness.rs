@@ -262,7 +262,7 @@ pub(crate) struct Proxy {
     pub(crate) http: u16,
     /// Where its configuration is.
     pub(crate) config: PathBuf,
-    pid: String,
+    pub(crate) pid: String,
     log: Arc<Mutex<String>>,
     child: Child,
 }

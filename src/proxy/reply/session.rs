@@ -32,6 +32,24 @@ pub fn broken_frame(problem: &dyn std::fmt::Display) -> Notice {
     fatal("08P01", problem.to_string())
 }
 
+/// A message that came while the backend reads the data of a COPY.
+#[must_use]
+pub fn unexpected_in_copy(tag: u8) -> Notice {
+    error(
+        "08P01",
+        format!("unexpected message type 0x{tag:02X} during COPY from stdin"),
+    )
+}
+
+/// The end of a session whose next message nobody can make sense of.
+#[must_use]
+pub fn out_of_step() -> Notice {
+    fatal(
+        "08P01",
+        "terminating connection because protocol synchronization was lost",
+    )
+}
+
 /// A message whose body is not what its tag says.
 #[must_use]
 pub fn malformed() -> Notice {
