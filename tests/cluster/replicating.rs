@@ -215,6 +215,29 @@ fn pg_recvlogical_follows_the_named_shard() {
 }
 
 #[test]
+fn psycopg2_consumes_a_stream_of_the_named_shard() {
+    let proxy = before_all("");
+    let key = key_on(2, 8_500_000);
+    let [python, script] = crate::drivers::python("with_replication.py");
+    let mut client = Command::new(python);
+    proxy.target().apply(&mut client);
+    client.env("PGUSER", ROLE).env("PGPASSWORD", ROLE);
+    let out = printed(
+        client
+            .args([&script, names::DATABASE, "s2"])
+            .arg(key.to_string()),
+    );
+    let [inserted, dropped] = &out.lines().collect::<Vec<_>>()[..] else {
+        panic!("{out}")
+    };
+    assert!(inserted.starts_with(&format!(
+        "table public.customers: INSERT: id[bigint]:{key} "
+    )));
+    assert_eq!(*dropped, format!("dropped {ROLE}"));
+    forget(2, key);
+}
+
+#[test]
 fn pg_recvlogical_needs_no_name_on_a_database_of_one_shard() {
     let proxy = before_one(2);
     let key = key_on(2, 8_300_000);
