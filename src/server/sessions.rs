@@ -177,7 +177,7 @@ fn login_context(
 ) -> Result<LoginContext, String> {
     let identity = settings.server.tls.identity.as_ref();
     let tls = identity
-        .map(ServerTls::new)
+        .map(|identity| ServerTls::new(identity, settings.server.tls.clients.as_ref()))
         .transpose()
         .map_err(|error| error.to_string())?;
     Ok(LoginContext::new(
