@@ -137,7 +137,7 @@ pub enum Problem {
     #[error(transparent)]
     Rule(RuleProblem),
     #[error(
-        "user `{user}` shows a certificate, and `client_ca` in `server.tls` says by whom it is signed"
+        "user `{user}` shows a certificate, and no `client_ca` in `server.tls` says who signs it"
     )]
     NoAuthority { user: String },
 }

@@ -91,10 +91,11 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
         rules::read::need_authority(&mut reader, rules, &place);
     }
     if !reader.errors.is_empty() {
-        let own = |error: &ConfigError| error.source.is_some();
-        reader
-            .errors
-            .sort_by_key(|error| (own(error), error.span.start));
+        reader.errors.sort_by(|one, other| {
+            let place = |error: &ConfigError| error.span.start;
+            let file = |error: &ConfigError| error.source.clone().map(|source| source.file.clone());
+            (file(one), place(one)).cmp(&(file(other), place(other)))
+        });
         return fail(reader.errors);
     }
     let mut databases: BTreeMap<_, _> = databases

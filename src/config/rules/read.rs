@@ -28,7 +28,7 @@ const OPTIONS: [&str; 3] = ["map", "clientcert", "clientname"];
 pub enum RuleProblem {
     #[error("this quote is not closed")]
     Unclosed,
-    #[error("the line ends before its {0}")]
+    #[error("the rule has no {0}")]
     Short(&'static str),
     #[error("one {0} is expected here")]
     Several(&'static str),
@@ -61,7 +61,7 @@ pub enum RuleProblem {
     #[error("a line has a map's name, a name in certificates and a user")]
     Ident,
     #[error(
-        "client certificates are asked for, and `client_ca` in `server.tls` says by whom they are signed"
+        "rules ask for client certificates, and no `client_ca` in `server.tls` says who signs them"
     )]
     NoAuthority,
 }
@@ -151,9 +151,8 @@ fn enter(reader: &mut Reader, server: &Node<'_>, key: &'static str) -> Option<St
         reader.fail(&server.place(key), Problem::Unreadable { path, reason });
         return None;
     };
-    let file = reader.resolve(&path).display().to_string();
     reader.source = Some(Arc::new(Text {
-        file,
+        file: path,
         text: text.clone(),
     }));
     Some(text)

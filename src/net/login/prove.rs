@@ -40,7 +40,7 @@ pub(super) async fn enter(
             user: entry.user.clone(),
         }));
     };
-    check_certificate(way, transport, user).map_err(refused)?;
+    check_certificate(way, transport, &entry.user, known).map_err(refused)?;
     client_startup::put_accepted(&mut out, proof);
     transport.write_all(&out).await?;
     transport.flush().await?;

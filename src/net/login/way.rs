@@ -46,10 +46,18 @@ impl LoginContext {
         {
             return Err(Refusal::Rejected(connection(transport, entry)));
         }
+        let method = match way {
+            Way::By(rule) => Some(rule.method),
+            Way::Own => None,
+        };
         if certificate_of(way, user) != Certificate::Unasked
             && transport.client_certificate().is_none()
         {
             return Err(Refusal::NoCertificate);
+        }
+        // Whose certificate names somebody else learns nothing about this name.
+        if method == Some(Method::Cert) {
+            check_certificate(way, transport, &entry.user, user)?;
         }
         Ok(way)
     }
@@ -147,31 +155,32 @@ impl LoginContext {
 pub(super) fn check_certificate(
     way: Way<'_>,
     transport: &Transport,
-    user: &User,
+    name: &[u8],
+    user: Option<&User>,
 ) -> Result<(), Refusal> {
-    if certificate_of(way, Some(user)) != Certificate::Named {
+    if certificate_of(way, user) != Certificate::Named {
         return Ok(());
     }
     let own = || {
         let subject = certificate::subject(transport.client_certificate()?)?;
         Some(match way {
-            Way::Own => subject.common_name? == user.name,
+            Way::Own => subject.common_name?.as_bytes() == name,
             Way::By(rule) => {
-                let name = match rule.client_name {
+                let shown = match rule.client_name {
                     ClientName::Common => subject.common_name?,
                     ClientName::Distinguished => subject.distinguished_name,
                 };
-                rule.maps(&name, user.name.as_bytes())
+                rule.maps(&shown, name)
             }
         })
     };
     if own().unwrap_or(false) {
         return Ok(());
     }
-    let name = user.name.clone().into_bytes();
+    let user = name.to_vec();
     Err(match way {
-        Way::By(rule) if rule.method != Method::Cert => Refusal::Password { user: name },
-        Way::By(_) | Way::Own => Refusal::Certificate { user: name },
+        Way::By(rule) if rule.method != Method::Cert => Refusal::Password { user },
+        Way::By(_) | Way::Own => Refusal::Certificate { user },
     })
 }
 
