@@ -192,7 +192,7 @@ async fn told(port: u16, connection: &str, password: &str) -> String {
     .await;
     words
         .split_once("FATAL: ")
-        .map_or(words.clone(), |(_, fatal)| fatal.trim().to_owned())
+        .map_or_else(|| words.clone(), |(_, fatal)| fatal.trim().to_owned())
 }
 
 #[tokio::test]
