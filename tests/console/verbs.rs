@@ -84,9 +84,10 @@ fn every_role_says_what_it_may_and_nothing_else() {
         let watcher = stage.client("watch", "shardway").await;
         let admin = stage.client("ops", "shardway").await;
         for verb in VERBS.iter().filter(|verb| LOOKS.contains(&verb.words)) {
-            let text = match verb.command {
-                Command::Set => "SET timezone = 'UTC'",
-                _ => verb.words,
+            let text = if verb.command == Command::Set {
+                "SET timezone = 'UTC'"
+            } else {
+                verb.words
             };
             for client in [&watcher, &admin] {
                 for outcome in say(client, text).await {
