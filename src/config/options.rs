@@ -152,7 +152,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Server, "tls", Kind::Table, "TLS towards clients."),
     opt(Section::Server, "max_clients", COUNT, "Clients that may be inside at once. Those who are still logging in are counted by `max_logins`.")
         .or("1000").server(|server| server.max_clients.to_string()),
-    opt(Section::Server, "max_logins", COUNT, "Connections that may be logging in at once, beside `max_clients`; one more closes the one that has been at it longest.")
+    opt(Section::Server, "max_logins", COUNT, "Connections that may be logging in at once, beside `max_clients`; more wait to be accepted, and one that takes longer than two seconds makes room for them.")
         .or("500").server(|server| server.max_logins.to_string()),
     opt(Section::Server, "login_timeout", Kind::Duration, "Startup, TLS and authentication of a client together take no longer.")
         .or("\"15s\"").server(|server| show_duration(server.login_timeout)),

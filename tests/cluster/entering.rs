@@ -194,6 +194,25 @@ fn new_rules_count_from_a_reload_on_and_a_fault_in_them_changes_nothing() {
 }
 
 #[test]
+fn a_crowd_that_comes_at_once_enters_whole() {
+    let proxy = shop().serve(&Recipe {
+        server: "max_logins = 3".to_owned(),
+        ..Recipe::default()
+    });
+    block_on(async {
+        let config = proxy.target().config();
+        let mut crowd = tokio::task::JoinSet::new();
+        for _ in 0..60 {
+            let config = config.clone();
+            crowd.spawn(async move { open_session(&config).await });
+        }
+        for client in crowd.join_all().await {
+            client.unwrap().simple_query(ASKED).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn strangers_who_say_nothing_keep_nobody_out() {
     let proxy = shop().serve(&Recipe {
         server: "max_clients = 2\nmax_logins = 4".to_owned(),
