@@ -1,5 +1,6 @@
 //! The settings as used: checked, complete, secrets read. Built from the file by `load`.
 
+use super::rules::Rules;
 use crate::{catalog::snapshot::Snapshot, clock::Duration};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -12,6 +13,8 @@ pub struct Settings {
     /// Every database name not listed: a plain pooler; its address's database is the name that the client gave.
     pub wildcard: Option<Arc<Database>>,
     pub users: BTreeMap<String, Arc<User>>,
+    /// Who may enter from where; `None`: every user, as its own `auth` says.
+    pub rules: Option<Arc<Rules>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +63,15 @@ pub struct ServerTls {
     pub mode: TlsMode,
     /// PEM contents of certificate chain and key, read at load.
     pub identity: Option<TlsIdentity>,
+    /// `None`: clients are not asked for certificates.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// PEM contents of what clients' certificates are checked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    pub authority_pem: Vec<u8>,
+    pub revoked_pem: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -172,6 +184,8 @@ pub enum ClientAuth {
     Md5(Secret),
     /// The password or a stored verifier (`SCRAM-SHA-256$…`).
     Scram(Secret),
+    /// A certificate whose common name is the user's.
+    Cert,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

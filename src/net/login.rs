@@ -9,6 +9,7 @@ mod entrance;
 mod failures;
 mod prove;
 mod read;
+mod way;
 
 pub use context::LoginContext;
 pub use entrance::{Entrance, Place};

@@ -83,6 +83,7 @@ fn settings(max_clients: usize) -> Settings {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients,
         max_logins: 100,
@@ -101,6 +102,7 @@ fn settings(max_clients: usize) -> Settings {
         server,
         databases: BTreeMap::new(),
         wildcard: None,
+        rules: None,
         users: BTreeMap::new(),
     }
 }

@@ -9,6 +9,7 @@ mod cancelling;
 mod copying;
 mod drivers;
 mod dumping;
+mod entering;
 mod failures;
 mod harness;
 mod malformed;

@@ -94,6 +94,7 @@ fn console() -> Console {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients: 100,
         max_logins: 100,
@@ -124,6 +125,7 @@ fn console() -> Console {
         server,
         databases: BTreeMap::from([("app".to_owned(), Arc::new(database()))]),
         wildcard: None,
+        rules: None,
         users: BTreeMap::from([("alice".to_owned(), Arc::new(user))]),
     };
     Console {

@@ -1,11 +1,14 @@
 //! What a login is decided by: users, databases, TLS as the settings have them. One for each version of the settings.
 
 use super::super::{tls::ServerTls, transport::Transport};
-use super::{CONSOLE, Entrance, failures::Limits};
+use super::{CONSOLE, Entrance, failures::Limits, way::secret};
 use crate::{
-    auth::{Account, Demand, Stored, md5, scram::Verifier},
+    auth::{Stored, scram::Verifier},
     clock::Duration,
-    config::settings::{ClientAuth, Settings, TlsMode, User},
+    config::{
+        rules::Rules,
+        settings::{ClientAuth, Settings, TlsMode, User},
+    },
     protocol::client_startup::{Entry, Refusal, TlsOffer},
     wire::startup::Replication,
 };
@@ -20,6 +23,7 @@ pub struct LoginContext {
     pub(super) users: BTreeMap<String, Arc<User>>,
     pub(super) databases: BTreeSet<String>,
     pub(super) others: Others,
+    pub(super) rules: Option<Arc<Rules>>,
     pub(super) mode: TlsMode,
     pub(super) timeout: Duration,
     pub(super) tls: Option<Arc<ServerTls>>,
@@ -56,6 +60,7 @@ impl LoginContext {
             users: settings.users.clone(),
             databases: settings.databases.keys().cloned().collect(),
             others,
+            rules: settings.rules.clone(),
             mode: server.tls.mode,
             timeout: server.login_timeout,
             tls,
@@ -78,45 +83,6 @@ impl LoginContext {
             (_, Some(_), TlsMode::Prefer) => TlsOffer::Offered,
             // Without an identity nobody can enter: better than in the clear.
             (_, _, TlsMode::Require | TlsMode::VerifyFull) => TlsOffer::Required,
-        }
-    }
-
-    /// What a user must show. Who has no account is asked for what most are asked for.
-    pub(super) fn demand(&self, name: &[u8], user: Option<&User>) -> (Demand, Account) {
-        let Some(user) = user else {
-            return (self.mock(name), Account::Mock);
-        };
-        let demand = match &user.auth {
-            ClientAuth::Trust => Demand::Nothing,
-            ClientAuth::Password(secret) => Demand::Password(Stored::read(&secret.0)),
-            ClientAuth::Md5(secret) => match Stored::read(&secret.0) {
-                Stored::Plain(password) => Demand::Md5(md5::Hash::of(name, password.as_bytes())),
-                Stored::Md5(hash) => Demand::Md5(hash),
-                // As PostgreSQL's `md5` does with such a stored secret.
-                Stored::Scram(verifier) => Demand::Scram(verifier),
-            },
-            ClientAuth::Scram(secret) => match Verifier::parse(&secret.0) {
-                Some(verifier) => Demand::Scram(Arc::new(verifier)),
-                None => match self.verifiers.get(&user.name) {
-                    Some(verifier) => Demand::Scram(Arc::clone(verifier)),
-                    // Cannot be: every such user has one.
-                    None => return (self.mock(name), Account::Mock),
-                },
-            },
-        };
-        (demand, Account::Known)
-    }
-
-    fn mock(&self, name: &[u8]) -> Demand {
-        let methods = || self.users.values().map(|user| &user.auth);
-        if methods().any(|auth| matches!(auth, ClientAuth::Scram(_))) {
-            Demand::Scram(Arc::new(Verifier::mock(name, self.entrance.secret())))
-        } else if methods().any(|auth| matches!(auth, ClientAuth::Md5(_))) {
-            Demand::Md5(md5::Hash::of(name, self.entrance.secret()))
-        } else if methods().any(|auth| matches!(auth, ClientAuth::Password(_))) {
-            Demand::Password(Stored::Plain(String::new()))
-        } else {
-            Demand::Scram(Arc::new(Verifier::mock(name, self.entrance.secret())))
         }
     }
 
@@ -179,12 +145,14 @@ pub(super) fn verifiers(
     users: &BTreeMap<String, Arc<User>>,
     entrance: &Entrance,
 ) -> HashMap<String, Arc<Verifier>> {
-    entrance.verifiers(users.iter().filter_map(|(name, user)| match &user.auth {
-        ClientAuth::Scram(secret) if Verifier::parse(&secret.0).is_none() => {
-            Some((name.as_str(), secret))
-        }
-        ClientAuth::Trust | ClientAuth::Password(_) | ClientAuth::Md5(_) | ClientAuth::Scram(_) => {
-            None
-        }
+    entrance.verifiers(users.iter().filter_map(|(name, user)| {
+        let secret = secret(&user.auth)?;
+        // Of a hash no verifier can be made; with `scram` alone it is taken for the password itself.
+        let is_password = match Stored::read(&secret.0) {
+            Stored::Plain(_) => true,
+            Stored::Md5(_) => matches!(user.auth, ClientAuth::Scram(_)),
+            Stored::Scram(_) => false,
+        };
+        is_password.then_some((name.as_str(), secret))
     }))
 }
