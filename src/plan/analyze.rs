@@ -710,6 +710,9 @@ impl Planner<'_> {
             let class = match function.schema.as_deref() {
                 Some("pg_catalog") => classify(&function.name),
                 None if !shadowed => classify(&function.name),
+                Some("information_schema") if SCHEMA_VIEWS.contains(&function.name.as_str()) => {
+                    Class::Plain
+                }
                 _ => Class::Unknown,
             };
             let name = || Some(function.name.clone());
@@ -916,6 +919,20 @@ impl Planner<'_> {
         })
     }
 }
+
+/// Functions that the views of `information_schema` are made of, which drivers call too; none reads or changes anything.
+const SCHEMA_VIEWS: [&str; 10] = [
+    "_pg_char_max_length",
+    "_pg_char_octet_length",
+    "_pg_datetime_precision",
+    "_pg_expandarray",
+    "_pg_interval_type",
+    "_pg_numeric_precision",
+    "_pg_numeric_precision_radix",
+    "_pg_numeric_scale",
+    "_pg_truetypid",
+    "_pg_truetypmod",
+];
 
 /// The value of `set_config` as what may follow `SET name TO`: a list of schemas is a list there.
 fn setting_text(name: &str, value: &str) -> String {

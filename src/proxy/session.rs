@@ -274,7 +274,9 @@ impl Session {
         for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
             self.link = Some(link);
             let spent = self.link.as_ref().is_some_and(|link| link.spent);
-            let quiet = !self.cancel.detach() && !spent;
+            let target = self.link.as_ref().map(|link| &link.lease.target);
+            let doubtful = target.is_some_and(|target| self.cancel.is_doubtful(target));
+            let quiet = !self.cancel.detach() && !doubtful && !spent;
             if quiet
                 && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
                 && let Some(mut link) = self.link.take()
@@ -352,7 +354,7 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet())
+            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
                 .await
                 .is_ok();
             if !quiet || self.prelude(b"").await.is_err() {
@@ -364,6 +366,7 @@ impl Session {
         let Some(mut link) = self.link.take() else {
             return Ok(());
         };
+        link.spent |= self.cancel.is_doubtful(&link.lease.target);
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
@@ -372,6 +375,17 @@ impl Session {
             link.lease.release();
         }
         Ok(())
+    }
+
+    /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
+    async fn quiet(&mut self) {
+        let mut quiet = pin!(self.cancel.quiet());
+        let client = &mut self.client;
+        poll_fn(|cx| {
+            let _flushed = client.poll_flush(cx);
+            quiet.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Makes the link a backend on this shard, ready for the session's statements. The caller has made sure that no
