@@ -306,8 +306,8 @@ impl Planner<'_> {
             // Runs where its PREPARE ran: the session kept that backend.
             Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
             Kind::Cursor => (Effect::Cursor, read, any()),
-            Kind::Listen => (Effect::Pins(PinReason::Listen), read, home()),
-            Kind::Unlisten => (Effect::None, read, any()),
+            Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
+            Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
             Kind::Notify => (Effect::None, write, home()),
             Kind::Load => (Effect::Pins(PinReason::Load), read, any()),
             Kind::Call(command) => {

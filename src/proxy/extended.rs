@@ -109,6 +109,11 @@ impl Session {
                     .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
                 return Ok(());
             }
+            let alone = std::slice::from_ref(statement);
+            let listening = self.concerns_listening(alone);
+            if listening {
+                Box::pin(self.hear_first(alone)).await?;
+            }
             let Some(place) = self.place(statement, &values)? else {
                 self.reach(Place {
                     shard: self.any,
@@ -124,6 +129,9 @@ impl Session {
                 };
             };
             self.reach(place).await?;
+            if listening {
+                Box::pin(self.own_notifications(alone)).await;
+            }
         } else {
             self.reach(Place {
                 shard: self.link_shard().unwrap_or(self.any),

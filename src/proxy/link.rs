@@ -25,6 +25,8 @@ pub(super) struct Link {
     /// A Query came in the middle of an extended batch: PostgreSQL 18 answers the statement behind with XX000
     /// ("unexpected state STARTED"), which must not be another client's. Not to be given back.
     pub(super) spent: bool,
+    /// LISTEN was sent here: to be told UNLISTEN * before another session has it.
+    pub(super) listens: bool,
     pub(super) since: Instant,
 }
 

@@ -7,6 +7,7 @@ mod counting;
 pub mod database;
 mod extended;
 mod link;
+mod listening;
 mod local;
 mod place;
 mod prepared;

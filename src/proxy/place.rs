@@ -50,9 +50,13 @@ impl Session {
         if matches!(statement.target, Target::Judge) {
             return Ok(None);
         }
-        let route = statement
-            .route(&self.snapshot, values)
-            .map_err(|reason| wording::unroutable(&reason))?;
+        let route = if self.listens_anywhere(&statement.effect) {
+            Route::Any
+        } else {
+            statement
+                .route(&self.snapshot, values)
+                .map_err(|reason| wording::unroutable(&reason))?
+        };
         if let (Target::ByKey(_), Some(finding)) =
             (&statement.target, self.database.unfit.load().as_deref())
         {
@@ -300,6 +304,8 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::Cursor
         | Effect::CopyIn
         | Effect::CopyOut
+        | Effect::Listen(_)
+        | Effect::Unlisten(_)
         | Effect::Pins(_)
         | Effect::TwoPhase
         | Effect::Opaque => false,

@@ -76,7 +76,14 @@ impl Session {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
         }
+        let listening = self.concerns_listening(statements);
+        if listening {
+            Box::pin(self.hear_first(statements)).await?;
+        }
         self.reach(place).await?;
+        if listening {
+            Box::pin(self.own_notifications(statements)).await;
+        }
         self.send_pending();
         self.send_query(text, planned.plan);
         Ok(())
@@ -229,6 +236,9 @@ impl Session {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
+        }
+        if self.listening.is_some() {
+            Box::pin(self.own_notifications(&[])).await;
         }
         if let Some(link) = &mut self.link {
             link.lease.stream.out().extend_from_slice(frame);

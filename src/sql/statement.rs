@@ -44,6 +44,10 @@ pub enum Effect {
     Cursor,
     CopyIn,
     CopyOut,
+    /// LISTEN on a channel.
+    Listen(String),
+    /// UNLISTEN of one channel, or of all.
+    Unlisten(Option<String>),
     /// Leaves something in the backend that cannot be carried to another: the session keeps the backend.
     Pins(PinReason),
     /// PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED.
