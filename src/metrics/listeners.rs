@@ -15,7 +15,13 @@ use std::{
 /// Every listener.
 #[derive(Debug, Default)]
 pub struct Listeners {
-    inner: Mutex<(u64, BTreeMap<u64, Arc<ListenerInfo>>)>,
+    inner: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    last: u64,
+    listeners: BTreeMap<u64, Arc<ListenerInfo>>,
 }
 
 /// Whose listener it is.
@@ -95,9 +101,9 @@ impl Listeners {
             problem: Mutex::default(),
         });
         let mut inner = self.lock();
-        inner.0 += 1;
-        let id = inner.0;
-        inner.1.insert(id, Arc::clone(&info));
+        inner.last += 1;
+        let id = inner.last;
+        inner.listeners.insert(id, Arc::clone(&info));
         drop(inner);
         Registered {
             info,
@@ -109,13 +115,13 @@ impl Listeners {
     /// All of them, by database and shard.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<ListenerInfo>> {
-        let mut all: Vec<_> = self.lock().1.values().cloned().collect();
+        let mut all: Vec<_> = self.lock().listeners.values().cloned().collect();
         all.sort_by(|a, b| (&a.database, &a.shard).cmp(&(&b.database, &b.shard)));
         all
     }
 
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Arc<ListenerInfo>>)> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        lock(&self.inner)
     }
 }
 
@@ -191,6 +197,6 @@ impl Deref for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.all.lock().1.remove(&self.id);
+        self.all.lock().listeners.remove(&self.id);
     }
 }

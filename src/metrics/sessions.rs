@@ -129,9 +129,10 @@ impl Sessions {
     pub fn register(self: &Arc<Self>, new: NewSession) -> Registered {
         let mut by_pid = self.by_pid.write().unwrap_or_else(PoisonError::into_inner);
         let pid = loop {
-            // PostgreSQL's pids are positive as int4; some drivers print them so.
+            // PostgreSQL's pids are positive as int4; some drivers print them so. Above every pid of a server, so that
+            // a notification of a backend is never taken for a session's own.
             let pid = u32::from_be_bytes(entropy::bytes::<4>()) & 0x7fff_ffff;
-            if pid != 0 && !by_pid.contains_key(&pid) {
+            if pid > LARGEST_PROCESS && !by_pid.contains_key(&pid) {
                 break pid;
             }
         };
@@ -585,6 +586,9 @@ impl BackendInfo {
         self.prepared.load(Relaxed)
     }
 }
+
+/// Linux numbers no process higher (`PID_MAX_LIMIT`).
+const LARGEST_PROCESS: u32 = 1 << 22;
 
 #[cfg(test)]
 mod tests {

@@ -32,7 +32,10 @@ use tokio::sync::{Notify, oneshot};
 
 /// Runs tasks that outlive their maker; `server`'s own.
 #[derive(Clone)]
-pub struct Spawner(pub Arc<dyn Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync>);
+pub struct Spawner(pub Arc<dyn Fn(Task) + Send + Sync>);
+
+/// What is run.
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl fmt::Debug for Spawner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,6 +8,10 @@ use smallvec::SmallVec;
 
 /// A leased backend in use.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent fact about the backend"
+)]
 pub(super) struct Link {
     pub(super) lease: Lease,
     pub(super) shard: ShardId,

@@ -27,6 +27,10 @@ use std::{
 
 /// What a session that listens has beside the rest.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing that is still to be done"
+)]
 pub(super) struct Listening {
     channels: Channels,
     member: Member,
@@ -137,6 +141,10 @@ impl Session {
     // ---- what has been confirmed ----
 
     /// LISTEN, UNLISTEN or DISCARD ALL has been confirmed.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "called with the effects named here"
+    )]
     pub(super) fn listening_took_effect(&mut self, effect: &Effect) {
         let listen = matches!(effect, Effect::Listen(_));
         if self.mode == PoolMode::Session {

@@ -8,6 +8,7 @@ mod copy;
 mod endings;
 mod extended;
 mod harness;
+mod listen;
 mod pooling;
 mod settings;
 mod sharded;

@@ -233,7 +233,7 @@ impl Conversation<'_> {
         }
     }
 
-    fn notified(&mut self, body: &[u8]) -> Result<(), Lost> {
+    fn notified(&self, body: &[u8]) -> Result<(), Lost> {
         let unexpected = |_| Lost::Unexpected;
         let mut rest = Body::new(body);
         let backend = rest.u32().map_err(unexpected)?;
