@@ -160,23 +160,29 @@ impl Hub {
         }
     }
 
-    /// Waits until a line has passed on all that was notified before; at once when it has no connection.
-    async fn settle(&self, at: usize) {
-        let (arrived, all) = oneshot::channel();
-        let Some(line) = self.lines.get(at) else {
-            return;
-        };
-        {
-            let state = self.lock();
-            if state.phase(at) != Phase::Open {
+    /// Waits until these lines have passed on all that was notified before; lines without a connection have.
+    async fn settle(&self, lines: std::ops::Range<usize>) {
+        let mut waits = Vec::with_capacity(lines.len());
+        for at in lines {
+            let (arrived, all) = oneshot::channel();
+            let Some(line) = self.lines.get(at) else {
                 return;
+            };
+            {
+                let state = self.lock();
+                if state.phase(at) != Phase::Open {
+                    continue;
+                }
+                // Under the state's lock: a line that is lost forgets who waits only after it has said so there.
+                line.waiting().push(arrived);
             }
-            // Under the state's lock: a line that is lost forgets who waits only after it has said so there.
-            line.waiting().push(arrived);
+            line.wake.notify_one();
+            waits.push(all);
         }
-        line.wake.notify_one();
-        // An error: the line is lost, and whoever listens on it is told.
-        drop(all.await);
+        for all in waits {
+            // An error: the line is lost, and whoever listens on it is told.
+            drop(all.await);
+        }
     }
 
     fn show_figures(&self) {
@@ -266,6 +272,12 @@ impl Member {
         }
     }
 
+    /// Drops what was notified on these channels until now.
+    pub async fn forget_earlier(&self, channels: impl Fn(&str) -> bool) {
+        self.hub.settle(0..self.hub.lines.len()).await;
+        self.mailbox.drop_notifications(channels);
+    }
+
     /// Wants only the channels that pass from now on.
     pub fn keep_only(&self, keep: impl Fn(&str) -> bool) {
         self.hub.lock().keep_only(self.id, keep);
@@ -281,7 +293,7 @@ impl Member {
         if self.claims.contains(&(shard, backend)) {
             return;
         }
-        self.hub.settle(shard).await;
+        self.hub.settle(shard..shard + 1).await;
         self.hub.lock().claim(shard, backend, self.session);
         self.claims.push((shard, backend));
     }
@@ -289,15 +301,9 @@ impl Member {
     /// Waits until what was notified on the claimed backends has arrived, and gives them back.
     pub async fn settle(&mut self) {
         for (shard, backend) in std::mem::take(&mut self.claims) {
-            self.hub.settle(shard).await;
+            self.hub.settle(shard..shard + 1).await;
             self.hub.lock().unclaim(shard, backend);
         }
-    }
-
-    /// Whether a backend counts as this session.
-    #[must_use]
-    pub fn has_claims(&self) -> bool {
-        !self.claims.is_empty()
     }
 
     /// Whether this is a session of these listeners.

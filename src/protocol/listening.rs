@@ -70,6 +70,12 @@ impl Channels {
         self.committed.iter().map(String::as_str)
     }
 
+    /// Whether the running transaction will change something.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Whether nothing is listened on and nothing will be.
     #[must_use]
     pub fn is_empty(&self) -> bool {

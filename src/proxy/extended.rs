@@ -99,6 +99,11 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            let alone = std::slice::from_ref(statement);
+            let listening = self.concerns_listening(alone);
+            if listening {
+                Box::pin(self.listens_from_now(alone)).await;
+            }
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
@@ -109,8 +114,6 @@ impl Session {
                     .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
                 return Ok(());
             }
-            let alone = std::slice::from_ref(statement);
-            let listening = self.concerns_listening(alone);
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }

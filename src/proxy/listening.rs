@@ -99,7 +99,31 @@ impl Session {
         };
         joined.changed = true;
         let heard = joined.member.want(channel).await;
-        heard.map_err(|problem| reply::cannot_listen(&problem).into())
+        heard.map_err(|problem| reply::cannot_listen(&problem))?;
+        self.forget_earlier(|new| new == channel).await;
+        Ok(())
+    }
+
+    /// What was notified before now on channels that the session does not listen on yet is not for it.
+    async fn forget_earlier(&mut self, new: impl Fn(&str) -> bool) {
+        let Some(listening) = &self.listening else {
+            return;
+        };
+        let Listening {
+            channels, member, ..
+        } = &**listening;
+        let early = |channel: &str| new(channel) && !channels.contains(channel);
+        member.forget_earlier(early).await;
+    }
+
+    /// Before a COMMIT: what others notified since LISTEN in this transaction is not the session's, because LISTEN takes
+    /// effect only now.
+    pub(super) async fn listens_from_now(&mut self, statements: &[StatementPlan]) {
+        let commits = |statement: &StatementPlan| matches!(statement.effect, Effect::Commit { .. });
+        let waits = |listening: &Listening| listening.channels.has_pending();
+        if statements.iter().any(commits) && self.listening.as_deref().is_some_and(waits) {
+            self.forget_earlier(|_| true).await;
+        }
     }
 
     /// The link is there and the statements are about to be sent: what they notify is the session's own.

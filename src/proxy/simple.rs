@@ -47,6 +47,10 @@ impl Session {
             bind: None,
         };
         let statements = planned.plan.statements.as_slice();
+        let listening = self.concerns_listening(statements);
+        if listening {
+            Box::pin(self.listens_from_now(statements)).await;
+        }
         if self.phase == Phase::Idle && statements.iter().any(|statement| self.controls(statement))
         {
             self.park_at_rest();
@@ -76,7 +80,6 @@ impl Session {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
         }
-        let listening = self.concerns_listening(statements);
         if listening {
             Box::pin(self.hear_first(statements)).await?;
         }

@@ -3,7 +3,7 @@
 
 use crate::{
     client::{Batch, Client, batch, query},
-    harness::{Proxy, Stage, Way, observer, same, until},
+    harness::{Proxy, Stage, Way, observer, postgres, same, until},
 };
 
 const ALL: [Way; 4] = [
@@ -234,7 +234,7 @@ fn a_notification_waits_for_the_end_of_the_transaction_and_not_longer() {
 
 #[test]
 fn no_backend_is_kept_by_listen() {
-    let proxy = Proxy::start("size = 1\nwait_timeout = \"5s\"");
+    let proxy = watched("size = 1\nwait_timeout = \"5s\"");
     let mut listeners: Vec<Client> = (0..30).map(|_| proxy.client()).collect();
     for (at, listener) in listeners.iter_mut().enumerate() {
         let seen = listener.ask(&query(&format!("listen shared; listen mine_{at}")));
@@ -242,10 +242,8 @@ fn no_backend_is_kept_by_listen() {
     }
     let mut other = proxy.client();
     let mut observer = observer();
-    assert_eq!(
-        observer.value("select count(*) from pg_stat_activity where application_name = 'shardway listener' and query like '%\"mine_29\"%'"),
-        "1"
-    );
+    let row = listener_row(&proxy);
+    assert_eq!(row[..5], ["postgres", "s0", "listening", "31", "30"]);
     other.ask(&query("notify shared, 'to all'"));
     for listener in &mut listeners {
         let (tag, body) = listener.frame().unwrap();
@@ -304,12 +302,12 @@ fn a_client_knows_its_own_notifications_by_its_pid_and_nobody_elses() {
 
 #[test]
 fn the_loss_of_the_listener_ends_those_who_listen_and_nobody_else() {
-    let proxy = Proxy::start("size = 2");
+    let proxy = watched("size = 2");
     let (mut listener, mut open, mut other) = (proxy.client(), proxy.client(), proxy.client());
     listener.ask(&query("listen lost_a"));
     open.ask(&query("listen lost_a"));
     open.ask(&query("begin"));
-    assert_eq!(kill_listener("lost_a"), "t");
+    assert_eq!(kill_listener(&proxy), "t");
     let seen = listener.answers(1);
     assert_eq!(
         seen,
@@ -333,21 +331,64 @@ fn the_loss_of_the_listener_ends_those_who_listen_and_nobody_else() {
     assert_eq!(again.frame().unwrap().0, b'A');
 }
 
-/// Ends the backend that listens on a channel for others.
-fn kill_listener(channel: &str) -> String {
-    observer().value(&format!(
-        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'shardway listener' and query like '%{channel}%' and pid <> pg_backend_pid()"
-    ))
+#[test]
+fn what_was_notified_before_listen_is_not_heard() {
+    let proxy = Proxy::start("size = 2");
+    let (mut early, mut late, mut other) = (proxy.client(), proxy.client(), proxy.client());
+    early.ask(&query("listen since"));
+    late.ask(&query("begin; listen since"));
+    for round in 0..30 {
+        other.ask(&query(&format!("notify since, 'before {round}'")));
+        let mut fresh = proxy.client();
+        let seen = fresh.ask(&query("listen since"));
+        assert_eq!(seen, ["C LISTEN\\0", "Z I"]);
+        assert_eq!(fresh.ask(&query("select 1")).len(), 4);
+    }
+    assert_eq!(late.ask(&query("commit")), ["C COMMIT\\0", "Z I"]);
+    other.ask(&query("notify since, 'after'"));
+    assert!(late.frame().unwrap().1.ends_with(b"since\0after\0"));
+    let heard = (0..31)
+        .map(|_| early.frame().unwrap())
+        .filter(|(tag, _)| *tag == b'A');
+    assert_eq!(heard.count(), 31);
+}
+
+/// A proxy whose console can be asked.
+fn watched(pool: &str) -> Proxy {
+    let port = postgres().port();
+    Proxy::with(
+        pool,
+        &format!(
+            "[databases.postgres]\nshards.s0 = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n\
+             [users.ops]\nauth = \"trust\"\nconsole = \"stats\"\n"
+        ),
+    )
+}
+
+/// The one row of SHOW LISTENERS.
+fn listener_row(proxy: &Proxy) -> Vec<String> {
+    let mut console = Client::connect_as(proxy.port, "ops", "shardway", &[]);
+    let row = console.value("show listeners");
+    row.split('|').map(str::to_owned).collect()
+}
+
+/// Ends the backend that listens for all sessions of a proxy.
+fn kill_listener(proxy: &Proxy) -> String {
+    let pid = &listener_row(proxy)[5];
+    observer().value(&format!("select pg_terminate_backend({pid}, 5000)"))
 }
 
 #[test]
 fn who_prefers_a_warning_is_warned_when_listening_works_again() {
-    let proxy = Proxy::start("size = 2\nlisten_gap = \"warn\"");
+    let proxy = watched("size = 2\nlisten_gap = \"warn\"");
     let mut listener = proxy.client();
     listener.ask(&query("listen warned_a"));
-    assert_eq!(kill_listener("warned_a"), "t");
+    assert_eq!(kill_listener(&proxy), "t");
     let seen = listener.until("N");
     assert_eq!(seen, ["N WARNING 01000 notifications may be missing"]);
+    let row = listener_row(&proxy);
+    assert_eq!((&*row[2], &*row[6], &*row[7]), ("listening", "2", "1"));
+    assert!(row[10].contains("terminating connection"), "{row:?}");
     observer().ask(&query("notify warned_a, 'heard'"));
     let (tag, body) = listener.frame().unwrap();
     assert!(tag == b'A' && body.ends_with(b"warned_a\0heard\0"));

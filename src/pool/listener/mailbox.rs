@@ -111,6 +111,19 @@ impl Mailbox {
         Ok(mail)
     }
 
+    /// Drops the notifications of these channels.
+    pub fn drop_notifications(&self, of: impl Fn(&str) -> bool) {
+        let mut inner = self.lock();
+        let Inner { queue, bytes, .. } = &mut *inner;
+        queue.retain(|mail| {
+            let early = matches!(mail, Mail::Notification(found) if of(&found.channel));
+            if early {
+                *bytes -= weight(mail);
+            }
+            !early
+        });
+    }
+
     /// Whether everything that came was kept.
     ///
     /// # Errors
