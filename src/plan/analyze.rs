@@ -215,6 +215,10 @@ struct Calls {
     one_shard: Option<String>,
     runs_sql: Option<String>,
     unknown: Option<String>,
+    /// `pg_listening_channels` is among them.
+    channels: bool,
+    /// `pg_notify` is the only one that is more than its result.
+    notifies_only: bool,
 }
 
 impl Planner<'_> {
@@ -308,7 +312,7 @@ impl Planner<'_> {
             Kind::Cursor => (Effect::Cursor, read, any()),
             Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
             Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
-            Kind::Notify => (Effect::None, write, home()),
+            Kind::Notify => (Effect::Notify, write, home()),
             Kind::Load => (Effect::Pins(PinReason::Load), read, any()),
             Kind::Call(command) => {
                 let name = self
@@ -523,7 +527,9 @@ impl Planner<'_> {
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
+            _ if calls.channels => Effect::Channels,
             _ if calls.unknown.is_some() => Effect::Opaque,
+            _ if calls.notifies_only => Effect::Notify,
             _ => Effect::None,
         }
     }
@@ -534,7 +540,10 @@ impl Planner<'_> {
             one_shard: None,
             runs_sql: None,
             unknown: None,
+            channels: false,
+            notifies_only: false,
         };
+        let (mut notifies, mut others) = (false, false);
         let shadowed = self
             .context
             .search_path
@@ -549,6 +558,10 @@ impl Planner<'_> {
                 _ => Class::Unknown,
             };
             let name = || Some(function.name.clone());
+            let notify = class != Class::Unknown && function.name == "pg_notify";
+            notifies |= notify;
+            others |= !notify && class != Class::Plain;
+            calls.channels |= class != Class::Unknown && function.name == "pg_listening_channels";
             match class {
                 Class::Plain | Class::Setting => {}
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
@@ -558,6 +571,7 @@ impl Planner<'_> {
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
             }
         }
+        calls.notifies_only = notifies && !others;
         calls
     }
 

@@ -83,6 +83,19 @@ impl Channels {
     }
 }
 
+/// Appends `LISTEN` or `UNLISTEN` of a channel, whatever its name holds, and a semicolon.
+pub fn put_command(sql: &mut String, verb: &str, channel: &str) {
+    sql.push_str(verb);
+    sql.push_str(" \"");
+    for c in channel.chars() {
+        if c == '"' {
+            sql.push('"');
+        }
+        sql.push(c);
+    }
+    sql.push_str("\";");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

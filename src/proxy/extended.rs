@@ -133,7 +133,7 @@ impl Session {
             };
             self.reach(place).await?;
             if listening {
-                Box::pin(self.own_notifications(alone)).await;
+                Box::pin(self.at_backend(alone)).await?;
             }
         } else {
             self.reach(Place {
@@ -257,9 +257,9 @@ impl Session {
                 .is_some_and(|statement| changes_meaning(&statement.effect));
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
-            link.opaque |= prepared
-                .statement()
-                .is_some_and(|statement| statement.effect == Effect::Opaque);
+            link.opaque |= prepared.statement().is_some_and(|statement| {
+                matches!(statement.effect, Effect::Opaque | Effect::Channels)
+            });
         }
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {

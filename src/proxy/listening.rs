@@ -16,7 +16,7 @@ use crate::{
     net::stream::HIGH_WATER,
     plan::StatementPlan,
     pool::listener::{Member, mailbox::Mail},
-    protocol::listening::{Action, Channels},
+    protocol::listening::{Action, Channels, put_command},
     sql::statement::{Access, Effect, PinReason},
     wire::backend::{Status, put_ready},
 };
@@ -43,6 +43,12 @@ pub(super) struct Listening {
 }
 
 impl Listening {
+    /// What was notified before now on channels that the session does not listen on yet is not for it.
+    async fn forget_earlier(&self, new: impl Fn(&str) -> bool) {
+        let early = |channel: &str| new(channel) && !self.channels.contains(channel);
+        self.member.forget_earlier(early).await;
+    }
+
     /// As [`Member::poll`].
     pub(super) fn poll(&self, cx: &Context<'_>, takes: bool) -> Poll<()> {
         self.member.poll(cx, takes)
@@ -100,33 +106,53 @@ impl Session {
         joined.changed = true;
         let heard = joined.member.want(channel).await;
         heard.map_err(|problem| reply::cannot_listen(&problem))?;
-        self.forget_earlier(|new| new == channel).await;
+        joined.forget_earlier(|new| new == channel).await;
         Ok(())
-    }
-
-    /// What was notified before now on channels that the session does not listen on yet is not for it.
-    async fn forget_earlier(&mut self, new: impl Fn(&str) -> bool) {
-        let Some(listening) = &self.listening else {
-            return;
-        };
-        let Listening {
-            channels, member, ..
-        } = &**listening;
-        let early = |channel: &str| new(channel) && !channels.contains(channel);
-        member.forget_earlier(early).await;
     }
 
     /// Before a COMMIT: what others notified since LISTEN in this transaction is not the session's, because LISTEN takes
     /// effect only now.
-    pub(super) async fn listens_from_now(&mut self, statements: &[StatementPlan]) {
+    pub(super) async fn listens_from_now(&self, statements: &[StatementPlan]) {
         let commits = |statement: &StatementPlan| matches!(statement.effect, Effect::Commit { .. });
-        let waits = |listening: &Listening| listening.channels.has_pending();
-        if statements.iter().any(commits) && self.listening.as_deref().is_some_and(waits) {
-            self.forget_earlier(|_| true).await;
+        if let Some(listening) = &self.listening
+            && listening.channels.has_pending()
+            && statements.iter().any(commits)
+        {
+            listening.forget_earlier(|_| true).await;
         }
     }
 
-    /// The link is there and the statements are about to be sent: what they notify is the session's own.
+    /// The link is there and the statements are about to be sent.
+    pub(super) async fn at_backend(&mut self, statements: &[StatementPlan]) -> Result<(), Stop> {
+        self.own_notifications(statements).await;
+        let asks = |statement: &StatementPlan| statement.effect == Effect::Channels;
+        if statements.iter().any(asks) {
+            self.tell_channels().await?;
+        }
+        Ok(())
+    }
+
+    /// Before `pg_listening_channels()`: the backend listens on what the session listens on.
+    async fn tell_channels(&mut self) -> Result<(), Stop> {
+        let (Some(link), Some(listening)) = (&mut self.link, &self.listening) else {
+            return Ok(());
+        };
+        if link.status == Status::Failed {
+            return Ok(());
+        }
+        if link.status != Status::Idle || self.phase == Phase::Batch || !self.pipeline.is_empty() {
+            return Err(reply::channels_within().into());
+        }
+        link.listens = true;
+        let mut sql = String::from("UNLISTEN *;");
+        for channel in listening.channels.iter() {
+            put_command(&mut sql, "LISTEN", channel);
+        }
+        self.prelude(sql.as_bytes()).await??;
+        Ok(())
+    }
+
+    /// What the statements notify is the session's own.
     pub(super) async fn own_notifications(&mut self, statements: &[StatementPlan]) {
         let (Some(link), Some(listening)) = (&mut self.link, &mut self.listening) else {
             return;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     catalog::shard::ShardId,
+    config::settings::PoolMode,
     plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
@@ -88,25 +89,35 @@ impl Session {
                 }
             }
             Route::Some(_) | Route::All => {
-                let shards = if let Route::Some(set) = &route {
-                    set.clone()
-                } else {
-                    self.snapshot.all()
-                };
-                let shards = shards
-                    .iter()
-                    .map(|shard| self.database.shard_name(shard).to_owned())
-                    .collect();
-                return Err(wording::unroutable(&Unroutable::SeveralShards { shards }));
+                return Err(self.several_shards(&route));
             }
         };
         match bound {
+            // The shared listeners hear every shard.
+            Some(shard)
+                if statement.effect == Effect::Notify && self.mode == PoolMode::Transaction =>
+            {
+                Ok(Some(Place { shard, ..place }))
+            }
             Some(shard) if shard != place.shard => Err(reply::second_shard(
                 self.database.shard_name(shard),
                 self.database.shard_name(place.shard),
             )),
             _ => Ok(Some(place)),
         }
+    }
+
+    fn several_shards(&self, route: &Route) -> Notice {
+        let shards = if let Route::Some(set) = route {
+            set.clone()
+        } else {
+            self.snapshot.all()
+        };
+        let shards = shards
+            .iter()
+            .map(|shard| self.database.shard_name(shard).to_owned())
+            .collect();
+        wording::unroutable(&Unroutable::SeveralShards { shards })
     }
 
     /// Whether the transaction or batch is on this link, and not only beside it.
@@ -306,6 +317,8 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::CopyOut
         | Effect::Listen(_)
         | Effect::Unlisten(_)
+        | Effect::Notify
+        | Effect::Channels
         | Effect::Pins(_)
         | Effect::TwoPhase
         | Effect::Opaque => false,

@@ -385,6 +385,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Connect to the shard's own server.",
     },
     Code {
+        code: "SW125",
+        sqlstate: "0A000",
+        title: "Channels asked for within a transaction",
+        meaning: "pg_listening_channels() is answered by a backend that is told the session's channels before, which takes effect outside a transaction only.",
+        what_to_do: "Ask before BEGIN, in a batch of its own.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",

@@ -85,7 +85,7 @@ impl Session {
         }
         self.reach(place).await?;
         if listening {
-            Box::pin(self.own_notifications(statements)).await;
+            Box::pin(self.at_backend(statements)).await?;
         }
         self.send_pending();
         self.send_query(text, planned.plan);
@@ -103,7 +103,7 @@ impl Session {
         link.opaque |= plan
             .statements
             .iter()
-            .any(|statement| statement.effect == Effect::Opaque);
+            .any(|statement| matches!(statement.effect, Effect::Opaque | Effect::Channels));
         let matters = plan
             .statements
             .iter()

@@ -11,6 +11,7 @@ mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod notifying;
 mod operating;
 mod passwords;
 mod pooling;

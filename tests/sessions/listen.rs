@@ -233,6 +233,38 @@ fn a_notification_waits_for_the_end_of_the_transaction_and_not_longer() {
 }
 
 #[test]
+fn the_channels_of_a_session_can_be_asked_for() {
+    let asks = "select * from pg_listening_channels() order by 1";
+    same_queries(&[
+        asks,
+        "listen asked_b; listen \"asked.A\"; listen asked_c",
+        asks,
+        "begin",
+        "unlisten asked_b",
+        "rollback",
+        "unlisten asked_c",
+        asks,
+        "select count(*) from pg_listening_channels()",
+        "notify asked_b, 'heard once'",
+        "unlisten *",
+        asks,
+    ]);
+    let proxy = Proxy::start("size = 1");
+    let (mut client, mut other) = (proxy.client(), proxy.client());
+    client.ask(&query("listen asked_d"));
+    assert_eq!(client.value(asks), "asked_d");
+    assert_eq!(
+        other.value("select count(*) from pg_listening_channels()"),
+        "0"
+    );
+    client.ask(&query("begin"));
+    client.ask(&query("select 1"));
+    let seen = client.ask(&query(asks));
+    assert!(seen[0].starts_with("E ERROR 0A000"), "{seen:?}");
+    assert_eq!(seen[1], "Z E");
+}
+
+#[test]
 fn no_backend_is_kept_by_listen() {
     let proxy = watched("size = 1\nwait_timeout = \"5s\"");
     let mut listeners: Vec<Client> = (0..30).map(|_| proxy.client()).collect();

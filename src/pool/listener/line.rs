@@ -17,6 +17,7 @@ use crate::{
         backend::{self, ConnectError},
         stream::Stream,
     },
+    protocol::listening::put_command,
     wire::{
         frame::{self, Body, FrameError, HEADER},
         frontend::{put, put_query},
@@ -191,11 +192,9 @@ impl Conversation<'_> {
             return;
         }
         let mut sql = String::new();
-        for (verb, channels) in [("UNLISTEN ", &unlisten), ("LISTEN ", &listen)] {
+        for (verb, channels) in [("UNLISTEN", &unlisten), ("LISTEN", &listen)] {
             for channel in channels {
-                sql.push_str(verb);
-                put_identifier(&mut sql, channel);
-                sql.push(';');
+                put_command(&mut sql, verb, channel);
             }
         }
         put_query(stream.out(), sql.as_bytes());
@@ -317,15 +316,4 @@ fn exchange(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Lost>>
         Ok(0) | Err(_) => Err(Lost::Closed),
         Ok(_) => Ok(()),
     })
-}
-
-fn put_identifier(sql: &mut String, name: &str) {
-    sql.push('"');
-    for c in name.chars() {
-        if c == '"' {
-            sql.push('"');
-        }
-        sql.push(c);
-    }
-    sql.push('"');
 }

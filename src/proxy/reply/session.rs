@@ -375,6 +375,16 @@ pub fn too_many_notifications(overflown: Overflown) -> Notice {
     }
 }
 
+/// `pg_listening_channels()` where it cannot be answered.
+#[must_use]
+pub fn channels_within() -> Notice {
+    Notice {
+        detail: Some("The session's channels are kept by Shardway, and a server learns of them between transactions only. (SW125)".to_owned()),
+        hint: Some("Ask before BEGIN, in a batch of its own.".to_owned()),
+        ..error("0A000", "pg_listening_channels() is not supported within a transaction")
+    }
+}
+
 /// A channel whose name means different bytes on the server.
 #[must_use]
 pub fn channel_not_ascii(channel: &str) -> Notice {
