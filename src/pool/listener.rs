@@ -306,6 +306,11 @@ impl Member {
         }
     }
 
+    /// What still waits at another place of the same session comes first here.
+    pub fn take_over(&self, other: &Self) {
+        self.mailbox.take_over(&other.mailbox);
+    }
+
     /// Whether this is a session of these listeners.
     #[must_use]
     pub fn is_of(&self, hub: &Arc<Hub>) -> bool {

@@ -7,6 +7,7 @@
 //! batch itself before its ReadyForQuery; a session that does not listen pays one comparison for all this.
 
 use super::{
+    link::Hold,
     reply::session as reply,
     request::Stop,
     session::{End, Phase, Session, told},
@@ -51,6 +52,9 @@ impl Listening {
 
     /// As [`Member::poll`].
     pub(super) fn poll(&self, cx: &Context<'_>, takes: bool) -> Poll<()> {
+        if takes && self.moved {
+            return Poll::Ready(());
+        }
         self.member.poll(cx, takes)
     }
 }
@@ -70,8 +74,12 @@ impl Session {
             && (self.listening.is_some() || statements.iter().any(listens))
     }
 
-    /// Before LISTEN reaches a backend: every shard's listener has the channel.
+    /// Before LISTEN reaches a backend: every shard's listener has the channel. Before `pg_listening_channels()` does:
+    /// nothing has begun there.
     pub(super) async fn hear_first(&mut self, statements: &[StatementPlan]) -> Result<(), Stop> {
+        if statements.iter().any(asks_for_channels) {
+            self.leave_what_has_not_begun().await?;
+        }
         for statement in statements {
             let Effect::Listen(channel) = &statement.effect else {
                 continue;
@@ -125,11 +133,21 @@ impl Session {
     /// The link is there and the statements are about to be sent.
     pub(super) async fn at_backend(&mut self, statements: &[StatementPlan]) -> Result<(), Stop> {
         self.own_notifications(statements).await;
-        let asks = |statement: &StatementPlan| statement.effect == Effect::Channels;
-        if statements.iter().any(asks) {
+        if statements.iter().any(asks_for_channels) {
             self.tell_channels().await?;
         }
         Ok(())
+    }
+
+    /// A batch that has only parsed and described on its backend loses nothing by a Sync of ours.
+    async fn leave_what_has_not_begun(&mut self) -> Result<(), Stop> {
+        let Some(link) = self.link.as_ref().filter(|_| self.phase == Phase::Batch) else {
+            return Ok(());
+        };
+        if link.hold > Hold::Aside {
+            return Err(reply::channels_within().into());
+        }
+        Ok(self.leave_link().await?)
     }
 
     /// Before `pg_listening_channels()`: the backend listens on what the session listens on.
@@ -140,7 +158,7 @@ impl Session {
         if link.status == Status::Failed {
             return Ok(());
         }
-        if link.status != Status::Idle || self.phase == Phase::Batch || !self.pipeline.is_empty() {
+        if link.status != Status::Idle || !self.pipeline.is_empty() {
             return Err(reply::channels_within().into());
         }
         link.listens = true;
@@ -266,32 +284,38 @@ impl Session {
         true
     }
 
-    /// Whether [`Session::listened`] has something to do.
-    pub(super) fn has_listened(&self) -> bool {
+    /// Whether a ReadyForQuery is held.
+    pub(super) fn holds_ready(&self) -> bool {
         self.listening
             .as_ref()
-            .is_some_and(|listening| listening.ready || (listening.moved && self.may_deliver()))
+            .is_some_and(|listening| listening.ready)
     }
 
-    /// Gives the ReadyForQuery that was held, behind what was notified before it; joins other listeners.
-    pub(super) async fn listened(&mut self) -> Result<(), End> {
+    /// Gives the ReadyForQuery that was held, behind what was notified before it.
+    pub(super) async fn give_ready(&mut self) -> Result<(), End> {
         let Some(listening) = &mut self.listening else {
             return Ok(());
         };
-        if std::mem::take(&mut listening.ready) {
-            listening.member.settle().await;
-            self.batch_ends(Status::Idle);
-            self.deliver()?;
-            put_ready(self.client.out(), Status::Idle);
-        } else {
-            self.join_others().await?;
-        }
+        listening.ready = false;
+        listening.member.settle().await;
+        self.batch_ends(Status::Idle);
+        self.deliver()?;
+        put_ready(self.client.out(), Status::Idle);
         Ok(())
+    }
+
+    /// Whether there are other listeners to join, and the session may leave its own.
+    pub(super) fn must_join_others(&self) -> bool {
+        self.may_deliver()
+            && self
+                .listening
+                .as_ref()
+                .is_some_and(|listening| listening.moved)
     }
 
     /// A reload has replaced the database: the session listens there from now on. What is notified meanwhile may come
     /// from both.
-    async fn join_others(&mut self) -> Result<(), End> {
+    pub(super) async fn join_others(&mut self) -> Result<(), End> {
         self.refresh();
         let hub = self.database.hub(&self.user, &self.asked);
         let pid = self.info.pid;
@@ -309,10 +333,8 @@ impl Session {
             }
         }
         // Until now the old ones have heard.
-        self.deliver()?;
-        if let Some(listening) = &mut self.listening {
-            listening.member = member;
-        }
+        member.take_over(&listening.member);
+        listening.member = member;
         Ok(())
     }
 
@@ -367,6 +389,10 @@ impl Session {
 pub(super) enum Undone {
     Undone,
     Kept,
+}
+
+fn asks_for_channels(statement: &StatementPlan) -> bool {
+    statement.effect == Effect::Channels
 }
 
 fn listens(statement: &StatementPlan) -> bool {

@@ -203,7 +203,7 @@ impl Session {
     }
 
     /// Ends what a loose link still does, so that another shard can be reached in the same batch.
-    async fn leave_link(&mut self) -> Result<(), End> {
+    pub(super) async fn leave_link(&mut self) -> Result<(), End> {
         if !self.pipeline.is_empty() || self.phase == Phase::Batch {
             if let Some(link) = &mut self.link {
                 frontend::put_bare(link.lease.stream.out(), b'S');

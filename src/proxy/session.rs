@@ -217,14 +217,17 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
-            if self.has_listened() {
-                Box::pin(self.listened()).await?;
+            if self.holds_ready() {
+                Box::pin(self.give_ready()).await?;
             }
             if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
                 self.rest().await?;
             }
             if self.listening.is_some() {
                 self.deliver()?;
+                if self.must_join_others() {
+                    Box::pin(self.join_others()).await?;
+                }
             }
             if !self.requests().await? {
                 if self.client_closed && self.phase != Phase::Answering {

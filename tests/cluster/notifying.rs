@@ -96,11 +96,6 @@ fn console(proxy: &Proxy, sql: &str) -> String {
     printed(command.args(["-XqAt", "-c", sql]))
 }
 
-fn with_console(pool: &str) -> Proxy {
-    let ops = "[users.ops]\npassword = \"ops\"\nconsole = \"admin\"\n";
-    shop().serve(&Recipe::with(&format!("[pool]\n{pool}\n{ops}")))
-}
-
 #[test]
 fn a_listener_hears_every_shard_and_the_proxys_own_sessions() {
     let shop = shop();
@@ -196,7 +191,7 @@ fn a_listen_that_is_rolled_back_is_no_listen_wherever_its_transaction_went() {
 
 #[test]
 fn two_hundred_listeners_share_one_connection_per_shard() {
-    let proxy = with_console("size = 2");
+    let proxy = shop().serve(&Recipe::with("[pool]\nsize = 2"));
     block_on(async {
         let mut listeners = Vec::new();
         for _ in 0..200 {
@@ -264,7 +259,7 @@ async fn kill(proxy: &Proxy, shard: usize) {
 
 #[test]
 fn who_may_have_missed_something_is_not_left_believing_otherwise() {
-    let proxy = with_console("size = 2");
+    let proxy = shop().serve(&Recipe::with("[pool]\nsize = 2"));
     block_on(async {
         let (client, heard) = listener(&proxy.target()).await;
         client.batch_execute("LISTEN fragile").await.unwrap();

@@ -249,9 +249,20 @@ fn the_channels_of_a_session_can_be_asked_for() {
         "unlisten *",
         asks,
     ]);
+    same(|stage| {
+        let mut seen = stage.query("listen asked_e");
+        let described = batch().parse("", asks).describe("").flush();
+        stage.client.send(&described.0);
+        seen.extend(stage.client.until("T"));
+        seen.extend(stage.step(&batch().call("", &[]).sync().0, 1));
+        seen.extend(stage.step(&batch().run(asks, &[]).sync().0, 1));
+        seen
+    });
     let proxy = Proxy::start("size = 1");
     let (mut client, mut other) = (proxy.client(), proxy.client());
     client.ask(&query("listen asked_d"));
+    let seen = client.ask(&batch().run("select 1", &[]).run(asks, &[]).sync().0);
+    assert!(seen[5].starts_with("E ERROR 0A000"), "{seen:?}");
     assert_eq!(client.value(asks), "asked_d");
     assert_eq!(
         other.value("select count(*) from pg_listening_channels()"),

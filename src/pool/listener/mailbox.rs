@@ -111,6 +111,20 @@ impl Mailbox {
         Ok(mail)
     }
 
+    /// What waits in another mailbox of the same session comes first here.
+    pub fn take_over(&self, other: &Self) {
+        let (mut earlier, bytes, overflown) = {
+            let mut other = other.lock();
+            let queue = std::mem::take(&mut other.queue);
+            (queue, std::mem::take(&mut other.bytes), other.overflown)
+        };
+        let mut inner = self.lock();
+        inner.bytes += bytes;
+        earlier.append(&mut inner.queue);
+        inner.queue = earlier;
+        inner.overflown |= overflown || inner.bytes > self.limit;
+    }
+
     /// Drops the notifications of these channels.
     pub fn drop_notifications(&self, of: impl Fn(&str) -> bool) {
         let mut inner = self.lock();
