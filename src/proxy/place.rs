@@ -89,7 +89,7 @@ impl Session {
                 }
             }
             Route::Some(_) | Route::All => {
-                return Err(self.several_shards(&route));
+                return Err(wording::unroutable(&self.several_shards(&route)));
             }
         };
         match bound {
@@ -107,7 +107,7 @@ impl Session {
         }
     }
 
-    fn several_shards(&self, route: &Route) -> Notice {
+    fn several_shards(&self, route: &Route) -> Unroutable {
         let shards = if let Route::Some(set) = route {
             set.clone()
         } else {
@@ -117,7 +117,7 @@ impl Session {
             .iter()
             .map(|shard| self.database.shard_name(shard).to_owned())
             .collect();
-        wording::unroutable(&Unroutable::SeveralShards { shards })
+        Unroutable::SeveralShards { shards }
     }
 
     /// Whether the transaction or batch is on this link, and not only beside it.
