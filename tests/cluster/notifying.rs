@@ -237,24 +237,10 @@ fn two_hundred_listeners_share_one_connection_per_shard() {
 /// Ends the connection that listens on a shard for a proxy.
 async fn kill(proxy: &Proxy, shard: usize) {
     let rows = console(proxy, "SHOW LISTENERS");
-    let pid: i32 = rows
-        .lines()
-        .nth(shard)
-        .unwrap()
-        .split('|')
-        .nth(5)
-        .unwrap()
-        .parse()
-        .unwrap();
-    let server = direct(shard).await;
-    let sql = "SELECT pg_terminate_backend($1, 10000)";
-    assert!(
-        server
-            .query_one(sql, &[&pid])
-            .await
-            .unwrap()
-            .get::<_, bool>(0)
-    );
+    let pid = rows.lines().nth(shard).unwrap().split('|').nth(5).unwrap();
+    let sql = format!("SELECT pg_terminate_backend({pid}, 10000)");
+    let server = &shop().shards()[shard];
+    server.execute(DATABASE, &sql).await.unwrap();
 }
 
 #[test]
