@@ -6,4 +6,5 @@ pub mod client_startup;
 pub mod listening;
 pub mod parameters;
 pub mod pipeline;
+pub mod replicating;
 pub mod transaction;

@@ -206,6 +206,17 @@ impl Session {
         }
     }
 
+    /// Whether notifications of the link are the client's: code that may have listened there keeps it, and LISTEN was not
+    /// sent to it for the session.
+    pub(super) fn hears_there(&self) -> bool {
+        let Some((PinReason::Code, shard)) = self.pinned else {
+            return false;
+        };
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.shard == shard && !link.listens)
+    }
+
     // ---- what has been confirmed ----
 
     /// LISTEN, UNLISTEN or DISCARD ALL has been confirmed.

@@ -71,6 +71,10 @@ impl Session {
                     });
                 }
             };
+            if let (Event::Ready(_), Err(problem)) = (&event, Status::decode(body)) {
+                self.client.out().extend_from_slice(&bytes[run..at]);
+                return Err(broken(&problem));
+            }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
             if forward {
@@ -112,7 +116,7 @@ impl Session {
         {
             return Ok((Pass::Swallow, judged.1));
         }
-        if header.tag == b'A' && self.mode == PoolMode::Transaction {
+        if header.tag == b'A' && self.mode == PoolMode::Transaction && !self.hears_there() {
             // The shared listeners hear it as well, for whom it is meant.
             return Ok((Pass::Swallow, judged.1));
         }
@@ -144,6 +148,7 @@ impl Session {
                 if let (Note::Executed(prepared), b'C') = (note, header.tag)
                     && let Some(statement) = prepared.statement()
                 {
+                    self.name_reset(&statement.effect);
                     self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
                 }
             }
@@ -174,6 +179,7 @@ impl Session {
             return;
         };
         if let Some(statement) = plan.statements.get(complete) {
+            self.name_reset(&statement.effect);
             self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
         }
         self.running = Some((plan, complete + 1));

@@ -296,7 +296,7 @@ fn listen_is_refused_while_a_shard_cannot_be_reached() {
         );
         let detail = refused.as_db_error().unwrap().detail().unwrap();
         assert!(
-            detail.contains("\"s2\"") && detail.contains("SW207"),
+            detail.contains("\"s2\"") && detail.contains("SW221"),
             "{detail}"
         );
         client.batch_execute("SELECT 1").await.unwrap();

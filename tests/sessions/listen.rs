@@ -276,6 +276,15 @@ fn the_channels_of_a_session_can_be_asked_for() {
 }
 
 #[test]
+fn code_that_listens_keeps_its_backend_and_hears() {
+    let proxy = Proxy::start("size = 2");
+    let mut client = proxy.client();
+    client.ask(&query("do $$ begin execute 'listen by_code'; end $$"));
+    observer().ask(&query("notify by_code, 'heard'"));
+    assert!(client.frame().unwrap().1.ends_with(b"by_code\0heard\0"));
+}
+
+#[test]
 fn no_backend_is_kept_by_listen() {
     let proxy = watched("size = 1\nwait_timeout = \"5s\"");
     let mut listeners: Vec<Client> = (0..30).map(|_| proxy.client()).collect();

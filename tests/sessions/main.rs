@@ -3,13 +3,22 @@
 
 #![cfg(test)]
 
+mod accounts;
+mod beginnings;
+mod bytes;
 mod client;
+mod code;
 mod copy;
+mod dying;
 mod endings;
 mod extended;
 mod harness;
+mod hostile;
 mod listen;
 mod pooling;
 mod settings;
 mod sharded;
+mod statements;
+mod suites;
+mod values;
 mod volume;

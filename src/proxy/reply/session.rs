@@ -40,6 +40,24 @@ pub fn broken_frame(problem: &dyn std::fmt::Display) -> Notice {
     fatal("08P01", problem.to_string())
 }
 
+/// A message that came while the backend reads the data of a COPY.
+#[must_use]
+pub fn unexpected_in_copy(tag: u8) -> Notice {
+    error(
+        "08P01",
+        format!("unexpected message type 0x{tag:02X} during COPY from stdin"),
+    )
+}
+
+/// The end of a session whose next message nobody can make sense of.
+#[must_use]
+pub fn out_of_step() -> Notice {
+    fatal(
+        "08P01",
+        "terminating connection because protocol synchronization was lost",
+    )
+}
+
 /// A message whose body is not what its tag says.
 #[must_use]
 pub fn malformed() -> Notice {
@@ -245,7 +263,9 @@ pub fn checkout(shard: &str, problem: &CheckoutError) -> Notice {
     }
 }
 
-fn connect(shard: &str, problem: &ConnectError) -> Notice {
+/// The shard's server cannot be reached, or refuses Shardway's login.
+#[must_use]
+pub fn connect(shard: &str, problem: &ConnectError) -> Notice {
     let detail = Some(format!("Shard \"{shard}\": {problem}. (SW204)"));
     let hint = Some("Check that the server runs and that its address and credentials in the configuration are right.".to_owned());
     Notice {
@@ -268,15 +288,34 @@ pub fn unfit(finding: &str) -> Notice {
     }
 }
 
-/// Replication connections are not passed on.
+/// A replication connection to a database of several shards that names none of them, or to the console.
 #[must_use]
-pub fn no_replication() -> Notice {
+pub fn which_shard(database: &str, shards: &[String]) -> Notice {
+    let example = shards.first().map_or("", String::as_str);
     Notice {
-        detail: Some(
-            "A startup packet with replication is for one server only. (SW124)".to_owned(),
+        detail: Some(format!(
+            "A replication connection is to one server, and \"{database}\" has the shards {}. (SW124)",
+            shards.join(", ")
+        )),
+        hint: Some(format!(
+            "Name the shard: options='-c shardway.shard={example}', or dbname={database}@{example} where options cannot be given."
+        )),
+        ..fatal("0A000", "replication connection names no shard")
+    }
+}
+
+/// More replication connections than `pool.replication_size`.
+#[must_use]
+pub fn too_many_replicating(shard: &str, limit: usize) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Replication connections to shard \"{shard}\" that may be open at once: {limit}. (SW207)"
+        )),
+        hint: Some(
+            "Raise pool.replication_size; SHOW SERVERS in the console shows who replicates."
+                .to_owned(),
         ),
-        hint: Some("Connect to the shard's own server.".to_owned()),
-        ..fatal("0A000", "replication connections are not supported")
+        ..fatal("53300", "too many replication connections")
     }
 }
 
@@ -308,7 +347,7 @@ pub fn too_many_clients() -> Notice {
 #[must_use]
 pub fn cannot_listen(problem: &ListenError) -> Notice {
     Notice {
-        detail: Some(format!("{problem}. (SW207)")),
+        detail: Some(format!("{problem}. (SW221)")),
         hint: Some("LISTEN again when every shard can be reached.".to_owned()),
         ..error("08006", "LISTEN cannot be put in force on every shard")
     }
@@ -318,7 +357,7 @@ pub fn cannot_listen(problem: &ListenError) -> Notice {
 #[must_use]
 pub fn listening_ended(problem: &ListenError) -> Notice {
     Notice {
-        detail: Some(format!("{problem}. (SW208)")),
+        detail: Some(format!("{problem}. (SW222)")),
         hint: Some(AFTER_A_GAP.to_owned()),
         ..fatal(
             "08006",
@@ -332,7 +371,7 @@ pub fn listening_ended(problem: &ListenError) -> Notice {
 pub fn listener_lost(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
-            "The shared connection that listens on shard \"{shard}\" was lost. (SW208)"
+            "The shared connection that listens on shard \"{shard}\" was lost. (SW222)"
         )),
         hint: Some(AFTER_A_GAP.to_owned()),
         ..fatal(
@@ -350,7 +389,7 @@ pub fn listener_restored(shard: &str, after: Duration) -> Notice {
         sqlstate: "01000",
         message: "notifications may be missing".to_owned(),
         detail: Some(format!(
-            "Nothing was heard from shard \"{shard}\" for {} ms. (SW208)",
+            "Nothing was heard from shard \"{shard}\" for {} ms. (SW222)",
             after.as_millis()
         )),
         hint: Some("Read from the tables what notifications would have told.".to_owned()),
@@ -362,7 +401,7 @@ pub fn listener_restored(shard: &str, after: Duration) -> Notice {
 pub fn too_many_notifications(overflown: Overflown) -> Notice {
     Notice {
         detail: Some(format!(
-            "More than {} bytes of notifications waited for this client. (SW209)",
+            "More than {} bytes of notifications waited for this client. (SW223)",
             overflown.limit
         )),
         hint: Some(
@@ -379,7 +418,7 @@ pub fn too_many_notifications(overflown: Overflown) -> Notice {
 #[must_use]
 pub fn channels_within() -> Notice {
     Notice {
-        detail: Some("The session's channels are kept by Shardway, and a server learns of them between transactions only. (SW125)".to_owned()),
+        detail: Some("The session's channels are kept by Shardway, and a server learns of them between transactions only. (SW225)".to_owned()),
         hint: Some("Ask before BEGIN, in a batch of its own.".to_owned()),
         ..error("0A000", "pg_listening_channels() is not supported within a transaction")
     }
@@ -389,7 +428,7 @@ pub fn channels_within() -> Notice {
 #[must_use]
 pub fn channel_not_ascii(channel: &str) -> Notice {
     Notice {
-        detail: Some("The server's encoding is not UTF8. (SW210)".to_owned()),
+        detail: Some("The server's encoding is not UTF8. (SW224)".to_owned()),
         hint: Some("Use a name in ASCII, or session mode.".to_owned()),
         ..error("0A000", format!("cannot listen on channel \"{channel}\""))
     }
@@ -400,7 +439,7 @@ pub fn channel_not_ascii(channel: &str) -> Notice {
 pub fn notification_not_ascii() -> Notice {
     Notice {
         detail: Some(
-            "A notification beyond ASCII arrived, and client_encoding is not UTF8. (SW210)"
+            "A notification beyond ASCII arrived, and client_encoding is not UTF8. (SW224)"
                 .to_owned(),
         ),
         hint: Some("SET client_encoding = 'UTF8' before LISTEN.".to_owned()),
