@@ -284,12 +284,20 @@ struct Calls {
     one_shard: Option<String>,
     runs_sql: Option<String>,
     unknown: Option<String>,
-    /// `pg_listening_channels` is among them.
-    channels: bool,
-    /// `pg_notify` is the only one that is more than its result.
-    notifies_only: bool,
+    channels: Channels,
     /// May leave something in the session.
     leaves: Option<String>,
+}
+
+/// What functions have to do with LISTEN and NOTIFY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Channels {
+    /// Nothing, or others matter as well.
+    Apart,
+    /// `pg_listening_channels` is among them.
+    Asked,
+    /// `pg_notify` is the only one that is more than its result.
+    Notified,
 }
 
 impl Planner<'_> {
@@ -617,9 +625,9 @@ impl Planner<'_> {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
             _ if calls.leaves.is_some() || self.names_code() => Effect::Pins(PinReason::Code),
-            _ if calls.channels => Effect::Channels,
+            _ if calls.channels == Channels::Asked => Effect::Channels,
             _ if calls.unknown.is_some() => Effect::Opaque,
-            _ if calls.notifies_only => Effect::Notify,
+            _ if calls.channels == Channels::Notified => Effect::Notify,
             _ => Effect::None,
         }
     }
@@ -683,11 +691,10 @@ impl Planner<'_> {
             one_shard: None,
             runs_sql: None,
             unknown: None,
-            channels: false,
-            notifies_only: false,
+            channels: Channels::Apart,
             leaves: None,
         };
-        let (mut notifies, mut others) = (false, false);
+        let (mut asks, mut notifies, mut others) = (false, false, false);
         let shadowed = self
             .context
             .search_path
@@ -705,7 +712,7 @@ impl Planner<'_> {
             let notify = class != Class::Unknown && function.name == "pg_notify";
             notifies |= notify;
             others |= !notify && class != Class::Plain;
-            calls.channels |= class != Class::Unknown && function.name == "pg_listening_channels";
+            asks |= class != Class::Unknown && function.name == "pg_listening_channels";
             match class {
                 Class::Plain | Class::Setting => {}
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
@@ -720,7 +727,11 @@ impl Planner<'_> {
                 calls.leaves = calls.leaves.or_else(name);
             }
         }
-        calls.notifies_only = notifies && !others;
+        if asks {
+            calls.channels = Channels::Asked;
+        } else if notifies && !others {
+            calls.channels = Channels::Notified;
+        }
         calls
     }
 
