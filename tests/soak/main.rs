@@ -8,12 +8,13 @@
 #![cfg(test)]
 
 mod acts;
-#[expect(dead_code, reason = "only the messages are used here, not the client")]
+#[expect(dead_code, reason = "only a part is used here")]
 #[path = "../sessions/client.rs"]
 mod client;
 #[expect(dead_code, reason = "only a part is used here")]
 #[path = "../cluster/harness.rs"]
 mod harness;
+mod idle;
 mod life;
 #[expect(dead_code, reason = "only a part is used here")]
 #[path = "../oracle/random.rs"]
