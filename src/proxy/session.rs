@@ -209,7 +209,7 @@ impl Session {
             Ok(()) => End::Client,
             Err(end) => end,
         };
-        self.finish(end).await;
+        Box::pin(self.finish(end)).await;
     }
 
     async fn serve(&mut self) -> Result<(), End> {
@@ -478,7 +478,7 @@ impl Session {
             .as_ref()
             .is_some_and(|link| link.status == Status::Idle);
         if begins && outside && self.deferred.is_some() {
-            return self.replay(hold).await;
+            return Box::pin(self.replay(hold)).await;
         }
         Ok(Ok(()))
     }
@@ -618,7 +618,7 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
         self.cancel.wait_begins();
-        let outcome = self.wait_for(&pool).await;
+        let outcome = Box::pin(self.wait_for(&pool)).await;
         self.cancel.wait_ends();
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
@@ -680,13 +680,9 @@ impl Session {
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
-        if idle {
-            self.client.relax(self.client.unsent() == 0);
-            if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
-                return Err(told(reply::shutting_down()));
-            }
-        } else {
-            self.client.relax(false);
+        self.client.relax(false);
+        if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
+            return Err(told(reply::shutting_down()));
         }
         if self.info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));
@@ -730,6 +726,8 @@ impl Session {
                 match client.poll_fill(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => seen.client_end = true,
                     Poll::Ready(Ok(_)) => seen.progress = true,
+                    // It thinks, and who thinks needs no buffers.
+                    Poll::Pending if idle => client.relax(true),
                     Poll::Pending => {}
                 }
             }

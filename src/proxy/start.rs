@@ -35,14 +35,22 @@ use std::{collections::HashMap, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
 pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
-        Ok(Login::Session(entered)) => enter(entered, shared).await,
+    // Boxes: what a login needs is not kept for the session's life.
+    match Box::pin(login::login(socket, &logins)).await {
+        Ok(Login::Session(entered)) => {
+            drop(logins);
+            let session = Box::pin(enter(entered, Arc::clone(&shared))).await;
+            if let Some(mut session) = session {
+                drop(shared);
+                session.run().await;
+            }
+        }
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            Box::pin(cancel(pid, &key, &shared)).await;
             drop(transport);
         }
         Ok(Login::Closed) => {}
@@ -55,13 +63,13 @@ pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginCont
 
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
 pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
+    match Box::pin(login::login(socket, &logins)).await {
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            Box::pin(cancel(pid, &key, &shared)).await;
             drop(transport);
         }
         Ok(Login::Session(entered)) => {
@@ -97,11 +105,12 @@ async fn cancel(pid: u32, key: &[u8], shared: &Arc<Shared>) {
     }
 }
 
-async fn enter(entered: login::Session, shared: Arc<Shared>) {
+/// The session of a client that has logged in, ready to run; none when there is nothing to run, or no more.
+async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Session>> {
     let peer = match entered.transport.peer() {
         transport::Peer::Tcp(address) => Peer::Tcp(address),
         transport::Peer::Unix => Peer::Unix,
-        transport::Peer::Gone => return,
+        transport::Peer::Gone => return None,
     };
     let tls = if entered.transport.is_encrypted() {
         Encryption::Tls
@@ -131,7 +140,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
     });
     if entered.database == login::CONSOLE {
         super::console::serve(client, &entered.user, &shared, &info).await;
-        return;
+        return None;
     }
     let mut session = match Session::new(
         client,
@@ -145,13 +154,16 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
             let (mut client, notice) = *refused;
             notice.put(client.out());
             drop(client.flush().await);
-            return;
+            return None;
         }
     };
     session.tally.client_logins += 1;
     match session.welcome(entered.parameters).await {
-        Ok(()) => session.run().await,
-        Err(end) => session.finish(end).await,
+        Ok(()) => Some(session),
+        Err(end) => {
+            session.finish(end).await;
+            None
+        }
     }
 }
 
