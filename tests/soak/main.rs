@@ -8,6 +8,7 @@
 #![cfg(test)]
 
 mod acts;
+mod big;
 #[expect(dead_code, reason = "only a part is used here")]
 #[path = "../sessions/client.rs"]
 mod client;
