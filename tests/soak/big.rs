@@ -45,7 +45,7 @@ fn a_value_of_100_megabytes_passes_to_the_client_in_little_memory() {
     let mut socket = client.writer();
     let most = grown(&stage, || {
         let sql = format!("select repeat('z', {SIZE})");
-        socket.write_all(&query(&sql).clone()).unwrap();
+        socket.write_all(&query(&sql)).unwrap();
         let (mut seen, mut room) = (0, vec![0; 1 << 20]);
         let mut last = Vec::new();
         while !last.ends_with(b"Z\0\0\0\x05I") {

@@ -8,8 +8,8 @@ use crate::{
 /// Clients that are there before the first look, so that what is made once is not counted.
 const BEFORE: usize = 100;
 const IDLE: usize = 1000;
-/// Bytes of the proxy's memory for each.
-const BOUND: usize = 13_000;
+/// Bytes of the proxy's memory for each, with room for how allocators differ.
+const BOUND: usize = 9_000;
 
 #[test]
 fn an_idle_client_costs_little_memory() {
