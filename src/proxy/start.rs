@@ -40,19 +40,27 @@ pub async fn serve(
     shared: Arc<Shared>,
     logins: Arc<LoginContext>,
 ) {
-    match login::login(socket, place, &logins).await {
+    // Boxes: what a login needs is not kept for the session's life.
+    match Box::pin(login::login(socket, place, &logins)).await {
         // Others may have entered since this one was accepted.
         Ok(Login::Session(entered)) if is_full(&shared) => {
             shared.metrics.process.turned_away.increment();
-            tell_full(entered).await;
+            Box::pin(tell_full(entered)).await;
         }
-        Ok(Login::Session(entered)) => enter(entered, shared).await,
+        Ok(Login::Session(entered)) => {
+            drop(logins);
+            let session = Box::pin(enter(entered, Arc::clone(&shared))).await;
+            if let Some(mut session) = session {
+                drop(shared);
+                session.run().await;
+            }
+        }
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel::carry_out(pid, &key, &shared).await;
+            Box::pin(cancel::carry_out(pid, &key, &shared)).await;
             drop(transport);
         }
         Ok(Login::Closed) => {}
@@ -70,13 +78,13 @@ pub async fn turn_away(
     shared: Arc<Shared>,
     logins: Arc<LoginContext>,
 ) {
-    match login::login(socket, place, &logins).await {
+    match Box::pin(login::login(socket, place, &logins)).await {
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel::carry_out(pid, &key, &shared).await;
+            Box::pin(cancel::carry_out(pid, &key, &shared)).await;
             drop(transport);
         }
         Ok(Login::Session(entered)) => tell_full(entered).await,
@@ -94,11 +102,12 @@ async fn tell_full(entered: login::Session) {
     drop(client.flush().await);
 }
 
-async fn enter(entered: login::Session, shared: Arc<Shared>) {
+/// The session of a client that has logged in, ready to run; none when there is nothing to run, or no more.
+async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Session>> {
     let peer = match entered.transport.peer() {
         transport::Peer::Tcp(address) => Peer::Tcp(address),
         transport::Peer::Unix => Peer::Unix,
-        transport::Peer::Gone => return,
+        transport::Peer::Gone => return None,
     };
     let tls = if entered.transport.is_encrypted() {
         Encryption::Tls
@@ -129,7 +138,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
     });
     if entered.database == login::CONSOLE && entered.replication.is_none() {
         super::console::serve(client, &entered.user, &shared, &info).await;
-        return;
+        return None;
     }
     if let Some(kind) = entered.replication {
         let asked = super::replication::Asked {
@@ -139,7 +148,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
             settings: entered.parameters,
         };
         super::replication::serve(client, asked, &shared, &info).await;
-        return;
+        return None;
     }
     let mut session = match Session::new(
         client,
@@ -153,13 +162,16 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
             let (mut client, notice) = *refused;
             notice.put(client.out());
             drop(client.flush().await);
-            return;
+            return None;
         }
     };
     session.tally.client_logins += 1;
     match session.welcome(entered.parameters).await {
-        Ok(()) => session.run().await,
-        Err(end) => session.finish(end).await,
+        Ok(()) => Some(session),
+        Err(end) => {
+            session.finish(end).await;
+            None
+        }
     }
 }
 
