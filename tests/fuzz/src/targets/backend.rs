@@ -144,6 +144,11 @@ fn honest(bytes: &[u8]) {
     let Some((startup, reply)) = step(startup, 11, &data) else {
         return assert!(changed);
     };
+    let ours = first.len() - "n,,n=,r=".len();
+    assert!(
+        !changed || usize::from(at) >= "r=".len() + ours,
+        "a server is answered that does not repeat our nonce"
+    );
     let Ok(data) = server.handle_final(&reply[HEADER..]) else {
         return assert!(changed);
     };

@@ -1,5 +1,5 @@
 //! Walks frames of both directions and reads every body: nothing panics or reads past its frame, and what is read is
-//! written back as the same bytes.
+//! written back as the same bytes. A message with a byte more than its own is none.
 use crate::wire::{
     backend::{
         Status, command_tag, parameter_status, put_complete, put_parameter_status, put_ready,
@@ -42,10 +42,11 @@ fn walk(
 
 /// `frame` is the whole frame, or its tag alone when its end has not come.
 fn frontend_body(frame: &[u8], body: &[u8]) {
-    let mut out = Vec::new();
+    let (mut out, longer) = (Vec::new(), [body, b"\0"].concat());
     match frame[0] {
         b'P' => {
             if let Ok(parse) = Parse::decode(body) {
+                assert!(Parse::decode(&longer).is_err());
                 assert_eq!(parse.types().count() * 4, parse.raw_types().len());
                 put_parse(&mut out, parse.name, parse.text, parse.raw_types());
                 assert_eq!(&out[HEADER..], body);
@@ -53,6 +54,7 @@ fn frontend_body(frame: &[u8], body: &[u8]) {
         }
         b'B' => {
             if let Ok(bind) = Bind::decode(body) {
+                assert!(Bind::decode(&longer).is_err());
                 assert!(bind.is_empty() == (bind.len() == 0));
                 for index in 0..bind.len().min(64) {
                     assert!(bind.parameter(index).is_some());
@@ -64,12 +66,14 @@ fn frontend_body(frame: &[u8], body: &[u8]) {
         }
         tag @ (b'D' | b'C') => {
             if let Ok(named) = Named::decode(body) {
+                assert!(Named::decode(&longer).is_err());
                 put_named(&mut out, tag, named);
                 assert_eq!(&out[HEADER..], body);
             }
         }
         b'Q' => {
             if let Ok(text) = query(body) {
+                assert!(query(&longer).is_err());
                 put_query(&mut out, text);
                 assert_eq!(&out[HEADER..], body);
             }

@@ -91,6 +91,7 @@ impl Run {
             self.back(note);
         }
         assert!(self.queue.take_made(&mut self.made).is_none());
+        let owed = self.queue.owes_ready();
         match self.queue.replied(tag) {
             Ok((_, Event::Done(_, note))) => self.back(note),
             Ok((_, Event::Ready(note))) => {
@@ -100,6 +101,8 @@ impl Run {
             }
             Ok((_, Event::Failed(notes))) => {
                 assert_eq!(tag, b'E');
+                // An error skips requests, and never an answer that ends them.
+                assert_eq!(owed, self.queue.owes_ready());
                 notes.into_iter().for_each(|note| self.back(note));
                 assert!(!self.queue.copying_in());
             }
