@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster lint bench compare fuzz versions
+.PHONY: help demo test unit cluster lint bench compare fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -43,3 +43,8 @@ compare: ## Shardway beside PgBouncer and HAProxy: a table
 fuzz: ## each fuzz target for a while; SECONDS_EACH=600
 	@tests/setup/tools.sh build
 	@tests/fuzz/run $(SECONDS_EACH)
+
+soak: ## clients that die anywhere, for long; SHARDWAY_SOAK_CLIENTS=2000 SHARDWAY_SOAK_SECONDS=600 SHARDWAY_SOAK_SEED=
+	@tests/setup/tools.sh build servers
+	@ulimit -n 8192 && SHARDWAY_SOAK_CLIENTS=$${SHARDWAY_SOAK_CLIENTS:-2000} SHARDWAY_SOAK_SECONDS=$${SHARDWAY_SOAK_SECONDS:-600} \
+		cargo test --locked --release --test soak -- --nocapture

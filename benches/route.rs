@@ -108,5 +108,7 @@ fn snapshot() -> Snapshot {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: HashMap::default(),
+        per_shard: Vec::new(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }

@@ -6,6 +6,7 @@
 
 use shardway::{
     catalog::{
+        effects::{Effects, Fired, Hazard, HazardKind},
         group::{Group, GroupId, Map, RangeEntry},
         hash::HashFunction,
         key::KeyType,
@@ -210,6 +211,32 @@ fn context() -> Context {
     }
 }
 
+/// What `guarded` sets off: it counts its ids per shard, its slugs are unique, and a trigger fires at DELETE.
+fn effects(table: &str) -> Effects {
+    if table != "guarded" {
+        return Effects::default();
+    }
+    let hazard = |name: &str, kind, fired| Hazard {
+        name: name.to_owned(),
+        kind,
+        fired,
+    };
+    let unique = |column: &str| HazardKind::Unique(vec![column.to_owned()]);
+    let delete = Fired {
+        delete: true,
+        ..Fired::default()
+    };
+    Effects {
+        hazards: vec![
+            hazard("id", HazardKind::Default, Fired::INSERT),
+            hazard("slugs", unique("slug"), Fired::VALUES),
+            hazard("tokens", unique("token"), Fired::VALUES),
+            hazard("archive", HazardKind::Trigger, delete),
+        ],
+        fresh: vec!["token".to_owned()],
+    }
+}
+
 /// Four shards: a hash group on bigint, one on uuid, one on text, a list and a range group, a reference and a single table.
 #[expect(clippy::too_many_lines, reason = "one table of tables")]
 fn shop() -> Snapshot {
@@ -266,6 +293,7 @@ fn shop() -> Snapshot {
             "id customer_id total",
         ),
         ("payments", sharded(0, "customer_id"), "id customer_id paid"),
+        ("guarded", sharded(0, "customer_id"), ""),
         ("shipments", sharded(1, "region"), ""),
         ("events", sharded(2, "day"), ""),
         ("devices", sharded(3, "id"), ""),
@@ -282,7 +310,11 @@ fn shop() -> Snapshot {
                 schema: "public".to_owned(),
                 name: name.to_owned(),
             },
-            Table { placement, columns },
+            Table {
+                placement,
+                columns,
+                effects: effects(name),
+            },
         )
     });
     Snapshot {
@@ -296,6 +328,8 @@ fn shop() -> Snapshot {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: HashMap::default(),
+        per_shard: Vec::new(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use shardway::{
     catalog::{
+        effects::Effects,
         group::{Group, GroupId, Map, RangeEntry},
         hash::HashFunction,
         key::{Key, KeyType},
@@ -195,6 +196,8 @@ fn shop() -> Snapshot {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: HashMap::default(),
+        per_shard: Vec::new(),
+        code: shardway::catalog::code::Code::Unknown,
     }
 }
 
@@ -244,6 +247,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
             key_column: columns[0].to_owned(),
         },
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
+        effects: Effects::default(),
     };
     let tables = [
         ("customers", sharded(0, &["id", "name"])),
@@ -255,6 +259,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
             Table {
                 placement: Placement::Reference,
                 columns: vec!["code".to_owned()],
+                effects: Effects::default(),
             },
         ),
     ];

@@ -578,6 +578,8 @@ mod tests {
                     key_columns: Vec::new(),
                     unlisted: Unlisted::Error,
                     others: HashMap::default(),
+                    per_shard: Vec::new(),
+                    code: crate::catalog::code::Code::Unknown,
                 },
                 analyses: 0,
             }

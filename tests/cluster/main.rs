@@ -7,6 +7,7 @@
 
 mod copying;
 mod drivers;
+mod dumping;
 mod failures;
 mod harness;
 mod malformed;
@@ -16,4 +17,5 @@ mod passwords;
 mod pooling;
 mod psql;
 mod raw;
+mod replicating;
 mod tls;

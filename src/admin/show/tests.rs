@@ -76,10 +76,13 @@ fn database() -> Database {
         key_columns: Vec::new(),
         unlisted: Unlisted::Error,
         others: std::collections::HashMap::default(),
+        per_shard: Vec::new(),
+        code: crate::catalog::code::Code::Unknown,
     };
     let pool = Pool {
         mode: PoolMode::Transaction,
         size: 20,
+        replication_size: 10,
         min_size: 0,
         idle_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(3600),
@@ -157,6 +160,7 @@ fn enter(console: &Console) -> Registered {
         application_name: "psql".to_owned(),
         tls: Transport::Plain,
         protocol: CancelKeyLength::Four,
+        replication: None,
         now: Clock.now(),
         wall: Clock.wall(),
     })
