@@ -1,12 +1,15 @@
 //! Walks frames of both directions and reads every body: nothing panics or reads past its frame, and what is read is
 //! written back as the same bytes. A message with a byte more than its own is none.
-use crate::wire::{
-    backend::{
-        Status, command_tag, parameter_status, put_complete, put_parameter_status, put_ready,
+use crate::{
+    protocol::replicating::Stand,
+    wire::{
+        backend::{
+            Status, command_tag, parameter_status, put_complete, put_parameter_status, put_ready,
+        },
+        frame::{self, Body, FrameError, HEADER, Header},
+        frontend::{Bind, Named, Parse, put_bind, put_named, put_parse, put_query, query},
+        notice,
     },
-    frame::{self, Body, FrameError, HEADER, Header},
-    frontend::{Bind, Named, Parse, put_bind, put_named, put_parse, put_query, query},
-    notice,
 };
 
 /// The target.
@@ -14,14 +17,40 @@ pub fn check(bytes: &[u8]) {
     let Some((side, bytes)) = bytes.split_first() else {
         return;
     };
-    match side % 3 {
+    match side % 4 {
         0 => walk(bytes, frame::frontend, frontend_body),
         1 => walk(bytes, frame::backend, backend_body),
-        _ => walk(bytes, frame::authentication, |_, body| {
+        2 => walk(bytes, frame::authentication, |_, body| {
             let mut body = Body::new(body);
             let _ = (body.cstr(), body.value(), body.rest());
         }),
+        _ => replicated(bytes),
     }
+}
+
+/// A replication connection is followed by headers alone: in pieces it stands where it stands as a whole.
+fn replicated(bytes: &[u8]) {
+    let [piece, bytes @ ..] = bytes else { return };
+    let (mut whole, mut pieces) = (Stand::default(), Stand::default());
+    whole.handle_client();
+    pieces.handle_client();
+    let outcome = whole.handle_server(bytes);
+    let in_pieces = bytes
+        .chunks(usize::from(*piece).max(1))
+        .try_for_each(|bytes| pieces.handle_server(bytes));
+    assert_eq!(outcome, in_pieces);
+    if outcome.is_err() {
+        return;
+    }
+    assert_eq!(whole.may_end(), pieces.may_end());
+    let mut rest = bytes;
+    while let Ok(Some(Header { size, .. })) = frame::backend(rest)
+        && size <= rest.len()
+    {
+        rest = &rest[size..];
+    }
+    assert_eq!(whole.is_between_messages(), rest.is_empty());
+    assert_eq!(pieces.is_between_messages(), rest.is_empty());
 }
 
 fn walk(

@@ -8,8 +8,8 @@ use crate::{
     wire::{
         frame::{self, Header},
         startup::{
-            CANCEL_KEY, PROTOCOL_OPTION, Startup, decode, options, put_cancel_request, put_message,
-            put_ssl_request, remaining,
+            CANCEL_KEY, PROTOCOL_OPTION, Setting, Startup, as_options, decode, options,
+            put_cancel_request, put_message, put_ssl_request, remaining,
         },
     },
 };
@@ -54,13 +54,23 @@ fn packet(bytes: &[u8]) {
         Ok(Startup::GssEncRequest) | Err(_) => {}
     }
     if let Ok(settings) = options(bytes) {
-        assert!(
-            settings
-                .iter()
-                .map(|(name, value)| name.len() + value.len())
-                .sum::<usize>()
-                <= bytes.len()
-        );
+        settings_of(bytes, &settings);
+    }
+}
+
+/// What `options` said is as long as its text at most, and said again it is the same.
+fn settings_of(text: &[u8], settings: &[Setting]) {
+    let pieces = settings
+        .iter()
+        .map(|(name, value)| name.len() + value.len());
+    assert!(pieces.sum::<usize>() <= text.len());
+    let texts: Option<Vec<_>> = settings
+        .iter()
+        .map(|(name, value)| Some((str::from_utf8(name).ok()?, str::from_utf8(value).ok()?)))
+        .collect();
+    if let Some(texts) = texts {
+        let again = as_options(texts.into_iter());
+        assert_eq!(options(again.as_bytes()).as_deref(), Ok(settings));
     }
 }
 
@@ -98,7 +108,9 @@ fn conversation(how: u8, mut packets: &[u8]) {
 
 fn entered(entry: &Entry) {
     assert!(matches!(entry.minor, 0 | 2));
-    assert!(!entry.user.is_empty() && !entry.database.is_empty());
+    assert!(!entry.user.is_empty());
+    // `@s1` names the shard of a database without a name, which nobody has.
+    assert!(!entry.database.is_empty() || entry.replication.is_some());
     for (name, _) in &entry.settings {
         assert!(!name.starts_with(PROTOCOL_OPTION) || !name.contains(&0));
     }
