@@ -11,7 +11,7 @@ use shardway::{
         hash::HashFunction,
         key::KeyType,
         shard::ShardId,
-        snapshot::{Epoch, Other, Placement, Snapshot, Table, TableName, Unlisted},
+        snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
         Context, Plan, Route, Target, Values, analyze::analyze, explain::describe,
@@ -91,7 +91,7 @@ fn expectation(text: &str, snapshot: &Snapshot) -> String {
 }
 
 fn outcome(sql: &str, parameters: &str, snapshot: &Snapshot) -> String {
-    let context = context();
+    let context = Context::default();
     let (plan, slots) = plan_of(sql, &context, snapshot);
     let (oids, bind) = bind_of(parameters);
     let bind = bind
@@ -198,17 +198,6 @@ fn bind_of(parameters: &str) -> (Vec<u32>, Option<Vec<u8>>) {
     }
     body.extend([0, 0]);
     (oids, Some(body))
-}
-
-fn context() -> Context {
-    Context {
-        search_path: vec!["public".to_owned()],
-        standard_conforming_strings: true,
-        utf8: true,
-        transform_null_equals: false,
-        pinned: None,
-        digest: 0,
-    }
 }
 
 /// What `guarded` sets off: it counts its ids per shard, its slugs are unique, and a trigger fires at DELETE.
@@ -318,18 +307,10 @@ fn shop() -> Snapshot {
         )
     });
     Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: "app".to_owned(),
-        shards: SHARDS.map(str::to_owned).to_vec(),
         home: ShardId(2),
         groups,
         tables: tables.collect(),
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-        others: HashMap::default(),
-        per_shard: Vec::new(),
-        code: shardway::catalog::code::Code::Unknown,
+        ..Snapshot::new("app", SHARDS.map(str::to_owned).to_vec())
     }
 }
 
@@ -337,7 +318,7 @@ fn shop() -> Snapshot {
 #[test]
 fn a_plan_serves_texts_with_other_key_values() {
     let snapshot = shop();
-    let context = context();
+    let context = Context::default();
     let (plan, _) = plan_of(
         "SELECT * FROM orders WHERE customer_id = 1 AND id = 2 LIMIT 3",
         &context,
@@ -430,7 +411,7 @@ fn endless_statements_neither_hang_nor_overflow() {
     let snapshot = shop();
     let check = move || {
         for (sql, wanted) in cases {
-            let (plan, slots) = plan_of(&sql, &context(), &snapshot);
+            let (plan, slots) = plan_of(&sql, &Context::default(), &snapshot);
             let values = Values {
                 text: sql.as_bytes(),
                 slots: &slots,
@@ -467,7 +448,7 @@ fn what_nothing_lists_hides_what_is_listed_behind_it() {
     let route = |sql: &str, path: &[&str], snapshot: &Snapshot| {
         let context = Context {
             search_path: path.iter().map(|&schema| schema.to_owned()).collect(),
-            ..context()
+            ..Context::default()
         };
         let (plan, slots) = plan_of(sql, &context, snapshot);
         let values = Values {
@@ -519,7 +500,7 @@ fn one_shard_refuses_nothing() {
         ("PREPARE a AS SELECT 1", Effect::Prepare("a".to_owned())),
         ("COPY x FROM STDIN", Effect::CopyIn),
     ] {
-        let (plan, slots) = plan_of(sql, &context(), &snapshot);
+        let (plan, slots) = plan_of(sql, &Context::default(), &snapshot);
         let values = Values {
             text: sql.as_bytes(),
             slots: &slots,
@@ -538,7 +519,7 @@ fn one_shard_refuses_nothing() {
 /// What is not UTF-8 is not looked into.
 #[test]
 fn other_encodings_are_refused_clearly() {
-    let plan = analyze(b"SELECT '\xff'", &[], &[], &context(), &shop());
+    let plan = analyze(b"SELECT '\xff'", &[], &[], &Context::default(), &shop());
     assert!(
         matches!(&plan.statements[0].target, Target::Refused(why) if **why == Unroutable::NotUtf8)
     );

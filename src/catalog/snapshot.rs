@@ -107,6 +107,25 @@ impl Table {
 }
 
 impl Snapshot {
+    /// Epoch 1 of a database without groups and tables, the first shard its home.
+    #[must_use]
+    pub fn new(database: &str, shards: Vec<String>) -> Self {
+        Self {
+            epoch: Epoch(1),
+            schema: 0,
+            database: database.to_owned(),
+            shards,
+            home: ShardId(0),
+            groups: Vec::new(),
+            tables: HashMap::default(),
+            key_columns: Vec::new(),
+            unlisted: Unlisted::Error,
+            others: HashMap::default(),
+            per_shard: Vec::new(),
+            code: Code::Unknown,
+        }
+    }
+
     /// Whether the database has one shard, so that Shardway is a pooler and refuses nothing.
     #[must_use]
     pub fn is_single(&self) -> bool {

@@ -12,7 +12,7 @@ use crate::catalog::{
     hash::HashFunction,
     key::{Key, KeyError, KeyType, Literal},
     shard::ShardId,
-    snapshot::{Epoch, ObjectName, Placement, Snapshot, Table, TableName, Unlisted},
+    snapshot::{ObjectName, Placement, Snapshot, Table, TableName, Unlisted},
 };
 use std::{
     borrow::Cow,
@@ -82,9 +82,6 @@ fn read_database(
     layout.read_other_tables(reader, node);
     let per_shard = read_per_shard(reader, node);
     let snapshot = Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: name.to_owned(),
         home: home.unwrap_or(ShardId(0)),
         groups: layout.groups,
         tables: layout
@@ -98,10 +95,8 @@ fn read_database(
             .map(|(column, group, _)| (column, group))
             .collect(),
         unlisted,
-        others: HashMap::default(),
         per_shard,
-        code: crate::catalog::code::Code::Unknown,
-        shards: names,
+        ..Snapshot::new(name, names)
     };
     let pool_node = reader.child(node, "pool", Section::Pool);
     let control_node = reader.child(node, "control", Section::Control);

@@ -208,11 +208,7 @@ impl Session {
             defaults: Defaults::default(),
             context: Arc::new(Context {
                 search_path: Vec::new(),
-                standard_conforming_strings: true,
-                utf8: true,
-                transform_null_equals: false,
-                pinned: None,
-                digest: 0,
+                ..Context::default()
             }),
             context_stale: true,
             overridden: HashMap::new(),

@@ -7,10 +7,7 @@ use crate::{
         averages::Averages,
         command::{Command, Shutdown, VERBS},
     },
-    catalog::{
-        shard::ShardId,
-        snapshot::{Epoch, Snapshot, Unlisted},
-    },
+    catalog::snapshot::Snapshot,
     clock::{Clock, Duration, SystemTime},
     config::settings::{
         Address, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen, LogFormat, Pool,
@@ -65,20 +62,7 @@ fn shard(name: &str) -> Shard {
 }
 
 fn database() -> Database {
-    let snapshot = Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: "app".to_owned(),
-        shards: vec!["s0".to_owned(), "s1".to_owned()],
-        home: ShardId(0),
-        groups: Vec::new(),
-        tables: std::collections::HashMap::default(),
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-        others: std::collections::HashMap::default(),
-        per_shard: Vec::new(),
-        code: crate::catalog::code::Code::Unknown,
-    };
+    let snapshot = Snapshot::new("app", vec!["s0".to_owned(), "s1".to_owned()]);
     let pool = Pool {
         mode: PoolMode::Transaction,
         size: 20,
