@@ -5,15 +5,18 @@ use super::{
     error::{AddressProblem, ConfigError, ConfigErrors, Problem, most_like},
     options::Section,
     reader::{Node, Place, Reader},
+    rules,
     settings::{
-        Address, ClientAuth, ConsoleRole, Credentials, Listen, LogFormat, Pool, PoolMode, Secret,
-        Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+        Address, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen, LogFormat, Pool,
+        PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
     },
 };
 use crate::clock::Duration;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
+};
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 /// Reads a configuration file.
 ///
@@ -36,6 +39,7 @@ pub fn load(path: &Path) -> Result<Settings, ConfigErrors> {
                 problem,
                 span: 0..0,
                 earlier: None,
+                source: None,
             }];
             Err(ConfigErrors {
                 file: name,
@@ -64,18 +68,34 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
             problem: Problem::Syntax(error.message().to_owned()),
             span: error.span().unwrap_or(0..0),
             earlier: None,
+            source: None,
         };
         return fail(syntax.iter().map(error).collect());
     }
     let mut reader = Reader::new(base);
     let file = reader.file(&root);
-    let server = read_server(&mut reader, &file);
+    let server_node = reader.child(&file, "server", Section::Server);
+    let server = read_server(&mut reader, &server_node);
     let pool_node = reader.child(&file, "pool", Section::Pool);
     let pool = read_pool(&mut reader, &pool_node, None);
     let databases = database::read_all(&mut reader, &file, &pool);
-    let users = read_users(&mut reader, &file, &databases);
+    let users = read_users(&mut reader, &file, &databases, &server.tls);
+    let rules = rules::read::read(&mut reader, &file, &server_node);
+    if server.tls.clients.is_none()
+        && let Some(rules) = &rules
+    {
+        let place = match file.has("rules") {
+            true => file.place("rules"),
+            false => server_node.place("rules_file"),
+        };
+        rules::read::need_authority(&mut reader, rules, &place);
+    }
     if !reader.errors.is_empty() {
-        reader.errors.sort_by_key(|error| error.span.start);
+        reader.errors.sort_by(|one, other| {
+            let place = |error: &ConfigError| error.span.start;
+            let file = |error: &ConfigError| error.source.clone().map(|source| source.file.clone());
+            (file(one), place(one)).cmp(&(file(other), place(other)))
+        });
         return fail(reader.errors);
     }
     let mut databases: BTreeMap<_, _> = databases
@@ -88,6 +108,7 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
         databases,
         wildcard,
         users,
+        rules,
     })
 }
 
@@ -207,16 +228,15 @@ pub(super) fn read_secret(
     value.map(Secret)
 }
 
-fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
-    let node = reader.child(file, "server", Section::Server);
-    let tls_node = reader.child(&node, "tls", Section::ServerTls);
-    let log_node = reader.child(&node, "log", Section::ServerLog);
-    let listen = reader.texts(&node, "listen");
+fn read_server(reader: &mut Reader, node: &Node<'_>) -> Server {
+    let tls_node = reader.child(node, "tls", Section::ServerTls);
+    let log_node = reader.child(node, "log", Section::ServerLog);
+    let listen = reader.texts(node, "listen");
     let listen = listen
         .iter()
         .filter_map(|(text, span)| read_listen(reader, text, span))
         .collect();
-    let http = reader.text(&node, "http").and_then(|text| {
+    let http = reader.text(node, "http").and_then(|text| {
         let address = text.parse::<SocketAddr>().ok();
         if address.is_none() {
             reader.fail(&node.place("http"), Problem::NotAnAddress { value: text });
@@ -237,23 +257,72 @@ fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
             },
         );
     }
+    let id = reader
+        .integer(node, "id")
+        .and_then(|id| u8::try_from(id).ok());
+    let peers = read_peers(reader, node, id);
     Server {
+        id,
+        peers,
         listen,
         http,
         tls: read_tls(reader, &tls_node),
-        max_clients: reader.integer(&node, "max_clients").unwrap_or_default(),
-        login_timeout: reader.duration(&node, "login_timeout").unwrap_or_default(),
-        shutdown_timeout: reader
-            .duration(&node, "shutdown_timeout")
+        max_clients: reader.integer(node, "max_clients").unwrap_or_default(),
+        max_logins: reader.integer(node, "max_logins").unwrap_or_default(),
+        failed_logins: reader.integer(node, "failed_logins").unwrap_or_default(),
+        failed_login_delay: reader
+            .duration(node, "failed_login_delay")
             .unwrap_or_default(),
-        workers: reader.integer(&node, "workers").unwrap_or(processors),
-        plan_cache_bytes: reader.integer(&node, "plan_cache").unwrap_or_default(),
+        login_timeout: reader.duration(node, "login_timeout").unwrap_or_default(),
+        shutdown_timeout: reader
+            .duration(node, "shutdown_timeout")
+            .unwrap_or_default(),
+        workers: reader.integer(node, "workers").unwrap_or(processors),
+        plan_cache_bytes: reader.integer(node, "plan_cache").unwrap_or_default(),
         log_format: match reader.text(&log_node, "format").as_deref() {
             Some("json") => LogFormat::Json,
             _ => LogFormat::Text,
         },
         log_level: level,
     }
+}
+
+/// The other proxies; who has some needs a number of its own.
+fn read_peers(reader: &mut Reader, node: &Node<'_>, id: Option<u8>) -> BTreeMap<u8, Address> {
+    let mut peers = BTreeMap::new();
+    for (name, place, value) in reader.entries(node, "peers") {
+        let Some(number) = name
+            .parse()
+            .ok()
+            .filter(|number| (1..=127).contains(number))
+        else {
+            let (least, most) = (1, 127);
+            reader.fail(
+                &place,
+                Problem::OutOfRange {
+                    key: name,
+                    least,
+                    most,
+                },
+            );
+            continue;
+        };
+        let DeValue::String(text) = value.get_ref() else {
+            reader.wrong_type(&name, "a string: the address", value);
+            continue;
+        };
+        let address = read_address(reader, text, &value.span(), "");
+        peers.extend(
+            address
+                .filter(|_| Some(number) != id)
+                .map(|address| (number, address)),
+        );
+    }
+    if id.is_none() && node.has("peers") {
+        let place = "server".to_owned();
+        reader.fail(&node.place("peers"), Problem::Missing { place, key: "id" });
+    }
+    peers
 }
 
 /// Levels, alone or of a module: `info,shardway::pool=debug`.
@@ -290,18 +359,17 @@ fn read_tls(reader: &mut Reader, node: &Node<'_>) -> ServerTls {
         None if cert.is_some() || key.is_some() => TlsMode::Prefer,
         None => TlsMode::Disable,
     };
+    let none = ServerTls {
+        mode,
+        identity: None,
+        clients: None,
+    };
     if mode == TlsMode::Disable {
-        return ServerTls {
-            mode,
-            identity: None,
-        };
+        return none;
     }
     let (Some(cert), Some(key)) = (cert, key) else {
         reader.fail(&node.place("mode"), Problem::TlsIncomplete);
-        return ServerTls {
-            mode,
-            identity: None,
-        };
+        return none;
     };
     let cert_pem = reader.read_file(&cert, &node.place("cert"));
     let key_pem = reader.read_file(&key, &node.place("key"));
@@ -335,7 +403,48 @@ fn read_tls(reader: &mut Reader, node: &Node<'_>) -> ServerTls {
     let identity = cert_pem
         .zip(key_pem)
         .map(|(cert_pem, key_pem)| TlsIdentity { cert_pem, key_pem });
-    ServerTls { mode, identity }
+    ServerTls {
+        mode,
+        identity,
+        clients: read_client_certificates(reader, node),
+    }
+}
+
+/// By whom clients' certificates are signed, and which are revoked.
+fn read_client_certificates(reader: &mut Reader, node: &Node<'_>) -> Option<ClientCertificates> {
+    let mut pem = |key: &'static str, what, holds: fn(&[u8]) -> bool| {
+        let path = reader.text(node, key)?;
+        let contents = reader.read_file(&path, &node.place(key))?;
+        if !holds(&contents) {
+            reader.fail(&node.place(key), Problem::NotPem { path, what });
+        }
+        Some(contents)
+    };
+    let authority_pem = pem("client_ca", "certificate", |pem| {
+        CertificateDer::pem_slice_iter(pem)
+            .flatten()
+            .next()
+            .is_some()
+    });
+    let revoked_pem = pem("client_crl", "list of revoked certificates", |pem| {
+        CertificateRevocationListDer::pem_slice_iter(pem)
+            .flatten()
+            .next()
+            .is_some()
+    });
+    if node.has("client_crl") && !node.has("client_ca") {
+        reader.fail(
+            &node.place("client_crl"),
+            Problem::Missing {
+                place: "`server.tls` with `client_crl`".to_owned(),
+                key: "client_ca",
+            },
+        );
+    }
+    Some(ClientCertificates {
+        authority_pem: authority_pem?,
+        revoked_pem,
+    })
 }
 
 fn pool_mode(reader: &mut Reader, node: &Node<'_>) -> Option<PoolMode> {
@@ -349,6 +458,7 @@ fn read_users(
     reader: &mut Reader,
     file: &Node<'_>,
     databases: &BTreeMap<String, super::settings::Database>,
+    tls: &ServerTls,
 ) -> BTreeMap<String, Arc<User>> {
     let mut users = BTreeMap::new();
     for (name, span, node) in reader.children(file, "users", Section::User) {
@@ -372,6 +482,10 @@ fn read_users(
         }
         let pool = reader.child(&node, "pool", Section::UserPool);
         let (auth, secret) = read_auth(reader, &node, &name, &span);
+        if auth == ClientAuth::Cert && tls.clients.is_none() {
+            let user = name.clone();
+            reader.fail(&node.place("auth"), Problem::NoAuthority { user });
+        }
         let backend_keys = [
             "backend_password",
             "backend_password_file",
@@ -431,8 +545,10 @@ fn read_auth(
             reader.fail(&verifier_place, Problem::NotAVerifier);
         }
     }
-    if method == "trust" {
-        return (ClientAuth::Trust, secret);
+    match method.as_str() {
+        "trust" => return (ClientAuth::Trust, secret),
+        "cert" => return (ClientAuth::Cert, secret),
+        _ => {}
     }
     let proof = verifier.or_else(|| secret.clone());
     let secret_failed = ["password", "password_file", "password_env"]

@@ -1,5 +1,6 @@
 //! The settings as used: checked, complete, secrets read. Built from the file by `load`.
 
+use super::rules::Rules;
 use crate::{catalog::snapshot::Snapshot, clock::Duration};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -12,6 +13,8 @@ pub struct Settings {
     /// Every database name not listed: a plain pooler; its address's database is the name that the client gave.
     pub wildcard: Option<Arc<Database>>,
     pub users: BTreeMap<String, Arc<User>>,
+    /// Who may enter from where; `None`: every user, as its own `auth` says.
+    pub rules: Option<Arc<Rules>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -19,8 +22,17 @@ pub struct Server {
     pub listen: Vec<Listen>,
     pub http: Option<SocketAddr>,
     pub tls: ServerTls,
-    /// Connections that may be open, authenticated or not.
+    /// Clients that may be inside.
     pub max_clients: usize,
+    /// Among the proxies behind one address, from 1 to 127.
+    pub id: Option<u8>,
+    /// The other proxies by their number.
+    pub peers: BTreeMap<u8, Address>,
+    /// Connections that may be logging in, beside `max_clients`.
+    pub max_logins: usize,
+    /// Failures of one user from one address before attempts are spaced; zero: never.
+    pub failed_logins: usize,
+    pub failed_login_delay: Duration,
     /// Startup, TLS and authentication together.
     pub login_timeout: Duration,
     /// How long a drain waits for transactions to end.
@@ -51,6 +63,15 @@ pub struct ServerTls {
     pub mode: TlsMode,
     /// PEM contents of certificate chain and key, read at load.
     pub identity: Option<TlsIdentity>,
+    /// `None`: clients are not asked for certificates.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// PEM contents of what clients' certificates are checked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    pub authority_pem: Vec<u8>,
+    pub revoked_pem: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -163,6 +184,8 @@ pub enum ClientAuth {
     Md5(Secret),
     /// The password or a stored verifier (`SCRAM-SHA-256$…`).
     Scram(Secret),
+    /// A certificate whose common name is the user's.
+    Cert,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -69,6 +69,12 @@ impl Page {
             &[],
             facts.max_clients as f64,
         );
+        self.gauge(
+            "shardway_logging_in",
+            "Connections that are logging in",
+            &[],
+            process.logging_in.get() as f64,
+        );
         for (name, help, counter) in [
             (
                 "shardway_connections_total",
@@ -86,6 +92,21 @@ impl Page {
                 &process.login_failures,
             ),
             (
+                "shardway_logins_evicted_total",
+                "Logins closed because others waited for their place at max_logins",
+                &process.logins_evicted,
+            ),
+            (
+                "shardway_logins_delayed_total",
+                "Logins that waited because of earlier failures",
+                &process.logins_delayed,
+            ),
+            (
+                "shardway_logins_refused_total",
+                "Logins refused because of earlier failures",
+                &process.logins_refused,
+            ),
+            (
                 "shardway_cancels_total",
                 "Cancel requests",
                 &process.cancels,
@@ -94,6 +115,11 @@ impl Page {
                 "shardway_cancels_matched_total",
                 "Cancel requests that named a session",
                 &process.cancels_matched,
+            ),
+            (
+                "shardway_cancels_passed_on_total",
+                "Cancel requests passed on to the proxy whose session they mean",
+                &process.cancels_passed_on,
             ),
             (
                 "shardway_panics_total",

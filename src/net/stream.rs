@@ -269,7 +269,7 @@ mod tests {
     /// Both ends of a connection over TLS whose sockets hold little.
     async fn ends() -> (Transport, Transport) {
         let certificates = testing::certificates();
-        let identity = ServerTls::new(&certificates.identity).unwrap();
+        let identity = ServerTls::new(&certificates.identity, None).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(LITTLE).unwrap();

@@ -20,7 +20,12 @@ pub(super) struct Certificates {
 }
 
 pub(super) fn certificates() -> Certificates {
-    let authority_key = KeyPair::generate().unwrap();
+    certificates_signed(&rcgen::PKCS_ECDSA_P256_SHA256)
+}
+
+/// With an authority that signs by this algorithm.
+pub(super) fn certificates_signed(algorithm: &'static rcgen::SignatureAlgorithm) -> Certificates {
+    let authority_key = KeyPair::generate_for(algorithm).unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     // Otherwise both would bear the same name, which OpenSSL takes for a certificate that signed itself.
     params
@@ -144,6 +149,29 @@ impl Server {
             sql,
         ]));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// So that settings of the start take effect.
+    pub(super) fn restart(&self) {
+        let data = self.directory.0.join("data");
+        let log = self.directory.0.join("log");
+        succeed(&mut server_command(
+            "pg_ctl",
+            &[
+                "-D",
+                text(&data),
+                "-l",
+                text(&log),
+                "-w",
+                "-m",
+                "fast",
+                "restart",
+            ],
+        ));
     }
 
     pub(super) fn tcp(&self, host: &str, tls: TlsMode, root_cert: Option<Arc<Vec<u8>>>) -> Address {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     catalog::{code::Code, group::GroupId, shard::ShardId, snapshot::Snapshot},
+    protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
         functions::{Class, Keeps, classify},
@@ -256,7 +257,12 @@ fn whole(
     let statement = StatementPlan {
         start: 0,
         end,
-        effect: Effect::Opaque,
+        // On several shards it is judged, not run.
+        effect: if snapshot.is_single() {
+            Effect::Opaque
+        } else {
+            Effect::None
+        },
         access: Access::Write,
         target,
     };
@@ -286,6 +292,15 @@ struct Calls {
     unknown: Option<String>,
     /// May leave something in the session.
     leaves: Option<String>,
+    sequence: Option<Draw>,
+}
+
+/// What is asked of a sequence by its function.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draw {
+    Next,
+    /// What the session drew last.
+    Last,
 }
 
 impl Planner<'_> {
@@ -447,6 +462,8 @@ impl Planner<'_> {
 
     fn set(&self, set: &Set) -> (Effect, Access, Target) {
         let effect = match set {
+            // It begins a sequence of numbers, which goes on where it was begun.
+            Set::Value { name, .. } if name == "seed" => Effect::Pins(PinReason::Setting),
             Set::Value { name, value, local } => Effect::Set {
                 name: name.clone(),
                 value: value.clone(),
@@ -612,8 +629,10 @@ impl Planner<'_> {
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
+            _ if calls.sequence == Some(Draw::Last) => Effect::Pins(PinReason::Sequence),
             _ if calls.leaves.is_some() || self.names_code() => Effect::Pins(PinReason::Code),
             _ if calls.unknown.is_some() => Effect::Opaque,
+            _ if calls.sequence == Some(Draw::Next) => Effect::Draws,
             _ => Effect::None,
         }
     }
@@ -678,6 +697,7 @@ impl Planner<'_> {
             runs_sql: None,
             unknown: None,
             leaves: None,
+            sequence: None,
         };
         let shadowed = self
             .context
@@ -690,6 +710,9 @@ impl Planner<'_> {
             let class = match function.schema.as_deref() {
                 Some("pg_catalog") => classify(&function.name),
                 None if !shadowed => classify(&function.name),
+                Some("information_schema") if SCHEMA_VIEWS.contains(&function.name.as_str()) => {
+                    Class::Plain
+                }
                 _ => Class::Unknown,
             };
             let name = || Some(function.name.clone());
@@ -703,6 +726,19 @@ impl Planner<'_> {
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
             }
             let builtin = function.schema.is_none() && classify(&function.name) != Class::Unknown;
+            match function.name.as_str() {
+                _ if class != Class::OneShard => {}
+                "currval" | "lastval" => calls.sequence = Some(Draw::Last),
+                "nextval" => calls.sequence = calls.sequence.or(Some(Draw::Next)),
+                _ => {}
+            }
+            let seeds = matches!(
+                function.name.as_str(),
+                "setseed" | "pg_replication_origin_session_setup"
+            );
+            if seeds && class != Class::Unknown {
+                calls.leaves = calls.leaves.or_else(name);
+            }
             if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
                 calls.leaves = calls.leaves.or_else(name);
             }
@@ -741,7 +777,11 @@ impl Planner<'_> {
         {
             analysis.refuse(Unroutable::Function { name: name.clone() });
         }
-        if let (Some(name), Code::Known { .. }) = (calls.leaves.clone(), &self.snapshot.code) {
+        if let Some(name) = calls
+            .leaves
+            .clone()
+            .filter(|name| self.snapshot.code.is_known_to_leave(&name.to_lowercase()))
+        {
             analysis.refuse(Unroutable::Function { name });
         }
         if self.statement.settings != SettingCalls::None {
@@ -880,23 +920,32 @@ impl Planner<'_> {
     }
 }
 
+/// Functions that the views of `information_schema` are made of, which drivers call too; none reads or changes anything.
+const SCHEMA_VIEWS: [&str; 10] = [
+    "_pg_char_max_length",
+    "_pg_char_octet_length",
+    "_pg_datetime_precision",
+    "_pg_expandarray",
+    "_pg_interval_type",
+    "_pg_numeric_precision",
+    "_pg_numeric_precision_radix",
+    "_pg_numeric_scale",
+    "_pg_truetypid",
+    "_pg_truetypmod",
+];
+
 /// The value of `set_config` as what may follow `SET name TO`: a list of schemas is a list there.
 fn setting_text(name: &str, value: &str) -> String {
-    if name != "search_path" || value.is_empty() {
-        return quoted(value);
-    }
-    let parts = value.split(',').map(|part| {
-        let part = part.trim();
-        match part
-            .strip_prefix('"')
-            .and_then(|part| part.strip_suffix('"'))
-        {
-            Some(inside) => quoted(&inside.replace("\"\"", "\"")),
-            None => quoted(&part.to_ascii_lowercase()),
+    let items = is_list_of_names(name).then(|| list(&Value::Config(value.to_owned())));
+    match items.flatten() {
+        Some(items) => {
+            let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+            items.join(", ")
         }
-    });
-    parts.collect::<Vec<_>>().join(", ")
+        None => quoted(value),
+    }
 }
+
 /// Whether a text asks for what is the running transaction's own: its time, its number, its snapshot. Such a statement
 /// must run in the transaction, as one that writes does. Words inside literals do not count; words that only look like
 /// one of these do, which binds a transaction earlier than need be and is never wrong.

@@ -125,6 +125,32 @@ pub enum Refusal {
     Forbidden { database: Vec<u8> },
     #[error("the login took too long")]
     Timeout,
+    #[error("newer logins took its place")]
+    Evicted,
+    #[error("no rule fits")]
+    NoRule(Connection),
+    #[error("a rule rejects it")]
+    Rejected(Connection),
+    #[error("no client certificate was shown")]
+    NoCertificate,
+    #[error("the client certificate is not the user's")]
+    Certificate { user: Vec<u8> },
+    /// Where no proof is asked for: elsewhere nobody learns it.
+    #[error("unknown user")]
+    NoRole { user: Vec<u8> },
+    /// Seconds after which it may be tried again.
+    #[error("too many failed logins before")]
+    Throttled { user: Vec<u8>, seconds: u64 },
+}
+
+/// A connection as rules of authentication see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Without its port; `[local]` over a Unix socket.
+    pub host: String,
+    pub user: Vec<u8>,
+    pub database: Vec<u8>,
+    pub channel: Channel,
 }
 
 impl ExpectPacket {
@@ -288,6 +314,11 @@ pub fn put_ask(out: &mut Vec<u8>, ask: Ask) {
             Ask::Password => Authentication::CleartextPassword,
             Ask::Md5(salt) => Authentication::MD5Password(salt.to_vec()),
             Ask::Scram => Authentication::SASL(vec![scram::MECHANISM.to_owned()]),
+            // The stronger first, as PostgreSQL.
+            Ask::ScramPlus => Authentication::SASL(vec![
+                scram::MECHANISM_PLUS.to_owned(),
+                scram::MECHANISM.to_owned(),
+            ]),
         },
     );
 }
@@ -322,7 +353,9 @@ fn put_authentication(out: &mut Vec<u8>, message: &Authentication) {
 /// What the client is told, in PostgreSQL's words; nothing where PostgreSQL closes without a word.
 #[must_use]
 pub fn refusal(refusal: &Refusal) -> Option<Notice> {
-    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) = refusal {
+    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) | Refusal::Evicted =
+        refusal
+    {
         return None;
     }
     let detail = match refusal {
@@ -333,6 +366,12 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
         Refusal::WhichDatabase => {
             Some("The server of which database's shard is meant is not known.")
         }
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade)) => Some(
+            "The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.",
+        ),
+        Refusal::Authentication(AuthError::Scram(ScramError::BindingMechanism)) => Some(
+            "The SCRAM message has channel binding data where the selected mechanism has none, or none where it needs them.",
+        ),
         Refusal::Startup(_)
         | Refusal::Options(_)
         | Refusal::Alpn
@@ -343,33 +382,40 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
         | Refusal::Authentication(_)
         | Refusal::Frame(_)
         | Refusal::NoDatabase { .. }
-        | Refusal::Timeout => None,
-    };
-    let hint = match refusal {
-        Refusal::TlsRequired { .. } => Some("Connect with sslmode=require."),
-        Refusal::Replication(_) => Some("Valid values are: \"false\", \"true\", \"database\"."),
-        Refusal::WhichDatabase => {
-            Some("Name it in the options: PGOPTIONS='-c shardway.database=NAME'.")
-        }
-        Refusal::Startup(_)
-        | Refusal::Options(_)
-        | Refusal::UnencryptedData
-        | Refusal::Alpn
-        | Refusal::NoUser
-        | Refusal::Password { .. }
-        | Refusal::Authentication(_)
-        | Refusal::Frame(_)
-        | Refusal::NoDatabase { .. }
-        | Refusal::Forbidden { .. }
-        | Refusal::Timeout => None,
+        | Refusal::Timeout
+        | Refusal::Evicted
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => None,
     };
     Some(Notice {
         severity: "FATAL",
         sqlstate: sqlstate(refusal),
         message: message(refusal),
         detail: detail.map(str::to_owned),
-        hint: hint.map(str::to_owned),
+        hint: hint(refusal),
     })
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most refusals say themselves what to do"
+)]
+fn hint(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::TlsRequired { .. } => Some("Connect with sslmode=require.".into()),
+        Refusal::Replication(_) => {
+            Some("Valid values are: \"false\", \"true\", \"database\".".into())
+        }
+        Refusal::WhichDatabase => {
+            Some("Name it in the options: PGOPTIONS='-c shardway.database=NAME'.".into())
+        }
+        Refusal::Throttled { seconds, .. } => Some(format!("Try again in {seconds} seconds.")),
+        _ => None,
+    }
 }
 
 fn sqlstate(refusal: &Refusal) -> &'static str {
@@ -381,15 +427,27 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         Refusal::Startup(StartupError::Version { .. }) => "0A000",
         Refusal::Replication(_) => "22023",
         Refusal::Options(_) => "42601",
-        Refusal::NoUser | Refusal::TlsRequired { .. } => "28000",
+        Refusal::NoUser
+        | Refusal::TlsRequired { .. }
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => "28000",
         Refusal::Password { .. } | Refusal::Authentication(AuthError::Wrong) => "28P01",
         Refusal::Authentication(AuthError::Scram(
             ScramError::AuthorizationIdentity | ScramError::Extension,
         )) => "0A000",
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade | ScramError::Binding)) => {
+            "28000"
+        }
         Refusal::Authentication(_) => "08P01",
         Refusal::NoDatabase { .. } | Refusal::WhichDatabase => "3D000",
         Refusal::Forbidden { .. } => "42501",
         Refusal::Timeout => "57014",
+        // Never told.
+        Refusal::Evicted => "53300",
     }
 }
 
@@ -431,9 +489,8 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Authentication(AuthError::Mechanism) => {
             "client selected an invalid SASL authentication mechanism".into()
         }
-        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => {
-            error.to_string()
-        }
+        Refusal::Authentication(AuthError::Scram(error)) => scram_message(*error),
+        Refusal::Authentication(error @ AuthError::Wrong) => error.to_string(),
         Refusal::Frame(FrameError::Tag(tag)) => {
             format!("expected password response, got message type {tag}")
         }
@@ -445,6 +502,59 @@ fn message(refusal: &Refusal) -> String {
             format!("permission denied for database \"{}\"", shown(database))
         }
         Refusal::Timeout => "canceling authentication due to timeout".into(),
+        Refusal::Evicted => refusal.to_string(),
+        Refusal::NoRule(asked) => format!("no pg_hba.conf entry for {}", connection(asked)),
+        Refusal::Rejected(asked) => {
+            format!("pg_hba.conf rejects connection for {}", connection(asked))
+        }
+        Refusal::NoCertificate => "connection requires a valid client certificate".into(),
+        Refusal::Certificate { user } => {
+            format!(
+                "certificate authentication failed for user \"{}\"",
+                shown(user)
+            )
+        }
+        Refusal::NoRole { user } => format!("role \"{}\" does not exist", shown(user)),
+        Refusal::Throttled { user, .. } => {
+            format!(
+                "too many failed logins for user \"{}\" from this address",
+                shown(user)
+            )
+        }
+    }
+}
+
+/// A connection in PostgreSQL's words.
+fn connection(asked: &Connection) -> String {
+    let encryption = match asked.channel {
+        Channel::Plain => "no encryption",
+        Channel::Encrypted => "SSL encryption",
+    };
+    format!(
+        "host \"{}\", user \"{}\", database \"{}\", {encryption}",
+        asked.host,
+        shown(&asked.user),
+        shown(&asked.database)
+    )
+}
+
+fn scram_message(error: ScramError) -> String {
+    match error {
+        ScramError::Downgrade => "SCRAM channel binding negotiation error".into(),
+        ScramError::Binding => "SCRAM channel binding check failed".into(),
+        ScramError::BindingMechanism => "malformed SCRAM message".into(),
+        ScramError::BindingType => "unsupported SCRAM channel-binding type".into(),
+        ScramError::BindingAttribute => {
+            "unexpected SCRAM channel-binding attribute in client-final-message".into()
+        }
+        ScramError::Malformed
+        | ScramError::AuthorizationIdentity
+        | ScramError::Extension
+        | ScramError::Nonce
+        | ScramError::Proof
+        | ScramError::Iterations
+        | ScramError::ServerSignature
+        | ScramError::ServerError => error.to_string(),
     }
 }
 

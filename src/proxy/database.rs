@@ -15,7 +15,7 @@ use crate::{
     },
     plan::cache::PlanCache,
     pool::{
-        backend::{Backend, CancelTarget, Reported, Statements},
+        backend::{Backend, CancelTarget, Reported, Statements, Tenure},
         lease::{Opener, Pool},
     },
     protocol::parameters::Applied,
@@ -265,6 +265,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         applied: Applied::default(),
         statements: Statements::default(),
         unnamed: None,
+        tenure: Tenure::default(),
         born: parts.clock.now(),
         info,
     }))

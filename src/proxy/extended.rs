@@ -14,7 +14,7 @@ use crate::{
     catalog::snapshot::Snapshot,
     plan::{StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
-    sql::statement::Effect,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::Status,
         frame::{self},
@@ -259,6 +259,14 @@ impl Session {
             && let Some(statement) = prepared.statement()
         {
             self.pin_before(&statement.effect);
+            if statement.effect == Effect::Pins(PinReason::Sequence) {
+                // Where the last number was drawn is known when all before it is answered.
+                self.settle().await?;
+                if self.skip {
+                    return Ok(());
+                }
+                self.check_numbers(std::slice::from_ref(statement))?;
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared

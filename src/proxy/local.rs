@@ -293,7 +293,7 @@ impl Session {
             | Effect::Reset(_)
             | Effect::ResetAll
             | Effect::DiscardAll => self.setting_took_effect(effect),
-            Effect::None | Effect::SetTransaction | Effect::Opaque => {}
+            Effect::None | Effect::SetTransaction | Effect::Opaque | Effect::Draws => {}
             Effect::Deallocate(None) => self.forget_statements(),
             Effect::Deallocate(Some(_))
             | Effect::Execute(_)
@@ -378,7 +378,7 @@ impl Session {
             Effect::Set { name, value, local } => {
                 self.begun_there();
                 self.parameters
-                    .set(name, value.clone().map(Value::Sql), *local);
+                    .set(name, value.clone().map(Value::given), *local);
                 let aside = self
                     .link
                     .as_ref()
@@ -387,7 +387,11 @@ impl Session {
                     // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
                     Some(deferred) if *local && aside => {
                         let own = self.parameters.own_default(name);
-                        let text = set_local(name, value.as_deref().or(own.as_deref()));
+                        let value = value.as_deref().or(own.as_deref());
+                        let text = set_local(
+                            name,
+                            value.map(|value| if value.is_empty() { "''" } else { value }),
+                        );
                         deferred.setting(text.as_bytes());
                     }
                     _ => {}
@@ -478,6 +482,19 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.at_begin = link.lease.applied.clone();
             }
+        }
+    }
+
+    /// What SET has said of DateStyle is a part of it: the whole is what the backend reports.
+    pub(super) fn complete_date_style(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
+        let reported = link.lease.reported.get(b"DateStyle");
+        if known
+            && let Some(reported) = reported
+            && self.parameters.complete_date_style(reported)
+        {
+            self.settings_are_told();
         }
     }
 

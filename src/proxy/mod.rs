@@ -9,6 +9,7 @@ mod ending;
 mod extended;
 mod link;
 mod local;
+mod numbers;
 mod place;
 mod prepared;
 mod relay;

@@ -327,6 +327,7 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::CopyOut
         | Effect::Pins(_)
         | Effect::TwoPhase
+        | Effect::Draws
         | Effect::Opaque => false,
     }
 }

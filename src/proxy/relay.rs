@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     protocol::pipeline::{Event, Pass, Request},
+    sql::statement::Effect,
     wire::{
         backend::{Status, command_tag, parameter_status, put_ready},
         frame::{self, HEADER, Header},
@@ -140,11 +141,16 @@ impl Session {
             }
             Event::Done(Request::Execute, note) => {
                 self.tally.queries += 1;
+                let tag = command_tag(body).unwrap_or_default();
+                if let (Note::Nothing, b'C') = (&note, header.tag) {
+                    self.note_draw(&Effect::None, tag);
+                }
                 if let (Note::Executed(prepared), b'C') = (note, header.tag)
                     && let Some(statement) = prepared.statement()
                 {
+                    self.note_draw(&statement.effect, tag);
                     self.name_reset(&statement.effect);
-                    self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
+                    self.took_effect(&statement.effect, tag);
                 }
             }
             Event::Done(..) => {}
@@ -170,12 +176,14 @@ impl Session {
     /// A statement of a simple query is complete.
     fn command(&mut self, body: &[u8]) {
         self.tally.queries += 1;
+        let tag = command_tag(body).unwrap_or_default();
         let Some((plan, complete)) = self.running.take() else {
-            return;
+            return self.note_draw(&Effect::None, tag);
         };
         if let Some(statement) = plan.statements.get(complete) {
+            self.note_draw(&statement.effect, tag);
             self.name_reset(&statement.effect);
-            self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
+            self.took_effect(&statement.effect, tag);
         }
         self.running = Some((plan, complete + 1));
     }

@@ -484,6 +484,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
     },
     Code {
+        code: "SW209",
+        sqlstate: "55000",
+        title: "Another session's number",
+        meaning: "currval or lastval outside of the transaction that drew the number, on a server connection where it was not drawn or that another session has used since: PostgreSQL would tell the number of another session.",
+        what_to_do: "Use INSERT … RETURNING, or ask in the transaction that draws the number; pool.mode = \"session\" keeps a connection for each session.",
+    },
+    Code {
         code: "SW301",
         sqlstate: "0A000",
         title: "Transaction over several shards",

@@ -16,6 +16,7 @@ use super::{
     database::Database,
     ending,
     link::{Hold, Link},
+    numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
 };
@@ -179,6 +180,8 @@ pub struct Session {
     pub(super) running: Option<(Arc<Plan>, usize)>,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
+    /// Where numbers of sequences were drawn last.
+    pub(super) drew: Option<Drew>,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -271,7 +274,9 @@ impl Session {
         for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
             self.link = Some(link);
             let spent = self.link.as_ref().is_some_and(|link| link.spent);
-            let quiet = !self.cancel.detach() && !spent;
+            let target = self.link.as_ref().map(|link| &link.lease.target);
+            let doubtful = target.is_some_and(|target| self.cancel.is_doubtful(target));
+            let quiet = !self.cancel.detach() && !doubtful && !spent;
             if quiet
                 && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
                 && let Some(mut link) = self.link.take()
@@ -349,7 +354,7 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet())
+            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
                 .await
                 .is_ok();
             if !quiet || self.prelude(b"").await.is_err() {
@@ -361,6 +366,7 @@ impl Session {
         let Some(mut link) = self.link.take() else {
             return Ok(());
         };
+        link.spent |= self.cancel.is_doubtful(&link.lease.target);
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
@@ -369,6 +375,17 @@ impl Session {
             link.lease.release();
         }
         Ok(())
+    }
+
+    /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
+    async fn quiet(&mut self) {
+        let mut quiet = pin!(self.cancel.quiet());
+        let client = &mut self.client;
+        poll_fn(|cx| {
+            let _flushed = client.poll_flush(cx);
+            quiet.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Makes the link a backend on this shard, ready for the session's statements. The caller has made sure that no
@@ -423,7 +440,8 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, link: Link) {
+    fn attach(&mut self, mut link: Link) {
+        link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
         link.lease.info.set_leased(self.info.pid);
@@ -802,6 +820,7 @@ impl Session {
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
             }
+            self.complete_date_style();
         }
         self.failed = false;
         self.info.set_in_transaction(status != Status::Idle);
@@ -922,5 +941,6 @@ fn pin_word(reason: PinReason) -> &'static str {
         PinReason::SetRole => "SET ROLE",
         PinReason::Setting => "a setting that cannot be replayed",
         PinReason::Code => "code that may have left something",
+        PinReason::Sequence => "currval or lastval",
     }
 }

@@ -83,6 +83,7 @@ impl Session {
             place.hold = Hold::Bound;
         }
         self.reach(place).await?;
+        self.check_numbers(&planned.plan.statements)?;
         self.send_pending();
         self.send_query(text, planned.plan);
         Ok(())

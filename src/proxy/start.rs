@@ -1,7 +1,7 @@
 //! From a socket to a running session: logs the client in, finds its database, tells it the server's settings.
 
 use super::{
-    Shared,
+    Shared, cancel,
     database::Database,
     local::check_own,
     reply::session as reply,
@@ -13,7 +13,7 @@ use crate::{
     entropy,
     metrics::sessions::{CancelKeyLength, NewSession, Peer, Transport as Encryption},
     net::{
-        login::{self, Login, LoginContext},
+        login::{self, Login, LoginContext, Place},
         stream::Stream,
         transport::{self, Transport},
     },
@@ -34,15 +34,25 @@ use smallvec::SmallVec;
 use std::{collections::HashMap, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
-pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
+pub async fn serve(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) {
+    match login::login(socket, place, &logins).await {
+        // Others may have entered since this one was accepted.
+        Ok(Login::Session(entered)) if is_full(&shared) => {
+            shared.metrics.process.turned_away.increment();
+            tell_full(entered).await;
+        }
         Ok(Login::Session(entered)) => enter(entered, shared).await,
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            cancel::carry_out(pid, &key, &shared).await;
             drop(transport);
         }
         Ok(Login::Closed) => {}
@@ -54,47 +64,34 @@ pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginCont
 }
 
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
-pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
+pub async fn turn_away(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) {
+    match login::login(socket, place, &logins).await {
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            cancel::carry_out(pid, &key, &shared).await;
             drop(transport);
         }
-        Ok(Login::Session(entered)) => {
-            let mut client = Stream::new(entered.transport);
-            reply::too_many_clients().put(client.out());
-            drop(client.flush().await);
-        }
+        Ok(Login::Session(entered)) => tell_full(entered).await,
         Ok(Login::Closed) | Err(_) => {}
     }
 }
 
-/// Carries out a CancelRequest, if it names one of our sessions with its key. It is never answered.
-async fn cancel(pid: u32, key: &[u8], shared: &Arc<Shared>) {
-    shared.metrics.process.cancels.increment();
-    if shared.metrics.sessions.find_cancel(pid, key).is_none() {
-        return;
-    }
-    shared.metrics.process.cancels_matched.increment();
-    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else {
-        return;
-    };
-    let target = &in_flight.target;
-    let sent = crate::net::backend::cancel(
-        &target.address,
-        target.pid,
-        &target.key,
-        super::session::CANCEL_PATIENCE,
-        &shared.tls,
-    )
-    .await;
-    if let Err(problem) = sent {
-        tracing::warn!(%problem, "a cancel request did not reach the server");
-    }
+fn is_full(shared: &Shared) -> bool {
+    shared.metrics.sessions.count() >= shared.settings.load().server.max_clients
+}
+
+async fn tell_full(entered: login::Session) {
+    let mut client = Stream::new(entered.transport);
+    reply::too_many_clients().put(client.out());
+    drop(client.flush().await);
 }
 
 async fn enter(entered: login::Session, shared: Arc<Shared>) {
@@ -219,6 +216,7 @@ impl Session {
             failed: false,
             running: None,
             unsettled: false,
+            drew: None,
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
@@ -264,10 +262,11 @@ impl Session {
         Ok(())
     }
 
-    /// Asks for the settings that routing depends on and that the role or the database may have set.
+    /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own
+    /// search_path is in force: nothing is named without its schema, no operator either.
     async fn learn_defaults(&mut self) -> Result<(), End> {
         let asked = self
-            .ask(b"SELECT pg_catalog.current_setting('search_path') || E'\\n' || pg_catalog.current_setting('default_transaction_isolation')")
+            .ask(b"SELECT pg_catalog.concat(pg_catalog.current_setting('search_path'), E'\\n', pg_catalog.current_setting('default_transaction_isolation'))")
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {

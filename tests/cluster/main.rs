@@ -5,9 +5,11 @@
 
 #![cfg(test)]
 
+mod cancelling;
 mod copying;
 mod drivers;
 mod dumping;
+mod entering;
 mod failures;
 mod harness;
 mod malformed;
@@ -19,3 +21,4 @@ mod psql;
 mod raw;
 mod replicating;
 mod tls;
+mod tools;

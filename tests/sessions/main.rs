@@ -6,6 +6,7 @@
 mod accounts;
 mod beginnings;
 mod bytes;
+mod cases;
 mod client;
 mod code;
 mod copy;
@@ -14,7 +15,10 @@ mod endings;
 mod extended;
 mod harness;
 mod hostile;
+mod limits;
+mod numbers;
 mod pooling;
+mod secrets;
 mod settings;
 mod sharded;
 mod statements;

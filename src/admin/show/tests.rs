@@ -94,9 +94,15 @@ fn console() -> Console {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients: 100,
+        max_logins: 100,
+        failed_logins: 0,
+        failed_login_delay: Duration::from_secs(1),
         login_timeout: Duration::from_secs(60),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,
@@ -119,6 +125,7 @@ fn console() -> Console {
         server,
         databases: BTreeMap::from([("app".to_owned(), Arc::new(database()))]),
         wildcard: None,
+        rules: None,
         users: BTreeMap::from([("alice".to_owned(), Arc::new(user))]),
     };
     Console {

@@ -3,16 +3,18 @@
 use super::{
     super::transport::Transport,
     LoginContext, LoginError,
+    failures::{Attempt, Verdict},
     read::{Received, read_message},
+    way::check_certificate,
 };
 use crate::{
-    auth::{AuthError, Exchange, Fresh, Reply},
+    auth::{Account, AuthError, Demand, Exchange, Fresh, Reply},
     config::settings::User,
     entropy,
     protocol::client_startup::{self, Entry, Refusal},
 };
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt as _;
+use tokio::{io::AsyncWriteExt as _, time::sleep};
 
 /// The proof, then the database.
 pub(super) async fn enter(
@@ -23,43 +25,22 @@ pub(super) async fn enter(
     let user = std::str::from_utf8(&entry.user)
         .ok()
         .and_then(|name| context.users.get(name));
-    let (demand, account) = context.demand(&entry.user, user.map(Arc::as_ref));
+    let known = user.map(Arc::as_ref);
+    let refused = LoginError::Refused;
+    let way = context.way(transport, entry, known).map_err(refused)?;
+    let demand = context.demand(way, &entry.user, known).map_err(refused)?;
     let mut out = entry.negotiation.clone();
-    let fresh = Fresh {
-        salt: entropy::bytes(),
-        nonce: entropy::bytes(),
+    let Received::Whole(proof) = prove(transport, &entry.user, demand, context, &mut out).await?
+    else {
+        return Ok(Received::Closed);
     };
-    let mut proof = None;
-    if let Some((mut exchange, ask)) = Exchange::begin(&entry.user, demand, account, fresh) {
-        client_startup::put_ask(&mut out, ask);
-        proof = loop {
-            transport.write_all(&out).await?;
-            transport.flush().await?;
-            out.clear();
-            let Received::Whole(body) = read_message(transport).await? else {
-                return Ok(Received::Closed);
-            };
-            match exchange.handle_message(&body) {
-                Ok(Reply::Continue(next, data)) => {
-                    client_startup::put_continue(&mut out, data);
-                    exchange = next;
-                }
-                Ok(Reply::Accepted(data)) => break data,
-                Err(AuthError::Wrong) => {
-                    return Err(LoginError::Refused(Refusal::Password {
-                        user: entry.user.clone(),
-                    }));
-                }
-                Err(error) => return Err(LoginError::Refused(Refusal::Authentication(error))),
-            }
-        };
-    }
     // Nobody without an account comes this far: their exchange fails.
     let Some(user) = user else {
         return Err(LoginError::Refused(Refusal::Password {
             user: entry.user.clone(),
         }));
     };
+    check_certificate(way, transport, &entry.user, known).map_err(refused)?;
     client_startup::put_accepted(&mut out, proof);
     transport.write_all(&out).await?;
     transport.flush().await?;
@@ -68,4 +49,69 @@ pub(super) async fn enter(
         .and_then(|name| context.admit(user, name))
         .map_err(LoginError::Refused)?;
     Ok(Received::Whole((Arc::clone(user), database)))
+}
+
+/// Holds the exchange that is demanded, beginning with what `out` holds; gives what is to be sent with its success.
+async fn prove(
+    transport: &mut Transport,
+    user: &[u8],
+    (demand, account): (Demand, Account),
+    context: &LoginContext,
+    out: &mut Vec<u8>,
+) -> Result<Received<Option<Vec<u8>>>, LoginError> {
+    let fresh = Fresh {
+        salt: entropy::bytes(),
+        nonce: entropy::bytes(),
+    };
+    let end_point = context
+        .tls
+        .as_ref()
+        .filter(|_| transport.is_encrypted())
+        .and_then(|tls| tls.end_point());
+    let Some((mut exchange, ask)) = Exchange::begin(user, demand, account, fresh, end_point) else {
+        return Ok(Received::Whole(None));
+    };
+    let attempt = context.entrance.attempt(transport.peer(), user);
+    // Before the proof is asked for: whoever waits learns nothing by it.
+    wait(attempt, user, context).await?;
+    client_startup::put_ask(out, ask);
+    loop {
+        transport.write_all(out).await?;
+        transport.flush().await?;
+        out.clear();
+        let Received::Whole(body) = read_message(transport).await? else {
+            return Ok(Received::Closed);
+        };
+        match exchange.handle_message(&body) {
+            Ok(Reply::Continue(next, data)) => {
+                client_startup::put_continue(out, data);
+                exchange = next;
+            }
+            Ok(Reply::Accepted(data)) => {
+                context.entrance.succeeded(attempt);
+                return Ok(Received::Whole(data));
+            }
+            Err(AuthError::Wrong) => {
+                context.entrance.failed(attempt, context.limits);
+                let user = user.to_vec();
+                return Err(LoginError::Refused(Refusal::Password { user }));
+            }
+            Err(error) => return Err(LoginError::Refused(Refusal::Authentication(error))),
+        }
+    }
+}
+
+/// Waits for the attempt's turn, when there were too many failures.
+async fn wait(attempt: Attempt, user: &[u8], context: &LoginContext) -> Result<(), LoginError> {
+    match context.entrance.verdict(attempt, context.limits) {
+        Verdict::Now => Ok(()),
+        Verdict::After(wait) => {
+            sleep(wait).await;
+            Ok(())
+        }
+        Verdict::Refused(wait) => Err(LoginError::Refused(Refusal::Throttled {
+            user: user.to_vec(),
+            seconds: wait.as_secs() + 1,
+        })),
+    }
 }

@@ -311,6 +311,21 @@ pub fn too_many_replicating(shard: &str, limit: usize) -> Notice {
     }
 }
 
+/// `currval` or `lastval` where another session's number would be told.
+#[must_use]
+pub fn number_of_another() -> Notice {
+    Notice {
+        detail: Some(
+            "This session drew no number on this server connection, or another session has used it since. (SW209)"
+                .to_owned(),
+        ),
+        hint: Some(
+            "Use INSERT ... RETURNING, or ask in the transaction that draws the number.".to_owned(),
+        ),
+        ..error("55000", "the last number of a sequence is not known here")
+    }
+}
+
 /// A database that is not configured.
 #[must_use]
 pub fn no_such_database(database: &str) -> Notice {
