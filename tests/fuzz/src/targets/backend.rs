@@ -3,7 +3,7 @@
 
 use super::patched;
 use crate::{
-    auth::scram::{ExpectFirst, MECHANISM, Verifier},
+    auth::scram::{Binding, ExpectFirst, MECHANISM, Verifier},
     protocol::backend_startup::{BackendStartup, Established, Step},
     wire::{
         frame::{self, Body, HEADER, Header},
@@ -134,7 +134,9 @@ fn honest(bytes: &[u8]) {
         panic!("no first message")
     };
     let verifier = Arc::new(Verifier::of(PASSWORD.as_bytes(), b"0123456789abcdef", 1));
-    let Ok((data, server)) = ExpectFirst::new(verifier, [!nonce; 18]).handle_first(first) else {
+    let Ok((data, server)) =
+        ExpectFirst::new(verifier, [!nonce; 18], Binding::NotOffered).handle_first(first)
+    else {
         panic!("our first message is refused")
     };
     let (data, changed) = patch(1, data);

@@ -20,14 +20,15 @@ pub fn check(bytes: &[u8]) {
     let Some((kind, rest)) = bytes.split_first() else {
         return;
     };
-    match kind % 8 {
+    match kind % 9 {
         0 => secret(rest),
         1 => password(&Stored::Plain(PASSWORD.into()), rest),
         2 => password(&Stored::Md5(md5::Hash::of(USER, PASSWORD.as_bytes())), rest),
         3 => password(&Stored::Scram(verifier()), rest),
         4 => md5_response(rest),
-        5 => strangers(Account::Known, rest),
-        6 => strangers(Account::Mock, rest),
+        5 => strangers(Account::Known, None, rest),
+        6 => strangers(Account::Mock, None, rest),
+        8 => strangers(Account::Known, Some(end_point()), rest),
         _ => honest(rest),
     }
 }
@@ -37,8 +38,13 @@ fn verifier() -> Arc<Verifier> {
     Arc::new(Verifier::of(PASSWORD.as_bytes(), b"0123456789abcdef", 1))
 }
 
-fn begin(demand: Demand, account: Account) -> Exchange {
-    match Exchange::begin(USER, demand, account, FRESH) {
+/// The hash of our certificate, in place of TLS.
+fn end_point() -> Arc<[u8]> {
+    Arc::from([5; 32])
+}
+
+fn begin(demand: Demand, account: Account, end_point: Option<Arc<[u8]>>) -> Exchange {
+    match Exchange::begin(USER, demand, account, FRESH, end_point) {
         Some((exchange, _ask)) => exchange,
         None => panic!("something is demanded"),
     }
@@ -62,7 +68,7 @@ fn secret(bytes: &[u8]) {
 /// A PasswordMessage against each stored form.
 fn password(stored: &Stored, body: &[u8]) {
     for account in [Account::Known, Account::Mock] {
-        let outcome = begin(Demand::Password(stored.clone()), account).handle_message(body);
+        let outcome = begin(Demand::Password(stored.clone()), account, None).handle_message(body);
         let right = body == b"secret\0" && account == Account::Known;
         match outcome {
             Ok(Reply::Accepted(None)) => assert!(right),
@@ -82,13 +88,13 @@ fn md5_response(body: &[u8]) {
         [0, at, byte] => patched(&expected, u16::from(*at), *byte),
         _ => (body.to_vec(), true),
     };
-    let outcome = begin(Demand::Md5(hash), Account::Known).handle_message(&other);
+    let outcome = begin(Demand::Md5(hash), Account::Known, None).handle_message(&other);
     assert_eq!(outcome.is_ok(), other == expected);
 }
 
 /// Any messages: who does not compute the proof does not get in.
-fn strangers(account: Account, mut bytes: &[u8]) {
-    let mut exchange = begin(Demand::Scram(verifier()), account);
+fn strangers(account: Account, offered: Option<Arc<[u8]>>, mut bytes: &[u8]) {
+    let mut exchange = begin(Demand::Scram(verifier()), account, offered);
     while let Some(body) = piece(&mut bytes) {
         match exchange.handle_message(body) {
             Ok(Reply::Continue(next, data)) => {
@@ -123,7 +129,7 @@ fn honest(bytes: &[u8]) {
         (body, false)
     };
     let Ok(Reply::Continue(exchange, data)) =
-        begin(Demand::Scram(verifier()), account).handle_message(&body)
+        begin(Demand::Scram(verifier()), account, None).handle_message(&body)
     else {
         assert!(changed, "an honest client was refused at its first message");
         return;
