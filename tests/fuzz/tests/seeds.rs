@@ -3,8 +3,9 @@
 use shardway_fuzz::targets;
 use std::{fs, path::Path};
 
-const TARGETS: [(&str, fn(&[u8])); 6] = [
+const TARGETS: [(&str, fn(&[u8])); 7] = [
     ("backend", targets::backend::check),
+    ("certificate", targets::certificate::check),
     ("frames", targets::frames::check),
     ("lexer", targets::lexer::check),
     ("login", targets::login::check),

@@ -109,14 +109,16 @@ fn strangers(account: Account, offered: Option<Arc<[u8]>>, mut bytes: &[u8]) {
 
 /// A client that knows the password, with one byte of one message replaced.
 fn honest(bytes: &[u8]) {
-    let [account, which, high, low, byte, nonce, ..] = *bytes else {
+    let [how, which, high, low, byte, nonce, ..] = *bytes else {
         return;
     };
-    let account = if account % 2 == 0 {
+    let account = if how % 2 == 0 {
         Account::Known
     } else {
         Account::Mock
     };
+    // Offered or not: this client does not use it.
+    let offered = (how & 2 != 0).then(end_point);
     let at = u16::from_be_bytes([high, low]);
     let (client, first) = Client::begin(PASSWORD, [nonce; 18]);
     let mut body = MECHANISM.as_bytes().to_vec();
@@ -129,7 +131,7 @@ fn honest(bytes: &[u8]) {
         (body, false)
     };
     let Ok(Reply::Continue(exchange, data)) =
-        begin(Demand::Scram(verifier()), account, None).handle_message(&body)
+        begin(Demand::Scram(verifier()), account, offered).handle_message(&body)
     else {
         assert!(changed, "an honest client was refused at its first message");
         return;

@@ -2,6 +2,7 @@
 //! What it costs is bounded by the length of its bytes: a slow input would hide what is behind it.
 
 pub mod backend;
+pub mod certificate;
 pub mod frames;
 pub mod lexer;
 pub mod login;
