@@ -7,8 +7,8 @@ use super::{
     reader::{Node, Place, Reader},
     rules,
     settings::{
-        Address, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen, LogFormat, Pool,
-        PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+        Address, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen, ListenGap,
+        LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
     },
 };
 use crate::clock::Duration;
@@ -124,6 +124,7 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
     let min_size = integer("min_size", |pool| pool.min_size);
     let connect_limit = integer("connect_limit", |pool| pool.connect_limit);
     let prepared_statements = integer("prepared_statements", |pool| pool.prepared_statements);
+    let listen_queue = integer("listen_queue", |pool| pool.listen_queue);
     let mut duration = |key, of: fn(&Pool) -> Duration| match given(key) {
         Some(base) => of(base),
         None => reader.duration(node, key).unwrap_or_default(),
@@ -135,6 +136,13 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
     let mode = match given("mode") {
         Some(base) => base.mode,
         None => pool_mode(reader, node).unwrap_or(PoolMode::Transaction),
+    };
+    let listen_gap = match given("listen_gap") {
+        Some(base) => base.listen_gap,
+        None => match reader.text(node, "listen_gap").as_deref() {
+            Some("warn") => ListenGap::Warn,
+            _ => ListenGap::End,
+        },
     };
     if min_size > size && (base.is_none() || node.is_given()) {
         let key = if node.has("min_size") {
@@ -155,6 +163,8 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
         connect_timeout,
         connect_limit,
         prepared_statements,
+        listen_gap,
+        listen_queue,
     }
 }
 

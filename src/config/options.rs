@@ -2,7 +2,9 @@
 //!
 //! The loader reads by these declarations, `docs/configuration.md` is written from them, and `SHOW CONFIG` lists them.
 
-use super::settings::{Host, Listen, LogFormat, Pool, PoolMode, Server, Settings, TlsMode};
+use super::settings::{
+    Host, Listen, ListenGap, LogFormat, Pool, PoolMode, Server, Settings, TlsMode,
+};
 use crate::clock::Duration;
 use std::fmt::Write;
 
@@ -202,6 +204,10 @@ pub const OPTIONS: &[Opt] = &[
         .or("8").pool(|pool| pool.connect_limit.to_string()),
     opt(Section::Pool, "prepared_statements", COUNT, "Prepared statements kept per backend.")
         .or("500").pool(|pool| pool.prepared_statements.to_string()),
+    opt(Section::Pool, "listen_gap", Kind::Choice(&["end", "warn"]), "Transaction mode: what a session that listens is told when the shared connection that listens for it was lost, so that notifications may be missing. `end`: its connection ends, as it would without a proxy; `warn`: it gets a WARNING (SW222) once listening works again.")
+        .or("\"end\"").pool(|pool| show_gap(pool.listen_gap).to_owned()),
+    opt(Section::Pool, "listen_queue", Kind::Bytes, "Transaction mode: notifications that may wait for one client, which does not read or is in a transaction; beyond that its connection ends (SW223).")
+        .or("\"4MB\"").pool(|pool| show_bytes(pool.listen_queue)),
     opt(Section::Database, "catalog", Kind::Text, "The home shard: holds Shardway's own schema and what exists once per database; default: the first shard by name."),
     opt(Section::Database, "control", Kind::Table, "Shardway's own role on the servers, for the catalog, health and inspection; never the application's."),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
@@ -428,6 +434,13 @@ fn show_mode(mode: PoolMode) -> &'static str {
     match mode {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",
+    }
+}
+
+fn show_gap(gap: ListenGap) -> &'static str {
+    match gap {
+        ListenGap::End => "end",
+        ListenGap::Warn => "warn",
     }
 }
 

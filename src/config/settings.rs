@@ -152,6 +152,18 @@ pub struct Pool {
     pub connect_limit: usize,
     /// Prepared statements kept per backend.
     pub prepared_statements: usize,
+    pub listen_gap: ListenGap,
+    /// Bytes of notifications that may wait for one session.
+    pub listen_queue: usize,
+}
+
+/// What a session that listens is told when notifications may have been missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenGap {
+    /// Its connection ends.
+    End,
+    /// A warning, once the shared listener is back.
+    Warn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -146,9 +146,10 @@ impl Sessions {
     pub fn register(self: &Arc<Self>, new: NewSession) -> Registered {
         let mut by_pid = self.by_pid.write().unwrap_or_else(PoisonError::into_inner);
         let pid = loop {
+            // Above every pid of a server, so that a notification of a backend is never taken for a session's own.
             let random = u32::from_be_bytes(entropy::bytes::<4>());
             let pid = cancel_key::number(self.proxy(), random);
-            if pid != 0 && !by_pid.contains_key(&pid) {
+            if pid > LARGEST_PROCESS && !by_pid.contains_key(&pid) {
                 break pid;
             }
         };
@@ -606,6 +607,9 @@ impl BackendInfo {
         self.prepared.load(Relaxed)
     }
 }
+
+/// Linux numbers no process higher (`PID_MAX_LIMIT`).
+const LARGEST_PROCESS: u32 = 1 << 22;
 
 #[cfg(test)]
 mod tests {

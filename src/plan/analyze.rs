@@ -290,6 +290,7 @@ struct Calls {
     one_shard: Option<String>,
     runs_sql: Option<String>,
     unknown: Option<String>,
+    channels: Channels,
     /// May leave something in the session.
     leaves: Option<String>,
     sequence: Option<Draw>,
@@ -301,6 +302,17 @@ enum Draw {
     Next,
     /// What the session drew last.
     Last,
+}
+
+/// What functions have to do with LISTEN and NOTIFY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Channels {
+    /// Nothing, or others matter as well.
+    Apart,
+    /// `pg_listening_channels` is among them.
+    Asked,
+    /// `pg_notify` is the only one that is more than its result.
+    Notified,
 }
 
 impl Planner<'_> {
@@ -396,9 +408,9 @@ impl Planner<'_> {
             // Runs where its PREPARE ran: the session kept that backend.
             Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
             Kind::Cursor => (Effect::Cursor, read, any()),
-            Kind::Listen => (Effect::Pins(PinReason::Listen), read, home()),
-            Kind::Unlisten => (Effect::None, read, any()),
-            Kind::Notify => (Effect::None, write, home()),
+            Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
+            Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
+            Kind::Notify => (Effect::Notify, write, home()),
             Kind::Load => (Effect::Pins(PinReason::Load), read, any()),
             Kind::Call(command) => {
                 let name = self
@@ -631,8 +643,10 @@ impl Planner<'_> {
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
             _ if calls.sequence == Some(Draw::Last) => Effect::Pins(PinReason::Sequence),
             _ if calls.leaves.is_some() || self.names_code() => Effect::Pins(PinReason::Code),
+            _ if calls.channels == Channels::Asked => Effect::Channels,
             _ if calls.unknown.is_some() => Effect::Opaque,
             _ if calls.sequence == Some(Draw::Next) => Effect::Draws,
+            _ if calls.channels == Channels::Notified => Effect::Notify,
             _ => Effect::None,
         }
     }
@@ -696,9 +710,11 @@ impl Planner<'_> {
             one_shard: None,
             runs_sql: None,
             unknown: None,
+            channels: Channels::Apart,
             leaves: None,
             sequence: None,
         };
+        let (mut asks, mut notifies, mut others) = (false, false, false);
         let shadowed = self
             .context
             .search_path
@@ -716,6 +732,10 @@ impl Planner<'_> {
                 _ => Class::Unknown,
             };
             let name = || Some(function.name.clone());
+            let notify = class != Class::Unknown && function.name == "pg_notify";
+            notifies |= notify;
+            others |= !notify && class != Class::Plain;
+            asks |= class != Class::Unknown && function.name == "pg_listening_channels";
             match class {
                 Class::Plain | Class::Setting => {}
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
@@ -742,6 +762,11 @@ impl Planner<'_> {
             if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
                 calls.leaves = calls.leaves.or_else(name);
             }
+        }
+        if asks {
+            calls.channels = Channels::Asked;
+        } else if notifies && !others {
+            calls.channels = Channels::Notified;
         }
         calls
     }

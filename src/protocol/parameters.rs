@@ -183,6 +183,12 @@ impl Parameters {
         !self.marks.is_empty()
     }
 
+    /// How many marks stand: the transaction's own, and one for each savepoint.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.marks.len()
+    }
+
     /// SAVEPOINT.
     pub fn savepoint(&mut self, name: &str) {
         self.mark(name.to_owned());

@@ -8,6 +8,7 @@ pub mod database;
 mod ending;
 mod extended;
 mod link;
+mod listening;
 mod local;
 mod numbers;
 mod place;

@@ -6,6 +6,7 @@ use super::{
     session::{End, Note, Phase, Rest, Session, broken},
 };
 use crate::{
+    config::settings::PoolMode,
     protocol::pipeline::{Event, Pass, Request},
     sql::statement::Effect,
     wire::{
@@ -112,8 +113,12 @@ impl Session {
         })?;
         // What the client is told about the transaction is decided here when the link is beside it.
         if let (Pass::Forward, Event::Ready(_)) = &judged
-            && self.deferred.is_some()
+            && (self.deferred.is_some() || self.listening.is_some())
         {
+            return Ok((Pass::Swallow, judged.1));
+        }
+        if header.tag == b'A' && self.mode == PoolMode::Transaction && !self.hears_there() {
+            // The shared listeners hear it as well, for whom it is meant.
             return Ok((Pass::Swallow, judged.1));
         }
         Ok(judged)
@@ -268,6 +273,14 @@ impl Session {
                 let shown = self.status();
                 put_ready(self.client.out(), shown);
                 self.batch_ends(shown);
+            }
+            None if self.listening.is_some() => {
+                if status != Status::Idle {
+                    put_ready(self.client.out(), status);
+                    self.batch_ends(status);
+                } else {
+                    self.hold_ready();
+                }
             }
             None => self.batch_ends(status),
         }

@@ -16,6 +16,7 @@ use super::{
     database::Database,
     ending,
     link::{Hold, Link},
+    listening::Listening,
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
@@ -169,6 +170,8 @@ pub struct Session {
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
     pub(super) deferred: Option<Deferred>,
+    /// What it listens on, in transaction mode.
+    pub(super) listening: Option<Box<Listening>>,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -218,8 +221,17 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
+            if self.holds_ready() {
+                Box::pin(self.give_ready()).await?;
+            }
             if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
                 self.rest().await?;
+            }
+            if self.listening.is_some() {
+                self.deliver()?;
+                if self.must_join_others() {
+                    Box::pin(self.join_others()).await?;
+                }
             }
             if !self.requests().await? {
                 let done = self.client_closed && !self.answers_on_its_own();
@@ -318,6 +330,9 @@ impl Session {
         if !self.at_rest() {
             return Ok(());
         }
+        if self.link.as_ref().is_some_and(|link| link.listens) {
+            Box::pin(self.stop_listening_there()).await;
+        }
         if self.mode == PoolMode::Session
             || self
                 .pinned
@@ -361,6 +376,9 @@ impl Session {
                 self.link = None;
                 return Ok(());
             }
+        }
+        if self.listening.is_some() || self.link.as_ref().is_some_and(|link| link.listens) {
+            Box::pin(self.stop_listening_there()).await;
         }
         self.fold();
         let Some(mut link) = self.link.take() else {
@@ -431,6 +449,7 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         spent: false,
+                        listens: false,
                         since: self.marks.begun,
                     };
                     self.attach(link);
@@ -715,10 +734,16 @@ impl Session {
         let mut seen = Seen::default();
         let info = Arc::clone(&self.info);
         let mut asked = pin!(info.asked());
+        let may_deliver = self.listening.is_some() && self.may_deliver();
+        let listening = self.listening.as_deref();
         let (client, link) = (&mut self.client, &mut self.link);
         poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
+            }
+            if let Some(listening) = listening {
+                let takes = may_deliver && client.unsent() < HIGH_WATER;
+                seen.progress |= listening.poll(cx, takes).is_ready();
             }
             if asked.as_mut().poll(cx).is_ready() {
                 seen.progress = true;
@@ -798,6 +823,9 @@ impl Session {
     /// Appends ReadyForQuery of a batch that was answered here.
     pub(super) fn ready_here(&mut self) {
         let status = self.status();
+        if status == Status::Idle && self.hold_ready() {
+            return;
+        }
         put_ready(self.client.out(), status);
         self.batch_ends(status);
     }
@@ -820,6 +848,7 @@ impl Session {
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
             }
+            self.listening_rests();
             self.complete_date_style();
         }
         self.failed = false;
@@ -829,6 +858,7 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();

@@ -210,6 +210,7 @@ impl Session {
             context_stale: true,
             overridden: HashMap::new(),
             deferred: None,
+            listening: None,
             reported: Reported::default(),
             phase: Phase::Idle,
             skip: false,

@@ -45,6 +45,14 @@ pub enum Effect {
     Cursor,
     CopyIn,
     CopyOut,
+    /// LISTEN on a channel.
+    Listen(String),
+    /// UNLISTEN of one channel, or of all.
+    Unlisten(Option<String>),
+    /// NOTIFY, or `pg_notify` and nothing else that matters: on the home shard, unless its transaction is on another.
+    Notify,
+    /// Its answer says on which channels the session listens.
+    Channels,
     /// Leaves something in the backend that cannot be carried to another: the session keeps the backend.
     Pins(PinReason),
     /// Draws a number from a sequence by name.

@@ -14,6 +14,7 @@ mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod notifying;
 mod operating;
 mod passwords;
 mod pooling;

@@ -16,6 +16,7 @@ mod extended;
 mod harness;
 mod hostile;
 mod limits;
+mod listen;
 mod numbers;
 mod pooling;
 mod secrets;
