@@ -122,6 +122,8 @@ pub enum Problem {
     TableTwice { table: String },
     #[error("`{0}` is no table name")]
     NotATable(String),
+    #[error("`{0}` names no trigger, constraint, index, policy, rule or column of a table")]
+    NotAnObject(String),
     #[error("key column `{column}` belongs to two groups")]
     KeyColumnTwice { column: String },
     #[error("database `\"*\"` has one shard and no groups or tables")]
@@ -190,6 +192,7 @@ impl Problem {
                 Some("bigint, text, uuid, date, timestamptz, numeric and bytea can be keys".to_owned())
             }
             Self::NotATable(_) => Some("write \"schema.table\" as PostgreSQL stores the names, unquoted".to_owned()),
+            Self::NotAnObject(_) => Some("write \"schema.table.name\" as PostgreSQL stores the names, unquoted; `*` stands for every name".to_owned()),
             Self::NoDatabases => Some("name the databases that the user may enter, or leave `databases` out for every one".to_owned()),
             Self::Rule(problem) => problem.help(),
             Self::TlsIncomplete => Some("give both, or `mode = \"disable\"`".to_owned()),

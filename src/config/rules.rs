@@ -40,7 +40,7 @@ pub enum DatabaseName {
     All,
     /// The one that bears the user's name.
     SameUser,
-    /// Physical replication, which is not served: fits nothing.
+    /// Physical replication, whatever database it names, and nothing else.
     Replication,
     Named(String),
 }
@@ -99,6 +99,15 @@ pub struct Asked<'a> {
     pub from: From,
     pub database: &'a [u8],
     pub user: &'a [u8],
+    pub purpose: Purpose,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// One database, its logical replication included.
+    Database,
+    PhysicalReplication,
 }
 
 /// From where and how a client came.
@@ -130,12 +139,19 @@ impl Rule {
             | (Kind::HostPlain, From::Tls(_)) => return false,
         };
         address.is_none_or(|address| self.addresses.hold(address))
-            && self.databases.iter().any(|name| match name {
-                DatabaseName::All => true,
-                DatabaseName::SameUser => asked.database == asked.user,
-                DatabaseName::Replication => false,
-                DatabaseName::Named(name) => name.as_bytes() == asked.database,
-            })
+            && self
+                .databases
+                .iter()
+                .any(|name| match (name, asked.purpose) {
+                    (DatabaseName::Replication, purpose) => purpose == Purpose::PhysicalReplication,
+                    // Even `all` is not the whole server.
+                    (_, Purpose::PhysicalReplication) => false,
+                    (DatabaseName::All, Purpose::Database) => true,
+                    (DatabaseName::SameUser, Purpose::Database) => asked.database == asked.user,
+                    (DatabaseName::Named(name), Purpose::Database) => {
+                        name.as_bytes() == asked.database
+                    }
+                })
             && self.users.iter().any(|name| match name {
                 UserName::All => true,
                 UserName::Named(name) => name.as_bytes() == asked.user,

@@ -19,7 +19,7 @@ use crate::{
     clock::Duration,
     config::settings::User,
     protocol::client_startup::{self, Channel, Entry, ExpectPacket, Refusal, Step, TlsOffer},
-    wire::startup::Setting,
+    wire::startup::{Replication, Setting},
 };
 use read::{Received, read_packet};
 use std::{
@@ -60,6 +60,8 @@ pub struct Session {
     pub user: Arc<User>,
     /// A configured database, one of the wildcard, or the console.
     pub database: String,
+    /// `None`: an ordinary connection.
+    pub replication: Option<Replication>,
     /// Settings in the order of their effect, later ones win.
     pub parameters: Vec<Setting>,
     /// The minor version of protocol 3 agreed on.
@@ -116,12 +118,16 @@ async fn attempt(transport: Transport, context: &LoginContext) -> Result<Login, 
     match entered.unwrap_or(Err(LoginError::Refused(Refusal::Timeout))) {
         Ok(Received::Whole((user, database))) => {
             let Entry {
-                minor, settings, ..
+                minor,
+                settings,
+                replication,
+                ..
             } = entry;
             Ok(Login::Session(Session {
                 transport,
                 user,
                 database,
+                replication,
                 parameters: settings,
                 minor,
             }))

@@ -19,6 +19,7 @@ use crate::{
         lease::{Opener, Pool},
     },
     protocol::parameters::Applied,
+    wire::startup::Replication,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
@@ -127,21 +128,52 @@ impl Database {
             .collect()
     }
 
+    /// Opens a connection of its own for a client that replicates: in no pool, for this client only.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn open_replication(
+        &self,
+        user: &User,
+        shard: ShardId,
+        asked: &str,
+        kind: Replication,
+        options: String,
+    ) -> Result<Box<Backend>, ConnectError> {
+        let address = &self.settings.shards[shard.index()].primary;
+        let database = if address.database.is_empty() {
+            asked
+        } else {
+            &address.database
+        };
+        let mut login = self.login(user, shard, asked, database);
+        login.replication = Some(kind);
+        login.options = options;
+        open(Arc::new(login)).await
+    }
+
+    fn login(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> BackendLogin {
+        let placement = &self.settings.shards[shard.index()];
+        BackendLogin {
+            address: Arc::new(placement.primary.clone()),
+            database: database.to_owned(),
+            credentials: user.backend.clone(),
+            replication: None,
+            options: String::new(),
+            timeout: self.settings.pool.connect_timeout,
+            logical: Arc::from(asked),
+            user: Arc::from(user.name.as_str()),
+            shard: Arc::from(placement.name.as_str()),
+            parts: self.parts.clone(),
+        }
+    }
+
     fn make_pool(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> Arc<Pool> {
         let mut settings = self.settings.pool.clone();
         settings.size = user.pool_size.unwrap_or(settings.size);
         let placement = &self.settings.shards[shard.index()];
         let counters = self.parts.metrics.pool(asked, &user.name, &placement.name);
-        let login = Arc::new(BackendLogin {
-            address: Arc::new(placement.primary.clone()),
-            database: database.to_owned(),
-            credentials: user.backend.clone(),
-            timeout: settings.connect_timeout,
-            logical: Arc::from(asked),
-            user: Arc::from(user.name.as_str()),
-            shard: Arc::from(placement.name.as_str()),
-            parts: self.parts.clone(),
-        });
+        let login = Arc::new(self.login(user, shard, asked, database));
         let opener: Opener = Box::new(move || Box::pin(open(Arc::clone(&login))));
         Pool::new(
             settings,
@@ -166,6 +198,10 @@ struct BackendLogin {
     address: Arc<settings::Address>,
     database: String,
     credentials: Credentials,
+    replication: Option<Replication>,
+    /// The client's own settings as `options`, for a connection that is its alone. Never parameters of the packet: one
+    /// of those is the role.
+    options: String,
     timeout: crate::clock::Duration,
     logical: Arc<str>,
     user: Arc<str>,
@@ -184,14 +220,21 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
             settings::Host::Unix(path) => Arc::from(path.to_string_lossy()),
         },
         port: login.address.port,
+        replication: login.replication,
         now: parts.clock.now(),
         wall: parts.clock.wall(),
     });
+    let kind = login.replication.map(|kind| match kind {
+        Replication::Logical => ("replication", "database"),
+        Replication::Physical => ("replication", "true"),
+    });
+    let options = Some(("options", login.options.as_str())).filter(|(_, text)| !text.is_empty());
+    let parameters: Vec<_> = kind.into_iter().chain(options).collect();
     let connected = backend::connect(
         &login.address,
         &login.database,
         &login.credentials,
-        &[],
+        &parameters,
         login.timeout,
         &parts.tls,
     )

@@ -7,6 +7,7 @@
 
 mod copying;
 mod drivers;
+mod dumping;
 mod entering;
 mod failures;
 mod harness;
@@ -17,4 +18,5 @@ mod passwords;
 mod pooling;
 mod psql;
 mod raw;
+mod replicating;
 mod tls;

@@ -20,6 +20,7 @@ fn check(rules: &Rules, from: From, database: &str, user: &str, expected: Option
         from,
         database: database.as_bytes(),
         user: user.as_bytes(),
+        purpose: Purpose::Database,
     };
     assert_eq!(rules.find(asked).map(|rule| rule.method), expected);
 }
@@ -100,6 +101,34 @@ fn a_network_of_every_length_holds_what_begins_like_it() {
         );
         if let Some(outside) = outside {
             check(&rules, From::Plain(ip(outside)), "a", "b", None);
+        }
+    }
+}
+
+#[test]
+fn physical_replication_enters_by_its_own_keyword_only() {
+    let rule = |databases: &str| {
+        rules(&format!(
+            "[[rules]]\ntype = \"local\"\ndatabases = [{databases}]\nmethod = \"trust\"\n"
+        ))
+    };
+    for (databases, physical, other) in [
+        (r#""all", "app", "sameuser""#, false, true),
+        (r#""replication""#, true, false),
+        (r#""\"replication\"""#, false, true),
+    ] {
+        for (purpose, expected) in [
+            (Purpose::PhysicalReplication, physical),
+            (Purpose::Database, other),
+        ] {
+            let asked = Asked {
+                from: From::Local,
+                database: b"replication",
+                user: b"app",
+                purpose,
+            };
+            let found = rule(databases).find(asked).is_some();
+            assert_eq!(found, expected, "{databases} {purpose:?}");
         }
     }
 }

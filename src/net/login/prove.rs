@@ -45,7 +45,8 @@ pub(super) async fn enter(
     transport.write_all(&out).await?;
     transport.flush().await?;
     let database = context
-        .admit(user, entry.database.clone())
+        .database_meant(user, entry)
+        .and_then(|name| context.admit(user, name))
         .map_err(LoginError::Refused)?;
     Ok(Received::Whole((Arc::clone(user), database)))
 }

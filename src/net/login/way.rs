@@ -5,10 +5,11 @@ use super::{super::transport::Peer, LoginContext, Transport};
 use crate::{
     auth::{Account, Demand, Stored, certificate, md5, scram::Verifier},
     config::{
-        rules::{Asked, Certificate, ClientName, From, Method, Rule},
+        rules::{Asked, Certificate, ClientName, From, Method, Purpose, Rule},
         settings::{ClientAuth, Secret, User},
     },
     protocol::client_startup::{Channel, Connection, Entry, Refusal},
+    wire::startup::Replication,
 };
 use std::sync::Arc;
 
@@ -36,6 +37,10 @@ impl LoginContext {
                         from,
                         database: &entry.database,
                         user: &entry.user,
+                        purpose: match entry.replication {
+                            Some(Replication::Physical) => Purpose::PhysicalReplication,
+                            Some(Replication::Logical) | None => Purpose::Database,
+                        },
                     })
                 });
                 Way::By(found.ok_or_else(|| Refusal::NoRule(connection(transport, entry)))?)
@@ -214,6 +219,7 @@ fn origin(transport: &Transport) -> Option<From> {
 
 fn connection(transport: &Transport, entry: &Entry) -> Connection {
     Connection {
+        replication: entry.replication,
         host: host(transport),
         user: entry.user.clone(),
         database: entry.database.clone(),

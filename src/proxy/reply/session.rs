@@ -32,6 +32,24 @@ pub fn broken_frame(problem: &dyn std::fmt::Display) -> Notice {
     fatal("08P01", problem.to_string())
 }
 
+/// A message that came while the backend reads the data of a COPY.
+#[must_use]
+pub fn unexpected_in_copy(tag: u8) -> Notice {
+    error(
+        "08P01",
+        format!("unexpected message type 0x{tag:02X} during COPY from stdin"),
+    )
+}
+
+/// The end of a session whose next message nobody can make sense of.
+#[must_use]
+pub fn out_of_step() -> Notice {
+    fatal(
+        "08P01",
+        "terminating connection because protocol synchronization was lost",
+    )
+}
+
 /// A message whose body is not what its tag says.
 #[must_use]
 pub fn malformed() -> Notice {
@@ -237,7 +255,9 @@ pub fn checkout(shard: &str, problem: &CheckoutError) -> Notice {
     }
 }
 
-fn connect(shard: &str, problem: &ConnectError) -> Notice {
+/// The shard's server cannot be reached, or refuses Shardway's login.
+#[must_use]
+pub fn connect(shard: &str, problem: &ConnectError) -> Notice {
     let detail = Some(format!("Shard \"{shard}\": {problem}. (SW204)"));
     let hint = Some("Check that the server runs and that its address and credentials in the configuration are right.".to_owned());
     Notice {
@@ -260,15 +280,34 @@ pub fn unfit(finding: &str) -> Notice {
     }
 }
 
-/// Replication connections are not passed on.
+/// A replication connection to a database of several shards that names none of them, or to the console.
 #[must_use]
-pub fn no_replication() -> Notice {
+pub fn which_shard(database: &str, shards: &[String]) -> Notice {
+    let example = shards.first().map_or("", String::as_str);
     Notice {
-        detail: Some(
-            "A startup packet with replication is for one server only. (SW124)".to_owned(),
+        detail: Some(format!(
+            "A replication connection is to one server, and \"{database}\" has the shards {}. (SW124)",
+            shards.join(", ")
+        )),
+        hint: Some(format!(
+            "Name the shard: options='-c shardway.shard={example}', or dbname={database}@{example} where options cannot be given."
+        )),
+        ..fatal("0A000", "replication connection names no shard")
+    }
+}
+
+/// More replication connections than `pool.replication_size`.
+#[must_use]
+pub fn too_many_replicating(shard: &str, limit: usize) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Replication connections to shard \"{shard}\" that may be open at once: {limit}. (SW207)"
+        )),
+        hint: Some(
+            "Raise pool.replication_size; SHOW SERVERS in the console shows who replicates."
+                .to_owned(),
         ),
-        hint: Some("Connect to the shard's own server.".to_owned()),
-        ..fatal("0A000", "replication connections are not supported")
+        ..fatal("53300", "too many replication connections")
     }
 }
 
