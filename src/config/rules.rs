@@ -40,7 +40,7 @@ pub enum DatabaseName {
     All,
     /// The one that bears the user's name.
     SameUser,
-    /// Physical replication, whatever database it names, and nothing else.
+    /// Physical replication, and nothing else: it reads a whole server, which no other name allows.
     Replication,
     Named(String),
 }
@@ -97,17 +97,9 @@ pub struct Mapping {
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
     pub from: From,
-    pub database: &'a [u8],
+    /// `None`: a whole server, by physical replication.
+    pub database: Option<&'a [u8]>,
     pub user: &'a [u8],
-    pub purpose: Purpose,
-}
-
-/// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// One database, its logical replication included.
-    Database,
-    PhysicalReplication,
 }
 
 /// From where and how a client came.
@@ -142,15 +134,12 @@ impl Rule {
             && self
                 .databases
                 .iter()
-                .any(|name| match (name, asked.purpose) {
-                    (DatabaseName::Replication, purpose) => purpose == Purpose::PhysicalReplication,
-                    // Even `all` is not the whole server.
-                    (_, Purpose::PhysicalReplication) => false,
-                    (DatabaseName::All, Purpose::Database) => true,
-                    (DatabaseName::SameUser, Purpose::Database) => asked.database == asked.user,
-                    (DatabaseName::Named(name), Purpose::Database) => {
-                        name.as_bytes() == asked.database
-                    }
+                .any(|name| match (name, asked.database) {
+                    (DatabaseName::Replication, database) => database.is_none(),
+                    (_, None) => false,
+                    (DatabaseName::All, Some(_)) => true,
+                    (DatabaseName::SameUser, Some(database)) => database == asked.user,
+                    (DatabaseName::Named(name), Some(database)) => name.as_bytes() == database,
                 })
             && self.users.iter().any(|name| match name {
                 UserName::All => true,

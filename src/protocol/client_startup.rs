@@ -364,15 +364,15 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
             "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
         ),
         Refusal::Forbidden { .. } => Some("User does not have CONNECT privilege."),
+        Refusal::WhichDatabase => {
+            Some("The server of which database's shard is meant is not known.")
+        }
         Refusal::Authentication(AuthError::Scram(ScramError::Downgrade)) => Some(
             "The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.",
         ),
         Refusal::Authentication(AuthError::Scram(ScramError::BindingMechanism)) => Some(
             "The SCRAM message has channel binding data where the selected mechanism has none, or none where it needs them.",
         ),
-        Refusal::WhichDatabase => {
-            Some("The server of which database's shard is meant is not known.")
-        }
         Refusal::Startup(_)
         | Refusal::Options(_)
         | Refusal::Alpn

@@ -3,7 +3,7 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving};
+use super::{Foundation, ServeError, Service, Serving, tasks::Tasks};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
@@ -14,6 +14,7 @@ use crate::{
         transport::Transport,
     },
     plan::cache::{PlanCache, Stats},
+    pool::listener::Spawner,
     proxy::{
         Shared, cancel,
         database::{Database, Parts},
@@ -36,6 +37,8 @@ pub struct Sessions {
     logins: ArcSwap<LoginContext>,
     /// Kept over reloads, so that salts and failures stay the same.
     entrance: Arc<Entrance>,
+    /// What outlives the session that began it.
+    tasks: Arc<Tasks>,
 }
 
 impl fmt::Debug for Sessions {
@@ -58,14 +61,17 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     );
     let logins = login_context(&settings, &entrance).map_err(|error| fault(&error))?;
     let tls = Arc::new(ClientTls::new().map_err(|error| fault(&error))?);
+    let tasks = Tasks::new(foundation.runtime.clone());
     let parts = Parts {
         metrics: Arc::clone(&foundation.metrics),
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),
         tls: Arc::clone(&tls),
+        spawner: spawner(&tasks),
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
         databases: ArcSwap::from_pointee(databases),
@@ -83,6 +89,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         shared: Arc::new(shared),
         logins: ArcSwap::from_pointee(logins),
         entrance,
+        tasks,
     }))
 }
 
@@ -123,6 +130,7 @@ impl Service for Sessions {
             clock: shared.clock,
             runtime: shared.runtime.clone(),
             tls: Arc::clone(&shared.tls),
+            spawner: spawner(&self.tasks),
         };
         let old = shared.databases.load_full();
         let new = databases(&settings, &old, &parts, shared.seed);
@@ -134,12 +142,16 @@ impl Service for Sessions {
             .map(|(_, database)| Arc::clone(database))
             .collect();
         shared.databases.store(Arc::new(new));
+        shared.metrics.sessions.set_proxy(settings.server.id);
         shared.settings.store(settings);
         self.logins.store(Arc::new(logins));
         // After the stores: a session that sees the new number finds the new databases.
         shared.generation.fetch_add(1, Ordering::Release);
         for pool in replaced.iter().flat_map(|database| database.pools()) {
             pool.pool.close_idle();
+        }
+        for database in &replaced {
+            database.retire_listeners();
         }
         Ok(())
     }
@@ -170,6 +182,12 @@ impl Service for Sessions {
         // Set once by the composition root; a second console would be the same one.
         drop(self.shared.console.set(console));
     }
+}
+
+/// Shared listeners outlive the session that needs them first: they are counted tasks of this module.
+fn spawner(tasks: &Arc<Tasks>) -> Spawner {
+    let tasks = Arc::clone(tasks);
+    Spawner(Arc::new(move |task| tasks.spawn("listener", task)))
 }
 
 impl Sessions {

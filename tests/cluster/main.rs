@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod cancelling;
 mod copying;
 mod drivers;
 mod dumping;
@@ -13,6 +14,7 @@ mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod notifying;
 mod operating;
 mod passwords;
 mod pooling;
@@ -20,3 +22,4 @@ mod psql;
 mod raw;
 mod replicating;
 mod tls;
+mod tools;

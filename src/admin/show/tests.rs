@@ -10,8 +10,8 @@ use crate::{
     catalog::snapshot::Snapshot,
     clock::{Clock, Duration, SystemTime},
     config::settings::{
-        Address, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen, LogFormat, Pool,
-        PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, User,
+        Address, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen, ListenGap,
+        LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, User,
     },
     metrics::{
         Metrics,
@@ -74,6 +74,8 @@ fn database() -> Database {
         connect_timeout: Duration::from_secs(5),
         connect_limit: 4,
         prepared_statements: 100,
+        listen_gap: ListenGap::End,
+        listen_queue: 1 << 20,
     };
     Database {
         name: "app".to_owned(),
@@ -101,6 +103,8 @@ fn console() -> Console {
         failed_logins: 0,
         failed_login_delay: Duration::from_secs(1),
         login_timeout: Duration::from_secs(60),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,

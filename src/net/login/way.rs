@@ -5,7 +5,7 @@ use super::{super::transport::Peer, LoginContext, Transport};
 use crate::{
     auth::{Account, Demand, Stored, certificate, md5, scram::Verifier},
     config::{
-        rules::{Asked, Certificate, ClientName, From, Method, Purpose, Rule},
+        rules::{Asked, Certificate, ClientName, From, Method, Rule},
         settings::{ClientAuth, Secret, User},
     },
     protocol::client_startup::{Channel, Connection, Entry, Refusal},
@@ -35,12 +35,11 @@ impl LoginContext {
                 let found = origin(transport).and_then(|from| {
                     rules.find(Asked {
                         from,
-                        database: &entry.database,
-                        user: &entry.user,
-                        purpose: match entry.replication {
-                            Some(Replication::Physical) => Purpose::PhysicalReplication,
-                            Some(Replication::Logical) | None => Purpose::Database,
+                        database: match entry.replication {
+                            Some(Replication::Physical) => None,
+                            Some(Replication::Logical) | None => Some(&entry.database),
                         },
+                        user: &entry.user,
                     })
                 });
                 Way::By(found.ok_or_else(|| Refusal::NoRule(connection(transport, entry)))?)
