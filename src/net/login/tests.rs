@@ -10,7 +10,7 @@ use super::{
     *,
 };
 use crate::{
-    auth::scram::Verifier,
+    auth::scram::{self, Verifier},
     clock::Clock,
     config::settings::{ClientAuth, ConsoleRole, Listen, Secret, TlsMode},
     metrics::Metrics,
