@@ -2,6 +2,7 @@
 //! An unknown account goes through the same exchange as a known one and fails where a wrong password fails.
 //! Channel binding is not offered.
 
+pub mod end_point;
 pub mod md5;
 pub mod scram;
 
