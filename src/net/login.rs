@@ -367,7 +367,7 @@ async fn enter(
                     client_startup::put_continue(&mut out, data);
                     exchange = next;
                 }
-                Ok(Reply::Accepted(data)) => break data,
+                Ok(Reply::Accepted(data, _)) => break data,
                 Err(AuthError::Wrong) => {
                     return Err(LoginError::Refused(Refusal::Password {
                         user: entry.user.clone(),
