@@ -13,6 +13,8 @@ use subtle::ConstantTimeEq;
 
 /// The mechanism's name.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// With channel binding.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// What PostgreSQL uses (`SCRAM_SHA_256_DEFAULT_ITERATIONS`).
 pub const ITERATIONS: u32 = 4096;
 /// The most that we compute for a server: its number is not trusted with our processor.
