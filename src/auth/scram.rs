@@ -3,7 +3,7 @@
 
 mod client;
 
-pub use client::{Client, ClientFinal, Gs2, Keys, Proof};
+pub use client::{ChannelBinding, Client, ClientFinal, Gs2, Keys, Proof};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit as _, Mac as _};

@@ -143,7 +143,17 @@ pub enum AddressProblem {
     SslMode,
     #[error("the file of sslrootcert cannot be read or holds no certificate in PEM form")]
     RootCert,
-    #[error("only sslmode, sslrootcert, host and port may follow the question mark")]
+    #[error("sslnegotiation must be postgres or direct")]
+    SslNegotiation,
+    #[error("channel_binding must be disable, prefer or require")]
+    ChannelBinding,
+    #[error("sslnegotiation=direct needs sslmode=require or verify-full, and no socket")]
+    DirectWithoutTls,
+    #[error("channel_binding=require needs sslmode=require or verify-full, and no socket")]
+    BindingWithoutTls,
+    #[error(
+        "only sslmode, sslrootcert, sslnegotiation, channel_binding, host and port may follow the question mark"
+    )]
     Parameter,
 }
 

@@ -194,7 +194,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Control, "password", Kind::Text, "Its password."),
     opt(Section::Control, "password_file", Kind::Text, "A file with its password; relative to the configuration file."),
     opt(Section::Control, "password_env", Kind::Text, "An environment variable with its password."),
-    opt(Section::Shard, "primary", Kind::Text, "`postgres://host:port/database`, with `?sslmode=disable`, `prefer`, `require` or `verify-full` and `&sslrootcert=FILE`; a socket as `postgres:///database?host=/directory&port=5432`."),
+    opt(Section::Shard, "primary", Kind::Text, "`postgres://host:port/database`, with `?sslmode=disable`, `prefer`, `require` or `verify-full`, `&sslrootcert=FILE`, `&sslnegotiation=direct` (TLS at once: PostgreSQL 17 and later) and `&channel_binding=disable`, `prefer` or `require`; a socket as `postgres:///database?host=/directory&port=5432`."),
     opt(Section::Shard, "replicas", Kind::Texts, "Addresses of its replicas, in the same form.").or("[]"),
     opt(Section::Group, "method", Kind::Choice(&["hash", "range", "list"]), "How key values are mapped to shards."),
     opt(Section::Group, "key_type", Kind::Choice(&["bigint", "text", "uuid", "date", "timestamptz", "numeric", "bytea"]), "The shard key's type. `smallint`, `integer` and `varchar` widen to `bigint` and `text`."),

@@ -1,6 +1,6 @@
 //! The settings as used: checked, complete, secrets read. Built from the file by `load`.
 
-use crate::{catalog::snapshot::Snapshot, clock::Duration};
+use crate::{auth::scram::ChannelBinding, catalog::snapshot::Snapshot, clock::Duration};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 /// Everything that the process is told.
@@ -73,6 +73,15 @@ pub enum TlsMode {
     VerifyFull,
 }
 
+/// How TLS begins on a connection to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TlsStart {
+    /// After an SSLRequest.
+    Request,
+    /// At once: PostgreSQL 17 and later.
+    Direct,
+}
+
 /// A logical database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
@@ -102,6 +111,8 @@ pub struct Address {
     pub tls: TlsMode,
     /// PEM of the authorities for verify-full; `None`: the platform's.
     pub root_cert: Option<Arc<Vec<u8>>>,
+    pub tls_start: TlsStart,
+    pub channel_binding: ChannelBinding,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,7 +9,7 @@
 use crate::{
     auth::{
         md5,
-        scram::{self, Client, ClientFinal, Gs2, Proof, ScramError},
+        scram::{self, ChannelBinding, Client, ClientFinal, Gs2, Proof, ScramError},
     },
     wire::{
         backend::{self, Status},
@@ -27,15 +27,6 @@ pub const NEWEST_MINOR: u16 = 2;
 /// A name and its value, as the server sent them.
 pub type Parameter = (Box<[u8]>, Box<[u8]>);
 
-/// Whether the login must be bound to the TLS channel that it goes over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Binding {
-    Disable,
-    /// When the server offers it.
-    Prefer,
-    Require,
-}
-
 /// How the bytes travel, and what of it a login can be bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Channel {
@@ -49,7 +40,7 @@ pub enum Channel {
 pub struct Login {
     pub user: String,
     pub proof: Option<Proof>,
-    pub binding: Binding,
+    pub binding: ChannelBinding,
     pub channel: Channel,
     /// The minor version of protocol 3 that the StartupMessage asked for.
     pub minor: u16,
@@ -59,7 +50,7 @@ pub struct Login {
 
 /// A connection to a backend that is not ready yet.
 pub struct BackendStartup {
-    login: Login,
+    login: Box<Login>,
     negotiated: Negotiated,
     expect: Expect,
     parameters: Vec<Parameter>,
@@ -151,7 +142,7 @@ impl BackendStartup {
     #[must_use]
     pub fn new(login: Login) -> Self {
         Self {
-            login,
+            login: Box::new(login),
             negotiated: Negotiated::NotYet,
             expect: Expect::Authentication,
             parameters: Vec::new(),
@@ -280,8 +271,8 @@ impl Login {
     /// When the login must be bound to its channel.
     fn may_go_unbound(&self, why: Unbound) -> Result<(), BackendStartupError> {
         match self.binding {
-            Binding::Disable | Binding::Prefer => Ok(()),
-            Binding::Require => Err(BackendStartupError::Unbound(why)),
+            ChannelBinding::Disable | ChannelBinding::Prefer => Ok(()),
+            ChannelBinding::Require => Err(BackendStartupError::Unbound(why)),
         }
     }
 
@@ -298,7 +289,13 @@ impl Login {
     /// How SCRAM is bound to the channel, from what the server offers.
     fn bind(&self, offered: Offered) -> Result<Gs2, BackendStartupError> {
         match (&self.channel, offered) {
-            (_, Offered { plain: false, plus: false }) => Err(BackendStartupError::Mechanism),
+            (
+                _,
+                Offered {
+                    plain: false,
+                    plus: false,
+                },
+            ) => Err(BackendStartupError::Mechanism),
             // Somebody in between passes on what was offered over TLS.
             (Channel::Plain, Offered { plus: true, .. }) => {
                 Err(BackendStartupError::BindingWithoutTls)
@@ -308,7 +305,7 @@ impl Login {
                 Ok(Gs2::Cannot)
             }
             (Channel::Tls(Some(hash)), Offered { plus: true, .. })
-                if self.binding != Binding::Disable =>
+                if self.binding != ChannelBinding::Disable =>
             {
                 Ok(Gs2::EndPoint(hash.clone()))
             }
@@ -320,8 +317,8 @@ impl Login {
             (Channel::Tls(Some(_)), _) => {
                 self.may_go_unbound(Unbound::NotOffered)?;
                 Ok(match self.binding {
-                    Binding::Disable => Gs2::Cannot,
-                    Binding::Prefer | Binding::Require => Gs2::Could,
+                    ChannelBinding::Disable => Gs2::Cannot,
+                    ChannelBinding::Prefer | ChannelBinding::Require => Gs2::Could,
                 })
             }
         }
@@ -379,7 +376,7 @@ mod tests {
         Login {
             user: "ann".to_owned(),
             proof: Some(Proof::password("secret")),
-            binding: Binding::Prefer,
+            binding: ChannelBinding::Prefer,
             channel: Channel::Plain,
             minor: NEWEST_MINOR,
             nonce: [1; 18],
@@ -425,7 +422,7 @@ mod tests {
 
     /// How SCRAM begins over this channel, or why it does not.
     fn begins(
-        binding: Binding,
+        binding: ChannelBinding,
         channel: Channel,
         offer: (u8, &[u8]),
     ) -> Result<String, BackendStartupError> {
@@ -447,24 +444,48 @@ mod tests {
 
     #[test]
     fn a_login_is_bound_to_its_channel_where_both_sides_can() {
-        use Binding::{Disable, Prefer, Require};
+        use ChannelBinding::{Disable, Prefer, Require};
         let tls = || Channel::Tls(Some(vec![1; 32]));
         let unbound = |why| Err(BackendStartupError::Unbound(why));
         for (binding, channel, offer, expected) in [
-            (Prefer, tls(), BOTH, Ok("SCRAM-SHA-256-PLUS p=tls-server-end-point,,")),
-            (Require, tls(), BOTH, Ok("SCRAM-SHA-256-PLUS p=tls-server-end-point,,")),
+            (
+                Prefer,
+                tls(),
+                BOTH,
+                Ok("SCRAM-SHA-256-PLUS p=tls-server-end-point,,"),
+            ),
+            (
+                Require,
+                tls(),
+                BOTH,
+                Ok("SCRAM-SHA-256-PLUS p=tls-server-end-point,,"),
+            ),
             (Disable, tls(), BOTH, Ok("SCRAM-SHA-256 n,,")),
             // Had somebody in between taken the offer away, the server would see that we could.
             (Prefer, tls(), PLAIN, Ok("SCRAM-SHA-256 y,,")),
             (Require, tls(), PLAIN, unbound(Unbound::NotOffered)),
             (Prefer, Channel::Tls(None), BOTH, Ok("SCRAM-SHA-256 n,,")),
-            (Require, Channel::Tls(None), BOTH, unbound(Unbound::Certificate)),
+            (
+                Require,
+                Channel::Tls(None),
+                BOTH,
+                unbound(Unbound::Certificate),
+            ),
             (Prefer, Channel::Plain, PLAIN, Ok("SCRAM-SHA-256 n,,")),
             (Require, Channel::Plain, PLAIN, unbound(Unbound::Plain)),
-            (Prefer, Channel::Plain, BOTH, Err(BackendStartupError::BindingWithoutTls)),
+            (
+                Prefer,
+                Channel::Plain,
+                BOTH,
+                Err(BackendStartupError::BindingWithoutTls),
+            ),
         ] {
             let begun = begins(binding, channel.clone(), offer);
-            assert_eq!(begun.as_deref(), expected.as_ref().map(|text| *text), "{binding:?} {channel:?}");
+            assert_eq!(
+                begun.as_deref(),
+                expected.as_ref().map(|text| *text),
+                "{binding:?} {channel:?}"
+            );
         }
     }
 
@@ -472,7 +493,7 @@ mod tests {
     fn where_channel_binding_is_required_no_other_proof_is_given_and_none_believed() {
         for offer in [OK, (b'R', &[0, 0, 0, 3][..]), (b'R', b"\0\0\0\x05salt")] {
             let login = Login {
-                binding: Binding::Require,
+                binding: ChannelBinding::Require,
                 channel: Channel::Tls(Some(vec![1; 32])),
                 ..login()
             };
@@ -549,15 +570,24 @@ mod tests {
                 BackendStartupError::Decode(DecodeError),
             ),
             (&[OK, (b'D', b"")], BackendStartupError::Unexpected(b'D')),
+            (&[OLDER, OLDER], BackendStartupError::Version),
+            (&[OK, OLDER], BackendStartupError::Version),
             (
-                &[OLDER, OLDER],
+                &[(b'v', b"\0\x03\0\x01\0\0\0\0")],
                 BackendStartupError::Version,
             ),
-            (&[OK, OLDER], BackendStartupError::Version),
-            (&[(b'v', b"\0\x03\0\x01\0\0\0\0")], BackendStartupError::Version),
-            (&[(b'v', b"\0\x03\0\x02\0\0\0\0")], BackendStartupError::Version),
-            (&[(b'v', b"\0\x03\0\x03\0\0\0\0")], BackendStartupError::Version),
-            (&[(b'v', b"\0\x02\0\0\0\0\0\0")], BackendStartupError::Version),
+            (
+                &[(b'v', b"\0\x03\0\x02\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
+            (
+                &[(b'v', b"\0\x03\0\x03\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
+            (
+                &[(b'v', b"\0\x02\0\0\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
             (
                 &[(b'v', b"\0\x03\0\0\0\0\0\x01_pq_.x\0")],
                 BackendStartupError::Decode(DecodeError),

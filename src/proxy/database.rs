@@ -211,13 +211,14 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
     for (name, value) in &connected.parameters {
         reported.set(name, value);
     }
+    let target = CancelTarget {
+        address: connected.cancel_address(&login.address),
+        pid: connected.pid,
+        key: connected.key,
+    };
     Ok(Box::new(Backend {
         stream: Stream::new(connected.transport),
-        target: Arc::new(CancelTarget {
-            address: Arc::clone(&login.address),
-            pid: connected.pid,
-            key: connected.key,
-        }),
+        target: Arc::new(target),
         reported,
         applied: Applied::default(),
         statements: Statements::default(),

@@ -14,7 +14,7 @@ use crate::{
     clock::{Clock, Duration, SystemTime},
     config::settings::{
         Address, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen, LogFormat, Pool,
-        PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, User,
+        PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, TlsStart, User,
     },
     metrics::{
         Metrics,
@@ -56,6 +56,8 @@ fn shard(name: &str) -> Shard {
         database: "app".to_owned(),
         tls: TlsMode::Disable,
         root_cert: None,
+        tls_start: TlsStart::Request,
+        channel_binding: crate::auth::scram::ChannelBinding::Prefer,
     };
     Shard {
         name: name.to_owned(),

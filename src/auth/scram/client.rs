@@ -79,6 +79,15 @@ impl Proof {
     }
 }
 
+/// Whether a login must be bound to the TLS channel that it goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChannelBinding {
+    Disable,
+    /// When the server offers it.
+    Prefer,
+    Require,
+}
+
 /// What the client says of channel binding (RFC 5802, section 7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gs2 {
