@@ -1,13 +1,13 @@
 //! Proofs of who somebody is: password, MD5, SCRAM-SHA-256. Pure: bytes in, bytes out; salts and nonces are arguments.
 //! An unknown account goes through the same exchange as a known one and fails where a wrong password fails.
-//! Channel binding is not offered.
+//! What a certificate says about its subject and its signature is read here too.
 
-pub mod end_point;
+pub mod certificate;
 pub mod md5;
 pub mod scram;
 
 use crate::wire::frame::{Body, DecodeError};
-use scram::{ExpectFinal, ExpectFirst, Proof, ScramError, Verifier};
+use scram::{Binding, ExpectFinal, ExpectFirst, Proof, ScramError, Verifier};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
@@ -69,6 +69,8 @@ pub enum Ask {
     Md5([u8; 4]),
     /// SASL with SCRAM-SHA-256 as the one mechanism.
     Scram,
+    /// SASL with SCRAM-SHA-256-PLUS, or without channel binding.
+    ScramPlus,
 }
 
 /// Why a client was not let in.
@@ -96,7 +98,8 @@ pub struct Exchange {
 enum Expect {
     Password(Stored),
     Md5(md5::Hash, [u8; 4]),
-    ScramFirst(ExpectFirst),
+    /// With the hash of our certificate when channel binding is offered.
+    ScramFirst(Arc<Verifier>, [u8; 18], Option<Arc<[u8]>>),
     ScramFinal(ExpectFinal),
 }
 
@@ -109,22 +112,27 @@ pub enum Reply {
 }
 
 impl Exchange {
-    /// Begins the exchange that `demand` asks for; none when nothing is demanded.
+    /// Begins the exchange that `demand` asks for; none when nothing is demanded. `end_point`: the hash of the
+    /// certificate that the client was shown, to offer channel binding.
     #[must_use]
     pub fn begin(
         user: &[u8],
         demand: Demand,
         account: Account,
         fresh: Fresh,
+        end_point: Option<Arc<[u8]>>,
     ) -> Option<(Self, Ask)> {
         let (expect, ask) = match demand {
             Demand::Nothing => return None,
             Demand::Password(stored) => (Expect::Password(stored), Ask::Password),
             Demand::Md5(hash) => (Expect::Md5(hash, fresh.salt), Ask::Md5(fresh.salt)),
-            Demand::Scram(verifier) => (
-                Expect::ScramFirst(ExpectFirst::new(verifier, fresh.nonce)),
-                Ask::Scram,
-            ),
+            Demand::Scram(verifier) => {
+                let ask = match end_point {
+                    Some(_) => Ask::ScramPlus,
+                    None => Ask::Scram,
+                };
+                (Expect::ScramFirst(verifier, fresh.nonce, end_point), ask)
+            }
         };
         Some((
             Self {
@@ -157,11 +165,10 @@ impl Exchange {
                 let right = hash.answers(salt, password(body)?);
                 accept(account, right, None, None)
             }
-            Expect::ScramFirst(first) => {
+            Expect::ScramFirst(verifier, nonce, end_point) => {
                 let mut body = Body::new(body);
-                if body.cstr()? != scram::MECHANISM.as_bytes() {
-                    return Err(AuthError::Mechanism);
-                }
+                let binding = binding(body.cstr()?, end_point)?;
+                let first = ExpectFirst::new(verifier, nonce, binding);
                 let message = body.value()?.ok_or(DecodeError)?;
                 body.end()?;
                 let (data, last) = first.handle_first(message).map_err(AuthError::Scram)?;
@@ -182,6 +189,20 @@ impl Exchange {
                 Err(error) => Err(AuthError::Scram(error)),
             },
         }
+    }
+}
+
+/// What the selected mechanism means for the binding that was offered, or was not.
+fn binding(mechanism: &[u8], end_point: Option<Arc<[u8]>>) -> Result<Binding, AuthError> {
+    if mechanism == scram::MECHANISM.as_bytes() {
+        return Ok(match end_point {
+            Some(_) => Binding::Declined,
+            None => Binding::NotOffered,
+        });
+    }
+    match end_point {
+        Some(hash) if mechanism == scram::MECHANISM_PLUS.as_bytes() => Ok(Binding::Used(hash)),
+        Some(_) | None => Err(AuthError::Mechanism),
     }
 }
 
@@ -219,7 +240,7 @@ mod tests {
     };
 
     fn outcome(demand: Demand, account: Account, body: &[u8]) -> Result<(), AuthError> {
-        let (exchange, _) = Exchange::begin(b"ann", demand, account, FRESH).unwrap();
+        let (exchange, _) = Exchange::begin(b"ann", demand, account, FRESH, None).unwrap();
         exchange.handle_message(body).map(|_| ())
     }
 
@@ -279,8 +300,14 @@ mod tests {
     }
 
     fn scram_login(verifier: Verifier, account: Account, password: &str) -> Result<(), AuthError> {
-        let (exchange, ask) =
-            Exchange::begin(b"ann", Demand::Scram(Arc::new(verifier)), account, FRESH).unwrap();
+        let (exchange, ask) = Exchange::begin(
+            b"ann",
+            Demand::Scram(Arc::new(verifier)),
+            account,
+            FRESH,
+            None,
+        )
+        .unwrap();
         assert_eq!(ask, Ask::Scram);
         let (client, first) = scram::Client::begin(password, [9; 18]);
         let mut body = b"SCRAM-SHA-256\0".to_vec();

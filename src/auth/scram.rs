@@ -1,5 +1,6 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677) without channel binding, both sides, as PostgreSQL speaks it: the user's name
-//! inside the exchange is ignored. Pure: nonces and salts are arguments. Keys are compared in constant time.
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677), both sides, as PostgreSQL speaks it: the user's name inside the exchange is
+//! ignored; the server binds the channel by `tls-server-end-point` (RFC 5929). Pure: nonces and salts are arguments.
+//! Keys are compared in constant time.
 
 mod client;
 
@@ -13,8 +14,10 @@ use subtle::ConstantTimeEq;
 
 /// The mechanism's name.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
-/// With channel binding.
+/// The mechanism with channel binding.
 pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// The one type of channel binding that PostgreSQL has.
+const BINDING_TYPE: &str = "tls-server-end-point";
 /// What PostgreSQL uses (`SCRAM_SHA_256_DEFAULT_ITERATIONS`).
 pub const ITERATIONS: u32 = 4096;
 /// The most that we compute for a server: its number is not trusted with our processor.
@@ -29,8 +32,18 @@ type Key = [u8; 32];
 pub enum ScramError {
     #[error("malformed SCRAM message")]
     Malformed,
-    #[error("the client asks for channel binding, which was not offered")]
-    ChannelBinding,
+    #[error("the client's message does not fit the mechanism that it selected")]
+    BindingMechanism,
+    #[error("the client asks for an unknown type of channel binding")]
+    BindingType,
+    /// Somebody may have taken the mechanism from our offer.
+    #[error("the client believes that channel binding was not offered")]
+    Downgrade,
+    /// Somebody may sit in the middle.
+    #[error("the client is bound to another channel")]
+    Binding,
+    #[error("the client repeats another channel-binding attribute than it began with")]
+    BindingAttribute,
     #[error("the client uses an authorization identity")]
     AuthorizationIdentity,
     #[error("an unsupported SCRAM extension is required")]
@@ -124,16 +137,31 @@ pub fn salt_for(user: &[u8], secret: &Key) -> [u8; SALT] {
     salt
 }
 
+/// What a client may bind its proof to, and whether it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// No TLS, or a certificate whose signature names no hash.
+    NotOffered,
+    /// Offered, and the client selected the mechanism without it.
+    Declined,
+    /// The client selected it: the hash of our certificate.
+    Used(Arc<[u8]>),
+}
+
 /// The server, waiting for client-first-message.
 pub struct ExpectFirst {
     verifier: Arc<Verifier>,
     nonce: String,
+    binding: Binding,
 }
 
 /// The server, waiting for client-final-message.
 pub struct ExpectFinal {
     verifier: Arc<Verifier>,
-    gs2_header: Vec<u8>,
+    /// The GS2 header that the client must repeat, and what it is bound to.
+    bound: Vec<u8>,
+    /// As [`ScramError`] tells when the client repeats another.
+    unbound: ScramError,
     nonce: String,
     /// client-first-message-bare, comma, server-first-message.
     transcript: Vec<u8>,
@@ -142,10 +170,11 @@ pub struct ExpectFinal {
 impl ExpectFirst {
     /// `nonce`: random bytes of this exchange alone.
     #[must_use]
-    pub fn new(verifier: Arc<Verifier>, nonce: [u8; 18]) -> Self {
+    pub fn new(verifier: Arc<Verifier>, nonce: [u8; 18], binding: Binding) -> Self {
         Self {
             verifier,
             nonce: STANDARD.encode(nonce),
+            binding,
         }
     }
 
@@ -155,8 +184,13 @@ impl ExpectFirst {
     /// When it is malformed or asks for what is not offered.
     pub fn handle_first(self, message: &[u8]) -> Result<(Vec<u8>, ExpectFinal), ScramError> {
         let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
-        let bare = after_gs2_header(text)?;
-        let gs2_header = message[..text.len() - bare.len()].to_vec();
+        let bare = after_gs2_header(text, &self.binding)?;
+        let mut bound = message[..text.len() - bare.len()].to_vec();
+        let mut unbound = ScramError::BindingAttribute;
+        if let Binding::Used(certificate) = &self.binding {
+            bound.extend_from_slice(certificate);
+            unbound = ScramError::Binding;
+        }
         if bare.starts_with("m=") {
             return Err(ScramError::Extension);
         }
@@ -172,7 +206,9 @@ impl ExpectFirst {
         if theirs.is_empty() || !theirs.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ScramError::Malformed);
         }
-        let Self { verifier, nonce } = self;
+        let Self {
+            verifier, nonce, ..
+        } = self;
         let nonce = format!("{theirs}{nonce}");
         let reply = format!(
             "r={nonce},s={},i={}",
@@ -184,7 +220,8 @@ impl ExpectFirst {
             reply.into_bytes(),
             ExpectFinal {
                 verifier,
-                gs2_header,
+                bound,
+                unbound,
                 nonce,
                 transcript,
             },
@@ -192,13 +229,24 @@ impl ExpectFirst {
     }
 }
 
-/// What follows the GS2 header: `n` (no channel binding) or `y` (the client could, we do not offer it).
-fn after_gs2_header(text: &str) -> Result<&str, ScramError> {
-    let rest = match text.as_bytes().first() {
-        Some(b'n' | b'y') => text[1..].strip_prefix(',').ok_or(ScramError::Malformed)?,
-        Some(b'p') => return Err(ScramError::ChannelBinding),
-        _ => return Err(ScramError::Malformed),
-    };
+/// What follows the GS2 header: `n` (no channel binding), `y` (the client could, and believes that we cannot), or
+/// `p=` and the type of the binding.
+fn after_gs2_header<'t>(text: &'t str, binding: &Binding) -> Result<&'t str, ScramError> {
+    let (flag, rest) = text.split_once(',').ok_or(ScramError::Malformed)?;
+    match (flag, binding) {
+        ("n", Binding::NotOffered | Binding::Declined) | ("y", Binding::NotOffered) => {}
+        ("y", Binding::Declined) => return Err(ScramError::Downgrade),
+        ("n" | "y", Binding::Used(_)) => return Err(ScramError::BindingMechanism),
+        (flag, binding) => {
+            let kind = flag.strip_prefix("p=").ok_or(ScramError::Malformed)?;
+            if !matches!(binding, Binding::Used(_)) {
+                return Err(ScramError::BindingMechanism);
+            }
+            if kind != BINDING_TYPE {
+                return Err(ScramError::BindingType);
+            }
+        }
+    }
     if rest.starts_with("a=") {
         return Err(ScramError::AuthorizationIdentity);
     }
@@ -218,8 +266,8 @@ impl ExpectFinal {
             .next()
             .and_then(|binding| binding.strip_prefix("c="))
             .ok_or(ScramError::Malformed)?;
-        if binding != STANDARD.encode(&self.gs2_header) {
-            return Err(ScramError::ChannelBinding);
+        if binding != STANDARD.encode(&self.bound) {
+            return Err(self.unbound);
         }
         let nonce = attributes
             .next()
@@ -335,6 +383,14 @@ mod tests {
         ExpectFirst {
             verifier,
             nonce: "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".into(),
+            binding: Binding::NotOffered,
+        }
+    }
+
+    fn server_with(binding: Binding) -> ExpectFirst {
+        ExpectFirst {
+            binding,
+            ..server()
         }
     }
 
@@ -362,8 +418,68 @@ mod tests {
         let (_, server) = server().handle_first(first.as_bytes()).unwrap();
         assert_eq!(
             server.handle_final(FINAL.as_bytes()),
-            Err(ScramError::ChannelBinding),
+            Err(ScramError::BindingAttribute),
             "header must be repeated"
+        );
+    }
+
+    /// A client that binds itself to this hash, and the server's answer to its proof.
+    fn bound(header: &str, theirs: &[u8], ours: &[u8]) -> Result<Vec<u8>, ScramError> {
+        let (client, first) = client();
+        let first = String::from_utf8(first).unwrap().replacen("n,,", header, 1);
+        let (reply, server) =
+            server_with(Binding::Used(ours.into())).handle_first(first.as_bytes())?;
+        let (_, last) = client.handle_first(&reply).unwrap();
+        let last = String::from_utf8(last).unwrap();
+        let attribute = STANDARD.encode([header.as_bytes(), theirs].concat());
+        let (unproved, _) = last.split_once(",p=").unwrap();
+        let unproved = unproved.replacen("biws", &attribute, 1);
+        // As a client computes it: the proof covers what it is bound to.
+        let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
+        let client_key = mac(
+            &salted_password(PASSWORD.as_bytes(), &salt, 4096),
+            &[b"Client Key"],
+        );
+        let bare = &first[header.len()..];
+        let transcript = format!("{bare},{},{unproved}", String::from_utf8(reply).unwrap());
+        let stored: Key = Sha256::digest(client_key).into();
+        let proof = STANDARD.encode(xor(client_key, mac(&stored, &[transcript.as_bytes()])));
+        let last = format!("{unproved},p={proof}");
+        server.handle_final(last.as_bytes()).map(|(reply, _)| reply)
+    }
+
+    #[test]
+    fn a_bound_client_enters_through_our_own_certificate_only() {
+        let header = "p=tls-server-end-point,,";
+        bound(header, b"our hash", b"our hash").unwrap();
+        for (header, theirs, expected) in [
+            (header, &b"another"[..], ScramError::Binding),
+            (header, b"", ScramError::Binding),
+            ("p=tls-unique,,", b"our hash", ScramError::BindingType),
+            ("p=,,", b"our hash", ScramError::BindingType),
+            ("n,,", b"our hash", ScramError::BindingMechanism),
+            ("y,,", b"our hash", ScramError::BindingMechanism),
+        ] {
+            assert_eq!(
+                bound(header, theirs, b"our hash"),
+                Err(expected),
+                "{header}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_that_was_told_of_no_channel_binding_notices_nothing_but_we_do() {
+        let first = |flag| FIRST.replacen('n', flag, 1);
+        let outcome = |flag| {
+            let server = server_with(Binding::Declined);
+            server.handle_first(first(flag).as_bytes()).map(|_| ())
+        };
+        assert_eq!(outcome("y"), Err(ScramError::Downgrade));
+        assert_eq!(outcome("n"), Ok(()));
+        assert_eq!(
+            outcome("p=tls-server-end-point"),
+            Err(ScramError::BindingMechanism)
         );
     }
 
@@ -372,7 +488,10 @@ mod tests {
         for (message, expected) in [
             ("", ScramError::Malformed),
             ("x,,n=,r=a", ScramError::Malformed),
-            ("p=tls-server-end-point,,n=,r=a", ScramError::ChannelBinding),
+            (
+                "p=tls-server-end-point,,n=,r=a",
+                ScramError::BindingMechanism,
+            ),
             ("n,a=other,n=,r=a", ScramError::AuthorizationIdentity),
             ("n,,m=x,n=,r=a", ScramError::Extension),
             ("n,,n=", ScramError::Malformed),
@@ -393,7 +512,7 @@ mod tests {
         for (message, expected) in [
             (FINAL.replace("p=dH", "p=dG"), ScramError::Proof),
             (FINAL.replace("k0,p", "k1,p"), ScramError::Nonce),
-            (FINAL.replace("biws", "eSws"), ScramError::ChannelBinding),
+            (FINAL.replace("biws", "eSws"), ScramError::BindingAttribute),
             (FINAL.replace("VQ=", "VQ"), ScramError::Malformed),
             (FINAL.replace(",p=", ",q="), ScramError::Malformed),
             (FINAL.replace("p=dHzb", "p="), ScramError::Malformed),
@@ -457,7 +576,7 @@ mod tests {
     /// The exchange with a server that keeps this verifier.
     fn exchange(proof: Proof, verifier: Verifier) -> Result<Keys, ScramError> {
         let (client, first) = Client::with(proof, Gs2::Cannot, [3; 18]);
-        let server = ExpectFirst::new(Arc::new(verifier), [4; 18]);
+        let server = ExpectFirst::new(Arc::new(verifier), [4; 18], Binding::NotOffered);
         let (reply, server) = server.handle_first(&first)?;
         let (client, last) = client.handle_first(&reply)?;
         let (reply, keys) = server.handle_final(&last)?;

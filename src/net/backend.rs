@@ -8,7 +8,7 @@ use super::{
     transport::Transport,
 };
 use crate::{
-    auth::{end_point, scram::Proof},
+    auth::{certificate, scram::Proof},
     clock::Duration,
     config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
     entropy,
@@ -301,7 +301,11 @@ async fn attempt(
         proof: who.proof.cloned(),
         binding: call.address.channel_binding,
         channel: if transport.is_encrypted() {
-            Channel::Tls(transport.peer_certificate().and_then(end_point::of))
+            Channel::Tls(
+                transport
+                    .peer_certificate()
+                    .and_then(certificate::end_point),
+            )
         } else {
             Channel::Plain
         },

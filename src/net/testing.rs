@@ -21,7 +21,12 @@ pub(super) struct Certificates {
 }
 
 pub(super) fn certificates() -> Certificates {
-    let authority_key = KeyPair::generate().unwrap();
+    certificates_signed(&rcgen::PKCS_ECDSA_P256_SHA256)
+}
+
+/// With an authority that signs by this algorithm.
+pub(super) fn certificates_signed(algorithm: &'static rcgen::SignatureAlgorithm) -> Certificates {
+    let authority_key = KeyPair::generate_for(algorithm).unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     // Otherwise both would bear the same name, which OpenSSL takes for a certificate that signed itself.
     params

@@ -1,8 +1,10 @@
-//! TLS on both sides, with rustls on ring. The server's identity can be replaced while it runs; the client's trust
+//! TLS on both sides, with rustls on ring. Each version of the settings has a [`ServerTls`] of its own; the client's trust
 //! follows an address's mode: `prefer` and `require` encrypt and trust anybody, `verify-full` checks chain and name.
 
-use crate::config::settings::{Host, TlsIdentity, TlsMode};
-use arc_swap::ArcSwap;
+use crate::{
+    auth::certificate,
+    config::settings::{Host, TlsIdentity, TlsMode},
+};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -36,7 +38,9 @@ pub enum TlsError {
 
 /// TLS towards clients.
 pub struct ServerTls {
-    config: ArcSwap<ServerConfig>,
+    config: Arc<ServerConfig>,
+    /// What channels are bound to: the hash of the certificate that is shown, when its signature names one.
+    end_point: Option<Arc<[u8]>>,
 }
 
 impl fmt::Debug for ServerTls {
@@ -51,36 +55,34 @@ impl ServerTls {
     /// # Errors
     /// When they are not PEM, or do not belong together.
     pub fn new(identity: &TlsIdentity) -> Result<Self, TlsError> {
+        let chain = certificates(&identity.cert_pem)?;
+        let end_point = chain
+            .first()
+            .and_then(|shown| certificate::end_point(shown))
+            .map(Arc::from);
+        let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(TlsError::Pem)?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self {
-            config: ArcSwap::new(server_config(identity)?),
+            config: Arc::new(config),
+            end_point,
         })
-    }
-
-    /// Uses another identity from the next handshake on. On an error the present one stays.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn replace(&self, identity: &TlsIdentity) -> Result<(), TlsError> {
-        self.config.store(server_config(identity)?);
-        Ok(())
     }
 
     /// For one handshake.
     #[must_use]
     pub fn config(&self) -> Arc<ServerConfig> {
-        self.config.load_full()
+        Arc::clone(&self.config)
     }
-}
 
-fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain = certificates(&identity.cert_pem)?;
-    let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(TlsError::Pem)?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Arc::new(config))
+    /// What a client's proof may be bound to after a handshake.
+    #[must_use]
+    pub fn end_point(&self) -> Option<Arc<[u8]>> {
+        self.end_point.clone()
+    }
 }
 
 /// The PEM of trusted authorities; `None`: the platform's.

@@ -268,6 +268,11 @@ pub fn put_ask(out: &mut Vec<u8>, ask: Ask) {
             Ask::Password => Authentication::CleartextPassword,
             Ask::Md5(salt) => Authentication::MD5Password(salt.to_vec()),
             Ask::Scram => Authentication::SASL(vec![scram::MECHANISM.to_owned()]),
+            // The stronger first, as PostgreSQL.
+            Ask::ScramPlus => Authentication::SASL(vec![
+                scram::MECHANISM_PLUS.to_owned(),
+                scram::MECHANISM.to_owned(),
+            ]),
         },
     );
 }
@@ -310,6 +315,12 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
             "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
         ),
         Refusal::Forbidden { .. } => Some("User does not have CONNECT privilege."),
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade)) => Some(
+            "The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.",
+        ),
+        Refusal::Authentication(AuthError::Scram(ScramError::BindingMechanism)) => Some(
+            "The SCRAM message has channel binding data where the selected mechanism has none, or none where it needs them.",
+        ),
         Refusal::Startup(_)
         | Refusal::Options(_)
         | Refusal::Alpn
@@ -346,6 +357,9 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         Refusal::Authentication(AuthError::Scram(
             ScramError::AuthorizationIdentity | ScramError::Extension,
         )) => "0A000",
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade | ScramError::Binding)) => {
+            "28000"
+        }
         Refusal::Authentication(_) => "08P01",
         Refusal::NoDatabase { .. } => "3D000",
         Refusal::Forbidden { .. } => "42501",
@@ -390,9 +404,8 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Authentication(AuthError::Mechanism) => {
             "client selected an invalid SASL authentication mechanism".into()
         }
-        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => {
-            error.to_string()
-        }
+        Refusal::Authentication(AuthError::Scram(error)) => scram_message(*error),
+        Refusal::Authentication(error @ AuthError::Wrong) => error.to_string(),
         Refusal::Frame(FrameError::Tag(tag)) => {
             format!("expected password response, got message type {tag}")
         }
@@ -404,6 +417,27 @@ fn message(refusal: &Refusal) -> String {
             format!("permission denied for database \"{}\"", shown(database))
         }
         Refusal::Timeout => "canceling authentication due to timeout".into(),
+    }
+}
+
+fn scram_message(error: ScramError) -> String {
+    match error {
+        ScramError::Downgrade => "SCRAM channel binding negotiation error".into(),
+        ScramError::Binding => "SCRAM channel binding check failed".into(),
+        ScramError::BindingMechanism => "malformed SCRAM message".into(),
+        ScramError::BindingType => "unsupported SCRAM channel-binding type".into(),
+        ScramError::BindingAttribute => {
+            "unexpected SCRAM channel-binding attribute in client-final-message".into()
+        }
+        ScramError::Malformed
+        | ScramError::AuthorizationIdentity
+        | ScramError::Extension
+        | ScramError::Nonce
+        | ScramError::Proof
+        | ScramError::Iterations
+        | ScramError::ServerSignature
+        | ScramError::ServerError
+        | ScramError::OtherVerifier => error.to_string(),
     }
 }
 

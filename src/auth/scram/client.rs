@@ -4,8 +4,9 @@
 //! What must stay true: a proof made from keys is given only to a server that uses the same salt and iterations, and
 //! a server that does not know the password is found out, with keys as well.
 
-use super::{Key, MOST_ITERATIONS, ScramError, decode_key, mac, prepare, salted_password, xor};
-use crate::auth::end_point;
+use super::{
+    BINDING_TYPE, Key, MOST_ITERATIONS, ScramError, decode_key, mac, prepare, salted_password, xor,
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
@@ -95,7 +96,7 @@ pub enum Gs2 {
     Cannot,
     /// `y`: it could, and believes that the server cannot; a server that can notices that somebody came between.
     Could,
-    /// `p`: bound by this hash of the server's certificate ([`end_point::of`]).
+    /// `p`: bound by this hash of the server's certificate ([`crate::auth::certificate::end_point`]).
     EndPoint(Vec<u8>),
 }
 
@@ -104,7 +105,7 @@ impl Gs2 {
         match self {
             Self::Cannot => b"n,,".to_vec(),
             Self::Could => b"y,,".to_vec(),
-            Self::EndPoint(_) => format!("p={},,", end_point::TYPE).into_bytes(),
+            Self::EndPoint(_) => format!("p={BINDING_TYPE},,").into_bytes(),
         }
     }
 

@@ -30,7 +30,13 @@ pub(super) async fn enter(
         nonce: entropy::bytes(),
     };
     let mut proof = None;
-    if let Some((mut exchange, ask)) = Exchange::begin(&entry.user, demand, account, fresh) {
+    let end_point = context
+        .tls
+        .as_ref()
+        .filter(|_| transport.is_encrypted())
+        .and_then(|tls| tls.end_point());
+    let begun = Exchange::begin(&entry.user, demand, account, fresh, end_point);
+    if let Some((mut exchange, ask)) = begun {
         client_startup::put_ask(&mut out, ask);
         proof = loop {
             transport.write_all(&out).await?;
