@@ -81,6 +81,14 @@ pub enum Problem {
     NoVariable(String),
     #[error("user `{user}` has neither a password nor a verifier")]
     NoSecret { user: String },
+    #[error("user `{user}` would have to be looked up, and no database has an `auth_query`")]
+    NoAuthQuery { user: String },
+    #[error("user `\"*\"` is everybody whom `auth_query` finds: they enter by passthrough, and without the console")]
+    FoundUsers,
+    #[error("`auth_query` runs as `control`, which is not given")]
+    AuthQueryWithoutControl,
+    #[error("`auth_query` has no `$1`, so that it would find the same for everybody")]
+    AuthQueryWithoutName,
     #[error("this is no SCRAM-SHA-256 verifier")]
     NotAVerifier,
     #[error("a verifier works with `auth = \"scram\"` only")]
@@ -184,6 +192,8 @@ impl Problem {
                 Some("bigint, text, uuid, date, timestamptz, numeric and bytea can be keys".to_owned())
             }
             Self::NotATable(_) => Some("write \"schema.table\" as PostgreSQL stores the names, unquoted".to_owned()),
+            Self::NoAuthQuery { .. } => Some("give its `verifier`, or the database `auth_query = true` and `control`".to_owned()),
+            Self::FoundUsers => Some("write `auth = \"passthrough\"`, and `backend_user` where backends are opened as one role".to_owned()),
             Self::NoDatabases => Some("name the databases that the user may enter, or leave `databases` out for every one".to_owned()),
             Self::TlsIncomplete => Some("give both, or `mode = \"disable\"`".to_owned()),
             _ => None,

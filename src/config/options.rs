@@ -28,6 +28,8 @@ pub enum Section {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Text,
+    /// A text, or `true` for the one that is built in.
+    TextOrTrue,
     Texts,
     Integer {
         least: u64,
@@ -141,7 +143,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::File, "server", Kind::Table, "The process: where it listens, TLS, limits, logs."),
     opt(Section::File, "pool", Kind::Table, "How backends are pooled, unless a database or user says otherwise."),
     opt(Section::File, "databases", Kind::Tables, "The logical databases, by the name that clients give; `\"*\"` is every name not listed, a plain pooler to one server."),
-    opt(Section::File, "users", Kind::Tables, "Who may enter, by name."),
+    opt(Section::File, "users", Kind::Tables, "Who may enter, by name; `\"*\"` says how those enter whom only `auth_query` finds."),
     opt(Section::Server, "listen", Kind::Texts, "Addresses for clients: `host:port` with a numeric host, or `unix:` and the path of a socket.")
         .or("[\"127.0.0.1:6432\"]").restart().server(|server| joined(server.listen.iter().map(show_listen))),
     opt(Section::Server, "http", Kind::Text, "Address of `/metrics`, `/livez` and `/readyz`; none: not served.")
@@ -185,6 +187,8 @@ pub const OPTIONS: &[Opt] = &[
         .or("500").pool(|pool| pool.prepared_statements.to_string()),
     opt(Section::Database, "catalog", Kind::Text, "The home shard: holds Shardway's own schema and what exists once per database; default: the first shard by name."),
     opt(Section::Database, "control", Kind::Table, "Shardway's own role on the servers, for the catalog, health and inspection; never the application's."),
+    opt(Section::Database, "auth_query", Kind::TextOrTrue, "Looks up on the home shard, as `control`, who is not listed in `users` or has `auth = \"passthrough\"`: a query of `$1`, the name, for one row of the name and its stored password. `true`: `pg_authid`, of roles that may log in and whose password has not expired."),
+    opt(Section::Database, "auth_query_cache", Kind::Duration, "How long what `auth_query` found is believed; a wrong password ends that at once.").or("\"10s\""),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
     opt(Section::Database, "unlisted_tables", Kind::Text, "Where tables live that nothing lists: a shard's name, or `error` to refuse them."),
     opt(Section::Database, "pool", Kind::Table, "As the section `pool`, for this database."),
@@ -209,7 +213,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Range, "shard", Kind::Text, "The shard that holds the range."),
     opt(Section::Tables, "reference", Kind::Texts, "Small tables that are whole and identical on every shard.").or("[]"),
     opt(Section::Tables, "single", Kind::Tables, "Tables that are whole on one shard: `\"schema.table\" = \"shard\"`."),
-    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust"]), "How the client proves who it is.").or("\"scram\""),
+    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust", "passthrough", "passthrough-password"]), "How the client proves who it is. `passthrough`: by SCRAM against `verifier`, or else what `auth_query` finds, and what it has shown opens its backends; `passthrough-password`: by its password in clear, over TLS only, which then opens backends whatever verifiers the servers keep.").or("\"scram\""),
     opt(Section::User, "password", Kind::Text, "The client's password, also sent to servers unless a backend password is given."),
     opt(Section::User, "password_file", Kind::Text, "A file with the password; relative to the configuration file."),
     opt(Section::User, "password_env", Kind::Text, "An environment variable with the password."),
@@ -342,6 +346,7 @@ impl Kind {
     pub(super) fn expected(self) -> &'static str {
         match self {
             Self::Text | Self::Choice(_) => "a string",
+            Self::TextOrTrue => "a string or `true`",
             Self::Texts => "an array of strings",
             Self::Integer { .. } => "an integer",
             Self::Duration => "a duration such as \"30s\"",
@@ -356,6 +361,7 @@ impl Kind {
     pub fn describe(self) -> String {
         match self {
             Self::Text => "string".to_owned(),
+            Self::TextOrTrue => "string or `true`".to_owned(),
             Self::Texts => "array of strings".to_owned(),
             Self::Integer { least, most } => format!("integer from {least} to {most}"),
             Self::Duration => "duration".to_owned(),

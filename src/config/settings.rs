@@ -12,6 +12,8 @@ pub struct Settings {
     /// Every database name not listed: a plain pooler; its address's database is the name that the client gave.
     pub wildcard: Option<Arc<Database>>,
     pub users: BTreeMap<String, Arc<User>>,
+    /// How those enter whom only a database's `auth_query` finds.
+    pub found_users: Arc<User>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +94,17 @@ pub struct Database {
     pub pool: Pool,
     /// Shardway's own role, for the catalog, health and inspection.
     pub control: Option<Credentials>,
+    pub auth_query: Option<AuthQuery>,
+}
+
+/// How roles are looked up on the home shard, by the control role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthQuery {
+    /// Of `$1`, a name, for the name and its stored password.
+    pub sql: String,
+    /// How long an answer is believed.
+    pub cache: Duration,
+    pub control: Credentials,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -155,12 +168,22 @@ pub struct User {
     pub auth: ClientAuth,
     /// What the server is told; `None`: the server asks for none (trust).
     pub backend: Credentials,
+    pub backend_proof: BackendProof,
     /// Logical databases; empty: every one.
     pub databases: Vec<String>,
     pub console: Option<ConsoleRole>,
     /// Overrides the database's.
     pub pool_mode: Option<PoolMode>,
     pub pool_size: Option<usize>,
+}
+
+/// What opens a user's backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendProof {
+    /// The configured password.
+    Configured,
+    /// What the client has shown (passthrough).
+    Shown,
 }
 
 /// How a client proves who it is.
@@ -172,6 +195,10 @@ pub enum ClientAuth {
     Md5(Secret),
     /// The password or a stored verifier (`SCRAM-SHA-256$…`).
     Scram(Secret),
+    /// Against what the database's `auth_query` finds: by SCRAM, or MD5 where that is stored.
+    Found,
+    /// The same, by the password itself over TLS.
+    FoundPassword,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
