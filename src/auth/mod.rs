@@ -8,6 +8,7 @@ pub mod scram;
 
 use crate::wire::frame::{Body, DecodeError};
 use scram::{Binding, ExpectFinal, ExpectFirst, Proof, ScramError, Verifier};
+use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
@@ -32,7 +33,10 @@ impl Stored {
     /// Whether `given` is the password, in constant time.
     fn is(&self, user: &[u8], given: &[u8]) -> bool {
         match self {
-            Self::Plain(password) => bool::from(password.as_bytes().ct_eq(given)),
+            // Of digests, so that the time does not tell the length either.
+            Self::Plain(password) => {
+                bool::from(Sha256::digest(password).ct_eq(&Sha256::digest(given)))
+            }
             Self::Md5(hash) => *hash == md5::Hash::of(user, given),
             Self::Scram(verifier) => verifier.is(given),
         }

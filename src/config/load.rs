@@ -259,6 +259,11 @@ fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
         http,
         tls: read_tls(reader, &tls_node),
         max_clients: reader.integer(&node, "max_clients").unwrap_or_default(),
+        max_logins: reader.integer(&node, "max_logins").unwrap_or_default(),
+        failed_logins: reader.integer(&node, "failed_logins").unwrap_or_default(),
+        failed_login_delay: reader
+            .duration(&node, "failed_login_delay")
+            .unwrap_or_default(),
         login_timeout: reader.duration(&node, "login_timeout").unwrap_or_default(),
         shutdown_timeout: reader
             .duration(&node, "shutdown_timeout")

@@ -149,10 +149,16 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Server, "http", Kind::Text, "Address of `/metrics`, `/livez` and `/readyz`; none: not served.")
         .restart().server(|server| server.http.map(|address| address.to_string()).unwrap_or_default()),
     opt(Section::Server, "tls", Kind::Table, "TLS towards clients."),
-    opt(Section::Server, "max_clients", COUNT, "Client connections that may be open at once, authenticated or not.")
+    opt(Section::Server, "max_clients", COUNT, "Clients that may be inside at once. Those who are still logging in are counted by `max_logins`.")
         .or("1000").server(|server| server.max_clients.to_string()),
+    opt(Section::Server, "max_logins", COUNT, "Connections that may be logging in at once, beside `max_clients`; one more closes the one that has been at it longest.")
+        .or("500").server(|server| server.max_logins.to_string()),
     opt(Section::Server, "login_timeout", Kind::Duration, "Startup, TLS and authentication of a client together take no longer.")
         .or("\"15s\"").server(|server| show_duration(server.login_timeout)),
+    opt(Section::Server, "failed_logins", Kind::Integer { least: 0, most: 1_000_000 }, "Wrong proofs of one address for one user (and ten times as many of one address) before further attempts are spaced; they are forgotten evenly over ten minutes; 0: never spaced, as behind a balancer that hides addresses.")
+        .or("20").server(|server| server.failed_logins.to_string()),
+    opt(Section::Server, "failed_login_delay", Kind::Duration, "The space between such attempts; one that would wait for more than half of `login_timeout` is refused.")
+        .or("\"1s\"").server(|server| show_duration(server.failed_login_delay)),
     opt(Section::Server, "shutdown_timeout", Kind::Duration, "How long a drain waits for transactions to end.")
         .or("\"30s\"").server(|server| show_duration(server.shutdown_timeout)),
     opt(Section::Server, "workers", Kind::Integer { least: 1, most: 1024 }, "Threads that serve sessions; default: one per processor.")

@@ -21,8 +21,13 @@ pub struct Server {
     pub listen: Vec<Listen>,
     pub http: Option<SocketAddr>,
     pub tls: ServerTls,
-    /// Connections that may be open, authenticated or not.
+    /// Clients that may be inside.
     pub max_clients: usize,
+    /// Connections that may be logging in, beside `max_clients`.
+    pub max_logins: usize,
+    /// Failures of one user from one address before attempts are spaced; zero: never.
+    pub failed_logins: usize,
+    pub failed_login_delay: Duration,
     /// Startup, TLS and authentication together.
     pub login_timeout: Duration,
     /// How long a drain waits for transactions to end.

@@ -162,6 +162,13 @@ pub struct ProcessCounters {
     pub turned_away: Counter,
     /// Logins that failed.
     pub login_failures: Counter,
+    /// Connections that are logging in just now.
+    pub logging_in: Gauge,
+    /// Logins closed because `max_logins` newer ones were under way.
+    pub logins_evicted: Counter,
+    /// Logins that had to wait, or were refused, after too many failures.
+    pub logins_delayed: Counter,
+    pub logins_refused: Counter,
     /// Cancel requests, and those that named a session.
     pub cancels: Counter,
     pub cancels_matched: Counter,

@@ -69,6 +69,12 @@ impl Page {
             &[],
             facts.max_clients as f64,
         );
+        self.gauge(
+            "shardway_logging_in",
+            "Connections that are logging in",
+            &[],
+            process.logging_in.get() as f64,
+        );
         for (name, help, counter) in [
             (
                 "shardway_connections_total",
@@ -84,6 +90,21 @@ impl Page {
                 "shardway_login_failures_total",
                 "Logins that failed",
                 &process.login_failures,
+            ),
+            (
+                "shardway_logins_evicted_total",
+                "Logins closed because max_logins newer ones were under way",
+                &process.logins_evicted,
+            ),
+            (
+                "shardway_logins_delayed_total",
+                "Logins that waited because of earlier failures",
+                &process.logins_delayed,
+            ),
+            (
+                "shardway_logins_refused_total",
+                "Logins refused because of earlier failures",
+                &process.logins_refused,
             ),
             (
                 "shardway_cancels_total",

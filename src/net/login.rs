@@ -5,10 +5,13 @@
 //! After AuthenticationOk the session speaks: ParameterStatus, BackendKeyData, ReadyForQuery, or an error.
 
 mod context;
+mod entrance;
+mod failures;
 mod prove;
 mod read;
 
 pub use context::LoginContext;
+pub use entrance::{Entrance, Place};
 
 use super::transport::Transport;
 use crate::{
@@ -80,11 +83,23 @@ enum Opened {
     Over(Login),
 }
 
-/// Logs a client in, within the settings' `login_timeout`.
+/// Logs a client in, within the settings' `login_timeout` and as long as it has its place.
 ///
 /// # Errors
 /// [`LoginError`]: the connection is closed.
-pub async fn login(transport: Transport, context: &LoginContext) -> Result<Login, LoginError> {
+pub async fn login(
+    transport: Transport,
+    mut place: Place,
+    context: &LoginContext,
+) -> Result<Login, LoginError> {
+    tokio::select! {
+        biased;
+        done = attempt(transport, context) => done,
+        () = place.lost() => Err(LoginError::Refused(Refusal::Evicted)),
+    }
+}
+
+async fn attempt(transport: Transport, context: &LoginContext) -> Result<Login, LoginError> {
     let mut deadline = pin!(sleep(context.timeout));
     // PostgreSQL says nothing either to who does not send a startup packet in time.
     let opened = match before(deadline.as_mut(), open(transport, context)).await {

@@ -118,6 +118,11 @@ pub enum Refusal {
     Forbidden { database: Vec<u8> },
     #[error("the login took too long")]
     Timeout,
+    #[error("newer logins took its place")]
+    Evicted,
+    /// Seconds after which it may be tried again.
+    #[error("too many failed logins before")]
+    Throttled { user: Vec<u8>, seconds: u64 },
 }
 
 impl ExpectPacket {
@@ -307,7 +312,9 @@ fn put_authentication(out: &mut Vec<u8>, message: &Authentication) {
 /// What the client is told, in PostgreSQL's words; nothing where PostgreSQL closes without a word.
 #[must_use]
 pub fn refusal(refusal: &Refusal) -> Option<Notice> {
-    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) = refusal {
+    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) | Refusal::Evicted =
+        refusal
+    {
         return None;
     }
     let detail = match refusal {
@@ -331,17 +338,29 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
         | Refusal::Authentication(_)
         | Refusal::Frame(_)
         | Refusal::NoDatabase { .. }
-        | Refusal::Timeout => None,
+        | Refusal::Timeout
+        | Refusal::Evicted
+        | Refusal::Throttled { .. } => None,
     };
-    let hint =
-        matches!(refusal, Refusal::TlsRequired { .. }).then_some("Connect with sslmode=require.");
     Some(Notice {
         severity: "FATAL",
         sqlstate: sqlstate(refusal),
         message: message(refusal),
         detail: detail.map(str::to_owned),
-        hint: hint.map(str::to_owned),
+        hint: hint(refusal),
     })
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most refusals say themselves what to do"
+)]
+fn hint(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::TlsRequired { .. } => Some("Connect with sslmode=require.".into()),
+        Refusal::Throttled { seconds, .. } => Some(format!("Try again in {seconds} seconds.")),
+        _ => None,
+    }
 }
 
 fn sqlstate(refusal: &Refusal) -> &'static str {
@@ -352,7 +371,7 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         | Refusal::Frame(_) => "08P01",
         Refusal::Startup(StartupError::Version { .. }) | Refusal::Replication => "0A000",
         Refusal::Options(_) => "42601",
-        Refusal::NoUser | Refusal::TlsRequired { .. } => "28000",
+        Refusal::NoUser | Refusal::TlsRequired { .. } | Refusal::Throttled { .. } => "28000",
         Refusal::Password { .. } | Refusal::Authentication(AuthError::Wrong) => "28P01",
         Refusal::Authentication(AuthError::Scram(
             ScramError::AuthorizationIdentity | ScramError::Extension,
@@ -364,6 +383,8 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         Refusal::NoDatabase { .. } => "3D000",
         Refusal::Forbidden { .. } => "42501",
         Refusal::Timeout => "57014",
+        // Never told.
+        Refusal::Evicted => "53300",
     }
 }
 
@@ -417,6 +438,13 @@ fn message(refusal: &Refusal) -> String {
             format!("permission denied for database \"{}\"", shown(database))
         }
         Refusal::Timeout => "canceling authentication due to timeout".into(),
+        Refusal::Evicted => refusal.to_string(),
+        Refusal::Throttled { user, .. } => {
+            format!(
+                "too many failed logins for user \"{}\" from this address",
+                shown(user)
+            )
+        }
     }
 }
 

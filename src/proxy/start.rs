@@ -13,7 +13,7 @@ use crate::{
     entropy,
     metrics::sessions::{CancelKeyLength, NewSession, Peer, Transport as Encryption},
     net::{
-        login::{self, Login, LoginContext},
+        login::{self, Login, LoginContext, Place},
         stream::Stream,
         transport::{self, Transport},
     },
@@ -34,8 +34,18 @@ use smallvec::SmallVec;
 use std::{collections::HashMap, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
-pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
+pub async fn serve(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) {
+    match login::login(socket, place, &logins).await {
+        // Others may have entered since this one was accepted.
+        Ok(Login::Session(entered)) if is_full(&shared) => {
+            shared.metrics.process.turned_away.increment();
+            tell_full(entered).await;
+        }
         Ok(Login::Session(entered)) => enter(entered, shared).await,
         Ok(Login::Cancel {
             pid,
@@ -54,8 +64,13 @@ pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginCont
 }
 
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
-pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
+pub async fn turn_away(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) {
+    match login::login(socket, place, &logins).await {
         Ok(Login::Cancel {
             pid,
             key,
@@ -64,13 +79,19 @@ pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<Login
             cancel(pid, &key, &shared).await;
             drop(transport);
         }
-        Ok(Login::Session(entered)) => {
-            let mut client = Stream::new(entered.transport);
-            reply::too_many_clients().put(client.out());
-            drop(client.flush().await);
-        }
+        Ok(Login::Session(entered)) => tell_full(entered).await,
         Ok(Login::Closed) | Err(_) => {}
     }
+}
+
+fn is_full(shared: &Shared) -> bool {
+    shared.metrics.sessions.count() >= shared.settings.load().server.max_clients
+}
+
+async fn tell_full(entered: login::Session) {
+    let mut client = Stream::new(entered.transport);
+    reply::too_many_clients().put(client.out());
+    drop(client.flush().await);
 }
 
 /// Carries out a CancelRequest, if it names one of our sessions with its key. It is never answered.

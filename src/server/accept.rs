@@ -44,7 +44,9 @@ fn admit(socket: crate::net::transport::Transport, sessions: &Arc<Tasks>, life: 
     process.accepted.increment();
     let limit = foundation.settings.load().server.max_clients;
     let service = Arc::clone(life.service());
-    let open = sessions.open();
+    // Who is still logging in takes no place of those who are inside.
+    let logging_in = usize::try_from(process.logging_in.get()).unwrap_or(usize::MAX);
+    let open = sessions.open().saturating_sub(logging_in);
     let serving = if open < limit {
         service.serve(socket)
     } else {

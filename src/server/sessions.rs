@@ -9,7 +9,7 @@ use crate::{
     config::settings::{self, Settings},
     entropy,
     net::{
-        login::LoginContext,
+        login::{Entrance, LoginContext, Place},
         tls::{ClientTls, ServerTls},
         transport::Transport,
     },
@@ -34,8 +34,8 @@ use std::{
 pub struct Sessions {
     shared: Arc<Shared>,
     logins: ArcSwap<LoginContext>,
-    /// Of logins: kept over reloads, so that salts stay the same.
-    secret: [u8; 32],
+    /// Kept over reloads, so that salts and failures stay the same.
+    entrance: Arc<Entrance>,
 }
 
 impl fmt::Debug for Sessions {
@@ -51,8 +51,12 @@ impl fmt::Debug for Sessions {
 pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let settings = foundation.settings.load_full();
     let fault = |error: &dyn fmt::Display| ServeError::Service(error.to_string());
-    let secret = entropy::bytes();
-    let logins = login_context(&settings, secret).map_err(|error| fault(&error))?;
+    let entrance = Entrance::new(
+        entropy::bytes(),
+        foundation.clock,
+        Arc::clone(&foundation.metrics),
+    );
+    let logins = login_context(&settings, &entrance).map_err(|error| fault(&error))?;
     let tls = Arc::new(ClientTls::new().map_err(|error| fault(&error))?);
     let parts = Parts {
         metrics: Arc::clone(&foundation.metrics),
@@ -77,29 +81,34 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     Ok(Arc::new(Sessions {
         shared: Arc::new(shared),
         logins: ArcSwap::from_pointee(logins),
-        secret,
+        entrance,
     }))
 }
 
 impl Service for Sessions {
     fn serve(self: Arc<Self>, socket: Transport) -> Serving {
+        // Now and not when the task begins: whoever is being accepted is counted as one who logs in.
+        let place = self.place();
         Box::pin(start::serve(
             socket,
+            place,
             Arc::clone(&self.shared),
             self.logins.load_full(),
         ))
     }
 
     fn turn_away(self: Arc<Self>, socket: Transport) -> Serving {
+        let place = self.place();
         Box::pin(start::turn_away(
             socket,
+            place,
             Arc::clone(&self.shared),
             self.logins.load_full(),
         ))
     }
 
     fn apply(&self, settings: Arc<Settings>) -> Result<(), String> {
-        let logins = login_context(&settings, self.secret)?;
+        let logins = login_context(&settings, &self.entrance)?;
         let shared = &self.shared;
         let parts = Parts {
             metrics: Arc::clone(&shared.metrics),
@@ -155,13 +164,27 @@ impl Service for Sessions {
     }
 }
 
-fn login_context(settings: &Arc<Settings>, secret: [u8; 32]) -> Result<LoginContext, String> {
+impl Sessions {
+    fn place(&self) -> Place {
+        let most = self.shared.settings.load().server.max_logins;
+        self.entrance.admit(most)
+    }
+}
+
+fn login_context(
+    settings: &Arc<Settings>,
+    entrance: &Arc<Entrance>,
+) -> Result<LoginContext, String> {
     let identity = settings.server.tls.identity.as_ref();
     let tls = identity
         .map(ServerTls::new)
         .transpose()
         .map_err(|error| error.to_string())?;
-    Ok(LoginContext::new(settings, tls.map(Arc::new), secret))
+    Ok(LoginContext::new(
+        settings,
+        tls.map(Arc::new),
+        Arc::clone(entrance),
+    ))
 }
 
 /// The databases by the name that clients give, the wildcard under `*`; those of `old` that did not change are kept.

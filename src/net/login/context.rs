@@ -1,20 +1,17 @@
 //! What a login is decided by: users, databases, TLS as the settings have them. One for each version of the settings.
 
 use super::super::{tls::ServerTls, transport::Transport};
-use super::CONSOLE;
+use super::{CONSOLE, Entrance, failures::Limits};
 use crate::{
-    auth::{
-        Account, Demand, Stored, md5,
-        scram::{self, Verifier},
-    },
+    auth::{Account, Demand, Stored, md5, scram::Verifier},
     clock::Duration,
-    config::settings::{ClientAuth, Secret, Settings, TlsMode, User},
+    config::settings::{ClientAuth, Settings, TlsMode, User},
     protocol::client_startup::{Refusal, TlsOffer},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 /// What logins need to know: one for each version of the settings.
@@ -25,9 +22,10 @@ pub struct LoginContext {
     pub(super) mode: TlsMode,
     pub(super) timeout: Duration,
     pub(super) tls: Option<Arc<ServerTls>>,
-    pub(super) secret: [u8; 32],
+    pub(super) limits: Limits,
+    pub(super) entrance: Arc<Entrance>,
     /// Of users whose password itself is configured: a verifier costs thousands of hashes.
-    pub(super) verifiers: Mutex<HashMap<String, Arc<Verifier>>>,
+    pub(super) verifiers: HashMap<String, Arc<Verifier>>,
 }
 
 /// Databases that are not listed.
@@ -44,23 +42,29 @@ impl fmt::Debug for LoginContext {
 }
 
 impl LoginContext {
-    /// `secret`: random bytes kept for the life of the process, so that salts stay the same over a reload.
+    /// `entrance` is kept for the life of the process, so that salts and failures stay the same over a reload.
     #[must_use]
-    pub fn new(settings: &Settings, tls: Option<Arc<ServerTls>>, secret: [u8; 32]) -> Self {
+    pub fn new(settings: &Settings, tls: Option<Arc<ServerTls>>, entrance: Arc<Entrance>) -> Self {
         let others = if settings.wildcard.is_some() {
             Others::Wildcard
         } else {
             Others::Unknown
         };
+        let server = &settings.server;
         Self {
             users: settings.users.clone(),
             databases: settings.databases.keys().cloned().collect(),
             others,
-            mode: settings.server.tls.mode,
-            timeout: settings.server.login_timeout,
+            mode: server.tls.mode,
+            timeout: server.login_timeout,
             tls,
-            secret,
-            verifiers: Mutex::default(),
+            limits: Limits {
+                failures: u32::try_from(server.failed_logins).unwrap_or(u32::MAX),
+                spacing: server.failed_login_delay,
+                patience: server.login_timeout / 2,
+            },
+            verifiers: verifiers(&settings.users, &entrance),
+            entrance,
         }
     }
 
@@ -90,7 +94,14 @@ impl LoginContext {
                 // As PostgreSQL's `md5` does with such a stored secret.
                 Stored::Scram(verifier) => Demand::Scram(verifier),
             },
-            ClientAuth::Scram(secret) => Demand::Scram(self.verifier(&user.name, secret)),
+            ClientAuth::Scram(secret) => match Verifier::parse(&secret.0) {
+                Some(verifier) => Demand::Scram(Arc::new(verifier)),
+                None => match self.verifiers.get(&user.name) {
+                    Some(verifier) => Demand::Scram(Arc::clone(verifier)),
+                    // Cannot be: every such user has one.
+                    None => return (self.mock(name), Account::Mock),
+                },
+            },
         };
         (demand, Account::Known)
     }
@@ -98,32 +109,14 @@ impl LoginContext {
     fn mock(&self, name: &[u8]) -> Demand {
         let methods = || self.users.values().map(|user| &user.auth);
         if methods().any(|auth| matches!(auth, ClientAuth::Scram(_))) {
-            Demand::Scram(Arc::new(Verifier::mock(name, &self.secret)))
+            Demand::Scram(Arc::new(Verifier::mock(name, self.entrance.secret())))
         } else if methods().any(|auth| matches!(auth, ClientAuth::Md5(_))) {
-            Demand::Md5(md5::Hash::of(name, &self.secret))
+            Demand::Md5(md5::Hash::of(name, self.entrance.secret()))
         } else if methods().any(|auth| matches!(auth, ClientAuth::Password(_))) {
             Demand::Password(Stored::Plain(String::new()))
         } else {
-            Demand::Scram(Arc::new(Verifier::mock(name, &self.secret)))
+            Demand::Scram(Arc::new(Verifier::mock(name, self.entrance.secret())))
         }
-    }
-
-    fn verifier(&self, name: &str, secret: &Secret) -> Arc<Verifier> {
-        if let Some(verifier) = Verifier::parse(&secret.0) {
-            return Arc::new(verifier);
-        }
-        let kept = || {
-            self.verifiers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        if let Some(verifier) = kept().get(name) {
-            return Arc::clone(verifier);
-        }
-        let salt = scram::salt_for(name.as_bytes(), &self.secret);
-        let verifier = Arc::new(Verifier::of(secret.0.as_bytes(), &salt, scram::ITERATIONS));
-        kept().insert(name.to_owned(), Arc::clone(&verifier));
-        verifier
     }
 
     /// The database's name, when it exists and the user may use it.
@@ -158,4 +151,19 @@ impl LoginContext {
         }
         Ok(name)
     }
+}
+
+/// Of every user whose password is configured as it is.
+pub(super) fn verifiers(
+    users: &BTreeMap<String, Arc<User>>,
+    entrance: &Entrance,
+) -> HashMap<String, Arc<Verifier>> {
+    entrance.verifiers(users.iter().filter_map(|(name, user)| match &user.auth {
+        ClientAuth::Scram(secret) if Verifier::parse(&secret.0).is_none() => {
+            Some((name.as_str(), secret))
+        }
+        ClientAuth::Trust | ClientAuth::Password(_) | ClientAuth::Md5(_) | ClientAuth::Scram(_) => {
+            None
+        }
+    }))
 }

@@ -3,6 +3,7 @@
 use super::{
     super::transport::Transport,
     LoginContext, LoginError,
+    failures::Verdict,
     read::{Received, read_message},
 };
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     protocol::client_startup::{self, Entry, Refusal},
 };
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt as _;
+use tokio::{io::AsyncWriteExt as _, time::sleep};
 
 /// The proof, then the database.
 pub(super) async fn enter(
@@ -29,6 +30,7 @@ pub(super) async fn enter(
         salt: entropy::bytes(),
         nonce: entropy::bytes(),
     };
+    let attempt = context.entrance.attempt(transport.peer(), &entry.user);
     let mut proof = None;
     let end_point = context
         .tls
@@ -37,6 +39,17 @@ pub(super) async fn enter(
         .and_then(|tls| tls.end_point());
     let begun = Exchange::begin(&entry.user, demand, account, fresh, end_point);
     if let Some((mut exchange, ask)) = begun {
+        // Before the proof is asked for: whoever waits learns nothing by it.
+        match context.entrance.verdict(attempt, context.limits) {
+            Verdict::Now => {}
+            Verdict::After(wait) => sleep(wait).await,
+            Verdict::Refused(wait) => {
+                return Err(LoginError::Refused(Refusal::Throttled {
+                    user: entry.user.clone(),
+                    seconds: wait.as_secs() + 1,
+                }));
+            }
+        }
         client_startup::put_ask(&mut out, ask);
         proof = loop {
             transport.write_all(&out).await?;
@@ -50,8 +63,12 @@ pub(super) async fn enter(
                     client_startup::put_continue(&mut out, data);
                     exchange = next;
                 }
-                Ok(Reply::Accepted(data, _)) => break data,
+                Ok(Reply::Accepted(data, _)) => {
+                    context.entrance.succeeded(attempt);
+                    break data;
+                }
                 Err(AuthError::Wrong) => {
+                    context.entrance.failed(attempt, context.limits);
                     return Err(LoginError::Refused(Refusal::Password {
                         user: entry.user.clone(),
                     }));

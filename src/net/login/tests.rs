@@ -1,11 +1,18 @@
 //! Logins over real sockets: psql and raw bytes against every method, offer and refusal.
 
 mod binding;
+mod entrance;
 
-use super::{context::Others, *};
+use super::{
+    context::{Others, verifiers},
+    failures::Limits,
+    *,
+};
 use crate::{
     auth::scram::Verifier,
+    clock::Clock,
     config::settings::{ClientAuth, ConsoleRole, Listen, Secret, TlsMode},
+    metrics::Metrics,
     net::{
         listen::{Listener, PortSharing},
         testing::{self, Certificates, Directory, credentials, program},
@@ -18,10 +25,12 @@ use crate::{
     },
 };
 use rustls_pki_types::ServerName;
-use std::{net::SocketAddr, sync::Mutex};
+use std::{collections::BTreeMap, net::SocketAddr};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, process::Command, sync::mpsc};
 
 const PASSWORD: &str = "p\u{e4}ss wort";
+/// How many may log in at once.
+const LOGINS: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
@@ -49,17 +58,24 @@ fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
         pool_mode: None,
         pool_size: None,
     };
+    let users: BTreeMap<_, _> = users
+        .map(|given| (given.0.to_owned(), Arc::new(user(given))))
+        .into();
+    let entrance = Entrance::new([5; 32], Clock, Metrics::new());
     LoginContext {
-        users: users
-            .map(|given| (given.0.to_owned(), Arc::new(user(given))))
-            .into(),
+        verifiers: verifiers(&users, &entrance),
+        users,
         databases: ["app", "other"].map(str::to_owned).into(),
         others: Others::Unknown,
         mode,
         timeout: PATIENCE,
         tls: Some(Arc::new(ServerTls::new(&certificates.identity).unwrap())),
-        secret: [5; 32],
-        verifiers: Mutex::default(),
+        limits: Limits {
+            failures: 0,
+            spacing: Duration::ZERO,
+            patience: Duration::ZERO,
+        },
+        entrance,
     }
 }
 
@@ -80,7 +96,8 @@ fn serve(context: Arc<LoginContext>, listen: &Listen) -> (Listen, mpsc::Unbounde
                 sender.clone(),
             );
             tokio::spawn(async move {
-                let outcome = match login(transport, &context).await {
+                let outcome = match login(transport, context.entrance.admit(LOGINS), &context).await
+                {
                     Ok(Login::Session(session)) => {
                         sender
                             .send(format!("{} in {}", session.user.name, session.database))
