@@ -167,7 +167,9 @@ impl Exchange {
             }
             Expect::Md5(hash, salt) => {
                 let right = hash.answers(salt, password(body)?);
-                accept(account, right, None, None)
+                // Where the same hash is stored, it answers as the password does.
+                let shown = hash.secret();
+                accept(account, right, None, Some(Proof::password(&shown)))
             }
             Expect::ScramFirst(verifier, nonce, end_point) => {
                 let mut body = Body::new(body);

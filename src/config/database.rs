@@ -125,7 +125,9 @@ fn read_auth_query(
     node: &Node<'_>,
     control: Option<&Credentials>,
 ) -> Option<AuthQuery> {
-    let cache = reader.duration(node, "auth_query_cache").unwrap_or_default();
+    let cache = reader
+        .duration(node, "auth_query_cache")
+        .unwrap_or_default();
     let sql = reader.text(node, "auth_query")?;
     let Some(control) = control else {
         reader.fail(&node.place("auth_query"), Problem::AuthQueryWithoutControl);

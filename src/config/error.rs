@@ -83,7 +83,9 @@ pub enum Problem {
     NoSecret { user: String },
     #[error("user `{user}` would have to be looked up, and no database has an `auth_query`")]
     NoAuthQuery { user: String },
-    #[error("user `\"*\"` is everybody whom `auth_query` finds: they enter by passthrough, and without the console")]
+    #[error(
+        "user `\"*\"` is everybody whom `auth_query` finds: they enter by passthrough, and without the console"
+    )]
     FoundUsers,
     #[error("`auth_query` runs as `control`, which is not given")]
     AuthQueryWithoutControl,

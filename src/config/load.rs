@@ -6,8 +6,8 @@ use super::{
     options::Section,
     reader::{Node, Place, Reader},
     settings::{
-        Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Listen, LogFormat, Pool, PoolMode, Secret,
-        Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+        Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Listen, LogFormat, Pool,
+        PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
     },
 };
 use crate::clock::Duration;
@@ -74,7 +74,7 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
     let pool = read_pool(&mut reader, &pool_node, None);
     let databases = database::read_all(&mut reader, &file, &pool);
     let mut users = read_users(&mut reader, &file, &databases);
-    let found_users = users.remove("*").unwrap_or_else(found_users);
+    let found_users = users.remove("*").unwrap_or_else(|| Arc::new(User::found()));
     if !reader.errors.is_empty() {
         reader.errors.sort_by_key(|error| error.span.start);
         return fail(reader.errors);
@@ -90,23 +90,6 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
         wildcard,
         users,
         found_users,
-    })
-}
-
-/// Where the file says nothing about users that are looked up: passthrough.
-fn found_users() -> Arc<User> {
-    Arc::new(User {
-        name: "*".to_owned(),
-        auth: ClientAuth::Found,
-        backend: Credentials {
-            user: String::new(),
-            password: None,
-        },
-        backend_proof: BackendProof::Shown,
-        databases: Vec::new(),
-        console: None,
-        pool_mode: None,
-        pool_size: None,
     })
 }
 
@@ -454,7 +437,11 @@ fn refuse_what_cannot_be_found(
     let found = matches!(auth, ClientAuth::Found | ClientAuth::FoundPassword);
     if name == "*" && (!found || node.has("console")) {
         reader.fail(span, Problem::FoundUsers);
-    } else if found && !databases.values().any(|database| database.auth_query.is_some()) {
+    } else if found
+        && !databases
+            .values()
+            .any(|database| database.auth_query.is_some())
+    {
         let user = name.to_owned();
         reader.fail(span, Problem::NoAuthQuery { user });
     }

@@ -1,6 +1,10 @@
 //! The settings as used: checked, complete, secrets read. Built from the file by `load`.
 
-use crate::{auth::scram::ChannelBinding, catalog::snapshot::Snapshot, clock::Duration};
+use crate::{
+    auth::scram::{ChannelBinding, Proof},
+    catalog::snapshot::Snapshot,
+    clock::Duration,
+};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 /// Everything that the process is told.
@@ -182,6 +186,26 @@ pub struct User {
     pub pool_size: Option<usize>,
 }
 
+impl User {
+    /// How those enter who are looked up, where the file says nothing of them: passthrough.
+    #[must_use]
+    pub fn found() -> Self {
+        Self {
+            name: "*".to_owned(),
+            auth: ClientAuth::Found,
+            backend: Credentials {
+                user: String::new(),
+                password: None,
+            },
+            backend_proof: BackendProof::Shown,
+            databases: Vec::new(),
+            console: None,
+            pool_mode: None,
+            pool_size: None,
+        }
+    }
+}
+
 /// What opens a user's backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendProof {
@@ -210,6 +234,15 @@ pub enum ClientAuth {
 pub struct Credentials {
     pub user: String,
     pub password: Option<Secret>,
+}
+
+impl Credentials {
+    /// What the password proves.
+    #[must_use]
+    pub fn proof(&self) -> Option<Proof> {
+        let password = self.password.as_ref()?;
+        Some(Proof::password(&password.0))
+    }
 }
 
 /// A secret that never shows itself in logs.

@@ -3,6 +3,10 @@
 //! old to say so are asked again. What `protocol::backend_startup` decides is carried out here. Reads are exact: nothing is buffered when a
 //! connection is handed over, so nothing can be lost or smuggled in.
 
+mod rows;
+
+pub use rows::rows;
+
 use super::{
     tls::{self, ClientTls, TlsError},
     transport::Transport,
@@ -50,6 +54,9 @@ pub enum ConnectError {
     /// The server answered with ErrorResponse.
     #[error("the server refused: {}", String::from_utf8_lossy(.0.message()))]
     Refused(ServerError),
+    /// Passthrough, and no client has logged in since the process began.
+    #[error("no client has shown a proof yet that could open it")]
+    NothingShown,
     #[error("the server does not speak TLS")]
     TlsRefused,
     #[error("TLS: {0}")]
@@ -59,6 +66,35 @@ pub enum ConnectError {
     /// The server, or whoever is in between, does not speak PostgreSQL's protocol as it should.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
+}
+
+/// How likely another attempt is to end alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// It may serve at any moment: it restarts, or is full.
+    Open,
+    /// It will go on like this for a while, or until somebody changes something: whoever waits waits in vain.
+    Lasting,
+}
+
+impl ConnectError {
+    /// How likely another attempt is to end alike.
+    #[must_use]
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            Self::Unreachable(error) if error.kind() == io::ErrorKind::TimedOut => Outlook::Lasting,
+            Self::Unreachable(_) => Outlook::Open,
+            // Class 28: invalid authorization specification.
+            Self::Refused(said) if !said.is_of_class(b"28") => Outlook::Open,
+            Self::Timeout
+            | Self::Refused(_)
+            | Self::NothingShown
+            | Self::TlsRefused
+            | Self::Handshake(_)
+            | Self::Tls(_)
+            | Self::Protocol(_) => Outlook::Lasting,
+        }
+    }
 }
 
 /// What is wrong with what the server sent.
@@ -94,6 +130,13 @@ impl ServerError {
     #[must_use]
     pub fn sqlstate(&self) -> Option<&[u8]> {
         notice::field(&self.body, b'C')
+    }
+
+    /// Whether the SQLSTATE is of this class.
+    #[must_use]
+    pub fn is_of_class(&self, class: &[u8; 2]) -> bool {
+        self.sqlstate()
+            .is_some_and(|state| state.starts_with(class))
     }
 
     /// The message, empty when there is none.
@@ -148,8 +191,7 @@ pub async fn connect(
     timeout: Duration,
     tls: &ClientTls,
 ) -> Result<Connected, ConnectError> {
-    let password = credentials.password.as_ref();
-    let proof = password.map(|password| Proof::password(&password.0));
+    let proof = credentials.proof();
     let who = Who {
         user: &credentials.user,
         proof: proof.as_ref(),

@@ -118,6 +118,9 @@ pub enum Refusal {
     Forbidden { database: Vec<u8> },
     #[error("the login took too long")]
     Timeout,
+    /// The server that knows the users could not be asked.
+    #[error("the user could not be looked up")]
+    Lookup,
     #[error("newer logins took its place")]
     Evicted,
     /// Seconds after which it may be tried again.
@@ -339,6 +342,7 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
         | Refusal::Frame(_)
         | Refusal::NoDatabase { .. }
         | Refusal::Timeout
+        | Refusal::Lookup
         | Refusal::Evicted
         | Refusal::Throttled { .. } => None,
     };
@@ -383,6 +387,7 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         Refusal::NoDatabase { .. } => "3D000",
         Refusal::Forbidden { .. } => "42501",
         Refusal::Timeout => "57014",
+        Refusal::Lookup => "08006",
         // Never told.
         Refusal::Evicted => "53300",
     }
@@ -438,6 +443,7 @@ fn message(refusal: &Refusal) -> String {
             format!("permission denied for database \"{}\"", shown(database))
         }
         Refusal::Timeout => "canceling authentication due to timeout".into(),
+        Refusal::Lookup => "cannot look up users now".into(),
         Refusal::Evicted => refusal.to_string(),
         Refusal::Throttled { user, .. } => {
             format!(

@@ -1,15 +1,16 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
+use super::keyring::Keyring;
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
-    config::settings::{self, Credentials, PoolMode, User},
+    config::settings::{self, BackendProof, Credentials, PoolMode, Settings, User},
     metrics::{
         Metrics,
         sessions::{NewBackend, Transport as Encryption},
     },
     net::{
-        backend::{self, ConnectError},
+        backend::{self, ConnectError, Connected, Who},
         stream::Stream,
         tls::ClientTls,
     },
@@ -20,6 +21,7 @@ use crate::{
     },
     protocol::parameters::Applied,
 };
+
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
@@ -46,11 +48,14 @@ pub struct Parts {
     pub clock: Clock,
     pub runtime: Handle,
     pub tls: Arc<ClientTls>,
+    pub keyring: Arc<Keyring>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PoolKey {
     credentials: Credentials,
+    /// The user of ours whose clients' proofs open these backends: nobody else may use them.
+    shown_by: Option<String>,
     size: Option<usize>,
     shard: ShardId,
     /// The server's database, where the client's name decides it (the wildcard database).
@@ -95,6 +100,7 @@ impl Database {
         };
         let key = PoolKey {
             credentials: user.backend.clone(),
+            shown_by: shown_by(user),
             size: user.pool_size,
             shard,
             database: database.to_owned(),
@@ -127,6 +133,20 @@ impl Database {
             .collect()
     }
 
+    /// After a reload: nobody finds a pool any more whose password is not configured any more. Who uses it goes on.
+    pub fn retire_pools(&self, settings: &Settings) {
+        let users = || settings.users.values().chain([&settings.found_users]);
+        let wanted = |key: &PoolKey| {
+            key.shown_by.is_some() || users().any(|user| user.backend == key.credentials)
+        };
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired: Vec<_> = pools.extract_if(|key, _| !wanted(key)).collect();
+        drop(pools);
+        for (_, pool) in retired {
+            pool.retire();
+        }
+    }
+
     fn make_pool(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> Arc<Pool> {
         let mut settings = self.settings.pool.clone();
         settings.size = user.pool_size.unwrap_or(settings.size);
@@ -136,6 +156,8 @@ impl Database {
             address: Arc::new(placement.primary.clone()),
             database: database.to_owned(),
             credentials: user.backend.clone(),
+            shown_by: shown_by(user),
+            owner: self.settings.name.clone(),
             timeout: settings.connect_timeout,
             logical: Arc::from(asked),
             user: Arc::from(user.name.as_str()),
@@ -161,16 +183,43 @@ pub struct PoolView {
     pub pool: Arc<Pool>,
 }
 
+/// The user itself, where its clients' proofs open its backends.
+fn shown_by(user: &User) -> Option<String> {
+    match user.backend_proof {
+        BackendProof::Configured => None,
+        BackendProof::Shown => Some(user.name.clone()),
+    }
+}
+
 /// How backends of one pool are opened.
 struct BackendLogin {
     address: Arc<settings::Address>,
     database: String,
     credentials: Credentials,
+    shown_by: Option<String>,
+    /// The database as the file names it: the wildcard is one.
+    owner: String,
     timeout: crate::clock::Duration,
     logical: Arc<str>,
     user: Arc<str>,
     shard: Arc<str>,
     parts: Parts,
+}
+
+async fn log_in(login: &BackendLogin) -> Result<Connected, ConnectError> {
+    let proof = match &login.shown_by {
+        Some(user) => {
+            let shown = login.parts.keyring.get(&login.owner, user);
+            Some(shown.ok_or(ConnectError::NothingShown)?)
+        }
+        None => login.credentials.proof(),
+    };
+    let who = Who {
+        user: &login.credentials.user,
+        proof: proof.as_ref(),
+    };
+    let (address, database, tls) = (&login.address, &login.database, &login.parts.tls);
+    backend::connect_as(address, database, who, &[], login.timeout, tls).await
 }
 
 async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
@@ -187,16 +236,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         now: parts.clock.now(),
         wall: parts.clock.wall(),
     });
-    let connected = backend::connect(
-        &login.address,
-        &login.database,
-        &login.credentials,
-        &[],
-        login.timeout,
-        &parts.tls,
-    )
-    .await
-    .inspect_err(|error| {
+    let connected = log_in(&login).await.inspect_err(|error| {
         parts.metrics.process.connect_failures.increment();
         let (database, shard, user) = (&*login.logical, &*login.shard, &*login.user);
         tracing::warn!(database, shard, user, %error, "cannot connect to the server");

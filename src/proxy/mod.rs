@@ -6,6 +6,7 @@ pub mod console;
 mod counting;
 pub mod database;
 mod extended;
+pub mod keyring;
 mod link;
 mod local;
 mod place;
@@ -42,6 +43,7 @@ pub struct Shared {
     pub clock: Clock,
     pub runtime: Handle,
     pub tls: Arc<crate::net::tls::ClientTls>,
+    pub keyring: Arc<keyring::Keyring>,
     /// Seeds the identities of prepared statements.
     pub seed: u64,
     /// What the console database serves; set once, before the first client.

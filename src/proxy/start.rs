@@ -8,8 +8,9 @@ use super::{
     session::{Defaults, End, Phase, Rest, Session, told},
 };
 use crate::{
+    auth::scram::Proof,
     catalog::shard::ShardId,
-    config::settings::User,
+    config::settings::{BackendProof, User},
     entropy,
     metrics::sessions::{CancelKeyLength, NewSession, Peer, Transport as Encryption},
     net::{
@@ -154,6 +155,12 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         super::console::serve(client, &entered.user, &shared, &info).await;
         return;
     }
+    if let Err(notice) = keep_shown(&entered.user, &entered.database, entered.shown, &shared) {
+        let mut client = client;
+        notice.put(client.out());
+        drop(client.flush().await);
+        return;
+    }
     let mut session = match Session::new(
         client,
         entered.user,
@@ -174,6 +181,28 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         Ok(()) => session.run().await,
         Err(end) => session.finish(end).await,
     }
+}
+
+/// Keeps what the client has shown, to open backends with it.
+///
+/// # Errors
+/// When that is what opens them and the client was let in without a proof: whoever shows nothing uses nothing that
+/// another has shown.
+fn keep_shown(
+    user: &User,
+    database: &str,
+    shown: Option<Proof>,
+    shared: &Shared,
+) -> Result<(), Notice> {
+    if user.backend_proof == BackendProof::Configured {
+        return Ok(());
+    }
+    let shown = shown.ok_or_else(reply::nothing_shown)?;
+    if let Some(database) = shared.database(database) {
+        let name = &database.settings.name;
+        shared.keyring.put(name, &user.name, shown);
+    }
+    Ok(())
 }
 
 impl Session {

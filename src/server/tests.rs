@@ -99,6 +99,7 @@ fn settings(max_clients: usize) -> Settings {
         databases: BTreeMap::new(),
         wildcard: None,
         users: BTreeMap::new(),
+        found_users: Arc::new(crate::config::settings::User::found()),
     }
 }
 

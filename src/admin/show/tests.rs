@@ -13,8 +13,9 @@ use crate::{
     },
     clock::{Clock, Duration, SystemTime},
     config::settings::{
-        Address, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen, LogFormat, Pool,
-        PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, TlsStart, User,
+        Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen,
+        LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, TlsStart,
+        User,
     },
     metrics::{
         Metrics,
@@ -99,6 +100,7 @@ fn database() -> Database {
             user: "control".to_owned(),
             password: Some(Secret("hidden-1".to_owned())),
         }),
+        auth_query: None,
     }
 }
 
@@ -128,6 +130,7 @@ fn console() -> Console {
             user: "alice".to_owned(),
             password: Some(Secret("hidden-3".to_owned())),
         },
+        backend_proof: BackendProof::Configured,
         databases: Vec::new(),
         console: None,
         pool_mode: None,
@@ -137,6 +140,7 @@ fn console() -> Console {
         server,
         databases: BTreeMap::from([("app".to_owned(), Arc::new(database()))]),
         wildcard: None,
+        found_users: Arc::new(user.clone()),
         users: BTreeMap::from([("alice".to_owned(), Arc::new(user))]),
     };
     Console {

@@ -1,10 +1,13 @@
 //! What a login is decided by: users, databases, TLS as the settings have them. One for each version of the settings.
 
-use super::super::{tls::ServerTls, transport::Transport};
-use super::{CONSOLE, Entrance, failures::Limits};
+use super::super::{
+    tls::{ClientTls, ServerTls},
+    transport::Transport,
+};
+use super::{CONSOLE, Entrance, failures::Limits, lookup::Lookups};
 use crate::{
     auth::{Account, Demand, Stored, md5, scram::Verifier},
-    clock::Duration,
+    clock::{Clock, Duration},
     config::settings::{ClientAuth, Settings, TlsMode, User},
     protocol::client_startup::{Refusal, TlsOffer},
 };
@@ -17,6 +20,8 @@ use std::{
 /// What logins need to know: one for each version of the settings.
 pub struct LoginContext {
     pub(super) users: BTreeMap<String, Arc<User>>,
+    pub(super) found_users: Arc<User>,
+    pub(super) lookups: Lookups,
     pub(super) databases: BTreeSet<String>,
     pub(super) others: Others,
     pub(super) mode: TlsMode,
@@ -53,6 +58,8 @@ impl LoginContext {
         let server = &settings.server;
         Self {
             users: settings.users.clone(),
+            found_users: Arc::clone(&settings.found_users),
+            lookups: Lookups::default(),
             databases: settings.databases.keys().cloned().collect(),
             others,
             mode: server.tls.mode,
@@ -65,6 +72,15 @@ impl LoginContext {
             },
             verifiers: verifiers(&settings.users, &entrance),
             entrance,
+        }
+    }
+
+    /// Looks users up where the settings say so.
+    #[must_use]
+    pub fn with_lookups(self, settings: &Settings, tls: &Arc<ClientTls>, clock: Clock) -> Self {
+        Self {
+            lookups: Lookups::new(settings, tls, clock),
+            ..self
         }
     }
 
@@ -102,6 +118,10 @@ impl LoginContext {
                     None => return (self.mock(name), Account::Mock),
                 },
             },
+            // Looked up elsewhere; who cannot be does not enter.
+            ClientAuth::Found | ClientAuth::FoundPassword => {
+                return (self.mock(name), Account::Mock);
+            }
         };
         (demand, Account::Known)
     }
@@ -162,8 +182,11 @@ pub(super) fn verifiers(
         ClientAuth::Scram(secret) if Verifier::parse(&secret.0).is_none() => {
             Some((name.as_str(), secret))
         }
-        ClientAuth::Trust | ClientAuth::Password(_) | ClientAuth::Md5(_) | ClientAuth::Scram(_) => {
-            None
-        }
+        ClientAuth::Trust
+        | ClientAuth::Password(_)
+        | ClientAuth::Md5(_)
+        | ClientAuth::Scram(_)
+        | ClientAuth::Found
+        | ClientAuth::FoundPassword => None,
     }))
 }

@@ -3,35 +3,44 @@
 use super::{
     super::transport::Transport,
     LoginContext, LoginError,
-    failures::Verdict,
+    failures::{Attempt, Verdict},
+    lookup,
     read::{Received, read_message},
 };
 use crate::{
-    auth::{AuthError, Exchange, Fresh, Reply},
-    config::settings::User,
+    auth::{AuthError, Exchange, Fresh, Reply, scram::Proof},
+    config::settings::{BackendProof, User},
     entropy,
     protocol::client_startup::{self, Entry, Refusal},
 };
 use std::sync::Arc;
 use tokio::{io::AsyncWriteExt as _, time::sleep};
 
+/// Who has entered.
+pub(super) struct Entered {
+    pub(super) user: Arc<User>,
+    pub(super) database: String,
+    /// What opens its backends (passthrough).
+    pub(super) shown: Option<Proof>,
+}
+
 /// The proof, then the database.
 pub(super) async fn enter(
     transport: &mut Transport,
     entry: &Entry,
     context: &LoginContext,
-) -> Result<Received<(Arc<User>, String)>, LoginError> {
-    let user = std::str::from_utf8(&entry.user)
-        .ok()
-        .and_then(|name| context.users.get(name));
-    let (demand, account) = context.demand(&entry.user, user.map(Arc::as_ref));
+) -> Result<Received<Entered>, LoginError> {
+    let candidate = lookup::candidate(context, entry, transport.is_encrypted())
+        .await
+        .map_err(LoginError::Refused)?;
+    let (demand, account) = (candidate.demand.clone(), candidate.account);
     let mut out = entry.negotiation.clone();
     let fresh = Fresh {
         salt: entropy::bytes(),
         nonce: entropy::bytes(),
     };
     let attempt = context.entrance.attempt(transport.peer(), &entry.user);
-    let mut proof = None;
+    let (mut proof, mut shown) = (None, None);
     let end_point = context
         .tls
         .as_ref()
@@ -39,17 +48,7 @@ pub(super) async fn enter(
         .and_then(|tls| tls.end_point());
     let begun = Exchange::begin(&entry.user, demand, account, fresh, end_point);
     if let Some((mut exchange, ask)) = begun {
-        // Before the proof is asked for: whoever waits learns nothing by it.
-        match context.entrance.verdict(attempt, context.limits) {
-            Verdict::Now => {}
-            Verdict::After(wait) => sleep(wait).await,
-            Verdict::Refused(wait) => {
-                return Err(LoginError::Refused(Refusal::Throttled {
-                    user: entry.user.clone(),
-                    seconds: wait.as_secs() + 1,
-                }));
-            }
-        }
+        take_turn(context, attempt, &entry.user).await?;
         client_startup::put_ask(&mut out, ask);
         proof = loop {
             transport.write_all(&out).await?;
@@ -63,12 +62,14 @@ pub(super) async fn enter(
                     client_startup::put_continue(&mut out, data);
                     exchange = next;
                 }
-                Ok(Reply::Accepted(data, _)) => {
+                Ok(Reply::Accepted(data, proof)) => {
                     context.entrance.succeeded(attempt);
+                    shown = proof;
                     break data;
                 }
                 Err(AuthError::Wrong) => {
                     context.entrance.failed(attempt, context.limits);
+                    candidate.failed();
                     return Err(LoginError::Refused(Refusal::Password {
                         user: entry.user.clone(),
                     }));
@@ -78,7 +79,7 @@ pub(super) async fn enter(
         };
     }
     // Nobody without an account comes this far: their exchange fails.
-    let Some(user) = user else {
+    let Some(user) = candidate.user else {
         return Err(LoginError::Refused(Refusal::Password {
             user: entry.user.clone(),
         }));
@@ -87,7 +88,31 @@ pub(super) async fn enter(
     transport.write_all(&out).await?;
     transport.flush().await?;
     let database = context
-        .admit(user, entry.database.clone())
+        .admit(&user, entry.database.clone())
         .map_err(LoginError::Refused)?;
-    Ok(Received::Whole((Arc::clone(user), database)))
+    let shown = shown.filter(|_| user.backend_proof == BackendProof::Shown);
+    Ok(Received::Whole(Entered {
+        user,
+        database,
+        shown,
+    }))
+}
+
+/// Before the proof is asked for: whoever waits learns nothing by it.
+async fn take_turn(
+    context: &LoginContext,
+    attempt: Attempt,
+    user: &[u8],
+) -> Result<(), LoginError> {
+    match context.entrance.verdict(attempt, context.limits) {
+        Verdict::Now => {}
+        Verdict::After(wait) => sleep(wait).await,
+        Verdict::Refused(wait) => {
+            return Err(LoginError::Refused(Refusal::Throttled {
+                user: user.to_vec(),
+                seconds: wait.as_secs() + 1,
+            }));
+        }
+    }
+    Ok(())
 }
