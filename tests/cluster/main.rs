@@ -12,6 +12,7 @@ mod harness;
 mod malformed;
 mod native;
 mod operating;
+mod passthrough;
 mod passwords;
 mod pooling;
 mod psql;

@@ -15,14 +15,14 @@ use std::{
 use tokio_postgres::error::SqlState;
 
 /// An authority's certificate, and a server's with its key, all PEM.
-struct Certificates {
-    authority: String,
-    cert: String,
-    key: String,
+pub(crate) struct Certificates {
+    pub(crate) authority: String,
+    pub(crate) cert: String,
+    pub(crate) key: String,
 }
 
 /// A server's certificate for these names, signed by an authority of its own.
-fn certificates(names: &[&str]) -> Certificates {
+pub(crate) fn certificates(names: &[&str]) -> Certificates {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     // A name of its own: one that signs under the server's name is taken for the server itself.
