@@ -17,4 +17,5 @@ mod passwords;
 mod pooling;
 mod psql;
 mod raw;
+mod servers;
 mod tls;
