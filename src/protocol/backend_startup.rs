@@ -51,17 +51,9 @@ pub struct Login {
 /// A connection to a backend that is not ready yet.
 pub struct BackendStartup {
     login: Box<Login>,
-    negotiated: Negotiated,
     expect: Expect,
     parameters: Vec<Parameter>,
     key: Option<(u32, Vec<u8>)>,
-}
-
-/// Whether the server has asked for an older version; it may do so once.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Negotiated {
-    NotYet,
-    Done,
 }
 
 /// The message that may come next.
@@ -143,7 +135,6 @@ impl BackendStartup {
     pub fn new(login: Login) -> Self {
         Self {
             login: Box::new(login),
-            negotiated: Negotiated::NotYet,
             expect: Expect::Authentication,
             parameters: Vec::new(),
             key: None,
@@ -201,12 +192,11 @@ impl BackendStartup {
         let mut body = Body::new(body);
         let (version, options) = (body.u32()?, body.u32()?);
         body.end()?;
-        // 3.1 never existed.
+        // 3.1 never existed. A second one finds nothing that could be older.
         let older = matches!(version, 0 | 0x0003_0000) && self.login.minor > 0;
-        if self.negotiated == Negotiated::Done || options > 0 || !older {
+        if options > 0 || !older {
             return Err(BackendStartupError::Version);
         }
-        self.negotiated = Negotiated::Done;
         self.login.minor = 0;
         Ok(Step::Continue(self, Vec::new()))
     }

@@ -93,9 +93,11 @@ fn asks(config: &Config, key: i64) -> Result<String, tokio_postgres::Error> {
     block_on(async {
         let client = open_session(config).await?;
         let rows = client.simple_query(&sql).await?;
-        let row = rows.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
+        let row = rows.iter().find_map(|message| {
+            let SimpleQueryMessage::Row(row) = message else {
+                return None;
+            };
+            row.get(0)
         });
         Ok(row.unwrap().to_owned())
     })

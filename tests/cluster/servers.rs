@@ -3,7 +3,10 @@
 
 use crate::harness::{Proxy, block_on, environment, open_session, until};
 use crate::tls::certificates;
-use shardway::sandbox::{Auth, Identity, Sandbox};
+use shardway::{
+    clock::Clock,
+    sandbox::{Auth, Identity, Sandbox},
+};
 use std::{
     fs, io,
     net::{TcpListener, TcpStream},
@@ -12,7 +15,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio_postgres::{Client, Config, Error, error::SqlState};
 
@@ -195,7 +198,7 @@ fn a_server_that_refuses_the_login_is_not_hammered_by_those_who_keep_coming() {
     let user = "backend_password = \"wrong\"";
     let proxy = Proxy::start(sandbox.root(), &configuration(&address, user));
     for _ in 0..16 {
-        let begun = Instant::now();
+        let begun = Clock.now();
         let error = block_on(open_session(&config(&proxy))).unwrap_err();
         assert_failure(&error, &["password authentication failed", "(SW207)"]);
         assert!(begun.elapsed() < Duration::from_secs(2), "told late");
@@ -258,12 +261,12 @@ fn a_server_that_does_not_answer_costs_one_client_the_timeout_and_not_each() {
     let address = format!("{}/postgres?sslmode=disable", hole.port);
     let user = "backend_password = \"old\"";
     let proxy = Proxy::start(sandbox.root(), &configuration(&address, user));
-    let begun = Instant::now();
+    let begun = Clock.now();
     let first = block_on(open_session(&config(&proxy))).unwrap_err();
     assert_failure(&first, &["\"s0\"", "did not answer in time", "(SW204)"]);
     assert!(begun.elapsed() >= TIMEOUT, "the first finds out");
     let before = hole.seen.load(Ordering::SeqCst);
-    let begun = Instant::now();
+    let begun = Clock.now();
     for _ in 0..8 {
         let error = block_on(open_session(&config(&proxy))).unwrap_err();
         assert_failure(&error, &["did not answer in time"]);
