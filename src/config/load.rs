@@ -5,13 +5,16 @@ use super::{
     error::{AddressProblem, ConfigError, ConfigErrors, Problem, most_like},
     options::Section,
     reader::{Node, Place, Reader},
+    rules,
     settings::{
-        Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Listen, LogFormat, Pool,
-        PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+        Address, BackendProof, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen,
+        LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
     },
 };
 use crate::clock::Duration;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
+};
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 use toml::de::DeTable;
 
@@ -36,6 +39,7 @@ pub fn load(path: &Path) -> Result<Settings, ConfigErrors> {
                 problem,
                 span: 0..0,
                 earlier: None,
+                source: None,
             }];
             Err(ConfigErrors {
                 file: name,
@@ -64,19 +68,35 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
             problem: Problem::Syntax(error.message().to_owned()),
             span: error.span().unwrap_or(0..0),
             earlier: None,
+            source: None,
         };
         return fail(syntax.iter().map(error).collect());
     }
     let mut reader = Reader::new(base);
     let file = reader.file(&root);
-    let server = read_server(&mut reader, &file);
+    let server_node = reader.child(&file, "server", Section::Server);
+    let server = read_server(&mut reader, &server_node);
     let pool_node = reader.child(&file, "pool", Section::Pool);
     let pool = read_pool(&mut reader, &pool_node, None);
     let databases = database::read_all(&mut reader, &file, &pool);
-    let mut users = read_users(&mut reader, &file, &databases);
+    let mut users = read_users(&mut reader, &file, &databases, &server.tls);
     let found_users = users.remove("*").unwrap_or_else(|| Arc::new(User::found()));
+    let rules = rules::read::read(&mut reader, &file, &server_node);
+    if server.tls.clients.is_none()
+        && let Some(rules) = &rules
+    {
+        let place = match file.has("rules") {
+            true => file.place("rules"),
+            false => server_node.place("rules_file"),
+        };
+        rules::read::need_authority(&mut reader, rules, &place);
+    }
     if !reader.errors.is_empty() {
-        reader.errors.sort_by_key(|error| error.span.start);
+        reader.errors.sort_by(|one, other| {
+            let place = |error: &ConfigError| error.span.start;
+            let file = |error: &ConfigError| error.source.clone().map(|source| source.file.clone());
+            (file(one), place(one)).cmp(&(file(other), place(other)))
+        });
         return fail(reader.errors);
     }
     let mut databases: BTreeMap<_, _> = databases
@@ -90,6 +110,7 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
         wildcard,
         users,
         found_users,
+        rules,
     })
 }
 
@@ -207,16 +228,15 @@ pub(super) fn read_secret(
     value.map(Secret)
 }
 
-fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
-    let node = reader.child(file, "server", Section::Server);
-    let tls_node = reader.child(&node, "tls", Section::ServerTls);
-    let log_node = reader.child(&node, "log", Section::ServerLog);
-    let listen = reader.texts(&node, "listen");
+fn read_server(reader: &mut Reader, node: &Node<'_>) -> Server {
+    let tls_node = reader.child(node, "tls", Section::ServerTls);
+    let log_node = reader.child(node, "log", Section::ServerLog);
+    let listen = reader.texts(node, "listen");
     let listen = listen
         .iter()
         .filter_map(|(text, span)| read_listen(reader, text, span))
         .collect();
-    let http = reader.text(&node, "http").and_then(|text| {
+    let http = reader.text(node, "http").and_then(|text| {
         let address = text.parse::<SocketAddr>().ok();
         if address.is_none() {
             reader.fail(&node.place("http"), Problem::NotAnAddress { value: text });
@@ -241,18 +261,18 @@ fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
         listen,
         http,
         tls: read_tls(reader, &tls_node),
-        max_clients: reader.integer(&node, "max_clients").unwrap_or_default(),
-        max_logins: reader.integer(&node, "max_logins").unwrap_or_default(),
-        failed_logins: reader.integer(&node, "failed_logins").unwrap_or_default(),
+        max_clients: reader.integer(node, "max_clients").unwrap_or_default(),
+        max_logins: reader.integer(node, "max_logins").unwrap_or_default(),
+        failed_logins: reader.integer(node, "failed_logins").unwrap_or_default(),
         failed_login_delay: reader
-            .duration(&node, "failed_login_delay")
+            .duration(node, "failed_login_delay")
             .unwrap_or_default(),
-        login_timeout: reader.duration(&node, "login_timeout").unwrap_or_default(),
+        login_timeout: reader.duration(node, "login_timeout").unwrap_or_default(),
         shutdown_timeout: reader
-            .duration(&node, "shutdown_timeout")
+            .duration(node, "shutdown_timeout")
             .unwrap_or_default(),
-        workers: reader.integer(&node, "workers").unwrap_or(processors),
-        plan_cache_bytes: reader.integer(&node, "plan_cache").unwrap_or_default(),
+        workers: reader.integer(node, "workers").unwrap_or(processors),
+        plan_cache_bytes: reader.integer(node, "plan_cache").unwrap_or_default(),
         log_format: match reader.text(&log_node, "format").as_deref() {
             Some("json") => LogFormat::Json,
             _ => LogFormat::Text,
@@ -295,18 +315,17 @@ fn read_tls(reader: &mut Reader, node: &Node<'_>) -> ServerTls {
         None if cert.is_some() || key.is_some() => TlsMode::Prefer,
         None => TlsMode::Disable,
     };
+    let none = ServerTls {
+        mode,
+        identity: None,
+        clients: None,
+    };
     if mode == TlsMode::Disable {
-        return ServerTls {
-            mode,
-            identity: None,
-        };
+        return none;
     }
     let (Some(cert), Some(key)) = (cert, key) else {
         reader.fail(&node.place("mode"), Problem::TlsIncomplete);
-        return ServerTls {
-            mode,
-            identity: None,
-        };
+        return none;
     };
     let cert_pem = reader.read_file(&cert, &node.place("cert"));
     let key_pem = reader.read_file(&key, &node.place("key"));
@@ -340,7 +359,48 @@ fn read_tls(reader: &mut Reader, node: &Node<'_>) -> ServerTls {
     let identity = cert_pem
         .zip(key_pem)
         .map(|(cert_pem, key_pem)| TlsIdentity { cert_pem, key_pem });
-    ServerTls { mode, identity }
+    ServerTls {
+        mode,
+        identity,
+        clients: read_client_certificates(reader, node),
+    }
+}
+
+/// By whom clients' certificates are signed, and which are revoked.
+fn read_client_certificates(reader: &mut Reader, node: &Node<'_>) -> Option<ClientCertificates> {
+    let mut pem = |key: &'static str, what, holds: fn(&[u8]) -> bool| {
+        let path = reader.text(node, key)?;
+        let contents = reader.read_file(&path, &node.place(key))?;
+        if !holds(&contents) {
+            reader.fail(&node.place(key), Problem::NotPem { path, what });
+        }
+        Some(contents)
+    };
+    let authority_pem = pem("client_ca", "certificate", |pem| {
+        CertificateDer::pem_slice_iter(pem)
+            .flatten()
+            .next()
+            .is_some()
+    });
+    let revoked_pem = pem("client_crl", "list of revoked certificates", |pem| {
+        CertificateRevocationListDer::pem_slice_iter(pem)
+            .flatten()
+            .next()
+            .is_some()
+    });
+    if node.has("client_crl") && !node.has("client_ca") {
+        reader.fail(
+            &node.place("client_crl"),
+            Problem::Missing {
+                place: "`server.tls` with `client_crl`".to_owned(),
+                key: "client_ca",
+            },
+        );
+    }
+    Some(ClientCertificates {
+        authority_pem: authority_pem?,
+        revoked_pem,
+    })
 }
 
 fn pool_mode(reader: &mut Reader, node: &Node<'_>) -> Option<PoolMode> {
@@ -354,6 +414,7 @@ fn read_users(
     reader: &mut Reader,
     file: &Node<'_>,
     databases: &BTreeMap<String, super::settings::Database>,
+    tls: &ServerTls,
 ) -> BTreeMap<String, Arc<User>> {
     let mut users = BTreeMap::new();
     for (name, span, node) in reader.children(file, "users", Section::User) {
@@ -379,6 +440,10 @@ fn read_users(
         let (auth, secret) = read_auth(reader, &node, &name, &span);
         let backend_proof = backend_proof(&node);
         refuse_what_cannot_be_found(reader, (&name, &span, &node), &auth, databases);
+        if auth == ClientAuth::Cert && tls.clients.is_none() {
+            let user = name.clone();
+            reader.fail(&node.place("auth"), Problem::NoAuthority { user });
+        }
         let backend_keys = [
             "backend_password",
             "backend_password_file",
@@ -475,8 +540,10 @@ fn read_auth(
             reader.fail(&verifier_place, Problem::NotAVerifier);
         }
     }
-    if method == "trust" {
-        return (ClientAuth::Trust, secret);
+    match method.as_str() {
+        "trust" => return (ClientAuth::Trust, secret),
+        "cert" => return (ClientAuth::Cert, secret),
+        _ => {}
     }
     if let "passthrough" | "passthrough-password" = method.as_str() {
         let clear = method == "passthrough-password";

@@ -22,6 +22,7 @@ pub enum Section {
     Tables,
     User,
     UserPool,
+    Rule,
 }
 
 /// The form of an option's value.
@@ -97,6 +98,7 @@ const SECTIONS: &[Section] = &[
     Section::Tables,
     Section::User,
     Section::UserPool,
+    Section::Rule,
 ];
 
 const COUNT: Kind = Kind::Integer {
@@ -144,6 +146,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::File, "pool", Kind::Table, "How backends are pooled, unless a database or user says otherwise."),
     opt(Section::File, "databases", Kind::Tables, "The logical databases, by the name that clients give; `\"*\"` is every name not listed, a plain pooler to one server."),
     opt(Section::File, "users", Kind::Tables, "Who may enter, by name; `\"*\"` says how those enter whom only `auth_query` finds."),
+    opt(Section::File, "rules", Kind::Tables, "Who may enter from where, and how it is proved: an array of tables, of which the first that fits decides; what fits none is refused. None: every user from everywhere, as its `auth` says."),
     opt(Section::Server, "listen", Kind::Texts, "Addresses for clients: `host:port` with a numeric host, or `unix:` and the path of a socket.")
         .or("[\"127.0.0.1:6432\"]").restart().server(|server| joined(server.listen.iter().map(show_listen))),
     opt(Section::Server, "http", Kind::Text, "Address of `/metrics`, `/livez` and `/readyz`; none: not served.")
@@ -151,7 +154,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Server, "tls", Kind::Table, "TLS towards clients."),
     opt(Section::Server, "max_clients", COUNT, "Clients that may be inside at once. Those who are still logging in are counted by `max_logins`.")
         .or("1000").server(|server| server.max_clients.to_string()),
-    opt(Section::Server, "max_logins", COUNT, "Connections that may be logging in at once, beside `max_clients`; one more closes the one that has been at it longest.")
+    opt(Section::Server, "max_logins", COUNT, "Connections that may be logging in at once, beside `max_clients`; more wait to be accepted, and one that takes longer than two seconds makes room for them.")
         .or("500").server(|server| server.max_logins.to_string()),
     opt(Section::Server, "login_timeout", Kind::Duration, "Startup, TLS and authentication of a client together take no longer.")
         .or("\"15s\"").server(|server| show_duration(server.login_timeout)),
@@ -159,6 +162,8 @@ pub const OPTIONS: &[Opt] = &[
         .or("20").server(|server| server.failed_logins.to_string()),
     opt(Section::Server, "failed_login_delay", Kind::Duration, "The space between such attempts; one that would wait for more than half of `login_timeout` is refused.")
         .or("\"1s\"").server(|server| show_duration(server.failed_login_delay)),
+    opt(Section::Server, "rules_file", Kind::Text, "A file in the format of `pg_hba.conf`, in place of `rules`; relative to the configuration file."),
+    opt(Section::Server, "ident_file", Kind::Text, "A file in the format of `pg_ident.conf`, with the maps that rules name; relative to the configuration file."),
     opt(Section::Server, "shutdown_timeout", Kind::Duration, "How long a drain waits for transactions to end.")
         .or("\"30s\"").server(|server| show_duration(server.shutdown_timeout)),
     opt(Section::Server, "workers", Kind::Integer { least: 1, most: 1024 }, "Threads that serve sessions; default: one per processor.")
@@ -170,6 +175,8 @@ pub const OPTIONS: &[Opt] = &[
         .server(|server| show_tls(server.tls.mode).to_owned()),
     opt(Section::ServerTls, "cert", Kind::Text, "PEM file with the certificate chain; relative to the configuration file."),
     opt(Section::ServerTls, "key", Kind::Text, "PEM file with the private key; relative to the configuration file."),
+    opt(Section::ServerTls, "client_ca", Kind::Text, "PEM file with the authorities that sign clients' certificates; clients are then asked for one, and need none unless rules or `auth = \"cert\"` say so."),
+    opt(Section::ServerTls, "client_crl", Kind::Text, "PEM file with lists of revoked certificates of clients, one of every authority in a chain."),
     opt(Section::ServerLog, "format", Kind::Choice(&["text", "json"]), "How log lines are written.")
         .or("\"text\"").restart().server(|server| show_log(server.log_format).to_owned()),
     opt(Section::ServerLog, "level", Kind::Text, "`error`, `warn`, `info`, `debug` or `trace`, also per module: `info,shardway::pool=debug`.")
@@ -219,7 +226,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Range, "shard", Kind::Text, "The shard that holds the range."),
     opt(Section::Tables, "reference", Kind::Texts, "Small tables that are whole and identical on every shard.").or("[]"),
     opt(Section::Tables, "single", Kind::Tables, "Tables that are whole on one shard: `\"schema.table\" = \"shard\"`."),
-    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust", "passthrough", "passthrough-password"]), "How the client proves who it is. `passthrough`: by SCRAM against `verifier`, or else what `auth_query` finds, and what it has shown opens its backends; `passthrough-password`: by its password in clear, over TLS only, which then opens backends whatever verifiers the servers keep.").or("\"scram\""),
+    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust", "cert", "passthrough", "passthrough-password"]), "How the client proves who it is, where no `rules` decide; `cert`: by a certificate whose common name is the user's; `passthrough`: by SCRAM against `verifier`, or else what `auth_query` finds, and what it has shown opens its backends; `passthrough-password`: by its password in clear, over TLS only, which then opens backends whatever verifiers the servers keep.").or("\"scram\""),
     opt(Section::User, "password", Kind::Text, "The client's password, also sent to servers unless a backend password is given."),
     opt(Section::User, "password_file", Kind::Text, "A file with the password; relative to the configuration file."),
     opt(Section::User, "password_env", Kind::Text, "An environment variable with the password."),
@@ -233,6 +240,14 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::User, "pool", Kind::Table, "Overrides the database's pool for this user."),
     opt(Section::UserPool, "mode", Kind::Choice(&["transaction", "session"]), "As in `pool`."),
     opt(Section::UserPool, "size", COUNT, "As in `pool`."),
+    opt(Section::Rule, "type", Kind::Choice(&["local", "host", "hostssl", "hostnossl"]), "Unix sockets, TCP, TCP with TLS, TCP without."),
+    opt(Section::Rule, "databases", Kind::Texts, "Databases by name, `all`, or `sameuser`: the one that bears the user's name.").or("[\"all\"]"),
+    opt(Section::Rule, "users", Kind::Texts, "Users by name, or `all`.").or("[\"all\"]"),
+    opt(Section::Rule, "address", Kind::Text, "A network such as `10.0.0.0/8` or `fd00::/8`, or `all`; not with `local`."),
+    opt(Section::Rule, "method", Kind::Choice(&["trust", "reject", "password", "md5", "scram-sha-256", "cert"]), "How the client proves who it is; passwords are those of `users`."),
+    opt(Section::Rule, "clientcert", Kind::Choice(&["verify-ca", "verify-full"]), "A certificate is needed too; `verify-full`: its name must stand for the user."),
+    opt(Section::Rule, "clientname", Kind::Choice(&["CN", "DN"]), "Which name of the certificate counts; default `CN`, the common name."),
+    opt(Section::Rule, "map", Kind::Text, "A map of `server.ident_file` that says which names stand for which users; default: the user's own name."),
 ];
 
 impl Section {
@@ -253,6 +268,7 @@ impl Section {
             Self::Tables => "databases.NAME.tables",
             Self::User => "users.NAME",
             Self::UserPool => "users.NAME.pool",
+            Self::Rule => "rules",
         }
     }
 

@@ -1,5 +1,6 @@
 //! The settings as used: checked, complete, secrets read. Built from the file by `load`.
 
+use super::rules::Rules;
 use crate::{
     auth::scram::{ChannelBinding, Proof},
     catalog::snapshot::Snapshot,
@@ -18,6 +19,8 @@ pub struct Settings {
     pub users: BTreeMap<String, Arc<User>>,
     /// How those enter whom only a database's `auth_query` finds.
     pub found_users: Arc<User>,
+    /// Who may enter from where; `None`: every user, as its own `auth` says.
+    pub rules: Option<Arc<Rules>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +65,15 @@ pub struct ServerTls {
     pub mode: TlsMode,
     /// PEM contents of certificate chain and key, read at load.
     pub identity: Option<TlsIdentity>,
+    /// `None`: clients are not asked for certificates.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// PEM contents of what clients' certificates are checked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    pub authority_pem: Vec<u8>,
+    pub revoked_pem: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -228,6 +240,8 @@ pub enum ClientAuth {
     Found,
     /// The same, by the password itself over TLS.
     FoundPassword,
+    /// A certificate whose common name is the user's.
+    Cert,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -164,7 +164,7 @@ pub struct ProcessCounters {
     pub login_failures: Counter,
     /// Connections that are logging in just now.
     pub logging_in: Gauge,
-    /// Logins closed because `max_logins` newer ones were under way.
+    /// Logins closed because others waited for their place.
     pub logins_evicted: Counter,
     /// Logins that had to wait, or were refused, after too many failures.
     pub logins_delayed: Counter,

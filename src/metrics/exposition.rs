@@ -93,7 +93,7 @@ impl Page {
             ),
             (
                 "shardway_logins_evicted_total",
-                "Logins closed because max_logins newer ones were under way",
+                "Logins closed because others waited for their place at max_logins",
                 &process.logins_evicted,
             ),
             (

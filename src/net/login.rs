@@ -10,6 +10,7 @@ mod failures;
 mod lookup;
 mod prove;
 mod read;
+mod way;
 
 pub use context::LoginContext;
 pub use entrance::{Entrance, Place};

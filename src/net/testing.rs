@@ -158,6 +158,29 @@ impl Server {
         number / 10_000
     }
 
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// So that settings of the start take effect.
+    pub(super) fn restart(&self) {
+        let data = self.directory.0.join("data");
+        let log = self.directory.0.join("log");
+        succeed(&mut server_command(
+            "pg_ctl",
+            &[
+                "-D",
+                text(&data),
+                "-l",
+                text(&log),
+                "-w",
+                "-m",
+                "fast",
+                "restart",
+            ],
+        ));
+    }
+
     pub(super) fn tcp(&self, host: &str, tls: TlsMode, root_cert: Option<Arc<Vec<u8>>>) -> Address {
         Address {
             tls,

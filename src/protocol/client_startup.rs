@@ -123,9 +123,30 @@ pub enum Refusal {
     Lookup,
     #[error("newer logins took its place")]
     Evicted,
+    #[error("no rule fits")]
+    NoRule(Connection),
+    #[error("a rule rejects it")]
+    Rejected(Connection),
+    #[error("no client certificate was shown")]
+    NoCertificate,
+    #[error("the client certificate is not the user's")]
+    Certificate { user: Vec<u8> },
+    /// Where no proof is asked for: elsewhere nobody learns it.
+    #[error("unknown user")]
+    NoRole { user: Vec<u8> },
     /// Seconds after which it may be tried again.
     #[error("too many failed logins before")]
     Throttled { user: Vec<u8>, seconds: u64 },
+}
+
+/// A connection as rules of authentication see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Without its port; `[local]` over a Unix socket.
+    pub host: String,
+    pub user: Vec<u8>,
+    pub database: Vec<u8>,
+    pub channel: Channel,
 }
 
 impl ExpectPacket {
@@ -344,7 +365,12 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
         | Refusal::Timeout
         | Refusal::Lookup
         | Refusal::Evicted
-        | Refusal::Throttled { .. } => None,
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => None,
     };
     Some(Notice {
         severity: "FATAL",
@@ -375,7 +401,14 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         | Refusal::Frame(_) => "08P01",
         Refusal::Startup(StartupError::Version { .. }) | Refusal::Replication => "0A000",
         Refusal::Options(_) => "42601",
-        Refusal::NoUser | Refusal::TlsRequired { .. } | Refusal::Throttled { .. } => "28000",
+        Refusal::NoUser
+        | Refusal::TlsRequired { .. }
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => "28000",
         Refusal::Password { .. } | Refusal::Authentication(AuthError::Wrong) => "28P01",
         Refusal::Authentication(AuthError::Scram(
             ScramError::AuthorizationIdentity | ScramError::Extension,
@@ -445,6 +478,18 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Timeout => "canceling authentication due to timeout".into(),
         Refusal::Lookup => "cannot look up users now".into(),
         Refusal::Evicted => refusal.to_string(),
+        Refusal::NoRule(asked) => format!("no pg_hba.conf entry for {}", connection(asked)),
+        Refusal::Rejected(asked) => {
+            format!("pg_hba.conf rejects connection for {}", connection(asked))
+        }
+        Refusal::NoCertificate => "connection requires a valid client certificate".into(),
+        Refusal::Certificate { user } => {
+            format!(
+                "certificate authentication failed for user \"{}\"",
+                shown(user)
+            )
+        }
+        Refusal::NoRole { user } => format!("role \"{}\" does not exist", shown(user)),
         Refusal::Throttled { user, .. } => {
             format!(
                 "too many failed logins for user \"{}\" from this address",
@@ -452,6 +497,20 @@ fn message(refusal: &Refusal) -> String {
             )
         }
     }
+}
+
+/// A connection in PostgreSQL's words.
+fn connection(asked: &Connection) -> String {
+    let encryption = match asked.channel {
+        Channel::Plain => "no encryption",
+        Channel::Encrypted => "SSL encryption",
+    };
+    format!(
+        "host \"{}\", user \"{}\", database \"{}\", {encryption}",
+        asked.host,
+        shown(&asked.user),
+        shown(&asked.database)
+    )
 }
 
 fn scram_message(error: ScramError) -> String {

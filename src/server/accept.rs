@@ -16,8 +16,13 @@ const TURNED_AWAY_AT_ONCE: usize = 64;
 pub(super) async fn clients(listener: Listener, sessions: Arc<Tasks>, life: Arc<Life>) {
     let mut out_of_something = false;
     loop {
+        // Until there is, clients wait where they cost nothing: in the listener's backlog.
+        let next = async {
+            Arc::clone(life.service()).room().await;
+            listener.accept().await
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             () = life.reached(Phase::Draining) => return,
         };
         match accepted {

@@ -90,6 +90,13 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
 }
 
 impl Service for Sessions {
+    fn room(self: Arc<Self>) -> Serving {
+        Box::pin(async move {
+            let most = self.shared.settings.load().server.max_logins;
+            self.entrance.room(most).await;
+        })
+    }
+
     fn serve(self: Arc<Self>, socket: Transport) -> Serving {
         // Now and not when the task begins: whoever is being accepted is counted as one who logs in.
         let place = self.place();
@@ -190,7 +197,7 @@ fn login_context(
 ) -> Result<LoginContext, String> {
     let identity = settings.server.tls.identity.as_ref();
     let tls = identity
-        .map(ServerTls::new)
+        .map(|identity| ServerTls::new(identity, settings.server.tls.clients.as_ref()))
         .transpose()
         .map_err(|error| error.to_string())?;
     Ok(LoginContext::new(

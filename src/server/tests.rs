@@ -82,6 +82,7 @@ fn settings(max_clients: usize) -> Settings {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients,
         max_logins: 100,
@@ -98,6 +99,7 @@ fn settings(max_clients: usize) -> Settings {
         server,
         databases: BTreeMap::new(),
         wildcard: None,
+        rules: None,
         users: BTreeMap::new(),
         found_users: Arc::new(crate::config::settings::User::found()),
     }

@@ -7,6 +7,7 @@
 
 mod copying;
 mod drivers;
+mod entering;
 mod failures;
 mod harness;
 mod malformed;

@@ -291,6 +291,7 @@ fn auth_word(auth: &ClientAuth) -> &'static str {
         ClientAuth::Scram(_) => "scram-sha-256",
         ClientAuth::Found => "passthrough",
         ClientAuth::FoundPassword => "passthrough-password",
+        ClientAuth::Cert => "cert",
     }
 }
 

@@ -111,6 +111,7 @@ fn console() -> Console {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients: 100,
         max_logins: 100,
@@ -141,6 +142,7 @@ fn console() -> Console {
         databases: BTreeMap::from([("app".to_owned(), Arc::new(database()))]),
         wildcard: None,
         found_users: Arc::new(user.clone()),
+        rules: None,
         users: BTreeMap::from([("alice".to_owned(), Arc::new(user))]),
     };
     Console {

@@ -490,7 +490,7 @@ async fn middle(server: Address) -> Address {
         reason = "a test's server ends with its runtime"
     )]
     tokio::spawn(async move {
-        let ours = tls::ServerTls::new(&own).unwrap();
+        let ours = tls::ServerTls::new(&own, None).unwrap();
         let tls = ClientTls::new().unwrap();
         while let Ok((mut stream, _)) = listener.accept().await {
             stream.read_exact(&mut [0; 8]).await.unwrap();
@@ -592,7 +592,7 @@ async fn direct_tls_without_an_agreement_on_the_protocol_is_not_used() {
         reason = "a test's server ends with its runtime"
     )]
     tokio::spawn(async move {
-        let mut config = (*tls::ServerTls::new(&own).unwrap().config()).clone();
+        let mut config = (*tls::ServerTls::new(&own, None).unwrap().config()).clone();
         config.alpn_protocols.clear();
         let config = Arc::new(config);
         let (stream, _) = listener.accept().await.unwrap();

@@ -4,11 +4,14 @@ use super::super::{
     tls::{ClientTls, ServerTls},
     transport::Transport,
 };
-use super::{CONSOLE, Entrance, failures::Limits, lookup::Lookups};
+use super::{CONSOLE, Entrance, failures::Limits, lookup::Lookups, way::secret};
 use crate::{
-    auth::{Account, Demand, Stored, md5, scram::Verifier},
+    auth::{Stored, scram::Verifier},
     clock::{Clock, Duration},
-    config::settings::{ClientAuth, Settings, TlsMode, User},
+    config::{
+        rules::Rules,
+        settings::{ClientAuth, Settings, TlsMode, User},
+    },
     protocol::client_startup::{Refusal, TlsOffer},
 };
 use std::{
@@ -24,6 +27,7 @@ pub struct LoginContext {
     pub(super) lookups: Lookups,
     pub(super) databases: BTreeSet<String>,
     pub(super) others: Others,
+    pub(super) rules: Option<Arc<Rules>>,
     pub(super) mode: TlsMode,
     pub(super) timeout: Duration,
     pub(super) tls: Option<Arc<ServerTls>>,
@@ -62,6 +66,7 @@ impl LoginContext {
             lookups: Lookups::default(),
             databases: settings.databases.keys().cloned().collect(),
             others,
+            rules: settings.rules.clone(),
             mode: server.tls.mode,
             timeout: server.login_timeout,
             tls,
@@ -93,49 +98,6 @@ impl LoginContext {
             (_, Some(_), TlsMode::Prefer) => TlsOffer::Offered,
             // Without an identity nobody can enter: better than in the clear.
             (_, _, TlsMode::Require | TlsMode::VerifyFull) => TlsOffer::Required,
-        }
-    }
-
-    /// What a user must show. Who has no account is asked for what most are asked for.
-    pub(super) fn demand(&self, name: &[u8], user: Option<&User>) -> (Demand, Account) {
-        let Some(user) = user else {
-            return (self.mock(name), Account::Mock);
-        };
-        let demand = match &user.auth {
-            ClientAuth::Trust => Demand::Nothing,
-            ClientAuth::Password(secret) => Demand::Password(Stored::read(&secret.0)),
-            ClientAuth::Md5(secret) => match Stored::read(&secret.0) {
-                Stored::Plain(password) => Demand::Md5(md5::Hash::of(name, password.as_bytes())),
-                Stored::Md5(hash) => Demand::Md5(hash),
-                // As PostgreSQL's `md5` does with such a stored secret.
-                Stored::Scram(verifier) => Demand::Scram(verifier),
-            },
-            ClientAuth::Scram(secret) => match Verifier::parse(&secret.0) {
-                Some(verifier) => Demand::Scram(Arc::new(verifier)),
-                None => match self.verifiers.get(&user.name) {
-                    Some(verifier) => Demand::Scram(Arc::clone(verifier)),
-                    // Cannot be: every such user has one.
-                    None => return (self.mock(name), Account::Mock),
-                },
-            },
-            // Looked up elsewhere; who cannot be does not enter.
-            ClientAuth::Found | ClientAuth::FoundPassword => {
-                return (self.mock(name), Account::Mock);
-            }
-        };
-        (demand, Account::Known)
-    }
-
-    fn mock(&self, name: &[u8]) -> Demand {
-        let methods = || self.users.values().map(|user| &user.auth);
-        if methods().any(|auth| matches!(auth, ClientAuth::Scram(_))) {
-            Demand::Scram(Arc::new(Verifier::mock(name, self.entrance.secret())))
-        } else if methods().any(|auth| matches!(auth, ClientAuth::Md5(_))) {
-            Demand::Md5(md5::Hash::of(name, self.entrance.secret()))
-        } else if methods().any(|auth| matches!(auth, ClientAuth::Password(_))) {
-            Demand::Password(Stored::Plain(String::new()))
-        } else {
-            Demand::Scram(Arc::new(Verifier::mock(name, self.entrance.secret())))
         }
     }
 
@@ -178,15 +140,14 @@ pub(super) fn verifiers(
     users: &BTreeMap<String, Arc<User>>,
     entrance: &Entrance,
 ) -> HashMap<String, Arc<Verifier>> {
-    entrance.verifiers(users.iter().filter_map(|(name, user)| match &user.auth {
-        ClientAuth::Scram(secret) if Verifier::parse(&secret.0).is_none() => {
-            Some((name.as_str(), secret))
-        }
-        ClientAuth::Trust
-        | ClientAuth::Password(_)
-        | ClientAuth::Md5(_)
-        | ClientAuth::Scram(_)
-        | ClientAuth::Found
-        | ClientAuth::FoundPassword => None,
+    entrance.verifiers(users.iter().filter_map(|(name, user)| {
+        let secret = secret(&user.auth)?;
+        // Of a hash no verifier can be made; with `scram` alone it is taken for the password itself.
+        let is_password = match Stored::read(&secret.0) {
+            Stored::Plain(_) => true,
+            Stored::Md5(_) => matches!(user.auth, ClientAuth::Scram(_)),
+            Stored::Scram(_) => false,
+        };
+        is_password.then_some((name.as_str(), secret))
     }))
 }

@@ -1,13 +1,14 @@
 //! What logins share for the life of the process, over every reload: the secret behind salts and mock exchanges,
 //! verifiers that took work, recent failures, and who is logging in just now.
 //!
-//! Who is logging in takes no place of those who are inside: there may be so many of them, and one more closes the one
-//! that has been at it longest, so that slow strangers cannot keep others out.
+//! Who is logging in takes no place of those who are inside: there may be so many of them. One more waits to be accepted
+//! until a place is free, and not for long: who has been at it for [`GRACE`] has to go when others wait, so that neither a
+//! crowd is sent away nor slow strangers keep others out.
 
 use super::failures::{Attempt, Failures, Limits, Source, Verdict};
 use crate::{
     auth::scram::{self, Verifier},
-    clock::Clock,
+    clock::{Clock, Duration, Instant},
     config::settings::Secret,
     metrics::Metrics,
     net::transport::Peer,
@@ -17,7 +18,13 @@ use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+/// How long a login may take while others wait for its place.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct Entrance {
@@ -26,6 +33,7 @@ pub struct Entrance {
     metrics: Arc<Metrics>,
     failures: Mutex<Failures>,
     waiting: Mutex<Waiting>,
+    left: Notify,
     verifiers: Mutex<HashMap<String, (Secret, Arc<Verifier>)>>,
 }
 
@@ -33,7 +41,7 @@ pub struct Entrance {
 #[derive(Default)]
 struct Waiting {
     next: u64,
-    open: BTreeMap<u64, oneshot::Sender<()>>,
+    open: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
 }
 
 impl fmt::Debug for Entrance {
@@ -52,6 +60,7 @@ impl Entrance {
             metrics,
             failures: Mutex::default(),
             waiting: Mutex::default(),
+            left: Notify::new(),
             verifiers: Mutex::default(),
         })
     }
@@ -60,12 +69,33 @@ impl Entrance {
         &self.secret
     }
 
-    /// A place among those who log in, of which there are `most`.
+    /// Resolves when there is room for another login, or somebody who has had enough time.
+    pub async fn room(&self, most: usize) {
+        loop {
+            let left = self.left.notified();
+            let oldest = {
+                let waiting = lock(&self.waiting);
+                if waiting.open.len() < most.max(1) {
+                    return;
+                }
+                waiting.open.values().next().map(|(since, _)| *since)
+            };
+            let now = self.clock.now();
+            let had = oldest.map_or(GRACE, |since| now.saturating_duration_since(since));
+            let Some(more) = GRACE.checked_sub(had).filter(|more| !more.is_zero()) else {
+                return;
+            };
+            // Whichever comes first: it is looked at again.
+            let _looked = timeout(more, left).await;
+        }
+    }
+
+    /// A place among those who log in, of which there are `most`: the oldest makes room.
     #[must_use]
     pub fn admit(self: &Arc<Self>, most: usize) -> Place {
         let mut waiting = lock(&self.waiting);
         while waiting.open.len() >= most.max(1) {
-            if let Some((_, oldest)) = waiting.open.pop_first() {
+            if let Some((_, (_, oldest))) = waiting.open.pop_first() {
                 self.metrics.process.logins_evicted.increment();
                 // It may have ended by itself in this moment.
                 let _gone = oldest.send(());
@@ -74,7 +104,7 @@ impl Entrance {
         let number = waiting.next;
         waiting.next += 1;
         let (sender, evicted) = oneshot::channel();
-        waiting.open.insert(number, sender);
+        waiting.open.insert(number, (self.clock.now(), sender));
         self.metrics.process.logging_in.enter();
         Place {
             entrance: Arc::clone(self),
@@ -157,6 +187,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         lock(&self.entrance.waiting).open.remove(&self.number);
         self.entrance.metrics.process.logging_in.leave();
+        self.entrance.left.notify_waiters();
     }
 }
 

@@ -5,12 +5,12 @@
 //! is not found, or cannot be looked up, does not enter, least of all as somebody else; and strangers with many names
 //! cost a server one connection and this process a bounded memory.
 
-use super::LoginContext;
+use super::{LoginContext, way::Way};
 use crate::{
     auth::{Account, Demand, Stored, scram::Verifier},
     clock::{Clock, Duration, Instant},
     config::settings::{
-        AuthQuery, BackendProof, ClientAuth, Credentials, Database, Settings, User,
+        AuthQuery, BackendProof, ClientAuth, Credentials, Database, Secret, Settings, User,
     },
     net::{
         backend::{self, ConnectError, Connected},
@@ -64,16 +64,54 @@ pub(super) enum LookupError {
     Form,
 }
 
-/// Who enters, as what, and what it must show.
+/// Who wants to enter: listed, found, or nobody.
 pub(super) struct Candidate {
+    /// With what was found for it.
     pub(super) user: Option<Arc<User>>,
-    pub(super) demand: Demand,
-    pub(super) account: Account,
+    /// How those prove themselves whom the lookup finds.
+    model: Option<Arc<User>>,
     /// To forget what was found, should the proof be wrong.
     looked_up: Option<(Arc<Lookup>, String)>,
 }
 
 impl Candidate {
+    /// What must be shown by this way. Who was not found is asked for what others are who are looked up.
+    ///
+    /// # Errors
+    /// [`Refusal`] as the way has it; when a password that is passed on would travel in clear.
+    pub(super) fn demand(
+        &self,
+        context: &LoginContext,
+        way: Way<'_>,
+        entry: &Entry,
+        encrypted: bool,
+    ) -> Result<(Demand, Account), Refusal> {
+        let demand = match (&self.user, &self.model, way) {
+            (None, Some(model), Way::Own) => {
+                let mock = Verifier::mock(&entry.user, context.entrance.secret());
+                let demand = if model.auth == ClientAuth::FoundPassword {
+                    Demand::Password(Stored::Scram(Arc::new(mock)))
+                } else {
+                    Demand::Scram(Arc::new(mock))
+                };
+                (demand, Account::Mock)
+            }
+            (user, ..) => context.demand(way, &entry.user, user.as_deref())?,
+        };
+        let passes = self
+            .model
+            .as_ref()
+            .or(self.user.as_ref())
+            .is_some_and(|user| user.backend_proof == BackendProof::Shown);
+        if matches!(demand.0, Demand::Password(_)) && passes && !encrypted {
+            return Err(Refusal::TlsRequired {
+                user: entry.user.clone(),
+                database: entry.database.clone(),
+            });
+        }
+        Ok(demand)
+    }
+
     /// The proof was wrong: perhaps the password has changed since it was looked up.
     pub(super) fn failed(&self) {
         if let Some((lookup, name)) = &self.looked_up {
@@ -111,95 +149,47 @@ impl Lookups {
     }
 }
 
-/// Finds out who wants to enter and what it must show. Who cannot be found goes through the same exchange as others.
+/// Finds out who wants to enter.
 ///
 /// # Errors
-/// [`Refusal`] when the server could not be asked, or a password would travel in clear.
+/// [`Refusal::Lookup`] when the server could not be asked.
 pub(super) async fn candidate(
     context: &LoginContext,
     entry: &Entry,
-    encrypted: bool,
+    listed: Option<&Arc<User>>,
 ) -> Result<Candidate, Refusal> {
-    let name = std::str::from_utf8(&entry.user).ok();
-    let listed = name.and_then(|name| context.users.get(name));
-    let listed = match listed {
-        Some(user) if !matches!(user.auth, ClientAuth::Found | ClientAuth::FoundPassword) => {
-            if user.backend_proof == BackendProof::Shown {
-                refuse_clear_password(user, entry, encrypted)?;
-            }
-            let (demand, account) = context.demand(&entry.user, Some(user));
-            let user = Some(Arc::clone(user));
-            return Ok(Candidate {
-                user,
-                demand,
-                account,
-                looked_up: None,
-            });
-        }
-        other => other,
+    let is_found = |user: &User| matches!(user.auth, ClientAuth::Found | ClientAuth::FoundPassword);
+    let not_looked_up = |user: Option<&Arc<User>>| Candidate {
+        user: user.cloned(),
+        model: None,
+        looked_up: None,
     };
+    if listed.is_some_and(|user| !is_found(user)) {
+        return Ok(not_looked_up(listed));
+    }
     let lookup = context.lookups.of(context, &entry.database);
-    let (Some(lookup), Some(name)) = (lookup, name) else {
-        let (demand, account) = context.demand(&entry.user, None);
-        return Ok(Candidate {
-            user: None,
-            demand,
-            account,
-            looked_up: None,
-        });
+    let (Some(lookup), Ok(name)) = (lookup, std::str::from_utf8(&entry.user)) else {
+        return Ok(not_looked_up(None));
     };
     let model = listed.unwrap_or(&context.found_users);
-    refuse_clear_password(model, entry, encrypted)?;
-    let found = lookup.find(name).await.map_err(|error| {
+    let stored = lookup.find(name).await.map_err(|error| {
         tracing::warn!(database = %lookup.database, %error, "cannot look up a user");
         Refusal::Lookup
     })?;
-    let (stored, account) = match found {
-        Some(stored) => (stored, Account::Known),
-        None => {
-            let verifier = Verifier::mock(&entry.user, context.entrance.secret());
-            (Stored::Scram(Arc::new(verifier)), Account::Mock)
-        }
-    };
-    let demand = match (&model.auth, stored) {
-        (ClientAuth::FoundPassword, stored) => Demand::Password(stored),
-        (_, Stored::Scram(verifier)) => Demand::Scram(verifier),
-        (_, Stored::Md5(hash)) => Demand::Md5(hash),
-        (_, Stored::Plain(_)) => return Err(Refusal::Lookup),
-    };
-    let user = match (listed, account) {
-        (Some(user), Account::Known) => Some(Arc::clone(user)),
-        (None, Account::Known) => Some(Arc::new(found_user(model, name))),
-        (_, Account::Mock) => None,
-    };
     Ok(Candidate {
-        user,
-        demand,
-        account,
+        user: stored.map(|stored| Arc::new(found_user(model, name, stored))),
+        model: Some(Arc::clone(model)),
         looked_up: Some((Arc::clone(lookup), name.to_owned())),
     })
 }
 
-/// A password that is passed on travels over TLS only.
-fn refuse_clear_password(user: &User, entry: &Entry, encrypted: bool) -> Result<(), Refusal> {
-    match user.auth {
-        ClientAuth::Password(_) | ClientAuth::FoundPassword if !encrypted => {
-            Err(Refusal::TlsRequired {
-                user: entry.user.clone(),
-                database: entry.database.clone(),
-            })
-        }
-        ClientAuth::Trust
-        | ClientAuth::Password(_)
-        | ClientAuth::Md5(_)
-        | ClientAuth::Scram(_)
-        | ClientAuth::Found
-        | ClientAuth::FoundPassword => Ok(()),
-    }
-}
-
-/// Who was found is itself, whatever else is as for everybody who is found.
-fn found_user(model: &User, name: &str) -> User {
+/// Who was found is itself, with what was found; whatever else is as for everybody who is found.
+fn found_user(model: &User, name: &str, stored: Secret) -> User {
+    let auth = match (&model.auth, Stored::read(&stored.0)) {
+        (ClientAuth::FoundPassword, _) => ClientAuth::Password(stored),
+        (_, Stored::Md5(_)) => ClientAuth::Md5(stored),
+        (_, Stored::Scram(_) | Stored::Plain(_)) => ClientAuth::Scram(stored),
+    };
     let backend = match model.backend_proof {
         BackendProof::Shown => Credentials {
             user: name.to_owned(),
@@ -209,6 +199,7 @@ fn found_user(model: &User, name: &str) -> User {
     };
     User {
         name: name.to_owned(),
+        auth,
         backend,
         ..model.clone()
     }
@@ -227,7 +218,7 @@ pub(super) struct Lookup {
 }
 
 /// What the server answered; the connection goes on whatever it is.
-type Answer = Result<Option<Stored>, LookupError>;
+type Answer = Result<Option<Secret>, LookupError>;
 
 /// The connection that asks. Taken out while in use: who leaves in the middle leaves nothing half read.
 enum Connection {
@@ -238,7 +229,7 @@ enum Connection {
 
 /// What was found, and until when that is believed.
 struct Kept {
-    stored: Option<Stored>,
+    stored: Option<Secret>,
     until: Instant,
 }
 
@@ -256,7 +247,7 @@ impl Lookup {
     }
 
     /// The stored password of a role that may log in.
-    async fn find(&self, name: &str) -> Result<Option<Stored>, LookupError> {
+    async fn find(&self, name: &str) -> Result<Option<Secret>, LookupError> {
         if let Some(found) = self.recall(name) {
             return Ok(found);
         }
@@ -330,13 +321,13 @@ impl Lookup {
         })
     }
 
-    fn recall(&self, name: &str) -> Option<Option<Stored>> {
+    fn recall(&self, name: &str) -> Option<Option<Secret>> {
         let kept = self.kept();
         let found = kept.get(name)?;
         (self.clock.now() < found.until).then(|| found.stored.clone())
     }
 
-    fn keep(&self, name: &str, stored: Option<Stored>) {
+    fn keep(&self, name: &str, stored: Option<Secret>) {
         let now = self.clock.now();
         let mut kept = self.kept();
         if kept.len() >= MOST_KEPT {
@@ -355,7 +346,7 @@ impl Lookup {
 }
 
 /// The one row: the name itself, and what is stored for it. Who has no password cannot enter with one.
-fn read(row: &[Option<Vec<u8>>], name: &str) -> Result<Option<Stored>, LookupError> {
+fn read(row: &[Option<Vec<u8>>], name: &str) -> Result<Option<Secret>, LookupError> {
     let [Some(found), stored] = row else {
         return Err(LookupError::Answer);
     };
@@ -369,7 +360,7 @@ fn read(row: &[Option<Vec<u8>>], name: &str) -> Result<Option<Stored>, LookupErr
     let text = std::str::from_utf8(stored).map_err(|_not_text| LookupError::Form)?;
     match Stored::read(text) {
         Stored::Plain(_) => Err(LookupError::Form),
-        stored @ (Stored::Md5(_) | Stored::Scram(_)) => Ok(Some(stored)),
+        Stored::Md5(_) | Stored::Scram(_) => Ok(Some(Secret(text.to_owned()))),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod binding;
 mod entrance;
+mod rules;
 
 use super::{
     context::{Others, verifiers},
@@ -71,9 +72,12 @@ fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
         users,
         databases: ["app", "other"].map(str::to_owned).into(),
         others: Others::Unknown,
+        rules: None,
         mode,
         timeout: PATIENCE,
-        tls: Some(Arc::new(ServerTls::new(&certificates.identity).unwrap())),
+        tls: Some(Arc::new(
+            ServerTls::new(&certificates.identity, None).unwrap(),
+        )),
         limits: Limits {
             failures: 0,
             spacing: Duration::ZERO,

@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 
 /// Takes psql's TLS with a certificate of its own and passes the bytes on inside TLS of its own.
 async fn man_in_the_middle(identity: &Certificates, address: SocketAddr) -> SocketAddr {
-    let tls: Arc<ServerConfig> = ServerTls::new(&identity.identity).unwrap().config();
+    let tls: Arc<ServerConfig> = ServerTls::new(&identity.identity, None).unwrap().config();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let middle = listener.local_addr().unwrap();
     #[expect(

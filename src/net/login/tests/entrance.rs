@@ -76,7 +76,7 @@ async fn after_wrong_proofs_nobody_guesses_faster_and_others_are_not_held_up() {
 }
 
 #[tokio::test]
-async fn whoever_waited_for_his_turn_enters_and_is_forgiven() {
+async fn whoever_waited_for_his_turn_enters() {
     let spacing = Duration::from_millis(400);
     let (address, _logins) = tcp(limited(2, spacing, Duration::from_secs(10)));
     for _ in 0..2 {
@@ -87,9 +87,16 @@ async fn whoever_waited_for_his_turn_enters_and_is_forgiven() {
     assert_eq!(psql(&as_user(address, "scrammed"), PASSWORD).await, "");
     let waited = Clock.now() - begun;
     assert!(waited >= spacing / 2, "{waited:?}");
-    // As if nothing had been: two wrong ones are answered at once again.
-    for _ in 0..2 {
+}
+
+#[tokio::test]
+async fn whoever_proves_himself_is_forgiven() {
+    let context = limited(2, Duration::from_secs(600), Duration::from_secs(1));
+    let (address, _logins) = tcp(context);
+    // Four wrong ones in all, never two on end.
+    for _ in 0..4 {
         let words = psql(&as_user(address, "scrammed"), "wrong").await;
         assert!(words.contains("password authentication failed"), "{words}");
+        assert_eq!(psql(&as_user(address, "scrammed"), PASSWORD).await, "");
     }
 }
