@@ -12,7 +12,7 @@ use crate::catalog::{
     hash::HashFunction,
     key::{Key, KeyError, KeyType, Literal},
     shard::ShardId,
-    snapshot::{Epoch, Placement, Snapshot, Table, TableName, Unlisted},
+    snapshot::{ObjectName, Placement, Snapshot, Table, TableName, Unlisted},
 };
 use std::{
     borrow::Cow,
@@ -80,10 +80,8 @@ fn read_database(
     };
     layout.read_groups(reader, node);
     layout.read_other_tables(reader, node);
+    let per_shard = read_per_shard(reader, node);
     let snapshot = Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: name.to_owned(),
         home: home.unwrap_or(ShardId(0)),
         groups: layout.groups,
         tables: layout
@@ -97,8 +95,8 @@ fn read_database(
             .map(|(column, group, _)| (column, group))
             .collect(),
         unlisted,
-        others: HashMap::default(),
-        shards: names,
+        per_shard,
+        ..Snapshot::new(name, names)
     };
     let pool_node = reader.child(node, "pool", Section::Pool);
     let control_node = reader.child(node, "control", Section::Control);
@@ -301,16 +299,8 @@ impl Layout<'_> {
             );
             return;
         }
-        self.tables.insert(
-            table,
-            (
-                Table {
-                    placement,
-                    columns: Vec::new(),
-                },
-                span.clone(),
-            ),
-        );
+        self.tables
+            .insert(table, (Table::unasked(placement), span.clone()));
     }
 
     fn place_key_column(
@@ -556,4 +546,27 @@ fn read_key(reader: &mut Reader, key_type: KeyType, value: &Spanned<DeValue<'_>>
     };
     reader.fail(&value.span(), problem);
     None
+}
+
+/// What may act on each shard by itself: `schema.table.name`, or `table.name` in `public`; a part may be `*`.
+fn read_per_shard(reader: &mut Reader, node: &Node<'_>) -> Vec<ObjectName> {
+    let mut objects = Vec::new();
+    for (text, span) in reader.texts(node, "per_shard") {
+        let parts: Vec<&str> = text.split('.').collect();
+        let (schema, table, name) = match parts.as_slice() {
+            [table, name] => ("public", *table, *name),
+            [schema, table, name] => (*schema, *table, *name),
+            _ => ("", "", ""),
+        };
+        if schema.is_empty() || table.is_empty() || name.is_empty() || text.contains('"') {
+            reader.fail(&span, Problem::NotAnObject(text));
+            continue;
+        }
+        objects.push(ObjectName {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            name: name.to_owned(),
+        });
+    }
+    objects
 }

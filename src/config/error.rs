@@ -132,6 +132,8 @@ pub enum Problem {
     TableTwice { table: String },
     #[error("`{0}` is no table name")]
     NotATable(String),
+    #[error("`{0}` names no trigger, constraint, index, policy, rule or column of a table")]
+    NotAnObject(String),
     #[error("key column `{column}` belongs to two groups")]
     KeyColumnTwice { column: String },
     #[error("database `\"*\"` has one shard and no groups or tables")]
@@ -212,6 +214,7 @@ impl Problem {
             Self::NotATable(_) => Some("write \"schema.table\" as PostgreSQL stores the names, unquoted".to_owned()),
             Self::NoAuthQuery { .. } => Some("give its `verifier`, or the database `auth_query = true` and `control`".to_owned()),
             Self::FoundUsers => Some("write `auth = \"passthrough\"`, and `backend_user` where backends are opened as one role".to_owned()),
+            Self::NotAnObject(_) => Some("write \"schema.table.name\" as PostgreSQL stores the names, unquoted; `*` stands for every name".to_owned()),
             Self::NoDatabases => Some("name the databases that the user may enter, or leave `databases` out for every one".to_owned()),
             Self::Rule(problem) => problem.help(),
             Self::TlsIncomplete => Some("give both, or `mode = \"disable\"`".to_owned()),

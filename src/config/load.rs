@@ -122,6 +122,7 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
         None => reader.integer(node, key).unwrap_or_default(),
     };
     let size = integer("size", |pool| pool.size);
+    let replication_size = integer("replication_size", |pool| pool.replication_size);
     let min_size = integer("min_size", |pool| pool.min_size);
     let connect_limit = integer("connect_limit", |pool| pool.connect_limit);
     let prepared_statements = integer("prepared_statements", |pool| pool.prepared_statements);
@@ -148,6 +149,7 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
     Pool {
         mode,
         size,
+        replication_size,
         min_size,
         idle_timeout,
         lifetime,

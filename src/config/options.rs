@@ -184,6 +184,8 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Pool, "mode", Kind::Choice(&["transaction", "session"]), "When a backend goes back to the pool: after each transaction, or when its client leaves.")
         .or("\"transaction\"").pool(|pool| show_mode(pool.mode).to_owned()),
     opt(Section::Pool, "size", COUNT, "Backends per user and placement.").or("20").pool(|pool| pool.size.to_string()),
+    opt(Section::Pool, "replication_size", Kind::Integer { least: 0, most: 1_000_000 }, "Replication connections (`replication=database` or `true`) to one shard open at once, beside the pools; 0 refuses them.")
+        .or("10").pool(|pool| pool.replication_size.to_string()),
     opt(Section::Pool, "min_size", Kind::Integer { least: 0, most: 1_000_000 }, "Backends per user and placement kept open once a user has come.")
         .or("0").pool(|pool| pool.min_size.to_string()),
     opt(Section::Pool, "idle_timeout", Kind::Duration, "A backend unused for that long is closed.")
@@ -204,6 +206,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Database, "auth_query_cache", Kind::Duration, "How long what `auth_query` found is believed; a wrong password ends that at once.").or("\"10s\""),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
     opt(Section::Database, "unlisted_tables", Kind::Text, "Where tables live that nothing lists: a shard's name, or `error` to refuse them."),
+    opt(Section::Database, "per_shard", Kind::Texts, "Triggers, unique constraints, indexes, policies, rules, foreign keys and columns with counting defaults that may act on each shard by itself, as `schema.table.name`, `*` for every name; statements that set off others of that kind are refused (SW125).").or("[]"),
     opt(Section::Database, "pool", Kind::Table, "As the section `pool`, for this database."),
     opt(Section::Database, "groups", Kind::Tables, "Colocation groups by name."),
     opt(Section::Database, "tables", Kind::Table, "Tables that are not spread by a key."),

@@ -163,6 +163,8 @@ pub struct Pool {
     pub mode: PoolMode,
     /// Backends per user and placement.
     pub size: usize,
+    /// Replication connections to one shard open at once, beside the pools.
+    pub replication_size: usize,
     /// Backends kept open once a user has come.
     pub min_size: usize,
     pub idle_timeout: Duration,

@@ -3,6 +3,7 @@
 use super::{
     columns::{Derived, Tables, columns, derived},
     connect::{AskError, connect},
+    effects::{Objects, objects},
     finding::Finding,
     judge::{complete, judge},
 };
@@ -28,6 +29,8 @@ pub struct Observed {
     pub tables: Tables,
     /// Those of them that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
+    /// What its tables set off by themselves.
+    pub objects: Objects,
     pub roles: BTreeSet<String>,
     /// Which of the roles asked about may not read which tables.
     pub unreadable: BTreeSet<(String, TableName)>,
@@ -102,6 +105,7 @@ async fn observe(
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
         derived: derived(&client).await?,
+        objects: objects(&client).await?,
         ..Observed::default()
     };
     if roles.is_empty() {

@@ -7,6 +7,7 @@
 use crate::{
     clock::{Duration, Instant, SystemTime},
     entropy,
+    wire::startup::Replication,
 };
 use smallvec::SmallVec;
 use std::{
@@ -38,6 +39,8 @@ pub struct NewSession {
     pub application_name: String,
     pub tls: Transport,
     pub protocol: CancelKeyLength,
+    /// What its startup packet says; `None`: an ordinary connection.
+    pub replication: Option<Replication>,
     /// The session's birth, monotonic and by the wall clock.
     pub now: Instant,
     pub wall: SystemTime,
@@ -73,6 +76,7 @@ pub struct SessionInfo {
     pub database: Arc<str>,
     pub peer: Peer,
     pub tls: Transport,
+    pub replication: Option<Replication>,
     pub connected: Instant,
     pub connected_wall: SystemTime,
     application_name: Mutex<String>,
@@ -220,6 +224,7 @@ impl SessionInfo {
             database: new.database,
             peer: new.peer,
             tls: new.tls,
+            replication: new.replication,
             connected: new.now,
             connected_wall: new.wall,
             application_name: Mutex::new(new.application_name),
@@ -411,6 +416,7 @@ pub struct NewBackend {
     /// Host and port as the configuration gives them.
     pub host: Arc<str>,
     pub port: u16,
+    pub replication: Option<Replication>,
     pub now: Instant,
     pub wall: SystemTime,
 }
@@ -425,6 +431,7 @@ pub struct BackendInfo {
     pub shard: Arc<str>,
     pub host: Arc<str>,
     pub port: u16,
+    pub replication: Option<Replication>,
     pub connected: Instant,
     pub connected_wall: SystemTime,
     state: AtomicU8,
@@ -468,6 +475,7 @@ impl Backends {
             shard: new.shard,
             host: new.host,
             port: new.port,
+            replication: new.replication,
             connected: new.now,
             connected_wall: new.wall,
             state: AtomicU8::new(0),
@@ -599,6 +607,7 @@ mod tests {
             application_name: String::new(),
             tls: Transport::Plain,
             protocol,
+            replication: None,
             now: Clock.now(),
             wall: Clock.wall(),
         }
@@ -662,6 +671,7 @@ mod tests {
             shard: "s0".into(),
             host: "h".into(),
             port: 5432,
+            replication: None,
             now: Clock.now(),
             wall: Clock.wall(),
         };

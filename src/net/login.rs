@@ -21,7 +21,7 @@ use crate::{
     clock::Duration,
     config::settings::User,
     protocol::client_startup::{self, Channel, Entry, ExpectPacket, Refusal, Step, TlsOffer},
-    wire::startup::Setting,
+    wire::startup::{Replication, Setting},
 };
 use prove::Entered;
 use read::{Received, read_packet};
@@ -65,6 +65,8 @@ pub struct Session {
     pub database: String,
     /// What opens the user's backends, where that is what the client has shown.
     pub shown: Option<Proof>,
+    /// `None`: an ordinary connection.
+    pub replication: Option<Replication>,
     /// Settings in the order of their effect, later ones win.
     pub parameters: Vec<Setting>,
     /// The minor version of protocol 3 agreed on.
@@ -125,13 +127,17 @@ async fn attempt(transport: Transport, context: &LoginContext) -> Result<Login, 
             shown,
         })) => {
             let Entry {
-                minor, settings, ..
+                minor,
+                settings,
+                replication,
+                ..
             } = entry;
             Ok(Login::Session(Session {
                 transport,
                 user,
                 database,
                 shown,
+                replication,
                 parameters: settings,
                 minor,
             }))

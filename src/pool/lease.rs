@@ -323,7 +323,7 @@ impl Lease {
     pub fn release(mut self) {
         let now = self.pool.clock.now();
         let expired = now.saturating_duration_since(self.born) >= self.pool.settings.lifetime;
-        if expired || !self.stream.buffered().is_empty() || self.stream.unsent() > 0 {
+        if expired || !self.stream.buffered().is_empty() || !self.stream.is_flushed() {
             return; // Dropped: closed.
         }
         self.stream.relax(true);

@@ -5,4 +5,5 @@ pub mod backend_startup;
 pub mod client_startup;
 pub mod parameters;
 pub mod pipeline;
+pub mod replicating;
 pub mod transaction;

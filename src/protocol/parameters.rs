@@ -22,6 +22,8 @@ pub enum Value {
 
 /// Settings by folded name.
 pub type Map = BTreeMap<String, Value>;
+/// As [`Map`]; `None`: the server's own value.
+type Locals = BTreeMap<String, Option<Value>>;
 
 /// What a backend has been told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub struct Parameters {
     wanted: Arc<Map>,
     wanted_hash: u64,
     /// SET LOCAL of the running transaction: followed for planning only.
-    local: Arc<Map>,
+    local: Arc<Locals>,
     /// What held at the start of the transaction and at each savepoint, innermost last.
     marks: Vec<Mark>,
 }
@@ -57,7 +59,7 @@ struct Mark {
     /// Empty for the transaction's own.
     savepoint: String,
     wanted: Arc<Map>,
-    local: Arc<Map>,
+    local: Arc<Locals>,
 }
 
 impl Parameters {
@@ -90,7 +92,34 @@ impl Parameters {
     /// The value that a setting has for the session, SET LOCAL included; `None`: the server's own.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.local.get(name).or_else(|| self.wanted.get(name))
+        match self.local.get(name) {
+            Some(local) => local.as_ref(),
+            None => self.wanted.get(name),
+        }
+    }
+
+    /// What DEFAULT is for this session where it is not the server's own, as SQL that may follow `SET name TO`: a value
+    /// of the startup packet. `None` also for one that has no such form.
+    #[must_use]
+    pub fn own_default(&self, name: &str) -> Option<String> {
+        let value = self.base.get(name)?;
+        let Value::Config(text) = value else {
+            return None;
+        };
+        let mut sql = String::new();
+        if !is_list_of_names(name) {
+            quote_literal(&mut sql, text);
+            return Some(sql);
+        }
+        for item in list(value)? {
+            if !sql.is_empty() {
+                sql.push(',');
+            }
+            sql.push('"');
+            sql.push_str(&item.replace('"', "\"\""));
+            sql.push('"');
+        }
+        (!sql.is_empty()).then_some(sql)
     }
 
     /// SET: confirmed by the backend. `None` is DEFAULT.
@@ -99,10 +128,8 @@ impl Parameters {
             if self.marks.is_empty() {
                 return; // Outside a transaction SET LOCAL has no effect.
             }
-            match value {
-                Some(value) => Arc::make_mut(&mut self.local).insert(name.to_owned(), value),
-                None => Arc::make_mut(&mut self.local).remove(name),
-            };
+            let value = value.or_else(|| self.base.get(name).cloned());
+            Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
             return;
         }
         if self.local.contains_key(name) {
@@ -220,11 +247,12 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
             }
         }
     }
-    // Who we are comes first: it decides what may be set.
+    // How the text is read comes first, then who we are, which decides what may be set.
     let rank = |name: &str| match name {
-        "session_authorization" => 0,
-        "role" => 1,
-        _ => 2,
+        "client_encoding" => 0,
+        "session_authorization" => 1,
+        "role" => 2,
+        _ => 3,
     };
     let mut changed: Vec<_> = wanted
         .iter()
@@ -247,11 +275,32 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
     (!sql.is_empty()).then_some(sql)
 }
 
+/// Whether SET takes the items of this setting for names.
+#[must_use]
+pub fn is_list_of_names(name: &str) -> bool {
+    LISTS_OF_NAMES.contains(&name)
+}
+
+/// Settings whose items SET takes for names and quotes each (`GUC_LIST_QUOTE` of guc.c).
+const LISTS_OF_NAMES: [&str; 5] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
 /// The statement that sets a value for the rest of a transaction.
 #[must_use]
 pub fn set_local(name: &str, value: Option<&str>) -> String {
+    set_to("SET LOCAL ", name, value.unwrap_or("DEFAULT"))
+}
+
+/// The statement that sets a value; `verb` is SET or SET LOCAL with its blank.
+#[must_use]
+pub fn set_to(verb: &str, name: &str, value: &str) -> String {
     let mut sql = String::new();
-    put_set(&mut sql, "SET LOCAL ", name, value.unwrap_or("DEFAULT"));
+    put_set(&mut sql, verb, name, value);
     sql
 }
 
@@ -391,6 +440,39 @@ mod tests {
         session.set("datestyle", Some(config("SQL")), false);
         session.set("datestyle", None, false);
         assert_eq!(session.get("datestyle"), Some(&config("ISO")));
+    }
+
+    #[test]
+    fn a_local_default_hides_what_the_session_has_set() {
+        let mut session = Parameters::new(Map::from([("timezone".to_owned(), config("CET"))]));
+        session.set("timezone", Some(config("UTC")), false);
+        session.set("search_path", Some(config("a")), false);
+        session.begin();
+        session.set("timezone", None, true);
+        session.set("search_path", None, true);
+        assert_eq!(session.get("timezone"), Some(&config("CET")));
+        assert_eq!(session.get("search_path"), None);
+        session.end(true);
+        assert_eq!(session.get("timezone"), Some(&config("UTC")));
+        assert_eq!(session.get("search_path"), Some(&config("a")));
+    }
+
+    #[test]
+    fn a_default_of_the_startup_packet_has_the_form_that_set_takes() {
+        let base = [
+            ("search_path", "\"$user\", Public,\"a\"\"b\""),
+            ("timezone", "it's"),
+            ("temp_tablespaces", ""),
+        ];
+        let base = base.map(|(name, value)| (name.to_owned(), config(value)));
+        let session = Parameters::new(Map::from(base));
+        let own = |name| session.own_default(name);
+        assert_eq!(
+            own("search_path").unwrap(),
+            "\"$user\",\"public\",\"a\"\"b\""
+        );
+        assert_eq!(own("timezone").unwrap(), "'it''s'");
+        assert_eq!((own("temp_tablespaces"), own("work_mem")), (None, None));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::{
         lease::{Opener, Pool},
     },
     protocol::parameters::Applied,
+    wire::startup::Replication,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -147,23 +148,54 @@ impl Database {
         }
     }
 
-    fn make_pool(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> Arc<Pool> {
-        let mut settings = self.settings.pool.clone();
-        settings.size = user.pool_size.unwrap_or(settings.size);
+    /// Opens a connection of its own for a client that replicates: in no pool, for this client only.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn open_replication(
+        &self,
+        user: &User,
+        shard: ShardId,
+        asked: &str,
+        kind: Replication,
+        options: String,
+    ) -> Result<Box<Backend>, ConnectError> {
+        let address = &self.settings.shards[shard.index()].primary;
+        let database = if address.database.is_empty() {
+            asked
+        } else {
+            &address.database
+        };
+        let mut login = self.login(user, shard, asked, database);
+        login.replication = Some(kind);
+        login.options = options;
+        open(Arc::new(login)).await
+    }
+
+    fn login(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> BackendLogin {
         let placement = &self.settings.shards[shard.index()];
-        let counters = self.parts.metrics.pool(asked, &user.name, &placement.name);
-        let login = Arc::new(BackendLogin {
+        BackendLogin {
             address: Arc::new(placement.primary.clone()),
             database: database.to_owned(),
             credentials: user.backend.clone(),
             shown_by: shown_by(user),
             owner: self.settings.name.clone(),
-            timeout: settings.connect_timeout,
+            replication: None,
+            options: String::new(),
+            timeout: self.settings.pool.connect_timeout,
             logical: Arc::from(asked),
             user: Arc::from(user.name.as_str()),
             shard: Arc::from(placement.name.as_str()),
             parts: self.parts.clone(),
-        });
+        }
+    }
+
+    fn make_pool(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> Arc<Pool> {
+        let mut settings = self.settings.pool.clone();
+        settings.size = user.pool_size.unwrap_or(settings.size);
+        let placement = &self.settings.shards[shard.index()];
+        let counters = self.parts.metrics.pool(asked, &user.name, &placement.name);
+        let login = Arc::new(self.login(user, shard, asked, database));
         let opener: Opener = Box::new(move || Box::pin(open(Arc::clone(&login))));
         Pool::new(
             settings,
@@ -199,6 +231,10 @@ struct BackendLogin {
     shown_by: Option<String>,
     /// The database as the file names it: the wildcard is one.
     owner: String,
+    replication: Option<Replication>,
+    /// The client's own settings as `options`, for a connection that is its alone. Never parameters of the packet: one
+    /// of those is the role.
+    options: String,
     timeout: crate::clock::Duration,
     logical: Arc<str>,
     user: Arc<str>,
@@ -206,7 +242,10 @@ struct BackendLogin {
     parts: Parts,
 }
 
-async fn log_in(login: &BackendLogin) -> Result<Connected, ConnectError> {
+async fn log_in(
+    login: &BackendLogin,
+    parameters: &[(&str, &str)],
+) -> Result<Connected, ConnectError> {
     let proof = match &login.shown_by {
         Some(user) => {
             let shown = login.parts.keyring.get(&login.owner, user);
@@ -219,7 +258,7 @@ async fn log_in(login: &BackendLogin) -> Result<Connected, ConnectError> {
         proof: proof.as_ref(),
     };
     let (address, database, tls) = (&login.address, &login.database, &login.parts.tls);
-    backend::connect_as(address, database, who, &[], login.timeout, tls).await
+    backend::connect_as(address, database, who, parameters, login.timeout, tls).await
 }
 
 async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
@@ -233,10 +272,17 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
             settings::Host::Unix(path) => Arc::from(path.to_string_lossy()),
         },
         port: login.address.port,
+        replication: login.replication,
         now: parts.clock.now(),
         wall: parts.clock.wall(),
     });
-    let connected = log_in(&login).await.inspect_err(|error| {
+    let kind = login.replication.map(|kind| match kind {
+        Replication::Logical => ("replication", "database"),
+        Replication::Physical => ("replication", "true"),
+    });
+    let options = Some(("options", login.options.as_str())).filter(|(_, text)| !text.is_empty());
+    let parameters: Vec<_> = kind.into_iter().chain(options).collect();
+    let connected = log_in(&login, &parameters).await.inspect_err(|error| {
         parts.metrics.process.connect_failures.increment();
         let (database, shard, user) = (&*login.logical, &*login.shard, &*login.user);
         tracing::warn!(database, shard, user, %error, "cannot connect to the server");

@@ -56,13 +56,15 @@ impl Session {
         {
             return Err(wording::unroutable(reason).into());
         }
+        let own = self.with_own_defaults(parse.text, &planned.plan);
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                parse.text,
+                own.as_deref().unwrap_or(parse.text),
                 parse.raw_types(),
             ),
+            sent: own.map(Vec::into_boxed_slice),
             text: parse.text.into(),
             raw_types: parse.raw_types().into(),
             types,
@@ -235,7 +237,15 @@ impl Session {
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
-                return self.execute_here(&prepared);
+                if !self.pipeline.is_empty() {
+                    // What an error before it skips has done nothing here either.
+                    self.settle().await?;
+                }
+                return if self.skip {
+                    Ok(())
+                } else {
+                    self.execute_here(&prepared)
+                };
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -244,6 +254,11 @@ impl Session {
             self.unsettled |= prepared
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
+        }
+        if let Note::Executed(prepared) = &note
+            && let Some(statement) = prepared.statement()
+        {
+            self.pin_before(&statement.effect);
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared
@@ -378,13 +393,15 @@ impl Session {
             &self.snapshot,
             &mut self.scratch,
         );
+        let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                text,
+                own.as_deref().unwrap_or(text),
                 &prepared.raw_types,
             ),
+            sent: own.map(Vec::into_boxed_slice),
             text: text.clone(),
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
@@ -470,7 +487,7 @@ impl Session {
         put_parse(
             out,
             prepared.server_name().as_bytes(),
-            &prepared.text,
+            prepared.sent.as_ref().unwrap_or(&prepared.text),
             &prepared.raw_types,
         );
         if prepared.unnamed {

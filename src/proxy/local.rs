@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     config::settings::{BackendProof, User},
-    plan::{Context, Override, StatementPlan, Target, Values, explain::Description},
+    plan::{Context, Override, Plan, StatementPlan, Target, Values, explain::Description},
     protocol::{
-        parameters::{Applied, Value, list, set_local},
+        parameters::{Applied, Value, is_list_of_names, list, set_local, set_to},
         transaction::Deferred,
     },
     sql::statement::Effect,
@@ -361,7 +361,6 @@ impl Session {
     )]
     fn setting_took_effect(&mut self, effect: &Effect) {
         match effect {
-            // DEFAULT is the server's own, as with RESET.
             Effect::Set {
                 name,
                 value: None,
@@ -370,7 +369,12 @@ impl Session {
             | Effect::Reset(name) => {
                 self.begun_there();
                 self.parameters.set(name, None, false);
-                self.forget_one(name);
+                if self.parameters.own_default(name).is_some() && !is_list_of_names(name) {
+                    self.settings_are_told();
+                } else {
+                    // Told again before the next statement; for a list, in the client's own spelling.
+                    self.forget_one(name);
+                }
             }
             Effect::Set { name, value, local } => {
                 self.begun_there();
@@ -383,7 +387,9 @@ impl Session {
                 match &mut self.deferred {
                     // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
                     Some(deferred) if *local && aside => {
-                        deferred.setting(set_local(name, value.as_deref()).as_bytes());
+                        let own = self.parameters.own_default(name);
+                        let text = set_local(name, value.as_deref().or(own.as_deref()));
+                        deferred.setting(text.as_bytes());
                     }
                     _ => {}
                 }
@@ -400,15 +406,59 @@ impl Session {
             Effect::ResetAll => {
                 self.begun_there();
                 self.parameters.reset_all(true);
-                self.forget_all();
+                self.forget_all(Forgets::Settings);
             }
             Effect::DiscardAll => {
                 self.parameters.reset_all(false);
-                self.forget_all();
+                self.forget_all(Forgets::Everything);
                 self.forget_statements();
                 self.overridden.clear();
             }
             _ => {}
+        }
+    }
+
+    /// The text with RESET and DEFAULT replaced by what they mean to this session: a value that it started with, which
+    /// the backend was told by SET. `None`: nothing to replace.
+    pub(super) fn with_own_defaults(&self, text: &[u8], plan: &Plan) -> Option<Vec<u8>> {
+        if !plan
+            .statements
+            .iter()
+            .any(|statement| defaulted(&statement.effect).is_some())
+        {
+            return None;
+        }
+        let defaults = plan.statements.iter().map(|statement| {
+            let (name, local) = defaulted(&statement.effect)?;
+            let value = self.parameters.own_default(name)?;
+            let verb = if local { "SET LOCAL " } else { "SET " };
+            Some(set_to(verb, name, &value))
+        });
+        let defaults: Vec<Option<String>> = defaults.collect();
+        if defaults.iter().all(Option::is_none) {
+            return None;
+        }
+        // A plan that is shared by template has another text's positions.
+        let statements = crate::sql::parse::parse(std::str::from_utf8(text).ok()?).ok()?;
+        let mut made = text.to_vec();
+        for (statement, default) in statements.iter().zip(&defaults).rev() {
+            if let Some(default) = default {
+                let place = statement.start as usize..statement.end as usize;
+                made.splice(place, default.bytes());
+            }
+        }
+        (statements.len() == defaults.len()).then_some(made)
+    }
+
+    /// After a RESET that was sent as SET: the client is told what it asked for.
+    pub(super) fn name_reset(&mut self, effect: &Effect) {
+        let out = self.client.out();
+        if let Effect::Reset(name) = effect
+            && out.ends_with(SET_COMPLETE)
+            && self.parameters.own_default(name).is_some()
+        {
+            out.truncate(out.len() - SET_COMPLETE.len());
+            put_complete(out, b"RESET");
         }
     }
 
@@ -457,10 +507,19 @@ impl Session {
         }
     }
 
-    fn forget_all(&mut self) {
+    /// RESET ALL leaves role and session authorization as they are, DISCARD ALL does not.
+    fn forget_all(&mut self, what: Forgets) {
         self.context_stale = true;
-        if let Some(link) = &mut self.link {
-            link.lease.applied = Applied::Unknown;
+        if let Some(link) = &mut self.link
+            && let Applied::Known(map, _) = &link.lease.applied
+        {
+            let mut map = (**map).clone();
+            map.retain(|name, _| {
+                what == Forgets::Settings
+                    && matches!(name.as_str(), "role" | "session_authorization")
+            });
+            let hash = crate::protocol::parameters::hash(&map);
+            link.lease.applied = Applied::Known(Arc::new(map), hash);
         }
     }
 
@@ -675,6 +734,33 @@ fn digest(seed: u64, context: &Context, meaning: u64) -> u64 {
     )
         .hash(&mut hasher);
     hasher.finish()
+}
+
+/// What a backend has been made to forget.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Forgets {
+    Settings,
+    Everything,
+}
+
+/// CommandComplete of SET.
+const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
+
+/// The setting that goes back to its default, and whether for the transaction only.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "only these make a default of a setting"
+)]
+fn defaulted(effect: &Effect) -> Option<(&str, bool)> {
+    match effect {
+        Effect::Reset(name) => Some((name, false)),
+        Effect::Set {
+            name,
+            value: None,
+            local,
+        } => Some((name, *local)),
+        _ => None,
+    }
 }
 
 /// How a client asks for its transaction to end.

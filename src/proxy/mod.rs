@@ -5,6 +5,7 @@ pub mod cancel;
 pub mod console;
 mod counting;
 pub mod database;
+mod ending;
 mod extended;
 pub mod keyring;
 mod link;
@@ -12,6 +13,7 @@ mod local;
 mod place;
 mod prepared;
 mod relay;
+pub mod replication;
 pub mod reply;
 mod request;
 pub mod session;
@@ -39,6 +41,7 @@ pub struct Shared {
     /// Counts reloads, so that a session notices one with a single load.
     pub generation: AtomicU64,
     pub cancels: cancel::Slots,
+    pub replicating: replication::Places,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub runtime: Handle,

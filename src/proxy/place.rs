@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     catalog::shard::ShardId,
-    plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{Override, Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -102,6 +102,31 @@ impl Session {
                 self.database.shard_name(place.shard),
             )),
             _ => Ok(Some(place)),
+        }
+    }
+
+    /// Where a FunctionCall runs, large objects among them: on the shard that is named, else on the home shard.
+    pub(super) fn place_of_call(&self) -> Result<Place, Notice> {
+        let named = match &self.context.pinned {
+            Some(Override::Shard(name)) => self.snapshot.shard_named(name),
+            Some(Override::Key(_)) | None => None,
+        };
+        let shard = named.unwrap_or(self.snapshot.home);
+        match self.link.as_ref().filter(|link| self.is_bound(link)) {
+            Some(link) if link.status != Status::Failed && link.shard != shard => {
+                Err(reply::second_shard(
+                    self.database.shard_name(link.shard),
+                    self.database.shard_name(shard),
+                ))
+            }
+            Some(link) => Ok(Place {
+                shard: link.shard,
+                hold: Hold::Bound,
+            }),
+            None => Ok(Place {
+                shard,
+                hold: Hold::Bound,
+            }),
         }
     }
 

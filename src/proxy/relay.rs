@@ -70,6 +70,10 @@ impl Session {
                     });
                 }
             };
+            if let (Event::Ready(_), Err(problem)) = (&event, Status::decode(body)) {
+                self.client.out().extend_from_slice(&bytes[run..at]);
+                return Err(broken(&problem));
+            }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
             if forward {
@@ -139,6 +143,7 @@ impl Session {
                 if let (Note::Executed(prepared), b'C') = (note, header.tag)
                     && let Some(statement) = prepared.statement()
                 {
+                    self.name_reset(&statement.effect);
                     self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
                 }
             }
@@ -169,6 +174,7 @@ impl Session {
             return;
         };
         if let Some(statement) = plan.statements.get(complete) {
+            self.name_reset(&statement.effect);
             self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
         }
         self.running = Some((plan, complete + 1));

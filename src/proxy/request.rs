@@ -8,6 +8,7 @@ use super::{
     session::{End, Note, Phase, Rest, Session, told},
 };
 use crate::{
+    net::stream::HIGH_WATER,
     protocol::pipeline::{Origin, Request},
     sql::statement::Effect,
     wire::{
@@ -84,7 +85,11 @@ impl Session {
             return Ok(self.copy_data(header, bytes));
         }
         self.flushed = false;
+        let copying = self.pipeline.copying_in() && !self.skip;
         let ignored_in_copy = matches!(header.tag, b'S' | b'H') && self.pipeline.copying_in();
+        if copying && !ignored_in_copy {
+            return Err(self.interrupts_copy(header.tag));
+        }
         if self.phase == Phase::Answering && !ignored_in_copy {
             return Ok(0);
         }
@@ -95,7 +100,7 @@ impl Session {
         let link_is_full = self
             .link
             .as_ref()
-            .is_some_and(|link| link.lease.stream.unsent() > crate::net::stream::HIGH_WATER);
+            .is_some_and(|link| link.lease.stream.unsent() > HIGH_WATER);
         if link_is_full {
             return Ok(0);
         }
@@ -276,13 +281,29 @@ impl Session {
         self.pass_rest(bytes)
     }
 
+    /// A message in the middle of COPY IN that has no place there. PostgreSQL fails the COPY and then the session, as it
+    /// does not read the message; Terminate, too, ends both.
+    fn interrupts_copy(&mut self, tag: u8) -> End {
+        if tag == b'X' {
+            return End::Client;
+        }
+        reply::unexpected_in_copy(tag).put(self.client.out());
+        told(reply::out_of_step())
+    }
+
+    /// Whether a client that sends nothing more has left in the middle of COPY IN: its backend would wait for ever.
+    pub(super) fn left_in_copy(&self) -> bool {
+        let has_room = |link: &super::link::Link| link.lease.stream.unsent() < HIGH_WATER;
+        self.client_closed && self.pipeline.copying_in() && self.link.as_ref().is_none_or(has_room)
+    }
+
     fn pass_rest(&mut self, bytes: &[u8]) -> usize {
         let mut count = self.client_rest.bytes.min(bytes.len());
         if self.client_rest.forward
             && let Some(link) = &mut self.link
         {
             let stream = link.stream();
-            let room = (2 * crate::net::stream::HIGH_WATER).saturating_sub(stream.unsent());
+            let room = (2 * HIGH_WATER).saturating_sub(stream.unsent());
             count = count.min(room);
             stream.out().extend_from_slice(&bytes[..count]);
         }

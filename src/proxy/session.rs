@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     counting::{Marks, note_reported},
     database::Database,
+    ending,
     link::{Hold, Link},
     prepared::Prepared,
     reply::session as reply,
@@ -36,7 +37,7 @@ use crate::{
         pipeline::Pipeline,
         transaction::Deferred,
     },
-    sql::statement::PinReason,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
@@ -218,12 +219,18 @@ impl Session {
                 self.rest().await?;
             }
             if !self.requests().await? {
-                if self.client_closed && self.phase != Phase::Answering {
+                let done = self.client_closed && !self.answers_on_its_own();
+                if done || self.left_in_copy() {
                     return Ok(());
                 }
                 self.wait().await?;
             }
         }
+    }
+
+    /// Whether the backend goes on without a further word of the client's.
+    fn answers_on_its_own(&self) -> bool {
+        self.phase == Phase::Answering && self.pipeline.owes_ready()
     }
 
     /// The end of a session: says why, cancels what still runs, closes what is not at rest.
@@ -234,21 +241,13 @@ impl Session {
             // Within a message that has begun nothing can be said.
             notice.put(self.client.out());
         }
-        if !matches!(end, End::Client) || self.client.unsent() > 0 {
+        if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
-        if let (Some(link), true, End::Client | End::Told(_)) = (&self.link, runs, &end) {
+        if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
             // The server would go on with a query that nobody waits for.
-            let target = Arc::clone(&link.lease.target);
-            let sent = crate::net::backend::cancel(
-                &target.address,
-                target.pid,
-                &target.key,
-                CANCEL_PATIENCE,
-                &self.shared.tls,
-            );
-            drop(sent.await);
+            Box::pin(ending::stop(link, &self.shared.tls)).await;
         }
         if let End::Told(words) = &end {
             self.count_refusal(words);
@@ -683,7 +682,7 @@ impl Session {
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         if idle {
-            self.client.relax(self.client.unsent() == 0);
+            self.client.relax(self.client.is_flushed());
             if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
                 return Err(told(reply::shutting_down()));
             }
@@ -709,7 +708,7 @@ impl Session {
             if let Some(link) = link.as_mut() {
                 let stream = link.stream();
                 let was_full = stream.unsent() >= HIGH_WATER;
-                if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
+                if !stream.is_flushed() && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
                     seen.backend_end = true;
                 }
                 // There is room again for what the client has sent already.
@@ -820,6 +819,13 @@ impl Session {
         }
     }
 
+    /// Before a statement is sent: what stays even if it fails or is rolled back keeps the backend whatever becomes of it.
+    pub(super) fn pin_before(&mut self, effect: &Effect) {
+        if let Effect::Pins(reason @ (PinReason::SessionAdvisoryLock | PinReason::Code)) = effect {
+            self.pin(*reason);
+        }
+    }
+
     /// The session keeps its backend from now on.
     pub(super) fn pin(&mut self, reason: PinReason) {
         if let (None, Some(shard)) = (self.pinned, self.link_shard()) {
@@ -866,12 +872,12 @@ impl Seen {
     }
 }
 
-/// How long a session that ends waits for a cancel to be delivered.
+/// How long a session that ends waits for its query to end.
 pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long the backends of a session that kept them may take to be reset.
 const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
-const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
+pub(super) const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 
 async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
     let lost = || told(reply::backend_lost(database.shard_name(link.shard)));
@@ -915,5 +921,6 @@ fn pin_word(reason: PinReason) -> &'static str {
         PinReason::Load => "LOAD",
         PinReason::SetRole => "SET ROLE",
         PinReason::Setting => "a setting that cannot be replayed",
+        PinReason::Code => "code that may have left something",
     }
 }

@@ -11,14 +11,20 @@ use super::{
 use crate::{
     plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
-    sql::statement::Effect,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::Status,
+        frame::HEADER,
         frontend::{self, put_parse},
         notice::{Notice, Words},
     },
 };
 use std::sync::Arc;
+
+/// `FirstNormalObjectId` of transam.h: functions below it are PostgreSQL's own.
+const FIRST_OWN_OID: u32 = 16384;
+/// `set_config(text, text, boolean)` in pg_proc.dat.
+const SET_CONFIG_OID: u32 = 2078;
 
 impl Session {
     pub(super) async fn query(&mut self, body: &[u8]) -> Result<(), End> {
@@ -84,16 +90,20 @@ impl Session {
 
     /// Sends a Query to the link, which is where all its statements run.
     fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
+        let own = self.with_own_defaults(text, &plan);
         let Some(link) = &mut self.link else {
             return;
         };
-        frontend::put_query(link.lease.stream.out(), text);
+        frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         link.opaque |= plan
             .statements
             .iter()
             .any(|statement| statement.effect == Effect::Opaque);
+        for statement in &plan.statements {
+            self.pin_before(&statement.effect);
+        }
         let matters = plan
             .statements
             .iter()
@@ -218,17 +228,22 @@ impl Session {
 
     pub(super) async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {
         self.refresh();
-        let shard = self.link_shard().unwrap_or(self.snapshot.home);
-        match self
-            .reach(Place {
-                shard,
-                hold: Hold::Bound,
-            })
-            .await
-        {
+        let place = match self.place_of_call() {
+            Ok(place) => place,
+            Err(refused) => return self.refuse_query(&refused.into()).await,
+        };
+        match self.reach(place).await {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
+        }
+        let builtin = frame
+            .get(HEADER..HEADER + 4)
+            .and_then(|oid| oid.try_into().ok())
+            .map(u32::from_be_bytes)
+            .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
+        if !builtin {
+            self.pin(PinReason::Code);
         }
         if let Some(link) = &mut self.link {
             link.lease.stream.out().extend_from_slice(frame);

@@ -148,17 +148,25 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         } else {
             CancelKeyLength::Four
         },
+        replication: entered.replication,
         now: shared.clock.now(),
         wall: shared.clock.wall(),
     });
-    if entered.database == login::CONSOLE {
+    if entered.database == login::CONSOLE && entered.replication.is_none() {
         super::console::serve(client, &entered.user, &shared, &info).await;
         return;
     }
     if let Err(notice) = keep_shown(&entered.user, &entered.database, entered.shown, &shared) {
-        let mut client = client;
-        notice.put(client.out());
-        drop(client.flush().await);
+        return farewell(client, &notice).await;
+    }
+    if let Some(kind) = entered.replication {
+        let asked = super::replication::Asked {
+            kind,
+            user: entered.user,
+            database: entered.database,
+            settings: entered.parameters,
+        };
+        super::replication::serve(client, asked, &shared, &info).await;
         return;
     }
     let mut session = match Session::new(
@@ -170,10 +178,8 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
     ) {
         Ok(session) => session,
         Err(refused) => {
-            let (mut client, notice) = *refused;
-            notice.put(client.out());
-            drop(client.flush().await);
-            return;
+            let (client, notice) = *refused;
+            return farewell(client, &notice).await;
         }
     };
     session.tally.client_logins += 1;
@@ -181,6 +187,12 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         Ok(()) => session.run().await,
         Err(end) => session.finish(end).await,
     }
+}
+
+/// Whether it arrives changes nothing: the session is over.
+async fn farewell(mut client: Stream, notice: &Notice) {
+    notice.put(client.out());
+    drop(client.flush().await);
 }
 
 /// Keeps what the client has shown, to open backends with it.
@@ -247,11 +259,7 @@ impl Session {
             defaults: Defaults::default(),
             context: Arc::new(Context {
                 search_path: Vec::new(),
-                standard_conforming_strings: true,
-                utf8: true,
-                transform_null_equals: false,
-                pinned: None,
-                digest: 0,
+                ..Context::default()
             }),
             context_stale: true,
             overridden: HashMap::new(),
@@ -328,12 +336,6 @@ impl Session {
                 return Err(told(reply::not_text()));
             };
             let name = name.to_ascii_lowercase();
-            if name == "replication" {
-                if matches!(value.as_str(), "false" | "off" | "no" | "0") {
-                    continue;
-                }
-                return Err(told(reply::no_replication()));
-            }
             if name.starts_with("shardway.") {
                 check_own(&name, Some(&value), &self.snapshot.shards)
                     .map_err(|notice| End::Told(Box::new(Words::from(notice).fatal())))?;

@@ -74,6 +74,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         databases: ArcSwap::from_pointee(databases),
         generation: AtomicU64::new(0),
         cancels: cancel::Slots::default(),
+        replicating: crate::proxy::replication::Places::default(),
         metrics: Arc::clone(&foundation.metrics),
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),

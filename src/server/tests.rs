@@ -36,6 +36,7 @@ impl Service for Greeter {
                 application_name: String::new(),
                 tls: Encryption::Plain,
                 protocol: CancelKeyLength::Four,
+                replication: None,
                 now: Clock.now(),
                 wall: Clock.wall(),
             });

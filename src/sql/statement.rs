@@ -48,7 +48,8 @@ pub enum Effect {
     Pins(PinReason),
     /// PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED.
     TwoPhase,
-    /// DO, CALL or a function that we cannot see into: the backend is reset before another session gets it.
+    /// DO, CALL or a function that is not PostgreSQL's own, and leaves nothing as far as its text says: the backend is
+    /// reset all the same before another session gets it.
     Opaque,
 }
 
@@ -64,6 +65,8 @@ pub enum PinReason {
     SetRole,
     /// A setting whose value cannot be replayed elsewhere.
     Setting,
+    /// A function, trigger or block that may have left something we cannot see.
+    Code,
 }
 
 /// Whether a statement can change data.

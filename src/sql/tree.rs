@@ -260,7 +260,18 @@ pub struct Insert {
     /// `None`: DEFAULT VALUES.
     pub source: Option<Query>,
     pub conflict: Option<Conflict>,
+    pub overriding: Overriding,
     pub returning: Vec<Expr>,
+}
+
+/// What an INSERT says of identity columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overriding {
+    Nothing,
+    /// The values given hold.
+    SystemValue,
+    /// The values given are ignored.
+    UserValue,
 }
 
 /// ON CONFLICT.
@@ -316,6 +327,7 @@ pub enum MergeAct {
     Insert {
         columns: Vec<String>,
         values: Vec<Expr>,
+        overriding: Overriding,
     },
     Update(Vec<Target>),
     Other,

@@ -7,6 +7,7 @@
 
 mod copying;
 mod drivers;
+mod dumping;
 mod entering;
 mod failures;
 mod harness;
@@ -18,5 +19,6 @@ mod passwords;
 mod pooling;
 mod psql;
 mod raw;
+mod replicating;
 mod servers;
 mod tls;

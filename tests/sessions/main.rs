@@ -3,12 +3,21 @@
 
 #![cfg(test)]
 
+mod accounts;
+mod beginnings;
+mod bytes;
 mod client;
+mod code;
 mod copy;
+mod dying;
 mod endings;
 mod extended;
 mod harness;
+mod hostile;
 mod pooling;
 mod settings;
 mod sharded;
+mod statements;
+mod suites;
+mod values;
 mod volume;

@@ -204,9 +204,10 @@ pub(super) fn config(console: &Console) -> Table {
     }
     for (name, database) in all_databases(&settings) {
         let pool = &database.pool;
-        let rows: [(&str, String); 9] = [
+        let rows: [(&str, String); 10] = [
             ("mode", mode_word(pool.mode).to_owned()),
             ("size", pool.size.to_string()),
+            ("replication_size", pool.replication_size.to_string()),
             ("min_size", pool.min_size.to_string()),
             ("idle_timeout", seconds(pool.idle_timeout)),
             ("lifetime", seconds(pool.lifetime)),

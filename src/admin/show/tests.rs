@@ -7,10 +7,7 @@ use crate::{
         averages::Averages,
         command::{Command, Shutdown, VERBS},
     },
-    catalog::{
-        shard::ShardId,
-        snapshot::{Epoch, Snapshot, Unlisted},
-    },
+    catalog::snapshot::Snapshot,
     clock::{Clock, Duration, SystemTime},
     config::settings::{
         Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen,
@@ -68,21 +65,11 @@ fn shard(name: &str) -> Shard {
 }
 
 fn database() -> Database {
-    let snapshot = Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: "app".to_owned(),
-        shards: vec!["s0".to_owned(), "s1".to_owned()],
-        home: ShardId(0),
-        groups: Vec::new(),
-        tables: std::collections::HashMap::default(),
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-        others: std::collections::HashMap::default(),
-    };
+    let snapshot = Snapshot::new("app", vec!["s0".to_owned(), "s1".to_owned()]);
     let pool = Pool {
         mode: PoolMode::Transaction,
         size: 20,
+        replication_size: 10,
         min_size: 0,
         idle_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(3600),
@@ -168,6 +155,7 @@ fn enter(console: &Console) -> Registered {
         application_name: "psql".to_owned(),
         tls: Transport::Plain,
         protocol: CancelKeyLength::Four,
+        replication: None,
         now: Clock.now(),
         wall: Clock.wall(),
     })

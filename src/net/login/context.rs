@@ -12,7 +12,8 @@ use crate::{
         rules::Rules,
         settings::{ClientAuth, Settings, TlsMode, User},
     },
-    protocol::client_startup::{Refusal, TlsOffer},
+    protocol::client_startup::{Entry, Refusal, TlsOffer},
+    wire::startup::Replication,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -98,6 +99,26 @@ impl LoginContext {
             (_, Some(_), TlsMode::Prefer) => TlsOffer::Offered,
             // Without an identity nobody can enter: better than in the clear.
             (_, _, TlsMode::Require | TlsMode::VerifyFull) => TlsOffer::Required,
+        }
+    }
+
+    /// The database that a client names. Programs that copy a whole server name none: libpq says "replication" for
+    /// them, which then is the user's only database.
+    pub(super) fn database_meant(&self, user: &User, entry: &Entry) -> Result<Vec<u8>, Refusal> {
+        let unnamed = entry.replication == Some(Replication::Physical)
+            && entry.database == b"replication"
+            && !self.databases.contains("replication")
+            && self.others == Others::Unknown;
+        if !unnamed {
+            return Ok(entry.database.clone());
+        }
+        let mut open = self
+            .databases
+            .iter()
+            .filter(|name| user.databases.is_empty() || user.databases.contains(name));
+        match (open.next(), open.next()) {
+            (Some(only), None) => Ok(only.clone().into_bytes()),
+            _ => Err(Refusal::WhichDatabase),
         }
     }
 

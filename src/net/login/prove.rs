@@ -72,7 +72,8 @@ pub(super) async fn enter(
     transport.write_all(&out).await?;
     transport.flush().await?;
     let database = context
-        .admit(&user, entry.database.clone())
+        .database_meant(&user, entry)
+        .and_then(|name| context.admit(&user, name))
         .map_err(LoginError::Refused)?;
     let passes = user.backend_proof == BackendProof::Shown;
     Ok(Received::Whole(Entered {

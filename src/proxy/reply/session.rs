@@ -38,6 +38,24 @@ pub fn broken_frame(problem: &dyn std::fmt::Display) -> Notice {
     fatal("08P01", problem.to_string())
 }
 
+/// A message that came while the backend reads the data of a COPY.
+#[must_use]
+pub fn unexpected_in_copy(tag: u8) -> Notice {
+    error(
+        "08P01",
+        format!("unexpected message type 0x{tag:02X} during COPY from stdin"),
+    )
+}
+
+/// The end of a session whose next message nobody can make sense of.
+#[must_use]
+pub fn out_of_step() -> Notice {
+    fatal(
+        "08P01",
+        "terminating connection because protocol synchronization was lost",
+    )
+}
+
 /// A message whose body is not what its tag says.
 #[must_use]
 pub fn malformed() -> Notice {
@@ -243,14 +261,16 @@ pub fn checkout(shard: &str, problem: &CheckoutError) -> Notice {
     }
 }
 
-fn connect(shard: &str, problem: &ConnectError) -> Notice {
+/// The shard's server cannot be reached, or refuses Shardway's login.
+#[must_use]
+pub fn connect(shard: &str, problem: &ConnectError) -> Notice {
     use ProtocolError::Startup;
     match problem {
         ConnectError::Refused(said) if said.is_of_class(b"28") => return refused(shard, problem),
         ConnectError::Protocol(Startup(BackendStartupError::Scram(ScramError::OtherVerifier))) => {
             return Notice {
                 detail: Some(format!(
-                    "Shard \"{shard}\" keeps another SCRAM verifier for this role than the one that the client has proved to know. (SW208)"
+                    "Shard \"{shard}\" keeps another SCRAM verifier for this role than the one that the client has proved to know. (SW209)"
                 )),
                 hint: Some("Copy the role's rolpassword from the home shard: ALTER ROLE … PASSWORD 'SCRAM-SHA-256$…'; or let the client log in with auth = \"passthrough-password\".".to_owned()),
                 ..error("08006", "cannot log in to the shard as the client")
@@ -259,7 +279,7 @@ fn connect(shard: &str, problem: &ConnectError) -> Notice {
         ConnectError::NothingShown
         | ConnectError::Protocol(Startup(BackendStartupError::KeysOnly)) => {
             return Notice {
-                detail: Some(format!("Shard \"{shard}\": {problem}. (SW208)")),
+                detail: Some(format!("Shard \"{shard}\": {problem}. (SW209)")),
                 hint: Some("Passthrough by SCRAM needs servers that ask for SCRAM; auth = \"passthrough-password\" opens any.".to_owned()),
                 ..error("08006", "cannot log in to the shard as the client")
             };
@@ -284,7 +304,7 @@ fn connect(shard: &str, problem: &ConnectError) -> Notice {
 /// The server did not take what it was shown.
 fn refused(shard: &str, problem: &ConnectError) -> Notice {
     Notice {
-        detail: Some(format!("Shard \"{shard}\": {problem}. (SW207)")),
+        detail: Some(format!("Shard \"{shard}\": {problem}. (SW208)")),
         hint: Some("Check the user's backend_user and backend_password, or the role's password on the server; after a change of either, reload.".to_owned()),
         ..error("08006", "the shard refused the login")
     }
@@ -295,7 +315,7 @@ fn refused(shard: &str, problem: &ConnectError) -> Notice {
 pub fn nothing_shown() -> Notice {
     Notice {
         detail: Some(
-            "Its backends are opened with what the client shows, and it was not asked for anything. (SW208)".to_owned(),
+            "Its backends are opened with what the client shows, and it was not asked for anything. (SW209)".to_owned(),
         ),
         hint: Some("Ask the user for a password, or configure backend_user and backend_password.".to_owned()),
         ..fatal("28000", "passthrough needs a client that shows who it is")
@@ -315,15 +335,34 @@ pub fn unfit(finding: &str) -> Notice {
     }
 }
 
-/// Replication connections are not passed on.
+/// A replication connection to a database of several shards that names none of them, or to the console.
 #[must_use]
-pub fn no_replication() -> Notice {
+pub fn which_shard(database: &str, shards: &[String]) -> Notice {
+    let example = shards.first().map_or("", String::as_str);
     Notice {
-        detail: Some(
-            "A startup packet with replication is for one server only. (SW124)".to_owned(),
+        detail: Some(format!(
+            "A replication connection is to one server, and \"{database}\" has the shards {}. (SW124)",
+            shards.join(", ")
+        )),
+        hint: Some(format!(
+            "Name the shard: options='-c shardway.shard={example}', or dbname={database}@{example} where options cannot be given."
+        )),
+        ..fatal("0A000", "replication connection names no shard")
+    }
+}
+
+/// More replication connections than `pool.replication_size`.
+#[must_use]
+pub fn too_many_replicating(shard: &str, limit: usize) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Replication connections to shard \"{shard}\" that may be open at once: {limit}. (SW207)"
+        )),
+        hint: Some(
+            "Raise pool.replication_size; SHOW SERVERS in the console shows who replicates."
+                .to_owned(),
         ),
-        hint: Some("Connect to the shard's own server.".to_owned()),
-        ..fatal("0A000", "replication connections are not supported")
+        ..fatal("53300", "too many replication connections")
     }
 }
 
