@@ -103,7 +103,7 @@ pub enum Problem {
     AuthQueryWithoutName,
     #[error("this is no SCRAM-SHA-256 verifier")]
     NotAVerifier,
-    #[error("a verifier works with `auth = \"scram\"` only")]
+    #[error("a verifier works with `auth = \"scram\"` and passthrough only")]
     VerifierWithoutScram,
     #[error("no shard key can be of type `{0}`: equal values need not have equal bytes")]
     UnfitKeyType(String),
