@@ -8,7 +8,8 @@ use super::{
     rules,
     settings::{
         Address, BackendProof, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen,
-        LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+        ListenGap, LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity,
+        TlsMode, User,
     },
 };
 use crate::clock::Duration;
@@ -16,7 +17,7 @@ use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
 };
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 /// Reads a configuration file.
 ///
@@ -126,6 +127,7 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
     let min_size = integer("min_size", |pool| pool.min_size);
     let connect_limit = integer("connect_limit", |pool| pool.connect_limit);
     let prepared_statements = integer("prepared_statements", |pool| pool.prepared_statements);
+    let listen_queue = integer("listen_queue", |pool| pool.listen_queue);
     let mut duration = |key, of: fn(&Pool) -> Duration| match given(key) {
         Some(base) => of(base),
         None => reader.duration(node, key).unwrap_or_default(),
@@ -137,6 +139,13 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
     let mode = match given("mode") {
         Some(base) => base.mode,
         None => pool_mode(reader, node).unwrap_or(PoolMode::Transaction),
+    };
+    let listen_gap = match given("listen_gap") {
+        Some(base) => base.listen_gap,
+        None => match reader.text(node, "listen_gap").as_deref() {
+            Some("warn") => ListenGap::Warn,
+            _ => ListenGap::End,
+        },
     };
     if min_size > size && (base.is_none() || node.is_given()) {
         let key = if node.has("min_size") {
@@ -157,6 +166,8 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
         connect_timeout,
         connect_limit,
         prepared_statements,
+        listen_gap,
+        listen_queue,
     }
 }
 
@@ -259,7 +270,13 @@ fn read_server(reader: &mut Reader, node: &Node<'_>) -> Server {
             },
         );
     }
+    let id = reader
+        .integer(node, "id")
+        .and_then(|id| u8::try_from(id).ok());
+    let peers = read_peers(reader, node, id);
     Server {
+        id,
+        peers,
         listen,
         http,
         tls: read_tls(reader, &tls_node),
@@ -281,6 +298,44 @@ fn read_server(reader: &mut Reader, node: &Node<'_>) -> Server {
         },
         log_level: level,
     }
+}
+
+/// The other proxies; who has some needs a number of its own.
+fn read_peers(reader: &mut Reader, node: &Node<'_>, id: Option<u8>) -> BTreeMap<u8, Address> {
+    let mut peers = BTreeMap::new();
+    for (name, place, value) in reader.entries(node, "peers") {
+        let Some(number) = name
+            .parse()
+            .ok()
+            .filter(|number| (1..=127).contains(number))
+        else {
+            let (least, most) = (1, 127);
+            reader.fail(
+                &place,
+                Problem::OutOfRange {
+                    key: name,
+                    least,
+                    most,
+                },
+            );
+            continue;
+        };
+        let DeValue::String(text) = value.get_ref() else {
+            reader.wrong_type(&name, "a string: the address", value);
+            continue;
+        };
+        let address = read_address(reader, text, &value.span(), "");
+        peers.extend(
+            address
+                .filter(|_| Some(number) != id)
+                .map(|address| (number, address)),
+        );
+    }
+    if id.is_none() && node.has("peers") {
+        let place = "server".to_owned();
+        reader.fail(&node.place("peers"), Problem::Missing { place, key: "id" });
+    }
+    peers
 }
 
 /// Levels, alone or of a module: `info,shardway::pool=debug`.

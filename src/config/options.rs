@@ -2,7 +2,9 @@
 //!
 //! The loader reads by these declarations, `docs/configuration.md` is written from them, and `SHOW CONFIG` lists them.
 
-use super::settings::{Host, Listen, LogFormat, Pool, PoolMode, Server, Settings, TlsMode};
+use super::settings::{
+    Host, Listen, ListenGap, LogFormat, Pool, PoolMode, Server, Settings, TlsMode,
+};
 use crate::clock::Duration;
 use std::fmt::Write;
 
@@ -154,6 +156,10 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Server, "tls", Kind::Table, "TLS towards clients."),
     opt(Section::Server, "max_clients", COUNT, "Clients that may be inside at once. Those who are still logging in are counted by `max_logins`.")
         .or("1000").server(|server| server.max_clients.to_string()),
+    opt(Section::Server, "id", Kind::Integer { least: 1, most: 127 }, "This proxy's number among those behind one address, so that a cancel request reaches the proxy whose session it means; default: there is only one.")
+        .server(|server| server.id.map(|id| id.to_string()).unwrap_or_default()),
+    opt(Section::Server, "peers", Kind::Tables, "The proxies behind the same address, by number: `2 = \"postgres://host:port\"`, in the form of a shard's `primary`, TLS included. A cancel request for a session of theirs is passed on. The own number is skipped, so that all can have the same list.")
+        .server(|server| joined(server.peers.iter().map(|(id, address)| format!("{id} = {}:{}", show_host(&address.host), address.port)))),
     opt(Section::Server, "max_logins", COUNT, "Connections that may be logging in at once, beside `max_clients`; more wait to be accepted, and one that takes longer than two seconds makes room for them.")
         .or("500").server(|server| server.max_logins.to_string()),
     opt(Section::Server, "login_timeout", Kind::Duration, "Startup, TLS and authentication of a client together take no longer.")
@@ -200,6 +206,10 @@ pub const OPTIONS: &[Opt] = &[
         .or("8").pool(|pool| pool.connect_limit.to_string()),
     opt(Section::Pool, "prepared_statements", COUNT, "Prepared statements kept per backend.")
         .or("500").pool(|pool| pool.prepared_statements.to_string()),
+    opt(Section::Pool, "listen_gap", Kind::Choice(&["end", "warn"]), "Transaction mode: what a session that listens is told when the shared connection that listens for it was lost, so that notifications may be missing. `end`: its connection ends, as it would without a proxy; `warn`: it gets a WARNING (SW222) once listening works again.")
+        .or("\"end\"").pool(|pool| show_gap(pool.listen_gap).to_owned()),
+    opt(Section::Pool, "listen_queue", Kind::Bytes, "Transaction mode: notifications that may wait for one client, which does not read or is in a transaction; beyond that its connection ends (SW223).")
+        .or("\"4MB\"").pool(|pool| show_bytes(pool.listen_queue)),
     opt(Section::Database, "catalog", Kind::Text, "The home shard: holds Shardway's own schema and what exists once per database; default: the first shard by name."),
     opt(Section::Database, "control", Kind::Table, "Shardway's own role on the servers, for the catalog, health and inspection; never the application's."),
     opt(Section::Database, "auth_query", Kind::TextOrTrue, "Looks up on the home shard, as `control`, who is not listed in `users` or has `auth = \"passthrough\"`: a query of `$1`, the name, for one row of the name and its stored password. `true`: `pg_authid`, of roles that may log in and whose password has not expired."),
@@ -430,6 +440,13 @@ fn show_mode(mode: PoolMode) -> &'static str {
     match mode {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",
+    }
+}
+
+fn show_gap(gap: ListenGap) -> &'static str {
+    match gap {
+        ListenGap::End => "end",
+        ListenGap::Warn => "warn",
     }
 }
 

@@ -40,7 +40,7 @@ pub enum DatabaseName {
     All,
     /// The one that bears the user's name.
     SameUser,
-    /// Physical replication, which is not served: fits nothing.
+    /// Physical replication, and nothing else: it reads a whole server, which no other name allows.
     Replication,
     Named(String),
 }
@@ -97,7 +97,8 @@ pub struct Mapping {
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
     pub from: From,
-    pub database: &'a [u8],
+    /// `None`: a whole server, by physical replication.
+    pub database: Option<&'a [u8]>,
     pub user: &'a [u8],
 }
 
@@ -130,12 +131,16 @@ impl Rule {
             | (Kind::HostPlain, From::Tls(_)) => return false,
         };
         address.is_none_or(|address| self.addresses.hold(address))
-            && self.databases.iter().any(|name| match name {
-                DatabaseName::All => true,
-                DatabaseName::SameUser => asked.database == asked.user,
-                DatabaseName::Replication => false,
-                DatabaseName::Named(name) => name.as_bytes() == asked.database,
-            })
+            && self
+                .databases
+                .iter()
+                .any(|name| match (name, asked.database) {
+                    (DatabaseName::Replication, database) => database.is_none(),
+                    (_, None) => false,
+                    (DatabaseName::All, Some(_)) => true,
+                    (DatabaseName::SameUser, Some(database)) => database == asked.user,
+                    (DatabaseName::Named(name), Some(database)) => name.as_bytes() == database,
+                })
             && self.users.iter().any(|name| match name {
                 UserName::All => true,
                 UserName::Named(name) => name.as_bytes() == asked.user,

@@ -30,6 +30,10 @@ pub struct Server {
     pub tls: ServerTls,
     /// Clients that may be inside.
     pub max_clients: usize,
+    /// Among the proxies behind one address, from 1 to 127.
+    pub id: Option<u8>,
+    /// The other proxies by their number.
+    pub peers: BTreeMap<u8, Address>,
     /// Connections that may be logging in, beside `max_clients`.
     pub max_logins: usize,
     /// Failures of one user from one address before attempts are spaced; zero: never.
@@ -176,6 +180,18 @@ pub struct Pool {
     pub connect_limit: usize,
     /// Prepared statements kept per backend.
     pub prepared_statements: usize,
+    pub listen_gap: ListenGap,
+    /// Bytes of notifications that may wait for one session.
+    pub listen_queue: usize,
+}
+
+/// What a session that listens is told when notifications may have been missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenGap {
+    /// Its connection ends.
+    End,
+    /// A warning, once the shared listener is back.
+    Warn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

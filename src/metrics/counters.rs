@@ -172,6 +172,8 @@ pub struct ProcessCounters {
     /// Cancel requests, and those that named a session.
     pub cancels: Counter,
     pub cancels_matched: Counter,
+    /// Cancel requests for sessions of other proxies, passed on to them.
+    pub cancels_passed_on: Counter,
     /// Sessions that ended by a panic.
     pub panics: Counter,
     pub reloads: Counter,

@@ -20,8 +20,27 @@ pub struct Backend {
     pub statements: Statements,
     /// The statement behind the unnamed name, by its identity.
     pub unnamed: Option<u128>,
+    /// Whose it is, or was last.
+    pub tenure: Tenure,
     pub born: Instant,
     pub info: RegisteredBackend,
+}
+
+/// A session's unbroken use of a backend, with nobody between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tenure {
+    session: u32,
+    number: u64,
+}
+
+impl Tenure {
+    /// The session takes the backend; one that had it last goes on.
+    pub fn taken_by(&mut self, session: u32) {
+        if self.session != session {
+            self.session = session;
+            self.number += 1;
+        }
+    }
 }
 
 /// Whom to ask to cancel what this backend runs.

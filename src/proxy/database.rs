@@ -7,6 +7,7 @@ use crate::{
     config::settings::{self, BackendProof, Credentials, PoolMode, Settings, User},
     metrics::{
         Metrics,
+        listeners::NewListener,
         sessions::{NewBackend, Transport as Encryption},
     },
     net::{
@@ -16,8 +17,9 @@ use crate::{
     },
     plan::cache::PlanCache,
     pool::{
-        backend::{Backend, CancelTarget, Reported, Statements},
+        backend::{Backend, CancelTarget, Reported, Statements, Tenure},
         lease::{Opener, Pool},
+        listener::{self, Hub, Spawner},
     },
     protocol::parameters::Applied,
     wire::startup::Replication,
@@ -39,6 +41,8 @@ pub struct Database {
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    /// Shared listeners, by the database on the servers.
+    hubs: Mutex<HashMap<String, Arc<Hub>>>,
     parts: Parts,
 }
 
@@ -50,6 +54,8 @@ pub struct Parts {
     pub runtime: Handle,
     pub tls: Arc<ClientTls>,
     pub keyring: Arc<Keyring>,
+    /// Runs what outlives its session: shared listeners.
+    pub spawner: Spawner,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +87,7 @@ impl Database {
             plans,
             unfit: ArcSwapOption::empty(),
             pools: Mutex::default(),
+            hubs: Mutex::default(),
             parts,
         })
     }
@@ -112,6 +119,55 @@ impl Database {
                 .entry(key)
                 .or_insert_with(|| self.make_pool(user, shard, asked, database)),
         )
+    }
+
+    /// The shared listeners of the database that the client calls `asked`. LISTEN needs no privilege but to connect: they
+    /// log in as the control role, or as the first user who listens.
+    pub fn hub(&self, user: &User, asked: &str) -> Arc<Hub> {
+        let of = |address: &settings::Address| {
+            if address.database.is_empty() {
+                asked.to_owned()
+            } else {
+                address.database.clone()
+            }
+        };
+        let key = self
+            .settings
+            .shards
+            .first()
+            .map(|shard| of(&shard.primary))
+            .unwrap_or_default();
+        let credentials = self.settings.control.as_ref().unwrap_or(&user.backend);
+        let login = |shard: &settings::Shard| listener::Login {
+            address: shard.primary.clone(),
+            database: of(&shard.primary),
+            credentials: credentials.clone(),
+            timeout: self.settings.pool.connect_timeout,
+            tls: Arc::clone(&self.parts.tls),
+            listener: NewListener {
+                database: Arc::from(asked),
+                shard: Arc::from(shard.name.as_str()),
+            },
+        };
+        let make = || {
+            Hub::new(listener::Parts {
+                logins: self.settings.shards.iter().map(login).collect(),
+                metrics: Arc::clone(&self.parts.metrics.listeners),
+                limit: self.settings.pool.listen_queue,
+                clock: self.parts.clock,
+                spawner: self.parts.spawner.clone(),
+            })
+        };
+        let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(hubs.entry(key).or_insert_with(make))
+    }
+
+    /// Tells sessions that listen that this database was replaced.
+    pub fn retire_listeners(&self) {
+        let hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        for hub in hubs.values() {
+            hub.retire();
+        }
     }
 
     /// How this user's backends are pooled.
@@ -309,6 +365,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         applied: Applied::default(),
         statements: Statements::default(),
         unnamed: None,
+        tenure: Tenure::default(),
         born: parts.clock.now(),
         info,
     }))

@@ -14,7 +14,7 @@ use crate::{
     catalog::snapshot::Snapshot,
     plan::{StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
-    sql::statement::Effect,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::Status,
         frame::{self},
@@ -101,6 +101,11 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            let alone = std::slice::from_ref(statement);
+            let listening = self.concerns_listening(alone);
+            if listening {
+                Box::pin(self.listens_from_now(alone)).await;
+            }
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
@@ -110,6 +115,9 @@ impl Session {
                 self.portals
                     .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
                 return Ok(());
+            }
+            if listening {
+                Box::pin(self.hear_first(alone)).await?;
             }
             let Some(place) = self.place(statement, &values)? else {
                 self.reach(Place {
@@ -126,6 +134,9 @@ impl Session {
                 };
             };
             self.reach(place).await?;
+            if listening {
+                Box::pin(self.at_backend(alone)).await?;
+            }
         } else {
             self.reach(Place {
                 shard: self.link_shard().unwrap_or(self.any),
@@ -259,11 +270,19 @@ impl Session {
             && let Some(statement) = prepared.statement()
         {
             self.pin_before(&statement.effect);
+            if statement.effect == Effect::Pins(PinReason::Sequence) {
+                // Where the last number was drawn is known when all before it is answered.
+                self.settle().await?;
+                if self.skip {
+                    return Ok(());
+                }
+                self.check_numbers(std::slice::from_ref(statement))?;
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
-            link.opaque |= prepared
-                .statement()
-                .is_some_and(|statement| statement.effect == Effect::Opaque);
+            link.opaque |= prepared.statement().is_some_and(|statement| {
+                matches!(statement.effect, Effect::Opaque | Effect::Channels)
+            });
         }
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {

@@ -3,6 +3,7 @@
 
 use super::{
     link::{Hold, Link},
+    listening::Undone,
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
@@ -217,6 +218,7 @@ impl Session {
             .release(name)
             .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.release(name);
+        self.savepoint_of_listening(Undone::Kept);
         put_complete(out, b"RELEASE");
         Ok(())
     }
@@ -230,6 +232,7 @@ impl Session {
             .rollback_to(name)
             .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.rollback_to(name);
+        self.savepoint_of_listening(Undone::Undone);
         self.context_stale = true;
         put_complete(out, b"ROLLBACK");
         Ok(())
@@ -294,7 +297,12 @@ impl Session {
             | Effect::Reset(_)
             | Effect::ResetAll
             | Effect::DiscardAll => self.setting_took_effect(effect),
-            Effect::None | Effect::SetTransaction | Effect::Opaque => {}
+            Effect::None
+            | Effect::SetTransaction
+            | Effect::Opaque
+            | Effect::Draws
+            | Effect::Notify
+            | Effect::Channels => {}
             Effect::Deallocate(None) => self.forget_statements(),
             Effect::Deallocate(Some(_))
             | Effect::Execute(_)
@@ -307,6 +315,7 @@ impl Session {
                     self.pin(crate::sql::statement::PinReason::HoldCursor);
                 }
             }
+            Effect::Listen(_) | Effect::Unlisten(_) => self.listening_took_effect(effect),
             Effect::Pins(reason) => self.pin(*reason),
         }
     }
@@ -334,12 +343,14 @@ impl Session {
             }
             Effect::Release(name) => {
                 self.parameters.release(name);
+                self.savepoint_of_listening(Undone::Kept);
                 if let Some((link, at)) = self.savepoint_there(name) {
                     link.savepoints.truncate(at);
                 }
             }
             Effect::RollbackTo(name) => {
                 self.parameters.rollback_to(name);
+                self.savepoint_of_listening(Undone::Undone);
                 // The server goes back by itself; to tell it anything more would undo its SET LOCAL.
                 match self.savepoint_there(name) {
                     Some((link, at)) => {
@@ -379,7 +390,7 @@ impl Session {
             Effect::Set { name, value, local } => {
                 self.begun_there();
                 self.parameters
-                    .set(name, value.clone().map(Value::Sql), *local);
+                    .set(name, value.clone().map(Value::given), *local);
                 let aside = self
                     .link
                     .as_ref()
@@ -388,7 +399,11 @@ impl Session {
                     // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
                     Some(deferred) if *local && aside => {
                         let own = self.parameters.own_default(name);
-                        let text = set_local(name, value.as_deref().or(own.as_deref()));
+                        let value = value.as_deref().or(own.as_deref());
+                        let text = set_local(
+                            name,
+                            value.map(|value| if value.is_empty() { "''" } else { value }),
+                        );
                         deferred.setting(text.as_bytes());
                     }
                     _ => {}
@@ -412,6 +427,7 @@ impl Session {
                 self.parameters.reset_all(false);
                 self.forget_all(Forgets::Everything);
                 self.forget_statements();
+                self.listening_took_effect(effect);
                 self.overridden.clear();
             }
             _ => {}
@@ -479,6 +495,19 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.at_begin = link.lease.applied.clone();
             }
+        }
+    }
+
+    /// What SET has said of DateStyle is a part of it: the whole is what the backend reports.
+    pub(super) fn complete_date_style(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
+        let reported = link.lease.reported.get(b"DateStyle");
+        if known
+            && let Some(reported) = reported
+            && self.parameters.complete_date_style(reported)
+        {
+            self.settings_are_told();
         }
     }
 

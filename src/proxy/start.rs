@@ -1,7 +1,7 @@
 //! From a socket to a running session: logs the client in, finds its database, tells it the server's settings.
 
 use super::{
-    Shared,
+    Shared, cancel,
     database::Database,
     local::check_own,
     reply::session as reply,
@@ -53,7 +53,7 @@ pub async fn serve(
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            cancel::carry_out(pid, &key, &shared).await;
             drop(transport);
         }
         Ok(Login::Closed) => {}
@@ -77,7 +77,7 @@ pub async fn turn_away(
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            cancel::carry_out(pid, &key, &shared).await;
             drop(transport);
         }
         Ok(Login::Session(entered)) => tell_full(entered).await,
@@ -93,30 +93,6 @@ async fn tell_full(entered: login::Session) {
     let mut client = Stream::new(entered.transport);
     reply::too_many_clients().put(client.out());
     drop(client.flush().await);
-}
-
-/// Carries out a CancelRequest, if it names one of our sessions with its key. It is never answered.
-async fn cancel(pid: u32, key: &[u8], shared: &Arc<Shared>) {
-    shared.metrics.process.cancels.increment();
-    if shared.metrics.sessions.find_cancel(pid, key).is_none() {
-        return;
-    }
-    shared.metrics.process.cancels_matched.increment();
-    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else {
-        return;
-    };
-    let target = &in_flight.target;
-    let sent = crate::net::backend::cancel(
-        &target.address,
-        target.pid,
-        &target.key,
-        super::session::CANCEL_PATIENCE,
-        &shared.tls,
-    )
-    .await;
-    if let Err(problem) = sent {
-        tracing::warn!(%problem, "a cancel request did not reach the server");
-    }
 }
 
 async fn enter(entered: login::Session, shared: Arc<Shared>) {
@@ -264,12 +240,14 @@ impl Session {
             context_stale: true,
             overridden: HashMap::new(),
             deferred: None,
+            listening: None,
             reported: Reported::default(),
             phase: Phase::Idle,
             skip: false,
             failed: false,
             running: None,
             unsettled: false,
+            drew: None,
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
@@ -315,10 +293,11 @@ impl Session {
         Ok(())
     }
 
-    /// Asks for the settings that routing depends on and that the role or the database may have set.
+    /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own
+    /// search_path is in force: nothing is named without its schema, no operator either.
     async fn learn_defaults(&mut self) -> Result<(), End> {
         let asked = self
-            .ask(b"SELECT pg_catalog.current_setting('search_path') || E'\\n' || pg_catalog.current_setting('default_transaction_isolation')")
+            .ask(b"SELECT pg_catalog.concat(pg_catalog.current_setting('search_path'), E'\\n', pg_catalog.current_setting('default_transaction_isolation'))")
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {

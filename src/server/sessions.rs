@@ -3,7 +3,7 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving};
+use super::{Foundation, ServeError, Service, Serving, tasks::Tasks};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
@@ -14,6 +14,7 @@ use crate::{
         transport::Transport,
     },
     plan::cache::{PlanCache, Stats},
+    pool::listener::Spawner,
     proxy::{
         Shared, cancel,
         database::{Database, Parts},
@@ -36,6 +37,8 @@ pub struct Sessions {
     logins: ArcSwap<LoginContext>,
     /// Kept over reloads, so that salts and failures stay the same.
     entrance: Arc<Entrance>,
+    /// What outlives the session that began it.
+    tasks: Arc<Tasks>,
 }
 
 impl fmt::Debug for Sessions {
@@ -60,15 +63,18 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let logins = login_context(&settings, &entrance)
         .map_err(|error| fault(&error))?
         .with_lookups(&settings, &tls, foundation.clock);
+    let tasks = Tasks::new(foundation.runtime.clone());
     let parts = Parts {
         metrics: Arc::clone(&foundation.metrics),
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),
         tls: Arc::clone(&tls),
         keyring: Arc::default(),
+        spawner: spawner(&tasks),
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
         databases: ArcSwap::from_pointee(databases),
@@ -87,6 +93,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         shared: Arc::new(shared),
         logins: ArcSwap::from_pointee(logins),
         entrance,
+        tasks,
     }))
 }
 
@@ -132,6 +139,7 @@ impl Service for Sessions {
             runtime: shared.runtime.clone(),
             tls: Arc::clone(&shared.tls),
             keyring: Arc::clone(&shared.keyring),
+            spawner: spawner(&self.tasks),
         };
         let old = shared.databases.load_full();
         let new = databases(&settings, &old, &parts, shared.seed);
@@ -143,6 +151,7 @@ impl Service for Sessions {
             .map(|(_, database)| Arc::clone(database))
             .collect();
         shared.databases.store(Arc::new(new));
+        shared.metrics.sessions.set_proxy(settings.server.id);
         shared.settings.store(settings);
         self.logins.store(Arc::new(logins));
         // After the stores: a session that sees the new number finds the new databases.
@@ -153,6 +162,9 @@ impl Service for Sessions {
         let settings = shared.settings.load();
         for database in shared.databases.load().values() {
             database.retire_pools(&settings);
+        }
+        for database in &replaced {
+            database.retire_listeners();
         }
         Ok(())
     }
@@ -183,6 +195,12 @@ impl Service for Sessions {
         // Set once by the composition root; a second console would be the same one.
         drop(self.shared.console.set(console));
     }
+}
+
+/// Shared listeners outlive the session that needs them first: they are counted tasks of this module.
+fn spawner(tasks: &Arc<Tasks>) -> Spawner {
+    let tasks = Arc::clone(tasks);
+    Spawner(Arc::new(move |task| tasks.spawn("listener", task)))
 }
 
 impl Sessions {

@@ -90,6 +90,8 @@ fn settings(max_clients: usize) -> Settings {
         failed_logins: 0,
         failed_login_delay: Duration::from_secs(1),
         login_timeout: Duration::from_secs(10),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(10),
         workers: 1,
         plan_cache_bytes: 0,

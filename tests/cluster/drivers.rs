@@ -54,7 +54,8 @@ fn installed(name: &str) -> String {
     path
 }
 
-fn python(name: &str) -> [String; 2] {
+/// A program in Python, with the drivers that are installed for tests.
+pub(crate) fn python(name: &str) -> [String; 2] {
     [installed("python/bin/python"), client(name)]
 }
 

@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod cancelling;
 mod copying;
 mod drivers;
 mod dumping;
@@ -13,6 +14,7 @@ mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod notifying;
 mod operating;
 mod passthrough;
 mod passwords;
@@ -22,3 +24,4 @@ mod raw;
 mod replicating;
 mod servers;
 mod tls;
+mod tools;

@@ -236,7 +236,7 @@ fn where_a_shard_keeps_another_verifier_the_client_hears_which_and_what_to_do() 
         .unwrap_or_else(|| panic!("{outcome:?}"));
     assert_eq!(said.code(), &SqlState::CONNECTION_FAILURE, "{said:?}");
     assert!(said.detail().unwrap().contains("\"s1\""), "{said:?}");
-    assert!(said.detail().unwrap().contains("(SW209)"), "{said:?}");
+    assert!(said.detail().unwrap().contains("(SW212)"), "{said:?}");
     assert!(said.hint().unwrap().contains("ALTER ROLE"), "{said:?}");
     // What the hint says helps.
     let copied = stored(servers.sandbox.cluster(0), "ann");

@@ -168,7 +168,7 @@ fn a_changed_password_is_taken_over_by_a_reload_and_nobody_is_dropped() {
         let error = answer(&other, "SELECT 'x'").await.unwrap_err();
         assert_failure(
             &error,
-            &["\"s0\"", "password authentication failed", "(SW208)"],
+            &["\"s0\"", "password authentication failed", "(SW211)"],
         );
         // Whoever works goes on.
         assert_eq!(answer(&busy, "SELECT 'works'").await.unwrap(), "works");
@@ -200,7 +200,7 @@ fn a_server_that_refuses_the_login_is_not_hammered_by_those_who_keep_coming() {
     for _ in 0..16 {
         let begun = Clock.now();
         let error = block_on(open_session(&config(&proxy))).unwrap_err();
-        assert_failure(&error, &["password authentication failed", "(SW208)"]);
+        assert_failure(&error, &["password authentication failed", "(SW211)"]);
         assert!(begun.elapsed() < Duration::from_secs(2), "told late");
     }
     let log = sandbox.cluster(0).log();

@@ -11,8 +11,8 @@ use crate::{
     clock::{Clock, Duration, SystemTime},
     config::settings::{
         Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen,
-        LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, TlsStart,
-        User,
+        ListenGap, LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode,
+        TlsStart, User,
     },
     metrics::{
         Metrics,
@@ -77,6 +77,8 @@ fn database() -> Database {
         connect_timeout: Duration::from_secs(5),
         connect_limit: 4,
         prepared_statements: 100,
+        listen_gap: ListenGap::End,
+        listen_queue: 1 << 20,
     };
     Database {
         name: "app".to_owned(),
@@ -105,6 +107,8 @@ fn console() -> Console {
         failed_logins: 0,
         failed_login_delay: Duration::from_secs(1),
         login_timeout: Duration::from_secs(60),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,

@@ -18,7 +18,7 @@ fn rules(tables: &str) -> Rules {
 fn check(rules: &Rules, from: From, database: &str, user: &str, expected: Option<Method>) {
     let asked = Asked {
         from,
-        database: database.as_bytes(),
+        database: Some(database.as_bytes()),
         user: user.as_bytes(),
     };
     assert_eq!(rules.find(asked).map(|rule| rule.method), expected);
@@ -102,4 +102,38 @@ fn a_network_of_every_length_holds_what_begins_like_it() {
             check(&rules, From::Plain(ip(outside)), "a", "b", None);
         }
     }
+}
+
+#[test]
+fn physical_replication_is_for_those_whom_a_rule_names_it_for() {
+    let rules = rules(
+        r#"
+        [[rules]]
+        type = "host"
+        address = "all"
+        databases = ["all", "app", "sameuser"]
+        method = "trust"
+        [[rules]]
+        type = "host"
+        address = "all"
+        users = ["copier"]
+        databases = ["replication"]
+        method = "scram-sha-256"
+        "#,
+    );
+    for (user, expected) in [("copier", Some(Method::Scram)), ("app", None)] {
+        let asked = Asked {
+            from: From::Plain(ip("10.1.2.3")),
+            database: None,
+            user: user.as_bytes(),
+        };
+        assert_eq!(rules.find(asked).map(|rule| rule.method), expected);
+    }
+    check(
+        &rules,
+        From::Plain(ip("10.1.2.3")),
+        "replication",
+        "copier",
+        Some(Method::Trust),
+    );
 }

@@ -9,6 +9,7 @@ use crate::{
         settings::{ClientAuth, Secret, User},
     },
     protocol::client_startup::{Channel, Connection, Entry, Refusal},
+    wire::startup::Replication,
 };
 use std::sync::Arc;
 
@@ -34,7 +35,10 @@ impl LoginContext {
                 let found = origin(transport).and_then(|from| {
                     rules.find(Asked {
                         from,
-                        database: &entry.database,
+                        database: match entry.replication {
+                            Some(Replication::Physical) => None,
+                            Some(Replication::Logical) | None => Some(&entry.database),
+                        },
                         user: &entry.user,
                     })
                 });
