@@ -216,7 +216,7 @@ fn a_function_of_its_owner_looks_up_where_the_control_role_may_not() {
     let (_, rest) = page.split_once("```sql\n-- auth_query").unwrap();
     let (sql, _) = rest.split_once("```").unwrap();
     servers.everywhere(&format!("-- auth_query{sql}"));
-    let query = "auth_query = \"SELECT name, password FROM shardway_auth.lookup($1)\"";
+    let query = "auth_query = \"SELECT name, password FROM auth_lookup.lookup($1)\"";
     let proxy = servers.proxy(query, "");
     assert_enters(&config(&proxy, "ann", "secret"), "ann");
     assert_refused(&config(&proxy, "nobody", "secret"), "nobody");
