@@ -7,7 +7,7 @@ pub mod md5;
 pub mod scram;
 
 use crate::wire::frame::{Body, DecodeError};
-use scram::{Binding, ExpectFinal, ExpectFirst, ScramError, Verifier};
+use scram::{Binding, ExpectFinal, ExpectFirst, Proof, ScramError, Verifier};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
@@ -111,8 +111,8 @@ enum Expect {
 pub enum Reply {
     /// SASL data to send, and what is expected then.
     Continue(Exchange, Vec<u8>),
-    /// The proof holds; SCRAM has data to send before that is said.
-    Accepted(Option<Vec<u8>>),
+    /// The proof holds; SCRAM has data to send before that is said. What the client has shown may log in elsewhere.
+    Accepted(Option<Vec<u8>>, Option<Proof>),
 }
 
 impl Exchange {
@@ -160,12 +160,16 @@ impl Exchange {
         } = self;
         match expect {
             Expect::Password(stored) => {
-                let right = stored.is(&user, password(body)?);
-                accept(account, right, None)
+                let given = password(body)?;
+                let right = stored.is(&user, given);
+                let shown = std::str::from_utf8(given).ok().map(Proof::password);
+                accept(account, right, None, shown)
             }
             Expect::Md5(hash, salt) => {
                 let right = hash.answers(salt, password(body)?);
-                accept(account, right, None)
+                // Where the same hash is stored, it answers as the password does.
+                let shown = hash.secret();
+                accept(account, right, None, Some(Proof::password(&shown)))
             }
             Expect::ScramFirst(verifier, nonce, end_point) => {
                 let mut body = Body::new(body);
@@ -184,7 +188,9 @@ impl Exchange {
                 ))
             }
             Expect::ScramFinal(last) => match last.handle_final(body) {
-                Ok(data) => accept(account, true, Some(data)),
+                Ok((data, keys)) => {
+                    accept(account, true, Some(data), Some(Proof::Keys(Arc::new(keys))))
+                }
                 Err(ScramError::Proof) => Err(AuthError::Wrong),
                 Err(error) => Err(AuthError::Scram(error)),
             },
@@ -218,9 +224,14 @@ fn password(body: &[u8]) -> Result<&[u8], AuthError> {
     }
 }
 
-fn accept(account: Account, right: bool, data: Option<Vec<u8>>) -> Result<Reply, AuthError> {
+fn accept(
+    account: Account,
+    right: bool,
+    data: Option<Vec<u8>>,
+    shown: Option<Proof>,
+) -> Result<Reply, AuthError> {
     match (account, right) {
-        (Account::Known, true) => Ok(Reply::Accepted(data)),
+        (Account::Known, true) => Ok(Reply::Accepted(data, shown)),
         (Account::Known, false) | (Account::Mock, _) => Err(AuthError::Wrong),
     }
 }
@@ -312,7 +323,7 @@ mod tests {
             panic!("too early")
         };
         let (client, last) = client.handle_first(&data).unwrap();
-        let Reply::Accepted(Some(data)) = exchange.handle_message(&last)? else {
+        let Reply::Accepted(Some(data), _) = exchange.handle_message(&last)? else {
             panic!("no signature")
         };
         client.handle_final(&data).unwrap();

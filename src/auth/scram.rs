@@ -2,6 +2,10 @@
 //! ignored; the server binds the channel by `tls-server-end-point` (RFC 5929). Pure: nonces and salts are arguments.
 //! Keys are compared in constant time.
 
+mod client;
+
+pub use client::{ChannelBinding, Client, ClientFinal, Gs2, Keys, Proof};
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
@@ -54,6 +58,9 @@ pub enum ScramError {
     ServerSignature,
     #[error("the server ended the SCRAM exchange with an error")]
     ServerError,
+    /// Keys were learned with another salt or number of iterations than the server uses.
+    #[error("the server keeps another verifier for this role")]
+    OtherVerifier,
 }
 
 /// What a server keeps to verify a password (RFC 5803's stored form).
@@ -247,11 +254,11 @@ fn after_gs2_header<'t>(text: &'t str, binding: &Binding) -> Result<&'t str, Scr
 }
 
 impl ExpectFinal {
-    /// Reads client-final-message; gives server-final-message when the proof holds.
+    /// Reads client-final-message; gives server-final-message when the proof holds, and the keys that it has shown.
     ///
     /// # Errors
     /// [`ScramError::Proof`] when it does not; others when the message is malformed.
-    pub fn handle_final(self, message: &[u8]) -> Result<Vec<u8>, ScramError> {
+    pub fn handle_final(self, message: &[u8]) -> Result<(Vec<u8>, Keys), ScramError> {
         let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
         let (unproved, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
         let mut attributes = unproved.split(',');
@@ -277,109 +284,23 @@ impl ExpectFinal {
         if !bool::from(stored.ct_eq(&self.verifier.stored_key)) {
             return Err(ScramError::Proof);
         }
-        Ok(format!(
+        let reply = format!(
             "v={}",
             STANDARD.encode(mac(&self.verifier.server_key, &[&transcript]))
-        )
-        .into_bytes())
-    }
-}
-
-/// The client, waiting for server-first-message.
-pub struct Client {
-    password: Vec<u8>,
-    nonce: String,
-    /// client-first-message-bare.
-    bare: String,
-}
-
-/// The client, waiting for server-final-message.
-pub struct ClientFinal {
-    signature: Key,
-}
-
-impl Client {
-    /// Begins with random bytes of this exchange alone; gives client-first-message.
-    #[must_use]
-    pub fn begin(password: &str, nonce: [u8; 18]) -> (Self, Vec<u8>) {
-        Self::with_nonce(password, "", STANDARD.encode(nonce))
-    }
-
-    fn with_nonce(password: &str, user: &str, nonce: String) -> (Self, Vec<u8>) {
-        let bare = format!("n={user},r={nonce}");
-        let first = format!("n,,{bare}").into_bytes();
-        (
-            Self {
-                password: prepare(password.as_bytes()).into_owned(),
-                nonce,
-                bare,
-            },
-            first,
-        )
-    }
-
-    /// Reads server-first-message; gives client-final-message.
-    ///
-    /// # Errors
-    /// When the message is malformed, repeats our nonce alone, or asks for too much work.
-    pub fn handle_first(self, message: &[u8]) -> Result<(ClientFinal, Vec<u8>), ScramError> {
-        let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
-        if text.starts_with("m=") {
-            return Err(ScramError::Extension);
-        }
-        let mut attributes = text.split(',');
-        let mut attribute = |prefix| {
-            attributes
-                .next()
-                .and_then(|found| found.strip_prefix(prefix))
-                .ok_or(ScramError::Malformed)
+        );
+        let Verifier {
+            iterations,
+            salt,
+            server_key,
+            ..
+        } = &*self.verifier;
+        let keys = Keys {
+            salt: salt.clone(),
+            iterations: *iterations,
+            client_key,
+            server_key: *server_key,
         };
-        let (nonce, salt, iterations) = (attribute("r=")?, attribute("s=")?, attribute("i=")?);
-        if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
-            return Err(ScramError::Nonce);
-        }
-        let salt = STANDARD
-            .decode(salt)
-            .map_err(|_not_base64| ScramError::Malformed)?;
-        let iterations: u32 = iterations
-            .parse()
-            .map_err(|_not_a_number| ScramError::Malformed)?;
-        if !(1..=MOST_ITERATIONS).contains(&iterations) {
-            return Err(ScramError::Iterations);
-        }
-        let salted = salted_password(&self.password, &salt, iterations);
-        let client_key = mac(&salted, &[b"Client Key"]);
-        let unproved = format!("c=biws,r={nonce}");
-        let transcript = format!("{},{text},{unproved}", self.bare);
-        let stored: Key = Sha256::digest(client_key).into();
-        let proof = xor(client_key, mac(&stored, &[transcript.as_bytes()]));
-        let signature = mac(&mac(&salted, &[b"Server Key"]), &[transcript.as_bytes()]);
-        Ok((
-            ClientFinal { signature },
-            format!("{unproved},p={}", STANDARD.encode(proof)).into_bytes(),
-        ))
-    }
-}
-
-impl ClientFinal {
-    /// Reads server-final-message: the server must know the password too.
-    ///
-    /// # Errors
-    /// When it reports an error, is malformed, or is not signed with the password.
-    pub fn handle_final(self, message: &[u8]) -> Result<(), ScramError> {
-        if message.starts_with(b"e=") {
-            return Err(ScramError::ServerError);
-        }
-        let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
-        let signature = text
-            .strip_prefix("v=")
-            .and_then(|rest| rest.split(',').next())
-            .ok_or(ScramError::Malformed)?;
-        if bool::from(decode_key(signature)?.ct_eq(&self.signature)) {
-            Ok(())
-        } else {
-            Err(ScramError::ServerSignature)
-        }
+        Ok((reply.into_bytes(), keys))
     }
 }
 
@@ -473,15 +394,20 @@ mod tests {
         }
     }
 
+    fn client() -> (Client, Vec<u8>) {
+        let nonce = "rOprNGfwEbeRWgbNEkqO".to_owned();
+        Client::with_nonce(Proof::password(PASSWORD), Gs2::Cannot, "user", nonce)
+    }
+
     #[test]
     fn the_exchange_of_rfc_7677_is_reproduced_by_both_sides() {
-        let (client, first) = Client::with_nonce(PASSWORD, "user", "rOprNGfwEbeRWgbNEkqO".into());
+        let (client, first) = client();
         assert_eq!(first, FIRST.as_bytes());
         let (reply, server) = server().handle_first(&first).unwrap();
         assert_eq!(reply, SERVER_FIRST.as_bytes());
         let (client, last) = client.handle_first(&reply).unwrap();
         assert_eq!(last, FINAL.as_bytes());
-        let reply = server.handle_final(&last).unwrap();
+        let (reply, _) = server.handle_final(&last).unwrap();
         assert_eq!(reply, SERVER_FINAL.as_bytes());
         assert_eq!(client.handle_final(&reply), Ok(()));
     }
@@ -499,7 +425,7 @@ mod tests {
 
     /// A client that binds itself to this hash, and the server's answer to its proof.
     fn bound(header: &str, theirs: &[u8], ours: &[u8]) -> Result<Vec<u8>, ScramError> {
-        let (client, first) = Client::with_nonce(PASSWORD, "user", "rOprNGfwEbeRWgbNEkqO".into());
+        let (client, first) = client();
         let first = String::from_utf8(first).unwrap().replacen("n,,", header, 1);
         let (reply, server) =
             server_with(Binding::Used(ours.into())).handle_first(first.as_bytes())?;
@@ -518,7 +444,8 @@ mod tests {
         let transcript = format!("{bare},{},{unproved}", String::from_utf8(reply).unwrap());
         let stored: Key = Sha256::digest(client_key).into();
         let proof = STANDARD.encode(xor(client_key, mac(&stored, &[transcript.as_bytes()])));
-        server.handle_final(format!("{unproved},p={proof}").as_bytes())
+        let last = format!("{unproved},p={proof}");
+        server.handle_final(last.as_bytes()).map(|(reply, _)| reply)
     }
 
     #[test]
@@ -601,7 +528,6 @@ mod tests {
 
     #[test]
     fn a_server_that_does_not_know_the_password_is_found_out() {
-        let client = || Client::with_nonce(PASSWORD, "user", "rOprNGfwEbeRWgbNEkqO".into()).0;
         for (message, expected) in [
             (SERVER_FIRST.replace("rOpr", "rOpq"), ScramError::Nonce),
             (
@@ -624,7 +550,7 @@ mod tests {
             (format!("m=x,{SERVER_FIRST}"), ScramError::Extension),
         ] {
             assert_eq!(
-                client().handle_first(message.as_bytes()).map(|_| ()),
+                client().0.handle_first(message.as_bytes()).map(|_| ()),
                 Err(expected),
                 "{message}"
             );
@@ -638,13 +564,61 @@ mod tests {
             ("v=".into(), ScramError::Malformed),
             ("x".into(), ScramError::Malformed),
         ] {
-            let (last, _) = client().handle_first(SERVER_FIRST.as_bytes()).unwrap();
+            let (last, _) = client().0.handle_first(SERVER_FIRST.as_bytes()).unwrap();
             assert_eq!(
                 last.handle_final(message.as_bytes()),
                 Err(expected),
                 "{message}"
             );
         }
+    }
+
+    /// The exchange with a server that keeps this verifier.
+    fn exchange(proof: Proof, verifier: Verifier) -> Result<Keys, ScramError> {
+        let (client, first) = Client::with(proof, Gs2::Cannot, [3; 18]);
+        let server = ExpectFirst::new(Arc::new(verifier), [4; 18], Binding::NotOffered);
+        let (reply, server) = server.handle_first(&first)?;
+        let (client, last) = client.handle_first(&reply)?;
+        let (reply, keys) = server.handle_final(&last)?;
+        client.handle_final(&reply)?;
+        Ok(keys)
+    }
+
+    #[test]
+    fn keys_that_a_client_has_shown_log_in_where_the_same_verifier_is_kept_and_nowhere_else() {
+        let verifier = |password: &str, salt: &[u8], iterations| {
+            Verifier::of(password.as_bytes(), salt, iterations)
+        };
+        let keys = || {
+            let shown = exchange(Proof::password(PASSWORD), verifier(PASSWORD, b"salt", 4096));
+            Proof::Keys(Arc::new(shown.unwrap()))
+        };
+        assert!(exchange(keys(), verifier(PASSWORD, b"salt", 4096)).is_ok());
+        for (other, expected) in [
+            (
+                verifier(PASSWORD, b"pepper", 4096),
+                ScramError::OtherVerifier,
+            ),
+            (verifier(PASSWORD, b"salt", 4097), ScramError::OtherVerifier),
+            (verifier("another", b"salt", 4096), ScramError::Proof),
+        ] {
+            assert_eq!(exchange(keys(), other), Err(expected));
+        }
+        assert_eq!(format!("{:?}", keys()), "Proof(..)");
+    }
+
+    #[test]
+    fn a_server_that_only_saw_the_stored_key_is_found_out_by_keys_too() {
+        let verifier = Verifier::of(PASSWORD.as_bytes(), b"salt", 4096);
+        let shown = exchange(Proof::password(PASSWORD), verifier.clone()).unwrap();
+        let impostor = Verifier {
+            server_key: [0; 32],
+            ..verifier
+        };
+        assert_eq!(
+            exchange(Proof::Keys(Arc::new(shown)), impostor),
+            Err(ScramError::ServerSignature)
+        );
     }
 
     #[test]

@@ -91,9 +91,19 @@ pub enum Problem {
     NoVariable(String),
     #[error("user `{user}` has neither a password nor a verifier")]
     NoSecret { user: String },
+    #[error("user `{user}` would have to be looked up, and no database has an `auth_query`")]
+    NoAuthQuery { user: String },
+    #[error(
+        "user `\"*\"` is everybody whom `auth_query` finds: they enter by passthrough, and without the console"
+    )]
+    FoundUsers,
+    #[error("`auth_query` runs as `control`, which is not given")]
+    AuthQueryWithoutControl,
+    #[error("`auth_query` has no `$1`, so that it would find the same for everybody")]
+    AuthQueryWithoutName,
     #[error("this is no SCRAM-SHA-256 verifier")]
     NotAVerifier,
-    #[error("a verifier works with `auth = \"scram\"` only")]
+    #[error("a verifier works with `auth = \"scram\"` and passthrough only")]
     VerifierWithoutScram,
     #[error("no shard key can be of type `{0}`: equal values need not have equal bytes")]
     UnfitKeyType(String),
@@ -161,7 +171,17 @@ pub enum AddressProblem {
     SslMode,
     #[error("the file of sslrootcert cannot be read or holds no certificate in PEM form")]
     RootCert,
-    #[error("only sslmode, sslrootcert, host and port may follow the question mark")]
+    #[error("sslnegotiation must be postgres or direct")]
+    SslNegotiation,
+    #[error("channel_binding must be disable, prefer or require")]
+    ChannelBinding,
+    #[error("sslnegotiation=direct needs sslmode=require or verify-full, and no socket")]
+    DirectWithoutTls,
+    #[error("channel_binding=require needs sslmode=require or verify-full, and no socket")]
+    BindingWithoutTls,
+    #[error(
+        "only sslmode, sslrootcert, sslnegotiation, channel_binding, host and port may follow the question mark"
+    )]
     Parameter,
 }
 
@@ -192,6 +212,8 @@ impl Problem {
                 Some("bigint, text, uuid, date, timestamptz, numeric and bytea can be keys".to_owned())
             }
             Self::NotATable(_) => Some("write \"schema.table\" as PostgreSQL stores the names, unquoted".to_owned()),
+            Self::NoAuthQuery { .. } => Some("give its `verifier`, or the database `auth_query = true` and `control`".to_owned()),
+            Self::FoundUsers => Some("write `auth = \"passthrough\"`, and `backend_user` where backends are opened as one role".to_owned()),
             Self::NotAnObject(_) => Some("write \"schema.table.name\" as PostgreSQL stores the names, unquoted; `*` stands for every name".to_owned()),
             Self::NoDatabases => Some("name the databases that the user may enter, or leave `databases` out for every one".to_owned()),
             Self::Rule(problem) => problem.help(),

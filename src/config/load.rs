@@ -7,8 +7,9 @@ use super::{
     reader::{Node, Place, Reader},
     rules,
     settings::{
-        Address, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen, ListenGap,
-        LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+        Address, BackendProof, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen,
+        ListenGap, LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity,
+        TlsMode, User,
     },
 };
 use crate::clock::Duration;
@@ -79,7 +80,8 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
     let pool_node = reader.child(&file, "pool", Section::Pool);
     let pool = read_pool(&mut reader, &pool_node, None);
     let databases = database::read_all(&mut reader, &file, &pool);
-    let users = read_users(&mut reader, &file, &databases, &server.tls);
+    let mut users = read_users(&mut reader, &file, &databases, &server.tls);
+    let found_users = users.remove("*").unwrap_or_else(|| Arc::new(User::found()));
     let rules = rules::read::read(&mut reader, &file, &server_node);
     if server.tls.clients.is_none()
         && let Some(rules) = &rules
@@ -108,6 +110,7 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
         databases,
         wildcard,
         users,
+        found_users,
         rules,
     })
 }
@@ -492,6 +495,8 @@ fn read_users(
         }
         let pool = reader.child(&node, "pool", Section::UserPool);
         let (auth, secret) = read_auth(reader, &node, &name, &span);
+        let backend_proof = backend_proof(&node);
+        refuse_what_cannot_be_found(reader, (&name, &span, &node), &auth, databases);
         if auth == ClientAuth::Cert && tls.clients.is_none() {
             let user = name.clone();
             reader.fail(&node.place("auth"), Problem::NoAuthority { user });
@@ -512,6 +517,7 @@ fn read_users(
                 user: backend_user,
                 password: backend_password,
             },
+            backend_proof,
             databases: entered.into_iter().map(|(database, _)| database).collect(),
             console: reader
                 .text(&node, "console")
@@ -525,6 +531,42 @@ fn read_users(
         users.insert(name, Arc::new(user));
     }
     users
+}
+
+/// With passthrough what the client has shown opens its backends, unless it is said as whom else they are opened.
+fn backend_proof(node: &Node<'_>) -> BackendProof {
+    let passes = match node.get("auth") {
+        Some((_, value)) => value
+            .get_ref()
+            .as_str()
+            .is_some_and(|method| method.starts_with("passthrough")),
+        None => false,
+    };
+    if passes && !node.has("backend_user") {
+        BackendProof::Shown
+    } else {
+        BackendProof::Configured
+    }
+}
+
+/// Who is to be looked up enters a database that looks up; `"*"` is only for such, and has no console.
+fn refuse_what_cannot_be_found(
+    reader: &mut Reader,
+    (name, span, node): (&str, &Place, &Node<'_>),
+    auth: &ClientAuth,
+    databases: &BTreeMap<String, super::settings::Database>,
+) {
+    let found = matches!(auth, ClientAuth::Found | ClientAuth::FoundPassword);
+    if name == "*" && (!found || node.has("console")) {
+        reader.fail(span, Problem::FoundUsers);
+    } else if found
+        && !databases
+            .values()
+            .any(|database| database.auth_query.is_some())
+    {
+        let user = name.to_owned();
+        reader.fail(span, Problem::NoAuthQuery { user });
+    }
 }
 
 /// How the client proves who it is, and the password that servers may be told.
@@ -548,7 +590,7 @@ fn read_auth(
                 },
             );
         }
-        if method != "scram" {
+        if !["scram", "passthrough", "passthrough-password"].contains(&method.as_str()) {
             reader.fail(&verifier_place, Problem::VerifierWithoutScram);
         }
         if !is_verifier(&verifier.0) {
@@ -559,6 +601,23 @@ fn read_auth(
         "trust" => return (ClientAuth::Trust, secret),
         "cert" => return (ClientAuth::Cert, secret),
         _ => {}
+    }
+    if let "passthrough" | "passthrough-password" = method.as_str() {
+        let clear = method == "passthrough-password";
+        if let Some(first) = ["password", "password_file", "password_env"]
+            .into_iter()
+            .find(|key| node.has(key))
+        {
+            let second = "auth = \"passthrough\"";
+            reader.fail(&node.place(first), Problem::Exclusive { first, second });
+        }
+        let auth = match (verifier, clear) {
+            (Some(verifier), true) => ClientAuth::Password(verifier),
+            (Some(verifier), false) => ClientAuth::Scram(verifier),
+            (None, true) => ClientAuth::FoundPassword,
+            (None, false) => ClientAuth::Found,
+        };
+        return (auth, None);
     }
     let proof = verifier.or_else(|| secret.clone());
     let secret_failed = ["password", "password_file", "password_env"]

@@ -31,6 +31,8 @@ pub enum Section {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Text,
+    /// A text, or `true` for the one that is built in.
+    TextOrTrue,
     Texts,
     Integer {
         least: u64,
@@ -145,7 +147,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::File, "server", Kind::Table, "The process: where it listens, TLS, limits, logs."),
     opt(Section::File, "pool", Kind::Table, "How backends are pooled, unless a database or user says otherwise."),
     opt(Section::File, "databases", Kind::Tables, "The logical databases, by the name that clients give; `\"*\"` is every name not listed, a plain pooler to one server."),
-    opt(Section::File, "users", Kind::Tables, "Who may enter, by name."),
+    opt(Section::File, "users", Kind::Tables, "Who may enter, by name; `\"*\"` says how those enter whom only `auth_query` finds."),
     opt(Section::File, "rules", Kind::Tables, "Who may enter from where, and how it is proved: an array of tables, of which the first that fits decides; what fits none is refused. None: every user from everywhere, as its `auth` says."),
     opt(Section::Server, "listen", Kind::Texts, "Addresses for clients: `host:port` with a numeric host, or `unix:` and the path of a socket.")
         .or("[\"127.0.0.1:6432\"]").restart().server(|server| joined(server.listen.iter().map(show_listen))),
@@ -210,6 +212,8 @@ pub const OPTIONS: &[Opt] = &[
         .or("\"4MB\"").pool(|pool| show_bytes(pool.listen_queue)),
     opt(Section::Database, "catalog", Kind::Text, "The home shard: holds Shardway's own schema and what exists once per database; default: the first shard by name."),
     opt(Section::Database, "control", Kind::Table, "Shardway's own role on the servers, for the catalog, health and inspection; never the application's."),
+    opt(Section::Database, "auth_query", Kind::TextOrTrue, "Looks up on the home shard, as `control`, who is not listed in `users` or has `auth = \"passthrough\"`: a query of `$1`, the name, for one row of the name and its stored password. `true`: `pg_authid`, of roles that may log in and whose password has not expired."),
+    opt(Section::Database, "auth_query_cache", Kind::Duration, "How long what `auth_query` found is believed; a wrong password ends that at once.").or("\"10s\""),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
     opt(Section::Database, "unlisted_tables", Kind::Text, "Where tables live that nothing lists: a shard's name, or `error` to refuse them."),
     opt(Section::Database, "per_shard", Kind::Texts, "Triggers, unique constraints, indexes, policies, rules, foreign keys and columns with counting defaults that may act on each shard by itself, as `schema.table.name`, `*` for every name; statements that set off others of that kind are refused (SW125).").or("[]"),
@@ -220,7 +224,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Control, "password", Kind::Text, "Its password."),
     opt(Section::Control, "password_file", Kind::Text, "A file with its password; relative to the configuration file."),
     opt(Section::Control, "password_env", Kind::Text, "An environment variable with its password."),
-    opt(Section::Shard, "primary", Kind::Text, "`postgres://host:port/database`, with `?sslmode=disable`, `prefer`, `require` or `verify-full` and `&sslrootcert=FILE`; a socket as `postgres:///database?host=/directory&port=5432`."),
+    opt(Section::Shard, "primary", Kind::Text, "`postgres://host:port/database`, with `?sslmode=disable`, `prefer`, `require` or `verify-full`, `&sslrootcert=FILE`, `&sslnegotiation=direct` (TLS at once: PostgreSQL 17 and later) and `&channel_binding=disable`, `prefer` or `require`; a socket as `postgres:///database?host=/directory&port=5432`."),
     opt(Section::Shard, "replicas", Kind::Texts, "Addresses of its replicas, in the same form.").or("[]"),
     opt(Section::Group, "method", Kind::Choice(&["hash", "range", "list"]), "How key values are mapped to shards."),
     opt(Section::Group, "key_type", Kind::Choice(&["bigint", "text", "uuid", "date", "timestamptz", "numeric", "bytea"]), "The shard key's type. `smallint`, `integer` and `varchar` widen to `bigint` and `text`."),
@@ -235,7 +239,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Range, "shard", Kind::Text, "The shard that holds the range."),
     opt(Section::Tables, "reference", Kind::Texts, "Small tables that are whole and identical on every shard.").or("[]"),
     opt(Section::Tables, "single", Kind::Tables, "Tables that are whole on one shard: `\"schema.table\" = \"shard\"`."),
-    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust", "cert"]), "How the client proves who it is, where no `rules` decide; `cert`: by a certificate whose common name is the user's.").or("\"scram\""),
+    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust", "cert", "passthrough", "passthrough-password"]), "How the client proves who it is, where no `rules` decide; `cert`: by a certificate whose common name is the user's; `passthrough`: by SCRAM against `verifier`, or else what `auth_query` finds, and what it has shown opens its backends; `passthrough-password`: by its password in clear, over TLS only, which then opens backends whatever verifiers the servers keep.").or("\"scram\""),
     opt(Section::User, "password", Kind::Text, "The client's password, also sent to servers unless a backend password is given."),
     opt(Section::User, "password_file", Kind::Text, "A file with the password; relative to the configuration file."),
     opt(Section::User, "password_env", Kind::Text, "An environment variable with the password."),
@@ -377,6 +381,7 @@ impl Kind {
     pub(super) fn expected(self) -> &'static str {
         match self {
             Self::Text | Self::Choice(_) => "a string",
+            Self::TextOrTrue => "a string or `true`",
             Self::Texts => "an array of strings",
             Self::Integer { .. } => "an integer",
             Self::Duration => "a duration such as \"30s\"",
@@ -391,6 +396,7 @@ impl Kind {
     pub fn describe(self) -> String {
         match self {
             Self::Text => "string".to_owned(),
+            Self::TextOrTrue => "string or `true`".to_owned(),
             Self::Texts => "array of strings".to_owned(),
             Self::Integer { least, most } => format!("integer from {least} to {most}"),
             Self::Duration => "duration".to_owned(),

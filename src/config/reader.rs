@@ -346,7 +346,9 @@ impl<'d> Node<'d> {
 
 fn convert_scalar(key: &str, kind: Kind, value: &DeValue<'_>) -> Result<Value, Problem> {
     match (kind, value) {
-        (Kind::Text, DeValue::String(text)) => Ok(Value::Text(text.to_string())),
+        (Kind::Text | Kind::TextOrTrue, DeValue::String(text)) => Ok(Value::Text(text.to_string())),
+        // The text that is built in.
+        (Kind::TextOrTrue, DeValue::Boolean(true)) => Ok(Value::Text(String::new())),
         (Kind::Choice(choices), DeValue::String(text)) if choices.contains(&text.as_ref()) => {
             Ok(Value::Text(text.to_string()))
         }

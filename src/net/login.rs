@@ -7,6 +7,7 @@
 mod context;
 mod entrance;
 mod failures;
+mod lookup;
 mod prove;
 mod read;
 mod way;
@@ -16,11 +17,13 @@ pub use entrance::{Entrance, Place};
 
 use super::transport::Transport;
 use crate::{
+    auth::scram::Proof,
     clock::Duration,
     config::settings::User,
     protocol::client_startup::{self, Channel, Entry, ExpectPacket, Refusal, Step, TlsOffer},
     wire::startup::{Replication, Setting},
 };
+use prove::Entered;
 use read::{Received, read_packet};
 use std::{
     io,
@@ -60,6 +63,8 @@ pub struct Session {
     pub user: Arc<User>,
     /// A configured database, one of the wildcard, or the console.
     pub database: String,
+    /// What opens the user's backends, where that is what the client has shown.
+    pub shown: Option<Proof>,
     /// `None`: an ordinary connection.
     pub replication: Option<Replication>,
     /// Settings in the order of their effect, later ones win.
@@ -116,7 +121,11 @@ async fn attempt(transport: Transport, context: &LoginContext) -> Result<Login, 
     };
     let entered = before(deadline, prove::enter(&mut transport, &entry, context)).await;
     match entered.unwrap_or(Err(LoginError::Refused(Refusal::Timeout))) {
-        Ok(Received::Whole((user, database))) => {
+        Ok(Received::Whole(Entered {
+            user,
+            database,
+            shown,
+        })) => {
             let Entry {
                 minor,
                 settings,
@@ -127,6 +136,7 @@ async fn attempt(transport: Transport, context: &LoginContext) -> Result<Login, 
                 transport,
                 user,
                 database,
+                shown,
                 replication,
                 parameters: settings,
                 minor,

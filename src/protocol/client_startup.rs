@@ -125,6 +125,9 @@ pub enum Refusal {
     Forbidden { database: Vec<u8> },
     #[error("the login took too long")]
     Timeout,
+    /// The server that knows the users could not be asked.
+    #[error("the user could not be looked up")]
+    Lookup,
     #[error("newer logins took its place")]
     Evicted,
     #[error("no rule fits")]
@@ -364,15 +367,15 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
             "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
         ),
         Refusal::Forbidden { .. } => Some("User does not have CONNECT privilege."),
-        Refusal::WhichDatabase => {
-            Some("The server of which database's shard is meant is not known.")
-        }
         Refusal::Authentication(AuthError::Scram(ScramError::Downgrade)) => Some(
             "The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.",
         ),
         Refusal::Authentication(AuthError::Scram(ScramError::BindingMechanism)) => Some(
             "The SCRAM message has channel binding data where the selected mechanism has none, or none where it needs them.",
         ),
+        Refusal::WhichDatabase => {
+            Some("The server of which database's shard is meant is not known.")
+        }
         Refusal::Startup(_)
         | Refusal::Options(_)
         | Refusal::Alpn
@@ -384,6 +387,7 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
         | Refusal::Frame(_)
         | Refusal::NoDatabase { .. }
         | Refusal::Timeout
+        | Refusal::Lookup
         | Refusal::Evicted
         | Refusal::Throttled { .. }
         | Refusal::NoRule(_)
@@ -447,6 +451,7 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         Refusal::NoDatabase { .. } | Refusal::WhichDatabase => "3D000",
         Refusal::Forbidden { .. } => "42501",
         Refusal::Timeout => "57014",
+        Refusal::Lookup => "08006",
         // Never told.
         Refusal::Evicted => "53300",
     }
@@ -460,9 +465,7 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Startup(error @ StartupError::Version { .. }) => {
             format!("{error}: server supports 3.0 to 3.{NEWEST_MINOR}")
         }
-        Refusal::Startup(error @ (StartupError::Length(_) | StartupError::Cancel)) => {
-            error.to_string()
-        }
+        Refusal::Startup(error) => error.to_string(),
         Refusal::Options(error @ OptionsError::Argument(word)) => {
             format!("{error}: {}", shown(word))
         }
@@ -498,6 +501,7 @@ fn message(refusal: &Refusal) -> String {
             format!("permission denied for database \"{}\"", shown(database))
         }
         Refusal::Timeout => "canceling authentication due to timeout".into(),
+        Refusal::Lookup => "cannot look up users now".into(),
         Refusal::Evicted => refusal.to_string(),
         Refusal::NoRule(asked) => no_rule(asked),
         Refusal::Rejected(asked) => rejected(asked),
@@ -574,7 +578,8 @@ fn scram_message(error: ScramError) -> String {
         | ScramError::Proof
         | ScramError::Iterations
         | ScramError::ServerSignature
-        | ScramError::ServerError => error.to_string(),
+        | ScramError::ServerError
+        | ScramError::OtherVerifier => error.to_string(),
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
     session::{Note, Session},
 };
 use crate::{
+    config::settings::{BackendProof, User},
     plan::{Context, Override, Plan, StatementPlan, Target, Values, explain::Description},
     protocol::{
         parameters::{Applied, Value, is_list_of_names, list, set_local, set_to},
@@ -568,6 +569,7 @@ impl Session {
         let generation = self.shared.generation();
         if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
             self.generation = generation;
+            self.take_over_password();
             if let Some(database) = self.shared.database(&self.asked)
                 && !Arc::ptr_eq(&database, &self.database)
             {
@@ -586,6 +588,23 @@ impl Session {
             }
         }
         self.take_over_settings();
+    }
+
+    /// A reload may have given another password for the same role: backends are opened with it from now on.
+    fn take_over_password(&mut self) {
+        let settings = self.shared.settings.load();
+        let Some(listed) = settings.users.get(&self.user.name) else {
+            return;
+        };
+        let configured = |user: &User| user.backend_proof == BackendProof::Configured;
+        let (old, new) = (&self.user.backend, &listed.backend);
+        if configured(&self.user) && configured(listed) && old.user == new.user && old != new {
+            self.user = Arc::new(User {
+                backend: new.clone(),
+                ..(*self.user).clone()
+            });
+            self.pools.clear();
+        }
     }
 
     /// What follows is planned by the settings that are in force now.

@@ -7,6 +7,7 @@ mod counting;
 pub mod database;
 mod ending;
 mod extended;
+pub mod keyring;
 mod link;
 mod listening;
 mod local;
@@ -47,6 +48,7 @@ pub struct Shared {
     pub clock: Clock,
     pub runtime: Handle,
     pub tls: Arc<crate::net::tls::ClientTls>,
+    pub keyring: Arc<keyring::Keyring>,
     /// Seeds the identities of prepared statements.
     pub seed: u64,
     /// What the console database serves; set once, before the first client.

@@ -484,6 +484,20 @@ pub const CODES: &[Code] = &[
         what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
     },
     Code {
+        code: "SW211",
+        sqlstate: "08006",
+        title: "Server refused the login",
+        meaning: "A server did not take the password, or does not let the role in. It is tried again after a pause that grows to two seconds; meanwhile clients are told at once.",
+        what_to_do: "Check the user's backend_user and backend_password, or the role on the server. A reload takes a changed password over for sessions that are open too.",
+    },
+    Code {
+        code: "SW212",
+        sqlstate: "08006",
+        title: "Passthrough does not open the server",
+        meaning: "What the client has shown does not open this shard: the shard keeps another SCRAM verifier for the role, asks for another kind of proof, or no client has shown anything yet.",
+        what_to_do: "Give the role the same verifier on every shard (ALTER ROLE … PASSWORD 'SCRAM-SHA-256$…' with the home shard's rolpassword), or use auth = \"passthrough-password\".",
+    },
+    Code {
         code: "SW209",
         sqlstate: "55000",
         title: "Another session's number",

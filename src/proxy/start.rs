@@ -8,8 +8,9 @@ use super::{
     session::{Defaults, End, Phase, Rest, Session, told},
 };
 use crate::{
+    auth::scram::Proof,
     catalog::shard::ShardId,
-    config::settings::User,
+    config::settings::{BackendProof, User},
     entropy,
     metrics::sessions::{CancelKeyLength, NewSession, Peer, Transport as Encryption},
     net::{
@@ -140,6 +141,10 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
         super::console::serve(client, &entered.user, &shared, &info).await;
         return None;
     }
+    if let Err(notice) = keep_shown(&entered.user, &entered.database, entered.shown, &shared) {
+        farewell(client, &notice).await;
+        return None;
+    }
     if let Some(kind) = entered.replication {
         let asked = super::replication::Asked {
             kind,
@@ -159,9 +164,8 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
     ) {
         Ok(session) => session,
         Err(refused) => {
-            let (mut client, notice) = *refused;
-            notice.put(client.out());
-            drop(client.flush().await);
+            let (client, notice) = *refused;
+            farewell(client, &notice).await;
             return None;
         }
     };
@@ -173,6 +177,34 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
             None
         }
     }
+}
+
+/// Whether it arrives changes nothing: the session is over.
+async fn farewell(mut client: Stream, notice: &Notice) {
+    notice.put(client.out());
+    drop(client.flush().await);
+}
+
+/// Keeps what the client has shown, to open backends with it.
+///
+/// # Errors
+/// When that is what opens them and the client was let in without a proof: whoever shows nothing uses nothing that
+/// another has shown.
+fn keep_shown(
+    user: &User,
+    database: &str,
+    shown: Option<Proof>,
+    shared: &Shared,
+) -> Result<(), Notice> {
+    if user.backend_proof == BackendProof::Configured {
+        return Ok(());
+    }
+    let shown = shown.ok_or_else(reply::nothing_shown)?;
+    if let Some(database) = shared.database(database) {
+        let name = &database.settings.name;
+        shared.keyring.put(name, &user.name, shown);
+    }
+    Ok(())
 }
 
 impl Session {

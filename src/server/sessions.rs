@@ -59,14 +59,17 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         foundation.clock,
         Arc::clone(&foundation.metrics),
     );
-    let logins = login_context(&settings, &entrance).map_err(|error| fault(&error))?;
     let tls = Arc::new(ClientTls::new().map_err(|error| fault(&error))?);
+    let logins = login_context(&settings, &entrance)
+        .map_err(|error| fault(&error))?
+        .with_lookups(&settings, &tls, foundation.clock);
     let tasks = Tasks::new(foundation.runtime.clone());
     let parts = Parts {
         metrics: Arc::clone(&foundation.metrics),
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),
         tls: Arc::clone(&tls),
+        keyring: Arc::default(),
         spawner: spawner(&tasks),
     };
     let seed = start::secret_seed();
@@ -82,6 +85,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),
         tls,
+        keyring: parts.keyring,
         seed,
         console: OnceLock::new(),
     };
@@ -123,13 +127,18 @@ impl Service for Sessions {
     }
 
     fn apply(&self, settings: Arc<Settings>) -> Result<(), String> {
-        let logins = login_context(&settings, &self.entrance)?;
         let shared = &self.shared;
+        let logins = login_context(&settings, &self.entrance)?.with_lookups(
+            &settings,
+            &shared.tls,
+            shared.clock,
+        );
         let parts = Parts {
             metrics: Arc::clone(&shared.metrics),
             clock: shared.clock,
             runtime: shared.runtime.clone(),
             tls: Arc::clone(&shared.tls),
+            keyring: Arc::clone(&shared.keyring),
             spawner: spawner(&self.tasks),
         };
         let old = shared.databases.load_full();
@@ -148,7 +157,11 @@ impl Service for Sessions {
         // After the stores: a session that sees the new number finds the new databases.
         shared.generation.fetch_add(1, Ordering::Release);
         for pool in replaced.iter().flat_map(|database| database.pools()) {
-            pool.pool.close_idle();
+            pool.pool.retire();
+        }
+        let settings = shared.settings.load();
+        for database in shared.databases.load().values() {
+            database.retire_pools(&settings);
         }
         for database in &replaced {
             database.retire_listeners();

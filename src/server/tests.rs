@@ -104,6 +104,7 @@ fn settings(max_clients: usize) -> Settings {
         wildcard: None,
         rules: None,
         users: BTreeMap::new(),
+        found_users: Arc::new(crate::config::settings::User::found()),
     }
 }
 

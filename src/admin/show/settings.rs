@@ -290,6 +290,8 @@ fn auth_word(auth: &ClientAuth) -> &'static str {
         ClientAuth::Password(_) => "password",
         ClientAuth::Md5(_) => "md5",
         ClientAuth::Scram(_) => "scram-sha-256",
+        ClientAuth::Found => "passthrough",
+        ClientAuth::FoundPassword => "passthrough-password",
         ClientAuth::Cert => "cert",
     }
 }

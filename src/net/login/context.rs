@@ -1,10 +1,13 @@
 //! What a login is decided by: users, databases, TLS as the settings have them. One for each version of the settings.
 
-use super::super::{tls::ServerTls, transport::Transport};
-use super::{CONSOLE, Entrance, failures::Limits, way::secret};
+use super::super::{
+    tls::{ClientTls, ServerTls},
+    transport::Transport,
+};
+use super::{CONSOLE, Entrance, failures::Limits, lookup::Lookups, way::secret};
 use crate::{
     auth::{Stored, scram::Verifier},
-    clock::Duration,
+    clock::{Clock, Duration},
     config::{
         rules::Rules,
         settings::{ClientAuth, Settings, TlsMode, User},
@@ -21,6 +24,8 @@ use std::{
 /// What logins need to know: one for each version of the settings.
 pub struct LoginContext {
     pub(super) users: BTreeMap<String, Arc<User>>,
+    pub(super) found_users: Arc<User>,
+    pub(super) lookups: Lookups,
     pub(super) databases: BTreeSet<String>,
     pub(super) others: Others,
     pub(super) rules: Option<Arc<Rules>>,
@@ -58,6 +63,8 @@ impl LoginContext {
         let server = &settings.server;
         Self {
             users: settings.users.clone(),
+            found_users: Arc::clone(&settings.found_users),
+            lookups: Lookups::default(),
             databases: settings.databases.keys().cloned().collect(),
             others,
             rules: settings.rules.clone(),
@@ -71,6 +78,15 @@ impl LoginContext {
             },
             verifiers: verifiers(&settings.users, &entrance),
             entrance,
+        }
+    }
+
+    /// Looks users up where the settings say so.
+    #[must_use]
+    pub fn with_lookups(self, settings: &Settings, tls: &Arc<ClientTls>, clock: Clock) -> Self {
+        Self {
+            lookups: Lookups::new(settings, tls, clock),
+            ..self
         }
     }
 

@@ -7,12 +7,13 @@ mod rules;
 use super::{
     context::{Others, verifiers},
     failures::Limits,
+    lookup::Lookups,
     *,
 };
 use crate::{
     auth::scram::{self, Verifier},
     clock::Clock,
-    config::settings::{ClientAuth, ConsoleRole, Listen, Secret, TlsMode},
+    config::settings::{BackendProof, ClientAuth, ConsoleRole, Listen, Secret, TlsMode},
     metrics::Metrics,
     net::{
         listen::{Listener, PortSharing},
@@ -50,6 +51,7 @@ fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
         name: name.into(),
         auth,
         backend: credentials(name, None),
+        backend_proof: BackendProof::Configured,
         databases: if name == "limited" {
             vec!["other".into()]
         } else {
@@ -65,6 +67,8 @@ fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
     let entrance = Entrance::new([5; 32], Clock, Metrics::new());
     LoginContext {
         verifiers: verifiers(&users, &entrance),
+        found_users: Arc::clone(&users["trusted"]),
+        lookups: Lookups::default(),
         users,
         databases: ["app", "other"].map(str::to_owned).into(),
         others: Others::Unknown,

@@ -81,6 +81,9 @@ impl LoginContext {
                 Some(ClientAuth::Md5(_)) => Method::Md5,
                 Some(ClientAuth::Scram(_)) => Method::Scram,
                 Some(ClientAuth::Cert) => Method::Cert,
+                // Found users come here with what was found; who was not is asked in vain.
+                Some(ClientAuth::Found) => Method::Scram,
+                Some(ClientAuth::FoundPassword) => Method::Password,
             },
             Way::By(rule) => rule.method,
         };
@@ -203,7 +206,9 @@ pub(super) fn secret(auth: &ClientAuth) -> Option<&Secret> {
         ClientAuth::Password(secret) | ClientAuth::Md5(secret) | ClientAuth::Scram(secret) => {
             Some(secret)
         }
-        ClientAuth::Trust | ClientAuth::Cert => None,
+        ClientAuth::Trust | ClientAuth::Cert | ClientAuth::Found | ClientAuth::FoundPassword => {
+            None
+        }
     }
 }
 
