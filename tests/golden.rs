@@ -6,6 +6,7 @@
 
 use shardway::{
     catalog::{
+        code::{Code, Piece, PieceKind},
         effects::{Effects, Fired, Hazard, HazardKind},
         group::{Group, GroupId, Map, RangeEntry},
         hash::HashFunction,
@@ -311,6 +312,10 @@ fn shop() -> Snapshot {
         home: ShardId(2),
         groups,
         tables: tables.collect(),
+        code: Code::learned(&[
+            function("order_total", "SELECT sum(price) FROM order_items"),
+            function("set_tenant", "SELECT set_config('app.tenant', $1, false)"),
+        ]),
         ..Snapshot::new("app", SHARDS.map(str::to_owned).to_vec())
     }
 }
@@ -482,6 +487,14 @@ fn what_nothing_lists_hides_what_is_listed_behind_it() {
     );
 }
 
+fn function(name: &str, text: &str) -> Piece {
+    Piece {
+        kind: PieceKind::Function,
+        name: name.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
 /// A database of one shard refuses nothing; only what its session must know is told.
 #[test]
 fn one_shard_refuses_nothing() {
@@ -495,7 +508,7 @@ fn one_shard_refuses_nothing() {
     for (sql, effect) in [
         ("SELECT * FROM anything", Effect::None),
         ("CREATE TABLE x (id int)", Effect::None),
-        ("SELEC 1", Effect::None),
+        ("SELEC 1", Effect::Opaque),
         ("BEGIN", Effect::Begin),
         ("DO $$ BEGIN END $$", Effect::Opaque),
         ("PREPARE a AS SELECT 1", Effect::Prepare("a".to_owned())),

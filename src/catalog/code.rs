@@ -92,6 +92,12 @@ impl Code {
         }
     }
 
+    /// Whether the function has been looked at and may leave something in the session.
+    #[must_use]
+    pub fn is_known_to_leave(&self, name: &str) -> bool {
+        matches!(self, Self::Known { leaving, .. } if leaving.contains(name))
+    }
+
     /// Whether a statement with this text reads or writes a relation, or calls a function, that may leave something.
     #[must_use]
     pub fn is_named_in(&self, text: &str) -> bool {

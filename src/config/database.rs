@@ -5,7 +5,7 @@ use super::{
     load::{read_address, read_pool, read_secret},
     options::Section,
     reader::{Node, Place, Reader},
-    settings::{Credentials, Database, Pool, Shard},
+    settings::{AuthQuery, Credentials, Database, Pool, Shard},
 };
 use crate::catalog::{
     group::{Group, GroupId, Map, MapError, RangeEntry},
@@ -100,13 +100,49 @@ fn read_database(
     };
     let pool_node = reader.child(node, "pool", Section::Pool);
     let control_node = reader.child(node, "control", Section::Control);
+    let control = read_control(reader, &control_node);
+    let auth_query = read_auth_query(reader, node, control.as_ref());
     Database {
         name: name.to_owned(),
         snapshot: Arc::new(snapshot),
         shards,
         pool: read_pool(reader, &pool_node, Some(pool)),
-        control: read_control(reader, &control_node),
+        control,
+        auth_query,
     }
+}
+
+/// Roles that may log in now, as PostgreSQL itself judges it. Whatever stands in the way of a search path, these are
+/// PostgreSQL's own tables, functions and operators.
+const AUTH_QUERY: &str = "SELECT a.rolname::pg_catalog.text, a.rolpassword FROM pg_catalog.pg_authid a \
+    WHERE a.rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name AND a.rolcanlogin \
+    AND (a.rolvaliduntil IS NULL OR a.rolvaliduntil OPERATOR(pg_catalog.>) pg_catalog.now())";
+
+fn read_auth_query(
+    reader: &mut Reader,
+    node: &Node<'_>,
+    control: Option<&Credentials>,
+) -> Option<AuthQuery> {
+    let cache = reader
+        .duration(node, "auth_query_cache")
+        .unwrap_or_default();
+    let sql = reader.text(node, "auth_query")?;
+    let Some(control) = control else {
+        reader.fail(&node.place("auth_query"), Problem::AuthQueryWithoutControl);
+        return None;
+    };
+    if !sql.is_empty() && !sql.contains("$1") {
+        reader.fail(&node.place("auth_query"), Problem::AuthQueryWithoutName);
+    }
+    Some(AuthQuery {
+        sql: if sql.is_empty() {
+            AUTH_QUERY.to_owned()
+        } else {
+            sql
+        },
+        cache,
+        control: control.clone(),
+    })
 }
 
 /// The shards in the order of their names.

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     catalog::snapshot::{Snapshot, TableName},
     clock::Duration,
-    config::settings::{Address, Credentials, Database, Settings},
+    config::settings::{Address, BackendProof, Credentials, Database, Settings},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,7 +86,7 @@ pub fn credentials_for<'s>(
         settings
             .users
             .values()
-            .find(|user| enters(&user.databases))
+            .find(|user| enters(&user.databases) && user.backend_proof == BackendProof::Configured)
             .map(|user| &user.backend)
     };
     database.control.as_ref().or_else(user)

@@ -7,7 +7,7 @@
 use crate::{
     clock::{Duration, Instant, SystemTime},
     entropy,
-    wire::startup::Replication,
+    wire::{cancel_key, startup::Replication},
 };
 use smallvec::SmallVec;
 use std::{
@@ -27,6 +27,8 @@ use tokio::sync::Notify;
 pub struct Sessions {
     /// What every session is asked, those that come later included.
     wanted: AtomicU8,
+    /// The proxy's own number among its peers; 0: none.
+    proxy: AtomicU8,
     by_pid: RwLock<HashMap<u32, Arc<SessionInfo>, foldhash::fast::RandomState>>,
 }
 
@@ -128,14 +130,26 @@ pub struct Registered {
 }
 
 impl Sessions {
+    /// Numbers sessions as those of this proxy from now on.
+    pub fn set_proxy(&self, number: Option<u8>) {
+        self.proxy.store(number.unwrap_or(0), Relaxed);
+    }
+
+    /// The proxy's own number among its peers.
+    #[must_use]
+    pub fn proxy(&self) -> Option<u8> {
+        Some(self.proxy.load(Relaxed)).filter(|number| *number != 0)
+    }
+
     /// Enters a session with a fresh number and key.
     #[must_use]
     pub fn register(self: &Arc<Self>, new: NewSession) -> Registered {
         let mut by_pid = self.by_pid.write().unwrap_or_else(PoisonError::into_inner);
         let pid = loop {
-            // PostgreSQL's pids are positive as int4; some drivers print them so.
-            let pid = u32::from_be_bytes(entropy::bytes::<4>()) & 0x7fff_ffff;
-            if pid != 0 && !by_pid.contains_key(&pid) {
+            // Above every pid of a server, so that a notification of a backend is never taken for a session's own.
+            let random = u32::from_be_bytes(entropy::bytes::<4>());
+            let pid = cancel_key::number(self.proxy(), random);
+            if pid > LARGEST_PROCESS && !by_pid.contains_key(&pid) {
                 break pid;
             }
         };
@@ -593,6 +607,9 @@ impl BackendInfo {
         self.prepared.load(Relaxed)
     }
 }
+
+/// Linux numbers no process higher (`PID_MAX_LIMIT`).
+const LARGEST_PROCESS: u32 = 1 << 22;
 
 #[cfg(test)]
 mod tests {

@@ -5,18 +5,25 @@
 //! After AuthenticationOk the session speaks: ParameterStatus, BackendKeyData, ReadyForQuery, or an error.
 
 mod context;
+mod entrance;
+mod failures;
+mod lookup;
 mod prove;
 mod read;
+mod way;
 
 pub use context::LoginContext;
+pub use entrance::{Entrance, Place};
 
 use super::transport::Transport;
 use crate::{
+    auth::scram::Proof,
     clock::Duration,
     config::settings::User,
     protocol::client_startup::{self, Channel, Entry, ExpectPacket, Refusal, Step, TlsOffer},
     wire::startup::{Replication, Setting},
 };
+use prove::Entered;
 use read::{Received, read_packet};
 use std::{
     io,
@@ -56,6 +63,8 @@ pub struct Session {
     pub user: Arc<User>,
     /// A configured database, one of the wildcard, or the console.
     pub database: String,
+    /// What opens the user's backends, where that is what the client has shown.
+    pub shown: Option<Proof>,
     /// `None`: an ordinary connection.
     pub replication: Option<Replication>,
     /// Settings in the order of their effect, later ones win.
@@ -82,11 +91,23 @@ enum Opened {
     Over(Login),
 }
 
-/// Logs a client in, within the settings' `login_timeout`.
+/// Logs a client in, within the settings' `login_timeout` and as long as it has its place.
 ///
 /// # Errors
 /// [`LoginError`]: the connection is closed.
-pub async fn login(transport: Transport, context: &LoginContext) -> Result<Login, LoginError> {
+pub async fn login(
+    transport: Transport,
+    mut place: Place,
+    context: &LoginContext,
+) -> Result<Login, LoginError> {
+    tokio::select! {
+        biased;
+        done = attempt(transport, context) => done,
+        () = place.lost() => Err(LoginError::Refused(Refusal::Evicted)),
+    }
+}
+
+async fn attempt(transport: Transport, context: &LoginContext) -> Result<Login, LoginError> {
     let mut deadline = pin!(sleep(context.timeout));
     // PostgreSQL says nothing either to who does not send a startup packet in time.
     let opened = match before(deadline.as_mut(), open(transport, context)).await {
@@ -100,7 +121,11 @@ pub async fn login(transport: Transport, context: &LoginContext) -> Result<Login
     };
     let entered = before(deadline, prove::enter(&mut transport, &entry, context)).await;
     match entered.unwrap_or(Err(LoginError::Refused(Refusal::Timeout))) {
-        Ok(Received::Whole((user, database))) => {
+        Ok(Received::Whole(Entered {
+            user,
+            database,
+            shown,
+        })) => {
             let Entry {
                 minor,
                 settings,
@@ -111,6 +136,7 @@ pub async fn login(transport: Transport, context: &LoginContext) -> Result<Login
                 transport,
                 user,
                 database,
+                shown,
                 replication,
                 parameters: settings,
                 minor,

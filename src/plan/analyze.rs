@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     catalog::{code::Code, group::GroupId, shard::ShardId, snapshot::Snapshot},
+    protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
         functions::{Class, Keeps, classify, is_immutable},
@@ -262,7 +263,12 @@ fn whole(
     let statement = StatementPlan {
         start: 0,
         end,
-        effect: Effect::Opaque,
+        // On several shards it is judged, not run.
+        effect: if snapshot.is_single() {
+            Effect::Opaque
+        } else {
+            Effect::None
+        },
         access: Access::Write,
         target,
         gather: None,
@@ -293,8 +299,29 @@ struct Calls {
     one_shard: Option<String>,
     runs_sql: Option<String>,
     unknown: Option<String>,
+    channels: Channels,
     /// May leave something in the session.
     leaves: Option<String>,
+    sequence: Option<Draw>,
+}
+
+/// What is asked of a sequence by its function.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draw {
+    Next,
+    /// What the session drew last.
+    Last,
+}
+
+/// What functions have to do with LISTEN and NOTIFY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Channels {
+    /// Nothing, or others matter as well.
+    Apart,
+    /// `pg_listening_channels` is among them.
+    Asked,
+    /// `pg_notify` is the only one that is more than its result.
+    Notified,
 }
 
 impl Calls {
@@ -306,10 +333,16 @@ impl Calls {
             one_shard,
             runs_sql,
             unknown,
+            channels,
             leaves,
+            sequence,
         } = self;
         let named = [one_shard, runs_sql, unknown, leaves];
-        home.is_none() && !large_objects && named.iter().all(|name| name.is_none())
+        home.is_none()
+            && !large_objects
+            && *channels == Channels::Apart
+            && sequence.is_none()
+            && named.iter().all(|name| name.is_none())
     }
 }
 
@@ -407,9 +440,9 @@ impl Planner<'_> {
             // Runs where its PREPARE ran: the session kept that backend.
             Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
             Kind::Cursor => (Effect::Cursor, read, any()),
-            Kind::Listen => (Effect::Pins(PinReason::Listen), read, home()),
-            Kind::Unlisten => (Effect::None, read, any()),
-            Kind::Notify => (Effect::None, write, home()),
+            Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
+            Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
+            Kind::Notify => (Effect::Notify, write, home()),
             Kind::Load => (Effect::Pins(PinReason::Load), read, any()),
             Kind::Call(command) => {
                 let name = self
@@ -473,6 +506,8 @@ impl Planner<'_> {
 
     fn set(&self, set: &Set) -> (Effect, Access, Target) {
         let effect = match set {
+            // It begins a sequence of numbers, which goes on where it was begun.
+            Set::Value { name, .. } if name == "seed" => Effect::Pins(PinReason::Setting),
             Set::Value { name, value, local } => Effect::Set {
                 name: name.clone(),
                 value: value.clone(),
@@ -677,8 +712,12 @@ impl Planner<'_> {
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
+            _ if calls.sequence == Some(Draw::Last) => Effect::Pins(PinReason::Sequence),
             _ if calls.leaves.is_some() || self.names_code() => Effect::Pins(PinReason::Code),
+            _ if calls.channels == Channels::Asked => Effect::Channels,
             _ if calls.unknown.is_some() => Effect::Opaque,
+            _ if calls.sequence == Some(Draw::Next) => Effect::Draws,
+            _ if calls.channels == Channels::Notified => Effect::Notify,
             _ => Effect::None,
         }
     }
@@ -742,8 +781,11 @@ impl Planner<'_> {
             one_shard: None,
             runs_sql: None,
             unknown: None,
+            channels: Channels::Apart,
             leaves: None,
+            sequence: None,
         };
+        let (mut asks, mut notifies, mut others) = (false, false, false);
         let shadowed = self
             .context
             .search_path
@@ -755,9 +797,16 @@ impl Planner<'_> {
             let class = match function.schema.as_deref() {
                 Some("pg_catalog") => classify(&function.name),
                 None if !shadowed => classify(&function.name),
+                Some("information_schema") if SCHEMA_VIEWS.contains(&function.name.as_str()) => {
+                    Class::Plain
+                }
                 _ => Class::Unknown,
             };
             let name = || Some(function.name.clone());
+            let notify = class != Class::Unknown && function.name == "pg_notify";
+            notifies |= notify;
+            others |= !notify && class != Class::Plain;
+            asks |= class != Class::Unknown && function.name == "pg_listening_channels";
             match class {
                 Class::Plain | Class::Setting => {}
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
@@ -768,9 +817,27 @@ impl Planner<'_> {
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
             }
             let builtin = function.schema.is_none() && classify(&function.name) != Class::Unknown;
+            match function.name.as_str() {
+                _ if class != Class::OneShard => {}
+                "currval" | "lastval" => calls.sequence = Some(Draw::Last),
+                "nextval" => calls.sequence = calls.sequence.or(Some(Draw::Next)),
+                _ => {}
+            }
+            let seeds = matches!(
+                function.name.as_str(),
+                "setseed" | "pg_replication_origin_session_setup"
+            );
+            if seeds && class != Class::Unknown {
+                calls.leaves = calls.leaves.or_else(name);
+            }
             if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
                 calls.leaves = calls.leaves.or_else(name);
             }
+        }
+        if asks {
+            calls.channels = Channels::Asked;
+        } else if notifies && !others {
+            calls.channels = Channels::Notified;
         }
         calls
     }
@@ -806,7 +873,11 @@ impl Planner<'_> {
         {
             analysis.refuse(Unroutable::Function { name: name.clone() });
         }
-        if let (Some(name), Code::Known { .. }) = (calls.leaves.clone(), &self.snapshot.code) {
+        if let Some(name) = calls
+            .leaves
+            .clone()
+            .filter(|name| self.snapshot.code.is_known_to_leave(&name.to_lowercase()))
+        {
             analysis.refuse(Unroutable::Function { name });
         }
         if self.statement.settings != SettingCalls::None {
@@ -945,23 +1016,32 @@ impl Planner<'_> {
     }
 }
 
+/// Functions that the views of `information_schema` are made of, which drivers call too; none reads or changes anything.
+const SCHEMA_VIEWS: [&str; 10] = [
+    "_pg_char_max_length",
+    "_pg_char_octet_length",
+    "_pg_datetime_precision",
+    "_pg_expandarray",
+    "_pg_interval_type",
+    "_pg_numeric_precision",
+    "_pg_numeric_precision_radix",
+    "_pg_numeric_scale",
+    "_pg_truetypid",
+    "_pg_truetypmod",
+];
+
 /// The value of `set_config` as what may follow `SET name TO`: a list of schemas is a list there.
 fn setting_text(name: &str, value: &str) -> String {
-    if name != "search_path" || value.is_empty() {
-        return quoted(value);
-    }
-    let parts = value.split(',').map(|part| {
-        let part = part.trim();
-        match part
-            .strip_prefix('"')
-            .and_then(|part| part.strip_suffix('"'))
-        {
-            Some(inside) => quoted(&inside.replace("\"\"", "\"")),
-            None => quoted(&part.to_ascii_lowercase()),
+    let items = is_list_of_names(name).then(|| list(&Value::Config(value.to_owned())));
+    match items.flatten() {
+        Some(items) => {
+            let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+            items.join(", ")
         }
-    });
-    parts.collect::<Vec<_>>().join(", ")
+        None => quoted(value),
+    }
 }
+
 /// Whether a text asks for what is the running transaction's own: its time, its number, its snapshot. Such a statement
 /// must run in the transaction, as one that writes does. Words inside literals do not count; words that only look like
 /// one of these do, which binds a transaction earlier than need be and is never wrong.

@@ -660,9 +660,9 @@ mod tests {
                 .0,
             2
         );
-        fixture.context.digest = 2;
+        let digest = std::mem::replace(&mut fixture.context.digest, 2);
         assert_ne!(fixture.number(text), 1);
-        fixture.context.digest = 1;
+        fixture.context.digest = digest;
         fixture.snapshot.epoch = Epoch(2);
         assert_ne!(fixture.number(text), 1);
         fixture.snapshot.epoch = Epoch(1);

@@ -125,6 +125,36 @@ pub enum Refusal {
     Forbidden { database: Vec<u8> },
     #[error("the login took too long")]
     Timeout,
+    /// The server that knows the users could not be asked.
+    #[error("the user could not be looked up")]
+    Lookup,
+    #[error("newer logins took its place")]
+    Evicted,
+    #[error("no rule fits")]
+    NoRule(Connection),
+    #[error("a rule rejects it")]
+    Rejected(Connection),
+    #[error("no client certificate was shown")]
+    NoCertificate,
+    #[error("the client certificate is not the user's")]
+    Certificate { user: Vec<u8> },
+    /// Where no proof is asked for: elsewhere nobody learns it.
+    #[error("unknown user")]
+    NoRole { user: Vec<u8> },
+    /// Seconds after which it may be tried again.
+    #[error("too many failed logins before")]
+    Throttled { user: Vec<u8>, seconds: u64 },
+}
+
+/// A connection as rules of authentication see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub replication: Option<Replication>,
+    /// Without its port; `[local]` over a Unix socket.
+    pub host: String,
+    pub user: Vec<u8>,
+    pub database: Vec<u8>,
+    pub channel: Channel,
 }
 
 impl ExpectPacket {
@@ -288,6 +318,11 @@ pub fn put_ask(out: &mut Vec<u8>, ask: Ask) {
             Ask::Password => Authentication::CleartextPassword,
             Ask::Md5(salt) => Authentication::MD5Password(salt.to_vec()),
             Ask::Scram => Authentication::SASL(vec![scram::MECHANISM.to_owned()]),
+            // The stronger first, as PostgreSQL.
+            Ask::ScramPlus => Authentication::SASL(vec![
+                scram::MECHANISM_PLUS.to_owned(),
+                scram::MECHANISM.to_owned(),
+            ]),
         },
     );
 }
@@ -322,7 +357,9 @@ fn put_authentication(out: &mut Vec<u8>, message: &Authentication) {
 /// What the client is told, in PostgreSQL's words; nothing where PostgreSQL closes without a word.
 #[must_use]
 pub fn refusal(refusal: &Refusal) -> Option<Notice> {
-    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) = refusal {
+    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) | Refusal::Evicted =
+        refusal
+    {
         return None;
     }
     let detail = match refusal {
@@ -330,6 +367,12 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
             "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
         ),
         Refusal::Forbidden { .. } => Some("User does not have CONNECT privilege."),
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade)) => Some(
+            "The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.",
+        ),
+        Refusal::Authentication(AuthError::Scram(ScramError::BindingMechanism)) => Some(
+            "The SCRAM message has channel binding data where the selected mechanism has none, or none where it needs them.",
+        ),
         Refusal::WhichDatabase => {
             Some("The server of which database's shard is meant is not known.")
         }
@@ -343,33 +386,41 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
         | Refusal::Authentication(_)
         | Refusal::Frame(_)
         | Refusal::NoDatabase { .. }
-        | Refusal::Timeout => None,
-    };
-    let hint = match refusal {
-        Refusal::TlsRequired { .. } => Some("Connect with sslmode=require."),
-        Refusal::Replication(_) => Some("Valid values are: \"false\", \"true\", \"database\"."),
-        Refusal::WhichDatabase => {
-            Some("Name it in the options: PGOPTIONS='-c shardway.database=NAME'.")
-        }
-        Refusal::Startup(_)
-        | Refusal::Options(_)
-        | Refusal::UnencryptedData
-        | Refusal::Alpn
-        | Refusal::NoUser
-        | Refusal::Password { .. }
-        | Refusal::Authentication(_)
-        | Refusal::Frame(_)
-        | Refusal::NoDatabase { .. }
-        | Refusal::Forbidden { .. }
-        | Refusal::Timeout => None,
+        | Refusal::Timeout
+        | Refusal::Lookup
+        | Refusal::Evicted
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => None,
     };
     Some(Notice {
         severity: "FATAL",
         sqlstate: sqlstate(refusal),
         message: message(refusal),
         detail: detail.map(str::to_owned),
-        hint: hint.map(str::to_owned),
+        hint: hint(refusal),
     })
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most refusals say themselves what to do"
+)]
+fn hint(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::TlsRequired { .. } => Some("Connect with sslmode=require.".into()),
+        Refusal::Replication(_) => {
+            Some("Valid values are: \"false\", \"true\", \"database\".".into())
+        }
+        Refusal::WhichDatabase => {
+            Some("Name it in the options: PGOPTIONS='-c shardway.database=NAME'.".into())
+        }
+        Refusal::Throttled { seconds, .. } => Some(format!("Try again in {seconds} seconds.")),
+        _ => None,
+    }
 }
 
 fn sqlstate(refusal: &Refusal) -> &'static str {
@@ -381,15 +432,28 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         Refusal::Startup(StartupError::Version { .. }) => "0A000",
         Refusal::Replication(_) => "22023",
         Refusal::Options(_) => "42601",
-        Refusal::NoUser | Refusal::TlsRequired { .. } => "28000",
+        Refusal::NoUser
+        | Refusal::TlsRequired { .. }
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => "28000",
         Refusal::Password { .. } | Refusal::Authentication(AuthError::Wrong) => "28P01",
         Refusal::Authentication(AuthError::Scram(
             ScramError::AuthorizationIdentity | ScramError::Extension,
         )) => "0A000",
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade | ScramError::Binding)) => {
+            "28000"
+        }
         Refusal::Authentication(_) => "08P01",
         Refusal::NoDatabase { .. } | Refusal::WhichDatabase => "3D000",
         Refusal::Forbidden { .. } => "42501",
         Refusal::Timeout => "57014",
+        Refusal::Lookup => "08006",
+        // Never told.
+        Refusal::Evicted => "53300",
     }
 }
 
@@ -401,9 +465,7 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Startup(error @ StartupError::Version { .. }) => {
             format!("{error}: server supports 3.0 to 3.{NEWEST_MINOR}")
         }
-        Refusal::Startup(error @ (StartupError::Length(_) | StartupError::Cancel)) => {
-            error.to_string()
-        }
+        Refusal::Startup(error) => error.to_string(),
         Refusal::Options(error @ OptionsError::Argument(word)) => {
             format!("{error}: {}", shown(word))
         }
@@ -421,19 +483,13 @@ fn message(refusal: &Refusal) -> String {
                 "connection refused for user \"{user}\", database \"{database}\", no encryption"
             )
         }
-        Refusal::Password { user } => {
-            format!(
-                "password authentication failed for user \"{}\"",
-                shown(user)
-            )
-        }
+        Refusal::Password { user } => failed("password", user),
         Refusal::Authentication(AuthError::Decode(_)) => "invalid password packet size".into(),
         Refusal::Authentication(AuthError::Mechanism) => {
             "client selected an invalid SASL authentication mechanism".into()
         }
-        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => {
-            error.to_string()
-        }
+        Refusal::Authentication(AuthError::Scram(error)) => scram_message(*error),
+        Refusal::Authentication(error @ AuthError::Wrong) => error.to_string(),
         Refusal::Frame(FrameError::Tag(tag)) => {
             format!("expected password response, got message type {tag}")
         }
@@ -445,6 +501,85 @@ fn message(refusal: &Refusal) -> String {
             format!("permission denied for database \"{}\"", shown(database))
         }
         Refusal::Timeout => "canceling authentication due to timeout".into(),
+        Refusal::Lookup => "cannot look up users now".into(),
+        Refusal::Evicted => refusal.to_string(),
+        Refusal::NoRule(asked) => no_rule(asked),
+        Refusal::Rejected(asked) => rejected(asked),
+        Refusal::NoCertificate => "connection requires a valid client certificate".into(),
+        Refusal::Certificate { user } => failed("certificate", user),
+        Refusal::NoRole { user } => format!("role \"{}\" does not exist", shown(user)),
+        Refusal::Throttled { user, .. } => {
+            format!(
+                "too many failed logins for user \"{}\" from this address",
+                shown(user)
+            )
+        }
+    }
+}
+
+fn failed(method: &str, user: &[u8]) -> String {
+    format!(
+        "{method} authentication failed for user \"{}\"",
+        shown(user)
+    )
+}
+
+fn no_rule(asked: &Connection) -> String {
+    let whose = whose(asked);
+    match asked.replication {
+        Some(Replication::Physical) => {
+            format!("no pg_hba.conf entry for replication connection from {whose}")
+        }
+        Some(Replication::Logical) | None => format!("no pg_hba.conf entry for {whose}"),
+    }
+}
+
+fn rejected(asked: &Connection) -> String {
+    let whose = whose(asked);
+    match asked.replication {
+        Some(Replication::Physical) => {
+            format!("pg_hba.conf rejects replication connection for {whose}")
+        }
+        Some(Replication::Logical) | None => {
+            format!("pg_hba.conf rejects connection for {whose}")
+        }
+    }
+}
+
+/// From where a connection comes, for whom and how, in PostgreSQL's words.
+fn whose(asked: &Connection) -> String {
+    let database = match asked.replication {
+        Some(Replication::Physical) => String::new(),
+        Some(Replication::Logical) | None => {
+            format!(" database \"{}\",", shown(&asked.database))
+        }
+    };
+    let encryption = match asked.channel {
+        Channel::Plain => "no encryption",
+        Channel::Encrypted => "SSL encryption",
+    };
+    let (host, user) = (&asked.host, shown(&asked.user));
+    format!("host \"{host}\", user \"{user}\",{database} {encryption}")
+}
+
+fn scram_message(error: ScramError) -> String {
+    match error {
+        ScramError::Downgrade => "SCRAM channel binding negotiation error".into(),
+        ScramError::Binding => "SCRAM channel binding check failed".into(),
+        ScramError::BindingMechanism => "malformed SCRAM message".into(),
+        ScramError::BindingType => "unsupported SCRAM channel-binding type".into(),
+        ScramError::BindingAttribute => {
+            "unexpected SCRAM channel-binding attribute in client-final-message".into()
+        }
+        ScramError::Malformed
+        | ScramError::AuthorizationIdentity
+        | ScramError::Extension
+        | ScramError::Nonce
+        | ScramError::Proof
+        | ScramError::Iterations
+        | ScramError::ServerSignature
+        | ScramError::ServerError
+        | ScramError::OtherVerifier => error.to_string(),
     }
 }
 

@@ -20,6 +20,18 @@ pub enum Value {
     Config(String),
 }
 
+impl Value {
+    /// What a statement says behind `SET name TO`; empty for the list without items, which SQL has no word for.
+    #[must_use]
+    pub fn given(text: String) -> Self {
+        if text.is_empty() {
+            Self::Config(text)
+        } else {
+            Self::Sql(text)
+        }
+    }
+}
+
 /// Settings by folded name.
 pub type Map = BTreeMap<String, Value>;
 /// As [`Map`]; `None`: the server's own value.
@@ -171,6 +183,12 @@ impl Parameters {
         !self.marks.is_empty()
     }
 
+    /// How many marks stand: the transaction's own, and one for each savepoint.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.marks.len()
+    }
+
     /// SAVEPOINT.
     pub fn savepoint(&mut self, name: &str) {
         self.mark(name.to_owned());
@@ -218,6 +236,18 @@ impl Parameters {
         self.marks.clear();
         self.changed();
         changed
+    }
+
+    /// Outside of a transaction: the value of DateStyle as the backend reports it, where the client has set a part of it
+    /// and the rest is as it was (manual 20.11.2). True when that is another text than was known.
+    pub fn complete_date_style(&mut self, reported: &[u8]) -> bool {
+        if !matches!(self.wanted.get(DATE_STYLE), Some(Value::Sql(_))) {
+            return false;
+        }
+        let whole = Value::Config(String::from_utf8_lossy(reported).into_owned());
+        Arc::make_mut(&mut self.wanted).insert(DATE_STYLE.to_owned(), whole);
+        self.changed();
+        true
     }
 
     fn changed(&mut self) {
@@ -280,6 +310,8 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
 pub fn is_list_of_names(name: &str) -> bool {
     LISTS_OF_NAMES.contains(&name)
 }
+
+const DATE_STYLE: &str = "datestyle";
 
 /// Settings whose items SET takes for names and quotes each (`GUC_LIST_QUOTE` of guc.c).
 const LISTS_OF_NAMES: [&str; 5] = [

@@ -14,11 +14,11 @@ use crate::{
     catalog::snapshot::Snapshot,
     plan::{StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
-    sql::statement::Effect,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::Status,
         frame::{self},
-        frontend::{self, Bind, Named, Parse, put_bind, put_named, put_parse},
+        frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
         notice::Notice,
     },
 };
@@ -87,7 +87,11 @@ impl Session {
     }
 
     pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let bind = Bind::decode(body).map_err(|_malformed| reply::malformed())?;
+        let bind = if self.client_rest.bytes > 0 {
+            Bind::head(body).ok_or_else(reply::malformed)?
+        } else {
+            Bind::decode(body).map_err(|_malformed| reply::malformed())?
+        };
         self.settle_effects().await?;
         if self.skip {
             return Ok(());
@@ -102,6 +106,11 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            let alone = std::slice::from_ref(statement);
+            let listening = self.concerns_listening(alone);
+            if listening {
+                Box::pin(self.listens_from_now(alone)).await;
+            }
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
@@ -114,6 +123,9 @@ impl Session {
             }
             if let Some(scatter) = self.scatters(&prepared.plan, &values) {
                 return self.bind_gathered(&scatter, &prepared, &bind).await;
+            }
+            if listening {
+                Box::pin(self.hear_first(alone)).await?;
             }
             let Some(place) = self.place(statement, &values)? else {
                 self.reach(Place {
@@ -130,6 +142,9 @@ impl Session {
                 };
             };
             self.reach(place).await?;
+            if listening {
+                Box::pin(self.at_backend(alone)).await?;
+            }
         } else {
             self.reach(Place {
                 shard: self.link_shard().unwrap_or(self.any),
@@ -141,6 +156,28 @@ impl Session {
             return Ok(());
         }
         self.send_bind(&bind, frame, prepared)
+    }
+
+    /// Whether a Bind that has not arrived whole can be passed on as it arrives: when nothing in it decides where it goes,
+    /// and its statement has no effect that must be followed. The parameters are then the server's to judge.
+    pub(super) fn streams_bind(&mut self, start: &[u8]) -> bool {
+        if self.phase == Phase::Idle {
+            self.refresh();
+        }
+        let Some(bind) = Bind::head(start).filter(|_| self.snapshot.is_single()) else {
+            return false;
+        };
+        let prepared = if bind.statement.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.statements.get(bind.statement)
+        };
+        prepared.is_some_and(|prepared| {
+            prepared.meaning == self.meaning()
+                && prepared.statement().is_some_and(|statement| {
+                    statement.effect == Effect::None && matches!(statement.target, Target::Fixed(_))
+                })
+        })
     }
 
     /// Sends a Bind to the link, with the statement's name there, behind the Parses it needs.
@@ -158,13 +195,15 @@ impl Session {
         if prepared.unnamed {
             link.lease.stream.out().extend_from_slice(frame);
         } else {
-            put_bind(
+            put_bind_head(
                 link.lease.stream.out(),
                 bind.portal,
                 prepared.server_name().as_bytes(),
                 bind.tail,
+                self.client_rest.bytes,
             );
         }
+        self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing
         } else {
@@ -263,11 +302,19 @@ impl Session {
             && let Some(statement) = prepared.statement()
         {
             self.pin_before(&statement.effect);
+            if statement.effect == Effect::Pins(PinReason::Sequence) {
+                // Where the last number was drawn is known when all before it is answered.
+                self.settle().await?;
+                if self.skip {
+                    return Ok(());
+                }
+                self.check_numbers(std::slice::from_ref(statement))?;
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
-            link.opaque |= prepared
-                .statement()
-                .is_some_and(|statement| statement.effect == Effect::Opaque);
+            link.opaque |= prepared.statement().is_some_and(|statement| {
+                matches!(statement.effect, Effect::Opaque | Effect::Channels)
+            });
         }
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {

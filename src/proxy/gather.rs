@@ -263,7 +263,7 @@ impl Session {
         frontend::put_bare(out, b'S');
         link.lease.unnamed = None;
         let mut found = Ok(Vec::new());
-        self.hear(|tag, body| {
+        self.hear_out(|tag, body| {
             match tag {
                 b'E' => found = Err(Words::Servers(body.to_vec())),
                 b't' => found = Ok(body.get(2..).unwrap_or_default().to_vec()),
@@ -291,7 +291,7 @@ impl Session {
         link.lease.unnamed = None;
         let mut problem = None;
         let heard = self
-            .hear(|tag, body| {
+            .hear_out(|tag, body| {
                 match tag {
                     b'E' => problem = Some(Words::Servers(body.to_vec())),
                     b'T' if !has_columns(body, table) => {
@@ -320,7 +320,7 @@ impl Session {
     }
 
     /// Hears the link's answer to its end.
-    async fn hear(
+    async fn hear_out(
         &mut self,
         mut each: impl FnMut(u8, &[u8]) -> Result<(), Stop>,
     ) -> Result<(), Stop> {

@@ -3,12 +3,14 @@
 
 use super::{
     link::{Hold, Link},
+    listening::Undone,
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
     session::{Note, Session},
 };
 use crate::{
+    config::settings::{BackendProof, User},
     plan::{Context, Override, Plan, StatementPlan, Target, Values, explain::Description},
     protocol::{
         parameters::{Applied, Value, is_list_of_names, list, set_local, set_to},
@@ -216,6 +218,7 @@ impl Session {
             .release(name)
             .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.release(name);
+        self.savepoint_of_listening(Undone::Kept);
         put_complete(out, b"RELEASE");
         Ok(())
     }
@@ -229,6 +232,7 @@ impl Session {
             .rollback_to(name)
             .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.rollback_to(name);
+        self.savepoint_of_listening(Undone::Undone);
         self.context_stale = true;
         put_complete(out, b"ROLLBACK");
         Ok(())
@@ -293,7 +297,12 @@ impl Session {
             | Effect::Reset(_)
             | Effect::ResetAll
             | Effect::DiscardAll => self.setting_took_effect(effect),
-            Effect::None | Effect::SetTransaction | Effect::Opaque => {}
+            Effect::None
+            | Effect::SetTransaction
+            | Effect::Opaque
+            | Effect::Draws
+            | Effect::Notify
+            | Effect::Channels => {}
             Effect::Deallocate(None) => self.forget_statements(),
             Effect::Deallocate(Some(_))
             | Effect::Execute(_)
@@ -306,6 +315,7 @@ impl Session {
                     self.pin(crate::sql::statement::PinReason::HoldCursor);
                 }
             }
+            Effect::Listen(_) | Effect::Unlisten(_) => self.listening_took_effect(effect),
             Effect::Pins(reason) => self.pin(*reason),
         }
     }
@@ -333,12 +343,14 @@ impl Session {
             }
             Effect::Release(name) => {
                 self.parameters.release(name);
+                self.savepoint_of_listening(Undone::Kept);
                 if let Some((link, at)) = self.savepoint_there(name) {
                     link.savepoints.truncate(at);
                 }
             }
             Effect::RollbackTo(name) => {
                 self.parameters.rollback_to(name);
+                self.savepoint_of_listening(Undone::Undone);
                 // The server goes back by itself; to tell it anything more would undo its SET LOCAL.
                 match self.savepoint_there(name) {
                     Some((link, at)) => {
@@ -378,7 +390,7 @@ impl Session {
             Effect::Set { name, value, local } => {
                 self.begun_there();
                 self.parameters
-                    .set(name, value.clone().map(Value::Sql), *local);
+                    .set(name, value.clone().map(Value::given), *local);
                 let aside = self
                     .link
                     .as_ref()
@@ -387,7 +399,11 @@ impl Session {
                     // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
                     Some(deferred) if *local && aside => {
                         let own = self.parameters.own_default(name);
-                        let text = set_local(name, value.as_deref().or(own.as_deref()));
+                        let value = value.as_deref().or(own.as_deref());
+                        let text = set_local(
+                            name,
+                            value.map(|value| if value.is_empty() { "''" } else { value }),
+                        );
                         deferred.setting(text.as_bytes());
                     }
                     _ => {}
@@ -411,6 +427,7 @@ impl Session {
                 self.parameters.reset_all(false);
                 self.forget_all(Forgets::Everything);
                 self.forget_statements();
+                self.listening_took_effect(effect);
                 self.overridden.clear();
             }
             _ => {}
@@ -481,6 +498,19 @@ impl Session {
         }
     }
 
+    /// What SET has said of DateStyle is a part of it: the whole is what the backend reports.
+    pub(super) fn complete_date_style(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
+        let reported = link.lease.reported.get(b"DateStyle");
+        if known
+            && let Some(reported) = reported
+            && self.parameters.complete_date_style(reported)
+        {
+            self.settings_are_told();
+        }
+    }
+
     /// The backend knows exactly what the session wants.
     fn settings_are_told(&mut self) {
         self.context_stale = true;
@@ -539,6 +569,7 @@ impl Session {
         let generation = self.shared.generation();
         if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
             self.generation = generation;
+            self.take_over_password();
             if let Some(database) = self.shared.database(&self.asked)
                 && !Arc::ptr_eq(&database, &self.database)
             {
@@ -557,6 +588,23 @@ impl Session {
             }
         }
         self.take_over_settings();
+    }
+
+    /// A reload may have given another password for the same role: backends are opened with it from now on.
+    fn take_over_password(&mut self) {
+        let settings = self.shared.settings.load();
+        let Some(listed) = settings.users.get(&self.user.name) else {
+            return;
+        };
+        let configured = |user: &User| user.backend_proof == BackendProof::Configured;
+        let (old, new) = (&self.user.backend, &listed.backend);
+        if configured(&self.user) && configured(listed) && old.user == new.user && old != new {
+            self.user = Arc::new(User {
+                backend: new.clone(),
+                ..(*self.user).clone()
+            });
+            self.pools.clear();
+        }
     }
 
     /// What follows is planned by the settings that are in force now.

@@ -8,8 +8,11 @@ pub mod database;
 mod ending;
 mod extended;
 mod gather;
+pub mod keyring;
 mod link;
+mod listening;
 mod local;
+mod numbers;
 mod place;
 mod prepared;
 mod relay;
@@ -46,6 +49,7 @@ pub struct Shared {
     pub clock: Clock,
     pub runtime: Handle,
     pub tls: Arc<crate::net::tls::ClientTls>,
+    pub keyring: Arc<keyring::Keyring>,
     /// Seeds the identities of prepared statements.
     pub seed: u64,
     /// What the console database serves; set once, before the first client.

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     catalog::shard::ShardId,
+    config::settings::PoolMode,
     plan::{Override, Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
@@ -50,9 +51,13 @@ impl Session {
         if matches!(statement.target, Target::Judge) {
             return Ok(None);
         }
-        let route = statement
-            .route(&self.snapshot, values)
-            .map_err(|reason| wording::unroutable(&reason))?;
+        let route = if self.listens_anywhere(&statement.effect) {
+            Route::Any
+        } else {
+            statement
+                .route(&self.snapshot, values)
+                .map_err(|reason| wording::unroutable(&reason))?
+        };
         if let (Target::ByKey(_), Some(finding)) =
             (&statement.target, self.database.unfit.load().as_deref())
         {
@@ -84,25 +89,35 @@ impl Session {
                 }
             }
             Route::Some(_) | Route::All => {
-                let shards = if let Route::Some(set) = &route {
-                    set.clone()
-                } else {
-                    self.snapshot.all()
-                };
-                let shards = shards
-                    .iter()
-                    .map(|shard| self.database.shard_name(shard).to_owned())
-                    .collect();
-                return Err(wording::unroutable(&Unroutable::SeveralShards { shards }));
+                return Err(wording::unroutable(&self.several_shards(&route)));
             }
         };
         match bound {
+            // The shared listeners hear every shard.
+            Some(shard)
+                if statement.effect == Effect::Notify && self.mode == PoolMode::Transaction =>
+            {
+                Ok(Some(Place { shard, ..place }))
+            }
             Some(shard) if shard != place.shard => Err(reply::second_shard(
                 self.database.shard_name(shard),
                 self.database.shard_name(place.shard),
             )),
             _ => Ok(Some(place)),
         }
+    }
+
+    fn several_shards(&self, route: &Route) -> Unroutable {
+        let shards = if let Route::Some(set) = route {
+            set.clone()
+        } else {
+            self.snapshot.all()
+        };
+        let shards = shards
+            .iter()
+            .map(|shard| self.database.shard_name(shard).to_owned())
+            .collect();
+        Unroutable::SeveralShards { shards }
     }
 
     /// Where a FunctionCall runs, large objects among them: on the shard that is named, else on the home shard.
@@ -325,8 +340,13 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::Cursor
         | Effect::CopyIn
         | Effect::CopyOut
+        | Effect::Listen(_)
+        | Effect::Unlisten(_)
+        | Effect::Notify
+        | Effect::Channels
         | Effect::Pins(_)
         | Effect::TwoPhase
+        | Effect::Draws
         | Effect::Opaque => false,
     }
 }

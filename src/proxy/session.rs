@@ -16,6 +16,8 @@ use super::{
     database::Database,
     ending,
     link::{Hold, Link},
+    listening::Listening,
+    numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
 };
@@ -168,6 +170,8 @@ pub struct Session {
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
     pub(super) deferred: Option<Deferred>,
+    /// What it listens on, in transaction mode.
+    pub(super) listening: Option<Box<Listening>>,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -179,6 +183,8 @@ pub struct Session {
     pub(super) running: Option<(Arc<Plan>, usize)>,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
+    /// Where numbers of sequences were drawn last.
+    pub(super) drew: Option<Drew>,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -209,14 +215,23 @@ impl Session {
             Ok(()) => End::Client,
             Err(end) => end,
         };
-        self.finish(end).await;
+        Box::pin(self.finish(end)).await;
     }
 
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
+            if self.holds_ready() {
+                Box::pin(self.give_ready()).await?;
+            }
             if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
                 self.rest().await?;
+            }
+            if self.listening.is_some() {
+                self.deliver()?;
+                if self.must_join_others() {
+                    Box::pin(self.join_others()).await?;
+                }
             }
             if !self.requests().await? {
                 let done = self.client_closed && !self.answers_on_its_own();
@@ -271,7 +286,9 @@ impl Session {
         for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
             self.link = Some(link);
             let spent = self.link.as_ref().is_some_and(|link| link.spent);
-            let quiet = !self.cancel.detach() && !spent;
+            let target = self.link.as_ref().map(|link| &link.lease.target);
+            let doubtful = target.is_some_and(|target| self.cancel.is_doubtful(target));
+            let quiet = !self.cancel.detach() && !doubtful && !spent;
             if quiet
                 && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
                 && let Some(mut link) = self.link.take()
@@ -313,6 +330,9 @@ impl Session {
         if !self.at_rest() {
             return Ok(());
         }
+        if self.link.as_ref().is_some_and(|link| link.listens) {
+            Box::pin(self.stop_listening_there()).await;
+        }
         if self.mode == PoolMode::Session
             || self
                 .pinned
@@ -349,7 +369,7 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet())
+            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
                 .await
                 .is_ok();
             if !quiet || self.prelude(b"").await.is_err() {
@@ -357,10 +377,14 @@ impl Session {
                 return Ok(());
             }
         }
+        if self.listening.is_some() || self.link.as_ref().is_some_and(|link| link.listens) {
+            Box::pin(self.stop_listening_there()).await;
+        }
         self.fold();
         let Some(mut link) = self.link.take() else {
             return Ok(());
         };
+        link.spent |= self.cancel.is_doubtful(&link.lease.target);
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
@@ -369,6 +393,17 @@ impl Session {
             link.lease.release();
         }
         Ok(())
+    }
+
+    /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
+    async fn quiet(&mut self) {
+        let mut quiet = pin!(self.cancel.quiet());
+        let client = &mut self.client;
+        poll_fn(|cx| {
+            let _flushed = client.poll_flush(cx);
+            quiet.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Makes the link a backend on this shard, ready for the session's statements. The caller has made sure that no
@@ -414,6 +449,7 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         spent: false,
+                        listens: false,
                         since: self.marks.begun,
                     };
                     self.attach(link);
@@ -423,7 +459,8 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, link: Link) {
+    fn attach(&mut self, mut link: Link) {
+        link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
         link.lease.info.set_leased(self.info.pid);
@@ -479,7 +516,7 @@ impl Session {
             .as_ref()
             .is_some_and(|link| link.status == Status::Idle);
         if begins && outside && self.deferred.is_some() {
-            return self.replay(hold).await;
+            return Box::pin(self.replay(hold)).await;
         }
         Ok(Ok(()))
     }
@@ -619,7 +656,7 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
         self.cancel.wait_begins();
-        let outcome = self.wait_for(&pool).await;
+        let outcome = Box::pin(self.wait_for(&pool)).await;
         self.cancel.wait_ends();
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
@@ -681,13 +718,9 @@ impl Session {
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
-        if idle {
-            self.client.relax(self.client.is_flushed());
-            if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
-                return Err(told(reply::shutting_down()));
-            }
-        } else {
-            self.client.relax(false);
+        self.client.relax(false);
+        if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
+            return Err(told(reply::shutting_down()));
         }
         if self.info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));
@@ -697,10 +730,16 @@ impl Session {
         let mut seen = Seen::default();
         let info = Arc::clone(&self.info);
         let mut asked = pin!(info.asked());
+        let may_deliver = self.listening.is_some() && self.may_deliver();
+        let listening = self.listening.as_deref();
         let (client, link) = (&mut self.client, &mut self.link);
         poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
+            }
+            if let Some(listening) = listening {
+                let takes = may_deliver && client.unsent() < HIGH_WATER;
+                seen.progress |= listening.poll(cx, takes).is_ready();
             }
             if asked.as_mut().poll(cx).is_ready() {
                 seen.progress = true;
@@ -731,6 +770,11 @@ impl Session {
                 match client.poll_fill(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => seen.client_end = true,
                     Poll::Ready(Ok(_)) => seen.progress = true,
+                    // It thinks, and who thinks needs no buffers.
+                    Poll::Pending if idle => {
+                        let flushed = client.is_flushed();
+                        client.relax(flushed);
+                    }
                     Poll::Pending => {}
                 }
             }
@@ -780,6 +824,9 @@ impl Session {
     /// Appends ReadyForQuery of a batch that was answered here.
     pub(super) fn ready_here(&mut self) {
         let status = self.status();
+        if status == Status::Idle && self.hold_ready() {
+            return;
+        }
         put_ready(self.client.out(), status);
         self.batch_ends(status);
     }
@@ -802,6 +849,8 @@ impl Session {
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
             }
+            self.listening_rests();
+            self.complete_date_style();
         }
         self.failed = false;
         self.info.set_in_transaction(status != Status::Idle);
@@ -810,6 +859,7 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
@@ -922,5 +972,6 @@ fn pin_word(reason: PinReason) -> &'static str {
         PinReason::SetRole => "SET ROLE",
         PinReason::Setting => "a setting that cannot be replayed",
         PinReason::Code => "code that may have left something",
+        PinReason::Sequence => "currval or lastval",
     }
 }

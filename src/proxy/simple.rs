@@ -54,6 +54,10 @@ impl Session {
             bind: None,
         };
         let statements = planned.plan.statements.as_slice();
+        let listening = self.concerns_listening(statements);
+        if listening {
+            Box::pin(self.listens_from_now(statements)).await;
+        }
         if self.phase == Phase::Idle && statements.iter().any(|statement| self.controls(statement))
         {
             self.park_at_rest();
@@ -95,7 +99,14 @@ impl Session {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
         }
+        if listening {
+            Box::pin(self.hear_first(statements)).await?;
+        }
         self.reach(place).await?;
+        self.check_numbers(&planned.plan.statements)?;
+        if listening {
+            Box::pin(self.at_backend(statements)).await?;
+        }
         self.send_pending();
         self.send_query(text, planned.plan);
         Ok(())
@@ -113,7 +124,7 @@ impl Session {
         link.opaque |= plan
             .statements
             .iter()
-            .any(|statement| statement.effect == Effect::Opaque);
+            .any(|statement| matches!(statement.effect, Effect::Opaque | Effect::Channels));
         for statement in &plan.statements {
             self.pin_before(&statement.effect);
         }
@@ -257,6 +268,9 @@ impl Session {
             .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
         if !builtin {
             self.pin(PinReason::Code);
+        }
+        if self.listening.is_some() {
+            Box::pin(self.own_notifications(&[])).await;
         }
         if let Some(link) = &mut self.link {
             link.lease.stream.out().extend_from_slice(frame);

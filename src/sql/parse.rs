@@ -529,6 +529,15 @@ fn alias(alias: Option<&nodes::Alias>) -> Option<Alias> {
 
 /// A function in FROM without an alias is called as the function.
 fn own_name(functions: &NodeList) -> Option<Alias> {
+    let name = sole_call(functions)?.name;
+    Some(Alias {
+        name,
+        columns: Vec::new(),
+    })
+}
+
+/// The first function of a function in FROM.
+fn sole_call(functions: &NodeList) -> Option<Name> {
     let first = match functions.iter().next()? {
         Node::NodeList(parts) => parts.iter().next()?,
         other => other,
@@ -536,11 +545,7 @@ fn own_name(functions: &NodeList) -> Option<Alias> {
     let Node::FuncCall(call) = first else {
         return None;
     };
-    let name = expression::function_name(call).name;
-    Some(Alias {
-        name,
-        columns: Vec::new(),
-    })
+    Some(expression::function_name(call))
 }
 
 fn strings(list: &NodeList) -> Vec<String> {

@@ -84,8 +84,10 @@ pub enum Kind {
     Execute(String),
     /// FETCH, MOVE, CLOSE.
     Cursor,
-    Listen,
-    Unlisten,
+    /// The channel, folded and cut as the scanner does it.
+    Listen(String),
+    /// `None`: every channel.
+    Unlisten(Option<String>),
     Notify,
     Load,
     /// DO and CALL: `CALL`'s arguments are in the statement's functions.

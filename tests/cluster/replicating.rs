@@ -86,22 +86,24 @@ fn forget(shard: usize, key: i64) {
 #[test]
 fn the_server_that_is_named_identifies_itself() {
     let [all, one] = [before_all(""), before_one(2)];
+    // The servers are made from one template, so that what tells them apart is their port.
+    let system = on_shard(0, "SELECT system_identifier FROM pg_control_system()");
+    let ports = [0, 1, 2].map(|shard| replicated().shards()[shard].port().to_string());
     let identify = |proxy: &Proxy, options: &str, database: &str, kind: &str| {
         let mut psql = program("psql", proxy, options);
         let to = format!("dbname={database} replication={kind}");
-        let out = printed(psql.args(["-X", "-A", "-t", &to, "-c", "IDENTIFY_SYSTEM"]));
-        out.split('|').next().unwrap().to_owned()
+        psql.args(["-X", "-A", "-t", &to]);
+        let out = printed(psql.args(["-c", "IDENTIFY_SYSTEM", "-c", "SHOW port"]));
+        assert!(out.contains(&system), "{out}");
+        out.lines().nth(1).unwrap().to_owned()
     };
-    let systems: Vec<String> = (0..3)
-        .map(|shard| on_shard(shard, "SELECT system_identifier FROM pg_control_system()"))
-        .collect();
     for kind in ["database", "true"] {
-        for (shard, system) in systems.iter().enumerate() {
+        for (shard, port) in ports.iter().enumerate() {
             let option = format!("-c shardway.shard=s{shard}");
-            assert_eq!(identify(&all, &option, "shop", kind), *system);
-            assert_eq!(identify(&all, "", &format!("shop@s{shard}"), kind), *system);
+            assert_eq!(identify(&all, &option, "shop", kind), *port);
+            assert_eq!(identify(&all, "", &format!("shop@s{shard}"), kind), *port);
         }
-        assert_eq!(identify(&one, "", "shop", kind), systems[2]);
+        assert_eq!(identify(&one, "", "shop", kind), ports[2]);
     }
     // Ordinary queries are answered on it too, with the settings that it asked for.
     let mut psql = program(
@@ -213,6 +215,29 @@ fn pg_recvlogical_follows_the_named_shard() {
 }
 
 #[test]
+fn psycopg2_consumes_a_stream_of_the_named_shard() {
+    let proxy = before_all("");
+    let key = key_on(2, 8_500_000);
+    let [python, script] = crate::drivers::python("with_replication.py");
+    let mut client = Command::new(python);
+    proxy.target().apply(&mut client);
+    client.env("PGUSER", ROLE).env("PGPASSWORD", ROLE);
+    let out = printed(
+        client
+            .args([&script, names::DATABASE, "s2"])
+            .arg(key.to_string()),
+    );
+    let [inserted, dropped] = &out.lines().collect::<Vec<_>>()[..] else {
+        panic!("{out}")
+    };
+    assert!(inserted.starts_with(&format!(
+        "table public.customers: INSERT: id[bigint]:{key} "
+    )));
+    assert_eq!(*dropped, format!("dropped {ROLE}"));
+    forget(2, key);
+}
+
+#[test]
 fn pg_recvlogical_needs_no_name_on_a_database_of_one_shard() {
     let proxy = before_one(2);
     let key = key_on(2, 8_300_000);
@@ -290,9 +315,9 @@ fn back_up(proxy: &Proxy, options: &str, shard: usize, name: &str) {
             .arg(&copy),
     );
     printed(program("pg_verifybackup", proxy, "").arg(&copy));
-    let mut control = program("pg_controldata", proxy, "");
-    let system = on_shard(shard, "SELECT system_identifier FROM pg_control_system()");
-    assert!(printed(control.arg("-D").arg(&copy)).contains(&system));
+    let settings = fs::read_to_string(copy.join("postgresql.conf")).unwrap();
+    let port = replicated().shards()[shard].port();
+    assert!(settings.contains(&format!("port = '{port}'")), "{settings}");
     fs::remove_dir_all(&copy).unwrap();
 }
 

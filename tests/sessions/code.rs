@@ -51,13 +51,13 @@ const LEAVES: &[&str] = &[
     "do $d$ begin create temp table left_here (n int); end $d$",
     "create function pg_temp.mine() returns int language sql as 'select 7'",
     "create table pg_temp.left_here (n int)",
-    "select pg_advisory_lock(12), 1/0",
+    "select pg_advisory_lock(12), 1 / (select 0 from pg_am limit 1)",
     "begin; select pg_advisory_lock(13); rollback",
     "with x as (select pg_try_advisory_lock(14)) select * from x",
     "begin; declare c cursor for select set_config('app.left', 'fetched', false); fetch c; commit",
 ];
 
-fn play(stage: &mut Stage, test: &str) -> Vec<String> {
+fn play(stage: &Stage, test: &str) -> Vec<String> {
     let mut seen = Vec::new();
     for leaves in LEAVES {
         let sql = leaves.replace("$_", test);

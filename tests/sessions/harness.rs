@@ -160,6 +160,14 @@ impl Stage {
         answers
     }
 
+    /// With alternation each step is on another backend: nothing has pinned the session.
+    pub(crate) fn assert_moves(&mut self) {
+        if self.way == Way::Alternating {
+            let mut pid = || self.query("select pg_backend_pid()")[1].clone();
+            assert_ne!(pid(), pid(), "the session keeps its backend");
+        }
+    }
+
     /// One simple query.
     pub(crate) fn query(&mut self, sql: &str) -> Vec<String> {
         self.step(&query(sql), 1)

@@ -45,7 +45,7 @@ fn serve(mut stream: TcpStream, script: fn(&str) -> Vec<u8>) {
     put(&mut out, b'R', |out| out.extend_from_slice(&[0; 4]));
     put_parameter_status(&mut out, b"client_encoding", b"UTF8");
     put(&mut out, b'K', |out| {
-        out.extend_from_slice(&[0, 0, 0, 1, 1, 2, 3, 4])
+        out.extend_from_slice(&[0, 0, 0, 1, 1, 2, 3, 4]);
     });
     put_ready(&mut out, Status::Idle);
     stream.write_all(&out).unwrap();
@@ -100,7 +100,7 @@ fn odd(sql: &str) -> Vec<u8> {
         "odd" => {
             put(&mut out, b'N', |out| out.push(0));
             put(&mut out, b'E', |out| {
-                out.extend_from_slice(b"Mno code\0yunknown\0zfield\xff\0\0")
+                out.extend_from_slice(b"Mno code\0yunknown\0zfield\xff\0\0");
             });
         }
         "empty" => put(&mut out, b'E', |out| out.push(0)),

@@ -24,6 +24,7 @@ fn each(stage: &mut Stage, statements: &[&str]) -> Vec<String> {
             seen.push(format!("{statement}: {shown:?}"));
         }
     }
+    stage.assert_moves();
     seen
 }
 
@@ -40,12 +41,13 @@ const EVERY_FORM: &[&str] = &[
     "set schema ''",
     "set search_path = \"A b\", 'it''s', \"quote\"\"d\", public",
     "set search_path to \"$user\", pg_temp",
-    "set search_path from current",
     "set search_path = a, \"\", b",
     "set search_path = ''",
     "reset search_path",
     "set datestyle = sql, dmy",
     "set datestyle = iso",
+    "set datestyle = dmy; set datestyle = postgres",
+    "set datestyle = sql",
     "set datestyle to default",
     "set session statement_timeout = 90000",
     "set statement_timeout = '1.5min'",
@@ -66,10 +68,12 @@ const EVERY_FORM: &[&str] = &[
     "reset app.two",
     "set app.one = 1.5, 2, 'three'",
     "set app.one to default",
+    "select set_config('search_path', '', false)",
+    "select set_config('search_path', '\"a,b\", c, \"it''s\"', false)",
+    "select pg_catalog.set_config('search_path', 'public', false)",
     "select set_config('app.one', 'a', false)",
     "select set_config('APP.ONE', 'b', false)",
     "select pg_catalog.set_config('work_mem', '8MB', false) as made",
-    "select set_config('app.one', null, false)",
     "select set_config('work_mem', 'nonsense', false)",
     "select set_config('nonsense', 'x', false)",
     "set nonsense = 1",
@@ -88,6 +92,35 @@ fn every_form_of_set_means_what_it_means_on_postgresql() {
 }
 
 #[test]
+fn settings_that_cannot_be_told_elsewhere_keep_their_backend() {
+    for statement in [
+        "set time zone interval '+05:30' hour to minute",
+        "set search_path from current",
+        "select set_config('app.' || 'one', 'x', false)",
+        "select set_config('app.one', null, false)",
+        "explain analyze select set_config('work_mem', '5MB', false)",
+        "set seed = 0.5",
+        "select setseed(0.5)",
+    ] {
+        same(|stage| {
+            let mut seen: Vec<String> = vec![stage.query("set search_path = x, public").concat()];
+            seen.push(stage.query(statement).last().unwrap().clone());
+            for _ in 0..3 {
+                seen.extend(stage.query(SHOWN));
+            }
+            let pids: Vec<_> = (0..3)
+                .map(|_| stage.query("select pg_backend_pid()")[1].clone())
+                .collect();
+            assert!(
+                pids[0] == pids[1] && pids[1] == pids[2],
+                "{statement}: {pids:?}"
+            );
+            seen
+        });
+    }
+}
+
+#[test]
 fn every_form_of_set_goes_back_to_what_the_client_started_with() {
     let settings = [
         ("timezone", "Europe/Paris"),
@@ -98,76 +131,77 @@ fn every_form_of_set_goes_back_to_what_the_client_started_with() {
         ("datestyle", "German"),
         ("client_encoding", "LATIN1"),
     ];
-    // A set_config of NULL goes back to the server's value, not to the client's: docs/guarantees.md.
-    let statements: Vec<&str> = EVERY_FORM
-        .iter()
-        .copied()
-        .filter(|statement| !statement.contains("null, false"))
-        .collect();
-    same_with(&settings, |stage| each(stage, &statements));
+    same_with(&settings, |stage| each(stage, EVERY_FORM));
 }
+
+const IN_TRANSACTIONS: &[&str] = &[
+    "begin",
+    "set local work_mem = default",
+    "set local timezone to default",
+    "set local work_mem = '9MB'",
+    "set local work_mem = default",
+    "commit",
+    "begin",
+    "set work_mem = '10MB'",
+    "set local work_mem = '11MB'",
+    "reset work_mem",
+    "commit",
+    "begin",
+    "set local app.one = 'l'",
+    "set app.one from current",
+    "commit",
+    "begin",
+    "set app.two = 't'",
+    "reset all",
+    "rollback",
+    "begin",
+    "set local work_mem = '12MB'",
+    "set work_mem = '13MB'",
+    "rollback",
+    "begin",
+    "set work_mem = '14MB'",
+    "set local work_mem = '15MB'",
+    "commit",
+    "begin",
+    "select set_config('app.one', 's', false), set_config('app.two', 'u', true)",
+    "savepoint a",
+    "select set_config('app.one', 'inner', true)",
+    "release a",
+    "savepoint b",
+    "set app.two = 'b'",
+    "savepoint b",
+    "set app.two = 'bb'",
+    "rollback to b",
+    "rollback to b",
+    "release b",
+    "rollback to b",
+    "commit",
+    "begin",
+    "savepoint c",
+    "set local timezone = 'UTC'",
+    "set time zone 'CET'",
+    "select 1/0",
+    "rollback to c",
+    "set app.one = 'after'",
+    "commit",
+    "begin; set work_mem = '16MB'; rollback; set app.one = 'outside'",
+    "begin; set work_mem = '17MB'; savepoint a; set work_mem = '18MB'; rollback to a; commit",
+    "set work_mem = '19MB'; set work_mem = '20MB'; select 1/0",
+    "start transaction; set timezone = 'UTC'; commit; set timezone = 'CET'; select 1/0",
+    "set local work_mem = '21MB'; set local app.two = 'implicit'",
+    "begin; set datestyle = german",
+    "savepoint a; set datestyle = ymd; set local datestyle = sql; rollback to a",
+    "set local datestyle = iso",
+    "commit",
+    "begin; set datestyle = mdy",
+    "rollback",
+];
 
 #[test]
 fn local_settings_and_defaults_in_transactions_are_postgresqls() {
-    let statements = [
-        "begin",
-        "set local work_mem = default",
-        "set local timezone to default",
-        "set local work_mem = '9MB'",
-        "set local work_mem = default",
-        "commit",
-        "begin",
-        "set work_mem = '10MB'",
-        "set local work_mem = '11MB'",
-        "reset work_mem",
-        "commit",
-        "begin",
-        "set local app.one = 'l'",
-        "set app.one from current",
-        "commit",
-        "begin",
-        "set app.two = 't'",
-        "reset all",
-        "rollback",
-        "begin",
-        "set local work_mem = '12MB'",
-        "set work_mem = '13MB'",
-        "rollback",
-        "begin",
-        "set work_mem = '14MB'",
-        "set local work_mem = '15MB'",
-        "commit",
-        "begin",
-        "select set_config('app.one', 's', false), set_config('app.two', 'u', true)",
-        "savepoint a",
-        "select set_config('app.one', 'inner', true)",
-        "release a",
-        "savepoint b",
-        "set app.two = 'b'",
-        "savepoint b",
-        "set app.two = 'bb'",
-        "rollback to b",
-        "rollback to b",
-        "release b",
-        "rollback to b",
-        "commit",
-        "begin",
-        "savepoint c",
-        "set local timezone = 'UTC'",
-        "set time zone 'CET'",
-        "select 1/0",
-        "rollback to c",
-        "set app.one = 'after'",
-        "commit",
-        "begin; set work_mem = '16MB'; rollback; set app.one = 'outside'",
-        "begin; set work_mem = '17MB'; savepoint a; set work_mem = '18MB'; rollback to a; commit",
-        "set work_mem = '19MB'; set work_mem = '20MB'; select 1/0",
-        "start transaction; set timezone = 'UTC'; commit; set timezone = 'CET'; select 1/0",
-        "set local work_mem = '21MB'; set local app.two = 'implicit'",
-    ];
     let play = |stage: &mut Stage| {
         let mut seen = Vec::new();
-        for statement in statements {
+        for statement in IN_TRANSACTIONS {
             let plain = |lines: Vec<String>| -> Vec<String> {
                 lines
                     .into_iter()

@@ -158,7 +158,7 @@ pub(super) fn config(console: &Console) -> Table {
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     };
-    let rows: [(&str, String, &str); 10] = [
+    let rows: [(&str, String, &str); 13] = [
         ("server.listen", listen.join(","), "no"),
         (
             "server.http",
@@ -173,7 +173,18 @@ pub(super) fn config(console: &Console) -> Table {
             "yes",
         ),
         ("server.max_clients", server.max_clients.to_string(), "yes"),
+        ("server.max_logins", server.max_logins.to_string(), "yes"),
         ("server.login_timeout", seconds(server.login_timeout), "yes"),
+        (
+            "server.failed_logins",
+            server.failed_logins.to_string(),
+            "yes",
+        ),
+        (
+            "server.failed_login_delay",
+            seconds(server.failed_login_delay),
+            "yes",
+        ),
         (
             "server.shutdown_timeout",
             seconds(server.shutdown_timeout),
@@ -279,6 +290,9 @@ fn auth_word(auth: &ClientAuth) -> &'static str {
         ClientAuth::Password(_) => "password",
         ClientAuth::Md5(_) => "md5",
         ClientAuth::Scram(_) => "scram-sha-256",
+        ClientAuth::Found => "passthrough",
+        ClientAuth::FoundPassword => "passthrough-password",
+        ClientAuth::Cert => "cert",
     }
 }
 

@@ -10,8 +10,9 @@ use crate::{
     catalog::snapshot::Snapshot,
     clock::{Clock, Duration, SystemTime},
     config::settings::{
-        Address, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen, LogFormat, Pool,
-        PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, User,
+        Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen,
+        ListenGap, LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode,
+        TlsStart, User,
     },
     metrics::{
         Metrics,
@@ -53,6 +54,8 @@ fn shard(name: &str) -> Shard {
         database: "app".to_owned(),
         tls: TlsMode::Disable,
         root_cert: None,
+        tls_start: TlsStart::Request,
+        channel_binding: crate::auth::scram::ChannelBinding::Prefer,
     };
     Shard {
         name: name.to_owned(),
@@ -74,6 +77,8 @@ fn database() -> Database {
         connect_timeout: Duration::from_secs(5),
         connect_limit: 4,
         prepared_statements: 100,
+        listen_gap: ListenGap::End,
+        listen_queue: 1 << 20,
     };
     Database {
         name: "app".to_owned(),
@@ -84,6 +89,7 @@ fn database() -> Database {
             user: "control".to_owned(),
             password: Some(Secret("hidden-1".to_owned())),
         }),
+        auth_query: None,
     }
 }
 
@@ -94,9 +100,15 @@ fn console() -> Console {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients: 100,
+        max_logins: 100,
+        failed_logins: 0,
+        failed_login_delay: Duration::from_secs(1),
         login_timeout: Duration::from_secs(60),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,
@@ -110,6 +122,7 @@ fn console() -> Console {
             user: "alice".to_owned(),
             password: Some(Secret("hidden-3".to_owned())),
         },
+        backend_proof: BackendProof::Configured,
         databases: Vec::new(),
         console: None,
         pool_mode: None,
@@ -119,6 +132,8 @@ fn console() -> Console {
         server,
         databases: BTreeMap::from([("app".to_owned(), Arc::new(database()))]),
         wildcard: None,
+        found_users: Arc::new(user.clone()),
+        rules: None,
         users: BTreeMap::from([("alice".to_owned(), Arc::new(user))]),
     };
     Console {

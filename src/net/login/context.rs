@@ -1,34 +1,41 @@
 //! What a login is decided by: users, databases, TLS as the settings have them. One for each version of the settings.
 
-use super::super::{tls::ServerTls, transport::Transport};
-use super::CONSOLE;
+use super::super::{
+    tls::{ClientTls, ServerTls},
+    transport::Transport,
+};
+use super::{CONSOLE, Entrance, failures::Limits, lookup::Lookups, way::secret};
 use crate::{
-    auth::{
-        Account, Demand, Stored, md5,
-        scram::{self, Verifier},
+    auth::{Stored, scram::Verifier},
+    clock::{Clock, Duration},
+    config::{
+        rules::Rules,
+        settings::{ClientAuth, Settings, TlsMode, User},
     },
-    clock::Duration,
-    config::settings::{ClientAuth, Secret, Settings, TlsMode, User},
     protocol::client_startup::{Entry, Refusal, TlsOffer},
     wire::startup::Replication,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 /// What logins need to know: one for each version of the settings.
 pub struct LoginContext {
     pub(super) users: BTreeMap<String, Arc<User>>,
+    pub(super) found_users: Arc<User>,
+    pub(super) lookups: Lookups,
     pub(super) databases: BTreeSet<String>,
     pub(super) others: Others,
+    pub(super) rules: Option<Arc<Rules>>,
     pub(super) mode: TlsMode,
     pub(super) timeout: Duration,
     pub(super) tls: Option<Arc<ServerTls>>,
-    pub(super) secret: [u8; 32],
+    pub(super) limits: Limits,
+    pub(super) entrance: Arc<Entrance>,
     /// Of users whose password itself is configured: a verifier costs thousands of hashes.
-    pub(super) verifiers: Mutex<HashMap<String, Arc<Verifier>>>,
+    pub(super) verifiers: HashMap<String, Arc<Verifier>>,
 }
 
 /// Databases that are not listed.
@@ -45,23 +52,41 @@ impl fmt::Debug for LoginContext {
 }
 
 impl LoginContext {
-    /// `secret`: random bytes kept for the life of the process, so that salts stay the same over a reload.
+    /// `entrance` is kept for the life of the process, so that salts and failures stay the same over a reload.
     #[must_use]
-    pub fn new(settings: &Settings, tls: Option<Arc<ServerTls>>, secret: [u8; 32]) -> Self {
+    pub fn new(settings: &Settings, tls: Option<Arc<ServerTls>>, entrance: Arc<Entrance>) -> Self {
         let others = if settings.wildcard.is_some() {
             Others::Wildcard
         } else {
             Others::Unknown
         };
+        let server = &settings.server;
         Self {
             users: settings.users.clone(),
+            found_users: Arc::clone(&settings.found_users),
+            lookups: Lookups::default(),
             databases: settings.databases.keys().cloned().collect(),
             others,
-            mode: settings.server.tls.mode,
-            timeout: settings.server.login_timeout,
+            rules: settings.rules.clone(),
+            mode: server.tls.mode,
+            timeout: server.login_timeout,
             tls,
-            secret,
-            verifiers: Mutex::default(),
+            limits: Limits {
+                failures: u32::try_from(server.failed_logins).unwrap_or(u32::MAX),
+                spacing: server.failed_login_delay,
+                patience: server.login_timeout / 2,
+            },
+            verifiers: verifiers(&settings.users, &entrance),
+            entrance,
+        }
+    }
+
+    /// Looks users up where the settings say so.
+    #[must_use]
+    pub fn with_lookups(self, settings: &Settings, tls: &Arc<ClientTls>, clock: Clock) -> Self {
+        Self {
+            lookups: Lookups::new(settings, tls, clock),
+            ..self
         }
     }
 
@@ -75,56 +100,6 @@ impl LoginContext {
             // Without an identity nobody can enter: better than in the clear.
             (_, _, TlsMode::Require | TlsMode::VerifyFull) => TlsOffer::Required,
         }
-    }
-
-    /// What a user must show. Who has no account is asked for what most are asked for.
-    pub(super) fn demand(&self, name: &[u8], user: Option<&User>) -> (Demand, Account) {
-        let Some(user) = user else {
-            return (self.mock(name), Account::Mock);
-        };
-        let demand = match &user.auth {
-            ClientAuth::Trust => Demand::Nothing,
-            ClientAuth::Password(secret) => Demand::Password(Stored::read(&secret.0)),
-            ClientAuth::Md5(secret) => match Stored::read(&secret.0) {
-                Stored::Plain(password) => Demand::Md5(md5::Hash::of(name, password.as_bytes())),
-                Stored::Md5(hash) => Demand::Md5(hash),
-                // As PostgreSQL's `md5` does with such a stored secret.
-                Stored::Scram(verifier) => Demand::Scram(verifier),
-            },
-            ClientAuth::Scram(secret) => Demand::Scram(self.verifier(&user.name, secret)),
-        };
-        (demand, Account::Known)
-    }
-
-    fn mock(&self, name: &[u8]) -> Demand {
-        let methods = || self.users.values().map(|user| &user.auth);
-        if methods().any(|auth| matches!(auth, ClientAuth::Scram(_))) {
-            Demand::Scram(Arc::new(Verifier::mock(name, &self.secret)))
-        } else if methods().any(|auth| matches!(auth, ClientAuth::Md5(_))) {
-            Demand::Md5(md5::Hash::of(name, &self.secret))
-        } else if methods().any(|auth| matches!(auth, ClientAuth::Password(_))) {
-            Demand::Password(Stored::Plain(String::new()))
-        } else {
-            Demand::Scram(Arc::new(Verifier::mock(name, &self.secret)))
-        }
-    }
-
-    fn verifier(&self, name: &str, secret: &Secret) -> Arc<Verifier> {
-        if let Some(verifier) = Verifier::parse(&secret.0) {
-            return Arc::new(verifier);
-        }
-        let kept = || {
-            self.verifiers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        if let Some(verifier) = kept().get(name) {
-            return Arc::clone(verifier);
-        }
-        let salt = scram::salt_for(name.as_bytes(), &self.secret);
-        let verifier = Arc::new(Verifier::of(secret.0.as_bytes(), &salt, scram::ITERATIONS));
-        kept().insert(name.to_owned(), Arc::clone(&verifier));
-        verifier
     }
 
     /// The database that a client names. Programs that copy a whole server name none: libpq says "replication" for
@@ -179,4 +154,21 @@ impl LoginContext {
         }
         Ok(name)
     }
+}
+
+/// Of every user whose password is configured as it is.
+pub(super) fn verifiers(
+    users: &BTreeMap<String, Arc<User>>,
+    entrance: &Entrance,
+) -> HashMap<String, Arc<Verifier>> {
+    entrance.verifiers(users.iter().filter_map(|(name, user)| {
+        let secret = secret(&user.auth)?;
+        // Of a hash no verifier can be made; with `scram` alone it is taken for the password itself.
+        let is_password = match Stored::read(&secret.0) {
+            Stored::Plain(_) => true,
+            Stored::Md5(_) => matches!(user.auth, ClientAuth::Scram(_)),
+            Stored::Scram(_) => false,
+        };
+        is_password.then_some((name.as_str(), secret))
+    }))
 }

@@ -1,9 +1,20 @@
 //! Logins over real sockets: psql and raw bytes against every method, offer and refusal.
 
-use super::{context::Others, *};
+mod binding;
+mod entrance;
+mod rules;
+
+use super::{
+    context::{Others, verifiers},
+    failures::Limits,
+    lookup::Lookups,
+    *,
+};
 use crate::{
-    auth::scram::Verifier,
-    config::settings::{ClientAuth, ConsoleRole, Listen, Secret, TlsMode},
+    auth::scram::{self, Verifier},
+    clock::Clock,
+    config::settings::{BackendProof, ClientAuth, ConsoleRole, Listen, Secret, TlsMode},
+    metrics::Metrics,
     net::{
         listen::{Listener, PortSharing},
         testing::{self, Certificates, Directory, credentials, program},
@@ -16,10 +27,12 @@ use crate::{
     },
 };
 use rustls_pki_types::ServerName;
-use std::{net::SocketAddr, sync::Mutex};
+use std::{collections::BTreeMap, net::SocketAddr};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, process::Command, sync::mpsc};
 
 const PASSWORD: &str = "p\u{e4}ss wort";
+/// How many may log in at once.
+const LOGINS: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
@@ -38,6 +51,7 @@ fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
         name: name.into(),
         auth,
         backend: credentials(name, None),
+        backend_proof: BackendProof::Configured,
         databases: if name == "limited" {
             vec!["other".into()]
         } else {
@@ -47,17 +61,29 @@ fn context(mode: TlsMode, certificates: &Certificates) -> LoginContext {
         pool_mode: None,
         pool_size: None,
     };
+    let users: BTreeMap<_, _> = users
+        .map(|given| (given.0.to_owned(), Arc::new(user(given))))
+        .into();
+    let entrance = Entrance::new([5; 32], Clock, Metrics::new());
     LoginContext {
-        users: users
-            .map(|given| (given.0.to_owned(), Arc::new(user(given))))
-            .into(),
+        verifiers: verifiers(&users, &entrance),
+        found_users: Arc::clone(&users["trusted"]),
+        lookups: Lookups::default(),
+        users,
         databases: ["app", "other"].map(str::to_owned).into(),
         others: Others::Unknown,
+        rules: None,
         mode,
         timeout: PATIENCE,
-        tls: Some(Arc::new(ServerTls::new(&certificates.identity).unwrap())),
-        secret: [5; 32],
-        verifiers: Mutex::default(),
+        tls: Some(Arc::new(
+            ServerTls::new(&certificates.identity, None).unwrap(),
+        )),
+        limits: Limits {
+            failures: 0,
+            spacing: Duration::ZERO,
+            patience: Duration::ZERO,
+        },
+        entrance,
     }
 }
 
@@ -78,7 +104,8 @@ fn serve(context: Arc<LoginContext>, listen: &Listen) -> (Listen, mpsc::Unbounde
                 sender.clone(),
             );
             tokio::spawn(async move {
-                let outcome = match login(transport, &context).await {
+                let outcome = match login(transport, context.entrance.admit(LOGINS), &context).await
+                {
                     Ok(Login::Session(session)) => {
                         sender
                             .send(format!("{} in {}", session.user.name, session.database))
@@ -161,6 +188,22 @@ async fn psql_enters_with_every_method_and_every_kind_of_encryption() {
             );
             assert_eq!(psql(&connection, PASSWORD).await, "", "{connection}");
             assert_eq!(logins.recv().await.unwrap(), format!("{user} in app"));
+        }
+        // Only SCRAM binds a channel.
+        let connection = format!(
+            "host=127.0.0.1 port={port} dbname=app user={user} sslmode=require channel_binding=require"
+        );
+        let words = psql(&connection, PASSWORD).await;
+        if ["scrammed", "stored"].contains(&user) {
+            assert_eq!(words, "", "{user}");
+            assert_eq!(logins.recv().await.unwrap(), format!("{user} in app"));
+        } else {
+            assert!(words.contains("channel binding required"), "{words}");
+            let outcome = logins.recv().await.unwrap();
+            assert!(
+                outcome == "closed" || outcome == format!("{user} in app"),
+                "{outcome}"
+            );
         }
         let client =
             format!("host=127.0.0.1 port={port} dbname=other user={user} password='{PASSWORD}'");
@@ -292,35 +335,50 @@ async fn tls_may_begin_without_a_request_when_it_names_the_protocol() {
     }
 }
 
+/// A TLS connection that begins with a request, or without one.
+async fn encrypted(address: SocketAddr, request: &[u8]) -> Transport {
+    let config = ClientTls::new().unwrap().config(TlsMode::Require, None);
+    let mut transport = Transport::tcp(TcpStream::connect(address).await.unwrap()).unwrap();
+    if !request.is_empty() {
+        transport.write_all(request).await.unwrap();
+        let mut answer = [0];
+        transport.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, *b"S");
+    }
+    let name = ServerName::try_from("localhost").unwrap();
+    transport.connect_tls(config.unwrap(), name).await.unwrap()
+}
+
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
 #[tokio::test]
-async fn a_replaced_certificate_is_used_from_the_next_handshake_on() {
-    let (first, second) = (testing::certificates(), testing::certificates());
-    let context = context(TlsMode::Require, &first);
-    let tls = context.tls.clone().unwrap();
-    let (address, _logins) = tcp(context);
-    let handshake = async |trusted: &Certificates| {
-        let config = ClientTls::new()
-            .unwrap()
-            .config(TlsMode::VerifyFull, Some(&trusted.authority))
-            .unwrap();
-        let transport = Transport::tcp(TcpStream::connect(address).await.unwrap()).unwrap();
-        transport
-            .connect_tls(config, ServerName::try_from("localhost").unwrap())
-            .await
-            .is_ok()
-    };
-    assert!(handshake(&first).await);
-    tls.replace(&second.identity).unwrap();
-    assert!(!handshake(&first).await);
-    assert!(handshake(&second).await);
-    let broken = crate::config::settings::TlsIdentity {
-        cert_pem: first.identity.cert_pem.clone(),
-        ..second.identity.clone()
-    };
-    tls.replace(&broken).unwrap_err();
-    assert!(
-        handshake(&second).await,
-        "an identity that does not fit changes nothing"
+async fn cancel_requests_arrive_inside_tls_and_further_requests_for_tls_do_not() {
+    let (address, mut logins) = tcp(context(TlsMode::Require, &testing::certificates()));
+    for request in [&[][..], &SSL_REQUEST] {
+        let mut cancel = Vec::new();
+        startup::put_cancel_request(&mut cancel, 7, &[1; 32]);
+        let again = "unsupported frontend protocol 1234.5679";
+        for (packet, outcome) in [(&cancel[..], "cancel 7 32"), (&SSL_REQUEST, again)] {
+            let mut transport = encrypted(address, request).await;
+            transport.write_all(packet).await.unwrap();
+            assert_eq!(logins.recv().await.unwrap(), outcome);
+        }
+    }
+}
+
+#[tokio::test]
+async fn tls_without_a_request_where_none_is_offered_is_no_startup_packet() {
+    let certificates = testing::certificates();
+    let mut disabled = context(TlsMode::Disable, &certificates);
+    disabled.tls = None;
+    let (address, mut logins) = tcp(disabled);
+    let config = ClientTls::new().unwrap().config(TlsMode::Require, None);
+    let transport = Transport::tcp(TcpStream::connect(address).await.unwrap()).unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    assert!(transport.connect_tls(config.unwrap(), name).await.is_err());
+    assert_eq!(
+        logins.recv().await.unwrap(),
+        "invalid length of startup packet"
     );
 }
 
