@@ -119,6 +119,10 @@ pub fn subject(der: &[u8]) -> Option<Subject> {
             }
             values.push(format!("{}={}", attribute(oid)?, escaped(&text)));
         }
+        // A part has at least one value (X.501); without, the name would be written with nothing between two commas.
+        if values.is_empty() {
+            return None;
+        }
         // OpenSSL turns the order within a part too.
         values.reverse();
         parts.push(values.join("+"));
@@ -300,6 +304,25 @@ mod tests {
         name.push(DnType::OrganizationName, "nobody in person");
         let found = subject(&made(&rcgen::PKCS_ECDSA_P256_SHA256, name)).unwrap();
         assert_eq!(found.common_name, None);
+    }
+
+    #[test]
+    fn a_part_of_a_name_without_a_value_makes_it_unreadable() {
+        let der = |tag: u8, content: &[u8]| {
+            let length = u8::try_from(content.len()).unwrap();
+            [&[tag, length], content].concat()
+        };
+        let common_name = der(SEQUENCE, b"\x06\x03\x55\x04\x03\x0c\x01a");
+        for (parts, expected) in [
+            (der(SET, &common_name), Some("CN=a")),
+            ([der(SET, &common_name), der(SET, b"")].concat(), None),
+        ] {
+            let before = b"\x02\x01\x07\x30\0\x30\0\x30\0";
+            let body = [&before[..], &der(SEQUENCE, &parts)].concat();
+            let certificate = der(SEQUENCE, &der(SEQUENCE, &body));
+            let found = subject(&certificate).map(|subject| subject.distinguished_name);
+            assert_eq!(found.as_deref(), expected);
+        }
     }
 
     proptest::proptest! {

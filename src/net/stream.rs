@@ -17,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub const WINDOW: usize = 16 * 1024;
 /// A buffer that grew beyond this is given back once it is empty.
 const KEEP: usize = 64 * 1024;
+/// An idle connection's buffers up to this stay: a point select and its answer cost no allocation.
+const SMALL: usize = 512;
 /// Unsent bytes beyond which the other side is not read.
 pub const HIGH_WATER: usize = 64 * 1024;
 
@@ -150,7 +152,7 @@ impl Stream {
 
     /// Reads more. `Ready(0)`: the peer has closed.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let count = if self.read.is_empty() && self.read.capacity() == 0 {
+        let count = if self.read.is_empty() && self.read.capacity() <= SMALL {
             // Nothing is held: read to the stack first, so that waiting costs no buffer.
             let mut window = [std::mem::MaybeUninit::<u8>::uninit(); WINDOW];
             let mut buffer = ReadBuf::uninit(&mut window);
@@ -230,12 +232,13 @@ impl Stream {
         poll_fn(|cx| self.poll_fill(cx)).await
     }
 
-    /// Gives buffers back: all that are empty when `idle`, else only those that grew large.
+    /// Gives empty buffers back: all but small ones when `idle`, else only those that grew large.
     pub fn relax(&mut self, idle: bool) {
-        if self.read.is_empty() && (idle || self.read.capacity() > KEEP) {
+        let keep = if idle { SMALL } else { KEEP };
+        if self.read.is_empty() && self.read.capacity() > keep {
             self.read = Vec::new();
         }
-        if self.unsent() == 0 && (idle || self.write.capacity() > KEEP) {
+        if self.unsent() == 0 && self.write.capacity() > keep {
             self.write = Vec::new();
             self.sent = 0;
         }

@@ -149,6 +149,7 @@ pub enum Refusal {
 /// A connection as rules of authentication see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
+    pub replication: Option<Replication>,
     /// Without its port; `[local]` over a Unix socket.
     pub host: String,
     pub user: Vec<u8>,
@@ -482,12 +483,7 @@ fn message(refusal: &Refusal) -> String {
                 "connection refused for user \"{user}\", database \"{database}\", no encryption"
             )
         }
-        Refusal::Password { user } => {
-            format!(
-                "password authentication failed for user \"{}\"",
-                shown(user)
-            )
-        }
+        Refusal::Password { user } => failed("password", user),
         Refusal::Authentication(AuthError::Decode(_)) => "invalid password packet size".into(),
         Refusal::Authentication(AuthError::Mechanism) => {
             "client selected an invalid SASL authentication mechanism".into()
@@ -507,17 +503,10 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Timeout => "canceling authentication due to timeout".into(),
         Refusal::Lookup => "cannot look up users now".into(),
         Refusal::Evicted => refusal.to_string(),
-        Refusal::NoRule(asked) => format!("no pg_hba.conf entry for {}", connection(asked)),
-        Refusal::Rejected(asked) => {
-            format!("pg_hba.conf rejects connection for {}", connection(asked))
-        }
+        Refusal::NoRule(asked) => no_rule(asked),
+        Refusal::Rejected(asked) => rejected(asked),
         Refusal::NoCertificate => "connection requires a valid client certificate".into(),
-        Refusal::Certificate { user } => {
-            format!(
-                "certificate authentication failed for user \"{}\"",
-                shown(user)
-            )
-        }
+        Refusal::Certificate { user } => failed("certificate", user),
         Refusal::NoRole { user } => format!("role \"{}\" does not exist", shown(user)),
         Refusal::Throttled { user, .. } => {
             format!(
@@ -528,18 +517,49 @@ fn message(refusal: &Refusal) -> String {
     }
 }
 
-/// A connection in PostgreSQL's words.
-fn connection(asked: &Connection) -> String {
+fn failed(method: &str, user: &[u8]) -> String {
+    format!(
+        "{method} authentication failed for user \"{}\"",
+        shown(user)
+    )
+}
+
+fn no_rule(asked: &Connection) -> String {
+    let whose = whose(asked);
+    match asked.replication {
+        Some(Replication::Physical) => {
+            format!("no pg_hba.conf entry for replication connection from {whose}")
+        }
+        Some(Replication::Logical) | None => format!("no pg_hba.conf entry for {whose}"),
+    }
+}
+
+fn rejected(asked: &Connection) -> String {
+    let whose = whose(asked);
+    match asked.replication {
+        Some(Replication::Physical) => {
+            format!("pg_hba.conf rejects replication connection for {whose}")
+        }
+        Some(Replication::Logical) | None => {
+            format!("pg_hba.conf rejects connection for {whose}")
+        }
+    }
+}
+
+/// From where a connection comes, for whom and how, in PostgreSQL's words.
+fn whose(asked: &Connection) -> String {
+    let database = match asked.replication {
+        Some(Replication::Physical) => String::new(),
+        Some(Replication::Logical) | None => {
+            format!(" database \"{}\",", shown(&asked.database))
+        }
+    };
     let encryption = match asked.channel {
         Channel::Plain => "no encryption",
         Channel::Encrypted => "SSL encryption",
     };
-    format!(
-        "host \"{}\", user \"{}\", database \"{}\", {encryption}",
-        asked.host,
-        shown(&asked.user),
-        shown(&asked.database)
-    )
+    let (host, user) = (&asked.host, shown(&asked.user));
+    format!("host \"{host}\", user \"{user}\",{database} {encryption}")
 }
 
 fn scram_message(error: ScramError) -> String {

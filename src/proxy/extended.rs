@@ -18,7 +18,7 @@ use crate::{
     wire::{
         backend::Status,
         frame::{self},
-        frontend::{self, Bind, Named, Parse, put_bind, put_named, put_parse},
+        frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
         notice::Notice,
     },
 };
@@ -86,7 +86,11 @@ impl Session {
     }
 
     pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let bind = Bind::decode(body).map_err(|_malformed| reply::malformed())?;
+        let bind = if self.client_rest.bytes > 0 {
+            Bind::head(body).ok_or_else(reply::malformed)?
+        } else {
+            Bind::decode(body).map_err(|_malformed| reply::malformed())?
+        };
         self.settle_effects().await?;
         if self.skip {
             return Ok(());
@@ -150,6 +154,28 @@ impl Session {
         self.send_bind(&bind, frame, prepared)
     }
 
+    /// Whether a Bind that has not arrived whole can be passed on as it arrives: when nothing in it decides where it goes,
+    /// and its statement has no effect that must be followed. The parameters are then the server's to judge.
+    pub(super) fn streams_bind(&mut self, start: &[u8]) -> bool {
+        if self.phase == Phase::Idle {
+            self.refresh();
+        }
+        let Some(bind) = Bind::head(start).filter(|_| self.snapshot.is_single()) else {
+            return false;
+        };
+        let prepared = if bind.statement.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.statements.get(bind.statement)
+        };
+        prepared.is_some_and(|prepared| {
+            prepared.meaning == self.meaning()
+                && prepared.statement().is_some_and(|statement| {
+                    statement.effect == Effect::None && matches!(statement.target, Target::Fixed(_))
+                })
+        })
+    }
+
     /// Sends a Bind to the link, with the statement's name there, behind the Parses it needs.
     fn send_bind(
         &mut self,
@@ -165,13 +191,15 @@ impl Session {
         if prepared.unnamed {
             link.lease.stream.out().extend_from_slice(frame);
         } else {
-            put_bind(
+            put_bind_head(
                 link.lease.stream.out(),
                 bind.portal,
                 prepared.server_name().as_bytes(),
                 bind.tail,
+                self.client_rest.bytes,
             );
         }
+        self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing
         } else {

@@ -215,7 +215,7 @@ impl Session {
             Ok(()) => End::Client,
             Err(end) => end,
         };
-        self.finish(end).await;
+        Box::pin(self.finish(end)).await;
     }
 
     async fn serve(&mut self) -> Result<(), End> {
@@ -516,7 +516,7 @@ impl Session {
             .as_ref()
             .is_some_and(|link| link.status == Status::Idle);
         if begins && outside && self.deferred.is_some() {
-            return self.replay(hold).await;
+            return Box::pin(self.replay(hold)).await;
         }
         Ok(Ok(()))
     }
@@ -656,7 +656,7 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
         self.cancel.wait_begins();
-        let outcome = self.wait_for(&pool).await;
+        let outcome = Box::pin(self.wait_for(&pool)).await;
         self.cancel.wait_ends();
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
@@ -718,13 +718,9 @@ impl Session {
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
-        if idle {
-            self.client.relax(self.client.is_flushed());
-            if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
-                return Err(told(reply::shutting_down()));
-            }
-        } else {
-            self.client.relax(false);
+        self.client.relax(false);
+        if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
+            return Err(told(reply::shutting_down()));
         }
         if self.info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));
@@ -774,6 +770,11 @@ impl Session {
                 match client.poll_fill(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => seen.client_end = true,
                     Poll::Ready(Ok(_)) => seen.progress = true,
+                    // It thinks, and who thinks needs no buffers.
+                    Poll::Pending if idle => {
+                        let flushed = client.is_flushed();
+                        client.relax(flushed);
+                    }
                     Poll::Pending => {}
                 }
             }

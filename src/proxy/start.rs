@@ -41,19 +41,27 @@ pub async fn serve(
     shared: Arc<Shared>,
     logins: Arc<LoginContext>,
 ) {
-    match login::login(socket, place, &logins).await {
+    // Boxes: what a login needs is not kept for the session's life.
+    match Box::pin(login::login(socket, place, &logins)).await {
         // Others may have entered since this one was accepted.
         Ok(Login::Session(entered)) if is_full(&shared) => {
             shared.metrics.process.turned_away.increment();
-            tell_full(entered).await;
+            Box::pin(tell_full(entered)).await;
         }
-        Ok(Login::Session(entered)) => enter(entered, shared).await,
+        Ok(Login::Session(entered)) => {
+            drop(logins);
+            let session = Box::pin(enter(entered, Arc::clone(&shared))).await;
+            if let Some(mut session) = session {
+                drop(shared);
+                session.run().await;
+            }
+        }
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel::carry_out(pid, &key, &shared).await;
+            Box::pin(cancel::carry_out(pid, &key, &shared)).await;
             drop(transport);
         }
         Ok(Login::Closed) => {}
@@ -71,13 +79,13 @@ pub async fn turn_away(
     shared: Arc<Shared>,
     logins: Arc<LoginContext>,
 ) {
-    match login::login(socket, place, &logins).await {
+    match Box::pin(login::login(socket, place, &logins)).await {
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel::carry_out(pid, &key, &shared).await;
+            Box::pin(cancel::carry_out(pid, &key, &shared)).await;
             drop(transport);
         }
         Ok(Login::Session(entered)) => tell_full(entered).await,
@@ -95,11 +103,12 @@ async fn tell_full(entered: login::Session) {
     drop(client.flush().await);
 }
 
-async fn enter(entered: login::Session, shared: Arc<Shared>) {
+/// The session of a client that has logged in, ready to run; none when there is nothing to run, or no more.
+async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Session>> {
     let peer = match entered.transport.peer() {
         transport::Peer::Tcp(address) => Peer::Tcp(address),
         transport::Peer::Unix => Peer::Unix,
-        transport::Peer::Gone => return,
+        transport::Peer::Gone => return None,
     };
     let tls = if entered.transport.is_encrypted() {
         Encryption::Tls
@@ -107,17 +116,11 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         Encryption::Plain
     };
     let client = Stream::new(entered.transport);
-    let application_name = entered
-        .parameters
-        .iter()
-        .rev()
-        .find(|(name, _)| name == b"application_name")
-        .map(|(_, value)| String::from_utf8_lossy(value).into_owned());
     let info = shared.metrics.sessions.register(NewSession {
         user: Arc::from(entered.user.name.as_str()),
         database: Arc::from(entered.database.as_str()),
         peer,
-        application_name: application_name.unwrap_or_default(),
+        application_name: application_name(&entered.parameters),
         tls,
         protocol: if entered.minor >= 2 {
             CancelKeyLength::ThirtyTwo
@@ -130,10 +133,11 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
     });
     if entered.database == login::CONSOLE && entered.replication.is_none() {
         super::console::serve(client, &entered.user, &shared, &info).await;
-        return;
+        return None;
     }
     if let Err(notice) = keep_shown(&entered.user, &entered.database, entered.shown, &shared) {
-        return farewell(client, &notice).await;
+        farewell(client, &notice).await;
+        return None;
     }
     if let Some(kind) = entered.replication {
         let asked = super::replication::Asked {
@@ -143,7 +147,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
             settings: entered.parameters,
         };
         super::replication::serve(client, asked, &shared, &info).await;
-        return;
+        return None;
     }
     let mut session = match Session::new(
         client,
@@ -155,14 +159,27 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         Ok(session) => session,
         Err(refused) => {
             let (client, notice) = *refused;
-            return farewell(client, &notice).await;
+            farewell(client, &notice).await;
+            return None;
         }
     };
     session.tally.client_logins += 1;
     match session.welcome(entered.parameters).await {
-        Ok(()) => session.run().await,
-        Err(end) => session.finish(end).await,
+        Ok(()) => Some(session),
+        Err(end) => {
+            session.finish(end).await;
+            None
+        }
     }
+}
+
+/// As the startup packet gives it.
+fn application_name(settings: &[Setting]) -> String {
+    let mut given = settings.iter().rev();
+    let found = given.find(|(name, _)| name == b"application_name");
+    found
+        .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+        .unwrap_or_default()
 }
 
 /// Whether it arrives changes nothing: the session is over.

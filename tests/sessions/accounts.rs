@@ -177,11 +177,11 @@ fn a_transaction_that_the_server_ends_for_idleness_is_told_and_over() {
 #[test]
 fn a_backend_that_the_server_ends_for_idleness_is_nobodys_error() {
     let proxy = Proxy::start("size = 1");
-    let mut client = proxy.client();
     let mut observer = observer();
     for _ in 0..5 {
-        client.ask(&query("set idle_session_timeout = '20ms'"));
-        let pid = client.value("select pg_backend_pid()");
+        // One message of a client that has set nothing else: between two the backend could be idle for too long.
+        let set = "set idle_session_timeout = '20ms'; select pg_backend_pid()";
+        let pid = proxy.client().value(set);
         until("the server has ended it", || {
             observer.value(&format!(
                 "select count(*) from pg_stat_activity where pid = {pid}"

@@ -35,6 +35,8 @@ run() {
         docs) part docs env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items ;;
         # A workspace of its own: PostgreSQL's own scanner, which may not be linked beside the parser.
         scanner) part scanner cargo test --locked --manifest-path tests/scanner_oracle/Cargo.toml ;;
+        # A workspace of its own too: what the fuzz targets claim, for their seeds, without a fuzzer.
+        seeds) part seeds cargo test --locked --manifest-path tests/fuzz/Cargo.toml --no-default-features --test seeds ;;
         *) part "$1" cargo test --locked --test "$1" ;;
     esac
 }
@@ -51,7 +53,7 @@ if [ $# = 0 ]; then
         name=$(basename "${found%/main.rs}" .rs)
         if [ "$name" != cluster ]; then set -- "$@" "$name"; fi
     done
-    set -- "$@" docs scanner
+    set -- "$@" docs scanner seeds
     if [ -e tests/cluster/main.rs ]; then set -- "$@" cluster; fi
 else
     build=no

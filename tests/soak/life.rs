@@ -110,6 +110,9 @@ impl Person {
 
     /// Lives until it is over.
     pub(crate) async fn live(mut self, world: Arc<World>) -> Self {
+        // Not all at once: proofs of passwords are work for this process too.
+        let pause = self.random.below(10 * world.pause.max(1));
+        tokio::time::sleep(Duration::from_millis(pause as u64)).await;
         while !world.over.load(Relaxed) {
             let end = self.one_life(&world).await;
             if let End::Wrong(problem) = end {

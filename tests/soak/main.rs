@@ -8,12 +8,14 @@
 #![cfg(test)]
 
 mod acts;
-#[expect(dead_code, reason = "only the messages are used here, not the client")]
+mod big;
+#[expect(dead_code, reason = "only a part is used here")]
 #[path = "../sessions/client.rs"]
 mod client;
 #[expect(dead_code, reason = "only a part is used here")]
 #[path = "../cluster/harness.rs"]
 mod harness;
+mod idle;
 mod life;
 #[expect(dead_code, reason = "only a part is used here")]
 #[path = "../oracle/random.rs"]
@@ -26,7 +28,8 @@ use harness::{PATIENCE, until};
 use life::{Counts, Person, World, shard_of};
 use stage::{LOYAL, PROVEN, Place, Stage, TRUSTED};
 use std::{
-    fmt::Debug,
+    collections::BTreeMap,
+    fmt::{Debug, Write as _},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -36,7 +39,7 @@ use std::{
 use tokio::sync::Semaphore;
 use wire::Wire;
 
-/// Problems that are shown; there is no end to them when something is really wrong.
+/// Kinds of problems that are shown; there is no end to them when something is really wrong.
 const SHOWN: usize = 20;
 
 #[test]
@@ -73,12 +76,8 @@ fn clients_that_die_anywhere_harm_nobody_and_leave_nothing_behind() {
     });
     report(&world.counts, memory, highest.load(Relaxed));
     let problems = world.problems.lock().unwrap();
-    assert!(
-        problems.is_empty(),
-        "{} problems:\n{}",
-        problems.len(),
-        problems[..problems.len().min(SHOWN)].join("\n")
-    );
+    assert!(problems.is_empty(), "{}", by_kind(&problems));
+    drop(problems);
     everything_is_given_back(&stage, files);
     rows_are_what_was_acknowledged(&stage, &persons);
     every_backend_can_be_had(&stage);
@@ -115,6 +114,20 @@ fn report(counts: &Counts, before: usize, highest: usize) {
         before / 1024,
         highest / 1024,
     );
+}
+
+/// Problems that differ in numbers only are one kind, shown once.
+fn by_kind(problems: &[String]) -> String {
+    let mut kinds: BTreeMap<String, (usize, &str)> = BTreeMap::new();
+    for problem in problems {
+        let kind = problem.chars().filter(|c| !c.is_ascii_digit()).collect();
+        kinds.entry(kind).or_insert((0, problem)).0 += 1;
+    }
+    let mut shown = format!("{} problems:", problems.len());
+    for (count, example) in kinds.values().take(SHOWN) {
+        let _ = write!(shown, "\n{count} like {example}");
+    }
+    shown
 }
 
 /// Nothing of the dead is left: sessions, backends, transactions, locks, files; and nothing panicked.

@@ -205,6 +205,7 @@ fn configuration(first: &Cluster, second: &Cluster, pool: Pools, clients: usize)
 listen = ["127.0.0.1:0"]
 http = "127.0.0.1:0"
 max_clients = {most}
+login_timeout = "2m"
 log = {{ level = "info,shardway::proxy=warn,shardway::inspect=off" }}
 [pool]
 size = {shared}

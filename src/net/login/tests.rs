@@ -11,7 +11,7 @@ use super::{
     *,
 };
 use crate::{
-    auth::scram::Verifier,
+    auth::scram::{self, Verifier},
     clock::Clock,
     config::settings::{BackendProof, ClientAuth, ConsoleRole, Listen, Secret, TlsMode},
     metrics::Metrics,

@@ -223,6 +223,7 @@ fn origin(transport: &Transport) -> Option<From> {
 
 fn connection(transport: &Transport, entry: &Entry) -> Connection {
     Connection {
+        replication: entry.replication,
         host: host(transport),
         user: entry.user.clone(),
         database: entry.database.clone(),

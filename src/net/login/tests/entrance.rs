@@ -100,3 +100,58 @@ async fn whoever_proves_himself_is_forgiven() {
         assert_eq!(psql(&as_user(address, "scrammed"), PASSWORD).await, "");
     }
 }
+
+/// Salt and iterations that a user is told, and how long the server's part of the nonce is.
+async fn first_reply(address: SocketAddr, user: &str) -> (String, String, usize) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let pairs: [(&[u8], &[u8]); 2] = [(b"user", user.as_bytes()), (b"database", b"app")];
+    let mut out = startup_packet(&pairs);
+    let (_, first) = scram::Client::begin("x", [7; 18]);
+    frontend::put(&mut out, b'p', |out| {
+        out.extend_from_slice(b"SCRAM-SHA-256\0");
+        out.extend_from_slice(&u32::try_from(first.len()).unwrap().to_be_bytes());
+        out.extend_from_slice(&first);
+    });
+    stream.write_all(&out).await.unwrap();
+    let mut body = Vec::new();
+    // The mechanisms, then the first message.
+    for _ in 0..2 {
+        let mut header = [0; HEADER];
+        stream.read_exact(&mut header).await.unwrap();
+        let size = frame::backend(&header).unwrap().unwrap().size;
+        body = vec![0; size - HEADER];
+        stream.read_exact(&mut body).await.unwrap();
+    }
+    let text = String::from_utf8(body[4..].to_vec()).unwrap();
+    let mut parts = text.split(',').map(str::to_owned);
+    let nonce = parts.next().unwrap();
+    (parts.next().unwrap(), parts.next().unwrap(), nonce.len())
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_has_is_asked_as_one_that_somebody_has() {
+    let certificates = testing::certificates();
+    let first = context(TlsMode::Disable, &certificates);
+    // As a reload builds it: other settings, the same entrance.
+    let reloaded = LoginContext {
+        entrance: Arc::clone(&first.entrance),
+        ..context(TlsMode::Disable, &certificates)
+    };
+    let (address, _logins) = tcp(first);
+    let (again, _logins_again) = tcp(reloaded);
+    let known = first_reply(address, "scrammed").await;
+    let unknown = first_reply(address, "nobody").await;
+    assert_eq!((&known.1, known.2), (&unknown.1, unknown.2));
+    assert_eq!(known.0.len(), unknown.0.len());
+    assert_ne!(known.0, unknown.0);
+    assert_ne!(unknown.0, first_reply(address, "nobody else").await.0);
+    // A salt that changed would tell that it was made up.
+    assert_eq!(unknown, first_reply(address, "nobody").await);
+    assert_eq!(unknown, first_reply(again, "nobody").await);
+    let other = LoginContext {
+        entrance: Entrance::new([6; 32], Clock, Metrics::new()),
+        ..context(TlsMode::Disable, &certificates)
+    };
+    let (another_process, _others) = tcp(other);
+    assert_ne!(unknown.0, first_reply(another_process, "nobody").await.0);
+}

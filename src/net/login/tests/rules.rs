@@ -24,6 +24,7 @@ hostssl titled all all cert clientname=DN map=people
 hostssl signed all all scram-sha-256 clientcert=verify-ca
 hostssl named all all scram-sha-256 clientcert=verify-full
 host open ann,nobody all trust
+hostssl replication bob all reject
 local all postgres trust
 "#;
 
@@ -227,6 +228,13 @@ async fn rules_decide_as_the_same_file_does_before_postgresql() {
                 seen.insert(kind.split('"').next().unwrap_or_default().to_owned());
             }
         }
+    }
+    // The whole server is not one of the databases that a rule names, nor all of them.
+    for (user, tls) in [("ann", "disable"), ("bob", "require")] {
+        let connection = format!("dbname=app user={user} sslmode={tls} replication=true");
+        let theirs = told(server.port(), &connection, PASSWORD).await;
+        assert_eq!(told(address.port(), &connection, PASSWORD).await, theirs);
+        assert!(theirs.contains(user), "{theirs}");
     }
     // Every end was among them.
     assert_eq!(
