@@ -116,17 +116,11 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
         Encryption::Plain
     };
     let client = Stream::new(entered.transport);
-    let application_name = entered
-        .parameters
-        .iter()
-        .rev()
-        .find(|(name, _)| name == b"application_name")
-        .map(|(_, value)| String::from_utf8_lossy(value).into_owned());
     let info = shared.metrics.sessions.register(NewSession {
         user: Arc::from(entered.user.name.as_str()),
         database: Arc::from(entered.database.as_str()),
         peer,
-        application_name: application_name.unwrap_or_default(),
+        application_name: application_name(&entered.parameters),
         tls,
         protocol: if entered.minor >= 2 {
             CancelKeyLength::ThirtyTwo
@@ -177,6 +171,15 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
             None
         }
     }
+}
+
+/// As the startup packet gives it.
+fn application_name(settings: &[Setting]) -> String {
+    let mut given = settings.iter().rev();
+    let found = given.find(|(name, _)| name == b"application_name");
+    found
+        .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+        .unwrap_or_default()
 }
 
 /// Whether it arrives changes nothing: the session is over.

@@ -3,8 +3,10 @@
 
 use super::patched;
 use crate::{
-    auth::scram::{Binding, ExpectFirst, MECHANISM, Verifier},
-    protocol::backend_startup::{BackendStartup, Established, Step},
+    auth::scram::{
+        Binding, ChannelBinding, ExpectFirst, MECHANISM, MECHANISM_PLUS, Proof, Verifier,
+    },
+    protocol::backend_startup::{BackendStartup, Channel, Established, Login, Step},
     wire::{
         frame::{self, Body, HEADER, Header},
         frontend::put,
@@ -15,20 +17,44 @@ use crate::{
 use std::sync::Arc;
 
 const PASSWORD: &str = "secret";
+/// The hash of the server's certificate, in place of TLS.
+const HASH: [u8; 32] = [5; 32];
 
 /// The target.
 pub fn check(bytes: &[u8]) {
     match bytes.split_first() {
         Some((0, rest)) => honest(rest),
-        Some((kind, rest)) => any(kind % 2 == 0, rest),
+        Some((how, rest)) => any(login(*how), rest),
         None => {}
     }
 }
 
+/// Who logs in: the bits say how.
+fn login(how: u8) -> Login {
+    Login {
+        user: "ann".into(),
+        proof: (how & 1 == 0).then(|| Proof::password(PASSWORD)),
+        binding: [
+            ChannelBinding::Prefer,
+            ChannelBinding::Require,
+            ChannelBinding::Disable,
+            ChannelBinding::Prefer,
+        ][usize::from(how >> 2 & 3)],
+        channel: match how >> 4 & 3 {
+            0 | 1 => Channel::Plain,
+            2 => Channel::Tls(None),
+            _ => Channel::Tls(Some(HASH.to_vec())),
+        },
+        minor: if how & 64 == 0 { 0 } else { 2 },
+        nonce: [1; 18],
+    }
+}
+
 /// Any frames.
-fn any(has_password: bool, mut bytes: &[u8]) {
-    let mut startup = BackendStartup::new("ann", has_password.then_some(PASSWORD), [1; 18]);
-    let mut scram = false;
+fn any(login: Login, mut bytes: &[u8]) {
+    let (minor, bound) = (login.minor, login.binding == ChannelBinding::Require);
+    let mut startup = BackendStartup::new(login);
+    let (mut scram, mut negotiated) = (false, minor == 0);
     while let Ok(Some(Header { tag, size })) = frame::backend(bytes) {
         let Some((frame, rest)) = bytes.split_at_checked(size) else {
             return;
@@ -41,14 +67,26 @@ fn any(has_password: bool, mut bytes: &[u8]) {
         scram |= tag == b'R' && body.starts_with(&[0, 0, 0, 10]);
         match startup.handle_message(tag, body) {
             Ok(Step::Continue(next, reply)) => {
+                if tag == b'v' {
+                    assert!(!negotiated && body[4..] == [0; 4], "nothing to negotiate");
+                    negotiated = true;
+                }
                 check_reply(&reply);
+                let gives_password = reply
+                    .windows(PASSWORD.len())
+                    .any(|text| text == PASSWORD.as_bytes());
+                assert!(
+                    !bound || !gives_password,
+                    "given away although binding is required"
+                );
                 startup = next;
             }
             Ok(Step::Ready(established)) => {
                 assert!(
-                    !scram,
+                    !scram && !bound,
                     "a server is believed that does not know the password"
                 );
+                assert!(established.minor == 0 || established.minor == minor);
                 return check_established(&established);
             }
             Ok(Step::Refused(body)) => return error(&body),
@@ -123,21 +161,34 @@ fn honest(bytes: &[u8]) {
             (data, false)
         }
     };
-    let startup = BackendStartup::new("ann", Some(PASSWORD), [nonce; 18]);
-    let (offer, _) = patch(0, [MECHANISM.as_bytes(), b"\0\0"].concat());
+    let tls = which & 64 != 0;
+    let startup = BackendStartup::new(Login {
+        nonce: [nonce; 18],
+        ..login(if tls { 0x30 } else { 0 })
+    });
+    let offer = match tls {
+        true => [MECHANISM_PLUS, "\0", MECHANISM, "\0\0"].concat(),
+        false => [MECHANISM, "\0\0"].concat(),
+    };
+    let (offer, changed_offer) = patch(0, offer.into_bytes());
     let Some((startup, reply)) = step(startup, 10, &offer) else {
-        return;
+        return assert!(changed_offer);
     };
     let mut reply = Body::new(&reply[HEADER..]);
-    assert!(matches!(reply.cstr(), Ok(mechanism) if mechanism == MECHANISM.as_bytes()));
+    let binding = match reply.cstr() {
+        Ok(name) if name == MECHANISM_PLUS.as_bytes() => Binding::Used(Arc::from(HASH)),
+        Ok(_) if tls => Binding::Declined,
+        Ok(_) => Binding::NotOffered,
+        Err(_) => panic!("no mechanism"),
+    };
     let Ok(Some(first)) = reply.value() else {
         panic!("no first message")
     };
     let verifier = Arc::new(Verifier::of(PASSWORD.as_bytes(), b"0123456789abcdef", 1));
-    let Ok((data, server)) =
-        ExpectFirst::new(verifier, [!nonce; 18], Binding::NotOffered).handle_first(first)
-    else {
-        panic!("our first message is refused")
+    let server = ExpectFirst::new(verifier, [!nonce; 18], binding);
+    let Ok((data, server)) = server.handle_first(first) else {
+        // Somebody took the binding from the offer, and the server notices.
+        return assert!(tls && changed_offer);
     };
     let (data, changed) = patch(1, data);
     if changed && is_long_work(b'R', &data) {
@@ -146,12 +197,13 @@ fn honest(bytes: &[u8]) {
     let Some((startup, reply)) = step(startup, 11, &data) else {
         return assert!(changed);
     };
-    let ours = first.len() - "n,,n=,r=".len();
+    // Base64 of 18 bytes.
+    let ours = 24;
     assert!(
         !changed || usize::from(at) >= "r=".len() + ours,
         "a server is answered that does not repeat our nonce"
     );
-    let Ok(data) = server.handle_final(&reply[HEADER..]) else {
+    let Ok((data, _)) = server.handle_final(&reply[HEADER..]) else {
         return assert!(changed);
     };
     assert!(!changed, "both sides saw the same exchange");

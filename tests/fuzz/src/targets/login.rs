@@ -4,7 +4,7 @@
 use super::{patched, piece};
 use crate::auth::{
     Account, AuthError, Demand, Exchange, Fresh, Reply, Stored, md5,
-    scram::{Client, MECHANISM, Verifier},
+    scram::{Client, Gs2, MECHANISM, MECHANISM_PLUS, Proof, Verifier},
 };
 use std::sync::Arc;
 
@@ -71,7 +71,9 @@ fn password(stored: &Stored, body: &[u8]) {
         let outcome = begin(Demand::Password(stored.clone()), account, None).handle_message(body);
         let right = body == b"secret\0" && account == Account::Known;
         match outcome {
-            Ok(Reply::Accepted(None)) => assert!(right),
+            Ok(Reply::Accepted(None, shown)) => {
+                assert!(right && shown == Some(Proof::password(PASSWORD)));
+            }
             Ok(_) => panic!("a password is one message without an answer"),
             Err(AuthError::Wrong | AuthError::Decode(_)) => assert!(!right),
             Err(error) => panic!("{error}"),
@@ -101,56 +103,84 @@ fn strangers(account: Account, offered: Option<Arc<[u8]>>, mut bytes: &[u8]) {
                 assert!(data.starts_with(b"r="));
                 exchange = next;
             }
-            Ok(Reply::Accepted(_)) => panic!("let in without the password"),
+            Ok(Reply::Accepted(..)) => panic!("let in without the password"),
             Err(_) => return,
         }
     }
 }
 
-/// A client that knows the password, with one byte of one message replaced.
+/// A client that knows the password, with one byte of one message replaced; bound to its channel, or not.
 fn honest(bytes: &[u8]) {
     let [how, which, high, low, byte, nonce, ..] = *bytes else {
         return;
     };
-    let account = if how % 2 == 0 {
+    let account = if how & 1 == 0 {
         Account::Known
     } else {
         Account::Mock
     };
-    // Offered or not: this client does not use it.
-    let offered = (how & 2 != 0).then(end_point);
-    let at = u16::from_be_bytes([high, low]);
-    let (client, first) = Client::begin(PASSWORD, [nonce; 18]);
-    let mut body = MECHANISM.as_bytes().to_vec();
-    body.push(0);
-    body.extend_from_slice(&u32::try_from(first.len()).unwrap_or(0).to_be_bytes());
-    body.extend_from_slice(&first);
-    let (body, changed) = if which % 2 == 0 {
-        patched(&body, at, byte)
-    } else {
-        (body, false)
+    let (offered, mechanism, gs2) = match how >> 1 & 3 {
+        0 => (None, MECHANISM, Gs2::Cannot),
+        // It could, and the server cannot.
+        1 => (None, MECHANISM, Gs2::Could),
+        2 => (Some(end_point()), MECHANISM, Gs2::Cannot),
+        _ => (
+            Some(end_point()),
+            MECHANISM_PLUS,
+            Gs2::EndPoint(end_point().to_vec()),
+        ),
     };
-    let Ok(Reply::Continue(exchange, data)) =
-        begin(Demand::Scram(verifier()), account, offered).handle_message(&body)
-    else {
-        assert!(changed, "an honest client was refused at its first message");
-        return;
+    let patch = |number: u8, message: Vec<u8>| {
+        if which % 2 == number {
+            patched(&message, u16::from_be_bytes([high, low]), byte)
+        } else {
+            (message, false)
+        }
+    };
+    let exchange = || begin(Demand::Scram(verifier()), account, offered.clone());
+    let begun = |proof| Client::with(proof, gs2.clone(), [nonce; 18]);
+    let told = |first: &[u8]| {
+        let mut body = mechanism.as_bytes().to_vec();
+        body.push(0);
+        body.extend_from_slice(&u32::try_from(first.len()).unwrap_or(0).to_be_bytes());
+        body.extend_from_slice(first);
+        body
+    };
+    let (client, first) = begun(Proof::password(PASSWORD));
+    let (body, changed_first) = patch(0, told(&first));
+    let Ok(Reply::Continue(next, data)) = exchange().handle_message(&body) else {
+        return assert!(changed_first, "refused at its first message");
     };
     let Ok((client, last)) = client.handle_first(&data) else {
-        assert!(changed, "an honest client does not believe its server");
-        return;
+        return assert!(changed_first, "does not believe its server");
     };
-    let (last, changed) = if which % 2 == 0 {
-        (last, changed)
-    } else {
-        patched(&last, at, byte)
-    };
-    match exchange.handle_message(&last) {
-        Ok(Reply::Accepted(Some(data))) => {
+    let (last, changed) = patch(1, last);
+    let changed = changed || changed_first;
+    match next.handle_message(&last) {
+        Ok(Reply::Accepted(Some(data), Some(shown))) => {
             assert!(!changed && account == Account::Known);
             assert!(client.handle_final(&data).is_ok());
+            passes_on(begun(shown), exchange(), told);
         }
         Ok(_) => panic!("the last message ends it"),
         Err(_) => assert!(changed || account == Account::Mock),
     }
+}
+
+/// What a client has shown opens the same door again.
+fn passes_on(
+    (client, first): (Client, Vec<u8>),
+    exchange: Exchange,
+    told: impl Fn(&[u8]) -> Vec<u8>,
+) {
+    let Ok(Reply::Continue(next, data)) = exchange.handle_message(&told(&first)) else {
+        panic!("refused at its first message")
+    };
+    let Ok((client, last)) = client.handle_first(&data) else {
+        panic!("does not believe its server")
+    };
+    let Ok(Reply::Accepted(Some(data), _)) = next.handle_message(&last) else {
+        panic!("keys that were shown are refused")
+    };
+    assert!(client.handle_final(&data).is_ok());
 }
