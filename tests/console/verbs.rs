@@ -18,6 +18,7 @@ const LOOKS: [&str; 26] = [
     "SHOW DATABASES",
     "SHOW GROUPS",
     "SHOW HELP",
+    "SHOW LISTENERS",
     "SHOW LISTS",
     "SHOW MAP",
     "SHOW PINS",
