@@ -498,6 +498,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
     },
     Code {
+        code: "SW209",
+        sqlstate: "55000",
+        title: "Another session's number",
+        meaning: "currval or lastval outside of the transaction that drew the number, on a server connection where it was not drawn or that another session has used since: PostgreSQL would tell the number of another session.",
+        what_to_do: "Use INSERT … RETURNING, or ask in the transaction that draws the number; pool.mode = \"session\" keeps a connection for each session.",
+    },
+    Code {
         code: "SW211",
         sqlstate: "08006",
         title: "Server refused the login",
@@ -510,13 +517,6 @@ pub const CODES: &[Code] = &[
         title: "Passthrough does not open the server",
         meaning: "What the client has shown does not open this shard: the shard keeps another SCRAM verifier for the role, asks for another kind of proof, or no client has shown anything yet.",
         what_to_do: "Give the role the same verifier on every shard (ALTER ROLE … PASSWORD 'SCRAM-SHA-256$…' with the home shard's rolpassword), or use auth = \"passthrough-password\".",
-    },
-    Code {
-        code: "SW209",
-        sqlstate: "55000",
-        title: "Another session's number",
-        meaning: "currval or lastval outside of the transaction that drew the number, on a server connection where it was not drawn or that another session has used since: PostgreSQL would tell the number of another session.",
-        what_to_do: "Use INSERT … RETURNING, or ask in the transaction that draws the number; pool.mode = \"session\" keeps a connection for each session.",
     },
     Code {
         code: "SW221",
