@@ -700,7 +700,21 @@ impl Planner<'_> {
         } else {
             Plain::No
         };
-        Gather::of(self.own_text(), table, plain).map(Box::new)
+        let path = &self.context.search_path;
+        let known = path
+            .iter()
+            .find_map(|schema| self.snapshot.table(schema, table))?;
+        // Whether what it holds is known to its last column.
+        if known.columns.is_empty() || known.columns.len() != known.sources.len() {
+            return None;
+        }
+        let gather = Gather {
+            table: table.clone(),
+            count: analysis.instances.len(),
+            plain,
+        };
+        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
+        whole.then(|| Box::new(gather))
     }
 
     fn effect(&self, kind: &Kind, calls: &Calls) -> Effect {

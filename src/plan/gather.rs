@@ -11,20 +11,15 @@ use crate::{
 };
 use std::fmt::Write as _;
 
-/// What to gather.
+/// A read of one sharded table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gather {
-    /// The sharded table, as it stands in the statement, unqualified.
+    /// As it stands in the statement, unqualified.
     pub table: String,
-    pub part: Part,
-}
-
-/// Which rows matter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    Whole,
-    /// Those that pass the WHERE of the statement's only block.
-    Where,
+    /// How often it is read.
+    pub count: usize,
+    /// Whether only immutable functions are called.
+    pub plain: Plain,
 }
 
 /// How the texts for the shards and for the shard that answers are made of a statement.
@@ -67,65 +62,26 @@ const ENDS: [&str; 10] = [
 ];
 
 impl Gather {
-    /// Whether a statement that reads this table, and no other sharded one, can be computed over its gathered rows.
-    /// `plain`: its WHERE calls only immutable functions.
-    #[must_use]
-    pub fn of(text: &str, table: &str, plain: Plain) -> Option<Self> {
-        let tokens = tokens(text)?;
-        let mut reads = 0;
-        for (at, token) in tokens.iter().enumerate() {
-            if OF_TABLES.iter().any(|word| token.names(word)) {
-                return None;
-            }
-            if token.names(table) {
-                let before = at.checked_sub(1).map(|at| tokens[at]);
-                let behind = tokens.get(at + 1);
-                if before.is_some_and(|before| before.text == ".") {
-                    return None;
-                }
-                // `orders.id` is a column; a bare name is the table, or a row of it.
-                if behind.is_none_or(|behind| behind.text != ".") {
-                    if !before.is_some_and(|before| {
-                        before.is("from") || before.is("join") || before.text == ","
-                    }) {
-                        return None;
-                    }
-                    reads += 1;
-                } else if tokens.get(at + 2).is_some_and(|star| star.text == "*")
-                    && before.is_some_and(|before| before.text == "(")
-                {
-                    // A whole row as an argument.
-                    return None;
-                }
-            }
-        }
-        let part = match plain {
-            Plain::Yes if reads == 1 && pushed(&tokens).is_some() => Part::Where,
-            Plain::Yes | Plain::No => Part::Whole,
-        };
-        (reads > 0).then(|| Self {
-            table: table.to_owned(),
-            part,
-        })
-    }
-
-    /// The texts for one statement; `None` if it is not as its template.
+    /// The texts for one statement; `None`: it would mean something else over gathered rows.
     #[must_use]
     pub fn texts<'a>(&'a self, text: &'a str) -> Option<Texts<'a>> {
         let tokens = tokens(text)?;
         let first = tokens.first()?;
+        if !self.is_all_that_is_read(&tokens) {
+            return None;
+        }
         let (at, before, behind) = if first.is("with") {
             let last = tokens
                 .get(1)
                 .filter(|token| token.is("recursive"))
                 .unwrap_or(first);
-            (last.end, " ", ", ")
+            (last.end, " ", ",")
         } else {
             (first.start, "WITH ", " ")
         };
-        let part = match self.part {
-            Part::Whole => None,
-            Part::Where => Some(pushed(&tokens)?),
+        let part = match self.plain {
+            Plain::Yes if self.count == 1 => pushed(&tokens),
+            Plain::Yes | Plain::No => None,
         };
         Some(Texts {
             text,
@@ -136,6 +92,35 @@ impl Gather {
             part,
         })
     }
+
+    /// Whether the table is read as often as was found, and only its columns are.
+    fn is_all_that_is_read(&self, tokens: &[Token<'_>]) -> bool {
+        let table = self.table.as_str();
+        if tokens
+            .iter()
+            .any(|token| OF_TABLES.iter().any(|word| token.names(word)))
+        {
+            return false;
+        }
+        let mut rows: Vec<String> = vec![table.to_owned()];
+        let mut reads = 0;
+        for at in 0..tokens.len() {
+            if tokens[at].names(table) && is_read(tokens, at) {
+                reads += 1;
+                rows.extend(alias(tokens, at).map(str::to_lowercase));
+            }
+        }
+        // A name that stands alone is a row of the table, which has the table's own type.
+        let alone = |at: usize| {
+            let own = tokens[at].names(table) && is_read(tokens, at);
+            let given = at > 0 && is_alias(tokens, at, table);
+            let named = rows
+                .iter()
+                .any(|row| tokens[at].text.to_lowercase() == *row);
+            !own && !given && named && tokens[at].kind != Kind::Value && is_row(tokens, at)
+        };
+        reads == self.count && !(0..tokens.len()).any(alone)
+    }
 }
 
 /// Whether only immutable functions are called.
@@ -144,6 +129,82 @@ pub enum Plain {
     Yes,
     No,
 }
+
+/// Whether the table's name at `at` stands where a relation is read.
+fn is_read(tokens: &[Token<'_>], at: usize) -> bool {
+    let before = at.checked_sub(1).map(|at| tokens[at]);
+    let behind = tokens.get(at + 1);
+    before.is_some_and(|before| before.is("from") || before.is("join") || before.text == ",")
+        && behind.is_none_or(|behind| behind.text != ".")
+}
+
+/// The alias that the relation at `at` is given.
+fn alias<'t>(tokens: &[Token<'t>], at: usize) -> Option<&'t str> {
+    let next = tokens.get(at + 1)?;
+    let name = if next.is("as") {
+        tokens.get(at + 2)?
+    } else {
+        next
+    };
+    let named = name.kind == Kind::Quoted
+        || name.kind == Kind::Word && !BEHIND_A_TABLE.iter().any(|word| name.is(word));
+    named.then_some(name.text)
+}
+
+/// Whether the token at `at` gives the relation before it its alias.
+fn is_alias(tokens: &[Token<'_>], at: usize, table: &str) -> bool {
+    let before = if tokens[at - 1].is("as") {
+        at.checked_sub(2)
+    } else {
+        Some(at - 1)
+    };
+    before.is_some_and(|before| tokens[before].names(table) && is_read(tokens, before))
+}
+
+/// Whether the name at `at` is not only the relation of a column: it stands alone, or is `(relation.*`.
+fn is_row(tokens: &[Token<'_>], at: usize) -> bool {
+    let text = |at: usize| tokens.get(at).map(|token| token.text);
+    if at > 0 && text(at - 1) == Some(".") {
+        // A column of that name.
+        return false;
+    }
+    if text(at + 1) != Some(".") {
+        return true;
+    }
+    let outermost = at == 0
+        || tokens[at - 1].is("select")
+        || tokens[at - 1].is("distinct")
+        || tokens[at - 1].text == "," && tokens[at].depth == 0;
+    text(at + 2) == Some("*") && !outermost
+}
+
+/// Words behind a table that are no alias.
+const BEHIND_A_TABLE: [&str; 24] = [
+    "where",
+    "group",
+    "having",
+    "window",
+    "order",
+    "limit",
+    "offset",
+    "fetch",
+    "for",
+    "union",
+    "intersect",
+    "except",
+    "join",
+    "inner",
+    "left",
+    "right",
+    "full",
+    "cross",
+    "natural",
+    "on",
+    "using",
+    "tablesample",
+    "as",
+    "returning",
+];
 
 /// `FROM … WHERE …` of a statement of one block over one relation, if nothing in it needs another.
 fn pushed(tokens: &[Token<'_>]) -> Option<(usize, usize)> {
@@ -187,6 +248,21 @@ impl Texts<'_> {
             None => format!("SELECT * FROM {}", quote(self.table)),
             Some((from, to)) => format!("SELECT * {}", self.text[from..to].trim_end()),
         }
+    }
+
+    /// What reads all columns of the table as the statement reads them, without rows.
+    #[must_use]
+    pub fn shape(&self, table: &Table) -> String {
+        let all = format!("SELECT * FROM {}", quote(self.table));
+        let texts = Texts {
+            text: &all,
+            at: 0,
+            before: "WITH ",
+            behind: " ",
+            part: None,
+            ..*self
+        };
+        texts.answer(table, &vec![String::new(); table.columns.len()])
     }
 
     /// The statement over the rows: one array of values for each column, as `array_element` makes them.
@@ -262,7 +338,11 @@ mod tests {
     }
 
     fn both(text: &str) -> Option<(String, String)> {
-        let gather = Gather::of(text, "orders", Plain::Yes)?;
+        let gather = Gather {
+            table: "orders".to_owned(),
+            count: 1,
+            plain: Plain::Yes,
+        };
         let texts = gather.texts(text)?;
         Some((
             texts.question(),
@@ -315,8 +395,25 @@ mod tests {
             "WITH orders AS (SELECT 1) SELECT * FROM orders",
             "SELECT * FROM orders TABLESAMPLE system (1)",
             "SELECT E'\\'' FROM orders",
+            "SELECT id, orders FROM orders",
+            "SELECT o FROM orders o",
+            "SELECT row_to_json(o) FROM orders AS o",
+            "SELECT to_json(o.*) FROM orders o",
+            "SELECT count(O) FROM orders o",
+            "SELECT a.id FROM orders a, orders b",
         ] {
             assert_eq!(both(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn columns_of_a_relation_are_no_rows_of_it() {
+        for text in [
+            "SELECT o.id, o.* FROM orders o WHERE o.id = 1",
+            "SELECT DISTINCT orders.* FROM orders",
+            "SELECT x.orders FROM orders o, x",
+        ] {
+            assert!(both(text).is_some(), "{text}");
         }
     }
 

@@ -121,13 +121,19 @@ impl Session {
                     .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
                 return Ok(());
             }
-            if let Some(scatter) = self.scatters(&prepared.plan, &values) {
-                return self.bind_gathered(&scatter, &prepared, &bind).await;
-            }
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let Some(place) = self.place(statement, &values)? else {
+            let placed = match self.place(statement, &values) {
+                Ok(placed) => placed,
+                Err(refused) => {
+                    let Some(scatter) = self.scatters(&prepared.plan, &values) else {
+                        return Err(refused.into());
+                    };
+                    return Box::pin(self.bind_gathered(&scatter, &prepared, &bind)).await;
+                }
+            };
+            let Some(place) = placed else {
                 self.reach(Place {
                     shard: self.any,
                     hold: Hold::Aside,

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     catalog::{shard::ShardSet, snapshot::Table},
+    config::settings::PoolMode,
     plan::{
         Plan, Route, StatementPlan, Target, Values,
         gather::{Gather, array_element},
@@ -28,11 +29,38 @@ use crate::{
         notice::Words,
     },
 };
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// What one statement may hold of rows, as text.
 const LIMIT: usize = 64 << 20;
+/// What all statements together may.
+const LIMIT_OF_ALL: usize = 256 << 20;
 
+/// Bytes of rows that one statement holds, counted with all others'.
+struct Held<'a> {
+    all: &'a AtomicUsize,
+    own: usize,
+}
+
+impl Held<'_> {
+    /// Counts `more` bytes; false: they are too many.
+    fn take(&mut self, more: usize) -> bool {
+        self.own += more;
+        self.all.fetch_add(more, Relaxed) + more <= LIMIT_OF_ALL && self.own <= LIMIT
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.own, Relaxed);
+    }
+}
+
+/// `FirstNormalObjectId` of transam.h: types below it are the same on every server.
+const FIRST_OWN_OID: u32 = 16384;
 /// The rest of a Bind without parameters, with a result in text.
 const NOTHING_BOUND: [u8; 6] = [0; 6];
 
@@ -51,10 +79,21 @@ pub(super) struct Answer {
     pub(super) types: Vec<u8>,
 }
 
+/// What PostgreSQL says of a statement.
+#[derive(Debug, Default)]
+struct Described {
+    /// Its parameters' types, as they stand in Parse.
+    types: Vec<u8>,
+    /// The RowDescription's body.
+    columns: Vec<u8>,
+}
+
 /// What each shard is asked.
 #[derive(Debug)]
 struct Question {
     text: String,
+    /// The RowDescription that is expected.
+    shape: Vec<u8>,
     types: Vec<u8>,
     tail: Vec<u8>,
 }
@@ -80,7 +119,7 @@ impl Question {
 
 /// A statement to be computed over several shards.
 pub(super) struct Scatter {
-    plan: Arc<Plan>,
+    pub(super) plan: Arc<Plan>,
     shards: ShardSet,
 }
 
@@ -125,6 +164,7 @@ impl Session {
         beside
             && self.phase != Phase::Answering
             && self.pinned.is_none()
+            && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
             && self
@@ -213,28 +253,37 @@ impl Session {
         self.reach_for_read(self.any).await?;
         let template = texts.answer(&table, &empty);
         let types = match self.parses(template.as_bytes(), bound.types).await? {
-            Ok(types) => types,
+            Ok(found) => found.types,
             // PostgreSQL says what is wrong with the statement; what it accepts means something else over rows.
             Err(_of_the_template) => {
                 let judged = self.parses(text, bound.types).await?;
                 return Err(judged.map_or_else(Stop::from, |_| refusal()));
             }
         };
+        let shape = match self.parses(texts.shape(&table).as_bytes(), b"").await? {
+            Ok(found) => found.columns,
+            Err(_changed) => return Err(reply::columns_changed().into()),
+        };
         let question = Question {
             text: texts.question(),
+            shape,
             types,
             tail: bound
                 .tail
                 .map_or_else(|| NOTHING_BOUND.to_vec(), Bind::tail_for_text),
         };
         let mut arrays = empty;
-        let mut held = 0;
+        let shared = Arc::clone(&self.shared);
+        let mut held = Held {
+            all: &shared.gathered,
+            own: 0,
+        };
         for shard in scatter.shards.iter() {
             self.reach_for_read(shard).await?;
             if self.link.as_ref().is_none_or(|link| link.shard != shard) {
                 return Err(reply::shard_missing(self.database.shard_name(shard)).into());
             }
-            self.rows(&question, &table, &mut arrays, &mut held).await?;
+            self.rows(&question, &mut arrays, &mut held).await?;
         }
         self.reach_for_read(self.any).await?;
         Ok(Answer {
@@ -253,7 +302,11 @@ impl Session {
     }
 
     /// The types of a text's parameters; PostgreSQL's error if it does not take it.
-    async fn parses(&mut self, text: &[u8], types: &[u8]) -> Result<Result<Vec<u8>, Words>, Stop> {
+    async fn parses(
+        &mut self,
+        text: &[u8],
+        types: &[u8],
+    ) -> Result<Result<Described, Words>, Stop> {
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
         };
@@ -262,11 +315,20 @@ impl Session {
         put_named(out, b'D', Named::Statement(b""));
         frontend::put_bare(out, b'S');
         link.lease.unnamed = None;
-        let mut found = Ok(Vec::new());
+        let mut found = Ok(Described::default());
         self.hear_out(|tag, body| {
             match tag {
                 b'E' => found = Err(Words::Servers(body.to_vec())),
-                b't' => found = Ok(body.get(2..).unwrap_or_default().to_vec()),
+                b't' => {
+                    if let Ok(found) = &mut found {
+                        found.types = body.get(2..).unwrap_or_default().to_vec();
+                    }
+                }
+                b'T' => {
+                    if let Ok(found) = &mut found {
+                        found.columns = body.to_vec();
+                    }
+                }
                 _ => {}
             }
             Ok(())
@@ -279,9 +341,8 @@ impl Session {
     async fn rows(
         &mut self,
         question: &Question,
-        table: &Table,
         arrays: &mut [String],
-        held: &mut usize,
+        held: &mut Held<'_>,
     ) -> Result<(), Stop> {
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
@@ -294,14 +355,15 @@ impl Session {
             .hear_out(|tag, body| {
                 match tag {
                     b'E' => problem = Some(Words::Servers(body.to_vec())),
-                    b'T' if !has_columns(body, table) => {
+                    b'T' if columns(body).is_none()
+                        || columns(body) != columns(&question.shape) =>
+                    {
                         return Err(reply::columns_changed().into());
                     }
                     b'D' => add_row(body, arrays).ok_or_else(|| reply::rows_not_text())?,
                     _ => {}
                 }
-                *held += if tag == b'D' { body.len() } else { 0 };
-                if *held > LIMIT {
+                if tag == b'D' && !held.take(body.len()) {
                     return Err(reply::too_many_rows(LIMIT).into());
                 }
                 Ok(())
@@ -378,20 +440,23 @@ fn is_exact(source: &str) -> bool {
     EXACT.contains(&word)
 }
 
-/// Whether a RowDescription names exactly these columns.
-fn has_columns(body: &[u8], table: &Table) -> bool {
-    let mut rest = body.get(2..).unwrap_or_default();
-    for column in &table.columns {
-        let Some(end) = rest.iter().position(|byte| *byte == 0) else {
-            return false;
-        };
-        if &rest[..end] != column.as_bytes() {
-            return false;
-        }
-        // Behind the name: table, number, type, length, modifier, format.
-        rest = rest.get(end + 1 + 18..).unwrap_or_default();
+/// The columns of a RowDescription: names, types and modifiers. The numbers of a database's own types differ from shard
+/// to shard, and are left out.
+fn columns(body: &[u8]) -> Option<Vec<(&[u8], u32, i32)>> {
+    let mut body = frame::Body::new(body);
+    let count = body.u16().ok()?;
+    let mut columns = Vec::with_capacity(usize::from(count));
+    for _ in 0..count {
+        let name = body.cstr().ok()?;
+        let _table_and_number = body.bytes(6).ok()?;
+        let type_oid = body.u32().ok()?;
+        let _length = body.u16().ok()?;
+        let modifier = body.u32().ok()?.cast_signed();
+        let _format = body.u16().ok()?;
+        let own = type_oid >= FIRST_OWN_OID;
+        columns.push((name, if own { 0 } else { type_oid }, modifier));
     }
-    rest.is_empty()
+    Some(columns)
 }
 
 /// Adds a DataRow's values, each to its column's array; `None`: it is not as described.
