@@ -8,6 +8,7 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+use super::scope::Instance;
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
@@ -700,21 +701,31 @@ impl Planner<'_> {
         } else {
             Plain::No
         };
-        let path = &self.context.search_path;
-        let known = path
-            .iter()
-            .find_map(|schema| self.snapshot.table(schema, table))?;
+        let mut schemas = analysis.instances.iter().map(|one| self.schema_of(one));
+        let schema = schemas.next()??;
+        if !schemas.all(|other| other == Some(schema)) {
+            return None;
+        }
+        let known = self.snapshot.table(schema, table)?;
         // Whether what it holds is known to its last column.
         if known.columns.is_empty() || known.columns.len() != known.sources.len() {
             return None;
         }
         let gather = Gather {
             table: table.clone(),
+            schema: schema.clone(),
             count: analysis.instances.len(),
             plain,
         };
         let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
         whole.then(|| Box::new(gather))
+    }
+
+    /// Where a sharded table was found.
+    fn schema_of<'s>(&'s self, instance: &'s Instance) -> Option<&'s String> {
+        let has = |schema: &&String| self.snapshot.table(schema, &instance.table).is_some();
+        let mut path = self.context.search_path.iter();
+        instance.schema.as_ref().or_else(|| path.find(has))
     }
 
     fn effect(&self, kind: &Kind, calls: &Calls) -> Effect {

@@ -14,8 +14,9 @@ use std::fmt::Write as _;
 /// A read of one sharded table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gather {
-    /// As it stands in the statement, unqualified.
+    /// As it stands in the statement, with this schema before it or without.
     pub table: String,
+    pub schema: String,
     /// How often it is read.
     pub count: usize,
     /// Whether only immutable functions are called.
@@ -27,6 +28,9 @@ pub struct Gather {
 pub struct Texts<'a> {
     text: &'a str,
     table: &'a str,
+    /// Schemas before the table's name, with their dots.
+    qualified: Vec<(usize, usize)>,
+    schema: &'a str,
     /// Where the CTE goes, and what stands before and behind it.
     at: usize,
     before: &'static str,
@@ -36,16 +40,14 @@ pub struct Texts<'a> {
 }
 
 /// Names that only a table has as columns, or that mean another thing of a CTE.
-const OF_TABLES: [&str; 9] = [
+const OF_TABLES: [&str; 7] = [
     "ctid",
     "xmin",
     "xmax",
     "cmin",
     "cmax",
     "tableoid",
-    "only",
     "tablesample",
-    "current",
 ];
 /// What ends FROM and WHERE.
 const ENDS: [&str; 10] = [
@@ -86,11 +88,23 @@ impl Gather {
         Some(Texts {
             text,
             table: &self.table,
+            qualified: self.qualifiers(&tokens),
+            schema: &self.schema,
             at,
             before,
             behind,
             part,
         })
+    }
+
+    /// Where the table's schema stands before its name.
+    fn qualifiers(&self, tokens: &[Token<'_>]) -> Vec<(usize, usize)> {
+        let places = (2..tokens.len()).filter(|at| {
+            tokens[*at].names(&self.table) && is_read(tokens, *at) && tokens[at - 1].text == "."
+        });
+        places
+            .map(|at| (tokens[at - 2].start, tokens[at].start))
+            .collect()
     }
 
     /// Whether the table is read as often as was found, and only its columns are.
@@ -109,6 +123,23 @@ impl Gather {
                 reads += 1;
                 rows.extend(alias(tokens, at).map(str::to_lowercase));
             }
+        }
+        let only = |at: usize| {
+            let before = at.checked_sub(1).map(|at| tokens[at]);
+            let reads = before.is_some_and(|before| {
+                before.is("from") || before.is("join") || before.text == "," || before.text == "("
+            });
+            reads && tokens[at].is("only")
+        };
+        let prefixed = |at: usize| {
+            let dots = at >= 1
+                && tokens[at - 1].text == "."
+                && tokens.get(at + 1).is_some_and(|next| next.text == ".");
+            tokens[at].names(table) && dots
+        };
+        if (0..tokens.len()).any(|at| only(at) || prefixed(at)) {
+            // `public.orders.id`: gathered rows have no schema, and no children.
+            return false;
         }
         // A name that stands alone is a row of the table, which has the table's own type.
         let alone = |at: usize| {
@@ -132,7 +163,10 @@ pub enum Plain {
 
 /// Whether the table's name at `at` stands where a relation is read.
 fn is_read(tokens: &[Token<'_>], at: usize) -> bool {
-    let before = at.checked_sub(1).map(|at| tokens[at]);
+    let qualified = at >= 2 && tokens[at - 1].text == ".";
+    let before = at
+        .checked_sub(if qualified { 3 } else { 1 })
+        .map(|at| tokens[at]);
     let behind = tokens.get(at + 1);
     before.is_some_and(|before| before.is("from") || before.is("join") || before.text == ",")
         && behind.is_none_or(|behind| behind.text != ".")
@@ -245,7 +279,7 @@ impl Texts<'_> {
     #[must_use]
     pub fn question(&self) -> String {
         match self.part {
-            None => format!("SELECT * FROM {}", quote(self.table)),
+            None => format!("SELECT * FROM {}.{}", quote(self.schema), quote(self.table)),
             Some((from, to)) => format!("SELECT * {}", self.text[from..to].trim_end()),
         }
     }
@@ -256,11 +290,13 @@ impl Texts<'_> {
         let all = format!("SELECT * FROM {}", quote(self.table));
         let texts = Texts {
             text: &all,
+            qualified: Vec::new(),
             at: 0,
             before: "WITH ",
             behind: " ",
             part: None,
-            ..*self
+            table: self.table,
+            schema: self.schema,
         };
         texts.answer(table, &vec![String::new(); table.columns.len()])
     }
@@ -291,7 +327,12 @@ impl Texts<'_> {
         }
         out.push_str("))");
         out.push_str(self.behind);
-        out.push_str(&self.text[self.at..]);
+        let mut from = self.at;
+        for (start, end) in &self.qualified {
+            out.push_str(&self.text[from..*start]);
+            from = *end;
+        }
+        out.push_str(&self.text[from..]);
         out
     }
 }
@@ -340,6 +381,7 @@ mod tests {
     fn both(text: &str) -> Option<(String, String)> {
         let gather = Gather {
             table: "orders".to_owned(),
+            schema: "public".to_owned(),
             count: 1,
             plain: Plain::Yes,
         };
@@ -363,7 +405,7 @@ mod tests {
         );
         let (question, answer) =
             both("WITH RECURSIVE x AS (SELECT 1) SELECT * FROM x, orders").unwrap();
-        assert_eq!(question, "SELECT * FROM \"orders\"");
+        assert_eq!(question, "SELECT * FROM \"public\".\"orders\"");
         assert_eq!(
             answer,
             format!("WITH RECURSIVE {cte}, x AS (SELECT 1) SELECT * FROM x, orders")
@@ -380,7 +422,11 @@ mod tests {
             "SELECT * FROM orders",
             "(SELECT * FROM orders WHERE id = 1) UNION SELECT 1",
         ] {
-            assert_eq!(both(text).unwrap().0, "SELECT * FROM \"orders\"", "{text}");
+            assert_eq!(
+                both(text).unwrap().0,
+                "SELECT * FROM \"public\".\"orders\"",
+                "{text}"
+            );
         }
     }
 
@@ -389,7 +435,7 @@ mod tests {
         for text in [
             "SELECT ctid FROM orders",
             "SELECT * FROM ONLY orders",
-            "SELECT * FROM public.orders",
+            "SELECT public.orders.id FROM public.orders",
             "SELECT orders FROM orders",
             "SELECT to_json(orders.*) FROM orders",
             "WITH orders AS (SELECT 1) SELECT * FROM orders",

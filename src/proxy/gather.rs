@@ -99,16 +99,14 @@ struct Question {
 }
 
 impl Question {
-    /// As one batch. `digits`: in its own transaction, in which floats are written so that they read back as they are.
-    fn put(&self, out: &mut Vec<u8>, digits: bool) {
+    /// As one batch, in whose transaction floats are written so that they read back as they are.
+    fn put(&self, out: &mut Vec<u8>) {
         let execute = |out: &mut Vec<u8>| {
             put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
         };
-        if digits {
-            put_parse(out, b"", b"SET LOCAL extra_float_digits = 3", b"");
-            put_bind(out, b"", b"", &NOTHING_BOUND);
-            execute(out);
-        }
+        put_parse(out, b"", b"SET LOCAL extra_float_digits = 3", b"");
+        put_bind(out, b"", b"", &NOTHING_BOUND);
+        execute(out);
         put_parse(out, b"", self.text.as_bytes(), &self.types);
         put_bind(out, b"", b"", &self.tail);
         put_named(out, b'D', Named::Portal(b""));
@@ -211,13 +209,9 @@ impl Session {
 
     /// The table that is gathered, as the search path finds it, with its columns.
     fn gathered_table(&self, gather: &Gather) -> Option<Table> {
-        let path = &self.context.search_path;
-        let found = path
-            .iter()
-            .find_map(|schema| self.snapshot.table(schema, &gather.table))?;
+        let found = self.snapshot.table(&gather.schema, &gather.table)?;
         let known = !found.columns.is_empty() && found.columns.len() == found.sources.len();
-        let exact = self.deferred.is_none() || found.sources.iter().all(|source| is_exact(source));
-        (known && exact).then(|| found.clone())
+        known.then(|| found.clone())
     }
 
     /// The text of the statement over the rows of all its shards.
@@ -285,6 +279,8 @@ impl Session {
             }
             self.rows(&question, &mut arrays, &mut held).await?;
         }
+        // Ends what was begun for the questions, and what was set in it.
+        self.leave_link().await?;
         self.reach_for_read(self.any).await?;
         Ok(Answer {
             text: texts.answer(&table, &arrays),
@@ -347,8 +343,7 @@ impl Session {
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
         };
-        let digits = self.deferred.is_none();
-        question.put(link.lease.stream.out(), digits);
+        question.put(link.lease.stream.out());
         link.lease.unnamed = None;
         let mut problem = None;
         let heard = self
@@ -413,31 +408,6 @@ impl Session {
             link.lease.stream.consume(header.size);
         }
     }
-}
-
-/// Whether values of the type are written alike whatever the session has set about floats.
-fn is_exact(source: &str) -> bool {
-    const EXACT: [&str; 14] = [
-        "bigint",
-        "integer",
-        "smallint",
-        "text",
-        "character",
-        "numeric",
-        "boolean",
-        "date",
-        "timestamp",
-        "time",
-        "uuid",
-        "json",
-        "jsonb",
-        "bytea",
-    ];
-    let word = source
-        .split(|c: char| !c.is_alphanumeric())
-        .next()
-        .unwrap_or_default();
-    EXACT.contains(&word)
 }
 
 /// The columns of a RowDescription: names, types and modifiers. The numbers of a database's own types differ from shard
