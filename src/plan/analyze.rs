@@ -684,9 +684,8 @@ impl Planner<'_> {
         let settled = self.context.standard_conforming_strings && self.context.utf8;
         let table = &analysis.instances.first()?.table;
         let same = analysis.instances.iter().all(|one| one.table == *table);
-        if !(reads && settled && same && self.pinned.is_none())
-            || !analysis.refusals.iter().all(unpinned)
-        {
+        let only_unpinned = analysis.refusals.iter().all(unpinned);
+        if !(reads && settled && same && only_unpinned && self.pinned.is_none()) {
             return None;
         }
         let plain = |name: &Name| {

@@ -127,25 +127,12 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    let Some(scatter) = self.scatters(&prepared.plan, &values) else {
-                        return Err(refused.into());
-                    };
-                    return Box::pin(self.bind_gathered(&scatter, &prepared, &bind)).await;
+                    return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
                 }
             };
             let Some(place) = placed else {
-                self.reach(Place {
-                    shard: self.any,
-                    hold: Hold::Aside,
-                })
-                .await?;
-                self.send_pending();
-                self.settle().await?;
-                return if self.skip {
-                    Ok(())
-                } else {
-                    Err(wording::unroutable(&Unroutable::NotUnderstood).into())
-                };
+                return self.bind_judged().await;
+            };
             };
             self.reach(place).await?;
             if listening {
@@ -162,6 +149,22 @@ impl Session {
             return Ok(());
         }
         self.send_bind(&bind, frame, prepared)
+    }
+
+    /// Binds what we do not understand: PostgreSQL's error, or a refusal.
+    async fn bind_judged(&mut self) -> Result<(), Stop> {
+        self.reach(Place {
+            shard: self.any,
+            hold: Hold::Aside,
+        })
+        .await?;
+        self.send_pending();
+        self.settle().await?;
+        if self.skip {
+            Ok(())
+        } else {
+            Err(wording::unroutable(&Unroutable::NotUnderstood).into())
+        }
     }
 
     /// Whether a Bind that has not arrived whole can be passed on as it arrives: when nothing in it decides where it goes,

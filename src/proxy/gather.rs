@@ -26,7 +26,7 @@ use crate::{
         backend::Status,
         frame,
         frontend::{self, Bind, Named, put, put_bind, put_named, put_parse},
-        notice::Words,
+        notice::{Notice, Words},
     },
 };
 use std::sync::{
@@ -173,13 +173,17 @@ impl Session {
             && reported(b"IntervalStyle", b"postgres")
     }
 
-    /// Binds a statement that is computed over several shards.
-    pub(super) async fn bind_gathered(
+    /// Binds a statement that no shard alone can answer: it is computed over several, or refused.
+    pub(super) async fn bind_elsewhere(
         &mut self,
-        scatter: &Scatter,
+        refused: Notice,
         prepared: &Arc<Prepared>,
         bind: &Bind<'_>,
+        values: &Values<'_>,
     ) -> Result<(), Stop> {
+        let Some(scatter) = &self.scatters(&prepared.plan, values) else {
+            return Err(refused.into());
+        };
         self.answer_pending().await?;
         if self.link.is_some() {
             self.leave_link().await?;
@@ -230,10 +234,12 @@ impl Session {
         let refusal = || -> Stop {
             match &statement.target {
                 Target::Refused(why) => wording::unroutable(why).into(),
-                _ => wording::unroutable(&Unroutable::Unsupported {
-                    feature: "a statement of this form over several shards",
-                })
-                .into(),
+                Target::Fixed(_) | Target::ByKey(_) | Target::Explain(_) | Target::Judge => {
+                    wording::unroutable(&Unroutable::Unsupported {
+                        feature: "a statement of this form over several shards",
+                    })
+                    .into()
+                }
             }
         };
         let parts = statement.gather.as_ref().and_then(|gather| {
@@ -355,7 +361,7 @@ impl Session {
                     {
                         return Err(reply::columns_changed().into());
                     }
-                    b'D' => add_row(body, arrays).ok_or_else(|| reply::rows_not_text())?,
+                    b'D' => add_row(body, arrays).ok_or_else(reply::rows_not_text)?,
                     _ => {}
                 }
                 if tag == b'D' && !held.take(body.len()) {

@@ -270,8 +270,8 @@ pub const CODES: &[Code] = &[
         code: "SW102",
         sqlstate: "0A000",
         title: "Shard key not restricted",
-        meaning: "A sharded table stands in a query block whose predicates do not pin its shard key to one value.",
-        what_to_do: "Add an equality with the shard key to that query block.",
+        meaning: "A sharded table stands in a query block whose predicates do not pin its shard key to one value, and the statement is none that is computed over the rows of all shards.",
+        what_to_do: "Add an equality with the shard key to that query block; docs/routing.md tells what is computed over several shards.",
     },
     Code {
         code: "SW103",
