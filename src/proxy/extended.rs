@@ -133,7 +133,6 @@ impl Session {
             let Some(place) = placed else {
                 return self.bind_judged().await;
             };
-            };
             self.reach(place).await?;
             if listening {
                 Box::pin(self.at_backend(alone)).await?;
