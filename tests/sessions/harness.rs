@@ -29,7 +29,7 @@ pub(crate) fn postgres() -> &'static Cluster {
             template_cache: None,
         };
         Sandbox::builder(env)
-            .setting("max_connections", "400")
+            .setting("max_connections", "800")
             .start()
             .unwrap()
     };
