@@ -82,7 +82,7 @@ mod tests {
         let mut out = Vec::new();
         for _ in 0..count {
             put(&mut out, b'D', |out| {
-                out.extend_from_slice(b"\0\x01\0\0\0\x01x")
+                out.extend_from_slice(b"\0\x01\0\0\0\x01x");
             });
         }
         put(&mut out, b'Z', |out| out.push(b'I'));
