@@ -393,6 +393,10 @@ impl Session {
         loop {
             let buffered = link.lease.stream.buffered();
             let header = frame::backend(buffered).map_err(|error| broken(&error))?;
+            if header.as_ref().is_some_and(|header| header.size > LIMIT) {
+                // Not even read.
+                return Err(reply::too_many_rows(LIMIT).into());
+            }
             let Some(header) = header.filter(|header| buffered.len() >= header.size) else {
                 read_more(link, &self.database).await?;
                 continue;

@@ -208,6 +208,14 @@ fn rows_beyond_the_limit_are_refused_and_given_back() {
         let answer = stand.sharded.ask(&query("select max(length(note)) from t"));
         assert!(answer[0].starts_with("E ERROR 53200"), "{answer:?}");
     }
+    stand.shards[1].ask(&query(
+        "update t set note = repeat('x', 70000000) where id = 30",
+    ));
+    let answer = stand.sharded.ask(&query(
+        "select max(length(note)) from t where id between 15 and 50",
+    ));
+    assert!(answer[0].starts_with("E ERROR 53200"), "{answer:?}");
+    stand.shards[1].ask(&query("update t set note = '' where id = 30"));
     assert_eq!(
         stand
             .sharded
