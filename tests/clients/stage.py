@@ -78,6 +78,12 @@ def version_of(directory):
     return int(pathlib.Path(directory).parent.name)
 
 
+def version_told():
+    """The version of the installed server: `15.18`."""
+    told = subprocess.run([programs() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    return told.split()[2]
+
+
 @contextlib.contextmanager
 def target(way, roles=(), alternate="postgres", pool="", env=None):
     """A fresh server, and before it the proxy when `way` is "through"; `alternate` names the database, if any."""

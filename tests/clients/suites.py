@@ -11,6 +11,7 @@ import subprocess
 import xml.etree.ElementTree as xml
 
 import fetch
+import stage
 
 LIMIT = 60  # seconds for one test
 
@@ -84,4 +85,90 @@ class Asyncpg(Suite):
         return pytest(self.python, self.tests, ["tests"], target.environment(), report)
 
 
-ALL = [Psycopg2(), Asyncpg()]
+class FromPostgres(Suite):
+    """What PostgreSQL's own source package has; built against the source, run with the installed server and libpq."""
+
+    built = ()  # (directory, target) of make
+
+    def prepare(self):
+        self.source = fetch.postgres_source(stage.version_told())
+        for directory, goal in (("src/backend", "generated-headers"), ("src/port", "all"), ("src/common", "all"), *self.built):
+            fetch.run("make", "-s", "-C", directory, goal, cwd=self.source)
+
+
+class LibpqPipeline(FromPostgres):
+    """Each test, and beside it the messages that it exchanged, compared with the traces that come with the source."""
+
+    name = "libpq_pipeline"
+    built = (("src/interfaces/libpq", "all"), ("src/test/modules/libpq_pipeline", "all"))
+    # Later versions of the source name more.
+    traced = (
+        "simple_pipeline", "nosync", "multi_pipelines", "prepared", "singlerow", "pipeline_abort", "pipeline_idle",
+        "transaction", "disallowed_in_pipeline",
+    )  # fmt: skip
+
+    def run(self, target, report):
+        directory = self.source / "src/test/modules/libpq_pipeline"
+        program = directory / "libpq_pipeline"
+        tests = subprocess.run([program, "tests"], capture_output=True, text=True, check=True).stdout.split()
+        found = {}
+        with open(report, "w") as log:
+            for test in tests:
+                trace = report.with_suffix(f".{test}.trace")
+                command = [program, "-r", "700", "-t", trace, test, "host=127.0.0.1"]
+                found[test] = outcome(command, target.environment(), log)
+                if test in self.traced:
+                    expected = (directory / f"traces/{test}.trace").read_text()
+                    same = trace.exists() and trace.read_text() == expected
+                    found[f"{test} trace"] = "passed" if same else "failed"
+        return found
+
+
+def outcome(command, environment, log):
+    print(f"== {command}", file=log, flush=True)
+    try:
+        done = subprocess.run(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        print("== took too long", file=log, flush=True)
+        return "failed"
+    return "passed" if done.returncode == 0 else "failed"
+
+
+class PgRegress(FromPostgres):
+    """PostgreSQL's own schedule; a test is a file of statements, whose output must be the expected to the byte."""
+
+    name = "pg_regress"
+    built = (("src/test/regress", "regress.so"), ("contrib/spi", "refint.so"), ("contrib/spi", "autoinc.so"))
+    alternate = "regression"
+    pool = "size = 100"
+
+    def run(self, target, report):
+        settings = ("lc_messages = 'C'", "lc_monetary = 'C'", "lc_numeric = 'C'", "lc_time = 'C'", "bytea_output = 'hex'")
+        target.psql("CREATE DATABASE regression TEMPLATE template0")
+        target.psql(*(f"ALTER DATABASE regression SET {setting}" for setting in settings))
+        source = self.source / "src/test/regress"
+        libraries = self.source / "loaded"
+        libraries.mkdir(exist_ok=True)
+        for library in (source / "regress.so", *(self.source / "contrib/spi").glob("*.so")):
+            shutil.copy(library, libraries)
+        # The server writes there too.
+        output = report.with_suffix(".out").resolve()
+        shutil.rmtree(output, ignore_errors=True)
+        for directory in (output, output / "results"):
+            directory.mkdir()
+            directory.chmod(0o777)
+        with open(report, "w") as log:
+            subprocess.run(
+                [
+                    stage.programs().parent / "lib/pgxs/src/test/regress/pg_regress", "--use-existing",
+                    f"--dlpath={libraries}", f"--bindir={stage.programs()}", f"--inputdir={source}",
+                    f"--outputdir={output}", f"--schedule={source / 'parallel_schedule'}", "--max-concurrent-tests=20",
+                    "--dbname=regression", "--host=127.0.0.1", f"--port={target.port}", "--user=postgres",
+                ],
+                env=target.environment("regression"), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        told = re.findall(r"^(?:test)? +(\S+) +\.\.\. (ok|failed|FAILED)", report.read_text(), flags=re.MULTILINE)
+        return {name: "passed" if word == "ok" else "failed" for name, word in told}
+
+
+ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress()]
