@@ -79,10 +79,26 @@ fn part(name: &[u8], value: &[u8]) -> u64 {
     xxh3_64(name).rotate_left(17) ^ xxh3_64(value)
 }
 
+/// What Describe says of a statement, as numbers to compare by: its parameters' types, and its columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub types: u64,
+    pub columns: u64,
+}
+
+/// A prepared statement.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// When it was used last.
+    used: u64,
+    /// As this backend describes it, once it was asked.
+    shape: Option<Shape>,
+}
+
 /// The statements prepared on a backend, least recently used first to go.
 #[derive(Debug, Default)]
 pub struct Statements {
-    used: HashMap<u128, u64, foldhash::fast::RandomState>,
+    used: HashMap<u128, Known, foldhash::fast::RandomState>,
     clock: u64,
     /// Prepared, and no good any more: to be closed before they are prepared again.
     spoilt: Vec<u128>,
@@ -93,16 +109,34 @@ impl Statements {
     pub fn touch(&mut self, id: u128) -> bool {
         self.clock += 1;
         let clock = self.clock;
-        self.used.get_mut(&id).is_some_and(|used| {
-            *used = clock;
+        self.used.get_mut(&id).is_some_and(|known| {
+            known.used = clock;
             true
         })
     }
 
-    /// A Parse of it has been confirmed.
-    pub fn insert(&mut self, id: u128) {
+    /// As [`Statements::touch`]; the shape, when it is prepared: `None` inside when nobody has asked yet.
+    pub fn shape(&mut self, id: u128) -> Option<Option<Shape>> {
         self.clock += 1;
-        self.used.insert(id, self.clock);
+        let clock = self.clock;
+        self.used.get_mut(&id).map(|known| {
+            known.used = clock;
+            known.shape
+        })
+    }
+
+    /// This backend describes it so.
+    pub fn described(&mut self, id: u128, shape: Shape) {
+        if let Some(known) = self.used.get_mut(&id) {
+            known.shape = Some(shape);
+        }
+    }
+
+    /// A Parse of it has been confirmed.
+    pub fn insert(&mut self, id: u128, shape: Option<Shape>) {
+        self.clock += 1;
+        let used = self.clock;
+        self.used.insert(id, Known { used, shape });
     }
 
     /// It is not prepared any more.
@@ -154,7 +188,7 @@ impl Statements {
         }
         self.used
             .iter()
-            .min_by_key(|(_, used)| **used)
+            .min_by_key(|(_, known)| known.used)
             .map(|(id, _)| *id)
     }
 }
@@ -179,7 +213,7 @@ mod tests {
     fn the_least_recently_used_statement_goes_first() {
         let mut statements = Statements::default();
         for id in 1..=3 {
-            statements.insert(id);
+            statements.insert(id, None);
         }
         assert!(statements.touch(1));
         assert_eq!(statements.excess(2), Some(2));

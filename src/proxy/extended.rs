@@ -2,7 +2,7 @@
 //! each backend that needs it, under a name of its own.
 
 use super::{
-    link::Hold,
+    link::{Hold, Link},
     local::put_explanation_columns,
     place::{Place, changes_meaning},
     prepared::{Meaning, Prepared, identity, server_name},
@@ -70,6 +70,7 @@ impl Session {
             slots: planned.slots,
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
+            told: Arc::default(),
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -134,21 +135,18 @@ impl Session {
         if self.skip {
             return Ok(());
         }
-        self.send_bind(&bind, frame, prepared)
+        self.send_pending();
+        self.make_fit(&prepared).await?;
+        if self.skip {
+            return Ok(());
+        }
+        self.send_bind(&bind, frame, prepared);
+        Ok(())
     }
 
-    /// Sends a Bind to the link, with the statement's name there, behind the Parses it needs.
-    fn send_bind(
-        &mut self,
-        bind: &Bind<'_>,
-        frame: &[u8],
-        prepared: Arc<Prepared>,
-    ) -> Result<(), Stop> {
-        self.send_pending();
-        self.ensure_prepared(&prepared)?;
-        let Some(link) = &mut self.link else {
-            return Ok(());
-        };
+    /// Sends a Bind to the link, with the statement's name there.
+    fn send_bind(&mut self, bind: &Bind<'_>, frame: &[u8], prepared: Arc<Prepared>) {
+        let Some(link) = &mut self.link else { return };
         if prepared.unnamed {
             link.lease.stream.out().extend_from_slice(frame);
         } else {
@@ -174,7 +172,6 @@ impl Session {
         } else if !self.portals.is_empty() {
             self.portals.remove(bind.portal);
         }
-        Ok(())
     }
 
     pub(super) async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -205,20 +202,9 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.ensure_prepared(&prepared)?;
-                if let Some(link) = &mut self.link {
-                    let name = prepared.server_name();
-                    put_named(
-                        link.lease.stream.out(),
-                        b'D',
-                        Named::Statement(name.as_bytes()),
-                    );
-                    let note = if prepared.unnamed {
-                        Note::Nothing
-                    } else {
-                        Note::Uses(prepared.id)
-                    };
-                    self.pipeline.asked(Request::Describe, Origin::Client, note);
+                self.make_fit(&prepared).await?;
+                if !self.skip {
+                    self.send_describe(&prepared, Origin::Client);
                 }
                 Ok(())
             }
@@ -392,6 +378,7 @@ impl Session {
             slots: planned.slots,
             unnamed: prepared.unnamed,
             meaning,
+            told: Arc::clone(&prepared.told),
         });
         if anew.unnamed {
             self.unnamed = Some(Arc::clone(&anew));
@@ -425,29 +412,80 @@ impl Session {
                 && prepared
                     .statement()
                     .is_some_and(|statement| !ends_transaction(&statement.effect));
-            let known = !prepared.unnamed
-                && !refused
-                && self
-                    .link
-                    .as_mut()
-                    .is_some_and(|link| link.knows(prepared.id, prepared.unnamed));
-            if known {
+            let Some(link) = &mut self.link else { continue };
+            if !prepared.unnamed && !refused && link.parsing.contains(&prepared.id) {
                 self.made(vec![b'1', 0, 0, 0, 4], Note::Parsed(prepared));
-            } else {
-                self.send_parse(&prepared, Origin::Client);
+                continue;
             }
+            if !prepared.unnamed && link.lease.statements.touch(prepared.id) {
+                // What tables are like now decides about a statement that is parsed now: one that was parsed here
+                // before may be of other types.
+                link.lease.statements.spoil(prepared.id);
+            }
+            self.send_parse(&prepared, Origin::Client);
         }
     }
 
-    fn ensure_prepared(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
-        let known = self
-            .link
-            .as_mut()
-            .is_some_and(|link| link.knows(prepared.id, prepared.unnamed));
-        if !known {
-            self.send_parse(prepared, Origin::Injected);
+    /// Makes the link a backend that has the statement, as the client knows it: with the parameters and columns that it
+    /// was told. Where a table has changed so that there is none, the statement is refused in PostgreSQL's words.
+    async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let told = prepared.told.get().filter(|_| !prepared.unnamed);
+        let Some(told) = told else {
+            let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
+            if !self.link.as_mut().is_some_and(known) {
+                self.send_parse(prepared, Origin::Injected);
+            }
+            return Ok(());
+        };
+        // Asked as it is here, then parsed anew: what is still another statement after that is so everywhere.
+        let (mut asked, mut parsed_anew) = (false, false);
+        loop {
+            let Some(link) = &mut self.link else {
+                return Ok(());
+            };
+            if link.parsing.contains(&prepared.id) {
+                self.settle().await?;
+            }
+            let Some(link) = &mut self.link else {
+                return Ok(());
+            };
+            match link.lease.statements.shape(prepared.id) {
+                _ if self.skip => return Ok(()),
+                Some(Some(shape)) if shape == told.shape => return Ok(()),
+                Some(shape) if parsed_anew && (asked || shape.is_some()) => {
+                    return Err(reply::result_type_changed().into());
+                }
+                Some(None) if !asked => asked = true,
+                Some(_) | None => {
+                    if link.lease.statements.touch(prepared.id) {
+                        link.lease.statements.spoil(prepared.id);
+                    }
+                    self.send_parse(prepared, Origin::Injected);
+                    if told.gives_nothing() {
+                        return Ok(());
+                    }
+                    (asked, parsed_anew) = (true, true);
+                }
+            }
+            self.send_describe(prepared, Origin::Injected);
+            self.settle().await?;
         }
-        Ok(())
+    }
+
+    fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+        let Some(link) = &mut self.link else { return };
+        let name = prepared.server_name();
+        put_named(
+            link.lease.stream.out(),
+            b'D',
+            Named::Statement(name.as_bytes()),
+        );
+        let note = if prepared.unnamed {
+            Note::Nothing
+        } else {
+            Note::Described(Arc::clone(prepared))
+        };
+        self.pipeline.asked(Request::Describe, origin, note);
     }
 
     fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
@@ -471,7 +509,10 @@ impl Session {
             out,
             prepared.server_name().as_bytes(),
             &prepared.text,
-            &prepared.raw_types,
+            prepared
+                .told
+                .get()
+                .map_or(&prepared.raw_types, |told| &told.raw_types),
         );
         if prepared.unnamed {
             link.lease.unnamed = Some(prepared.id);

@@ -4,12 +4,67 @@
 
 use crate::{
     plan::{Plan, StatementPlan},
+    pool::backend::Shape,
     sql::normalize::Slots,
-    wire::types::Oid,
+    wire::{
+        frame::{Body, DecodeError},
+        types::Oid,
+    },
 };
 use smallvec::SmallVec;
-use std::sync::Arc;
-use xxhash_rust::xxh3::Xxh3;
+use std::sync::{Arc, OnceLock};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// What a client was told of its statement by Describe. It holds as long as the statement: a backend that would take
+/// other parameters or give other columns, because a table has changed, must not be used with it.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// The parameters' types, as in Parse.
+    pub(super) raw_types: Box<[u8]>,
+    pub(super) shape: Shape,
+}
+
+impl Told {
+    /// From the bodies of ParameterDescription and RowDescription (`None`: NoData).
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub(super) fn decode(parameters: &[u8], rows: Option<&[u8]>) -> Result<Self, DecodeError> {
+        let mut types = Body::new(parameters);
+        types.u16()?;
+        let raw_types = types.rest();
+        let columns = rows.map_or(Ok(NO_COLUMNS), columns)?;
+        Ok(Self {
+            raw_types: raw_types.into(),
+            shape: Shape {
+                types: xxh3_64(raw_types),
+                columns,
+            },
+        })
+    }
+
+    /// Whether the statement gives no rows, which no change of a table alters.
+    pub(super) fn gives_nothing(&self) -> bool {
+        self.shape.columns == NO_COLUMNS
+    }
+}
+
+const NO_COLUMNS: u64 = 0;
+
+/// Names, types and their modifiers: what PostgreSQL too compares before it says that a result type has changed.
+fn columns(body: &[u8]) -> Result<u64, DecodeError> {
+    let mut hasher = Xxh3::new();
+    let mut body = Body::new(body);
+    for _ in 0..body.u16()? {
+        hasher.update(body.cstr()?);
+        body.bytes(4 + 2)?;
+        hasher.update(body.bytes(4)?);
+        body.u16()?;
+        hasher.update(body.bytes(4)?);
+        body.u16()?;
+    }
+    Ok(hasher.digest().max(1))
+}
 
 /// What a plan depends on besides its statement's text and types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +91,8 @@ pub(super) struct Prepared {
     /// Whether the client gave it no name; then it has none on the backend either.
     pub(super) unnamed: bool,
     pub(super) meaning: Meaning,
+    /// What the first Describe of it said.
+    pub(super) told: Arc<OnceLock<Told>>,
 }
 
 impl Prepared {

@@ -14,6 +14,105 @@ fn to_the_end(stage: &mut Stage) -> Vec<String> {
     seen
 }
 
+const PARSED: &str = "select * from {t} where n <> $1";
+
+/// A table of each way's own, with a row.
+fn table(stage: &mut Stage, name: &str) -> String {
+    let name = format!("{name}_{:?}", stage.way).to_lowercase();
+    stage.query(&format!("create table {name} (n int, m int)"));
+    stage.query(&format!("insert into {name} values (1, 2)"));
+    name
+}
+
+/// Parse, Describe and Sync: what drivers call preparing.
+fn prepare(stage: &mut Stage, name: &str, sql: &str) -> Vec<String> {
+    stage.step(&batch().parse(name, sql).describe(name).sync().0, 1)
+}
+
+/// Column types in the answer, whose other parts differ by table.
+fn types(answers: &[String]) -> Vec<String> {
+    let wanted = |answer: &&String| !answer.starts_with("T ");
+    answers.iter().filter(wanted).cloned().collect()
+}
+
+/// asyncpg: `test_prepare_statement_invalid`. The driver would take text for the bytes of an integer.
+#[test]
+fn a_described_statement_whose_columns_have_changed_is_refused_on_every_backend() {
+    same(|stage| {
+        let name = table(stage, "columns");
+        let sql = PARSED.replace("{t}", &name);
+        let mut seen = types(&prepare(stage, "a", &sql));
+        for _ in 0..3 {
+            seen.extend(stage.step(&batch().call("a", &["0"]).sync().0, 1));
+        }
+        seen.extend(stage.query(&format!("alter table {name} alter m type text")));
+        for _ in 0..3 {
+            seen.extend(stage.step(&batch().call("a", &["0"]).sync().0, 1));
+            // PostgreSQL tells the parameters before it finds that the columns are not the same.
+            let described = stage.step(&batch().describe("a").sync().0, 1);
+            seen.extend(
+                described
+                    .into_iter()
+                    .filter(|answer| !answer.starts_with("t ")),
+            );
+        }
+        // What is parsed now is of the types that the table has now.
+        seen.extend(types(&prepare(stage, "b", &sql)));
+        for _ in 0..3 {
+            seen.extend(stage.step(&batch().call("b", &["0"]).sync().0, 1));
+        }
+        seen.extend(stage.query("begin"));
+        seen.extend(stage.step(&batch().call("a", &["0"]).sync().0, 1));
+        seen.extend(stage.query("rollback"));
+        seen
+    });
+}
+
+/// asyncpg: `test_custom_codec_override_tuple`.
+#[test]
+fn a_described_statement_keeps_the_parameters_that_the_client_was_told() {
+    same(|stage| {
+        let name = table(stage, "parameters");
+        let sql = format!("insert into {name} (n) values ($1)");
+        let mut seen = prepare(stage, "a", &sql);
+        seen.extend(stage.query(&format!("alter table {name} alter n type float8")));
+        for _ in 0..3 {
+            seen.extend(stage.step(&batch().call("a", &["3"]).sync().0, 1));
+            seen.extend(stage.step(&batch().call("a", &["3.5"]).sync().0, 1));
+        }
+        seen.extend(prepare(stage, "b", &sql));
+        for _ in 0..3 {
+            seen.extend(stage.step(&batch().call("b", &["4.5"]).sync().0, 1));
+            // Many in one batch, on a backend that may not have it yet.
+            let many = batch()
+                .call("a", &["5"])
+                .call("a", &["6"])
+                .call("b", &["7.5"]);
+            seen.extend(stage.step(&many.sync().0, 1));
+        }
+        seen.push(stage.query(&format!("select array_agg(n) from {name}"))[1].clone());
+        seen
+    });
+}
+
+/// asyncpg: `test_prepare_cache_invalidation_silent`.
+#[test]
+fn a_statement_is_parsed_for_the_tables_that_are_there_now() {
+    same(|stage| {
+        let name = table(stage, "recreated");
+        let sql = PARSED.replace("{t}", &name);
+        let mut seen = Vec::new();
+        for kind in ["text", "date", "int"] {
+            seen.extend(types(&prepare(stage, "a", &sql)));
+            seen.extend(types(&prepare(stage, "b", &sql)));
+            seen.extend(stage.step(&batch().close("a").close("b").sync().0, 1));
+            stage.query(&format!("drop table {name}"));
+            stage.query(&format!("create table {name} (n {kind}, m int)"));
+        }
+        seen
+    });
+}
+
 /// psycopg2: `test_copy_from_segfault`. A backend that went on waiting for data would keep its locks for ever.
 #[test]
 fn a_client_that_leaves_in_the_middle_of_copy_in_leaves_no_backend_behind() {

@@ -65,6 +65,12 @@ pub fn statement_exists(statement: &[u8]) -> Notice {
     )
 }
 
+/// A statement whose parameters or columns are not any more what the client was told.
+#[must_use]
+pub fn result_type_changed() -> Notice {
+    error("0A000", "cached plan must not change result type")
+}
+
 /// A name that Parse has not given.
 #[must_use]
 pub fn no_such_statement(statement: &[u8]) -> Notice {
