@@ -50,7 +50,14 @@ pub struct Parameters {
     local: Arc<Map>,
     /// What held at the start of the transaction and at each savepoint, innermost last.
     marks: Vec<Mark>,
+    /// Whether [`PARTLY_SET`] was given, so that its value is what the server makes of it.
+    partly: bool,
 }
+
+/// A setting of two parts, of which SET may give only one: `SET datestyle = ymd` keeps the style.
+const PARTLY_SET: &str = "datestyle";
+/// How servers report its value.
+pub const PARTLY_SET_REPORTED: &[u8] = b"DateStyle";
 
 #[derive(Debug)]
 struct Mark {
@@ -72,6 +79,7 @@ impl Parameters {
             wanted_hash,
             local: Arc::default(),
             marks: Vec::new(),
+            partly: false,
         }
     }
 
@@ -108,12 +116,45 @@ impl Parameters {
         if self.local.contains_key(name) {
             Arc::make_mut(&mut self.local).remove(name);
         }
+        self.partly |= name == PARTLY_SET;
+        if name == "session_authorization" {
+            self.end_role();
+        }
         let wanted = Arc::make_mut(&mut self.wanted);
         match value.or_else(|| self.base.get(name).cloned()) {
             Some(value) => wanted.insert(name.to_owned(), value),
             None => wanted.remove(name),
         };
         self.changed();
+    }
+
+    /// SET SESSION AUTHORIZATION ends SET ROLE.
+    fn end_role(&mut self) {
+        if self.local.contains_key("role") {
+            Arc::make_mut(&mut self.local).remove("role");
+        }
+        let wanted = Arc::make_mut(&mut self.wanted);
+        if self.base.contains_key("role") {
+            wanted.insert("role".to_owned(), Value::Sql("none".to_owned()));
+        } else {
+            wanted.remove("role");
+        }
+    }
+
+    /// Whether [`Parameters::complete`] must be told what the server reports.
+    #[must_use]
+    pub fn is_partly_set(&self) -> bool {
+        self.partly && !self.local.contains_key(PARTLY_SET)
+    }
+
+    /// The value that the server reports for what was given in part.
+    pub fn complete(&mut self, reported: &str) {
+        self.partly = false;
+        if self.wanted.contains_key(PARTLY_SET) {
+            let whole = Value::Config(reported.to_owned());
+            Arc::make_mut(&mut self.wanted).insert(PARTLY_SET.to_owned(), whole);
+            self.changed();
+        }
     }
 
     /// RESET ALL and DISCARD ALL. Role and session authorization stay under RESET ALL (`keep_role`).
@@ -226,9 +267,12 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
         "role" => 1,
         _ => 2,
     };
+    // Another authorization ends a role that was told, so that it must be told again.
+    let who = "session_authorization";
+    let ends_role = told.get(who) != wanted.get(who);
     let mut changed: Vec<_> = wanted
         .iter()
-        .filter(|(name, value)| told.get(*name) != Some(*value))
+        .filter(|(name, value)| told.get(*name) != Some(*value) || ends_role && *name == "role")
         .collect();
     changed.sort_by_key(|(name, _)| rank(name));
     for (name, value) in changed {

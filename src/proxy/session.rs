@@ -793,6 +793,9 @@ impl Session {
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
         self.count_end();
+        if self.parameters.is_partly_set() {
+            self.complete_settings();
+        }
         self.phase = if self.pipeline.owes_ready() {
             Phase::Answering
         } else {
@@ -811,6 +814,15 @@ impl Session {
         }
         self.failed = false;
         self.info.set_in_transaction(status != Status::Idle);
+    }
+
+    /// What SET gave only in part is what the server has made of it.
+    fn complete_settings(&mut self) {
+        let reported = self.reported.get(parameters::PARTLY_SET_REPORTED);
+        if let Some(Ok(whole)) = reported.map(std::str::from_utf8) {
+            self.parameters.complete(whole);
+            self.settings_are_told();
+        }
     }
 
     /// Settings made in the transaction hold, or are as before it.

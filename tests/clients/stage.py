@@ -86,7 +86,7 @@ def version_told():
 
 @contextlib.contextmanager
 def target(way, roles=(), alternate="postgres", pool="", env=None):
-    """A fresh server, and before it the proxy when `way` is "through"; `alternate` names the database, if any."""
+    """A fresh server, and before it the proxy when `way` is "through"; `alternate` names the database whose backends do."""
     with contextlib.ExitStack() as stack:
         directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shardway-suite-")))
         server = stack.enter_context(running_server(directory, env or {}))

@@ -171,4 +171,64 @@ class PgRegress(FromPostgres):
         return {name: "passed" if word == "ok" else "failed" for name, word in told}
 
 
-ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress()]
+class SqlAlchemy(Suite):
+    """The dialect's own tests and the suite that every dialect must pass."""
+
+    name = "sqlalchemy"
+
+    def prepare(self):
+        version = fetch.PINNED["psycopg2"]
+        self.python = fetch.venv(
+            "sqlalchemy", f"psycopg2-binary=={version}", *fetch.pinned("sqlalchemy", "pytest", "pytest-timeout")
+        )
+        self.source = fetch.source_of("sqlalchemy")
+
+    def run(self, target, report):
+        extensions = [f"CREATE EXTENSION {name}" for name in ("hstore", "citext", "pgcrypto")]
+        target.psql("CREATE SCHEMA test_schema", "CREATE SCHEMA test_schema_2", *extensions)
+        url = f"postgresql+psycopg2://postgres@127.0.0.1:{target.port}/postgres"
+        arguments = ["test/dialect/postgresql", "test/dialect/test_suite.py", f"--dburi={url}", "--maxfail=10000"]
+        return pytest(self.python, self.source, arguments, target.environment(), report)
+
+
+DJANGO_SETTINGS = """
+DATABASES = {
+    name: {"ENGINE": "django.db.backends.postgresql", "NAME": name, "HOST": "127.0.0.1", "USER": "postgres", "PORT": PORT}
+    for name in ("default", "other")
+}
+SECRET_KEY = "not secret"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+USE_TZ = False
+"""
+
+
+class Django(Suite):
+    """The parts of Django's tests that are about databases."""
+
+    name = "django"
+    alternate = None  # it makes its databases itself and drops them, which nobody may be in then
+    parts = ("backends", "transactions", "queries", "postgres_tests")
+
+    def prepare(self):
+        self.python = fetch.venv("django", *fetch.pinned("django", "psycopg", "psycopg-binary", "jinja2"))
+        self.source = fetch.source_of("django")
+
+    def run(self, target, report):
+        settings = report.parent.resolve() / f"django_{target.way}.py"
+        settings.write_text(f"PORT = {target.port}\n{DJANGO_SETTINGS}")
+        environment = target.environment() | {"PYTHONPATH": str(settings.parent)}
+        options = [f"--settings={settings.stem}", "--parallel=1", "--verbosity=2", "--noinput"]
+        with open(report, "w") as log:
+            subprocess.run(
+                [self.python, "runtests.py", *options, *self.parts],
+                cwd=self.source / "tests", env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        words = {"ok": "passed", "skipped": "skipped", "expected failure": "skipped", "FAIL": "failed", "ERROR": "failed"}
+        told = re.findall(
+            rf"^\w+ \(([\w.]+)\)(?:\n[^\n]*?)? \.\.\. .*?({'|'.join(words)})", report.read_text(), re.MULTILINE
+        )
+        return {name: words[word] for name, word in told}
+
+
+ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress(), SqlAlchemy(), Django()]

@@ -113,6 +113,90 @@ fn a_statement_is_parsed_for_the_tables_that_are_there_now() {
     });
 }
 
+/// pg_regress: `date`. A style replayed without its other half would write dates differently on another backend.
+#[test]
+fn a_date_style_that_is_set_in_part_is_whole_on_every_backend() {
+    same(|stage| {
+        let mut seen = Vec::new();
+        let statements = [
+            "set datestyle to sql",
+            "set datestyle to dmy",
+            "begin",
+            "set datestyle to ymd",
+            "set local datestyle to german",
+            "commit",
+            "begin; set datestyle to mdy; rollback",
+            "set datestyle to iso",
+            "set datestyle to postgres; set local datestyle to mdy",
+            "reset datestyle",
+        ];
+        for statement in statements {
+            seen.extend(stage.query(statement));
+            for _ in 0..2 {
+                seen.push(stage.query("select date '2001-02-03'")[1].clone());
+                seen.push(stage.query("show datestyle")[1].clone());
+            }
+        }
+        seen
+    });
+}
+
+/// pg_regress: `privileges`.
+#[test]
+fn another_session_authorization_ends_the_role() {
+    let mut observer = observer();
+    observer.ask(&query("create role suites_a superuser"));
+    observer.ask(&query("create role suites_b"));
+    same(|stage| {
+        let mut seen = Vec::new();
+        let statements = [
+            "set session authorization suites_a",
+            "set role suites_b",
+            "reset session authorization",
+            "set role suites_b",
+            "reset role",
+            "set role suites_b",
+            "set session authorization suites_a",
+            "set role suites_b",
+            "set session authorization default",
+        ];
+        for statement in statements {
+            seen.extend(stage.query(statement));
+            for _ in 0..2 {
+                let shown = "select session_user, current_user, current_setting('role')";
+                seen.push(stage.query(shown)[1].clone());
+            }
+        }
+        seen
+    });
+}
+
+/// pg_regress: `stats_ext`.
+#[test]
+fn what_is_made_in_the_temporary_schema_stays_with_its_session() {
+    same(|stage| {
+        let name = table(stage, "temporaries");
+        let mut seen = Vec::new();
+        let statements = [
+            format!("create statistics pg_temp.kept on n, m from {name}"),
+            "create type pg_temp.color as enum ('red')".to_owned(),
+            "create function pg_temp.one() returns int language sql as 'select 1'".to_owned(),
+            "select 'red'::pg_temp.color, pg_temp.one()".to_owned(),
+            "select pg_temp.one()".to_owned(),
+            "drop statistics pg_temp.kept".to_owned(),
+        ];
+        for statement in &statements {
+            let answers = stage.query(statement);
+            seen.extend(
+                answers
+                    .into_iter()
+                    .filter(|answer| !answer.starts_with('T')),
+            );
+        }
+        seen
+    });
+}
+
 /// psycopg2: `test_copy_from_segfault`. A backend that went on waiting for data would keep its locks for ever.
 #[test]
 fn a_client_that_leaves_in_the_middle_of_copy_in_leaves_no_backend_behind() {
