@@ -37,6 +37,7 @@ impl Session {
             return Err(reply::statement_exists(parse.name).into());
         }
         self.tally.client_parses += 1;
+        self.vacate_for(parse.text);
         let types: SmallVec<[u32; 4]> = parse.types().collect();
         let planned = self.database.plans.plan(
             parse.text,

@@ -78,6 +78,7 @@ impl Session {
         }
         self.reach(place).await?;
         self.send_pending();
+        self.vacate_for(text);
         self.send_query(text, planned.plan);
         Ok(())
     }

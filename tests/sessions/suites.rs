@@ -1,8 +1,8 @@
 //! What third-party suites (`make clients`) have found, message by message.
 
 use crate::{
-    client::{batch, query, shown},
-    harness::{Proxy, Stage, observer, same, until},
+    client::{Client, batch, query, shown},
+    harness::{Proxy, Stage, observer, postgres, same, until},
 };
 
 /// What comes up to the end of the connection.
@@ -195,6 +195,41 @@ fn what_is_made_in_the_temporary_schema_stays_with_its_session() {
         }
         seen
     });
+}
+
+/// asyncpg: `TestIntrospection`; Django's test databases. Backends that idle in the pool are connections, too.
+#[test]
+fn a_database_that_nobody_uses_any_more_can_be_dropped() {
+    let server = postgres().port();
+    let databases = format!(
+        "[databases.\"*\"]\nshards.s0 = {{ primary = \"postgres://127.0.0.1:{server}?sslmode=disable\" }}\n"
+    );
+    let proxy = Proxy::with("size = 2", &databases);
+    let mut admin = proxy.client();
+    let use_it = |name: &str| Client::connect_to(proxy.port, name, &[]).value("select 1");
+    let statements = [
+        "create database suites_a",
+        "create database suites_b template suites_a",
+        "alter database suites_b rename to suites_c",
+        "drop database suites_a",
+        "drop database suites_c",
+    ];
+    for (at, statement) in statements.into_iter().enumerate() {
+        match at {
+            0 => {}
+            1 => assert_eq!(use_it("suites_a"), "1"),
+            2 => assert_eq!(use_it("suites_b"), "1"),
+            3 => assert_eq!(use_it("suites_a"), "1"),
+            _ => assert_eq!(use_it("suites_c"), "1"),
+        }
+        let answers = if at % 2 == 0 {
+            admin.ask(&query(statement))
+        } else {
+            admin.ask(&batch().run(statement, &[]).sync().0)
+        };
+        let done = answers.iter().any(|answer| answer.starts_with("C "));
+        assert!(done, "{statement}: {answers:?}");
+    }
 }
 
 /// psycopg2: `test_copy_from_segfault`. A backend that went on waiting for data would keep its locks for ever.
