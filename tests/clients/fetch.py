@@ -74,6 +74,16 @@ def source_of(package):
     return unpacked(once(f"{package}-source", PINNED[package], make))
 
 
+def node_modules(package):
+    """A directory with what this package.json names."""
+
+    def make(directory):
+        shutil.copy(package, directory / "package.json")
+        run("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", cwd=directory)
+
+    return once("node", package.read_text(), make)
+
+
 def crate(name, version):
     """The unpacked package of a Rust crate, as cargo fetches it."""
 

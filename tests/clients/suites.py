@@ -187,7 +187,7 @@ class SqlAlchemy(Suite):
         extensions = [f"CREATE EXTENSION {name}" for name in ("hstore", "citext", "pgcrypto")]
         target.psql("CREATE SCHEMA test_schema", "CREATE SCHEMA test_schema_2", *extensions)
         url = f"postgresql+psycopg2://postgres@127.0.0.1:{target.port}/postgres"
-        arguments = ["test/dialect/postgresql", "test/dialect/test_suite.py", f"--dburi={url}", "--maxfail=10000"]
+        arguments = ["test/dialect/postgresql", "test/dialect/test_suite.py", "--backend-only", f"--dburi={url}", "--maxfail=10000"]
         return pytest(self.python, self.source, arguments, target.environment(), report)
 
 
@@ -231,4 +231,48 @@ class Django(Suite):
         return {name: words[word] for name, word in told}
 
 
-ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress(), SqlAlchemy(), Django()]
+class Smoke(Suite):
+    """A program of ours that uses a driver as an application does, and says "ok" or "not ok" of each of its checks."""
+
+    sources = pathlib.Path(__file__).resolve().parent / "smoke"
+
+    def checks(self, command, target, report):
+        with open(report, "w") as log:
+            done = subprocess.run(
+                command, env=target.environment(), stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
+                text=True, timeout=10 * LIMIT,
+            )  # fmt: skip
+        told = re.findall(r"^(not ok|ok) (.+)$", done.stdout, flags=re.MULTILINE)
+        return {name: "passed" if word == "ok" else "failed" for word, name in told}
+
+
+class Node(Smoke):
+    def __init__(self, name, program):
+        self.name = name
+        self.program = program
+
+    def prepare(self):
+        self.modules = fetch.node_modules(self.sources / "package.json")
+        for source in self.sources.glob("*.js"):
+            shutil.copy(source, self.modules)
+
+    def run(self, target, report):
+        return self.checks(["node", self.modules / self.program], target, report)
+
+
+class Pgjdbc(Smoke):
+    name = "pgjdbc"
+
+    def prepare(self):
+        drivers = sorted(pathlib.Path("/usr/share/java").glob("postgresql*.jar"))
+        if not drivers:
+            raise SystemExit("the Java driver is missing: run tests/setup/tools.sh clients")
+        self.driver = drivers[0]
+
+    def run(self, target, report):
+        command = ["java", "-Dfile.encoding=UTF-8", "-cp", self.driver, self.sources / "Pgjdbc.java"]
+        return self.checks(command, target, report)
+
+
+ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress(), SqlAlchemy(), Django(),
+    Node("node-postgres", "node_postgres.js"), Node("postgres.js", "postgres_js.js"), Pgjdbc()]
