@@ -116,7 +116,9 @@ impl Parameters {
         if self.local.contains_key(name) {
             Arc::make_mut(&mut self.local).remove(name);
         }
-        self.partly |= name == PARTLY_SET;
+        if name == PARTLY_SET {
+            self.partly = value.is_some();
+        }
         if name == "session_authorization" {
             self.end_role();
         }
@@ -251,44 +253,56 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
             &nothing
         }
     };
-    for name in told.keys().filter(|name| !wanted.contains_key(*name)) {
-        match name.as_str() {
-            "session_authorization" => sql.push_str("RESET SESSION AUTHORIZATION;"),
-            name => {
-                sql.push_str("RESET ");
-                quote_name(&mut sql, name);
-                sql.push(';');
+    let gone = |name: &&String| !wanted.contains_key(*name);
+    let new = |(name, value): &(&String, &Value)| told.get(*name) != Some(*value);
+    if told.keys().any(|name| gone(&name)) || wanted.iter().any(|pair| new(&pair)) {
+        // Who the session has become may not be allowed to change what it set before: that is done as who it was.
+        for (name, reset) in WHO.iter().zip(RESET_WHO) {
+            if told.contains_key(*name) {
+                sql.push_str(reset);
             }
         }
     }
-    // Who we are comes first: it decides what may be set.
-    let rank = |name: &str| match name {
-        "session_authorization" => 0,
-        "role" => 1,
-        _ => 2,
-    };
-    // Another authorization ends a role that was told, so that it must be told again.
-    let who = "session_authorization";
-    let ends_role = told.get(who) != wanted.get(who);
-    let mut changed: Vec<_> = wanted
-        .iter()
-        .filter(|(name, value)| told.get(*name) != Some(*value) || ends_role && *name == "role")
-        .collect();
-    changed.sort_by_key(|(name, _)| rank(name));
-    for (name, value) in changed {
-        match value {
-            Value::Sql(text) => put_set(&mut sql, "SET ", name, text),
-            Value::Config(text) => {
-                sql.push_str("SELECT pg_catalog.set_config(");
-                quote_literal(&mut sql, name);
-                sql.push(',');
-                quote_literal(&mut sql, text);
-                sql.push_str(",false)");
-            }
-        }
+    let changes_who =
+        !sql.is_empty() || WHO.iter().any(|name| told.get(*name) != wanted.get(*name));
+    for name in told.keys().filter(gone).filter(|name| !is_who(name)) {
+        sql.push_str("RESET ");
+        quote_name(&mut sql, name);
         sql.push(';');
     }
+    for (name, value) in wanted.iter().filter(new).filter(|pair| !is_who(pair.0)) {
+        put_value(&mut sql, name, value);
+    }
+    if changes_who {
+        for name in WHO {
+            if let Some(value) = wanted.get(name) {
+                put_value(&mut sql, name, value);
+            }
+        }
+    }
     (!sql.is_empty()).then_some(sql)
+}
+
+/// Who a session is, in the order in which it is told: the first ends the second.
+const WHO: [&str; 2] = ["session_authorization", "role"];
+const RESET_WHO: [&str; 2] = ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"];
+
+fn is_who(name: &str) -> bool {
+    WHO.contains(&name)
+}
+
+fn put_value(sql: &mut String, name: &str, value: &Value) {
+    match value {
+        Value::Sql(text) => put_set(sql, "SET ", name, text),
+        Value::Config(text) => {
+            sql.push_str("SELECT pg_catalog.set_config(");
+            quote_literal(sql, name);
+            sql.push(',');
+            quote_literal(sql, text);
+            sql.push_str(",false)");
+        }
+    }
+    sql.push(';');
 }
 
 /// The statement that sets a value for the rest of a transaction.

@@ -2,7 +2,7 @@
 
 use crate::{
     client::{Client, batch, query, shown},
-    harness::{Proxy, Stage, observer, postgres, same, until},
+    harness::{Proxy, Stage, observer, postgres, same, same_with, until},
 };
 
 /// What comes up to the end of the connection.
@@ -33,6 +33,13 @@ fn prepare(stage: &mut Stage, name: &str, sql: &str) -> Vec<String> {
 fn types(answers: &[String]) -> Vec<String> {
     let wanted = |answer: &&String| !answer.starts_with("T ");
     answers.iter().filter(wanted).cloned().collect()
+}
+
+/// The rows alone: settings of a new backend may be told before them.
+fn rows(answers: Vec<String>) -> impl Iterator<Item = String> {
+    answers
+        .into_iter()
+        .filter(|answer| answer.starts_with("D "))
 }
 
 /// asyncpg: `test_prepare_statement_invalid`. The driver would take text for the bytes of an integer.
@@ -129,12 +136,28 @@ fn a_date_style_that_is_set_in_part_is_whole_on_every_backend() {
             "set datestyle to iso",
             "set datestyle to postgres; set local datestyle to mdy",
             "reset datestyle",
+            "set datestyle to sql; reset datestyle",
         ];
         for statement in statements {
             seen.extend(stage.query(statement));
             for _ in 0..2 {
-                seen.push(stage.query("select date '2001-02-03'")[1].clone());
-                seen.push(stage.query("show datestyle")[1].clone());
+                seen.extend(rows(stage.query("select date '2001-02-03'")));
+                seen.extend(rows(stage.query("show datestyle")));
+            }
+        }
+        seen
+    });
+    // What the client started with comes back: which of the two values is told in between is the server's.
+    same_with(&[("datestyle", "Postgres, MDY")], |stage| {
+        let mut seen = Vec::new();
+        for statement in [
+            "set datestyle to ymd",
+            "reset datestyle",
+            "set datestyle to sql",
+        ] {
+            stage.query(statement);
+            for _ in 0..2 {
+                seen.extend(rows(stage.query("select date '2001-02-03'")));
             }
         }
         seen
@@ -166,6 +189,35 @@ fn another_session_authorization_ends_the_role() {
                 let shown = "select session_user, current_user, current_setting('role')";
                 seen.push(stage.query(shown)[1].clone());
             }
+        }
+        seen
+    });
+}
+
+/// pg_regress: `privileges`. A session that set what only a superuser may, and is none any more, must neither fail on
+/// another backend nor leave one that the next session cannot reset.
+#[test]
+fn settings_of_a_superuser_hold_for_whom_the_session_becomes() {
+    observer().ask(&query("create role suites_c"));
+    same(|stage| {
+        let mut seen = Vec::new();
+        let statements = [
+            "set lo_compat_privileges = on",
+            "set session authorization suites_c",
+            "set work_mem = '7MB'",
+            "set role none",
+            "set lo_compat_privileges = off",
+        ];
+        for statement in statements {
+            seen.extend(stage.query(statement));
+            for _ in 0..2 {
+                let shown = "select session_user, current_user, current_setting('lo_compat_privileges'), current_setting('work_mem')";
+                seen.push(stage.query(shown)[1].clone());
+            }
+        }
+        let mut next = Client::connect(stage.port, &[]);
+        for _ in 0..4 {
+            seen.push(next.value("select session_user, current_setting('lo_compat_privileges')"));
         }
         seen
     });

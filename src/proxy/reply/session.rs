@@ -1,6 +1,10 @@
 //! The wording of what a session itself refuses or notices; where PostgreSQL has words for it, PostgreSQL's.
 
-use crate::{net::backend::ConnectError, pool::lease::CheckoutError, wire::notice::Notice};
+use crate::{
+    net::backend::ConnectError,
+    pool::lease::CheckoutError,
+    wire::notice::{Notice, Words},
+};
 
 fn error(sqlstate: &'static str, message: impl Into<String>) -> Notice {
     Notice {
@@ -67,8 +71,10 @@ pub fn statement_exists(statement: &[u8]) -> Notice {
 
 /// A statement whose parameters or columns are not any more what the client was told.
 #[must_use]
-pub fn result_type_changed() -> Notice {
-    error("0A000", "cached plan must not change result type")
+pub fn result_type_changed() -> Words {
+    // Drivers prepare such a statement anew, and know it by the routine.
+    let fields = "SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0RRevalidateCachedQuery\0\0";
+    Words::Servers(fields.as_bytes().to_vec())
 }
 
 /// A name that Parse has not given.
