@@ -3,6 +3,7 @@
 Versions are pinned here. What cannot be fetched is an error, never a reason to test less.
 """
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ PINNED = {
     "psycopg": "3.3.9",
     "psycopg-binary": "3.3.9",
     "jinja2": "3.1.6",
+    "tokio-postgres": "0.7.18",
     "distro": "1.9.0",
     "pytest": "8.4.2",
     "pytest-timeout": "2.4.0",
@@ -84,21 +86,21 @@ def node_modules(package):
     return once("node", package.read_text(), make)
 
 
-def crate(name, version):
-    """The unpacked package of a Rust crate, as cargo fetches it."""
+def cargo_tests(name, tests, dependencies):
+    """A package with the tests that are in the crate's own, built: what it depends on is named here, not there."""
 
     def make(directory):
+        manifest = f'[package]\nname = "suite"\nversion = "0.0.0"\nedition = "2024"\n[workspace]\n[dependencies]\n'
+        (directory / "Cargo.toml").write_text(manifest + dependencies.replace("VERSION", PINNED[name]))
         (directory / "src").mkdir()
         (directory / "src/lib.rs").write_text("")
-        (directory / "Cargo.toml").write_text(
-            f'[package]\nname = "fetch"\nversion = "0.0.0"\nedition = "2021"\n[workspace]\n'
-            f'[dependencies]\n{name} = {{ version = "={version}", default-features = false }}\n'
-        )
-        run("cargo", "vendor", "--quiet", "vendor", cwd=directory)
-        shutil.move(directory / "vendor" / name, directory / name)
-        shutil.rmtree(directory / "vendor")
+        printed = run("cargo", "metadata", "--format-version=1", cwd=directory)
+        told = json.loads(printed[printed.index("{") :])
+        manifest = next(found["manifest_path"] for found in told["packages"] if found["name"] == name)
+        shutil.copytree(pathlib.Path(manifest).parent / tests, directory / "tests" / pathlib.Path(tests).name)
+        run("cargo", "test", "--no-run", cwd=directory)
 
-    return once(f"{name}-crate", version, make) / name
+    return once(f"{name}-tests", PINNED[name] + dependencies, make)
 
 
 def postgres_source(version):

@@ -72,7 +72,7 @@ def compare(suite, baseline, listed):
 def outcomes(suite, way):
     """Runs the suite one way and keeps what every test came to."""
     begun = time.monotonic()
-    with stage.target(way, suite.roles, suite.alternate, suite.pool, suite.server_env) as target:
+    with stage.target(way, suite) as target:
         found = suite.run(target, RESULTS / f"{suite.name}.{way}.log")
     lines = [f"{outcome} {name}\n" for name, outcome in sorted(found.items())]
     (RESULTS / f"{suite.name}.{way}.txt").write_text("".join(lines))

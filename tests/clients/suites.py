@@ -13,6 +13,21 @@ import xml.etree.ElementTree as xml
 import fetch
 import stage
 
+PASSWORD_USERS = (("pass", "password"), ("md5", "md5"), ("scram", "scram"))
+SERVER_RULES = (("pass", "password"), ("md5", "md5"), ("scram", "scram-sha-256"))
+TOKIO_POSTGRES = """
+tokio-postgres = "=VERSION"
+postgres-types = "0.2"
+bytes = "1"
+futures-channel = { version = "0.3", features = ["sink"] }
+futures-util = { version = "0.3", features = ["sink"] }
+pin-project-lite = "0.2"
+tokio = { version = "1", features = ["full"] }
+
+[features]
+default = ["runtime"]
+runtime = []
+"""
 LIMIT = 60  # seconds for one test
 
 
@@ -20,10 +35,11 @@ class Suite:
     """One suite. Its attributes say how the target must be."""
 
     name = ""
-    roles = ()  # users of the proxy besides postgres
+    users = ""  # sections of the proxy's configuration besides that of postgres
+    hba = ""  # rules of the server before the one that trusts everybody
+    port = None  # where the suite looks for its server, if it cannot be told
     alternate = "postgres"  # the database in which backends alternate, if any
     pool = ""  # lines for the proxy's section `pool`
-    server_env = {}
 
     def prepare(self):
         """Fetches and builds what is missing."""
@@ -274,5 +290,35 @@ class Pgjdbc(Smoke):
         return self.checks(command, target, report)
 
 
+class TokioPostgres(Suite):
+    """The tests of the crate, which are in its package, with the parts of it that they need."""
+
+    name = "tokio-postgres"
+    port = 5433
+    users = "".join(f'[users.{name}_user]\nauth = "{auth}"\npassword = "password"\n' for name, auth in PASSWORD_USERS)
+    hba = "".join(f"host all {name}_user 127.0.0.1/32 {rule}\n" for name, rule in SERVER_RULES)
+
+    def prepare(self):
+        self.directory = fetch.cargo_tests("tokio-postgres", "tests/test", TOKIO_POSTGRES)
+
+    def run(self, target, report):
+        extensions = [f"CREATE EXTENSION {name}" for name in ("hstore", "citext", "ltree")]
+        users = [
+            f"SET password_encryption = '{kind}'; CREATE ROLE {name}_user PASSWORD 'password' LOGIN"
+            for name, kind in (("pass", "scram-sha-256"), ("md5", "md5"), ("scram", "scram-sha-256"))
+        ]
+        target.psql(*extensions, *users)
+        with open(report, "w") as log:
+            done = subprocess.run(
+                ["cargo", "test", "--quiet", "--no-fail-fast", "--", "--test-threads=4", "--format=pretty"],
+                cwd=self.directory, env=target.environment(), stdout=subprocess.PIPE, stderr=log,
+                stdin=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+            log.write(done.stdout)
+        words = {"ok": "passed", "FAILED": "failed", "ignored": "skipped"}
+        told = re.findall(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", done.stdout, flags=re.MULTILINE)
+        return {name: words[word] for name, word in told}
+
+
 ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress(), SqlAlchemy(), Django(),
-    Node("node-postgres", "node_postgres.js"), Node("postgres.js", "postgres_js.js"), Pgjdbc()]
+    Node("node-postgres", "node_postgres.js"), Node("postgres.js", "postgres_js.js"), Pgjdbc(), TokioPostgres()]
