@@ -21,6 +21,7 @@ PINNED = {
     "psycopg-binary": "3.3.9",
     "jinja2": "3.1.6",
     "tokio-postgres": "0.7.18",
+    "sqlx": "0.8.6",
     "distro": "1.9.0",
     "pytest": "8.4.2",
     "pytest-timeout": "2.4.0",
@@ -86,21 +87,22 @@ def node_modules(package):
     return once("node", package.read_text(), make)
 
 
-def cargo_tests(name, tests, dependencies):
-    """A package with the tests that are in the crate's own, built: what it depends on is named here, not there."""
+def cargo_tests(name, tests, dependencies, library=""):
+    """A package with the tests that are in the crate's own, built: what it depends on is named here, not there.
+    `library` is what the tests use that the crate's package does not have."""
 
     def make(directory):
         manifest = f'[package]\nname = "suite"\nversion = "0.0.0"\nedition = "2024"\n[workspace]\n[dependencies]\n'
         (directory / "Cargo.toml").write_text(manifest + dependencies.replace("VERSION", PINNED[name]))
         (directory / "src").mkdir()
-        (directory / "src/lib.rs").write_text("")
+        (directory / "src/lib.rs").write_text(library)
         printed = run("cargo", "metadata", "--format-version=1", cwd=directory)
         told = json.loads(printed[printed.index("{") :])
         manifest = next(found["manifest_path"] for found in told["packages"] if found["name"] == name)
         shutil.copytree(pathlib.Path(manifest).parent / tests, directory / "tests" / pathlib.Path(tests).name)
         run("cargo", "test", "--no-run", cwd=directory)
 
-    return once(f"{name}-tests", PINNED[name] + dependencies, make)
+    return once(f"{name}-tests", PINNED[name] + dependencies + library, make)
 
 
 def postgres_source(version):

@@ -28,6 +28,46 @@ tokio = { version = "1", features = ["full"] }
 default = ["runtime"]
 runtime = []
 """
+SQLX = """
+sqlx = { version = "=VERSION", features = ["postgres", "runtime-tokio", "macros", "migrate", "json"] }
+sqlx-core = "=VERSION"
+sqlx-macros = "=VERSION"
+anyhow = "1"
+futures = "0.3"
+serde = { version = "1", features = ["derive"] }
+serde_json = "1"
+url = "2"
+tokio = { version = "1", features = ["full"] }
+
+[lib]
+name = "sqlx_test"
+
+[features]
+default = ["json"]
+json = []
+
+""" + "".join(
+    f'[[test]]\nname = "{name}"\npath = "tests/postgres/{name}.rs"\n'
+    for name in ("postgres", "describe", "error", "query_builder")
+)
+# What the tests have from a crate that is not published.
+SQLX_LIBRARY = """
+use sqlx::{Connection, Database, Pool, pool::PoolOptions};
+
+pub fn setup_if_needed() {}
+
+fn url() -> String {
+    std::env::var("DATABASE_URL").unwrap()
+}
+
+pub async fn new<D: Database>() -> anyhow::Result<D::Connection> {
+    Ok(D::Connection::connect(&url()).await?)
+}
+
+pub async fn pool<D: Database>() -> anyhow::Result<Pool<D>> {
+    Ok(PoolOptions::<D>::new().min_connections(0).max_connections(5).connect(&url()).await?)
+}
+"""
 LIMIT = 60  # seconds for one test
 
 
@@ -290,8 +330,23 @@ class Pgjdbc(Smoke):
         return self.checks(command, target, report)
 
 
-class TokioPostgres(Suite):
-    """The tests of the crate, which are in its package, with the parts of it that they need."""
+class Crate(Suite):
+    """The tests of a crate, which are in its package."""
+
+    def cargo(self, environment, report):
+        with open(report, "w") as log:
+            done = subprocess.run(
+                ["cargo", "test", "--quiet", "--no-fail-fast", "--", "--test-threads=4", "--format=pretty"],
+                cwd=self.directory, env=environment, stdout=subprocess.PIPE, stderr=log,
+                stdin=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+            log.write(done.stdout)
+        words = {"ok": "passed", "FAILED": "failed", "ignored": "skipped"}
+        told = re.findall(r"^test (\S+) .*?\.\.\. (ok|FAILED|ignored)", done.stdout, flags=re.MULTILINE)
+        return {name: words[word] for name, word in told}
+
+
+class TokioPostgres(Crate):
 
     name = "tokio-postgres"
     port = 5433
@@ -308,17 +363,24 @@ class TokioPostgres(Suite):
             for name, kind in (("pass", "scram-sha-256"), ("md5", "md5"), ("scram", "scram-sha-256"))
         ]
         target.psql(*extensions, *users)
-        with open(report, "w") as log:
-            done = subprocess.run(
-                ["cargo", "test", "--quiet", "--no-fail-fast", "--", "--test-threads=4", "--format=pretty"],
-                cwd=self.directory, env=target.environment(), stdout=subprocess.PIPE, stderr=log,
-                stdin=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
-            log.write(done.stdout)
-        words = {"ok": "passed", "FAILED": "failed", "ignored": "skipped"}
-        told = re.findall(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", done.stdout, flags=re.MULTILINE)
-        return {name: words[word] for name, word in told}
+        return self.cargo(target.environment(), report)
+
+
+class Sqlx(Crate):
+    """Its macros are left out: they ask a server while they are compiled."""
+
+    name = "sqlx"
+
+    def prepare(self):
+        self.directory = fetch.cargo_tests("sqlx", "tests/postgres", SQLX, SQLX_LIBRARY)
+
+    def run(self, target, report):
+        psql = [stage.programs() / "psql", "-Xqv", "ON_ERROR_STOP=1", "-p", str(target.direct_port)]
+        setup = self.directory / "tests/postgres/setup.sql"
+        fetch.run(*psql, "-h", "127.0.0.1", "-U", "postgres", "-f", setup, "postgres")
+        url = f"postgres://postgres@127.0.0.1:{target.port}/postgres?sslmode=disable"
+        return self.cargo(target.environment() | {"DATABASE_URL": url}, report)
 
 
 ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress(), SqlAlchemy(), Django(),
-    Node("node-postgres", "node_postgres.js"), Node("postgres.js", "postgres_js.js"), Pgjdbc(), TokioPostgres()]
+    Node("node-postgres", "node_postgres.js"), Node("postgres.js", "postgres_js.js"), Pgjdbc(), TokioPostgres(), Sqlx()]
