@@ -79,11 +79,12 @@ fn part(name: &[u8], value: &[u8]) -> u64 {
     xxh3_64(name).rotate_left(17) ^ xxh3_64(value)
 }
 
-/// What Describe says of a statement, as numbers to compare by: its parameters' types, and its columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What Describe says of a statement, as numbers to compare by, as far as it is known: its parameters' types, and its
+/// columns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
-    pub types: u64,
-    pub columns: u64,
+    pub types: Option<u64>,
+    pub columns: Option<u64>,
 }
 
 /// A prepared statement.
@@ -91,8 +92,8 @@ pub struct Shape {
 struct Known {
     /// When it was used last.
     used: u64,
-    /// As this backend describes it, once it was asked.
-    shape: Option<Shape>,
+    /// As this backend has described it.
+    shape: Shape,
 }
 
 /// The statements prepared on a backend, least recently used first to go.
@@ -115,8 +116,8 @@ impl Statements {
         })
     }
 
-    /// As [`Statements::touch`]; the shape, when it is prepared: `None` inside when nobody has asked yet.
-    pub fn shape(&mut self, id: u128) -> Option<Option<Shape>> {
+    /// As [`Statements::touch`]; the shape, when it is prepared.
+    pub fn shape(&mut self, id: u128) -> Option<Shape> {
         self.clock += 1;
         let clock = self.clock;
         self.used.get_mut(&id).map(|known| {
@@ -128,12 +129,15 @@ impl Statements {
     /// This backend describes it so.
     pub fn described(&mut self, id: u128, shape: Shape) {
         if let Some(known) = self.used.get_mut(&id) {
-            known.shape = Some(shape);
+            known.shape = Shape {
+                types: shape.types.or(known.shape.types),
+                columns: shape.columns.or(known.shape.columns),
+            };
         }
     }
 
     /// A Parse of it has been confirmed.
-    pub fn insert(&mut self, id: u128, shape: Option<Shape>) {
+    pub fn insert(&mut self, id: u128, shape: Shape) {
         self.clock += 1;
         let used = self.clock;
         self.used.insert(id, Known { used, shape });
@@ -213,7 +217,7 @@ mod tests {
     fn the_least_recently_used_statement_goes_first() {
         let mut statements = Statements::default();
         for id in 1..=3 {
-            statements.insert(id, None);
+            statements.insert(id, Shape::default());
         }
         assert!(statements.touch(1));
         assert_eq!(statements.excess(2), Some(2));

@@ -5,7 +5,7 @@ use super::{
     link::{Hold, Link},
     local::put_explanation_columns,
     place::{Place, changes_meaning},
-    prepared::{Meaning, Prepared, identity, server_name},
+    prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
     session::{End, Note, Phase, Portal, Session},
@@ -164,6 +164,8 @@ impl Session {
             Note::Uses(prepared.id)
         };
         self.pipeline.asked(Request::Bind, Origin::Client, note);
+        let named = (!prepared.unnamed).then(|| Arc::clone(&prepared));
+        self.bound = named.map(|prepared| (bind.portal.into(), prepared));
         let matters = prepared
             .statement()
             .is_some_and(|statement| statement.effect != Effect::None);
@@ -185,7 +187,13 @@ impl Session {
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
-                self.forward(frame, Request::Describe, Note::Nothing, || {
+                let note = match &self.bound {
+                    Some((name, prepared)) if **name == *portal => {
+                        Note::DescribedPortal(Arc::clone(prepared))
+                    }
+                    _ => Note::Nothing,
+                };
+                self.forward(frame, Request::Describe, note, || {
                     reply::no_such_portal(portal)
                 })
             }
@@ -430,14 +438,14 @@ impl Session {
     /// Makes the link a backend that has the statement, as the client knows it: with the parameters and columns that it
     /// was told. Where a table has changed so that there is none, the statement is refused in PostgreSQL's words.
     async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
-        let told = prepared.told.get().filter(|_| !prepared.unnamed);
-        let Some(told) = told else {
+        let told = &prepared.told;
+        if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
             if !self.link.as_mut().is_some_and(known) {
                 self.send_parse(prepared, Origin::Injected);
             }
             return Ok(());
-        };
+        }
         // Asked as it is here, then parsed anew: what is still another statement after that is so everywhere.
         let (mut asked, mut parsed_anew) = (false, false);
         loop {
@@ -450,13 +458,12 @@ impl Session {
             let Some(link) = &mut self.link else {
                 return Ok(());
             };
-            match link.lease.statements.shape(prepared.id) {
+            let there = link.lease.statements.shape(prepared.id);
+            match there.map(|shape| told.fit(shape)) {
                 _ if self.skip => return Ok(()),
-                Some(Some(shape)) if shape == told.shape => return Ok(()),
-                Some(shape) if parsed_anew && (asked || shape.is_some()) => {
-                    return Err(reply::result_type_changed().into());
-                }
-                Some(None) if !asked => asked = true,
+                Some(Fit::Fits) => return Ok(()),
+                Some(_) if parsed_anew => return Err(reply::result_type_changed().into()),
+                Some(Fit::Unknown) if !asked => asked = true,
                 Some(_) | None => {
                     if link.lease.statements.touch(prepared.id) {
                         link.lease.statements.spoil(prepared.id);
@@ -465,7 +472,7 @@ impl Session {
                     if told.gives_nothing() {
                         return Ok(());
                     }
-                    (asked, parsed_anew) = (true, true);
+                    parsed_anew = true;
                 }
             }
             self.send_describe(prepared, Origin::Injected);
@@ -510,10 +517,7 @@ impl Session {
             out,
             prepared.server_name().as_bytes(),
             &prepared.text,
-            prepared
-                .told
-                .get()
-                .map_or(&prepared.raw_types, |told| &told.raw_types),
+            prepared.told.raw_types().unwrap_or(&prepared.raw_types),
         );
         if prepared.unnamed {
             link.lease.unnamed = Some(prepared.id);

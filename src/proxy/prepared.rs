@@ -17,35 +17,89 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// What a client was told of its statement by Describe. It holds as long as the statement: a backend that would take
 /// other parameters or give other columns, because a table has changed, must not be used with it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Told {
-    /// The parameters' types, as in Parse.
-    pub(super) raw_types: Box<[u8]>,
-    pub(super) shape: Shape,
+    types: OnceLock<(Box<[u8]>, u64)>,
+    columns: OnceLock<u64>,
+}
+
+/// How a backend has a statement, compared with what the client was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Fits,
+    /// The backend has not been asked.
+    Unknown,
+    Differs,
 }
 
 impl Told {
-    /// From the bodies of ParameterDescription and RowDescription (`None`: NoData).
+    /// The client is given the body of ParameterDescription.
     ///
     /// # Errors
-    /// When they are malformed.
-    pub(super) fn decode(parameters: &[u8], rows: Option<&[u8]>) -> Result<Self, DecodeError> {
-        let mut types = Body::new(parameters);
+    /// When it is malformed.
+    pub(super) fn parameters(&self, body: &[u8]) -> Result<u64, DecodeError> {
+        let mut types = Body::new(body);
         types.u16()?;
-        let raw_types = types.rest();
-        let columns = rows.map_or(Ok(NO_COLUMNS), columns)?;
-        Ok(Self {
-            raw_types: raw_types.into(),
-            shape: Shape {
-                types: xxh3_64(raw_types),
-                columns,
-            },
-        })
+        let digest = xxh3_64(types.rest());
+        self.types.get_or_init(|| (types.rest().into(), digest));
+        Ok(digest)
+    }
+
+    /// The client is given the body of RowDescription; `None` is NoData.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub(super) fn columns(&self, body: Option<&[u8]>) -> Result<u64, DecodeError> {
+        let digest = body.map_or(Ok(NO_COLUMNS), columns)?;
+        self.columns.get_or_init(|| digest);
+        Ok(digest)
+    }
+
+    /// Whether the client knows nothing that could be wrong.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.types.get().is_none() && self.columns.get().is_none()
+    }
+
+    /// Whether the client knows the columns.
+    pub(super) fn has_columns(&self) -> bool {
+        self.columns.get().is_some()
+    }
+
+    /// The parameters' types, as in Parse.
+    pub(super) fn raw_types(&self) -> Option<&[u8]> {
+        self.types.get().map(|(raw, _)| &**raw)
     }
 
     /// Whether the statement gives no rows, which no change of a table alters.
     pub(super) fn gives_nothing(&self) -> bool {
-        self.shape.columns == NO_COLUMNS
+        self.columns.get() == Some(&NO_COLUMNS)
+    }
+
+    /// What is known of a statement that has just been parsed with the types that were told.
+    pub(super) fn as_parsed(&self) -> Shape {
+        Shape {
+            types: self.types.get().map(|(_, digest)| *digest),
+            columns: self.gives_nothing().then_some(NO_COLUMNS),
+        }
+    }
+
+    /// Compares a backend's.
+    pub(super) fn fit(&self, shape: Shape) -> Fit {
+        let types = self.types.get().map(|(_, digest)| *digest);
+        let pairs = [
+            (types, shape.types),
+            (self.columns.get().copied(), shape.columns),
+        ];
+        let told = pairs.into_iter().filter(|(told, _)| told.is_some());
+        let mut fit = Fit::Fits;
+        for (told, there) in told {
+            match there {
+                None => fit = Fit::Unknown,
+                there if there == told => {}
+                Some(_) => return Fit::Differs,
+            }
+        }
+        fit
     }
 }
 
@@ -92,7 +146,7 @@ pub(super) struct Prepared {
     pub(super) unnamed: bool,
     pub(super) meaning: Meaning,
     /// What the first Describe of it said.
-    pub(super) told: Arc<OnceLock<Told>>,
+    pub(super) told: Arc<Told>,
 }
 
 impl Prepared {

@@ -3,10 +3,11 @@
 
 use super::{
     link::Hold,
-    prepared::{Prepared, Told},
+    prepared::Prepared,
     session::{End, Note, Phase, Rest, Session, broken},
 };
 use crate::{
+    pool::backend::Shape,
     protocol::pipeline::{Event, Pass, Request},
     wire::{
         backend::{Status, command_tag, parameter_status, put_ready},
@@ -133,9 +134,7 @@ impl Session {
                     && !prepared.unnamed
                 {
                     link.parsing.retain(|id| *id != prepared.id);
-                    // Types that the client was told were given along; what gives no columns has the whole shape then.
-                    let told = prepared.told.get().filter(|told| told.gives_nothing());
-                    let shape = told.map(|told| told.shape);
+                    let shape = prepared.told.as_parsed();
                     link.lease.statements.insert(prepared.id, shape);
                     link.lease.info.set_prepared(link.lease.statements.len());
                 }
@@ -145,7 +144,14 @@ impl Session {
                 let rows = (header.tag == b'T').then_some(body);
                 let parameters = self.half_described.take();
                 if let (Some(parameters), true) = (parameters, header.size <= LONGEST_WHOLE) {
-                    self.described(&prepared, &parameters, rows)?;
+                    self.described(&prepared, Some(&parameters), rows)?;
+                }
+            }
+            Event::Done(Request::Describe, Note::DescribedPortal(prepared)) => {
+                // Drivers may keep the first answer for all that follow.
+                let first = header.tag == b'T' && !prepared.told.has_columns();
+                if first && header.size <= LONGEST_WHOLE {
+                    self.described(&prepared, None, Some(body))?;
                 }
             }
             Event::Done(Request::Execute, note) => {
@@ -187,14 +193,20 @@ impl Session {
     fn described(
         &mut self,
         prepared: &Prepared,
-        parameters: &[u8],
+        parameters: Option<&[u8]>,
         rows: Option<&[u8]>,
     ) -> Result<(), End> {
-        let told = Told::decode(parameters, rows).map_err(|problem| broken(&problem))?;
+        let types = parameters.map(|body| prepared.told.parameters(body));
+        let types = types.transpose().map_err(|problem| broken(&problem))?;
+        let columns = prepared.told.columns(rows);
+        let columns = columns.map_err(|problem| broken(&problem))?;
         if let Some(link) = &mut self.link {
-            link.lease.statements.described(prepared.id, told.shape);
+            let shape = Shape {
+                types,
+                columns: Some(columns),
+            };
+            link.lease.statements.described(prepared.id, shape);
         }
-        prepared.told.get_or_init(|| told);
         Ok(())
     }
 

@@ -221,7 +221,8 @@ impl Session {
             | Note::Executed(_)
             | Note::Evicted(_)
             | Note::Uses(_)
-            | Note::Described(_) => {}
+            | Note::Described(_)
+            | Note::DescribedPortal(_) => {}
         }
     }
 

@@ -86,6 +86,8 @@ pub(super) enum Note {
     Uses(u128),
     /// A Describe of this statement.
     Described(Arc<Prepared>),
+    /// A Describe of a portal of this statement.
+    DescribedPortal(Arc<Prepared>),
     /// The client's Close of a statement.
     Closed,
 }
@@ -184,6 +186,8 @@ pub struct Session {
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
     pub(super) backend_rest: Rest,
+    /// The portal that was bound last, and its statement, if that has a name.
+    pub(super) bound: Option<(Box<[u8]>, Arc<Prepared>)>,
     /// ParameterDescription of a statement whose RowDescription is still to come.
     pub(super) half_described: Option<Box<[u8]>>,
     /// Whether the next message of the client has not arrived whole, so that more must be read however much is held.

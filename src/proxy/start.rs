@@ -193,6 +193,7 @@ impl Session {
             pending: SmallVec::new(),
             portals: HashMap::default(),
             unnamed: None,
+            bound: None,
             half_described: None,
             parameters: Parameters::default(),
             defaults: Defaults::default(),

@@ -88,7 +88,7 @@ def node_modules(package):
 
 
 def cargo_tests(name, tests, dependencies, library=""):
-    """A package with the tests that are in the crate's own, built: what it depends on is named here, not there.
+    """A package with the tests that are in the crate's own; all but them is built. What it depends on is named here, not there.
     `library` is what the tests use that the crate's package does not have."""
 
     def make(directory):
@@ -100,7 +100,7 @@ def cargo_tests(name, tests, dependencies, library=""):
         told = json.loads(printed[printed.index("{") :])
         manifest = next(found["manifest_path"] for found in told["packages"] if found["name"] == name)
         shutil.copytree(pathlib.Path(manifest).parent / tests, directory / "tests" / pathlib.Path(tests).name)
-        run("cargo", "test", "--no-run", cwd=directory)
+        run("cargo", "build", cwd=directory)
 
     return once(f"{name}-tests", PINNED[name] + dependencies + library, make)
 

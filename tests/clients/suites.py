@@ -37,14 +37,16 @@ futures = "0.3"
 serde = { version = "1", features = ["derive"] }
 serde_json = "1"
 url = "2"
+dotenvy = "0.15"
 tokio = { version = "1", features = ["full"] }
 
 [lib]
 name = "sqlx_test"
 
 [features]
-default = ["json"]
+default = ["json", "_rt-tokio"]
 json = []
+_rt-tokio = []
 
 """ + "".join(
     f'[[test]]\nname = "{name}"\npath = "tests/postgres/{name}.rs"\n'
@@ -367,7 +369,7 @@ class TokioPostgres(Crate):
 
 
 class Sqlx(Crate):
-    """Its macros are left out: they ask a server while they are compiled."""
+    """The tests of its macros are left out. A macro in the others asks the server while it is compiled."""
 
     name = "sqlx"
 

@@ -75,6 +75,29 @@ fn a_described_statement_whose_columns_have_changed_is_refused_on_every_backend(
     });
 }
 
+/// pgjdbc keeps the columns of the first portal that it described.
+#[test]
+fn a_statement_whose_portal_was_described_keeps_its_columns() {
+    same(|stage| {
+        let name = table(stage, "portals");
+        let sql = PARSED.replace("{t}", &name);
+        let mut seen = stage.step(&batch().parse("a", &sql).sync().0, 1);
+        let first = batch()
+            .bind("", "a", &["0"])
+            .describe_portal("")
+            .execute("", 0);
+        seen.extend(types(&stage.step(&first.sync().0, 1)));
+        for _ in 0..3 {
+            seen.extend(stage.step(&batch().call("a", &["0"]).sync().0, 1));
+        }
+        seen.extend(stage.query(&format!("alter table {name} alter m type text")));
+        for _ in 0..3 {
+            seen.extend(stage.step(&batch().call("a", &["0"]).sync().0, 1));
+        }
+        seen
+    });
+}
+
 /// asyncpg: `test_custom_codec_override_tuple`.
 #[test]
 fn a_described_statement_keeps_the_parameters_that_the_client_was_told() {
