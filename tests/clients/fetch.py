@@ -88,8 +88,8 @@ def node_modules(package):
 
 
 def cargo_tests(name, tests, dependencies, library=""):
-    """A package with the tests that are in the crate's own; all but them is built. What it depends on is named here, not there.
-    `library` is what the tests use that the crate's package does not have."""
+    """A package with the tests that are in the crate's own; all but them is built. What it depends on is named here, and
+    `library` is what the tests use that is not published."""
 
     def make(directory):
         manifest = f'[package]\nname = "suite"\nversion = "0.0.0"\nedition = "2024"\n[workspace]\n[dependencies]\n'
