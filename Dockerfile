@@ -1,5 +1,7 @@
 # The proxy alone, as an ordinary user:  docker build -t shardway .
 #   docker run -p 6432:6432 -v ./shardway.toml:/etc/shardway/shardway.toml:ro shardway
+# The file must be readable by everybody and say server.listen = ["0.0.0.0:6432"]: the default is loopback, which is the
+# container's own.
 
 FROM rust:1.95-bookworm AS build
 RUN apt-get update \

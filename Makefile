@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster lint bench compare clients fuzz
+.PHONY: help demo test unit cluster lint bench compare clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -24,6 +24,9 @@ cluster: ## only the tests on real PostgreSQL; ARGS="-- name" for one
 	@tests/setup/clients.sh
 	@cargo test --locked --test cluster $(ARGS)
 
+versions: ## a smaller set of tests on PostgreSQL 14 to 18: a table; ARGS="14 sessions" for a part
+	@tests/setup/versions.sh $(ARGS)
+
 lint: ## format and lints
 	@tests/setup/tools.sh build
 	@cargo fmt --check
@@ -45,3 +48,8 @@ clients: ## third-party suites, directly and through the proxy: a table; ARGS="p
 fuzz: ## each fuzz target for a while; SECONDS_EACH=600
 	@tests/setup/tools.sh build
 	@tests/fuzz/run $(SECONDS_EACH)
+
+soak: ## clients that die anywhere, for long; SHARDWAY_SOAK_CLIENTS=2000 SHARDWAY_SOAK_SECONDS=600 SHARDWAY_SOAK_SEED=
+	@tests/setup/tools.sh build servers
+	@ulimit -n 8192 && SHARDWAY_SOAK_CLIENTS=$${SHARDWAY_SOAK_CLIENTS:-2000} SHARDWAY_SOAK_SECONDS=$${SHARDWAY_SOAK_SECONDS:-600} \
+		cargo test --locked --release --test soak -- --nocapture

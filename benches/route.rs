@@ -6,8 +6,7 @@ use shardway::{
     catalog::{
         hash::{HashFunction, bucket},
         key::Key,
-        shard::ShardId,
-        snapshot::{Epoch, Snapshot, Unlisted},
+        snapshot::Snapshot,
     },
     plan::{
         Context, Plan, Route, StatementPlan, Target,
@@ -15,7 +14,7 @@ use shardway::{
     },
     sql::statement::{Access, Effect},
 };
-use std::{collections::HashMap, hint::black_box};
+use std::hint::black_box;
 
 const BUCKETS: u32 = 1024;
 
@@ -32,7 +31,7 @@ fn main() {
             });
         }
     }
-    let (context, snapshot) = (context(), snapshot());
+    let (context, snapshot) = (Context::default(), snapshot());
     let cache = PlanCache::new(64 << 20, 1);
     let mut scratch = Scratch::default();
     for other in 0..10_000 {
@@ -85,28 +84,6 @@ fn plan() -> Plan {
     }
 }
 
-fn context() -> Context {
-    Context {
-        search_path: vec!["public".to_owned()],
-        standard_conforming_strings: true,
-        utf8: true,
-        transform_null_equals: false,
-        pinned: None,
-        digest: 1,
-    }
-}
-
 fn snapshot() -> Snapshot {
-    Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: "shop".to_owned(),
-        shards: vec!["s0".to_owned()],
-        home: ShardId(0),
-        groups: Vec::new(),
-        tables: HashMap::default(),
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-        others: HashMap::default(),
-    }
+    Snapshot::new("shop", vec!["s0".to_owned()])
 }

@@ -154,3 +154,96 @@ fn a_server_that_is_not_there_is_named() {
         ["s1: the primary cannot be asked: it said 3D000: database \"s1\" does not exist"]
     );
 }
+
+/// What each table of a shard sets off by itself.
+const GUARDED: &str = "
+    CREATE TABLE customers (id bigint PRIMARY KEY, name text, seen timestamptz);
+    CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.seen := now(); RETURN NEW; END';
+    CREATE TRIGGER seen BEFORE INSERT OR UPDATE ON customers FOR EACH ROW EXECUTE FUNCTION seen();
+    CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.id := 1; RETURN NEW; END';
+    CREATE TRIGGER move BEFORE UPDATE ON customers FOR EACH ROW EXECUTE FUNCTION move();
+    CREATE TRIGGER off BEFORE DELETE ON customers FOR EACH ROW EXECUTE FUNCTION move();
+    ALTER TABLE customers DISABLE TRIGGER off;
+    CREATE TABLE countries (code text PRIMARY KEY, visit uuid UNIQUE, tenant int);
+    CREATE TABLE visits (
+        tenant_id int, id serial, number bigint GENERATED ALWAYS AS IDENTITY, token uuid DEFAULT gen_random_uuid(),
+        at timestamptz DEFAULT now(), PRIMARY KEY (tenant_id, id)
+    ) PARTITION BY HASH (tenant_id);
+    CREATE TABLE visits_0 PARTITION OF visits FOR VALUES WITH (modulus 1, remainder 0);
+    CREATE UNIQUE INDEX ON visits_0 (number);
+";
+
+#[test]
+fn what_acts_on_one_shard_only_is_found() {
+    let parted = "
+        CREATE TABLE visits (tenant_id int, id serial, number bigint GENERATED ALWAYS AS IDENTITY,
+            token uuid DEFAULT gen_random_uuid(), at timestamptz DEFAULT now());
+        CREATE UNIQUE INDEX lowered ON visits ((abs(id)));
+        CREATE UNIQUE INDEX fine ON visits (at, tenant_id) WHERE id > 5;
+        CREATE RULE elsewhere AS ON DELETE TO visits DO INSTEAD NOTHING;
+        CREATE FUNCTION allowed(int) RETURNS bool LANGUAGE sql AS 'SELECT true';
+        CREATE POLICY own ON visits USING (tenant_id = current_setting('app.tenant')::int);
+        CREATE POLICY asks ON visits USING (allowed(tenant_id));
+        ALTER TABLE visits ENABLE ROW LEVEL SECURITY;
+    ";
+    let schema = GUARDED.split("CREATE TABLE visits").next().unwrap_or("");
+    let first = format!(
+        "{schema}{parted}
+        ALTER TABLE countries ADD FOREIGN KEY (tenant) REFERENCES customers ON DELETE CASCADE;
+        ALTER SEQUENCE visits_number_seq INCREMENT BY 2 START WITH 1 RESTART;"
+    );
+    let second = format!(
+        "{schema}{parted}
+        ALTER SEQUENCE visits_number_seq INCREMENT BY 2 START WITH 2 RESTART;"
+    );
+    let (server, settings) = start([&first, &second]);
+    let told: Vec<String> = findings(&settings);
+    let expected = [
+        "trigger move of public.customers may change the key or reach other rows: what sets it off is refused, unless per_shard lists public.customers.move",
+        "foreign key countries_tenant_fkey to public.customers changes public.countries on one shard only: what sets it off is refused, unless per_shard lists public.customers.countries_tenant_fkey",
+        "policy asks of public.visits looks beyond its row: statements on it are refused, unless per_shard lists public.visits.asks",
+        "rule elsewhere of public.visits rewrites writes to public.visits",
+        "the default of public.visits.id may give one value on several shards: INSERTs without a value for it are refused, unless per_shard lists public.visits.id",
+        "lowered of public.visits does not contain the shard key, so that no shard sees what is taken on another: writes of its columns are refused, unless per_shard lists public.visits.lowered",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for line in &expected[..3] {
+        assert!(told.contains(&format!("-: {line}")), "{line}\n{told:#?}");
+    }
+    let database = &settings.databases["app"];
+    let mut snapshot = Snapshot::clone(&database.snapshot);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(inspect::complete_snapshot(database, None, &mut snapshot));
+    let visits = snapshot.table("public", "visits").unwrap();
+    assert_eq!(visits.effects.fresh, ["number", "token"]);
+
+    server.psql("\\c s1\nALTER SEQUENCE visits_number_seq START WITH 3 RESTART");
+    assert_eq!(findings(&settings).len(), expected.len() + 1);
+    server.psql("\\c s0\nALTER TABLE visits DROP COLUMN tenant_id CASCADE, ADD tenant_id int GENERATED ALWAYS AS (id + 1) STORED");
+    let told = findings(&settings);
+    assert!(
+        told.iter().any(|line| line.starts_with(
+            "s0: public.visits.tenant_id is computed by the server from other columns"
+        )),
+        "{told:#?}"
+    );
+}
+
+#[test]
+fn what_the_configuration_lists_may_act_on_each_shard() {
+    let server = Server::start();
+    server.psql("CREATE ROLE app; CREATE DATABASE s0; CREATE DATABASE s1;");
+    for shard in SHARDS {
+        server.psql(&format!(
+            "\\c {shard}\n{GUARDED}\nGRANT SELECT ON ALL TABLES IN SCHEMA public TO app;"
+        ));
+    }
+    let listed = r#"per_shard = ["customers.move", "public.visits.*", "*.visits_0.*"]"#;
+    let text = configuration(&server).replacen("control =", &format!("{listed}\ncontrol ="), 1);
+    let settings =
+        load_str("test.toml", &text, Path::new(".")).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(findings(&settings), Vec::<String>::new());
+}

@@ -6,11 +6,13 @@
 
 use shardway::{
     catalog::{
+        code::{Code, Piece, PieceKind},
+        effects::{Effects, Fired, Hazard, HazardKind},
         group::{Group, GroupId, Map, RangeEntry},
         hash::HashFunction,
         key::KeyType,
         shard::ShardId,
-        snapshot::{Epoch, Other, Placement, Snapshot, Table, TableName, Unlisted},
+        snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
         Context, Plan, Route, Target, Values, analyze::analyze, explain::describe,
@@ -90,7 +92,7 @@ fn expectation(text: &str, snapshot: &Snapshot) -> String {
 }
 
 fn outcome(sql: &str, parameters: &str, snapshot: &Snapshot) -> String {
-    let context = context();
+    let context = Context::default();
     let (plan, slots) = plan_of(sql, &context, snapshot);
     let (oids, bind) = bind_of(parameters);
     let bind = bind
@@ -199,14 +201,29 @@ fn bind_of(parameters: &str) -> (Vec<u32>, Option<Vec<u8>>) {
     (oids, Some(body))
 }
 
-fn context() -> Context {
-    Context {
-        search_path: vec!["public".to_owned()],
-        standard_conforming_strings: true,
-        utf8: true,
-        transform_null_equals: false,
-        pinned: None,
-        digest: 0,
+/// What `guarded` sets off: it counts its ids per shard, its slugs are unique, and a trigger fires at DELETE.
+fn effects(table: &str) -> Effects {
+    if table != "guarded" {
+        return Effects::default();
+    }
+    let hazard = |name: &str, kind, fired| Hazard {
+        name: name.to_owned(),
+        kind,
+        fired,
+    };
+    let unique = |column: &str| HazardKind::Unique(vec![column.to_owned()]);
+    let delete = Fired {
+        delete: true,
+        ..Fired::default()
+    };
+    Effects {
+        hazards: vec![
+            hazard("id", HazardKind::Default, Fired::INSERT),
+            hazard("slugs", unique("slug"), Fired::VALUES),
+            hazard("tokens", unique("token"), Fired::VALUES),
+            hazard("archive", HazardKind::Trigger, delete),
+        ],
+        fresh: vec!["token".to_owned()],
     }
 }
 
@@ -266,6 +283,7 @@ fn shop() -> Snapshot {
             "id customer_id total",
         ),
         ("payments", sharded(0, "customer_id"), "id customer_id paid"),
+        ("guarded", sharded(0, "customer_id"), ""),
         ("shipments", sharded(1, "region"), ""),
         ("events", sharded(2, "day"), ""),
         ("devices", sharded(3, "id"), ""),
@@ -282,20 +300,22 @@ fn shop() -> Snapshot {
                 schema: "public".to_owned(),
                 name: name.to_owned(),
             },
-            Table { placement, columns },
+            Table {
+                placement,
+                columns,
+                effects: effects(name),
+            },
         )
     });
     Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: "app".to_owned(),
-        shards: SHARDS.map(str::to_owned).to_vec(),
         home: ShardId(2),
         groups,
         tables: tables.collect(),
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-        others: HashMap::default(),
+        code: Code::learned(&[
+            function("order_total", "SELECT sum(price) FROM order_items"),
+            function("set_tenant", "SELECT set_config('app.tenant', $1, false)"),
+        ]),
+        ..Snapshot::new("app", SHARDS.map(str::to_owned).to_vec())
     }
 }
 
@@ -303,7 +323,7 @@ fn shop() -> Snapshot {
 #[test]
 fn a_plan_serves_texts_with_other_key_values() {
     let snapshot = shop();
-    let context = context();
+    let context = Context::default();
     let (plan, _) = plan_of(
         "SELECT * FROM orders WHERE customer_id = 1 AND id = 2 LIMIT 3",
         &context,
@@ -396,7 +416,7 @@ fn endless_statements_neither_hang_nor_overflow() {
     let snapshot = shop();
     let check = move || {
         for (sql, wanted) in cases {
-            let (plan, slots) = plan_of(&sql, &context(), &snapshot);
+            let (plan, slots) = plan_of(&sql, &Context::default(), &snapshot);
             let values = Values {
                 text: sql.as_bytes(),
                 slots: &slots,
@@ -433,7 +453,7 @@ fn what_nothing_lists_hides_what_is_listed_behind_it() {
     let route = |sql: &str, path: &[&str], snapshot: &Snapshot| {
         let context = Context {
             search_path: path.iter().map(|&schema| schema.to_owned()).collect(),
-            ..context()
+            ..Context::default()
         };
         let (plan, slots) = plan_of(sql, &context, snapshot);
         let values = Values {
@@ -466,6 +486,14 @@ fn what_nothing_lists_hides_what_is_listed_behind_it() {
     );
 }
 
+fn function(name: &str, text: &str) -> Piece {
+    Piece {
+        kind: PieceKind::Function,
+        name: name.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
 /// A database of one shard refuses nothing; only what its session must know is told.
 #[test]
 fn one_shard_refuses_nothing() {
@@ -479,13 +507,13 @@ fn one_shard_refuses_nothing() {
     for (sql, effect) in [
         ("SELECT * FROM anything", Effect::None),
         ("CREATE TABLE x (id int)", Effect::None),
-        ("SELEC 1", Effect::None),
+        ("SELEC 1", Effect::Opaque),
         ("BEGIN", Effect::Begin),
         ("DO $$ BEGIN END $$", Effect::Opaque),
         ("PREPARE a AS SELECT 1", Effect::Prepare("a".to_owned())),
         ("COPY x FROM STDIN", Effect::CopyIn),
     ] {
-        let (plan, slots) = plan_of(sql, &context(), &snapshot);
+        let (plan, slots) = plan_of(sql, &Context::default(), &snapshot);
         let values = Values {
             text: sql.as_bytes(),
             slots: &slots,
@@ -504,7 +532,7 @@ fn one_shard_refuses_nothing() {
 /// What is not UTF-8 is not looked into.
 #[test]
 fn other_encodings_are_refused_clearly() {
-    let plan = analyze(b"SELECT '\xff'", &[], &[], &context(), &shop());
+    let plan = analyze(b"SELECT '\xff'", &[], &[], &Context::default(), &shop());
     assert!(
         matches!(&plan.statements[0].target, Target::Refused(why) if **why == Unroutable::NotUtf8)
     );

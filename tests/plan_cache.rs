@@ -2,11 +2,12 @@
 
 use shardway::{
     catalog::{
+        effects::Effects,
         group::{Group, GroupId, Map, RangeEntry},
         hash::HashFunction,
         key::{Key, KeyType},
         shard::ShardId,
-        snapshot::{Epoch, Placement, Snapshot, Table, TableName, Unlisted},
+        snapshot::{Placement, Snapshot, Table, TableName},
     },
     plan::{
         Context, StatementPlan, Values,
@@ -76,7 +77,7 @@ const STATEMENTS: &[&str] = &[
 
 #[test]
 fn a_cached_plan_is_the_plan_that_the_text_itself_would_get() {
-    let (context, snapshot) = (context(), shop());
+    let (context, snapshot) = (Context::default(), shop());
     let cache = PlanCache::new(64 << 20, 1);
     let mut scratch = Scratch::default();
     let mut texts = Vec::new();
@@ -172,29 +173,12 @@ fn another(literal: &str, round: usize) -> String {
     }
 }
 
-fn context() -> Context {
-    Context {
-        search_path: vec!["public".to_owned()],
-        standard_conforming_strings: true,
-        utf8: true,
-        transform_null_equals: false,
-        pinned: None,
-        digest: 1,
-    }
-}
-
 fn shop() -> Snapshot {
+    let shards = ["s0", "s1", "s2"].map(str::to_owned).to_vec();
     Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: "shop".to_owned(),
-        shards: ["s0", "s1", "s2"].map(str::to_owned).to_vec(),
-        home: ShardId(0),
         groups: groups(),
         tables: tables(),
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-        others: HashMap::default(),
+        ..Snapshot::new("shop", shards)
     }
 }
 
@@ -244,6 +228,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
             key_column: columns[0].to_owned(),
         },
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
+        effects: Effects::default(),
     };
     let tables = [
         ("customers", sharded(0, &["id", "name"])),
@@ -255,6 +240,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
             Table {
                 placement: Placement::Reference,
                 columns: vec!["code".to_owned()],
+                effects: Effects::default(),
             },
         ),
     ];

@@ -347,8 +347,12 @@ fn sources() -> Vec<Source> {
         Source { name, module, code }
     };
     let is_test = |file: &PathBuf| {
-        file.file_stem()
-            .is_some_and(|stem| stem == "tests" || stem == "testing")
+        let named = |part: &str| part == "tests" || part == "testing";
+        let below = file.strip_prefix(&src).unwrap_or(file);
+        below
+            .with_extension("")
+            .components()
+            .any(|part| part.as_os_str().to_str().is_some_and(named))
     };
     files(&src, "rs")
         .into_iter()

@@ -52,6 +52,7 @@ pub enum Show {
     Pins,
     Refusals,
     Plans,
+    Listeners,
     /// `SHOW server_version` and the like, which drivers ask.
     Parameter(Parameter),
 }
@@ -161,6 +162,11 @@ pub const VERBS: &[Verb] = &[
         "SHOW PLANS",
         Show::Plans,
         "per database: how the cache of plans does",
+    ),
+    show(
+        "SHOW LISTENERS",
+        Show::Listeners,
+        "per database and shard: the connection that listens for sessions",
     ),
     show(
         "SHOW REFUSALS",

@@ -45,6 +45,7 @@ pub fn reply(console: &Console, what: Show, now: Now) -> Reply {
         Show::Shards => traffic::shards(console),
         Show::Refusals => traffic::refusals(console),
         Show::Plans => traffic::plans(console),
+        Show::Listeners => traffic::listeners(console),
         Show::Databases => settings::databases(console),
         Show::Users => settings::users(console),
         Show::Config => settings::config(console),

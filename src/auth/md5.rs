@@ -3,6 +3,7 @@
 
 use md5::{Digest, Md5};
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 /// The hexadecimal digest of password and user: all that is needed to log in. Equality takes constant time.
 #[derive(Clone, Copy)]
@@ -43,6 +44,12 @@ impl Hash {
     #[must_use]
     pub fn answers(&self, salt: [u8; 4], given: &[u8]) -> bool {
         self.response(salt).ct_eq(given).into()
+    }
+
+    /// The stored form. A secret: it answers as the password does.
+    #[must_use]
+    pub fn secret(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("md5{}", String::from_utf8_lossy(&self.0)))
     }
 
     /// The digits.

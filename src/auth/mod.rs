@@ -1,12 +1,14 @@
 //! Proofs of who somebody is: password, MD5, SCRAM-SHA-256. Pure: bytes in, bytes out; salts and nonces are arguments.
 //! An unknown account goes through the same exchange as a known one and fails where a wrong password fails.
-//! Channel binding is not offered.
+//! What a certificate says about its subject and its signature is read here too.
 
+pub mod certificate;
 pub mod md5;
 pub mod scram;
 
 use crate::wire::frame::{Body, DecodeError};
-use scram::{ExpectFinal, ExpectFirst, ScramError, Verifier};
+use scram::{Binding, ExpectFinal, ExpectFirst, Proof, ScramError, Verifier};
+use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
@@ -31,7 +33,10 @@ impl Stored {
     /// Whether `given` is the password, in constant time.
     fn is(&self, user: &[u8], given: &[u8]) -> bool {
         match self {
-            Self::Plain(password) => bool::from(password.as_bytes().ct_eq(given)),
+            // Of digests, so that the time does not tell the length either.
+            Self::Plain(password) => {
+                bool::from(Sha256::digest(password).ct_eq(&Sha256::digest(given)))
+            }
             Self::Md5(hash) => *hash == md5::Hash::of(user, given),
             Self::Scram(verifier) => verifier.is(given),
         }
@@ -68,6 +73,8 @@ pub enum Ask {
     Md5([u8; 4]),
     /// SASL with SCRAM-SHA-256 as the one mechanism.
     Scram,
+    /// SASL with SCRAM-SHA-256-PLUS, or without channel binding.
+    ScramPlus,
 }
 
 /// Why a client was not let in.
@@ -95,7 +102,8 @@ pub struct Exchange {
 enum Expect {
     Password(Stored),
     Md5(md5::Hash, [u8; 4]),
-    ScramFirst(ExpectFirst),
+    /// With the hash of our certificate when channel binding is offered.
+    ScramFirst(Arc<Verifier>, [u8; 18], Option<Arc<[u8]>>),
     ScramFinal(ExpectFinal),
 }
 
@@ -103,27 +111,32 @@ enum Expect {
 pub enum Reply {
     /// SASL data to send, and what is expected then.
     Continue(Exchange, Vec<u8>),
-    /// The proof holds; SCRAM has data to send before that is said.
-    Accepted(Option<Vec<u8>>),
+    /// The proof holds; SCRAM has data to send before that is said. What the client has shown may log in elsewhere.
+    Accepted(Option<Vec<u8>>, Option<Proof>),
 }
 
 impl Exchange {
-    /// Begins the exchange that `demand` asks for; none when nothing is demanded.
+    /// Begins the exchange that `demand` asks for; none when nothing is demanded. `end_point`: the hash of the
+    /// certificate that the client was shown, to offer channel binding.
     #[must_use]
     pub fn begin(
         user: &[u8],
         demand: Demand,
         account: Account,
         fresh: Fresh,
+        end_point: Option<Arc<[u8]>>,
     ) -> Option<(Self, Ask)> {
         let (expect, ask) = match demand {
             Demand::Nothing => return None,
             Demand::Password(stored) => (Expect::Password(stored), Ask::Password),
             Demand::Md5(hash) => (Expect::Md5(hash, fresh.salt), Ask::Md5(fresh.salt)),
-            Demand::Scram(verifier) => (
-                Expect::ScramFirst(ExpectFirst::new(verifier, fresh.nonce)),
-                Ask::Scram,
-            ),
+            Demand::Scram(verifier) => {
+                let ask = match end_point {
+                    Some(_) => Ask::ScramPlus,
+                    None => Ask::Scram,
+                };
+                (Expect::ScramFirst(verifier, fresh.nonce, end_point), ask)
+            }
         };
         Some((
             Self {
@@ -147,18 +160,21 @@ impl Exchange {
         } = self;
         match expect {
             Expect::Password(stored) => {
-                let right = stored.is(&user, password(body)?);
-                accept(account, right, None)
+                let given = password(body)?;
+                let right = stored.is(&user, given);
+                let shown = std::str::from_utf8(given).ok().map(Proof::password);
+                accept(account, right, None, shown)
             }
             Expect::Md5(hash, salt) => {
                 let right = hash.answers(salt, password(body)?);
-                accept(account, right, None)
+                // Where the same hash is stored, it answers as the password does.
+                let shown = hash.secret();
+                accept(account, right, None, Some(Proof::password(&shown)))
             }
-            Expect::ScramFirst(first) => {
+            Expect::ScramFirst(verifier, nonce, end_point) => {
                 let mut body = Body::new(body);
-                if body.cstr()? != scram::MECHANISM.as_bytes() {
-                    return Err(AuthError::Mechanism);
-                }
+                let binding = binding(body.cstr()?, end_point)?;
+                let first = ExpectFirst::new(verifier, nonce, binding);
                 let message = body.value()?.ok_or(DecodeError)?;
                 body.end()?;
                 let (data, last) = first.handle_first(message).map_err(AuthError::Scram)?;
@@ -172,11 +188,27 @@ impl Exchange {
                 ))
             }
             Expect::ScramFinal(last) => match last.handle_final(body) {
-                Ok(data) => accept(account, true, Some(data)),
+                Ok((data, keys)) => {
+                    accept(account, true, Some(data), Some(Proof::Keys(Arc::new(keys))))
+                }
                 Err(ScramError::Proof) => Err(AuthError::Wrong),
                 Err(error) => Err(AuthError::Scram(error)),
             },
         }
+    }
+}
+
+/// What the selected mechanism means for the binding that was offered, or was not.
+fn binding(mechanism: &[u8], end_point: Option<Arc<[u8]>>) -> Result<Binding, AuthError> {
+    if mechanism == scram::MECHANISM.as_bytes() {
+        return Ok(match end_point {
+            Some(_) => Binding::Declined,
+            None => Binding::NotOffered,
+        });
+    }
+    match end_point {
+        Some(hash) if mechanism == scram::MECHANISM_PLUS.as_bytes() => Ok(Binding::Used(hash)),
+        Some(_) | None => Err(AuthError::Mechanism),
     }
 }
 
@@ -192,9 +224,14 @@ fn password(body: &[u8]) -> Result<&[u8], AuthError> {
     }
 }
 
-fn accept(account: Account, right: bool, data: Option<Vec<u8>>) -> Result<Reply, AuthError> {
+fn accept(
+    account: Account,
+    right: bool,
+    data: Option<Vec<u8>>,
+    shown: Option<Proof>,
+) -> Result<Reply, AuthError> {
     match (account, right) {
-        (Account::Known, true) => Ok(Reply::Accepted(data)),
+        (Account::Known, true) => Ok(Reply::Accepted(data, shown)),
         (Account::Known, false) | (Account::Mock, _) => Err(AuthError::Wrong),
     }
 }
@@ -209,7 +246,7 @@ mod tests {
     };
 
     fn outcome(demand: Demand, account: Account, body: &[u8]) -> Result<(), AuthError> {
-        let (exchange, _) = Exchange::begin(b"ann", demand, account, FRESH).unwrap();
+        let (exchange, _) = Exchange::begin(b"ann", demand, account, FRESH, None).unwrap();
         exchange.handle_message(body).map(|_| ())
     }
 
@@ -269,8 +306,14 @@ mod tests {
     }
 
     fn scram_login(verifier: Verifier, account: Account, password: &str) -> Result<(), AuthError> {
-        let (exchange, ask) =
-            Exchange::begin(b"ann", Demand::Scram(Arc::new(verifier)), account, FRESH).unwrap();
+        let (exchange, ask) = Exchange::begin(
+            b"ann",
+            Demand::Scram(Arc::new(verifier)),
+            account,
+            FRESH,
+            None,
+        )
+        .unwrap();
         assert_eq!(ask, Ask::Scram);
         let (client, first) = scram::Client::begin(password, [9; 18]);
         let mut body = b"SCRAM-SHA-256\0".to_vec();
@@ -280,7 +323,7 @@ mod tests {
             panic!("too early")
         };
         let (client, last) = client.handle_first(&data).unwrap();
-        let Reply::Accepted(Some(data)) = exchange.handle_message(&last)? else {
+        let Reply::Accepted(Some(data), _) = exchange.handle_message(&last)? else {
             panic!("no signature")
         };
         client.handle_final(&data).unwrap();

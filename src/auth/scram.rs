@@ -1,5 +1,10 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677) without channel binding, both sides, as PostgreSQL speaks it: the user's name
-//! inside the exchange is ignored. Pure: nonces and salts are arguments. Keys are compared in constant time.
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677), both sides, as PostgreSQL speaks it: the user's name inside the exchange is
+//! ignored; the server binds the channel by `tls-server-end-point` (RFC 5929). Pure: nonces and salts are arguments.
+//! Keys are compared in constant time.
+
+mod client;
+
+pub use client::{ChannelBinding, Client, ClientFinal, Gs2, Keys, Proof};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -9,6 +14,10 @@ use subtle::ConstantTimeEq;
 
 /// The mechanism's name.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// The mechanism with channel binding.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// The one type of channel binding that PostgreSQL has.
+const BINDING_TYPE: &str = "tls-server-end-point";
 /// What PostgreSQL uses (`SCRAM_SHA_256_DEFAULT_ITERATIONS`).
 pub const ITERATIONS: u32 = 4096;
 /// The most that we compute for a server: its number is not trusted with our processor.
@@ -23,8 +32,18 @@ type Key = [u8; 32];
 pub enum ScramError {
     #[error("malformed SCRAM message")]
     Malformed,
-    #[error("the client asks for channel binding, which was not offered")]
-    ChannelBinding,
+    #[error("the client's message does not fit the mechanism that it selected")]
+    BindingMechanism,
+    #[error("the client asks for an unknown type of channel binding")]
+    BindingType,
+    /// Somebody may have taken the mechanism from our offer.
+    #[error("the client believes that channel binding was not offered")]
+    Downgrade,
+    /// Somebody may sit in the middle.
+    #[error("the client is bound to another channel")]
+    Binding,
+    #[error("the client repeats another channel-binding attribute than it began with")]
+    BindingAttribute,
     #[error("the client uses an authorization identity")]
     AuthorizationIdentity,
     #[error("an unsupported SCRAM extension is required")]
@@ -39,6 +58,9 @@ pub enum ScramError {
     ServerSignature,
     #[error("the server ended the SCRAM exchange with an error")]
     ServerError,
+    /// Keys were learned with another salt or number of iterations than the server uses.
+    #[error("the server keeps another verifier for this role")]
+    OtherVerifier,
 }
 
 /// What a server keeps to verify a password (RFC 5803's stored form).
@@ -115,16 +137,31 @@ pub fn salt_for(user: &[u8], secret: &Key) -> [u8; SALT] {
     salt
 }
 
+/// What a client may bind its proof to, and whether it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// No TLS, or a certificate whose signature names no hash.
+    NotOffered,
+    /// Offered, and the client selected the mechanism without it.
+    Declined,
+    /// The client selected it: the hash of our certificate.
+    Used(Arc<[u8]>),
+}
+
 /// The server, waiting for client-first-message.
 pub struct ExpectFirst {
     verifier: Arc<Verifier>,
     nonce: String,
+    binding: Binding,
 }
 
 /// The server, waiting for client-final-message.
 pub struct ExpectFinal {
     verifier: Arc<Verifier>,
-    gs2_header: Vec<u8>,
+    /// The GS2 header that the client must repeat, and what it is bound to.
+    bound: Vec<u8>,
+    /// As [`ScramError`] tells when the client repeats another.
+    unbound: ScramError,
     nonce: String,
     /// client-first-message-bare, comma, server-first-message.
     transcript: Vec<u8>,
@@ -133,10 +170,11 @@ pub struct ExpectFinal {
 impl ExpectFirst {
     /// `nonce`: random bytes of this exchange alone.
     #[must_use]
-    pub fn new(verifier: Arc<Verifier>, nonce: [u8; 18]) -> Self {
+    pub fn new(verifier: Arc<Verifier>, nonce: [u8; 18], binding: Binding) -> Self {
         Self {
             verifier,
             nonce: STANDARD.encode(nonce),
+            binding,
         }
     }
 
@@ -146,8 +184,13 @@ impl ExpectFirst {
     /// When it is malformed or asks for what is not offered.
     pub fn handle_first(self, message: &[u8]) -> Result<(Vec<u8>, ExpectFinal), ScramError> {
         let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
-        let bare = after_gs2_header(text)?;
-        let gs2_header = message[..text.len() - bare.len()].to_vec();
+        let bare = after_gs2_header(text, &self.binding)?;
+        let mut bound = message[..text.len() - bare.len()].to_vec();
+        let mut unbound = ScramError::BindingAttribute;
+        if let Binding::Used(certificate) = &self.binding {
+            bound.extend_from_slice(certificate);
+            unbound = ScramError::Binding;
+        }
         if bare.starts_with("m=") {
             return Err(ScramError::Extension);
         }
@@ -163,7 +206,9 @@ impl ExpectFirst {
         if theirs.is_empty() || !theirs.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ScramError::Malformed);
         }
-        let Self { verifier, nonce } = self;
+        let Self {
+            verifier, nonce, ..
+        } = self;
         let nonce = format!("{theirs}{nonce}");
         let reply = format!(
             "r={nonce},s={},i={}",
@@ -175,7 +220,8 @@ impl ExpectFirst {
             reply.into_bytes(),
             ExpectFinal {
                 verifier,
-                gs2_header,
+                bound,
+                unbound,
                 nonce,
                 transcript,
             },
@@ -183,13 +229,24 @@ impl ExpectFirst {
     }
 }
 
-/// What follows the GS2 header: `n` (no channel binding) or `y` (the client could, we do not offer it).
-fn after_gs2_header(text: &str) -> Result<&str, ScramError> {
-    let rest = match text.as_bytes().first() {
-        Some(b'n' | b'y') => text[1..].strip_prefix(',').ok_or(ScramError::Malformed)?,
-        Some(b'p') => return Err(ScramError::ChannelBinding),
-        _ => return Err(ScramError::Malformed),
-    };
+/// What follows the GS2 header: `n` (no channel binding), `y` (the client could, and believes that we cannot), or
+/// `p=` and the type of the binding.
+fn after_gs2_header<'t>(text: &'t str, binding: &Binding) -> Result<&'t str, ScramError> {
+    let (flag, rest) = text.split_once(',').ok_or(ScramError::Malformed)?;
+    match (flag, binding) {
+        ("n", Binding::NotOffered | Binding::Declined) | ("y", Binding::NotOffered) => {}
+        ("y", Binding::Declined) => return Err(ScramError::Downgrade),
+        ("n" | "y", Binding::Used(_)) => return Err(ScramError::BindingMechanism),
+        (flag, binding) => {
+            let kind = flag.strip_prefix("p=").ok_or(ScramError::Malformed)?;
+            if !matches!(binding, Binding::Used(_)) {
+                return Err(ScramError::BindingMechanism);
+            }
+            if kind != BINDING_TYPE {
+                return Err(ScramError::BindingType);
+            }
+        }
+    }
     if rest.starts_with("a=") {
         return Err(ScramError::AuthorizationIdentity);
     }
@@ -197,11 +254,11 @@ fn after_gs2_header(text: &str) -> Result<&str, ScramError> {
 }
 
 impl ExpectFinal {
-    /// Reads client-final-message; gives server-final-message when the proof holds.
+    /// Reads client-final-message; gives server-final-message when the proof holds, and the keys that it has shown.
     ///
     /// # Errors
     /// [`ScramError::Proof`] when it does not; others when the message is malformed.
-    pub fn handle_final(self, message: &[u8]) -> Result<Vec<u8>, ScramError> {
+    pub fn handle_final(self, message: &[u8]) -> Result<(Vec<u8>, Keys), ScramError> {
         let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
         let (unproved, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
         let mut attributes = unproved.split(',');
@@ -209,8 +266,8 @@ impl ExpectFinal {
             .next()
             .and_then(|binding| binding.strip_prefix("c="))
             .ok_or(ScramError::Malformed)?;
-        if binding != STANDARD.encode(&self.gs2_header) {
-            return Err(ScramError::ChannelBinding);
+        if binding != STANDARD.encode(&self.bound) {
+            return Err(self.unbound);
         }
         let nonce = attributes
             .next()
@@ -227,109 +284,23 @@ impl ExpectFinal {
         if !bool::from(stored.ct_eq(&self.verifier.stored_key)) {
             return Err(ScramError::Proof);
         }
-        Ok(format!(
+        let reply = format!(
             "v={}",
             STANDARD.encode(mac(&self.verifier.server_key, &[&transcript]))
-        )
-        .into_bytes())
-    }
-}
-
-/// The client, waiting for server-first-message.
-pub struct Client {
-    password: Vec<u8>,
-    nonce: String,
-    /// client-first-message-bare.
-    bare: String,
-}
-
-/// The client, waiting for server-final-message.
-pub struct ClientFinal {
-    signature: Key,
-}
-
-impl Client {
-    /// Begins with random bytes of this exchange alone; gives client-first-message.
-    #[must_use]
-    pub fn begin(password: &str, nonce: [u8; 18]) -> (Self, Vec<u8>) {
-        Self::with_nonce(password, "", STANDARD.encode(nonce))
-    }
-
-    fn with_nonce(password: &str, user: &str, nonce: String) -> (Self, Vec<u8>) {
-        let bare = format!("n={user},r={nonce}");
-        let first = format!("n,,{bare}").into_bytes();
-        (
-            Self {
-                password: prepare(password.as_bytes()).into_owned(),
-                nonce,
-                bare,
-            },
-            first,
-        )
-    }
-
-    /// Reads server-first-message; gives client-final-message.
-    ///
-    /// # Errors
-    /// When the message is malformed, repeats our nonce alone, or asks for too much work.
-    pub fn handle_first(self, message: &[u8]) -> Result<(ClientFinal, Vec<u8>), ScramError> {
-        let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
-        if text.starts_with("m=") {
-            return Err(ScramError::Extension);
-        }
-        let mut attributes = text.split(',');
-        let mut attribute = |prefix| {
-            attributes
-                .next()
-                .and_then(|found| found.strip_prefix(prefix))
-                .ok_or(ScramError::Malformed)
+        );
+        let Verifier {
+            iterations,
+            salt,
+            server_key,
+            ..
+        } = &*self.verifier;
+        let keys = Keys {
+            salt: salt.clone(),
+            iterations: *iterations,
+            client_key,
+            server_key: *server_key,
         };
-        let (nonce, salt, iterations) = (attribute("r=")?, attribute("s=")?, attribute("i=")?);
-        if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
-            return Err(ScramError::Nonce);
-        }
-        let salt = STANDARD
-            .decode(salt)
-            .map_err(|_not_base64| ScramError::Malformed)?;
-        let iterations: u32 = iterations
-            .parse()
-            .map_err(|_not_a_number| ScramError::Malformed)?;
-        if !(1..=MOST_ITERATIONS).contains(&iterations) {
-            return Err(ScramError::Iterations);
-        }
-        let salted = salted_password(&self.password, &salt, iterations);
-        let client_key = mac(&salted, &[b"Client Key"]);
-        let unproved = format!("c=biws,r={nonce}");
-        let transcript = format!("{},{text},{unproved}", self.bare);
-        let stored: Key = Sha256::digest(client_key).into();
-        let proof = xor(client_key, mac(&stored, &[transcript.as_bytes()]));
-        let signature = mac(&mac(&salted, &[b"Server Key"]), &[transcript.as_bytes()]);
-        Ok((
-            ClientFinal { signature },
-            format!("{unproved},p={}", STANDARD.encode(proof)).into_bytes(),
-        ))
-    }
-}
-
-impl ClientFinal {
-    /// Reads server-final-message: the server must know the password too.
-    ///
-    /// # Errors
-    /// When it reports an error, is malformed, or is not signed with the password.
-    pub fn handle_final(self, message: &[u8]) -> Result<(), ScramError> {
-        if message.starts_with(b"e=") {
-            return Err(ScramError::ServerError);
-        }
-        let text = std::str::from_utf8(message).map_err(|_not_text| ScramError::Malformed)?;
-        let signature = text
-            .strip_prefix("v=")
-            .and_then(|rest| rest.split(',').next())
-            .ok_or(ScramError::Malformed)?;
-        if bool::from(decode_key(signature)?.ct_eq(&self.signature)) {
-            Ok(())
-        } else {
-            Err(ScramError::ServerSignature)
-        }
+        Ok((reply.into_bytes(), keys))
     }
 }
 
@@ -412,18 +383,31 @@ mod tests {
         ExpectFirst {
             verifier,
             nonce: "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".into(),
+            binding: Binding::NotOffered,
         }
+    }
+
+    fn server_with(binding: Binding) -> ExpectFirst {
+        ExpectFirst {
+            binding,
+            ..server()
+        }
+    }
+
+    fn client() -> (Client, Vec<u8>) {
+        let nonce = "rOprNGfwEbeRWgbNEkqO".to_owned();
+        Client::with_nonce(Proof::password(PASSWORD), Gs2::Cannot, "user", nonce)
     }
 
     #[test]
     fn the_exchange_of_rfc_7677_is_reproduced_by_both_sides() {
-        let (client, first) = Client::with_nonce(PASSWORD, "user", "rOprNGfwEbeRWgbNEkqO".into());
+        let (client, first) = client();
         assert_eq!(first, FIRST.as_bytes());
         let (reply, server) = server().handle_first(&first).unwrap();
         assert_eq!(reply, SERVER_FIRST.as_bytes());
         let (client, last) = client.handle_first(&reply).unwrap();
         assert_eq!(last, FINAL.as_bytes());
-        let reply = server.handle_final(&last).unwrap();
+        let (reply, _) = server.handle_final(&last).unwrap();
         assert_eq!(reply, SERVER_FINAL.as_bytes());
         assert_eq!(client.handle_final(&reply), Ok(()));
     }
@@ -434,8 +418,68 @@ mod tests {
         let (_, server) = server().handle_first(first.as_bytes()).unwrap();
         assert_eq!(
             server.handle_final(FINAL.as_bytes()),
-            Err(ScramError::ChannelBinding),
+            Err(ScramError::BindingAttribute),
             "header must be repeated"
+        );
+    }
+
+    /// A client that binds itself to this hash, and the server's answer to its proof.
+    fn bound(header: &str, theirs: &[u8], ours: &[u8]) -> Result<Vec<u8>, ScramError> {
+        let (client, first) = client();
+        let first = String::from_utf8(first).unwrap().replacen("n,,", header, 1);
+        let (reply, server) =
+            server_with(Binding::Used(ours.into())).handle_first(first.as_bytes())?;
+        let (_, last) = client.handle_first(&reply).unwrap();
+        let last = String::from_utf8(last).unwrap();
+        let attribute = STANDARD.encode([header.as_bytes(), theirs].concat());
+        let (unproved, _) = last.split_once(",p=").unwrap();
+        let unproved = unproved.replacen("biws", &attribute, 1);
+        // As a client computes it: the proof covers what it is bound to.
+        let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
+        let client_key = mac(
+            &salted_password(PASSWORD.as_bytes(), &salt, 4096),
+            &[b"Client Key"],
+        );
+        let bare = &first[header.len()..];
+        let transcript = format!("{bare},{},{unproved}", String::from_utf8(reply).unwrap());
+        let stored: Key = Sha256::digest(client_key).into();
+        let proof = STANDARD.encode(xor(client_key, mac(&stored, &[transcript.as_bytes()])));
+        let last = format!("{unproved},p={proof}");
+        server.handle_final(last.as_bytes()).map(|(reply, _)| reply)
+    }
+
+    #[test]
+    fn a_bound_client_enters_through_our_own_certificate_only() {
+        let header = "p=tls-server-end-point,,";
+        bound(header, b"our hash", b"our hash").unwrap();
+        for (header, theirs, expected) in [
+            (header, &b"another"[..], ScramError::Binding),
+            (header, b"", ScramError::Binding),
+            ("p=tls-unique,,", b"our hash", ScramError::BindingType),
+            ("p=,,", b"our hash", ScramError::BindingType),
+            ("n,,", b"our hash", ScramError::BindingMechanism),
+            ("y,,", b"our hash", ScramError::BindingMechanism),
+        ] {
+            assert_eq!(
+                bound(header, theirs, b"our hash"),
+                Err(expected),
+                "{header}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_that_was_told_of_no_channel_binding_notices_nothing_but_we_do() {
+        let first = |flag| FIRST.replacen('n', flag, 1);
+        let outcome = |flag| {
+            let server = server_with(Binding::Declined);
+            server.handle_first(first(flag).as_bytes()).map(|_| ())
+        };
+        assert_eq!(outcome("y"), Err(ScramError::Downgrade));
+        assert_eq!(outcome("n"), Ok(()));
+        assert_eq!(
+            outcome("p=tls-server-end-point"),
+            Err(ScramError::BindingMechanism)
         );
     }
 
@@ -444,7 +488,10 @@ mod tests {
         for (message, expected) in [
             ("", ScramError::Malformed),
             ("x,,n=,r=a", ScramError::Malformed),
-            ("p=tls-server-end-point,,n=,r=a", ScramError::ChannelBinding),
+            (
+                "p=tls-server-end-point,,n=,r=a",
+                ScramError::BindingMechanism,
+            ),
             ("n,a=other,n=,r=a", ScramError::AuthorizationIdentity),
             ("n,,m=x,n=,r=a", ScramError::Extension),
             ("n,,n=", ScramError::Malformed),
@@ -465,7 +512,7 @@ mod tests {
         for (message, expected) in [
             (FINAL.replace("p=dH", "p=dG"), ScramError::Proof),
             (FINAL.replace("k0,p", "k1,p"), ScramError::Nonce),
-            (FINAL.replace("biws", "eSws"), ScramError::ChannelBinding),
+            (FINAL.replace("biws", "eSws"), ScramError::BindingAttribute),
             (FINAL.replace("VQ=", "VQ"), ScramError::Malformed),
             (FINAL.replace(",p=", ",q="), ScramError::Malformed),
             (FINAL.replace("p=dHzb", "p="), ScramError::Malformed),
@@ -481,7 +528,6 @@ mod tests {
 
     #[test]
     fn a_server_that_does_not_know_the_password_is_found_out() {
-        let client = || Client::with_nonce(PASSWORD, "user", "rOprNGfwEbeRWgbNEkqO".into()).0;
         for (message, expected) in [
             (SERVER_FIRST.replace("rOpr", "rOpq"), ScramError::Nonce),
             (
@@ -504,7 +550,7 @@ mod tests {
             (format!("m=x,{SERVER_FIRST}"), ScramError::Extension),
         ] {
             assert_eq!(
-                client().handle_first(message.as_bytes()).map(|_| ()),
+                client().0.handle_first(message.as_bytes()).map(|_| ()),
                 Err(expected),
                 "{message}"
             );
@@ -518,13 +564,61 @@ mod tests {
             ("v=".into(), ScramError::Malformed),
             ("x".into(), ScramError::Malformed),
         ] {
-            let (last, _) = client().handle_first(SERVER_FIRST.as_bytes()).unwrap();
+            let (last, _) = client().0.handle_first(SERVER_FIRST.as_bytes()).unwrap();
             assert_eq!(
                 last.handle_final(message.as_bytes()),
                 Err(expected),
                 "{message}"
             );
         }
+    }
+
+    /// The exchange with a server that keeps this verifier.
+    fn exchange(proof: Proof, verifier: Verifier) -> Result<Keys, ScramError> {
+        let (client, first) = Client::with(proof, Gs2::Cannot, [3; 18]);
+        let server = ExpectFirst::new(Arc::new(verifier), [4; 18], Binding::NotOffered);
+        let (reply, server) = server.handle_first(&first)?;
+        let (client, last) = client.handle_first(&reply)?;
+        let (reply, keys) = server.handle_final(&last)?;
+        client.handle_final(&reply)?;
+        Ok(keys)
+    }
+
+    #[test]
+    fn keys_that_a_client_has_shown_log_in_where_the_same_verifier_is_kept_and_nowhere_else() {
+        let verifier = |password: &str, salt: &[u8], iterations| {
+            Verifier::of(password.as_bytes(), salt, iterations)
+        };
+        let keys = || {
+            let shown = exchange(Proof::password(PASSWORD), verifier(PASSWORD, b"salt", 4096));
+            Proof::Keys(Arc::new(shown.unwrap()))
+        };
+        assert!(exchange(keys(), verifier(PASSWORD, b"salt", 4096)).is_ok());
+        for (other, expected) in [
+            (
+                verifier(PASSWORD, b"pepper", 4096),
+                ScramError::OtherVerifier,
+            ),
+            (verifier(PASSWORD, b"salt", 4097), ScramError::OtherVerifier),
+            (verifier("another", b"salt", 4096), ScramError::Proof),
+        ] {
+            assert_eq!(exchange(keys(), other), Err(expected));
+        }
+        assert_eq!(format!("{:?}", keys()), "Proof(..)");
+    }
+
+    #[test]
+    fn a_server_that_only_saw_the_stored_key_is_found_out_by_keys_too() {
+        let verifier = Verifier::of(PASSWORD.as_bytes(), b"salt", 4096);
+        let shown = exchange(Proof::password(PASSWORD), verifier.clone()).unwrap();
+        let impostor = Verifier {
+            server_key: [0; 32],
+            ..verifier
+        };
+        assert_eq!(
+            exchange(Proof::Keys(Arc::new(shown)), impostor),
+            Err(ScramError::ServerSignature)
+        );
     }
 
     #[test]

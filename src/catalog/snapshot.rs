@@ -1,6 +1,8 @@
 //! One immutable version of what lives where in one database, numbered by its epoch and swapped whole.
 
 use super::{
+    code::Code,
+    effects::Effects,
     group::{Group, GroupId},
     shard::{ShardId, ShardSet},
 };
@@ -32,6 +34,18 @@ pub struct Snapshot {
     /// What servers have outside of their own schemas that nothing lists, once they were asked: in an earlier schema of
     /// search_path it hides a listed table.
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
+    /// What may act on each shard by itself, as the configuration says.
+    pub per_shard: Vec<ObjectName>,
+    /// What the database's own functions may leave in a session.
+    pub code: Code,
+}
+
+/// A table's trigger, constraint, index, policy, rule or column; `*` stands for every name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    pub schema: String,
+    pub table: String,
+    pub name: String,
 }
 
 /// A relation that nothing lists.
@@ -56,6 +70,8 @@ pub struct Table {
     pub placement: Placement,
     /// Column names in their order; empty: not known (no server has been asked).
     pub columns: Vec<String>,
+    /// What its own triggers, constraints and defaults do, when the servers have been asked.
+    pub effects: Effects,
 }
 
 /// Where a table's rows live.
@@ -78,7 +94,38 @@ pub enum Unlisted {
     On(ShardId),
 }
 
+impl Table {
+    /// A table of which no server has told anything yet.
+    #[must_use]
+    pub fn unasked(placement: Placement) -> Self {
+        Self {
+            placement,
+            columns: Vec::new(),
+            effects: Effects::default(),
+        }
+    }
+}
+
 impl Snapshot {
+    /// Epoch 1 of a database without groups and tables, the first shard its home.
+    #[must_use]
+    pub fn new(database: &str, shards: Vec<String>) -> Self {
+        Self {
+            epoch: Epoch(1),
+            schema: 0,
+            database: database.to_owned(),
+            shards,
+            home: ShardId(0),
+            groups: Vec::new(),
+            tables: HashMap::default(),
+            key_columns: Vec::new(),
+            unlisted: Unlisted::Error,
+            others: HashMap::default(),
+            per_shard: Vec::new(),
+            code: Code::Unknown,
+        }
+    }
+
     /// Whether the database has one shard, so that Shardway is a pooler and refuses nothing.
     #[must_use]
     pub fn is_single(&self) -> bool {

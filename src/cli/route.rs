@@ -100,14 +100,7 @@ fn choose<'a>(settings: &'a Settings, name: Option<&str>) -> Result<&'a Snapshot
 }
 
 fn routes(snapshot: &Snapshot, sql: &str, params: &[String]) -> Vec<Routed> {
-    let context = Context {
-        search_path: vec!["public".to_owned()],
-        standard_conforming_strings: true,
-        utf8: true,
-        transform_null_equals: false,
-        pinned: None,
-        digest: 0,
-    };
+    let context = Context::default();
     let Planned { plan, slots } = PlanCache::new(1 << 20, 0).plan(
         sql.as_bytes(),
         &[],

@@ -1,11 +1,13 @@
-//! Addresses of servers: `postgres://host:port/database?sslmode=…&sslrootcert=…`.
+//! Addresses of servers: `postgres://host:port/database?sslmode=…&sslrootcert=…`, with
+//! libpq's names and meanings.
 //!
 //! Users and passwords are refused here: who opens a backend is said by `users` and `control`.
 
 use super::{
     error::AddressProblem,
-    settings::{Address, Host, TlsMode},
+    settings::{Address, Host, TlsMode, TlsStart},
 };
+use crate::auth::scram::ChannelBinding;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::{path::PathBuf, sync::Arc};
 
@@ -30,6 +32,8 @@ pub(super) fn parse(
         port: port.to_owned(),
         tls: None,
         root_cert: None,
+        tls_start: TlsStart::Request,
+        channel_binding: ChannelBinding::Prefer,
     };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').ok_or(AddressProblem::Parameter)?;
@@ -52,6 +56,8 @@ pub(super) fn parse(
         Host::Tcp(_) => TlsMode::Prefer,
         Host::Unix(_) => TlsMode::Disable,
     };
+    let tls = parameters.tls.unwrap_or(default_tls);
+    check_tls(&parameters, &host, tls)?;
     let name = unescape(path)?;
     Ok(Address {
         host,
@@ -61,9 +67,26 @@ pub(super) fn parse(
         } else {
             name
         },
-        tls: parameters.tls.unwrap_or(default_tls),
+        tls,
         root_cert: parameters.root_cert,
+        tls_start: parameters.tls_start,
+        channel_binding: parameters.channel_binding,
     })
+}
+
+/// What can never work, or only seems to protect, is refused here.
+fn check_tls(parameters: &Parameters, host: &Host, tls: TlsMode) -> Result<(), AddressProblem> {
+    let certain = matches!(
+        (host, tls),
+        (Host::Tcp(_), TlsMode::Require | TlsMode::VerifyFull)
+    );
+    if parameters.tls_start == TlsStart::Direct && !certain {
+        return Err(AddressProblem::DirectWithoutTls);
+    }
+    if parameters.channel_binding == ChannelBinding::Require && !certain {
+        return Err(AddressProblem::BindingWithoutTls);
+    }
+    Ok(())
 }
 
 struct Parameters {
@@ -71,6 +94,8 @@ struct Parameters {
     port: String,
     tls: Option<TlsMode>,
     root_cert: Option<Arc<Vec<u8>>>,
+    tls_start: TlsStart,
+    channel_binding: ChannelBinding,
 }
 
 impl Parameters {
@@ -102,6 +127,21 @@ impl Parameters {
                     return Err(AddressProblem::RootCert);
                 }
                 self.root_cert = Some(Arc::new(pem));
+            }
+            "sslnegotiation" => {
+                self.tls_start = match value.as_str() {
+                    "postgres" => TlsStart::Request,
+                    "direct" => TlsStart::Direct,
+                    _ => return Err(AddressProblem::SslNegotiation),
+                };
+            }
+            "channel_binding" => {
+                self.channel_binding = match value.as_str() {
+                    "disable" => ChannelBinding::Disable,
+                    "prefer" => ChannelBinding::Prefer,
+                    "require" => ChannelBinding::Require,
+                    _ => return Err(AddressProblem::ChannelBinding),
+                };
             }
             "user" | "password" => return Err(AddressProblem::Credentials),
             _ => return Err(AddressProblem::Parameter),
@@ -165,7 +205,9 @@ mod tests {
                 port,
                 database: database.to_owned(),
                 tls,
-                root_cert: None
+                root_cert: None,
+                tls_start: TlsStart::Request,
+                channel_binding: ChannelBinding::Prefer,
             },
             "{text}"
         );
@@ -211,6 +253,14 @@ mod tests {
     }
 
     #[test]
+    fn how_tls_begins_and_whether_a_login_is_bound_to_it_is_read() {
+        let text = "postgres://h/app?sslmode=require&sslnegotiation=direct&channel_binding=require";
+        let address = parse(text, "app", |_| None).unwrap();
+        assert_eq!(address.tls_start, TlsStart::Direct);
+        assert_eq!(address.channel_binding, ChannelBinding::Require);
+    }
+
+    #[test]
     fn addresses_that_cannot_be_used_say_why() {
         for (text, problem) in [
             ("10.0.0.1:5432", AddressProblem::Scheme),
@@ -229,6 +279,30 @@ mod tests {
                 AddressProblem::RootCert,
             ),
             ("postgres://h/app?colour=red", AddressProblem::Parameter),
+            (
+                "postgres://h/app?sslnegotiation=now",
+                AddressProblem::SslNegotiation,
+            ),
+            (
+                "postgres://h/app?channel_binding=always",
+                AddressProblem::ChannelBinding,
+            ),
+            (
+                "postgres://h/app?sslnegotiation=direct",
+                AddressProblem::DirectWithoutTls,
+            ),
+            (
+                "postgres://h/app?sslnegotiation=direct&sslmode=prefer",
+                AddressProblem::DirectWithoutTls,
+            ),
+            (
+                "postgres:///app?host=/run&sslnegotiation=direct&sslmode=require",
+                AddressProblem::DirectWithoutTls,
+            ),
+            (
+                "postgres://h/app?channel_binding=require&sslmode=prefer",
+                AddressProblem::BindingWithoutTls,
+            ),
         ] {
             assert_eq!(parse(text, "app", |_| None), Err(problem), "{text}");
         }

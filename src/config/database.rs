@@ -5,14 +5,14 @@ use super::{
     load::{read_address, read_pool, read_secret},
     options::Section,
     reader::{Node, Place, Reader},
-    settings::{Credentials, Database, Pool, Shard},
+    settings::{AuthQuery, Credentials, Database, Pool, Shard},
 };
 use crate::catalog::{
     group::{Group, GroupId, Map, MapError, RangeEntry},
     hash::HashFunction,
     key::{Key, KeyError, KeyType, Literal},
     shard::ShardId,
-    snapshot::{Epoch, Placement, Snapshot, Table, TableName, Unlisted},
+    snapshot::{ObjectName, Placement, Snapshot, Table, TableName, Unlisted},
 };
 use std::{
     borrow::Cow,
@@ -80,10 +80,8 @@ fn read_database(
     };
     layout.read_groups(reader, node);
     layout.read_other_tables(reader, node);
+    let per_shard = read_per_shard(reader, node);
     let snapshot = Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: name.to_owned(),
         home: home.unwrap_or(ShardId(0)),
         groups: layout.groups,
         tables: layout
@@ -97,18 +95,54 @@ fn read_database(
             .map(|(column, group, _)| (column, group))
             .collect(),
         unlisted,
-        others: HashMap::default(),
-        shards: names,
+        per_shard,
+        ..Snapshot::new(name, names)
     };
     let pool_node = reader.child(node, "pool", Section::Pool);
     let control_node = reader.child(node, "control", Section::Control);
+    let control = read_control(reader, &control_node);
+    let auth_query = read_auth_query(reader, node, control.as_ref());
     Database {
         name: name.to_owned(),
         snapshot: Arc::new(snapshot),
         shards,
         pool: read_pool(reader, &pool_node, Some(pool)),
-        control: read_control(reader, &control_node),
+        control,
+        auth_query,
     }
+}
+
+/// Roles that may log in now, as PostgreSQL itself judges it. Whatever stands in the way of a search path, these are
+/// PostgreSQL's own tables, functions and operators.
+const AUTH_QUERY: &str = "SELECT a.rolname::pg_catalog.text, a.rolpassword FROM pg_catalog.pg_authid a \
+    WHERE a.rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name AND a.rolcanlogin \
+    AND (a.rolvaliduntil IS NULL OR a.rolvaliduntil OPERATOR(pg_catalog.>) pg_catalog.now())";
+
+fn read_auth_query(
+    reader: &mut Reader,
+    node: &Node<'_>,
+    control: Option<&Credentials>,
+) -> Option<AuthQuery> {
+    let cache = reader
+        .duration(node, "auth_query_cache")
+        .unwrap_or_default();
+    let sql = reader.text(node, "auth_query")?;
+    let Some(control) = control else {
+        reader.fail(&node.place("auth_query"), Problem::AuthQueryWithoutControl);
+        return None;
+    };
+    if !sql.is_empty() && !sql.contains("$1") {
+        reader.fail(&node.place("auth_query"), Problem::AuthQueryWithoutName);
+    }
+    Some(AuthQuery {
+        sql: if sql.is_empty() {
+            AUTH_QUERY.to_owned()
+        } else {
+            sql
+        },
+        cache,
+        control: control.clone(),
+    })
 }
 
 /// The shards in the order of their names.
@@ -265,16 +299,8 @@ impl Layout<'_> {
             );
             return;
         }
-        self.tables.insert(
-            table,
-            (
-                Table {
-                    placement,
-                    columns: Vec::new(),
-                },
-                span.clone(),
-            ),
-        );
+        self.tables
+            .insert(table, (Table::unasked(placement), span.clone()));
     }
 
     fn place_key_column(
@@ -520,4 +546,27 @@ fn read_key(reader: &mut Reader, key_type: KeyType, value: &Spanned<DeValue<'_>>
     };
     reader.fail(&value.span(), problem);
     None
+}
+
+/// What may act on each shard by itself: `schema.table.name`, or `table.name` in `public`; a part may be `*`.
+fn read_per_shard(reader: &mut Reader, node: &Node<'_>) -> Vec<ObjectName> {
+    let mut objects = Vec::new();
+    for (text, span) in reader.texts(node, "per_shard") {
+        let parts: Vec<&str> = text.split('.').collect();
+        let (schema, table, name) = match parts.as_slice() {
+            [table, name] => ("public", *table, *name),
+            [schema, table, name] => (*schema, *table, *name),
+            _ => ("", "", ""),
+        };
+        if schema.is_empty() || table.is_empty() || name.is_empty() || text.contains('"') {
+            reader.fail(&span, Problem::NotAnObject(text));
+            continue;
+        }
+        objects.push(ObjectName {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            name: name.to_owned(),
+        });
+    }
+    objects
 }

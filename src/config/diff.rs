@@ -21,7 +21,7 @@ pub struct Diff {
     pub certificate: Certificate,
 }
 
-/// Whether the TLS certificate or key has other contents.
+/// Whether the TLS certificate or key, or what clients' certificates are checked with, has other contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Certificate {
     #[default]
@@ -76,7 +76,11 @@ pub fn diff(used: &Settings, newer: &Settings) -> Diff {
             list.push(row.key);
         }
     }
-    if used.server.tls.identity != newer.server.tls.identity {
+    if used.rules != newer.rules {
+        diff.reloaded.push("rules".to_owned());
+    }
+    let (old, new) = (&used.server.tls, &newer.server.tls);
+    if (&old.identity, &old.clients) != (&new.identity, &new.clients) {
         diff.certificate = Certificate::Renewed;
     }
     diff
@@ -164,6 +168,14 @@ password = "x"
         assert_eq!(
             check("workers = 1", "workers = 1\nmax_clients = 5").reloaded,
             ["server.max_clients"]
+        );
+        assert_eq!(
+            check(
+                "[users.app]",
+                "[[rules]]\ntype = \"local\"\nmethod = \"trust\"\n[users.app]"
+            )
+            .reloaded,
+            ["rules"]
         );
         assert_eq!(check("\"x\"", "\"y\"").users.changed, ["app"]);
         assert_eq!(

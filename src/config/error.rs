@@ -1,8 +1,9 @@
 //! What is wrong with a configuration file: each problem with its place, all of them at once.
 
+pub use super::rules::read::RuleProblem;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde_json::json;
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, sync::Arc};
 
 /// Everything found wrong with one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,15 @@ pub struct ConfigError {
     pub span: Range<usize>,
     /// An earlier place that this one contradicts.
     pub earlier: Option<Range<usize>>,
+    /// The file that the places are in; `None`: the configuration itself.
+    pub source: Option<Arc<Text>>,
+}
+
+/// A file that the configuration names.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Text {
+    pub(super) file: String,
+    pub(super) text: String,
 }
 
 /// What is wrong. Names are as the file has them.
@@ -81,9 +91,19 @@ pub enum Problem {
     NoVariable(String),
     #[error("user `{user}` has neither a password nor a verifier")]
     NoSecret { user: String },
+    #[error("user `{user}` would have to be looked up, and no database has an `auth_query`")]
+    NoAuthQuery { user: String },
+    #[error(
+        "user `\"*\"` is everybody whom `auth_query` finds: they enter by passthrough, and without the console"
+    )]
+    FoundUsers,
+    #[error("`auth_query` runs as `control`, which is not given")]
+    AuthQueryWithoutControl,
+    #[error("`auth_query` has no `$1`, so that it would find the same for everybody")]
+    AuthQueryWithoutName,
     #[error("this is no SCRAM-SHA-256 verifier")]
     NotAVerifier,
-    #[error("a verifier works with `auth = \"scram\"` only")]
+    #[error("a verifier works with `auth = \"scram\"` and passthrough only")]
     VerifierWithoutScram,
     #[error("no shard key can be of type `{0}`: equal values need not have equal bytes")]
     UnfitKeyType(String),
@@ -112,6 +132,8 @@ pub enum Problem {
     TableTwice { table: String },
     #[error("`{0}` is no table name")]
     NotATable(String),
+    #[error("`{0}` names no trigger, constraint, index, policy, rule or column of a table")]
+    NotAnObject(String),
     #[error("key column `{column}` belongs to two groups")]
     KeyColumnTwice { column: String },
     #[error("database `\"*\"` has one shard and no groups or tables")]
@@ -124,6 +146,12 @@ pub enum Problem {
     ConsoleName,
     #[error("database `{0}` has more than 65,535 shards")]
     TooManyShards(String),
+    #[error(transparent)]
+    Rule(RuleProblem),
+    #[error(
+        "user `{user}` shows a certificate, and no `client_ca` in `server.tls` says who signs it"
+    )]
+    NoAuthority { user: String },
 }
 
 /// Why an address of a server cannot be used.
@@ -143,7 +171,17 @@ pub enum AddressProblem {
     SslMode,
     #[error("the file of sslrootcert cannot be read or holds no certificate in PEM form")]
     RootCert,
-    #[error("only sslmode, sslrootcert, host and port may follow the question mark")]
+    #[error("sslnegotiation must be postgres or direct")]
+    SslNegotiation,
+    #[error("channel_binding must be disable, prefer or require")]
+    ChannelBinding,
+    #[error("sslnegotiation=direct needs sslmode=require or verify-full, and no socket")]
+    DirectWithoutTls,
+    #[error("channel_binding=require needs sslmode=require or verify-full, and no socket")]
+    BindingWithoutTls,
+    #[error(
+        "only sslmode, sslrootcert, sslnegotiation, channel_binding, host and port may follow the question mark"
+    )]
     Parameter,
 }
 
@@ -174,7 +212,11 @@ impl Problem {
                 Some("bigint, text, uuid, date, timestamptz, numeric and bytea can be keys".to_owned())
             }
             Self::NotATable(_) => Some("write \"schema.table\" as PostgreSQL stores the names, unquoted".to_owned()),
+            Self::NoAuthQuery { .. } => Some("give its `verifier`, or the database `auth_query = true` and `control`".to_owned()),
+            Self::FoundUsers => Some("write `auth = \"passthrough\"`, and `backend_user` where backends are opened as one role".to_owned()),
+            Self::NotAnObject(_) => Some("write \"schema.table.name\" as PostgreSQL stores the names, unquoted; `*` stands for every name".to_owned()),
             Self::NoDatabases => Some("name the databases that the user may enter, or leave `databases` out for every one".to_owned()),
+            Self::Rule(problem) => problem.help(),
             Self::TlsIncomplete => Some("give both, or `mode = \"disable\"`".to_owned()),
             _ => None,
         }
@@ -202,11 +244,12 @@ impl ConfigErrors {
         for error in &self.errors {
             let message = error.problem.to_string();
             let title = Level::ERROR.primary_title(message.as_str());
-            let mut group = if self.text.is_empty() {
+            let (file, text) = self.source(error);
+            let mut group = if text.is_empty() {
                 Group::with_title(title)
             } else {
-                let snippet = Snippet::source(self.text.as_str())
-                    .path(self.file.as_str())
+                let snippet = Snippet::source(text)
+                    .path(file)
                     .annotation(AnnotationKind::Primary.span(error.span.clone()));
                 let earlier = error.earlier.clone();
                 title.element(snippet.annotations(
@@ -227,9 +270,10 @@ impl ConfigErrors {
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let object = |error: &ConfigError| {
-            let (line, column) = self.position(error.span.start);
+            let (file, text) = self.source(error);
+            let (line, column) = position(text, error.span.start);
             json!({
-                "file": self.file,
+                "file": file,
                 "line": line,
                 "column": column,
                 "message": error.problem.to_string(),
@@ -239,14 +283,23 @@ impl ConfigErrors {
         self.errors.iter().map(object).collect()
     }
 
-    fn position(&self, at: usize) -> (usize, usize) {
-        let before = self.text.get(..at).unwrap_or(&self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (
-            before.matches('\n').count() + 1,
-            before[line_start..].chars().count() + 1,
-        )
+    /// Name and text of the file that a problem is in.
+    fn source<'a>(&'a self, error: &'a ConfigError) -> (&'a str, &'a str) {
+        match &error.source {
+            Some(source) => (&source.file, &source.text),
+            None => (&self.file, &self.text),
+        }
     }
+}
+
+/// Line and column of a place, both from 1.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
 }
 
 impl fmt::Display for ConfigErrors {

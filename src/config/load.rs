@@ -5,15 +5,19 @@ use super::{
     error::{AddressProblem, ConfigError, ConfigErrors, Problem, most_like},
     options::Section,
     reader::{Node, Place, Reader},
+    rules,
     settings::{
-        Address, ClientAuth, ConsoleRole, Credentials, Listen, LogFormat, Pool, PoolMode, Secret,
-        Server, ServerTls, Settings, TlsIdentity, TlsMode, User,
+        Address, BackendProof, ClientAuth, ClientCertificates, ConsoleRole, Credentials, Listen,
+        ListenGap, LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, TlsIdentity,
+        TlsMode, User,
     },
 };
 use crate::clock::Duration;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
+};
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 /// Reads a configuration file.
 ///
@@ -36,6 +40,7 @@ pub fn load(path: &Path) -> Result<Settings, ConfigErrors> {
                 problem,
                 span: 0..0,
                 earlier: None,
+                source: None,
             }];
             Err(ConfigErrors {
                 file: name,
@@ -64,18 +69,35 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
             problem: Problem::Syntax(error.message().to_owned()),
             span: error.span().unwrap_or(0..0),
             earlier: None,
+            source: None,
         };
         return fail(syntax.iter().map(error).collect());
     }
     let mut reader = Reader::new(base);
     let file = reader.file(&root);
-    let server = read_server(&mut reader, &file);
+    let server_node = reader.child(&file, "server", Section::Server);
+    let server = read_server(&mut reader, &server_node);
     let pool_node = reader.child(&file, "pool", Section::Pool);
     let pool = read_pool(&mut reader, &pool_node, None);
     let databases = database::read_all(&mut reader, &file, &pool);
-    let users = read_users(&mut reader, &file, &databases);
+    let mut users = read_users(&mut reader, &file, &databases, &server.tls);
+    let found_users = users.remove("*").unwrap_or_else(|| Arc::new(User::found()));
+    let rules = rules::read::read(&mut reader, &file, &server_node);
+    if server.tls.clients.is_none()
+        && let Some(rules) = &rules
+    {
+        let place = match file.has("rules") {
+            true => file.place("rules"),
+            false => server_node.place("rules_file"),
+        };
+        rules::read::need_authority(&mut reader, rules, &place);
+    }
     if !reader.errors.is_empty() {
-        reader.errors.sort_by_key(|error| error.span.start);
+        reader.errors.sort_by(|one, other| {
+            let place = |error: &ConfigError| error.span.start;
+            let file = |error: &ConfigError| error.source.clone().map(|source| source.file.clone());
+            (file(one), place(one)).cmp(&(file(other), place(other)))
+        });
         return fail(reader.errors);
     }
     let mut databases: BTreeMap<_, _> = databases
@@ -88,6 +110,8 @@ pub fn load_str(name: &str, text: &str, base: &Path) -> Result<Settings, ConfigE
         databases,
         wildcard,
         users,
+        found_users,
+        rules,
     })
 }
 
@@ -99,9 +123,11 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
         None => reader.integer(node, key).unwrap_or_default(),
     };
     let size = integer("size", |pool| pool.size);
+    let replication_size = integer("replication_size", |pool| pool.replication_size);
     let min_size = integer("min_size", |pool| pool.min_size);
     let connect_limit = integer("connect_limit", |pool| pool.connect_limit);
     let prepared_statements = integer("prepared_statements", |pool| pool.prepared_statements);
+    let listen_queue = integer("listen_queue", |pool| pool.listen_queue);
     let mut duration = |key, of: fn(&Pool) -> Duration| match given(key) {
         Some(base) => of(base),
         None => reader.duration(node, key).unwrap_or_default(),
@@ -114,6 +140,13 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
         Some(base) => base.mode,
         None => pool_mode(reader, node).unwrap_or(PoolMode::Transaction),
     };
+    let listen_gap = match given("listen_gap") {
+        Some(base) => base.listen_gap,
+        None => match reader.text(node, "listen_gap").as_deref() {
+            Some("warn") => ListenGap::Warn,
+            _ => ListenGap::End,
+        },
+    };
     if min_size > size && (base.is_none() || node.is_given()) {
         let key = if node.has("min_size") {
             "min_size"
@@ -125,6 +158,7 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
     Pool {
         mode,
         size,
+        replication_size,
         min_size,
         idle_timeout,
         lifetime,
@@ -132,6 +166,8 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
         connect_timeout,
         connect_limit,
         prepared_statements,
+        listen_gap,
+        listen_queue,
     }
 }
 
@@ -205,16 +241,15 @@ pub(super) fn read_secret(
     value.map(Secret)
 }
 
-fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
-    let node = reader.child(file, "server", Section::Server);
-    let tls_node = reader.child(&node, "tls", Section::ServerTls);
-    let log_node = reader.child(&node, "log", Section::ServerLog);
-    let listen = reader.texts(&node, "listen");
+fn read_server(reader: &mut Reader, node: &Node<'_>) -> Server {
+    let tls_node = reader.child(node, "tls", Section::ServerTls);
+    let log_node = reader.child(node, "log", Section::ServerLog);
+    let listen = reader.texts(node, "listen");
     let listen = listen
         .iter()
         .filter_map(|(text, span)| read_listen(reader, text, span))
         .collect();
-    let http = reader.text(&node, "http").and_then(|text| {
+    let http = reader.text(node, "http").and_then(|text| {
         let address = text.parse::<SocketAddr>().ok();
         if address.is_none() {
             reader.fail(&node.place("http"), Problem::NotAnAddress { value: text });
@@ -235,23 +270,72 @@ fn read_server(reader: &mut Reader, file: &Node<'_>) -> Server {
             },
         );
     }
+    let id = reader
+        .integer(node, "id")
+        .and_then(|id| u8::try_from(id).ok());
+    let peers = read_peers(reader, node, id);
     Server {
+        id,
+        peers,
         listen,
         http,
         tls: read_tls(reader, &tls_node),
-        max_clients: reader.integer(&node, "max_clients").unwrap_or_default(),
-        login_timeout: reader.duration(&node, "login_timeout").unwrap_or_default(),
-        shutdown_timeout: reader
-            .duration(&node, "shutdown_timeout")
+        max_clients: reader.integer(node, "max_clients").unwrap_or_default(),
+        max_logins: reader.integer(node, "max_logins").unwrap_or_default(),
+        failed_logins: reader.integer(node, "failed_logins").unwrap_or_default(),
+        failed_login_delay: reader
+            .duration(node, "failed_login_delay")
             .unwrap_or_default(),
-        workers: reader.integer(&node, "workers").unwrap_or(processors),
-        plan_cache_bytes: reader.integer(&node, "plan_cache").unwrap_or_default(),
+        login_timeout: reader.duration(node, "login_timeout").unwrap_or_default(),
+        shutdown_timeout: reader
+            .duration(node, "shutdown_timeout")
+            .unwrap_or_default(),
+        workers: reader.integer(node, "workers").unwrap_or(processors),
+        plan_cache_bytes: reader.integer(node, "plan_cache").unwrap_or_default(),
         log_format: match reader.text(&log_node, "format").as_deref() {
             Some("json") => LogFormat::Json,
             _ => LogFormat::Text,
         },
         log_level: level,
     }
+}
+
+/// The other proxies; who has some needs a number of its own.
+fn read_peers(reader: &mut Reader, node: &Node<'_>, id: Option<u8>) -> BTreeMap<u8, Address> {
+    let mut peers = BTreeMap::new();
+    for (name, place, value) in reader.entries(node, "peers") {
+        let Some(number) = name
+            .parse()
+            .ok()
+            .filter(|number| (1..=127).contains(number))
+        else {
+            let (least, most) = (1, 127);
+            reader.fail(
+                &place,
+                Problem::OutOfRange {
+                    key: name,
+                    least,
+                    most,
+                },
+            );
+            continue;
+        };
+        let DeValue::String(text) = value.get_ref() else {
+            reader.wrong_type(&name, "a string: the address", value);
+            continue;
+        };
+        let address = read_address(reader, text, &value.span(), "");
+        peers.extend(
+            address
+                .filter(|_| Some(number) != id)
+                .map(|address| (number, address)),
+        );
+    }
+    if id.is_none() && node.has("peers") {
+        let place = "server".to_owned();
+        reader.fail(&node.place("peers"), Problem::Missing { place, key: "id" });
+    }
+    peers
 }
 
 /// Levels, alone or of a module: `info,shardway::pool=debug`.
@@ -288,18 +372,17 @@ fn read_tls(reader: &mut Reader, node: &Node<'_>) -> ServerTls {
         None if cert.is_some() || key.is_some() => TlsMode::Prefer,
         None => TlsMode::Disable,
     };
+    let none = ServerTls {
+        mode,
+        identity: None,
+        clients: None,
+    };
     if mode == TlsMode::Disable {
-        return ServerTls {
-            mode,
-            identity: None,
-        };
+        return none;
     }
     let (Some(cert), Some(key)) = (cert, key) else {
         reader.fail(&node.place("mode"), Problem::TlsIncomplete);
-        return ServerTls {
-            mode,
-            identity: None,
-        };
+        return none;
     };
     let cert_pem = reader.read_file(&cert, &node.place("cert"));
     let key_pem = reader.read_file(&key, &node.place("key"));
@@ -333,7 +416,48 @@ fn read_tls(reader: &mut Reader, node: &Node<'_>) -> ServerTls {
     let identity = cert_pem
         .zip(key_pem)
         .map(|(cert_pem, key_pem)| TlsIdentity { cert_pem, key_pem });
-    ServerTls { mode, identity }
+    ServerTls {
+        mode,
+        identity,
+        clients: read_client_certificates(reader, node),
+    }
+}
+
+/// By whom clients' certificates are signed, and which are revoked.
+fn read_client_certificates(reader: &mut Reader, node: &Node<'_>) -> Option<ClientCertificates> {
+    let mut pem = |key: &'static str, what, holds: fn(&[u8]) -> bool| {
+        let path = reader.text(node, key)?;
+        let contents = reader.read_file(&path, &node.place(key))?;
+        if !holds(&contents) {
+            reader.fail(&node.place(key), Problem::NotPem { path, what });
+        }
+        Some(contents)
+    };
+    let authority_pem = pem("client_ca", "certificate", |pem| {
+        CertificateDer::pem_slice_iter(pem)
+            .flatten()
+            .next()
+            .is_some()
+    });
+    let revoked_pem = pem("client_crl", "list of revoked certificates", |pem| {
+        CertificateRevocationListDer::pem_slice_iter(pem)
+            .flatten()
+            .next()
+            .is_some()
+    });
+    if node.has("client_crl") && !node.has("client_ca") {
+        reader.fail(
+            &node.place("client_crl"),
+            Problem::Missing {
+                place: "`server.tls` with `client_crl`".to_owned(),
+                key: "client_ca",
+            },
+        );
+    }
+    Some(ClientCertificates {
+        authority_pem: authority_pem?,
+        revoked_pem,
+    })
 }
 
 fn pool_mode(reader: &mut Reader, node: &Node<'_>) -> Option<PoolMode> {
@@ -347,6 +471,7 @@ fn read_users(
     reader: &mut Reader,
     file: &Node<'_>,
     databases: &BTreeMap<String, super::settings::Database>,
+    tls: &ServerTls,
 ) -> BTreeMap<String, Arc<User>> {
     let mut users = BTreeMap::new();
     for (name, span, node) in reader.children(file, "users", Section::User) {
@@ -370,6 +495,12 @@ fn read_users(
         }
         let pool = reader.child(&node, "pool", Section::UserPool);
         let (auth, secret) = read_auth(reader, &node, &name, &span);
+        let backend_proof = backend_proof(&node);
+        refuse_what_cannot_be_found(reader, (&name, &span, &node), &auth, databases);
+        if auth == ClientAuth::Cert && tls.clients.is_none() {
+            let user = name.clone();
+            reader.fail(&node.place("auth"), Problem::NoAuthority { user });
+        }
         let backend_keys = [
             "backend_password",
             "backend_password_file",
@@ -386,6 +517,7 @@ fn read_users(
                 user: backend_user,
                 password: backend_password,
             },
+            backend_proof,
             databases: entered.into_iter().map(|(database, _)| database).collect(),
             console: reader
                 .text(&node, "console")
@@ -399,6 +531,42 @@ fn read_users(
         users.insert(name, Arc::new(user));
     }
     users
+}
+
+/// With passthrough what the client has shown opens its backends, unless it is said as whom else they are opened.
+fn backend_proof(node: &Node<'_>) -> BackendProof {
+    let passes = match node.get("auth") {
+        Some((_, value)) => value
+            .get_ref()
+            .as_str()
+            .is_some_and(|method| method.starts_with("passthrough")),
+        None => false,
+    };
+    if passes && !node.has("backend_user") {
+        BackendProof::Shown
+    } else {
+        BackendProof::Configured
+    }
+}
+
+/// Who is to be looked up enters a database that looks up; `"*"` is only for such, and has no console.
+fn refuse_what_cannot_be_found(
+    reader: &mut Reader,
+    (name, span, node): (&str, &Place, &Node<'_>),
+    auth: &ClientAuth,
+    databases: &BTreeMap<String, super::settings::Database>,
+) {
+    let found = matches!(auth, ClientAuth::Found | ClientAuth::FoundPassword);
+    if name == "*" && (!found || node.has("console")) {
+        reader.fail(span, Problem::FoundUsers);
+    } else if found
+        && !databases
+            .values()
+            .any(|database| database.auth_query.is_some())
+    {
+        let user = name.to_owned();
+        reader.fail(span, Problem::NoAuthQuery { user });
+    }
 }
 
 /// How the client proves who it is, and the password that servers may be told.
@@ -422,15 +590,34 @@ fn read_auth(
                 },
             );
         }
-        if method != "scram" {
+        if !["scram", "passthrough", "passthrough-password"].contains(&method.as_str()) {
             reader.fail(&verifier_place, Problem::VerifierWithoutScram);
         }
         if !is_verifier(&verifier.0) {
             reader.fail(&verifier_place, Problem::NotAVerifier);
         }
     }
-    if method == "trust" {
-        return (ClientAuth::Trust, secret);
+    match method.as_str() {
+        "trust" => return (ClientAuth::Trust, secret),
+        "cert" => return (ClientAuth::Cert, secret),
+        _ => {}
+    }
+    if let "passthrough" | "passthrough-password" = method.as_str() {
+        let clear = method == "passthrough-password";
+        if let Some(first) = ["password", "password_file", "password_env"]
+            .into_iter()
+            .find(|key| node.has(key))
+        {
+            let second = "auth = \"passthrough\"";
+            reader.fail(&node.place(first), Problem::Exclusive { first, second });
+        }
+        let auth = match (verifier, clear) {
+            (Some(verifier), true) => ClientAuth::Password(verifier),
+            (Some(verifier), false) => ClientAuth::Scram(verifier),
+            (None, true) => ClientAuth::FoundPassword,
+            (None, false) => ClientAuth::Found,
+        };
+        return (auth, None);
     }
     let proof = verifier.or_else(|| secret.clone());
     let secret_failed = ["password", "password_file", "password_env"]

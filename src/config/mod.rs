@@ -7,4 +7,5 @@ pub mod error;
 pub mod load;
 pub mod options;
 mod reader;
+pub mod rules;
 pub mod settings;

@@ -2,7 +2,9 @@
 //!
 //! The loader reads by these declarations, `docs/configuration.md` is written from them, and `SHOW CONFIG` lists them.
 
-use super::settings::{Host, Listen, LogFormat, Pool, PoolMode, Server, Settings, TlsMode};
+use super::settings::{
+    Host, Listen, ListenGap, LogFormat, Pool, PoolMode, Server, Settings, TlsMode,
+};
 use crate::clock::Duration;
 use std::fmt::Write;
 
@@ -22,12 +24,15 @@ pub enum Section {
     Tables,
     User,
     UserPool,
+    Rule,
 }
 
 /// The form of an option's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Text,
+    /// A text, or `true` for the one that is built in.
+    TextOrTrue,
     Texts,
     Integer {
         least: u64,
@@ -95,6 +100,7 @@ const SECTIONS: &[Section] = &[
     Section::Tables,
     Section::User,
     Section::UserPool,
+    Section::Rule,
 ];
 
 const COUNT: Kind = Kind::Integer {
@@ -141,16 +147,29 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::File, "server", Kind::Table, "The process: where it listens, TLS, limits, logs."),
     opt(Section::File, "pool", Kind::Table, "How backends are pooled, unless a database or user says otherwise."),
     opt(Section::File, "databases", Kind::Tables, "The logical databases, by the name that clients give; `\"*\"` is every name not listed, a plain pooler to one server."),
-    opt(Section::File, "users", Kind::Tables, "Who may enter, by name."),
+    opt(Section::File, "users", Kind::Tables, "Who may enter, by name; `\"*\"` says how those enter whom only `auth_query` finds."),
+    opt(Section::File, "rules", Kind::Tables, "Who may enter from where, and how it is proved: an array of tables, of which the first that fits decides; what fits none is refused. None: every user from everywhere, as its `auth` says."),
     opt(Section::Server, "listen", Kind::Texts, "Addresses for clients: `host:port` with a numeric host, or `unix:` and the path of a socket.")
         .or("[\"127.0.0.1:6432\"]").restart().server(|server| joined(server.listen.iter().map(show_listen))),
     opt(Section::Server, "http", Kind::Text, "Address of `/metrics`, `/livez` and `/readyz`; none: not served.")
         .restart().server(|server| server.http.map(|address| address.to_string()).unwrap_or_default()),
     opt(Section::Server, "tls", Kind::Table, "TLS towards clients."),
-    opt(Section::Server, "max_clients", COUNT, "Client connections that may be open at once, authenticated or not.")
+    opt(Section::Server, "max_clients", COUNT, "Clients that may be inside at once. Those who are still logging in are counted by `max_logins`.")
         .or("1000").server(|server| server.max_clients.to_string()),
+    opt(Section::Server, "id", Kind::Integer { least: 1, most: 127 }, "This proxy's number among those behind one address, so that a cancel request reaches the proxy whose session it means; default: there is only one.")
+        .server(|server| server.id.map(|id| id.to_string()).unwrap_or_default()),
+    opt(Section::Server, "peers", Kind::Tables, "The proxies behind the same address, by number: `2 = \"postgres://host:port\"`, in the form of a shard's `primary`, TLS included. A cancel request for a session of theirs is passed on. The own number is skipped, so that all can have the same list.")
+        .server(|server| joined(server.peers.iter().map(|(id, address)| format!("{id} = {}:{}", show_host(&address.host), address.port)))),
+    opt(Section::Server, "max_logins", COUNT, "Connections that may be logging in at once, beside `max_clients`; more wait to be accepted, and one that takes longer than two seconds makes room for them.")
+        .or("500").server(|server| server.max_logins.to_string()),
     opt(Section::Server, "login_timeout", Kind::Duration, "Startup, TLS and authentication of a client together take no longer.")
         .or("\"15s\"").server(|server| show_duration(server.login_timeout)),
+    opt(Section::Server, "failed_logins", Kind::Integer { least: 0, most: 1_000_000 }, "Wrong proofs of one address for one user (and ten times as many of one address) before further attempts are spaced; they are forgotten evenly over ten minutes; 0: never spaced, as behind a balancer that hides addresses.")
+        .or("20").server(|server| server.failed_logins.to_string()),
+    opt(Section::Server, "failed_login_delay", Kind::Duration, "The space between such attempts; one that would wait for more than half of `login_timeout` is refused.")
+        .or("\"1s\"").server(|server| show_duration(server.failed_login_delay)),
+    opt(Section::Server, "rules_file", Kind::Text, "A file in the format of `pg_hba.conf`, in place of `rules`; relative to the configuration file."),
+    opt(Section::Server, "ident_file", Kind::Text, "A file in the format of `pg_ident.conf`, with the maps that rules name; relative to the configuration file."),
     opt(Section::Server, "shutdown_timeout", Kind::Duration, "How long a drain waits for transactions to end.")
         .or("\"30s\"").server(|server| show_duration(server.shutdown_timeout)),
     opt(Section::Server, "workers", Kind::Integer { least: 1, most: 1024 }, "Threads that serve sessions; default: one per processor.")
@@ -162,6 +181,8 @@ pub const OPTIONS: &[Opt] = &[
         .server(|server| show_tls(server.tls.mode).to_owned()),
     opt(Section::ServerTls, "cert", Kind::Text, "PEM file with the certificate chain; relative to the configuration file."),
     opt(Section::ServerTls, "key", Kind::Text, "PEM file with the private key; relative to the configuration file."),
+    opt(Section::ServerTls, "client_ca", Kind::Text, "PEM file with the authorities that sign clients' certificates; clients are then asked for one, and need none unless rules or `auth = \"cert\"` say so."),
+    opt(Section::ServerTls, "client_crl", Kind::Text, "PEM file with lists of revoked certificates of clients, one of every authority in a chain."),
     opt(Section::ServerLog, "format", Kind::Choice(&["text", "json"]), "How log lines are written.")
         .or("\"text\"").restart().server(|server| show_log(server.log_format).to_owned()),
     opt(Section::ServerLog, "level", Kind::Text, "`error`, `warn`, `info`, `debug` or `trace`, also per module: `info,shardway::pool=debug`.")
@@ -169,6 +190,8 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Pool, "mode", Kind::Choice(&["transaction", "session"]), "When a backend goes back to the pool: after each transaction, or when its client leaves.")
         .or("\"transaction\"").pool(|pool| show_mode(pool.mode).to_owned()),
     opt(Section::Pool, "size", COUNT, "Backends per user and placement.").or("20").pool(|pool| pool.size.to_string()),
+    opt(Section::Pool, "replication_size", Kind::Integer { least: 0, most: 1_000_000 }, "Replication connections (`replication=database` or `true`) to one shard open at once, beside the pools; 0 refuses them.")
+        .or("10").pool(|pool| pool.replication_size.to_string()),
     opt(Section::Pool, "min_size", Kind::Integer { least: 0, most: 1_000_000 }, "Backends per user and placement kept open once a user has come.")
         .or("0").pool(|pool| pool.min_size.to_string()),
     opt(Section::Pool, "idle_timeout", Kind::Duration, "A backend unused for that long is closed.")
@@ -183,10 +206,17 @@ pub const OPTIONS: &[Opt] = &[
         .or("8").pool(|pool| pool.connect_limit.to_string()),
     opt(Section::Pool, "prepared_statements", COUNT, "Prepared statements kept per backend.")
         .or("500").pool(|pool| pool.prepared_statements.to_string()),
+    opt(Section::Pool, "listen_gap", Kind::Choice(&["end", "warn"]), "Transaction mode: what a session that listens is told when the shared connection that listens for it was lost, so that notifications may be missing. `end`: its connection ends, as it would without a proxy; `warn`: it gets a WARNING (SW222) once listening works again.")
+        .or("\"end\"").pool(|pool| show_gap(pool.listen_gap).to_owned()),
+    opt(Section::Pool, "listen_queue", Kind::Bytes, "Transaction mode: notifications that may wait for one client, which does not read or is in a transaction; beyond that its connection ends (SW223).")
+        .or("\"4MB\"").pool(|pool| show_bytes(pool.listen_queue)),
     opt(Section::Database, "catalog", Kind::Text, "The home shard: holds Shardway's own schema and what exists once per database; default: the first shard by name."),
     opt(Section::Database, "control", Kind::Table, "Shardway's own role on the servers, for the catalog, health and inspection; never the application's."),
+    opt(Section::Database, "auth_query", Kind::TextOrTrue, "Looks up on the home shard, as `control`, who is not listed in `users` or has `auth = \"passthrough\"`: a query of `$1`, the name, for one row of the name and its stored password. `true`: `pg_authid`, of roles that may log in and whose password has not expired."),
+    opt(Section::Database, "auth_query_cache", Kind::Duration, "How long what `auth_query` found is believed; a wrong password ends that at once.").or("\"10s\""),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
     opt(Section::Database, "unlisted_tables", Kind::Text, "Where tables live that nothing lists: a shard's name, or `error` to refuse them."),
+    opt(Section::Database, "per_shard", Kind::Texts, "Triggers, unique constraints, indexes, policies, rules, foreign keys and columns with counting defaults that may act on each shard by itself, as `schema.table.name`, `*` for every name; statements that set off others of that kind are refused (SW125).").or("[]"),
     opt(Section::Database, "pool", Kind::Table, "As the section `pool`, for this database."),
     opt(Section::Database, "groups", Kind::Tables, "Colocation groups by name."),
     opt(Section::Database, "tables", Kind::Table, "Tables that are not spread by a key."),
@@ -194,7 +224,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Control, "password", Kind::Text, "Its password."),
     opt(Section::Control, "password_file", Kind::Text, "A file with its password; relative to the configuration file."),
     opt(Section::Control, "password_env", Kind::Text, "An environment variable with its password."),
-    opt(Section::Shard, "primary", Kind::Text, "`postgres://host:port/database`, with `?sslmode=disable`, `prefer`, `require` or `verify-full` and `&sslrootcert=FILE`; a socket as `postgres:///database?host=/directory&port=5432`."),
+    opt(Section::Shard, "primary", Kind::Text, "`postgres://host:port/database`, with `?sslmode=disable`, `prefer`, `require` or `verify-full`, `&sslrootcert=FILE`, `&sslnegotiation=direct` (TLS at once: PostgreSQL 17 and later) and `&channel_binding=disable`, `prefer` or `require`; a socket as `postgres:///database?host=/directory&port=5432`."),
     opt(Section::Shard, "replicas", Kind::Texts, "Addresses of its replicas, in the same form.").or("[]"),
     opt(Section::Group, "method", Kind::Choice(&["hash", "range", "list"]), "How key values are mapped to shards."),
     opt(Section::Group, "key_type", Kind::Choice(&["bigint", "text", "uuid", "date", "timestamptz", "numeric", "bytea"]), "The shard key's type. `smallint`, `integer` and `varchar` widen to `bigint` and `text`."),
@@ -209,7 +239,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Range, "shard", Kind::Text, "The shard that holds the range."),
     opt(Section::Tables, "reference", Kind::Texts, "Small tables that are whole and identical on every shard.").or("[]"),
     opt(Section::Tables, "single", Kind::Tables, "Tables that are whole on one shard: `\"schema.table\" = \"shard\"`."),
-    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust"]), "How the client proves who it is.").or("\"scram\""),
+    opt(Section::User, "auth", Kind::Choice(&["scram", "md5", "password", "trust", "cert", "passthrough", "passthrough-password"]), "How the client proves who it is, where no `rules` decide; `cert`: by a certificate whose common name is the user's; `passthrough`: by SCRAM against `verifier`, or else what `auth_query` finds, and what it has shown opens its backends; `passthrough-password`: by its password in clear, over TLS only, which then opens backends whatever verifiers the servers keep.").or("\"scram\""),
     opt(Section::User, "password", Kind::Text, "The client's password, also sent to servers unless a backend password is given."),
     opt(Section::User, "password_file", Kind::Text, "A file with the password; relative to the configuration file."),
     opt(Section::User, "password_env", Kind::Text, "An environment variable with the password."),
@@ -223,6 +253,14 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::User, "pool", Kind::Table, "Overrides the database's pool for this user."),
     opt(Section::UserPool, "mode", Kind::Choice(&["transaction", "session"]), "As in `pool`."),
     opt(Section::UserPool, "size", COUNT, "As in `pool`."),
+    opt(Section::Rule, "type", Kind::Choice(&["local", "host", "hostssl", "hostnossl"]), "Unix sockets, TCP, TCP with TLS, TCP without."),
+    opt(Section::Rule, "databases", Kind::Texts, "Databases by name, `all`, or `sameuser`: the one that bears the user's name.").or("[\"all\"]"),
+    opt(Section::Rule, "users", Kind::Texts, "Users by name, or `all`.").or("[\"all\"]"),
+    opt(Section::Rule, "address", Kind::Text, "A network such as `10.0.0.0/8` or `fd00::/8`, or `all`; not with `local`."),
+    opt(Section::Rule, "method", Kind::Choice(&["trust", "reject", "password", "md5", "scram-sha-256", "cert"]), "How the client proves who it is; passwords are those of `users`."),
+    opt(Section::Rule, "clientcert", Kind::Choice(&["verify-ca", "verify-full"]), "A certificate is needed too; `verify-full`: its name must stand for the user."),
+    opt(Section::Rule, "clientname", Kind::Choice(&["CN", "DN"]), "Which name of the certificate counts; default `CN`, the common name."),
+    opt(Section::Rule, "map", Kind::Text, "A map of `server.ident_file` that says which names stand for which users; default: the user's own name."),
 ];
 
 impl Section {
@@ -243,6 +281,7 @@ impl Section {
             Self::Tables => "databases.NAME.tables",
             Self::User => "users.NAME",
             Self::UserPool => "users.NAME.pool",
+            Self::Rule => "rules",
         }
     }
 
@@ -342,6 +381,7 @@ impl Kind {
     pub(super) fn expected(self) -> &'static str {
         match self {
             Self::Text | Self::Choice(_) => "a string",
+            Self::TextOrTrue => "a string or `true`",
             Self::Texts => "an array of strings",
             Self::Integer { .. } => "an integer",
             Self::Duration => "a duration such as \"30s\"",
@@ -356,6 +396,7 @@ impl Kind {
     pub fn describe(self) -> String {
         match self {
             Self::Text => "string".to_owned(),
+            Self::TextOrTrue => "string or `true`".to_owned(),
             Self::Texts => "array of strings".to_owned(),
             Self::Integer { least, most } => format!("integer from {least} to {most}"),
             Self::Duration => "duration".to_owned(),
@@ -399,6 +440,13 @@ fn show_mode(mode: PoolMode) -> &'static str {
     match mode {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",
+    }
+}
+
+fn show_gap(gap: ListenGap) -> &'static str {
+    match gap {
+        ListenGap::End => "end",
+        ListenGap::Warn => "warn",
     }
 }
 

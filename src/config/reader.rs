@@ -1,13 +1,14 @@
 //! Reads tables of the file by the declared options, and gathers what is wrong instead of stopping at it.
 
 use super::{
-    error::{ConfigError, Problem, most_like},
+    error::{ConfigError, Problem, Text, most_like},
     options::{Kind, Section},
 };
 use crate::clock::Duration;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use toml::{
     Spanned,
@@ -19,6 +20,8 @@ pub(super) type Place = Range<usize>;
 /// The file being read, and what was found wrong with it.
 pub(super) struct Reader {
     pub(super) errors: Vec<ConfigError>,
+    /// The file that places are in; `None`: the configuration itself.
+    pub(super) source: Option<Arc<Text>>,
     base: PathBuf,
 }
 
@@ -44,6 +47,7 @@ impl Reader {
     pub(super) fn new(base: &Path) -> Self {
         Self {
             errors: Vec::new(),
+            source: None,
             base: base.to_owned(),
         }
     }
@@ -53,6 +57,7 @@ impl Reader {
             problem,
             span: span.clone(),
             earlier: None,
+            source: self.source.clone(),
         });
     }
 
@@ -61,6 +66,7 @@ impl Reader {
             problem,
             span: span.clone(),
             earlier: Some(earlier.clone()),
+            source: self.source.clone(),
         });
     }
 
@@ -340,7 +346,9 @@ impl<'d> Node<'d> {
 
 fn convert_scalar(key: &str, kind: Kind, value: &DeValue<'_>) -> Result<Value, Problem> {
     match (kind, value) {
-        (Kind::Text, DeValue::String(text)) => Ok(Value::Text(text.to_string())),
+        (Kind::Text | Kind::TextOrTrue, DeValue::String(text)) => Ok(Value::Text(text.to_string())),
+        // The text that is built in.
+        (Kind::TextOrTrue, DeValue::Boolean(true)) => Ok(Value::Text(String::new())),
         (Kind::Choice(choices), DeValue::String(text)) if choices.contains(&text.as_ref()) => {
             Ok(Value::Text(text.to_string()))
         }

@@ -2,11 +2,12 @@
 
 use super::tls::Connector;
 use crate::{
+    auth::scram::ChannelBinding,
     clock::Duration,
-    config::settings::{Address, Credentials, Host, TlsMode},
+    config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
 };
 use deadpool_postgres::{Client, Manager, Pool, PoolError, Runtime, TimeoutType};
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{ChannelBinding as Binding, SslMode, SslNegotiation};
 
 /// Why a server could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,15 @@ pub async fn connect(
         .user(&credentials.user)
         .application_name("shardway")
         .connect_timeout(limit)
+        .ssl_negotiation(match address.tls_start {
+            TlsStart::Request => SslNegotiation::Postgres,
+            TlsStart::Direct => SslNegotiation::Direct,
+        })
+        .channel_binding(match address.channel_binding {
+            ChannelBinding::Disable => Binding::Disable,
+            ChannelBinding::Prefer => Binding::Prefer,
+            ChannelBinding::Require => Binding::Require,
+        })
         .ssl_mode(match address.tls {
             TlsMode::Disable => SslMode::Disable,
             TlsMode::Prefer => SslMode::Prefer,

@@ -1,6 +1,12 @@
 //! What the servers of a database are found to have or to lack.
 
-use crate::{catalog::snapshot::TableName, wire::types::Oid};
+use crate::{
+    catalog::{
+        effects::{Hazard, HazardKind},
+        snapshot::TableName,
+    },
+    wire::types::Oid,
+};
 use std::fmt;
 
 /// How much a finding matters.
@@ -61,6 +67,17 @@ pub enum Finding {
         column: String,
         actual: String,
     },
+    /// The server computes the key, so that changing another column moves the row.
+    KeyColumnGenerated {
+        shard: String,
+        table: TableName,
+        column: String,
+    },
+    /// Writing the table sets off what one PostgreSQL would do to the rows of all shards.
+    PerShard {
+        table: TableName,
+        hazard: Hazard,
+    },
     /// Equal keys may differ in bytes.
     KeyColumnCollation {
         shard: String,
@@ -111,9 +128,10 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Reached { .. } => Severity::Note,
-            Self::Unlisted { .. } | Self::RoleMissing { .. } | Self::NoPrivilege { .. } => {
-                Severity::Warning
-            }
+            Self::Unlisted { .. }
+            | Self::RoleMissing { .. }
+            | Self::NoPrivilege { .. }
+            | Self::PerShard { .. } => Severity::Warning,
             Self::NoCredentials
             | Self::Unreachable { .. }
             | Self::Version { .. }
@@ -122,6 +140,7 @@ impl Finding {
             | Self::KeyColumnMissing { .. }
             | Self::KeyColumnType { .. }
             | Self::KeyColumnChanges { .. }
+            | Self::KeyColumnGenerated { .. }
             | Self::KeyColumnCollation { .. }
             | Self::ColumnsDiffer { .. } => Severity::Error,
         }
@@ -134,6 +153,7 @@ impl Finding {
             Self::Encoding { .. }
             | Self::KeyColumnType { .. }
             | Self::KeyColumnChanges { .. }
+            | Self::KeyColumnGenerated { .. }
             | Self::KeyColumnCollation { .. } => true,
             Self::NoCredentials
             | Self::Unreachable { .. }
@@ -143,6 +163,7 @@ impl Finding {
             | Self::KeyColumnMissing { .. }
             | Self::ColumnsDiffer { .. }
             | Self::Unlisted { .. }
+            | Self::PerShard { .. }
             | Self::RoleMissing { .. }
             | Self::NoPrivilege { .. } => false,
         }
@@ -152,7 +173,7 @@ impl Finding {
     #[must_use]
     pub fn shard(&self) -> Option<&str> {
         match self {
-            Self::NoCredentials => None,
+            Self::NoCredentials | Self::PerShard { .. } => None,
             Self::Unreachable { shard, .. }
             | Self::Version { shard, .. }
             | Self::Encoding { shard, .. }
@@ -161,6 +182,7 @@ impl Finding {
             | Self::KeyColumnMissing { shard, .. }
             | Self::KeyColumnType { shard, .. }
             | Self::KeyColumnChanges { shard, .. }
+            | Self::KeyColumnGenerated { shard, .. }
             | Self::KeyColumnCollation { shard, .. }
             | Self::ColumnsDiffer { shard, .. }
             | Self::Unlisted { shard, .. }
@@ -229,6 +251,14 @@ impl fmt::Display for Finding {
                  its rows would be looked for on another shard",
                 Shown(table)
             ),
+            Self::KeyColumnGenerated { table, column, .. } => write!(
+                f,
+                "{}.{column} is computed by the server from other columns: changing those would move rows to another shard",
+                Shown(table)
+            ),
+            Self::PerShard { table, hazard } => {
+                write!(f, "{}", Set(table, hazard))
+            }
             Self::KeyColumnCollation { table, column, .. } => write!(
                 f,
                 "{}.{column} has a nondeterministic collation: equal keys could be on different shards",
@@ -273,5 +303,43 @@ struct Shown<'a>(&'a TableName);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.0.schema, self.0.name)
+    }
+}
+
+/// A table, and what its writes set off.
+struct Set<'a>(&'a TableName, &'a Hazard);
+
+impl fmt::Display for Set<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (table, name) = (Shown(self.0), &self.1.name);
+        match &self.1.kind {
+            HazardKind::Trigger => write!(
+                f,
+                "trigger {name} of {table} may change the key or reach other rows: what sets it off is refused"
+            )?,
+            HazardKind::Rule => write!(
+                f,
+                "rule {name} rewrites writes to {table}: they are refused"
+            )?,
+            HazardKind::Policy => write!(
+                f,
+                "policy {name} of {table} looks beyond its row: statements on it are refused"
+            )?,
+            HazardKind::Unique(_) => write!(
+                f,
+                "{name} of {table} does not contain the shard key, so that no shard sees what is taken on another: \
+                 writes of its columns are refused"
+            )?,
+            HazardKind::Default => write!(
+                f,
+                "the default of {table}.{name} may give one value on several shards: INSERTs without a value for it are refused"
+            )?,
+            HazardKind::Cascade(child) => write!(
+                f,
+                "foreign key {name} to {table} changes {} on one shard only: what sets it off is refused",
+                Shown(child)
+            )?,
+        }
+        write!(f, ", unless per_shard lists {table}.{name}")
     }
 }

@@ -2,11 +2,14 @@
 
 use super::{
     columns::{Column, Derived},
+    effects::Objects,
     finding::{Difference, Finding},
     survey::{Observed, Survey},
+    weigh,
 };
 use crate::{
     catalog::{
+        effects::Effects,
         group::GroupId,
         key::KeyType,
         shard::ShardId,
@@ -68,13 +71,12 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
     let observed: Vec<&Observed> = survey.shards.iter().flatten().collect();
     for (table, group, key_column) in tables_by_key_column(snapshot, &observed) {
         let placement = Placement::Sharded { group, key_column };
-        snapshot.tables.insert(
-            table,
-            Table {
-                placement,
-                columns: Vec::new(),
-            },
-        );
+        snapshot.tables.insert(table, Table::unasked(placement));
+    }
+    for (name, effects) in effects(snapshot, &observed) {
+        if let Some(table) = snapshot.tables.get_mut(&name) {
+            table.effects = effects;
+        }
     }
     snapshot.others = others(snapshot, &observed);
     for (name, table) in &mut snapshot.tables {
@@ -92,6 +94,19 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
             None => Vec::new(),
         };
     }
+}
+
+/// What each sharded table sets off by itself.
+fn effects(snapshot: &Snapshot, observed: &[&Observed]) -> Vec<(TableName, Effects)> {
+    let objects: Vec<&Objects> = observed.iter().map(|observed| &observed.objects).collect();
+    let tables = snapshot.tables.iter();
+    let sharded = tables.filter_map(|(name, table)| match &table.placement {
+        Placement::Sharded { key_column, .. } if !snapshot.is_single() => Some((name, key_column)),
+        Placement::Sharded { .. } | Placement::Reference | Placement::Single(_) => None,
+    });
+    sharded
+        .map(|(name, key)| (name.clone(), weigh::effects(snapshot, &objects, name, key)))
+        .collect()
 }
 
 /// What nothing lists, on any shard.
@@ -190,6 +205,14 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
             if let Placement::Sharded { group, key_column } = &table.placement {
                 let key_type = snapshot.group(*group).key_type;
                 findings.extend(judge_key(shard, name, columns, key_column, key_type));
+                if let Some(column) = weigh::generated_key(&observed.objects, name, table) {
+                    let (shard, table) = (shard.clone(), (*name).clone());
+                    findings.push(Finding::KeyColumnGenerated {
+                        shard,
+                        table,
+                        column,
+                    });
+                }
             }
             match first {
                 None => first = Some((shard, columns)),
@@ -203,6 +226,14 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
                     }
                 })),
             }
+        }
+    }
+    for (name, table) in &listed {
+        for hazard in &table.effects.hazards {
+            findings.push(Finding::PerShard {
+                table: (*name).clone(),
+                hazard: hazard.clone(),
+            });
         }
     }
     if snapshot.unlisted == Unlisted::Error {

@@ -2,15 +2,21 @@
 //!
 //! `survey` asks the servers; `judge` and `complete` are pure functions of what they said.
 
+mod code;
 mod columns;
 mod connect;
+mod effects;
 mod finding;
 mod judge;
 mod survey;
 mod tls;
+mod trigger;
+mod weigh;
 
+pub use code::code;
 pub use columns::{Column, Derived, Tables, columns};
 pub use connect::{AskError, connect};
+pub use effects::{Action, Counter, DefaultValue, Made, Objects, Trigger, Unique};
 pub use finding::{Difference, Finding, Severity};
 pub use judge::{complete, judge};
 pub use survey::{Observed, Survey, complete_snapshot, credentials_for, survey};

@@ -3,13 +3,14 @@
 use super::{
     columns::{Derived, Tables, columns, derived},
     connect::{AskError, connect},
+    effects::{Objects, objects},
     finding::Finding,
     judge::{complete, judge},
 };
 use crate::{
     catalog::snapshot::{Snapshot, TableName},
     clock::Duration,
-    config::settings::{Address, Credentials, Database, Settings},
+    config::settings::{Address, BackendProof, Credentials, Database, Settings},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,8 @@ pub struct Observed {
     pub tables: Tables,
     /// Those of them that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
+    /// What its tables set off by themselves.
+    pub objects: Objects,
     pub roles: BTreeSet<String>,
     /// Which of the roles asked about may not read which tables.
     pub unreadable: BTreeSet<(String, TableName)>,
@@ -83,7 +86,7 @@ pub fn credentials_for<'s>(
         settings
             .users
             .values()
-            .find(|user| enters(&user.databases))
+            .find(|user| enters(&user.databases) && user.backend_proof == BackendProof::Configured)
             .map(|user| &user.backend)
     };
     database.control.as_ref().or_else(user)
@@ -102,6 +105,7 @@ async fn observe(
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
         derived: derived(&client).await?,
+        objects: objects(&client).await?,
         ..Observed::default()
     };
     if roles.is_empty() {

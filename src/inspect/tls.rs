@@ -1,6 +1,10 @@
 //! TLS for the control plane's connections, which tokio-postgres makes.
 
-use crate::config::settings::{Address, TlsMode};
+use crate::{
+    auth::certificate,
+    config::settings::{Address, TlsMode, TlsStart},
+    net::{backend::ProtocolError, tls::ALPN},
+};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -21,11 +25,13 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 #[derive(Clone)]
 pub(super) struct Connector {
     config: Arc<ClientConfig>,
+    start: TlsStart,
 }
 
 /// A connector that is about to reach the server of this name.
 pub(super) struct Named {
     config: Arc<ClientConfig>,
+    start: TlsStart,
     /// Asked for even where no TLS follows, as on a socket: checked when it does.
     name: String,
 }
@@ -38,7 +44,7 @@ impl Connector {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?;
-        let config = match address.tls {
+        let mut config = match address.tls {
             TlsMode::VerifyFull => builder
                 .with_root_certificates(roots(address.root_cert.as_deref()))
                 .with_no_client_auth(),
@@ -47,8 +53,10 @@ impl Connector {
                 .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
                 .with_no_client_auth(),
         };
+        config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self {
             config: Arc::new(config),
+            start: address.tls_start,
         })
     }
 }
@@ -74,6 +82,7 @@ where
     fn make_tls_connect(&mut self, domain: &str) -> Result<Named, io::Error> {
         Ok(Named {
             config: Arc::clone(&self.config),
+            start: self.start,
             name: domain.to_owned(),
         })
     }
@@ -88,18 +97,30 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Stream<S>, io::Error>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
-        let Self { config, name } = self;
+        let Self {
+            config,
+            start,
+            name,
+        } = self;
         Box::pin(async move {
             let name = ServerName::try_from(name).map_err(io::Error::other)?;
             let connector = tokio_rustls::TlsConnector::from(config);
-            connector.connect(name, stream).await.map(Stream)
+            let stream = connector.connect(name, stream).await?;
+            let agreed = stream.get_ref().1.alpn_protocol() == Some(ALPN);
+            if start == TlsStart::Direct && !agreed {
+                return Err(io::Error::other(ProtocolError::Alpn));
+            }
+            Ok(Stream(stream))
         })
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> tokio_postgres::tls::TlsStream for Stream<S> {
     fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
+        let (_, session) = self.0.get_ref();
+        let certificate = session.peer_certificates().and_then(<[_]>::first);
+        let hash = certificate.and_then(|der| certificate::end_point(der));
+        hash.map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
     }
 }
 

@@ -162,9 +162,18 @@ pub struct ProcessCounters {
     pub turned_away: Counter,
     /// Logins that failed.
     pub login_failures: Counter,
+    /// Connections that are logging in just now.
+    pub logging_in: Gauge,
+    /// Logins closed because others waited for their place.
+    pub logins_evicted: Counter,
+    /// Logins that had to wait, or were refused, after too many failures.
+    pub logins_delayed: Counter,
+    pub logins_refused: Counter,
     /// Cancel requests, and those that named a session.
     pub cancels: Counter,
     pub cancels_matched: Counter,
+    /// Cancel requests for sessions of other proxies, passed on to them.
+    pub cancels_passed_on: Counter,
     /// Sessions that ended by a panic.
     pub panics: Counter,
     pub reloads: Counter,

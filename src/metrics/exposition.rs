@@ -3,6 +3,7 @@
 
 use super::{
     Metrics,
+    listeners::Condition,
     sessions::{BackendState, SessionState},
 };
 use crate::clock::{Duration, Instant};
@@ -46,6 +47,7 @@ pub fn render(metrics: &Metrics, facts: &Facts) -> String {
     page.clients(metrics, facts.now);
     page.servers(metrics);
     page.pools(metrics);
+    page.listeners(metrics);
     page.recorder.handle().render()
 }
 
@@ -69,6 +71,12 @@ impl Page {
             &[],
             facts.max_clients as f64,
         );
+        self.gauge(
+            "shardway_logging_in",
+            "Connections that are logging in",
+            &[],
+            process.logging_in.get() as f64,
+        );
         for (name, help, counter) in [
             (
                 "shardway_connections_total",
@@ -86,6 +94,21 @@ impl Page {
                 &process.login_failures,
             ),
             (
+                "shardway_logins_evicted_total",
+                "Logins closed because others waited for their place at max_logins",
+                &process.logins_evicted,
+            ),
+            (
+                "shardway_logins_delayed_total",
+                "Logins that waited because of earlier failures",
+                &process.logins_delayed,
+            ),
+            (
+                "shardway_logins_refused_total",
+                "Logins refused because of earlier failures",
+                &process.logins_refused,
+            ),
+            (
                 "shardway_cancels_total",
                 "Cancel requests",
                 &process.cancels,
@@ -94,6 +117,11 @@ impl Page {
                 "shardway_cancels_matched_total",
                 "Cancel requests that named a session",
                 &process.cancels_matched,
+            ),
+            (
+                "shardway_cancels_passed_on_total",
+                "Cancel requests passed on to the proxy whose session they mean",
+                &process.cancels_passed_on,
             ),
             (
                 "shardway_panics_total",
@@ -229,6 +257,68 @@ impl Page {
                 &[("reason", reason)],
                 count as f64,
             );
+        }
+    }
+
+    /// Two hubs of one database are there for a moment after a reload: they count as one.
+    fn listeners(&self, metrics: &Metrics) {
+        let mut sums: BTreeMap<(String, String), [u64; 6]> = BTreeMap::new();
+        for listener in metrics.listeners.list() {
+            let key = (listener.database.to_string(), listener.shard.to_string());
+            let (channels, sessions) = listener.figures();
+            let values = [
+                u64::from(listener.condition() == Condition::Listening),
+                channels as u64,
+                sessions as u64,
+                listener.connects.get(),
+                listener.gaps.get(),
+                listener.notifications.get(),
+            ];
+            let sum = sums.entry(key).or_default();
+            for (sum, value) in sum.iter_mut().zip(values) {
+                *sum += value;
+            }
+        }
+        for ((database, shard), [up, channels, sessions, connects, gaps, notifications]) in sums {
+            let labels = [("database", &*database), ("shard", &*shard)];
+            for (name, help, value) in [
+                (
+                    "shardway_listener_up",
+                    "1 while a shard's shared listener listens",
+                    up,
+                ),
+                (
+                    "shardway_listener_channels",
+                    "Channels that sessions listen on",
+                    channels,
+                ),
+                (
+                    "shardway_listening_clients",
+                    "Sessions that listen",
+                    sessions,
+                ),
+            ] {
+                self.gauge(name, help, &labels, value as f64);
+            }
+            for (name, help, value) in [
+                (
+                    "shardway_listener_connects_total",
+                    "Connections made by shared listeners",
+                    connects,
+                ),
+                (
+                    "shardway_listener_gaps_total",
+                    "Times that a shared listener was lost while sessions listened",
+                    gaps,
+                ),
+                (
+                    "shardway_notifications_total",
+                    "Notifications that shared listeners received",
+                    notifications,
+                ),
+            ] {
+                self.counter(name, help, &labels, value);
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod counters;
 pub mod exposition;
+pub mod listeners;
 pub mod sessions;
 
 pub use counters::{
@@ -23,6 +24,7 @@ pub struct Metrics {
     pub refusals: Refusals,
     pub sessions: Arc<sessions::Sessions>,
     pub backends: Arc<sessions::Backends>,
+    pub listeners: Arc<listeners::Listeners>,
     pools: RwLock<BTreeMap<PoolKey, Arc<PoolCounters>>>,
 }
 

@@ -7,6 +7,7 @@
 use crate::{
     clock::{Duration, Instant, SystemTime},
     entropy,
+    wire::{cancel_key, startup::Replication},
 };
 use smallvec::SmallVec;
 use std::{
@@ -26,6 +27,8 @@ use tokio::sync::Notify;
 pub struct Sessions {
     /// What every session is asked, those that come later included.
     wanted: AtomicU8,
+    /// The proxy's own number among its peers; 0: none.
+    proxy: AtomicU8,
     by_pid: RwLock<HashMap<u32, Arc<SessionInfo>, foldhash::fast::RandomState>>,
 }
 
@@ -38,6 +41,8 @@ pub struct NewSession {
     pub application_name: String,
     pub tls: Transport,
     pub protocol: CancelKeyLength,
+    /// What its startup packet says; `None`: an ordinary connection.
+    pub replication: Option<Replication>,
     /// The session's birth, monotonic and by the wall clock.
     pub now: Instant,
     pub wall: SystemTime,
@@ -73,6 +78,7 @@ pub struct SessionInfo {
     pub database: Arc<str>,
     pub peer: Peer,
     pub tls: Transport,
+    pub replication: Option<Replication>,
     pub connected: Instant,
     pub connected_wall: SystemTime,
     application_name: Mutex<String>,
@@ -124,14 +130,26 @@ pub struct Registered {
 }
 
 impl Sessions {
+    /// Numbers sessions as those of this proxy from now on.
+    pub fn set_proxy(&self, number: Option<u8>) {
+        self.proxy.store(number.unwrap_or(0), Relaxed);
+    }
+
+    /// The proxy's own number among its peers.
+    #[must_use]
+    pub fn proxy(&self) -> Option<u8> {
+        Some(self.proxy.load(Relaxed)).filter(|number| *number != 0)
+    }
+
     /// Enters a session with a fresh number and key.
     #[must_use]
     pub fn register(self: &Arc<Self>, new: NewSession) -> Registered {
         let mut by_pid = self.by_pid.write().unwrap_or_else(PoisonError::into_inner);
         let pid = loop {
-            // PostgreSQL's pids are positive as int4; some drivers print them so.
-            let pid = u32::from_be_bytes(entropy::bytes::<4>()) & 0x7fff_ffff;
-            if pid != 0 && !by_pid.contains_key(&pid) {
+            // Above every pid of a server, so that a notification of a backend is never taken for a session's own.
+            let random = u32::from_be_bytes(entropy::bytes::<4>());
+            let pid = cancel_key::number(self.proxy(), random);
+            if pid > LARGEST_PROCESS && !by_pid.contains_key(&pid) {
                 break pid;
             }
         };
@@ -220,6 +238,7 @@ impl SessionInfo {
             database: new.database,
             peer: new.peer,
             tls: new.tls,
+            replication: new.replication,
             connected: new.now,
             connected_wall: new.wall,
             application_name: Mutex::new(new.application_name),
@@ -411,6 +430,7 @@ pub struct NewBackend {
     /// Host and port as the configuration gives them.
     pub host: Arc<str>,
     pub port: u16,
+    pub replication: Option<Replication>,
     pub now: Instant,
     pub wall: SystemTime,
 }
@@ -425,6 +445,7 @@ pub struct BackendInfo {
     pub shard: Arc<str>,
     pub host: Arc<str>,
     pub port: u16,
+    pub replication: Option<Replication>,
     pub connected: Instant,
     pub connected_wall: SystemTime,
     state: AtomicU8,
@@ -468,6 +489,7 @@ impl Backends {
             shard: new.shard,
             host: new.host,
             port: new.port,
+            replication: new.replication,
             connected: new.now,
             connected_wall: new.wall,
             state: AtomicU8::new(0),
@@ -586,6 +608,9 @@ impl BackendInfo {
     }
 }
 
+/// Linux numbers no process higher (`PID_MAX_LIMIT`).
+const LARGEST_PROCESS: u32 = 1 << 22;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -599,6 +624,7 @@ mod tests {
             application_name: String::new(),
             tls: Transport::Plain,
             protocol,
+            replication: None,
             now: Clock.now(),
             wall: Clock.wall(),
         }
@@ -662,6 +688,7 @@ mod tests {
             shard: "s0".into(),
             host: "h".into(),
             port: 5432,
+            replication: None,
             now: Clock.now(),
             wall: Clock.wall(),
         };

@@ -1,24 +1,31 @@
 //! Authenticated connections to PostgreSQL servers: reached, encrypted as the address demands, logged in, ready.
-//! What `protocol::backend_startup` decides is carried out here. Reads are exact: nothing is buffered when a
+//! Protocol 3.2 is asked for, for its longer cancel keys; servers that know it not agree on 3.0, and those that are too
+//! old to say so are asked again. What `protocol::backend_startup` decides is carried out here. Reads are exact: nothing is buffered when a
 //! connection is handed over, so nothing can be lost or smuggled in.
+
+mod rows;
+
+pub use rows::rows;
 
 use super::{
     tls::{self, ClientTls, TlsError},
     transport::Transport,
 };
 use crate::{
+    auth::{certificate, scram::Proof},
     clock::Duration,
-    config::settings::{Address, Credentials, Host, TlsMode},
+    config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
     entropy,
     protocol::backend_startup::{
-        BackendStartup, BackendStartupError, Established, Parameter, Step,
+        BackendStartup, BackendStartupError, Channel, Established, Login, NEWEST_MINOR, Parameter,
+        Step,
     },
     wire::{
         frame::{self, BACKEND_SMALL, FrameError, HEADER},
         notice, startup,
     },
 };
-use std::io;
+use std::{io, sync::Arc};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream, lookup_host},
@@ -29,6 +36,8 @@ use tokio::{
 #[derive(Debug)]
 pub struct Connected {
     pub transport: Transport,
+    /// The minor version of protocol 3 agreed on.
+    pub minor: u16,
     pub pid: u32,
     /// Empty when the server gave none: it cannot be cancelled then.
     pub key: Vec<u8>,
@@ -45,6 +54,9 @@ pub enum ConnectError {
     /// The server answered with ErrorResponse.
     #[error("the server refused: {}", String::from_utf8_lossy(.0.message()))]
     Refused(ServerError),
+    /// Passthrough, and no client has logged in since the process began.
+    #[error("no client has shown a proof yet that could open it")]
+    NothingShown,
     #[error("the server does not speak TLS")]
     TlsRefused,
     #[error("TLS: {0}")]
@@ -56,6 +68,35 @@ pub enum ConnectError {
     Protocol(#[from] ProtocolError),
 }
 
+/// How likely another attempt is to end alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// It may serve at any moment: it restarts, or is full.
+    Open,
+    /// It will go on like this for a while, or until somebody changes something: whoever waits waits in vain.
+    Lasting,
+}
+
+impl ConnectError {
+    /// How likely another attempt is to end alike.
+    #[must_use]
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            Self::Unreachable(error) if error.kind() == io::ErrorKind::TimedOut => Outlook::Lasting,
+            Self::Unreachable(_) => Outlook::Open,
+            // Class 28: invalid authorization specification.
+            Self::Refused(said) if !said.is_of_class(b"28") => Outlook::Open,
+            Self::Timeout
+            | Self::Refused(_)
+            | Self::NothingShown
+            | Self::TlsRefused
+            | Self::Handshake(_)
+            | Self::Tls(_)
+            | Self::Protocol(_) => Outlook::Lasting,
+        }
+    }
+}
+
 /// What is wrong with what the server sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
@@ -63,6 +104,9 @@ pub enum ProtocolError {
     TlsAnswer(u8),
     #[error("unencrypted data followed the answer to a request for TLS")]
     UnencryptedData,
+    /// What answers is TLS, but perhaps not PostgreSQL's: as libpq, nothing is said to it.
+    #[error("TLS began without an agreement on PostgreSQL's protocol (ALPN)")]
+    Alpn,
     #[error(transparent)]
     Frame(#[from] FrameError),
     #[error(transparent)]
@@ -88,6 +132,13 @@ impl ServerError {
         notice::field(&self.body, b'C')
     }
 
+    /// Whether the SQLSTATE is of this class.
+    #[must_use]
+    pub fn is_of_class(&self, class: &[u8; 2]) -> bool {
+        self.sqlstate()
+            .is_some_and(|state| state.starts_with(class))
+    }
+
     /// The message, empty when there is none.
     #[must_use]
     pub fn message(&self) -> &[u8] {
@@ -103,6 +154,31 @@ struct Call<'a> {
     timeout: Duration,
 }
 
+impl Connected {
+    /// The address for cancel requests: they travel as the connection does, encrypted or not.
+    #[must_use]
+    pub fn cancel_address(&self, address: &Arc<Address>) -> Arc<Address> {
+        match address.tls {
+            TlsMode::Disable | TlsMode::Require | TlsMode::VerifyFull => Arc::clone(address),
+            TlsMode::Prefer => Arc::new(Address {
+                tls: if self.transport.is_encrypted() {
+                    TlsMode::Require
+                } else {
+                    TlsMode::Disable
+                },
+                ..(**address).clone()
+            }),
+        }
+    }
+}
+
+/// A role and what shows that we are it; a server that trusts is shown nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    pub user: &'a str,
+    pub proof: Option<&'a Proof>,
+}
+
 /// Opens a connection: all of it within `timeout`. `database` is used whatever the address says.
 ///
 /// # Errors
@@ -115,9 +191,28 @@ pub async fn connect(
     timeout: Duration,
     tls: &ClientTls,
 ) -> Result<Connected, ConnectError> {
-    let mut packet = Vec::new();
+    let proof = credentials.proof();
+    let who = Who {
+        user: &credentials.user,
+        proof: proof.as_ref(),
+    };
+    connect_as(address, database, who, parameters, timeout, tls).await
+}
+
+/// As [`connect`], with any proof.
+///
+/// # Errors
+/// [`ConnectError`]; nothing stays open.
+pub async fn connect_as(
+    address: &Address,
+    database: &str,
+    who: Who<'_>,
+    parameters: &[(&str, &str)],
+    timeout: Duration,
+    tls: &ClientTls,
+) -> Result<Connected, ConnectError> {
     let mut pairs = vec![
-        (&b"user"[..], credentials.user.as_bytes()),
+        (&b"user"[..], who.user.as_bytes()),
         (b"database", database.as_bytes()),
     ];
     pairs.extend(
@@ -133,13 +228,12 @@ pub async fn connect(
             io::ErrorKind::InvalidInput.into(),
         ));
     }
-    startup::put_message(&mut packet, 0, &pairs);
     let call = Call {
         address,
         tls,
         timeout,
     };
-    within(timeout, open(call, credentials, &packet))
+    within(timeout, open(call, who, &pairs))
         .await
         .unwrap_or(Err(ConnectError::Timeout))
 }
@@ -185,42 +279,93 @@ pub async fn cancel(
         .unwrap_or(Err(ConnectError::Timeout))
 }
 
+/// The parameters of a StartupMessage.
+type Pairs<'a> = [(&'a [u8], &'a [u8])];
+
 /// With `prefer`, a server that refuses the encrypted connection is asked once more without, as libpq does.
-async fn open(
-    call: Call<'_>,
-    credentials: &Credentials,
-    packet: &[u8],
-) -> Result<Connected, ConnectError> {
+async fn open(call: Call<'_>, who: Who<'_>, pairs: &Pairs<'_>) -> Result<Connected, ConnectError> {
     let mode = call.address.tls;
-    let first = attempt(call, mode, credentials, packet).await;
+    let first = agree(call, mode, who, pairs).await;
     match &first {
         Err(ConnectError::Handshake(_)) if mode == TlsMode::Prefer => {}
         Err(ConnectError::Refused(error))
             if mode == TlsMode::Prefer && error.sqlstate() == Some(b"28000") => {}
         Ok(_) | Err(_) => return first,
     }
-    match attempt(call, TlsMode::Disable, credentials, packet).await {
+    match agree(call, TlsMode::Disable, who, pairs).await {
         Ok(connected) => Ok(connected),
         // The first answer says more.
         Err(_) => first,
     }
 }
 
+/// Asks for the newest version; a server or pooler that is too old to negotiate is asked once more for 3.0. Nothing is
+/// lost to who sits in between: 3.0 proves as much, only its cancel keys are shorter.
+async fn agree(
+    call: Call<'_>,
+    mode: TlsMode,
+    who: Who<'_>,
+    pairs: &Pairs<'_>,
+) -> Result<Connected, ConnectError> {
+    match attempt(call, mode, who, pairs, NEWEST_MINOR).await {
+        Err(Failure::Version) => attempt(call, mode, who, pairs, 0).await,
+        other => other,
+    }
+    .map_err(|failure| match failure {
+        Failure::Connect(error) => error,
+        Failure::Version => ConnectError::Unreachable(io::ErrorKind::UnexpectedEof.into()),
+    })
+}
+
+/// Why an attempt failed.
+enum Failure {
+    Connect(ConnectError),
+    /// Before a word of authentication the server refused, or closed: it may be the version.
+    Version,
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        Self::Connect(error)
+    }
+}
+
 async fn attempt(
     call: Call<'_>,
     mode: TlsMode,
-    credentials: &Credentials,
-    packet: &[u8],
-) -> Result<Connected, ConnectError> {
+    who: Who<'_>,
+    pairs: &Pairs<'_>,
+    minor: u16,
+) -> Result<Connected, Failure> {
     let mut transport = reach(call, mode).await?;
-    let established = log_in(&mut transport, credentials, packet).await?;
+    let login = Login {
+        user: who.user.to_owned(),
+        proof: who.proof.cloned(),
+        binding: call.address.channel_binding,
+        channel: if transport.is_encrypted() {
+            Channel::Tls(
+                transport
+                    .peer_certificate()
+                    .and_then(certificate::end_point),
+            )
+        } else {
+            Channel::Plain
+        },
+        minor,
+        nonce: entropy::bytes(),
+    };
+    let mut packet = Vec::new();
+    startup::put_message(&mut packet, minor, pairs);
+    let established = log_in(&mut transport, login, &packet).await?;
     let Established {
+        minor,
         pid,
         key,
         parameters,
     } = established;
     Ok(Connected {
         transport,
+        minor,
         pid,
         key,
         parameters,
@@ -241,7 +386,10 @@ async fn reach(call: Call<'_>, mode: TlsMode) -> Result<Transport, ConnectError>
         // A Unix socket needs no encryption, and PostgreSQL offers none on it.
         (Host::Unix(_), _) | (Host::Tcp(_), TlsMode::Disable) => Ok(transport),
         (Host::Tcp(_), TlsMode::Prefer | TlsMode::Require | TlsMode::VerifyFull) => {
-            encrypt(transport, address, mode, tls).await
+            match address.tls_start {
+                TlsStart::Request => encrypt(transport, address, mode, tls).await,
+                TlsStart::Direct => encrypt_at_once(transport, address, mode, tls).await,
+            }
         }
     }
 }
@@ -293,13 +441,7 @@ async fn encrypt(
         return Err(ProtocolError::UnencryptedData.into());
     }
     match (answer, mode) {
-        (b'S', _) => {
-            let config = tls.config(mode, address.root_cert.as_ref())?;
-            transport
-                .connect_tls(config, tls::server_name(&address.host)?)
-                .await
-                .map_err(ConnectError::Handshake)
-        }
+        (b'S', _) => shake_hands(transport, address, mode, tls).await,
         (b'N', TlsMode::Disable | TlsMode::Prefer) => Ok(transport),
         (b'N', TlsMode::Require | TlsMode::VerifyFull) => Err(ConnectError::TlsRefused),
         // Also `E`: what comes before encryption is nobody's word (CVE-2024-10977).
@@ -307,23 +449,57 @@ async fn encrypt(
     }
 }
 
+/// TLS from the first byte. The name of the protocol must be agreed on, so that no server of another protocol can be
+/// made to read our login.
+async fn encrypt_at_once(
+    transport: Transport,
+    address: &Address,
+    mode: TlsMode,
+    tls: &ClientTls,
+) -> Result<Transport, ConnectError> {
+    let transport = shake_hands(transport, address, mode, tls).await?;
+    if transport.alpn() == Some(tls::ALPN) {
+        Ok(transport)
+    } else {
+        Err(ProtocolError::Alpn.into())
+    }
+}
+
+async fn shake_hands(
+    transport: Transport,
+    address: &Address,
+    mode: TlsMode,
+    tls: &ClientTls,
+) -> Result<Transport, ConnectError> {
+    let config = tls.config(mode, address.root_cert.as_ref())?;
+    transport
+        .connect_tls(config, tls::server_name(&address.host)?)
+        .await
+        .map_err(ConnectError::Handshake)
+}
+
 async fn log_in(
     transport: &mut Transport,
-    credentials: &Credentials,
+    login: Login,
     packet: &[u8],
-) -> Result<Established, ConnectError> {
-    let password = credentials
-        .password
-        .as_ref()
-        .map(|secret| secret.0.as_str());
-    let mut state = BackendStartup::new(&credentials.user, password, entropy::bytes());
+) -> Result<Established, Failure> {
+    let asks = login.minor;
+    let mut state = BackendStartup::new(login);
     let mut body = Vec::new();
     send(transport, packet).await?;
+    let mut tag = match receive(transport, &mut body).await {
+        Err(ConnectError::Unreachable(error))
+            if asks > 0 && error.kind() == io::ErrorKind::UnexpectedEof =>
+        {
+            return Err(Failure::Version);
+        }
+        Ok(b'E') if asks > 0 && is_about_version(&body) => return Err(Failure::Version),
+        first => first?,
+    };
     loop {
-        let tag = receive(transport, &mut body).await?;
         match state
             .handle_message(tag, &body)
-            .map_err(ProtocolError::Startup)?
+            .map_err(|error| ConnectError::from(ProtocolError::Startup(error)))?
         {
             Step::Continue(next, reply) => {
                 state = next;
@@ -332,9 +508,17 @@ async fn log_in(
                 }
             }
             Step::Ready(established) => return Ok(established),
-            Step::Refused(body) => return Err(ConnectError::Refused(ServerError { body })),
+            Step::Refused(body) => {
+                return Err(ConnectError::Refused(ServerError { body }).into());
+            }
         }
+        tag = receive(transport, &mut body).await?;
     }
+}
+
+/// What servers from before version negotiation say, and poolers.
+fn is_about_version(error: &[u8]) -> bool {
+    matches!(notice::field(error, b'C'), Some(b"0A000" | b"08P01"))
 }
 
 async fn send(transport: &mut Transport, bytes: &[u8]) -> Result<(), ConnectError> {
@@ -371,341 +555,4 @@ async fn receive(transport: &mut Transport, body: &mut Vec<u8>) -> Result<u8, Co
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::{
-        testing::{self, Server, credentials},
-        transport::Disturbance,
-    };
-    use std::{future::poll_fn, task::Poll};
-    use tokio::net::TcpListener;
-
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    async fn connect_as(
-        address: &Address,
-        user: &str,
-        password: Option<&str>,
-    ) -> Result<Connected, ConnectError> {
-        let tls = ClientTls::new().unwrap();
-        connect(
-            address,
-            "postgres",
-            &credentials(user, password),
-            &[("application_name", "it's me")],
-            PATIENCE,
-            &tls,
-        )
-        .await
-    }
-
-    /// Runs a query by hand and gives its first column: the connection is ready and nothing is left over.
-    async fn ask(connected: &mut Connected, sql: &str) -> String {
-        let mut out = Vec::new();
-        crate::wire::frontend::put_query(&mut out, sql.as_bytes());
-        send(&mut connected.transport, &out).await.unwrap();
-        let (mut body, mut answer) = (Vec::new(), String::new());
-        loop {
-            match receive(&mut connected.transport, &mut body).await.unwrap() {
-                b'D' => answer = String::from_utf8(body[6..].to_vec()).unwrap(),
-                b'E' => panic!("{}", String::from_utf8_lossy(&body)),
-                b'Z' => return answer,
-                _ => {}
-            }
-        }
-    }
-
-    async fn is_disturbed(transport: &mut Transport) -> bool {
-        poll_fn(|cx| Poll::Ready(transport.poll_disturbed(cx).is_ready())).await
-    }
-
-    #[test]
-    fn a_connection_may_be_opened_on_any_thread() {
-        fn check<F: Future + Send>(
-            _: impl FnOnce(&'static Address, &'static Credentials, &'static ClientTls) -> F,
-        ) {
-        }
-        check(|address, credentials, tls| connect(address, "", credentials, &[], PATIENCE, tls));
-        check(|address, _, tls| cancel(address, 0, &[], PATIENCE, tls));
-    }
-
-    #[tokio::test]
-    async fn backends_are_opened_with_every_method_that_the_server_asks_for() {
-        let server = Server::start(
-            "host all trusted all trust\nhost all plain all password\nhost all hashed all md5\n\
-             host all scrammed all scram-sha-256\nlocal all scrammed scram-sha-256\nhost all peered all ident",
-            None,
-        );
-        server.run(
-            "create role trusted login; create role peered login;
-             create role plain login password 'plain secret';
-             set password_encryption = 'md5'; create role hashed login password 'hashed secret';
-             set password_encryption = 'scram-sha-256'; create role scrammed login password U&'p\\00aass \\2168'",
-        );
-        let tcp = server.tcp("127.0.0.1", TlsMode::Prefer, None);
-        for (address, user, password) in [
-            (&tcp, "trusted", None),
-            (&tcp, "plain", Some("plain secret")),
-            (&tcp, "hashed", Some("hashed secret")),
-            (&tcp, "scrammed", Some("p\u{aa}ss \u{2168}")),
-            (&server.unix(), "scrammed", Some("pass IX")),
-        ] {
-            let mut connected = connect_as(address, user, password).await.unwrap();
-            assert!(
-                !is_disturbed(&mut connected.transport).await,
-                "{user}: nothing may be left to read"
-            );
-            let asked = ask(
-                &mut connected,
-                "select current_user || ' ' || current_setting('application_name')",
-            )
-            .await;
-            assert_eq!(asked, format!("{user} it's me"));
-            assert_eq!(
-                ask(&mut connected, "select pg_backend_pid()").await,
-                connected.pid.to_string()
-            );
-            assert_eq!(connected.key.len(), 4);
-            let name = connected
-                .parameters
-                .iter()
-                .find(|(name, _)| &**name == b"application_name")
-                .unwrap();
-            assert_eq!(&*name.1, b"it's me");
-        }
-        for user in ["plain", "hashed", "scrammed"] {
-            let refused = connect_as(&tcp, user, Some("wrong")).await.unwrap_err();
-            let ConnectError::Refused(error) = refused else {
-                panic!("{refused}")
-            };
-            assert_eq!(error.sqlstate(), Some(&b"28P01"[..]));
-            let message = format!("password authentication failed for user \"{user}\"");
-            assert_eq!(error.message(), message.as_bytes());
-            let missing = connect_as(&tcp, user, None).await.unwrap_err();
-            let ConnectError::Protocol(ProtocolError::Startup(error)) = missing else {
-                panic!("{missing}")
-            };
-            assert_eq!(error, BackendStartupError::NoPassword);
-        }
-        let refused = connect_as(&tcp, "nobody", None).await.unwrap_err();
-        assert!(
-            matches!(refused, ConnectError::Refused(error) if error.sqlstate() == Some(b"28000"))
-        );
-        let required = server.tcp("127.0.0.1", TlsMode::Require, None);
-        let refused = connect_as(&required, "trusted", None).await.unwrap_err();
-        assert!(matches!(refused, ConnectError::TlsRefused), "{refused}");
-    }
-
-    #[tokio::test]
-    async fn the_tls_mode_decides_whom_is_talked_to_and_how() {
-        let certificates = testing::certificates();
-        let server = Server::start(
-            "hostssl all secure all trust\nhostnossl all open all trust",
-            Some(&certificates.identity),
-        );
-        server.run("create role secure login; create role open login");
-        let (ours, other) = (certificates.authority, testing::certificates().authority);
-        let ssl = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
-        for (host, mode, roots, user, expected) in [
-            ("127.0.0.1", TlsMode::Disable, None, "open", Ok("f")),
-            ("127.0.0.1", TlsMode::Prefer, None, "open", Ok("f")),
-            ("127.0.0.1", TlsMode::Prefer, None, "secure", Ok("t")),
-            ("127.0.0.1", TlsMode::Require, None, "secure", Ok("t")),
-            (
-                "localhost",
-                TlsMode::VerifyFull,
-                Some(&ours),
-                "secure",
-                Ok("t"),
-            ),
-            (
-                "127.0.0.1",
-                TlsMode::Disable,
-                None,
-                "secure",
-                Err("refused"),
-            ),
-            ("127.0.0.1", TlsMode::Require, None, "open", Err("refused")),
-            (
-                "127.0.0.1",
-                TlsMode::VerifyFull,
-                Some(&ours),
-                "secure",
-                Err("handshake"),
-            ),
-            (
-                "localhost",
-                TlsMode::VerifyFull,
-                Some(&other),
-                "secure",
-                Err("handshake"),
-            ),
-            (
-                "localhost",
-                TlsMode::VerifyFull,
-                None,
-                "secure",
-                Err("handshake"),
-            ),
-        ] {
-            let address = server.tcp(host, mode, roots.cloned());
-            let outcome = match connect_as(&address, user, None).await {
-                Ok(mut connected) => {
-                    assert!(!is_disturbed(&mut connected.transport).await);
-                    Ok(ask(&mut connected, ssl).await)
-                }
-                Err(ConnectError::Refused(_)) => Err("refused"),
-                Err(ConnectError::Handshake(_) | ConnectError::Tls(_)) => Err("handshake"),
-                Err(error) => panic!("{error}"),
-            };
-            assert_eq!(
-                outcome.as_deref().map_err(|error| *error),
-                expected,
-                "{host} {mode:?} {user}"
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn a_cancel_request_stops_what_a_backend_runs() {
-        let certificates = testing::certificates();
-        let server = Server::start("host all all all trust", Some(&certificates.identity));
-        for mode in [TlsMode::Disable, TlsMode::Require] {
-            let address = server.tcp("127.0.0.1", mode, None);
-            let mut running = connect_as(&address, "postgres", None).await.unwrap();
-            let mut out = Vec::new();
-            crate::wire::frontend::put_query(&mut out, b"select pg_sleep(600)");
-            send(&mut running.transport, &out).await.unwrap();
-            let mut watcher = connect_as(&address, "postgres", None).await.unwrap();
-            let asleep = format!(
-                "select count(*) from pg_stat_activity where pid = {} and wait_event = 'PgSleep'",
-                running.pid
-            );
-            while ask(&mut watcher, &asleep).await != "1" {}
-            let tls = ClientTls::new().unwrap();
-            cancel(&address, running.pid, &running.key, PATIENCE, &tls)
-                .await
-                .unwrap();
-            let mut body = Vec::new();
-            while receive(&mut running.transport, &mut body).await.unwrap() != b'E' {}
-            assert_eq!(notice::field(&body, b'C'), Some(&b"57014"[..]));
-        }
-    }
-
-    #[tokio::test]
-    async fn an_idle_backend_that_is_ended_is_noticed() {
-        let certificates = testing::certificates();
-        let server = Server::start("host all all all trust", Some(&certificates.identity));
-        for mode in [TlsMode::Disable, TlsMode::Require] {
-            let address = server.tcp("127.0.0.1", mode, None);
-            let mut connected = connect_as(&address, "postgres", None).await.unwrap();
-            assert!(!is_disturbed(&mut connected.transport).await);
-            server.run(&format!("select pg_terminate_backend({})", connected.pid));
-            let disturbance = poll_fn(|cx| connected.transport.poll_disturbed(cx)).await;
-            assert!(matches!(disturbance, Disturbance::Bytes), "{disturbance:?}");
-        }
-    }
-
-    /// A server that answers each connection's first packet with these bytes and then keeps silent.
-    async fn answering(bytes: &'static [u8], mode: TlsMode) -> Address {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a test's server ends with its runtime"
-        )]
-        tokio::spawn(async move {
-            let mut kept = Vec::new();
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let length = stream.read_u32().await.unwrap();
-                let mut packet = vec![0; length as usize - 4];
-                stream.read_exact(&mut packet).await.unwrap();
-                stream.write_all(bytes).await.unwrap();
-                kept.push(stream);
-            }
-        });
-        let host = Host::Tcp("127.0.0.1".into());
-        Address {
-            host,
-            port,
-            database: String::new(),
-            tls: mode,
-            root_cert: None,
-        }
-    }
-
-    #[tokio::test]
-    async fn servers_that_break_the_protocol_are_not_believed() {
-        use TlsMode::{Disable, Require};
-        for (answer, mode, expected) in [
-            (
-                &b"E\0\0\0\x05\0"[..],
-                Require,
-                "unencrypted data followed the answer to a request for TLS",
-            ),
-            (b"E", Require, "unexpected answer 69 to a request for TLS"),
-            (b"x", Require, "unexpected answer 120 to a request for TLS"),
-            (
-                b"S\x16",
-                Require,
-                "unencrypted data followed the answer to a request for TLS",
-            ),
-            (b"N", Require, "the server does not speak TLS"),
-            (b"", Disable, "the server did not answer in time"),
-            (
-                b"R\0\0\0\x03",
-                Disable,
-                "invalid length 3 of message type 82",
-            ),
-            (
-                b"R\xff\xff\xff\xff",
-                Disable,
-                "invalid length 4294967295 of message type 82",
-            ),
-            (
-                b"N\x00\x10\0\0",
-                Disable,
-                "invalid length 1048576 of message type 78",
-            ),
-            (b"!\0\0\0\x04", Disable, "invalid message type 33"),
-            (
-                b"Z\0\0\0\x05I",
-                Disable,
-                "the server sent a message of type 90 while starting",
-            ),
-            (b"E\0\0\0\x05\0", Disable, "the server refused: "),
-        ] {
-            let address = answering(answer, mode).await;
-            let tls = ClientTls::new().unwrap();
-            let timeout = if answer.is_empty() {
-                Duration::from_millis(50)
-            } else {
-                PATIENCE
-            };
-            let refused = connect(&address, "d", &credentials("u", None), &[], timeout, &tls)
-                .await
-                .unwrap_err();
-            assert_eq!(refused.to_string(), expected, "{answer:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_server_that_is_not_there_is_unreachable() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        for host in ["127.0.0.1", "no-such-host.invalid"] {
-            let host = Host::Tcp(host.into());
-            let address = Address {
-                host,
-                port: free.port(),
-                database: String::new(),
-                tls: TlsMode::Prefer,
-                root_cert: None,
-            };
-            let refused = connect_as(&address, "u", None).await.unwrap_err();
-            assert!(matches!(refused, ConnectError::Unreachable(_)), "{refused}");
-        }
-    }
-}
+mod tests;

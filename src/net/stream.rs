@@ -17,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub const WINDOW: usize = 16 * 1024;
 /// A buffer that grew beyond this is given back once it is empty.
 const KEEP: usize = 64 * 1024;
+/// An idle connection's buffers up to this stay: a point select and its answer cost no allocation.
+const SMALL: usize = 512;
 /// Unsent bytes beyond which the other side is not read.
 pub const HIGH_WATER: usize = 64 * 1024;
 
@@ -30,6 +32,8 @@ pub struct Stream {
     write: Vec<u8>,
     /// Bytes of `write` that are sent.
     sent: usize,
+    /// The transport took everything, and some of it may still be in its own buffer.
+    unflushed: bool,
     received_total: u64,
     sent_total: u64,
 }
@@ -59,6 +63,7 @@ impl Stream {
             taken: 0,
             write: Vec::new(),
             sent: 0,
+            unflushed: false,
             received_total: 0,
             sent_total: 0,
         }
@@ -139,9 +144,15 @@ impl Stream {
         self.write.len() - self.sent
     }
 
+    /// Whether everything has gone to the peer: nothing is left in the transport's buffer either.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.unsent() == 0 && !self.unflushed
+    }
+
     /// Reads more. `Ready(0)`: the peer has closed.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let count = if self.read.is_empty() && self.read.capacity() == 0 {
+        let count = if self.read.is_empty() && self.read.capacity() <= SMALL {
             // Nothing is held: read to the stack first, so that waiting costs no buffer.
             let mut window = [std::mem::MaybeUninit::<u8>::uninit(); WINDOW];
             let mut buffer = ReadBuf::uninit(&mut window);
@@ -195,9 +206,12 @@ impl Stream {
         if !self.write.is_empty() {
             self.write.clear();
             self.sent = 0;
-            if self.io.buffers_writes() {
-                return Pin::new(&mut self.io).poll_flush(cx);
-            }
+            self.unflushed = self.io.buffers_writes();
+        }
+        if self.unflushed {
+            // Kept until it is done: nobody else would send what a slow peer has not taken yet.
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -218,12 +232,13 @@ impl Stream {
         poll_fn(|cx| self.poll_fill(cx)).await
     }
 
-    /// Gives buffers back: all that are empty when `idle`, else only those that grew large.
+    /// Gives empty buffers back: all but small ones when `idle`, else only those that grew large.
     pub fn relax(&mut self, idle: bool) {
-        if self.read.is_empty() && (idle || self.read.capacity() > KEEP) {
+        let keep = if idle { SMALL } else { KEEP };
+        if self.read.is_empty() && self.read.capacity() > keep {
             self.read = Vec::new();
         }
-        if self.unsent() == 0 && (idle || self.write.capacity() > KEEP) {
+        if self.unsent() == 0 && self.write.capacity() > keep {
             self.write = Vec::new();
             self.sent = 0;
         }
@@ -233,5 +248,72 @@ impl Stream {
     pub async fn shutdown(&mut self) {
         // The connection is over either way: nothing is left to do about an error here.
         drop(poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::settings::{Host, TlsMode},
+        net::{
+            testing,
+            tls::{self, ClientTls, ServerTls},
+        },
+    };
+    use std::time::Duration;
+    use tokio::{
+        io::AsyncReadExt as _,
+        net::{TcpListener, TcpSocket},
+    };
+
+    const LITTLE: u32 = 4096;
+
+    /// Both ends of a connection over TLS whose sockets hold little.
+    async fn ends() -> (Transport, Transport) {
+        let certificates = testing::certificates();
+        let identity = ServerTls::new(&certificates.identity, None).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(LITTLE).unwrap();
+        let connect = socket.connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(connect, listener.accept());
+        let (server, _) = accepted.unwrap();
+        socket2::SockRef::from(&server)
+            .set_send_buffer_size(LITTLE as usize)
+            .unwrap();
+        let client_tls = ClientTls::new().unwrap();
+        let root = Some(&certificates.authority);
+        let config = client_tls.config(TlsMode::VerifyFull, root).unwrap();
+        let name = tls::server_name(&Host::Tcp("localhost".to_owned())).unwrap();
+        let client = Transport::tcp(client.unwrap()).unwrap();
+        let server = Transport::tcp(server).unwrap();
+        let (server, client) = tokio::join!(
+            server.accept_tls(identity.config()),
+            client.connect_tls(config, name)
+        );
+        (server.unwrap(), client.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_slow_peer_gets_all_that_was_flushed_over_tls() {
+        for size in [100_000, 500_000, 1_000_003] {
+            let (server, mut client) = ends().await;
+            let mut stream = Stream::new(server);
+            stream.out().resize(size, b'x');
+            let read = async {
+                let mut bytes = vec![0; size];
+                for piece in bytes.chunks_mut(1000) {
+                    client.read_exact(piece).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let both = async { tokio::join!(stream.flush(), read) };
+            let (flushed, ()) = tokio::time::timeout(Duration::from_secs(20), both)
+                .await
+                .expect("bytes stayed behind");
+            flushed.unwrap();
+            assert!(stream.is_flushed());
+        }
     }
 }

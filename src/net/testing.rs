@@ -1,6 +1,7 @@
 //! For the tests of this layer: a real PostgreSQL server, and certificates. Removed when dropped.
 
-use crate::config::settings::{Address, Credentials, Host, Secret, TlsIdentity, TlsMode};
+use crate::auth::scram::ChannelBinding;
+use crate::config::settings::{Address, Credentials, Host, Secret, TlsIdentity, TlsMode, TlsStart};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::{
     fs,
@@ -20,7 +21,12 @@ pub(super) struct Certificates {
 }
 
 pub(super) fn certificates() -> Certificates {
-    let authority_key = KeyPair::generate().unwrap();
+    certificates_signed(&rcgen::PKCS_ECDSA_P256_SHA256)
+}
+
+/// With an authority that signs by this algorithm.
+pub(super) fn certificates_signed(algorithm: &'static rcgen::SignatureAlgorithm) -> Certificates {
+    let authority_key = KeyPair::generate_for(algorithm).unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     // Otherwise both would bear the same name, which OpenSSL takes for a certificate that signed itself.
     params
@@ -146,25 +152,48 @@ impl Server {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// The major version.
+    pub(super) fn version(&self) -> u32 {
+        let number: u32 = self.run("show server_version_num").parse().unwrap();
+        number / 10_000
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// So that settings of the start take effect.
+    pub(super) fn restart(&self) {
+        let data = self.directory.0.join("data");
+        let log = self.directory.0.join("log");
+        succeed(&mut server_command(
+            "pg_ctl",
+            &[
+                "-D",
+                text(&data),
+                "-l",
+                text(&log),
+                "-w",
+                "-m",
+                "fast",
+                "restart",
+            ],
+        ));
+    }
+
     pub(super) fn tcp(&self, host: &str, tls: TlsMode, root_cert: Option<Arc<Vec<u8>>>) -> Address {
-        let host = Host::Tcp(host.to_owned());
         Address {
-            host,
-            port: self.port,
-            database: String::new(),
             tls,
             root_cert,
+            ..plain(host, self.port)
         }
     }
 
     pub(super) fn unix(&self) -> Address {
-        let host = Host::Unix(self.directory.0.clone());
         Address {
-            host,
-            port: self.port,
-            database: String::new(),
+            host: Host::Unix(self.directory.0.clone()),
             tls: TlsMode::Require,
-            root_cert: None,
+            ..plain("", self.port)
         }
     }
 }
@@ -180,6 +209,19 @@ impl Drop for Server {
     }
 }
 
+/// The address of who may or may not be a server.
+pub(super) fn plain(host: &str, port: u16) -> Address {
+    Address {
+        host: Host::Tcp(host.to_owned()),
+        port,
+        database: String::new(),
+        tls: TlsMode::Disable,
+        root_cert: None,
+        tls_start: TlsStart::Request,
+        channel_binding: ChannelBinding::Prefer,
+    }
+}
+
 pub(super) fn credentials(user: &str, password: Option<&str>) -> Credentials {
     Credentials {
         user: user.to_owned(),
@@ -187,8 +229,15 @@ pub(super) fn credentials(user: &str, password: Option<&str>) -> Credentials {
     }
 }
 
-/// A program of the newest PostgreSQL that is installed.
+/// A program of the PostgreSQL that the environment names, or of the newest that is installed.
 pub(super) fn program(name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("SHARDWAY_PG_BIN") {
+        let named = Path::new(&directory).join(name);
+        // Some builds of the server come without its clients.
+        if named.exists() {
+            return named;
+        }
+    }
     let versions = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

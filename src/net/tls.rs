@@ -1,15 +1,18 @@
-//! TLS on both sides, with rustls on ring. The server's identity can be replaced while it runs; the client's trust
+//! TLS on both sides, with rustls on ring. Each version of the settings has a [`ServerTls`] of its own; the client's trust
 //! follows an address's mode: `prefer` and `require` encrypt and trust anybody, `verify-full` checks chain and name.
 
-use crate::config::settings::{Host, TlsIdentity, TlsMode};
-use arc_swap::ArcSwap;
+use crate::{
+    auth::certificate,
+    config::settings::{ClientCertificates, Host, TlsIdentity, TlsMode},
+};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring},
+    server::{VerifierBuilderError, WebPkiClientVerifier},
 };
 use rustls_pki_types::{
-    CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
     pem::{self, PemObject as _},
 };
 use std::{
@@ -30,13 +33,17 @@ pub enum TlsError {
     NoCertificate,
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
+    #[error("clients' authorities: {0}")]
+    Clients(#[from] VerifierBuilderError),
     #[error("the host cannot be named in a certificate")]
     Name,
 }
 
 /// TLS towards clients.
 pub struct ServerTls {
-    config: ArcSwap<ServerConfig>,
+    config: Arc<ServerConfig>,
+    /// What channels are bound to: the hash of the certificate that is shown, when its signature names one.
+    end_point: Option<Arc<[u8]>>,
 }
 
 impl fmt::Debug for ServerTls {
@@ -46,41 +53,65 @@ impl fmt::Debug for ServerTls {
 }
 
 impl ServerTls {
-    /// From a certificate chain and its key.
+    /// From a certificate chain and its key, and what clients' certificates are checked with.
     ///
     /// # Errors
     /// When they are not PEM, or do not belong together.
-    pub fn new(identity: &TlsIdentity) -> Result<Self, TlsError> {
+    pub fn new(
+        identity: &TlsIdentity,
+        clients: Option<&ClientCertificates>,
+    ) -> Result<Self, TlsError> {
+        let chain = certificates(&identity.cert_pem)?;
+        let end_point = chain
+            .first()
+            .and_then(|shown| certificate::end_point(shown))
+            .map(Arc::from);
+        let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(TlsError::Pem)?;
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?;
+        let builder = match clients {
+            Some(clients) => builder.with_client_cert_verifier(client_verifier(clients)?),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self {
-            config: ArcSwap::new(server_config(identity)?),
+            config: Arc::new(config),
+            end_point,
         })
-    }
-
-    /// Uses another identity from the next handshake on. On an error the present one stays.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn replace(&self, identity: &TlsIdentity) -> Result<(), TlsError> {
-        self.config.store(server_config(identity)?);
-        Ok(())
     }
 
     /// For one handshake.
     #[must_use]
     pub fn config(&self) -> Arc<ServerConfig> {
-        self.config.load_full()
+        Arc::clone(&self.config)
+    }
+
+    /// What a client's proof may be bound to after a handshake.
+    #[must_use]
+    pub fn end_point(&self) -> Option<Arc<[u8]>> {
+        self.end_point.clone()
     }
 }
 
-fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain = certificates(&identity.cert_pem)?;
-    let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(TlsError::Pem)?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Arc::new(config))
+/// A certificate need not be shown, as in PostgreSQL; one that is shown must be valid, or the handshake fails.
+fn client_verifier(
+    clients: &ClientCertificates,
+) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(&clients.authority_pem)? {
+        roots.add(authority)?;
+    }
+    let revoked = clients.revoked_pem.as_deref().unwrap_or_default();
+    let revoked = CertificateRevocationListDer::pem_slice_iter(revoked)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(TlsError::Pem)?;
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated();
+    if clients.revoked_pem.is_some() {
+        builder = builder.with_crls(revoked);
+    }
+    Ok(builder.build()?)
 }
 
 /// The PEM of trusted authorities; `None`: the platform's.

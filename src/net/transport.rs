@@ -109,6 +109,30 @@ impl Transport {
         }
     }
 
+    /// The certificate, in DER, of the server that we are the client of.
+    #[must_use]
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) | Self::ServerTls(_) => None,
+            Self::ClientTls(stream) => {
+                let chain = stream.get_ref().1.peer_certificates()?;
+                chain.first().map(AsRef::as_ref)
+            }
+        }
+    }
+
+    /// The certificate that a client showed, and that was found valid.
+    #[must_use]
+    pub fn client_certificate(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) | Self::ClientTls(_) => None,
+            Self::ServerTls(stream) => {
+                let chain = stream.get_ref().1.peer_certificates()?;
+                chain.first().map(AsRef::as_ref)
+            }
+        }
+    }
+
     /// Shakes hands as the server.
     ///
     /// # Errors

@@ -16,8 +16,10 @@ use super::{
     value::Reading,
 };
 use crate::{
-    catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
+    catalog::{code::Code, group::GroupId, shard::ShardId, snapshot::Snapshot},
+    protocol::parameters::{Value, is_list_of_names, list},
     sql::{
+        code::{leaves_something, words},
         functions::{Class, Keeps, classify},
         normalize::Slot,
         parse,
@@ -40,7 +42,8 @@ pub fn analyze(
         .ok()
         .filter(|text| !text.contains('\0'));
     let Some(parsed) = utf8 else {
-        return whole(text, slots, context, snapshot, Unroutable::NotUtf8);
+        return of_another_encoding(text, slots, context, snapshot)
+            .unwrap_or_else(|| whole(text, slots, context, snapshot, Unroutable::NotUtf8));
     };
     let Ok(statements) = parse::parse(parsed) else {
         return whole(text, slots, context, snapshot, Unroutable::NotUnderstood);
@@ -68,7 +71,10 @@ pub fn analyze(
             let indices = (0..slots.len()).filter(|at| slots.get(*at).is_some_and(inside));
             structural.extend(indices.filter_map(|at| u16::try_from(at).ok()));
         }
-        let (effect, access, mut target) = planner.plan(&statement.kind);
+        let (mut effect, access, mut target) = planner.plan(&statement.kind);
+        if !context.utf8 {
+            effect = repeatable(effect);
+        }
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -110,7 +116,7 @@ fn unsettles(effect: &Effect) -> bool {
         Effect::Set { name, .. } | Effect::Reset(name) => decides(name),
         Effect::ResetAll
         | Effect::DiscardAll
-        | Effect::Pins(PinReason::Setting)
+        | Effect::Pins(PinReason::Setting | PinReason::Code)
         | Effect::Opaque => true,
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
@@ -162,6 +168,72 @@ pub fn override_comment(text: &[u8]) -> Option<Override> {
 }
 
 /// A text that has no tree. Whatever it holds, none of its literals may vary.
+/// A text that is not UTF-8, on the one shard that there is: only what it does to the session matters. Each byte is read
+/// as a character of its own, so that different names stay different. `None`: on several shards, or not understood.
+fn of_another_encoding(
+    text: &[u8],
+    slots: &[Slot],
+    context: &Context,
+    snapshot: &Snapshot,
+) -> Option<Plan> {
+    if !snapshot.is_single() {
+        return None;
+    }
+    let read: String = text.iter().copied().map(char::from).collect();
+    let place = |at: u32| {
+        let before = read.get(..at as usize).unwrap_or(&read);
+        u32::try_from(before.chars().count()).unwrap_or(u32::MAX)
+    };
+    let statements = parse::parse(&read).ok()?;
+    let plans = statements.iter().map(|statement| {
+        let planner = Planner {
+            text: read.as_bytes(),
+            types: &[],
+            slots: &[],
+            context,
+            snapshot,
+            pinned: None,
+            statement,
+        };
+        let (effect, access, target) = planner.plan(&statement.kind);
+        let effect = repeatable(effect);
+        StatementPlan {
+            start: place(statement.start),
+            end: place(statement.end),
+            effect,
+            access,
+            target,
+        }
+    });
+    Some(Plan {
+        statements: plans.collect(),
+        structural: every(slots),
+    })
+}
+
+/// Outside of UTF-8 a setting's bytes mean something else as text of ours: such a one cannot be told to another backend.
+fn repeatable(effect: Effect) -> Effect {
+    let repeats = match &effect {
+        Effect::Set { name, value, .. } => {
+            name.is_ascii() && value.as_ref().is_none_or(|value| value.is_ascii())
+        }
+        Effect::Reset(name) => name.is_ascii(),
+        _ => true,
+    };
+    if repeats {
+        effect
+    } else {
+        Effect::Pins(PinReason::Setting)
+    }
+}
+
+/// All slots: the plan is for exactly these literals.
+fn every(slots: &[Slot]) -> Vec<u16> {
+    (0..slots.len())
+        .filter_map(|at| u16::try_from(at).ok())
+        .collect()
+}
+
 fn whole(
     text: &[u8],
     slots: &[Slot],
@@ -185,16 +257,18 @@ fn whole(
     let statement = StatementPlan {
         start: 0,
         end,
-        effect: Effect::None,
+        // On several shards it is judged, not run.
+        effect: if snapshot.is_single() {
+            Effect::Opaque
+        } else {
+            Effect::None
+        },
         access: Access::Write,
         target,
     };
-    let structural = (0..slots.len())
-        .filter_map(|at| u16::try_from(at).ok())
-        .collect();
     Plan {
         statements: vec![statement],
-        structural,
+        structural: every(slots),
     }
 }
 
@@ -212,9 +286,33 @@ struct Planner<'a> {
 /// What the functions of a statement do.
 struct Calls {
     home: Option<Keeps>,
+    large_objects: bool,
     one_shard: Option<String>,
     runs_sql: Option<String>,
     unknown: Option<String>,
+    channels: Channels,
+    /// May leave something in the session.
+    leaves: Option<String>,
+    sequence: Option<Draw>,
+}
+
+/// What is asked of a sequence by its function.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draw {
+    Next,
+    /// What the session drew last.
+    Last,
+}
+
+/// What functions have to do with LISTEN and NOTIFY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Channels {
+    /// Nothing, or others matter as well.
+    Apart,
+    /// `pg_listening_channels` is among them.
+    Asked,
+    /// `pg_notify` is the only one that is more than its result.
+    Notified,
 }
 
 impl Planner<'_> {
@@ -282,8 +380,12 @@ impl Planner<'_> {
                 inner,
             } => self.explain(*analyze, *route, inner),
             Kind::Declare { hold, query } => {
-                let (_, access, target) = self.several(query);
-                (Effect::Declare { hold: *hold }, access, target)
+                let (effect, access, target) = self.several(query);
+                let effect = match effect {
+                    effect @ (Effect::Pins(_) | Effect::Opaque) if !*hold => effect,
+                    _ => Effect::Declare { hold: *hold },
+                };
+                (effect, access, target)
             }
             Kind::Copy {
                 relation,
@@ -306,9 +408,9 @@ impl Planner<'_> {
             // Runs where its PREPARE ran: the session kept that backend.
             Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
             Kind::Cursor => (Effect::Cursor, read, any()),
-            Kind::Listen => (Effect::Pins(PinReason::Listen), read, home()),
-            Kind::Unlisten => (Effect::None, read, any()),
-            Kind::Notify => (Effect::None, write, home()),
+            Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
+            Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
+            Kind::Notify => (Effect::Notify, write, home()),
             Kind::Load => (Effect::Pins(PinReason::Load), read, any()),
             Kind::Call(command) => {
                 let name = self
@@ -318,7 +420,7 @@ impl Planner<'_> {
                     .map_or(*command, |name| &name.name)
                     .to_owned();
                 (
-                    Effect::Opaque,
+                    self.called(command),
                     write,
                     self.one_shard_only(Unroutable::Function { name }),
                 )
@@ -330,7 +432,7 @@ impl Planner<'_> {
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
             Kind::Utility(command) => (
-                Effect::None,
+                self.made(command),
                 write,
                 self.one_shard_only(Unroutable::PerShard { command }),
             ),
@@ -372,6 +474,8 @@ impl Planner<'_> {
 
     fn set(&self, set: &Set) -> (Effect, Access, Target) {
         let effect = match set {
+            // It begins a sequence of numbers, which goes on where it was begun.
+            Set::Value { name, .. } if name == "seed" => Effect::Pins(PinReason::Setting),
             Set::Value { name, value, local } => Effect::Set {
                 name: name.clone(),
                 value: value.clone(),
@@ -414,6 +518,7 @@ impl Planner<'_> {
         match effect {
             _ if !analyze => (Effect::None, Access::Read, target),
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
+            Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
             _ => (Effect::None, access, target),
         }
     }
@@ -443,10 +548,22 @@ impl Planner<'_> {
         }
         match (table, query) {
             (_, Some(query)) => {
-                let (_, access, target) = self.several(query);
+                let (inner, access, target) = self.several(query);
+                let effect = match inner {
+                    inner @ (Effect::Pins(_) | Effect::Opaque) => inner,
+                    Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
+                    _ => effect,
+                };
                 (effect, access, target)
             }
-            (Some(table), None) => (effect, access, self.copy_table(table, from)),
+            (Some(table), None) => {
+                let effect = if self.names_code() {
+                    Effect::Pins(PinReason::Code)
+                } else {
+                    effect
+                };
+                (effect, access, self.copy_table(table, from))
+            }
             (None, None) => (
                 effect,
                 access,
@@ -504,6 +621,7 @@ impl Planner<'_> {
         let access = if analysis.writes
             || opaque
             || calls.home.is_some()
+            || calls.large_objects
             || names_transaction(self.text, self.slots)
         {
             Access::Write
@@ -523,18 +641,80 @@ impl Planner<'_> {
         match (calls.home, self.statement.settings) {
             (Some(Keeps::SessionLock), _) => Effect::Pins(PinReason::SessionAdvisoryLock),
             (_, SettingCalls::Session) => Effect::Pins(PinReason::Setting),
+            _ if calls.sequence == Some(Draw::Last) => Effect::Pins(PinReason::Sequence),
+            _ if calls.leaves.is_some() || self.names_code() => Effect::Pins(PinReason::Code),
+            _ if calls.channels == Channels::Asked => Effect::Channels,
             _ if calls.unknown.is_some() => Effect::Opaque,
+            _ if calls.sequence == Some(Draw::Next) => Effect::Draws,
+            _ if calls.channels == Channels::Notified => Effect::Notify,
             _ => Effect::None,
         }
+    }
+
+    fn function_leaves(&self, name: &str, builtin: bool) -> bool {
+        let code = &self.snapshot.code;
+        code.function_leaves(&name.to_lowercase(), builtin)
+    }
+
+    /// The statement as it stands in its text.
+    fn own_text(&self) -> &str {
+        let place = self.statement.start as usize..self.statement.end as usize;
+        let own = self.text.get(place).unwrap_or(self.text);
+        std::str::from_utf8(own).unwrap_or_default()
+    }
+
+    /// Whether it names a relation or function of the database that may leave something in the session.
+    fn names_code(&self) -> bool {
+        self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// What DO and CALL do to the session.
+    fn called(&self, command: &str) -> Effect {
+        let leaves = if command == "DO" {
+            self.snapshot.code == Code::Unknown || leaves_something(self.own_text())
+        } else {
+            self.calls().leaves.is_some()
+        };
+        if leaves || self.names_code() {
+            Effect::Pins(PinReason::Code)
+        } else {
+            Effect::Opaque
+        }
+    }
+
+    /// DDL and maintenance: what is made for the session alone keeps it, and so may code that runs.
+    fn made(&self, command: &str) -> Effect {
+        let temporary = self
+            .context
+            .search_path
+            .first()
+            .is_some_and(|first| first == "pg_temp")
+            || words(self.own_text()).any(|word| word == "pg_temp");
+        if temporary {
+            return Effect::Pins(PinReason::TemporaryTable);
+        }
+        let runs = matches!(
+            command,
+            "CREATE TABLE AS" | "CREATE INDEX" | "ALTER TABLE" | "REFRESH MATERIALIZED VIEW"
+        );
+        if runs && self.names_code() {
+            return Effect::Pins(PinReason::Code);
+        }
+        Effect::None
     }
 
     fn calls(&self) -> Calls {
         let mut calls = Calls {
             home: None,
+            large_objects: false,
             one_shard: None,
             runs_sql: None,
             unknown: None,
+            channels: Channels::Apart,
+            leaves: None,
+            sequence: None,
         };
+        let (mut asks, mut notifies, mut others) = (false, false, false);
         let shadowed = self
             .context
             .search_path
@@ -546,17 +726,47 @@ impl Planner<'_> {
             let class = match function.schema.as_deref() {
                 Some("pg_catalog") => classify(&function.name),
                 None if !shadowed => classify(&function.name),
+                Some("information_schema") if SCHEMA_VIEWS.contains(&function.name.as_str()) => {
+                    Class::Plain
+                }
                 _ => Class::Unknown,
             };
             let name = || Some(function.name.clone());
+            let notify = class != Class::Unknown && function.name == "pg_notify";
+            notifies |= notify;
+            others |= !notify && class != Class::Plain;
+            asks |= class != Class::Unknown && function.name == "pg_listening_channels";
             match class {
                 Class::Plain | Class::Setting => {}
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
                 Class::Home(Keeps::SessionLock) => calls.home = Some(Keeps::SessionLock),
+                Class::LargeObject => calls.large_objects = true,
                 Class::OneShard => calls.one_shard = calls.one_shard.or_else(name),
                 Class::RunsSql => calls.runs_sql = calls.runs_sql.or_else(name),
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
             }
+            let builtin = function.schema.is_none() && classify(&function.name) != Class::Unknown;
+            match function.name.as_str() {
+                _ if class != Class::OneShard => {}
+                "currval" | "lastval" => calls.sequence = Some(Draw::Last),
+                "nextval" => calls.sequence = calls.sequence.or(Some(Draw::Next)),
+                _ => {}
+            }
+            let seeds = matches!(
+                function.name.as_str(),
+                "setseed" | "pg_replication_origin_session_setup"
+            );
+            if seeds && class != Class::Unknown {
+                calls.leaves = calls.leaves.or_else(name);
+            }
+            if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
+                calls.leaves = calls.leaves.or_else(name);
+            }
+        }
+        if asks {
+            calls.channels = Channels::Asked;
+        } else if notifies && !others {
+            calls.channels = Channels::Notified;
         }
         calls
     }
@@ -571,16 +781,32 @@ impl Planner<'_> {
             analysis.refuse(Unroutable::Function { name });
         }
         let placed = !pins.is_empty() || !analysis.fixed.is_empty();
-        if calls.home.is_some() {
-            analysis.fixed.push(Fixed {
-                shard: self.snapshot.home,
-                why: Why::Home,
-            });
+        for (uses, why) in [
+            (calls.home.is_some(), Why::Home),
+            (calls.large_objects, Why::LargeObjects),
+        ] {
+            if uses {
+                let shard = self.snapshot.home;
+                analysis.fixed.push(Fixed { shard, why });
+            }
         }
         if let (false, Some(name)) = (
             placed,
             calls.one_shard.clone().or_else(|| calls.unknown.clone()),
         ) {
+            analysis.refuse(Unroutable::Function { name });
+        }
+        // Each shard has its own numbers; those of a table on one shard are that shard's.
+        if let (false, Some(name)) = (pins.is_empty(), &calls.one_shard)
+            && matches!(name.as_str(), "nextval" | "setval")
+        {
+            analysis.refuse(Unroutable::Function { name: name.clone() });
+        }
+        if let Some(name) = calls
+            .leaves
+            .clone()
+            .filter(|name| self.snapshot.code.is_known_to_leave(&name.to_lowercase()))
+        {
             analysis.refuse(Unroutable::Function { name });
         }
         if self.statement.settings != SettingCalls::None {
@@ -677,6 +903,10 @@ impl Planner<'_> {
             match &fixed {
                 Some(found) if found.shard != need.shard => {
                     if matches!(found.why, Why::Override(_)) {
+                        let named = matches!(self.pinned, Some(Override::Shard(_)));
+                        if named && need.why == Why::LargeObjects {
+                            continue;
+                        }
                         return self.contradicts(need.shard);
                     }
                     let name = |shard: ShardId| {
@@ -696,7 +926,10 @@ impl Planner<'_> {
         if pins.is_empty() {
             return Target::Fixed(match fixed {
                 None => Route::Any,
-                Some(Fixed { why: Why::Home, .. }) => Route::Home,
+                Some(Fixed {
+                    why: Why::Home | Why::LargeObjects,
+                    ..
+                }) => Route::Home,
                 Some(fixed) => Route::One(fixed.shard),
             });
         }
@@ -712,23 +945,32 @@ impl Planner<'_> {
     }
 }
 
+/// Functions that the views of `information_schema` are made of, which drivers call too; none reads or changes anything.
+const SCHEMA_VIEWS: [&str; 10] = [
+    "_pg_char_max_length",
+    "_pg_char_octet_length",
+    "_pg_datetime_precision",
+    "_pg_expandarray",
+    "_pg_interval_type",
+    "_pg_numeric_precision",
+    "_pg_numeric_precision_radix",
+    "_pg_numeric_scale",
+    "_pg_truetypid",
+    "_pg_truetypmod",
+];
+
 /// The value of `set_config` as what may follow `SET name TO`: a list of schemas is a list there.
 fn setting_text(name: &str, value: &str) -> String {
-    if name != "search_path" || value.is_empty() {
-        return quoted(value);
-    }
-    let parts = value.split(',').map(|part| {
-        let part = part.trim();
-        match part
-            .strip_prefix('"')
-            .and_then(|part| part.strip_suffix('"'))
-        {
-            Some(inside) => quoted(&inside.replace("\"\"", "\"")),
-            None => quoted(&part.to_ascii_lowercase()),
+    let items = is_list_of_names(name).then(|| list(&Value::Config(value.to_owned())));
+    match items.flatten() {
+        Some(items) => {
+            let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+            items.join(", ")
         }
-    });
-    parts.collect::<Vec<_>>().join(", ")
+        None => quoted(value),
+    }
 }
+
 /// Whether a text asks for what is the running transaction's own: its time, its number, its snapshot. Such a statement
 /// must run in the transaction, as one that writes does. Words inside literals do not count; words that only look like
 /// one of these do, which binds a transaction earlier than need be and is never wrong.

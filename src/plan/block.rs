@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     catalog::{
+        effects::Act,
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
@@ -364,6 +365,12 @@ impl<'a> Analysis<'a> {
         let mut instance = None;
         let (outputs, kind) = match self.place(&relation.name) {
             Place::Sharded { group, key, table } => {
+                if let Some(hazard) = table.effects.of(Act::Select) {
+                    self.refuse(Unroutable::PerShardObject {
+                        table: relation.name.name.clone(),
+                        hazard: hazard.clone(),
+                    });
+                }
                 instance = Some(self.instances.len());
                 let outputs = table_outputs(table, Some((key, self.instances.len())));
                 let (table, key) = (relation.name.name.clone(), key.to_owned());
@@ -391,7 +398,7 @@ impl<'a> Analysis<'a> {
                 if relation.name.name.starts_with("pg_largeobject") {
                     self.fixed.push(Fixed {
                         shard: self.snapshot.home,
-                        why: Why::Home,
+                        why: Why::LargeObjects,
                     });
                 }
                 (Outputs::unknown(), EntryKind::Table)

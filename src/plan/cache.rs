@@ -537,10 +537,7 @@ impl Hasher for HashIsKey {
 mod tests {
     use super::*;
     use crate::{
-        catalog::{
-            shard::ShardId,
-            snapshot::{Epoch, Unlisted},
-        },
+        catalog::{shard::ShardId, snapshot::Epoch},
         plan::Route,
         sql::statement::Access,
     };
@@ -559,26 +556,8 @@ mod tests {
             Self {
                 cache: PlanCache::new(bytes_limit, 7),
                 scratch: Scratch::default(),
-                context: Context {
-                    search_path: vec!["public".to_owned()],
-                    standard_conforming_strings: true,
-                    utf8: true,
-                    transform_null_equals: false,
-                    pinned: None,
-                    digest: 1,
-                },
-                snapshot: Snapshot {
-                    epoch: Epoch(1),
-                    schema: 0,
-                    database: "shop".to_owned(),
-                    shards: vec!["s0".to_owned()],
-                    home: ShardId(0),
-                    groups: Vec::new(),
-                    tables: HashMap::default(),
-                    key_columns: Vec::new(),
-                    unlisted: Unlisted::Error,
-                    others: HashMap::default(),
-                },
+                context: Context::default(),
+                snapshot: Snapshot::new("shop", vec!["s0".to_owned()]),
                 analyses: 0,
             }
         }
@@ -680,9 +659,9 @@ mod tests {
                 .0,
             2
         );
-        fixture.context.digest = 2;
+        let digest = std::mem::replace(&mut fixture.context.digest, 2);
         assert_ne!(fixture.number(text), 1);
-        fixture.context.digest = 1;
+        fixture.context.digest = digest;
         fixture.snapshot.epoch = Epoch(2);
         assert_ne!(fixture.number(text), 1);
         fixture.snapshot.epoch = Epoch(1);

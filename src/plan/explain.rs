@@ -117,7 +117,9 @@ fn reason(target: &Target, snapshot: &Snapshot) -> String {
         Target::ByKey(pins) => match pins.fixed.as_ref().map(|fixed| &fixed.why) {
             None => "its keys".to_owned(),
             Some(Why::Table(table)) => format!("its keys and the single-shard table {table}"),
-            Some(Why::Home) => "its keys and what exists once per database".to_owned(),
+            Some(Why::Home | Why::LargeObjects) => {
+                "its keys and what exists once per database".to_owned()
+            }
             Some(Why::Group) => "its keys and a group that lives on one shard".to_owned(),
             Some(Why::Override(named)) => format!("the override {named}"),
         },

@@ -44,6 +44,20 @@ pub struct Context {
     pub digest: u64,
 }
 
+/// What PostgreSQL's own settings say at the start.
+impl Default for Context {
+    fn default() -> Self {
+        Self {
+            search_path: vec!["public".to_owned()],
+            standard_conforming_strings: true,
+            utf8: true,
+            transform_null_equals: false,
+            pinned: None,
+            digest: 0,
+        }
+    }
+}
+
 /// A manual override: a comment at the start of a statement, or a session setting.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Override {

@@ -40,6 +40,8 @@ pub(super) enum Why {
     Table(String),
     /// What exists once per database.
     Home,
+    /// Large objects: on the home shard, unless another is named whose own are meant, as a dump of it does.
+    LargeObjects,
     /// All of a group's keys live there.
     Group,
     /// The client or DBA said so; as written.

@@ -1,5 +1,7 @@
 //! Why a statement is not routed: data only; `proxy/reply.rs` words it.
 
+use crate::catalog::effects::Hazard;
+
 /// Why a statement is not routed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unroutable {
@@ -39,6 +41,8 @@ pub enum Unroutable {
     ColumnsUnknown { table: String },
     /// COPY of a sharded table.
     Copy { table: String },
+    /// Something of the table that acts on each shard by itself.
+    PerShardObject { table: String, hazard: Hazard },
     /// The override names another shard than the statement's own keys.
     OverrideContradicts { named: String, keys: String },
     /// `shardway.shard` names no shard.
@@ -86,6 +90,7 @@ impl Unroutable {
             | Self::NotUtf8
             | Self::ColumnsUnknown { .. }
             | Self::Copy { .. }
+            | Self::PerShardObject { .. }
             | Self::OverrideContradicts { .. } => "0A000",
         }
     }
@@ -115,6 +120,7 @@ impl Unroutable {
             Self::OverrideContradicts { .. } => "SW119",
             Self::OverrideShard { .. } => "SW120",
             Self::OverrideKey { .. } => "SW121",
+            Self::PerShardObject { .. } => "SW125",
         }
     }
 
@@ -131,6 +137,7 @@ impl Unroutable {
                 | Self::Function { .. }
                 | Self::PerShard { .. }
                 | Self::ColumnsUnknown { .. }
+                | Self::PerShardObject { .. }
                 | Self::Copy { .. }
                 | Self::NotUnderstood
                 | Self::NotUtf8

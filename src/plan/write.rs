@@ -13,10 +13,10 @@ use super::{
     value::Value,
 };
 use crate::{
-    catalog::{group::GroupId, snapshot::Table},
+    catalog::{effects::Act, group::GroupId, snapshot::Table},
     sql::tree::{
-        Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Query,
-        Relation, Select, Target, Update,
+        Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Overriding,
+        Query, Relation, Select, Target, Update,
     },
 };
 
@@ -36,6 +36,7 @@ impl<'a> Analysis<'a> {
         match self.written_table(&insert.table) {
             Some(into) => {
                 self.inserted = Some(into.group);
+                self.overriding(insert.overriding, &insert.table);
                 self.insert_rows(insert, &into, parent);
             }
             None => {
@@ -46,6 +47,10 @@ impl<'a> Analysis<'a> {
         }
         self.inserted_scope(&insert.table, scope);
         if let Some(conflict) = &insert.conflict {
+            if !conflict.assignments.is_empty() {
+                let assigned = assigned(&conflict.assignments);
+                self.sets_off(&insert.table, Act::Update(&assigned));
+            }
             for target in &conflict.assignments {
                 self.walk(&target.value, scope);
                 self.conflict_assignment(target, &insert.table);
@@ -135,6 +140,7 @@ impl<'a> Analysis<'a> {
             self.query(source, parent);
             return;
         };
+        self.sets_off(&insert.table, Act::Insert(&given(columns, &source.body)));
         let first_scope = self.scopes.len();
         self.query(source, parent);
         match &source.body {
@@ -162,6 +168,30 @@ impl<'a> Analysis<'a> {
             },
         }
         None
+    }
+
+    /// Refuses what sets off an object of the table that would act on this shard alone.
+    pub(super) fn sets_off(&mut self, table: &Relation, act: Act<'_>) {
+        let Place::Sharded { table: known, .. } = self.place(&table.name) else {
+            return;
+        };
+        if let Some(hazard) = known.effects.of(act) {
+            self.refuse(Unroutable::PerShardObject {
+                table: table.name.name.clone(),
+                hazard: hazard.clone(),
+            });
+        }
+    }
+
+    /// OVERRIDING USER VALUE: the values of identity columns are not those given.
+    fn overriding(&mut self, overriding: Overriding, table: &Relation) {
+        if overriding == Overriding::UserValue
+            && matches!(self.place(&table.name), Place::Sharded { .. })
+        {
+            self.refuse(Unroutable::Unsupported {
+                feature: "OVERRIDING USER VALUE",
+            });
+        }
     }
 
     fn refuse_expression(&mut self, into: &Into<'_>) {
@@ -253,6 +283,7 @@ impl<'a> Analysis<'a> {
 
     pub(super) fn update(&mut self, update: &Update, parent: Option<usize>) {
         let outer = self.cte_count();
+        self.sets_off(&update.table, Act::Update(&assigned(&update.assignments)));
         let (scope, instance) = self.target(
             &update.ctes,
             update.recursive,
@@ -271,6 +302,7 @@ impl<'a> Analysis<'a> {
 
     pub(super) fn delete(&mut self, delete: &Delete, parent: Option<usize>) {
         let outer = self.cte_count();
+        self.sets_off(&delete.table, Act::Delete);
         let (scope, _) = self.target(
             &delete.ctes,
             delete.recursive,
@@ -392,16 +424,22 @@ impl<'a> Analysis<'a> {
         }
         match &action.act {
             MergeAct::Update(targets) => {
+                self.sets_off(&merge.table, Act::Update(&assigned(targets)));
                 for target in targets {
                     self.walk(&target.value, scope);
                     self.assignment(target, instance, scope);
                 }
             }
-            MergeAct::Insert { columns, values } => {
+            MergeAct::Insert {
+                columns,
+                values,
+                overriding,
+            } => {
                 self.walk_all(values, scope);
+                self.overriding(*overriding, &merge.table);
                 self.merge_insert(columns, values, merge, scope);
             }
-            MergeAct::Other => {}
+            MergeAct::Other => self.sets_off(&merge.table, Act::Delete),
         }
     }
 
@@ -422,6 +460,12 @@ impl<'a> Analysis<'a> {
         if columns.is_empty() {
             return self.refuse(Unroutable::ColumnsUnknown { table: into.table });
         }
+        let given = columns.iter().zip(values);
+        let given: Vec<String> = given
+            .filter(|(_, value)| !matches!(value, Expr::Default))
+            .map(|(column, _)| column.clone())
+            .collect();
+        self.sets_off(&merge.table, Act::Insert(&given));
         let value = columns
             .iter()
             .position(|column| column == key)
@@ -506,6 +550,30 @@ fn sure_columns<'a>(table: &'a Table, key: &str) -> &'a [String] {
     } else {
         &[]
     }
+}
+
+/// The columns that these rows all have a value for.
+fn given(columns: &[String], body: &Body) -> Vec<String> {
+    let has = |place: usize| match body {
+        Body::Values(rows) => rows
+            .iter()
+            .all(|row| !matches!(row.get(place), None | Some(Expr::Default))),
+        Body::Select(select) => select.targets.len() > place || select.targets.iter().any(is_star),
+        Body::SetOperation(sides) => sides
+            .iter()
+            .all(|side| given(columns, &side.body).contains(&columns[place])),
+    };
+    (0..columns.len())
+        .filter(|place| has(*place))
+        .map(|place| columns[place].clone())
+        .collect()
+}
+
+fn assigned(targets: &[Target]) -> Vec<String> {
+    targets
+        .iter()
+        .filter_map(|target| target.name.clone())
+        .collect()
 }
 
 fn is_star(target: &Target) -> bool {

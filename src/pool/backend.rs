@@ -4,7 +4,7 @@ use crate::{
     clock::Instant, config::settings::Address, metrics::sessions::RegisteredBackend,
     net::stream::Stream, protocol::parameters::Applied,
 };
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A connection to a PostgreSQL server.
@@ -20,8 +20,27 @@ pub struct Backend {
     pub statements: Statements,
     /// The statement behind the unnamed name, by its identity.
     pub unnamed: Option<u128>,
+    /// Whose it is, or was last.
+    pub tenure: Tenure,
     pub born: Instant,
     pub info: RegisteredBackend,
+}
+
+/// A session's unbroken use of a backend, with nobody between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tenure {
+    session: u32,
+    number: u64,
+}
+
+impl Tenure {
+    /// The session takes the backend; one that had it last goes on.
+    pub fn taken_by(&mut self, session: u32) {
+        if self.session != session {
+            self.session = session;
+            self.number += 1;
+        }
+    }
 }
 
 /// Whom to ask to cancel what this backend runs.
@@ -32,8 +51,8 @@ pub struct CancelTarget {
     pub key: Vec<u8>,
 }
 
-/// Values by name.
-type Values = BTreeMap<Box<[u8]>, Box<[u8]>>;
+/// Values by name, in its order. Backends differ in few of them, and sessions are many: texts are shared one by one.
+type Values = Vec<(Arc<[u8]>, Arc<[u8]>)>;
 
 /// Settings that a server reports (ParameterStatus), with a hash to compare by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,12 +65,17 @@ pub struct Reported {
 impl Reported {
     /// Records a value.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        if self.values.get(name).is_some_and(|old| **old == *value) {
+        if self.get(name) == Some(value) {
             return;
         }
-        let old = Arc::make_mut(&mut self.values).insert(name.into(), value.into());
-        if let Some(old) = old {
-            self.hash = self.hash.wrapping_sub(part(name, &old));
+        let place = self.place(name);
+        let values = Arc::make_mut(&mut self.values);
+        match place {
+            Ok(at) => {
+                let old = std::mem::replace(&mut values[at].1, value.into());
+                self.hash = self.hash.wrapping_sub(part(name, &old));
+            }
+            Err(at) => values.insert(at, (name.into(), value.into())),
         }
         self.hash = self.hash.wrapping_add(part(name, value));
     }
@@ -59,7 +83,13 @@ impl Reported {
     /// A value.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        self.values.get(name).map(|value| &**value)
+        self.place(name).ok().map(|at| &*self.values[at].1)
+    }
+
+    /// Where a name is, or would be.
+    fn place(&self, name: &[u8]) -> Result<usize, usize> {
+        self.values
+            .binary_search_by(|(known, _)| (**known).cmp(name))
     }
 
     /// Every name and value.

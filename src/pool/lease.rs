@@ -47,6 +47,7 @@ impl CheckoutError {
                 // cannot_connect_now: it starts, stops or recovers.
                 ConnectError::Refused(said) => said.sqlstate() == Some(b"57P03"),
                 ConnectError::TlsRefused
+                | ConnectError::NothingShown
                 | ConnectError::Handshake(_)
                 | ConnectError::Tls(_)
                 | ConnectError::Protocol(_) => false,
@@ -72,7 +73,12 @@ pub struct Pool {
     counters: Arc<PoolCounters>,
     /// Whether a task waits for the end of the pause after a failed connect.
     comes_again: AtomicBool,
+    /// Why the last connect failed.
+    last_failure: Mutex<Option<Arc<ConnectError>>>,
 }
+
+/// How long a client waits for a server that has failed a moment ago and is being tried again by one.
+const PATIENCE_WHEN_DOWN: Duration = Duration::from_millis(250);
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,6 +112,7 @@ impl Pool {
             clock,
             counters,
             comes_again: AtomicBool::new(false),
+            last_failure: Mutex::default(),
         })
     }
 
@@ -152,23 +159,30 @@ impl Pool {
             return Ok(lease);
         }
         let (sender, receiver) = oneshot::channel();
-        let ticket = {
+        let (ticket, down) = {
             let mut state = self.lock();
+            let down = state.is_down(self.clock.now());
             let ticket = state.queue(sender);
             // One may have come back since it was looked for: nobody would hand it to who queues only now.
             let freed = state.serve_waiting();
             drop(state);
             freed.into_iter().for_each(|freed| self.settle(freed));
-            ticket
+            (ticket, down.then(|| self.last_failure()).flatten())
         };
         let _place = Place { pool: self, ticket };
         self.open_more();
-        let deadline =
-            tokio::time::Instant::from_std(self.clock.now() + self.settings.wait_timeout);
+        let patience = match &down {
+            Some(_) => PATIENCE_WHEN_DOWN.min(self.settings.wait_timeout),
+            None => self.settings.wait_timeout,
+        };
+        let deadline = tokio::time::Instant::from_std(self.clock.now() + patience);
         match timeout_at(deadline, receiver).await {
             Ok(Ok(handed)) => handed,
             Ok(Err(_closed)) => Err(CheckoutError::Closed),
             Err(_elapsed) => {
+                if let Some(failure) = down {
+                    return Err(CheckoutError::Connect(failure));
+                }
                 self.counters.wait_timeouts.increment();
                 Err(CheckoutError::Timeout(self.settings.wait_timeout))
             }
@@ -213,7 +227,8 @@ impl Pool {
             Err(error) => {
                 tracing::debug!(%error, "no connection for those that wait");
                 let error = Arc::new(error);
-                let waiters = self.lock().open_failed(now);
+                *self.failure_lock() = Some(Arc::clone(&error));
+                let waiters = self.lock().open_failed(now, error.outlook());
                 for waiter in waiters {
                     // A waiter that has left does not need to know.
                     drop(waiter.send(Err(CheckoutError::Connect(Arc::clone(&error)))));
@@ -250,6 +265,22 @@ impl Pool {
             .expire(now, |backend| !backend_usable(backend, now, lifetime));
         drop(closed);
         self.open_more();
+    }
+
+    /// Nobody will find this pool any more: what is idle is closed, and what comes back too. Who uses it goes on.
+    pub fn retire(&self) {
+        let closed = self.lock().retire();
+        drop(closed);
+    }
+
+    fn last_failure(&self) -> Option<Arc<ConnectError>> {
+        self.failure_lock().clone()
+    }
+
+    fn failure_lock(&self) -> MutexGuard<'_, Option<Arc<ConnectError>>> {
+        self.last_failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes every idle backend; leased ones as they come back is the caller's part (by dropping the pool).
@@ -298,7 +329,7 @@ impl Lease {
     pub fn release(mut self) {
         let now = self.pool.clock.now();
         let expired = now.saturating_duration_since(self.born) >= self.pool.settings.lifetime;
-        if expired || !self.stream.buffered().is_empty() || self.stream.unsent() > 0 {
+        if expired || !self.stream.buffered().is_empty() || !self.stream.is_flushed() {
             return; // Dropped: closed.
         }
         self.stream.relax(true);

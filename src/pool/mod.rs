@@ -6,4 +6,5 @@
 
 pub mod backend;
 pub mod lease;
+pub mod listener;
 pub mod state;

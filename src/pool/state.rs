@@ -7,8 +7,14 @@
 //! ```
 //! Invariant: idle + leased + opening ≤ size. `B` is a backend, `W` a waiter.
 
-use crate::clock::{Duration, Instant};
+use crate::{
+    clock::{Duration, Instant},
+    net::backend::Outlook,
+};
 use std::collections::VecDeque;
+
+/// How long a failure that is likely to last is held against a server that nobody has tried since.
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 /// The limits of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +39,10 @@ pub struct State<B, W> {
     opening: usize,
     /// No connect before this, after one that failed.
     pause_until: Option<Instant>,
+    /// Until then nobody waits long, after a connect that failed and is likely to fail again.
+    down_until: Option<Instant>,
+    /// Nothing is kept: what is free and not waited for is closed.
+    retired: bool,
     failures: u32,
     /// Until when no backend is kept idle.
     vacant_until: Option<Instant>,
@@ -76,9 +86,25 @@ impl<B, W> State<B, W> {
             leased: 0,
             opening: 0,
             pause_until: None,
+            down_until: None,
+            retired: false,
             failures: 0,
             vacant_until: None,
         }
+    }
+
+    /// Nobody will find the pool any more: nothing idle is kept from now on. Gives what is idle.
+    pub fn retire(&mut self) -> Vec<B> {
+        self.retired = true;
+        self.limits.min_size = 0;
+        self.drain_idle()
+    }
+
+    /// Whether a waiter is better told soon: the last connect failed a moment ago, another is likely to fail alike, and
+    /// no backend is in use that could come back.
+    #[must_use]
+    pub fn is_down(&self, now: Instant) -> bool {
+        self.leased == 0 && self.idle.is_empty() && self.down_until.is_some_and(|until| now < until)
     }
 
     /// New limits; what is above them is closed as it becomes free.
@@ -133,8 +159,13 @@ impl<B, W> State<B, W> {
         let needed =
             self.waiting.len() > self.opening || total < self.limits.min_size.min(self.limits.size);
         let paused = self.pause_until.is_some_and(|until| now < until);
-        let begin =
-            needed && !paused && total < self.limits.size && self.opening < self.limits.connects;
+        // A server that failed is tried by one.
+        let connects = if self.failures > 0 {
+            1
+        } else {
+            self.limits.connects
+        };
+        let begin = needed && !paused && total < self.limits.size && self.opening < connects;
         self.opening += usize::from(begin);
         begin
     }
@@ -150,13 +181,15 @@ impl<B, W> State<B, W> {
         self.opening -= 1;
         self.failures = 0;
         self.pause_until = None;
+        self.down_until = None;
         self.free(backend, now)
     }
 
     /// A connect failed: the next waits (50 ms doubling to 2 s). Every waiter learns of it, so that none waits for
     /// a server that is not there.
-    pub fn open_failed(&mut self, now: Instant) -> Vec<W> {
+    pub fn open_failed(&mut self, now: Instant, outlook: Outlook) -> Vec<W> {
         self.opening -= 1;
+        self.down_until = (outlook == Outlook::Lasting).then(|| now + REMEMBERED);
         self.failures = (self.failures + 1).min(6);
         self.pause_until =
             Some(now + Duration::from_millis(25 << self.failures).min(Duration::from_secs(2)));
@@ -199,6 +232,9 @@ impl<B, W> State<B, W> {
         if let Some((_, waiter)) = self.waiting.pop_front() {
             self.leased += 1;
             return Freed::Hand(waiter, backend);
+        }
+        if self.retired {
+            return Freed::Close(backend);
         }
         self.idle.push_back(Idle {
             backend,
@@ -303,10 +339,56 @@ mod tests {
         pool.queue("a");
         pool.queue("b");
         assert!(pool.begin_open(now));
-        assert_eq!(pool.open_failed(now), ["a", "b"]);
+        assert_eq!(pool.open_failed(now, Outlook::Open), ["a", "b"]);
         pool.queue("c");
         assert!(!pool.begin_open(now));
+        assert!(!pool.is_down(now), "it may be back at any moment");
         assert!(pool.begin_open(now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_server_that_is_likely_to_fail_again_is_tried_by_one_and_nobody_waits_for_it() {
+        let (now, later) = (Clock.now(), Clock.now() + Duration::from_secs(3));
+        let mut pool = State::<u32, &str>::new(Limits {
+            size: 9,
+            min_size: 0,
+            connects: 9,
+            idle_timeout: Duration::from_secs(60),
+        });
+        pool.queue("a");
+        assert!(pool.begin_open(now));
+        assert_eq!(pool.open_failed(now, Outlook::Lasting), ["a"]);
+        for name in ["b", "c"] {
+            assert!(pool.is_down(later));
+            pool.queue(name);
+        }
+        assert!(pool.begin_open(later) && !pool.begin_open(later));
+        assert!(matches!(pool.opened(1, later), Freed::Hand("b", 1)));
+        assert!(!pool.is_down(later));
+        assert!(pool.begin_open(later));
+        assert!(matches!(pool.opened(2, later), Freed::Hand("c", 2)));
+        // With one in use, whoever waits may be served by it.
+        pool.queue("d");
+        assert!(pool.begin_open(later));
+        assert_eq!(pool.open_failed(later, Outlook::Lasting), ["d"]);
+        assert!(!pool.is_down(later));
+        pool.lost();
+        pool.lost();
+        assert!(pool.is_down(later));
+        assert!(!pool.is_down(later + Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_retired_pool_serves_who_waits_and_keeps_nothing() {
+        let now = Clock.now();
+        let mut pool = pool(2);
+        pool.queue("a");
+        assert!(pool.begin_open(now));
+        assert!(matches!(pool.opened(1, now), Freed::Hand("a", 1)));
+        assert!(pool.retire().is_empty());
+        pool.queue("b");
+        assert!(matches!(pool.released(1, now), Freed::Hand("b", 1)));
+        assert!(matches!(pool.released(1, now), Freed::Close(1)));
     }
 
     #[test]

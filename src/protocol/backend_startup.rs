@@ -1,14 +1,15 @@
-//! How a connection to a backend begins: proofs of who we are, then what the server says of itself. Pure.
-//! The server is not trusted: once it has asked for SCRAM it must prove that it knows the password before it is
-//! believed, and what may not come while starting ends the connection.
+//! How a connection to a backend begins: the version agreed on, proofs of who we are, then what the server says of
+//! itself. Pure. The server is not trusted: once it has asked for SCRAM it must prove that it knows the password before
+//! it is believed, where channel binding is required nothing but a bound exchange lets it be, and what may not come while
+//! starting ends the connection.
 //!
 //! A server that asks for a cleartext password gets it, with or without TLS, as from libpq by default: use
-//! `verify-full` or a trusted network.
+//! `verify-full`, `channel_binding=require` or a trusted network.
 
 use crate::{
     auth::{
         md5,
-        scram::{self, Client, ClientFinal, ScramError},
+        scram::{self, ChannelBinding, Client, ClientFinal, Gs2, Proof, ScramError},
     },
     wire::{
         backend::{self, Status},
@@ -20,15 +21,36 @@ use crate::{
 
 /// The most ParameterStatus messages of one startup: PostgreSQL sends some fifteen.
 const MOST_PARAMETERS: usize = 256;
+/// The newest minor version of protocol 3 that is asked of servers.
+pub const NEWEST_MINOR: u16 = 2;
 
 /// A name and its value, as the server sent them.
 pub type Parameter = (Box<[u8]>, Box<[u8]>);
 
+/// How the bytes travel, and what of it a login can be bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Channel {
+    Plain,
+    /// With the hash of the server's certificate, when there is one.
+    Tls(Option<Vec<u8>>),
+}
+
+/// Who logs in, and how.
+#[derive(Clone, Debug)]
+pub struct Login {
+    pub user: String,
+    pub proof: Option<Proof>,
+    pub binding: ChannelBinding,
+    pub channel: Channel,
+    /// The minor version of protocol 3 that the StartupMessage asked for.
+    pub minor: u16,
+    /// Random bytes of this connection alone.
+    pub nonce: [u8; 18],
+}
+
 /// A connection to a backend that is not ready yet.
 pub struct BackendStartup {
-    user: String,
-    password: Option<String>,
-    nonce: [u8; 18],
+    login: Box<Login>,
     expect: Expect,
     parameters: Vec<Parameter>,
     key: Option<(u32, Vec<u8>)>,
@@ -47,6 +69,8 @@ enum Expect {
 /// A backend that is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Established {
+    /// The minor version agreed on.
+    pub minor: u16,
     pub pid: u32,
     pub key: Vec<u8>,
     /// In the order in which the server sent them.
@@ -67,10 +91,17 @@ pub enum Step {
 pub enum BackendStartupError {
     #[error("the server asks for a password, and none is configured")]
     NoPassword,
+    /// Keys that a client has shown answer SCRAM and nothing else.
+    #[error("the server asks for a password, and what the client has shown answers SCRAM only")]
+    KeysOnly,
     #[error("the server asks for an authentication that is not supported: {0}")]
     Method(u32),
     #[error("the server offers no SASL mechanism that is supported")]
     Mechanism,
+    #[error("channel binding is required, and {0}")]
+    Unbound(Unbound),
+    #[error("the server offered channel binding on a connection without TLS")]
+    BindingWithoutTls,
     #[error(transparent)]
     Scram(#[from] ScramError),
     #[error("the server sent a message of type {0} while starting")]
@@ -81,18 +112,29 @@ pub enum BackendStartupError {
     Decode(#[from] DecodeError),
     #[error("the server sent too many parameters")]
     TooManyParameters,
-    #[error("the server negotiated a version that was not asked for")]
+    #[error("the server negotiated a version or an option that was not asked for")]
     Version,
 }
 
+/// Why a login could not be bound to its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unbound {
+    #[error("the connection is not encrypted")]
+    Plain,
+    #[error("the signature of the server's certificate has no hash function to bind to")]
+    Certificate,
+    #[error("the server does not offer it")]
+    NotOffered,
+    #[error("the server asks for another proof than SCRAM, or for none")]
+    NotScram,
+}
+
 impl BackendStartup {
-    /// After a StartupMessage of protocol 3.0. `nonce`: random bytes of this connection alone.
+    /// After a StartupMessage.
     #[must_use]
-    pub fn new(user: &str, password: Option<&str>, nonce: [u8; 18]) -> Self {
+    pub fn new(login: Login) -> Self {
         Self {
-            user: user.to_owned(),
-            password: password.map(str::to_owned),
-            nonce,
+            login: Box::new(login),
             expect: Expect::Authentication,
             parameters: Vec::new(),
             key: None,
@@ -107,7 +149,7 @@ impl BackendStartup {
         match (tag, &self.expect) {
             (b'E', _) => Ok(Step::Refused(body.to_vec())),
             (b'N', _) => Ok(Step::Continue(self, Vec::new())),
-            // We ask for 3.0 and no options: there is nothing to negotiate.
+            (b'v', Expect::Authentication) => self.handle_negotiation(body),
             (b'v', _) => Err(BackendStartupError::Version),
             (b'R', _) => self.handle_authentication(body),
             (b'S', Expect::Ready) => {
@@ -132,6 +174,7 @@ impl BackendStartup {
                     // A pooler may send no key: such a backend cannot be cancelled.
                     let (pid, key) = self.key.unwrap_or_default();
                     Ok(Step::Ready(Established {
+                        minor: self.login.minor,
                         pid,
                         key,
                         parameters: self.parameters,
@@ -143,39 +186,56 @@ impl BackendStartup {
         }
     }
 
+    /// NegotiateProtocolVersion: the server wants an older version than we asked for. We ask for no options, so it has
+    /// none to refuse. The version comes whole from PostgreSQL; the manual says "minor", which is read too.
+    fn handle_negotiation(mut self, body: &[u8]) -> Result<Step, BackendStartupError> {
+        let mut body = Body::new(body);
+        let (version, options) = (body.u32()?, body.u32()?);
+        body.end()?;
+        // 3.1 never existed. A second one finds nothing that could be older.
+        let older = matches!(version, 0 | 0x0003_0000) && self.login.minor > 0;
+        if options > 0 || !older {
+            return Err(BackendStartupError::Version);
+        }
+        self.login.minor = 0;
+        Ok(Step::Continue(self, Vec::new()))
+    }
+
     fn handle_authentication(mut self, body: &[u8]) -> Result<Step, BackendStartupError> {
         let mut body = Body::new(body);
         let kind = body.u32()?;
         let data = body.rest();
         let (expect, reply) = match (kind, self.expect) {
-            (0, Expect::Authentication | Expect::Ok) => (Expect::Ready, Vec::new()),
+            (0, Expect::Ok) => (Expect::Ready, Vec::new()),
+            (0, Expect::Authentication) => {
+                self.login.may_go_unbound(Unbound::NotScram)?;
+                (Expect::Ready, Vec::new())
+            }
             (3, Expect::Authentication) => {
-                let password = self
-                    .password
-                    .as_deref()
-                    .ok_or(BackendStartupError::NoPassword)?;
+                let password = self.login.password()?;
                 (Expect::Ok, password_message(password.as_bytes()))
             }
             (5, Expect::Authentication) => {
-                let password = self
-                    .password
-                    .as_deref()
-                    .ok_or(BackendStartupError::NoPassword)?;
+                let password = self.login.password()?;
                 let salt: [u8; 4] = data.try_into().map_err(|_other_length| DecodeError)?;
-                let hash = md5::Hash::parse(password)
-                    .unwrap_or_else(|| md5::Hash::of(self.user.as_bytes(), password.as_bytes()));
+                let hash = md5::Hash::parse(password).unwrap_or_else(|| {
+                    md5::Hash::of(self.login.user.as_bytes(), password.as_bytes())
+                });
                 (Expect::Ok, password_message(&hash.response(salt)))
             }
             (10, Expect::Authentication) => {
-                let password = self
-                    .password
-                    .as_deref()
-                    .ok_or(BackendStartupError::NoPassword)?;
-                if !offers_scram(data)? {
-                    return Err(BackendStartupError::Mechanism);
-                }
-                let (client, first) = Client::begin(password, self.nonce);
-                (Expect::ScramContinue(client), sasl_initial(&first))
+                let gs2 = self.login.bind(offers(data)?)?;
+                let mechanism = match gs2 {
+                    Gs2::EndPoint(_) => scram::MECHANISM_PLUS,
+                    Gs2::Cannot | Gs2::Could => scram::MECHANISM,
+                };
+                let proof = self.login.proof.clone();
+                let proof = proof.ok_or(BackendStartupError::NoPassword)?;
+                let (client, first) = Client::with(proof, gs2, self.login.nonce);
+                (
+                    Expect::ScramContinue(client),
+                    sasl_initial(mechanism, &first),
+                )
             }
             (11, Expect::ScramContinue(client)) => {
                 let (client, last) = client.handle_first(data)?;
@@ -196,14 +256,82 @@ impl BackendStartup {
     }
 }
 
-/// Whether SCRAM-SHA-256 is among the mechanisms of AuthenticationSASL.
-fn offers_scram(data: &[u8]) -> Result<bool, DecodeError> {
+impl Login {
+    /// # Errors
+    /// When the login must be bound to its channel.
+    fn may_go_unbound(&self, why: Unbound) -> Result<(), BackendStartupError> {
+        match self.binding {
+            ChannelBinding::Disable | ChannelBinding::Prefer => Ok(()),
+            ChannelBinding::Require => Err(BackendStartupError::Unbound(why)),
+        }
+    }
+
+    /// The password, to be given away or hashed for the server.
+    fn password(&self) -> Result<&str, BackendStartupError> {
+        self.may_go_unbound(Unbound::NotScram)?;
+        match &self.proof {
+            Some(Proof::Password(password)) => Ok(password),
+            Some(Proof::Keys(_)) => Err(BackendStartupError::KeysOnly),
+            None => Err(BackendStartupError::NoPassword),
+        }
+    }
+
+    /// How SCRAM is bound to the channel, from what the server offers.
+    fn bind(&self, offered: Offered) -> Result<Gs2, BackendStartupError> {
+        match (&self.channel, offered) {
+            (
+                _,
+                Offered {
+                    plain: false,
+                    plus: false,
+                },
+            ) => Err(BackendStartupError::Mechanism),
+            // Somebody in between passes on what was offered over TLS.
+            (Channel::Plain, Offered { plus: true, .. }) => {
+                Err(BackendStartupError::BindingWithoutTls)
+            }
+            (Channel::Plain, _) => {
+                self.may_go_unbound(Unbound::Plain)?;
+                Ok(Gs2::Cannot)
+            }
+            (Channel::Tls(Some(hash)), Offered { plus: true, .. })
+                if self.binding != ChannelBinding::Disable =>
+            {
+                Ok(Gs2::EndPoint(hash.clone()))
+            }
+            (Channel::Tls(_), Offered { plain: false, .. }) => Err(BackendStartupError::Mechanism),
+            (Channel::Tls(None), _) => {
+                self.may_go_unbound(Unbound::Certificate)?;
+                Ok(Gs2::Cannot)
+            }
+            (Channel::Tls(Some(_)), _) => {
+                self.may_go_unbound(Unbound::NotOffered)?;
+                Ok(match self.binding {
+                    ChannelBinding::Disable => Gs2::Cannot,
+                    ChannelBinding::Prefer | ChannelBinding::Require => Gs2::Could,
+                })
+            }
+        }
+    }
+}
+
+/// Which of the mechanisms that we know AuthenticationSASL offers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Offered {
+    plain: bool,
+    plus: bool,
+}
+
+fn offers(data: &[u8]) -> Result<Offered, DecodeError> {
     let mut body = Body::new(data);
-    let mut found = false;
+    let mut found = Offered::default();
     loop {
         match body.cstr()? {
             b"" => return Ok(found),
-            mechanism => found |= mechanism == scram::MECHANISM.as_bytes(),
+            mechanism => {
+                found.plain |= mechanism == scram::MECHANISM.as_bytes();
+                found.plus |= mechanism == scram::MECHANISM_PLUS.as_bytes();
+            }
         }
     }
 }
@@ -215,9 +343,9 @@ fn password_message(text: &[u8]) -> Vec<u8> {
     })
 }
 
-fn sasl_initial(data: &[u8]) -> Vec<u8> {
+fn sasl_initial(mechanism: &str, data: &[u8]) -> Vec<u8> {
     message(|out| {
-        out.extend_from_slice(scram::MECHANISM.as_bytes());
+        out.extend_from_slice(mechanism.as_bytes());
         out.push(0);
         out.extend_from_slice(&u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes());
         out.extend_from_slice(data);
@@ -234,12 +362,23 @@ fn message(body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn startup() -> BackendStartup {
-        BackendStartup::new("ann", Some("secret"), [1; 18])
+    fn login() -> Login {
+        Login {
+            user: "ann".to_owned(),
+            proof: Some(Proof::password("secret")),
+            binding: ChannelBinding::Prefer,
+            channel: Channel::Plain,
+            minor: NEWEST_MINOR,
+            nonce: [1; 18],
+        }
     }
 
     fn after(messages: &[(u8, &[u8])]) -> Result<Step, BackendStartupError> {
-        let mut startup = startup();
+        after_as(login(), messages)
+    }
+
+    fn after_as(login: Login, messages: &[(u8, &[u8])]) -> Result<Step, BackendStartupError> {
+        let mut startup = BackendStartup::new(login);
         let (last, before) = messages.split_last().unwrap();
         for (tag, body) in before {
             let Step::Continue(next, _) = startup.handle_message(*tag, body)? else {
@@ -251,6 +390,110 @@ mod tests {
     }
 
     const OK: (u8, &[u8]) = (b'R', &[0, 0, 0, 0]);
+    const OLDER: (u8, &[u8]) = (b'v', b"\0\x03\0\0\0\0\0\0");
+    const PLAIN: (u8, &[u8]) = (b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+    const BOTH: (u8, &[u8]) = (b'R', b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+
+    #[test]
+    fn a_key_of_any_length_that_the_protocol_allows_is_kept_with_the_version_agreed_on() {
+        for (negotiation, minor) in [(None, 2), (Some(OLDER), 0)] {
+            for length in [4, 32, 100, 256] {
+                let key = [&[0, 0, 0, 7], &vec![9; length][..]].concat();
+                let mut messages: Vec<_> = negotiation.into_iter().collect();
+                messages.extend([OK, (b'K', &key[..]), (b'Z', b"I")]);
+                let Ok(Step::Ready(established)) = after(&messages) else {
+                    panic!("{length}")
+                };
+                assert_eq!(established.minor, minor);
+                assert_eq!(established.key, vec![9; length]);
+            }
+        }
+    }
+
+    /// How SCRAM begins over this channel, or why it does not.
+    fn begins(
+        binding: ChannelBinding,
+        channel: Channel,
+        offer: (u8, &[u8]),
+    ) -> Result<String, BackendStartupError> {
+        let login = Login {
+            binding,
+            channel,
+            ..login()
+        };
+        match after_as(login, &[offer])? {
+            Step::Continue(_, reply) => {
+                let text = String::from_utf8_lossy(&reply[5..]).into_owned();
+                let (mechanism, first) = text.split_once('\0').unwrap();
+                let (header, _) = first[4..].split_once("n=").unwrap();
+                Ok(format!("{mechanism} {header}"))
+            }
+            Step::Ready(_) | Step::Refused(_) => panic!("over too early"),
+        }
+    }
+
+    #[test]
+    fn a_login_is_bound_to_its_channel_where_both_sides_can() {
+        use ChannelBinding::{Disable, Prefer, Require};
+        let tls = || Channel::Tls(Some(vec![1; 32]));
+        let unbound = |why| Err(BackendStartupError::Unbound(why));
+        for (binding, channel, offer, expected) in [
+            (
+                Prefer,
+                tls(),
+                BOTH,
+                Ok("SCRAM-SHA-256-PLUS p=tls-server-end-point,,"),
+            ),
+            (
+                Require,
+                tls(),
+                BOTH,
+                Ok("SCRAM-SHA-256-PLUS p=tls-server-end-point,,"),
+            ),
+            (Disable, tls(), BOTH, Ok("SCRAM-SHA-256 n,,")),
+            // Had somebody in between taken the offer away, the server would see that we could.
+            (Prefer, tls(), PLAIN, Ok("SCRAM-SHA-256 y,,")),
+            (Require, tls(), PLAIN, unbound(Unbound::NotOffered)),
+            (Prefer, Channel::Tls(None), BOTH, Ok("SCRAM-SHA-256 n,,")),
+            (
+                Require,
+                Channel::Tls(None),
+                BOTH,
+                unbound(Unbound::Certificate),
+            ),
+            (Prefer, Channel::Plain, PLAIN, Ok("SCRAM-SHA-256 n,,")),
+            (Require, Channel::Plain, PLAIN, unbound(Unbound::Plain)),
+            (
+                Prefer,
+                Channel::Plain,
+                BOTH,
+                Err(BackendStartupError::BindingWithoutTls),
+            ),
+        ] {
+            let begun = begins(binding, channel.clone(), offer);
+            assert_eq!(
+                begun.as_deref(),
+                expected.as_ref().map(|text| *text),
+                "{binding:?} {channel:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn where_channel_binding_is_required_no_other_proof_is_given_and_none_believed() {
+        for offer in [OK, (b'R', &[0, 0, 0, 3][..]), (b'R', b"\0\0\0\x05salt")] {
+            let login = Login {
+                binding: ChannelBinding::Require,
+                channel: Channel::Tls(Some(vec![1; 32])),
+                ..login()
+            };
+            assert_eq!(
+                after_as(login, &[offer]).map(|_| ()),
+                Err(BackendStartupError::Unbound(Unbound::NotScram)),
+                "{offer:?}"
+            );
+        }
+    }
 
     #[test]
     fn what_the_server_says_of_itself_is_kept() {
@@ -317,8 +560,30 @@ mod tests {
                 BackendStartupError::Decode(DecodeError),
             ),
             (&[OK, (b'D', b"")], BackendStartupError::Unexpected(b'D')),
+            (&[OLDER, OLDER], BackendStartupError::Version),
+            (&[OK, OLDER], BackendStartupError::Version),
             (
-                &[(b'v', b"\0\x03\0\0\0\0\0\0")],
+                &[(b'v', b"\0\x03\0\x01\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
+            (
+                &[(b'v', b"\0\x03\0\x02\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
+            (
+                &[(b'v', b"\0\x03\0\x03\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
+            (
+                &[(b'v', b"\0\x02\0\0\0\0\0\0")],
+                BackendStartupError::Version,
+            ),
+            (
+                &[(b'v', b"\0\x03\0\0\0\0\0\x01_pq_.x\0")],
+                BackendStartupError::Decode(DecodeError),
+            ),
+            (
+                &[(b'v', b"\0\x03\0\0\0\0\0\x01")],
                 BackendStartupError::Version,
             ),
         ] {

@@ -19,7 +19,10 @@ use crate::{
         frame::FrameError,
         frontend::put,
         notice::Notice,
-        startup::{self, Message, OptionsError, PROTOCOL_OPTION, Setting, Startup, StartupError},
+        startup::{
+            self, Message, OptionsError, PROTOCOL_OPTION, Replication, ReplicationError, Setting,
+            Startup, StartupError,
+        },
     },
 };
 use bytes::{Bytes, BytesMut};
@@ -83,6 +86,8 @@ pub struct Entry {
     pub user: Vec<u8>,
     /// The user's name when the client gave none.
     pub database: Vec<u8>,
+    /// `None`: an ordinary connection.
+    pub replication: Option<Replication>,
     /// Settings in the order of their effect: `options` first, then the packet's own, later ones win.
     pub settings: Vec<Setting>,
     /// NegotiateProtocolVersion, or nothing: to be sent before anything else.
@@ -102,8 +107,10 @@ pub enum Refusal {
     Alpn,
     #[error("no user named")]
     NoUser,
-    #[error("replication connections are not served")]
-    Replication,
+    #[error(transparent)]
+    Replication(ReplicationError),
+    #[error("a physical replication connection names no database, and the user has several")]
+    WhichDatabase,
     #[error("TLS is required")]
     TlsRequired { user: Vec<u8>, database: Vec<u8> },
     #[error("authentication failed")]
@@ -118,6 +125,36 @@ pub enum Refusal {
     Forbidden { database: Vec<u8> },
     #[error("the login took too long")]
     Timeout,
+    /// The server that knows the users could not be asked.
+    #[error("the user could not be looked up")]
+    Lookup,
+    #[error("newer logins took its place")]
+    Evicted,
+    #[error("no rule fits")]
+    NoRule(Connection),
+    #[error("a rule rejects it")]
+    Rejected(Connection),
+    #[error("no client certificate was shown")]
+    NoCertificate,
+    #[error("the client certificate is not the user's")]
+    Certificate { user: Vec<u8> },
+    /// Where no proof is asked for: elsewhere nobody learns it.
+    #[error("unknown user")]
+    NoRole { user: Vec<u8> },
+    /// Seconds after which it may be tried again.
+    #[error("too many failed logins before")]
+    Throttled { user: Vec<u8>, seconds: u64 },
+}
+
+/// A connection as rules of authentication see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub replication: Option<Replication>,
+    /// Without its port; `[local]` over a Unix socket.
+    pub host: String,
+    pub user: Vec<u8>,
+    pub database: Vec<u8>,
+    pub channel: Channel,
 }
 
 impl ExpectPacket {
@@ -189,7 +226,7 @@ impl ExpectPacket {
             .filter(|user| !user.is_empty())
             .ok_or(Refusal::NoUser)?
             .to_vec();
-        let database = message
+        let mut database = message
             .parameter(b"database")
             .filter(|name| !name.is_empty())
             .unwrap_or(&user)
@@ -197,12 +234,10 @@ impl ExpectPacket {
         if self.offer == TlsOffer::Required && self.channel == Channel::Plain {
             return Err(Refusal::TlsRequired { user, database });
         }
-        if message
-            .parameter(b"replication")
-            .is_some_and(|value| !is_false(value))
-        {
-            return Err(Refusal::Replication);
-        }
+        let replication = match message.parameter(b"replication") {
+            Some(value) => startup::replication(value).map_err(Refusal::Replication)?,
+            None => None,
+        };
         let options = message.parameter(b"options").unwrap_or_default();
         let mut settings = startup::options(options).map_err(Refusal::Options)?;
         settings.extend(
@@ -213,21 +248,36 @@ impl ExpectPacket {
                 })
                 .map(|(name, value)| (name.to_vec(), value.to_vec())),
         );
+        if replication.is_some() {
+            name_place(&mut database, &mut settings);
+        }
         Ok(Entry {
             minor,
             user,
             database,
+            replication,
             settings,
             negotiation,
         })
     }
 }
 
-/// The spellings of "false" that PostgreSQL's `parse_bool` takes.
-fn is_false(value: &[u8]) -> bool {
-    let value = value.to_ascii_lowercase();
-    let abbreviates = |word: &[u8], least| value.len() >= least && word.starts_with(&value);
-    abbreviates(b"false", 1) || abbreviates(b"no", 1) || abbreviates(b"off", 2) || value == b"0"
+/// Where a replication connection goes, as far as it cannot say so in other ways: programs of PostgreSQL replace either
+/// the database's name (pg_basebackup) or the options (CREATE SUBSCRIPTION). `shardway.database` among the settings
+/// replaces the name, and of the name `app@s1` the part behind the last `@` is the shard, unless a setting names one.
+fn name_place(database: &mut Vec<u8>, settings: &mut Vec<Setting>) {
+    settings.retain(|(name, value)| {
+        let names_database = name.eq_ignore_ascii_case(b"shardway.database");
+        if names_database {
+            database.clone_from(value);
+        }
+        !names_database
+    });
+    if let Some(at) = memchr::memrchr(b'@', database) {
+        let shard = database.split_off(at + 1);
+        database.truncate(at);
+        settings.insert(0, (b"shardway.shard".to_vec(), shard));
+    }
 }
 
 /// The minor version agreed on, and NegotiateProtocolVersion when that or an option is not what was asked for.
@@ -268,6 +318,11 @@ pub fn put_ask(out: &mut Vec<u8>, ask: Ask) {
             Ask::Password => Authentication::CleartextPassword,
             Ask::Md5(salt) => Authentication::MD5Password(salt.to_vec()),
             Ask::Scram => Authentication::SASL(vec![scram::MECHANISM.to_owned()]),
+            // The stronger first, as PostgreSQL.
+            Ask::ScramPlus => Authentication::SASL(vec![
+                scram::MECHANISM_PLUS.to_owned(),
+                scram::MECHANISM.to_owned(),
+            ]),
         },
     );
 }
@@ -302,7 +357,9 @@ fn put_authentication(out: &mut Vec<u8>, message: &Authentication) {
 /// What the client is told, in PostgreSQL's words; nothing where PostgreSQL closes without a word.
 #[must_use]
 pub fn refusal(refusal: &Refusal) -> Option<Notice> {
-    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) = refusal {
+    if let Refusal::Startup(StartupError::Length(_) | StartupError::Cancel) | Refusal::Evicted =
+        refusal
+    {
         return None;
     }
     let detail = match refusal {
@@ -310,27 +367,60 @@ pub fn refusal(refusal: &Refusal) -> Option<Notice> {
             "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
         ),
         Refusal::Forbidden { .. } => Some("User does not have CONNECT privilege."),
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade)) => Some(
+            "The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.",
+        ),
+        Refusal::Authentication(AuthError::Scram(ScramError::BindingMechanism)) => Some(
+            "The SCRAM message has channel binding data where the selected mechanism has none, or none where it needs them.",
+        ),
+        Refusal::WhichDatabase => {
+            Some("The server of which database's shard is meant is not known.")
+        }
         Refusal::Startup(_)
         | Refusal::Options(_)
         | Refusal::Alpn
         | Refusal::NoUser
-        | Refusal::Replication
+        | Refusal::Replication(_)
         | Refusal::TlsRequired { .. }
         | Refusal::Password { .. }
         | Refusal::Authentication(_)
         | Refusal::Frame(_)
         | Refusal::NoDatabase { .. }
-        | Refusal::Timeout => None,
+        | Refusal::Timeout
+        | Refusal::Lookup
+        | Refusal::Evicted
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => None,
     };
-    let hint =
-        matches!(refusal, Refusal::TlsRequired { .. }).then_some("Connect with sslmode=require.");
     Some(Notice {
         severity: "FATAL",
         sqlstate: sqlstate(refusal),
         message: message(refusal),
         detail: detail.map(str::to_owned),
-        hint: hint.map(str::to_owned),
+        hint: hint(refusal),
     })
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most refusals say themselves what to do"
+)]
+fn hint(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::TlsRequired { .. } => Some("Connect with sslmode=require.".into()),
+        Refusal::Replication(_) => {
+            Some("Valid values are: \"false\", \"true\", \"database\".".into())
+        }
+        Refusal::WhichDatabase => {
+            Some("Name it in the options: PGOPTIONS='-c shardway.database=NAME'.".into())
+        }
+        Refusal::Throttled { seconds, .. } => Some(format!("Try again in {seconds} seconds.")),
+        _ => None,
+    }
 }
 
 fn sqlstate(refusal: &Refusal) -> &'static str {
@@ -339,17 +429,31 @@ fn sqlstate(refusal: &Refusal) -> &'static str {
         | Refusal::UnencryptedData
         | Refusal::Alpn
         | Refusal::Frame(_) => "08P01",
-        Refusal::Startup(StartupError::Version { .. }) | Refusal::Replication => "0A000",
+        Refusal::Startup(StartupError::Version { .. }) => "0A000",
+        Refusal::Replication(_) => "22023",
         Refusal::Options(_) => "42601",
-        Refusal::NoUser | Refusal::TlsRequired { .. } => "28000",
+        Refusal::NoUser
+        | Refusal::TlsRequired { .. }
+        | Refusal::Throttled { .. }
+        | Refusal::NoRule(_)
+        | Refusal::Rejected(_)
+        | Refusal::NoCertificate
+        | Refusal::Certificate { .. }
+        | Refusal::NoRole { .. } => "28000",
         Refusal::Password { .. } | Refusal::Authentication(AuthError::Wrong) => "28P01",
         Refusal::Authentication(AuthError::Scram(
             ScramError::AuthorizationIdentity | ScramError::Extension,
         )) => "0A000",
+        Refusal::Authentication(AuthError::Scram(ScramError::Downgrade | ScramError::Binding)) => {
+            "28000"
+        }
         Refusal::Authentication(_) => "08P01",
-        Refusal::NoDatabase { .. } => "3D000",
+        Refusal::NoDatabase { .. } | Refusal::WhichDatabase => "3D000",
         Refusal::Forbidden { .. } => "42501",
         Refusal::Timeout => "57014",
+        Refusal::Lookup => "08006",
+        // Never told.
+        Refusal::Evicted => "53300",
     }
 }
 
@@ -361,9 +465,7 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Startup(error @ StartupError::Version { .. }) => {
             format!("{error}: server supports 3.0 to 3.{NEWEST_MINOR}")
         }
-        Refusal::Startup(error @ (StartupError::Length(_) | StartupError::Cancel)) => {
-            error.to_string()
-        }
+        Refusal::Startup(error) => error.to_string(),
         Refusal::Options(error @ OptionsError::Argument(word)) => {
             format!("{error}: {}", shown(word))
         }
@@ -373,26 +475,21 @@ fn message(refusal: &Refusal) -> String {
             "received direct SSL connection request without ALPN protocol negotiation".into()
         }
         Refusal::NoUser => "no PostgreSQL user name specified in startup packet".into(),
-        Refusal::Replication => "replication connections are not supported".into(),
+        Refusal::Replication(error) => format!("{error}: \"{}\"", shown(&error.0)),
+        Refusal::WhichDatabase => "replication connection names no database".into(),
         Refusal::TlsRequired { user, database } => {
             let (user, database) = (shown(user), shown(database));
             format!(
                 "connection refused for user \"{user}\", database \"{database}\", no encryption"
             )
         }
-        Refusal::Password { user } => {
-            format!(
-                "password authentication failed for user \"{}\"",
-                shown(user)
-            )
-        }
+        Refusal::Password { user } => failed("password", user),
         Refusal::Authentication(AuthError::Decode(_)) => "invalid password packet size".into(),
         Refusal::Authentication(AuthError::Mechanism) => {
             "client selected an invalid SASL authentication mechanism".into()
         }
-        Refusal::Authentication(error @ (AuthError::Scram(_) | AuthError::Wrong)) => {
-            error.to_string()
-        }
+        Refusal::Authentication(AuthError::Scram(error)) => scram_message(*error),
+        Refusal::Authentication(error @ AuthError::Wrong) => error.to_string(),
         Refusal::Frame(FrameError::Tag(tag)) => {
             format!("expected password response, got message type {tag}")
         }
@@ -404,6 +501,85 @@ fn message(refusal: &Refusal) -> String {
             format!("permission denied for database \"{}\"", shown(database))
         }
         Refusal::Timeout => "canceling authentication due to timeout".into(),
+        Refusal::Lookup => "cannot look up users now".into(),
+        Refusal::Evicted => refusal.to_string(),
+        Refusal::NoRule(asked) => no_rule(asked),
+        Refusal::Rejected(asked) => rejected(asked),
+        Refusal::NoCertificate => "connection requires a valid client certificate".into(),
+        Refusal::Certificate { user } => failed("certificate", user),
+        Refusal::NoRole { user } => format!("role \"{}\" does not exist", shown(user)),
+        Refusal::Throttled { user, .. } => {
+            format!(
+                "too many failed logins for user \"{}\" from this address",
+                shown(user)
+            )
+        }
+    }
+}
+
+fn failed(method: &str, user: &[u8]) -> String {
+    format!(
+        "{method} authentication failed for user \"{}\"",
+        shown(user)
+    )
+}
+
+fn no_rule(asked: &Connection) -> String {
+    let whose = whose(asked);
+    match asked.replication {
+        Some(Replication::Physical) => {
+            format!("no pg_hba.conf entry for replication connection from {whose}")
+        }
+        Some(Replication::Logical) | None => format!("no pg_hba.conf entry for {whose}"),
+    }
+}
+
+fn rejected(asked: &Connection) -> String {
+    let whose = whose(asked);
+    match asked.replication {
+        Some(Replication::Physical) => {
+            format!("pg_hba.conf rejects replication connection for {whose}")
+        }
+        Some(Replication::Logical) | None => {
+            format!("pg_hba.conf rejects connection for {whose}")
+        }
+    }
+}
+
+/// From where a connection comes, for whom and how, in PostgreSQL's words.
+fn whose(asked: &Connection) -> String {
+    let database = match asked.replication {
+        Some(Replication::Physical) => String::new(),
+        Some(Replication::Logical) | None => {
+            format!(" database \"{}\",", shown(&asked.database))
+        }
+    };
+    let encryption = match asked.channel {
+        Channel::Plain => "no encryption",
+        Channel::Encrypted => "SSL encryption",
+    };
+    let (host, user) = (&asked.host, shown(&asked.user));
+    format!("host \"{host}\", user \"{user}\",{database} {encryption}")
+}
+
+fn scram_message(error: ScramError) -> String {
+    match error {
+        ScramError::Downgrade => "SCRAM channel binding negotiation error".into(),
+        ScramError::Binding => "SCRAM channel binding check failed".into(),
+        ScramError::BindingMechanism => "malformed SCRAM message".into(),
+        ScramError::BindingType => "unsupported SCRAM channel-binding type".into(),
+        ScramError::BindingAttribute => {
+            "unexpected SCRAM channel-binding attribute in client-final-message".into()
+        }
+        ScramError::Malformed
+        | ScramError::AuthorizationIdentity
+        | ScramError::Extension
+        | ScramError::Nonce
+        | ScramError::Proof
+        | ScramError::Iterations
+        | ScramError::ServerSignature
+        | ScramError::ServerError
+        | ScramError::OtherVerifier => error.to_string(),
     }
 }
 
@@ -532,6 +708,41 @@ mod tests {
     }
 
     #[test]
+    fn a_replication_connection_names_its_database_and_shard() {
+        for (database, options, expected, shards) in [
+            ("app", "", "app", &[][..]),
+            ("app@s1", "", "app", &["s1"]),
+            ("a@b@s1", "", "a@b", &["s1"]),
+            ("app@s1", "-c shardway.shard=s2", "app", &["s1", "s2"]),
+            ("replication", "-c shardway.database=app", "app", &[]),
+            ("replication", "-c shardway.database=app@s1", "app", &["s1"]),
+        ] {
+            let entry = enter(&packet(
+                0,
+                &[
+                    (b"user", b"u"),
+                    (b"database", database.as_bytes()),
+                    (b"options", options.as_bytes()),
+                    (b"replication", b"database"),
+                ],
+            ))
+            .unwrap();
+            assert_eq!(entry.replication, Some(Replication::Logical));
+            assert_eq!(entry.database, expected.as_bytes());
+            let shards: Vec<Setting> = shards
+                .iter()
+                .map(|shard| (b"shardway.shard".to_vec(), shard.as_bytes().to_vec()))
+                .collect();
+            assert_eq!(entry.settings, shards, "{database} {options}");
+        }
+        let plain = enter(&packet(0, &[(b"user", b"u"), (b"database", b"app@s1")])).unwrap();
+        assert_eq!(
+            (plain.replication, &plain.database[..]),
+            (None, &b"app@s1"[..])
+        );
+    }
+
+    #[test]
     fn clients_are_refused_as_postgresql_refuses_them() {
         let required = ExpectPacket::new(TlsOffer::Required, Channel::Plain);
         let code = |refused: &Refusal| refusal(refused).map(|notice| notice.sqlstate);
@@ -552,7 +763,7 @@ mod tests {
         for (pairs, expected) in [
             ([(&b"user"[..], &b"a"[..]), (b"options", b"-B 1")], "42601"),
             ([(b"user", b"a"), (b"options", b"-c x")], "42601"),
-            ([(b"user", b"a"), (b"replication", b"database")], "0A000"),
+            ([(b"user", b"a"), (b"replication", b"perhaps")], "22023"),
         ] {
             assert_eq!(
                 code(&enter(&packet(0, &pairs)).unwrap_err()),

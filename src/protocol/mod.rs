@@ -3,6 +3,8 @@
 
 pub mod backend_startup;
 pub mod client_startup;
+pub mod listening;
 pub mod parameters;
 pub mod pipeline;
+pub mod replicating;
 pub mod transaction;

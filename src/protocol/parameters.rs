@@ -20,8 +20,22 @@ pub enum Value {
     Config(String),
 }
 
+impl Value {
+    /// What a statement says behind `SET name TO`; empty for the list without items, which SQL has no word for.
+    #[must_use]
+    pub fn given(text: String) -> Self {
+        if text.is_empty() {
+            Self::Config(text)
+        } else {
+            Self::Sql(text)
+        }
+    }
+}
+
 /// Settings by folded name.
 pub type Map = BTreeMap<String, Value>;
+/// As [`Map`]; `None`: the server's own value.
+type Locals = BTreeMap<String, Option<Value>>;
 
 /// What a backend has been told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,24 +61,17 @@ pub struct Parameters {
     wanted: Arc<Map>,
     wanted_hash: u64,
     /// SET LOCAL of the running transaction: followed for planning only.
-    local: Arc<Map>,
+    local: Arc<Locals>,
     /// What held at the start of the transaction and at each savepoint, innermost last.
     marks: Vec<Mark>,
-    /// Whether [`PARTLY_SET`] was given, so that its value is what the server makes of it.
-    partly: bool,
 }
-
-/// A setting of two parts, of which SET may give only one: `SET datestyle = ymd` keeps the style.
-const PARTLY_SET: &str = "datestyle";
-/// How servers report its value.
-pub const PARTLY_SET_REPORTED: &[u8] = b"DateStyle";
 
 #[derive(Debug)]
 struct Mark {
     /// Empty for the transaction's own.
     savepoint: String,
     wanted: Arc<Map>,
-    local: Arc<Map>,
+    local: Arc<Locals>,
 }
 
 impl Parameters {
@@ -79,7 +86,6 @@ impl Parameters {
             wanted_hash,
             local: Arc::default(),
             marks: Vec::new(),
-            partly: false,
         }
     }
 
@@ -98,7 +104,34 @@ impl Parameters {
     /// The value that a setting has for the session, SET LOCAL included; `None`: the server's own.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.local.get(name).or_else(|| self.wanted.get(name))
+        match self.local.get(name) {
+            Some(local) => local.as_ref(),
+            None => self.wanted.get(name),
+        }
+    }
+
+    /// What DEFAULT is for this session where it is not the server's own, as SQL that may follow `SET name TO`: a value
+    /// of the startup packet. `None` also for one that has no such form.
+    #[must_use]
+    pub fn own_default(&self, name: &str) -> Option<String> {
+        let value = self.base.get(name)?;
+        let Value::Config(text) = value else {
+            return None;
+        };
+        let mut sql = String::new();
+        if !is_list_of_names(name) {
+            quote_literal(&mut sql, text);
+            return Some(sql);
+        }
+        for item in list(value)? {
+            if !sql.is_empty() {
+                sql.push(',');
+            }
+            sql.push('"');
+            sql.push_str(&item.replace('"', "\"\""));
+            sql.push('"');
+        }
+        (!sql.is_empty()).then_some(sql)
     }
 
     /// SET: confirmed by the backend. `None` is DEFAULT.
@@ -107,17 +140,12 @@ impl Parameters {
             if self.marks.is_empty() {
                 return; // Outside a transaction SET LOCAL has no effect.
             }
-            match value {
-                Some(value) => Arc::make_mut(&mut self.local).insert(name.to_owned(), value),
-                None => Arc::make_mut(&mut self.local).remove(name),
-            };
+            let value = value.or_else(|| self.base.get(name).cloned());
+            Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
             return;
         }
         if self.local.contains_key(name) {
             Arc::make_mut(&mut self.local).remove(name);
-        }
-        if name == PARTLY_SET {
-            self.partly = value.is_some();
         }
         if name == "session_authorization" {
             self.end_role();
@@ -140,22 +168,6 @@ impl Parameters {
             wanted.insert("role".to_owned(), Value::Sql("none".to_owned()));
         } else {
             wanted.remove("role");
-        }
-    }
-
-    /// Whether [`Parameters::complete`] must be told what the server reports.
-    #[must_use]
-    pub fn is_partly_set(&self) -> bool {
-        self.partly && !self.local.contains_key(PARTLY_SET)
-    }
-
-    /// The value that the server reports for what was given in part.
-    pub fn complete(&mut self, reported: &str) {
-        self.partly = false;
-        if self.wanted.contains_key(PARTLY_SET) {
-            let whole = Value::Config(reported.to_owned());
-            Arc::make_mut(&mut self.wanted).insert(PARTLY_SET.to_owned(), whole);
-            self.changed();
         }
     }
 
@@ -185,6 +197,12 @@ impl Parameters {
     #[must_use]
     pub fn in_transaction(&self) -> bool {
         !self.marks.is_empty()
+    }
+
+    /// How many marks stand: the transaction's own, and one for each savepoint.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.marks.len()
     }
 
     /// SAVEPOINT.
@@ -236,6 +254,33 @@ impl Parameters {
         changed
     }
 
+    /// Between batches: the value of DateStyle as the backend reports it, where the client has set a part of it and the
+    /// rest is as it was (manual 20.11.2). True when another text must hold than was known.
+    pub fn complete_date_style(&mut self, reported: &[u8]) -> bool {
+        let Ok(reported) = std::str::from_utf8(reported) else {
+            return false;
+        };
+        let is_whole = |value: &Value| matches!(value, Value::Config(known) if known == reported);
+        // What the client started with stays as it was given: it is what RESET goes back to.
+        let base = self.base.get(DATE_STYLE);
+        let is_open = |value: &Value| !is_whole(value) && Some(value) != base;
+        let whole = || Value::Config(reported.to_owned());
+        if let Some(local) = self.local.get(DATE_STYLE) {
+            // It hides the session's own, which is reported when the transaction has ended.
+            let open = local.as_ref().is_some_and(is_open);
+            if open {
+                Arc::make_mut(&mut self.local).insert(DATE_STYLE.to_owned(), Some(whole()));
+            }
+            return open;
+        }
+        let open = self.wanted.get(DATE_STYLE).is_some_and(is_open);
+        if open {
+            Arc::make_mut(&mut self.wanted).insert(DATE_STYLE.to_owned(), whole());
+            self.changed();
+        }
+        open
+    }
+
     fn changed(&mut self) {
         self.wanted_hash = hash(&self.wanted);
     }
@@ -253,9 +298,10 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
             &nothing
         }
     };
-    let gone = |name: &&String| !wanted.contains_key(*name);
-    let new = |(name, value): &(&String, &Value)| told.get(*name) != Some(*value);
-    if told.keys().any(|name| gone(&name)) || wanted.iter().any(|pair| new(&pair)) {
+    // How the text is read comes first; it is nobody's to forbid.
+    put_changes(&mut sql, told, wanted, |name| name == ENCODING);
+    let changes = !sql.is_empty() || told != wanted;
+    if changes {
         // Who the session has become may not be allowed to change what it set before: that is done as who it was.
         for (name, reset) in WHO.iter().zip(RESET_WHO) {
             if told.contains_key(*name) {
@@ -263,17 +309,10 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
             }
         }
     }
-    let changes_who =
-        !sql.is_empty() || WHO.iter().any(|name| told.get(*name) != wanted.get(*name));
-    for name in told.keys().filter(gone).filter(|name| !is_who(name)) {
-        sql.push_str("RESET ");
-        quote_name(&mut sql, name);
-        sql.push(';');
-    }
-    for (name, value) in wanted.iter().filter(new).filter(|pair| !is_who(pair.0)) {
-        put_value(&mut sql, name, value);
-    }
-    if changes_who {
+    put_changes(&mut sql, told, wanted, |name| {
+        name != ENCODING && !is_who(name)
+    });
+    if changes {
         for name in WHO {
             if let Some(value) = wanted.get(name) {
                 put_value(&mut sql, name, value);
@@ -283,12 +322,45 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
     (!sql.is_empty()).then_some(sql)
 }
 
+/// Whether SET takes the items of this setting for names.
+#[must_use]
+pub fn is_list_of_names(name: &str) -> bool {
+    LISTS_OF_NAMES.contains(&name)
+}
+
+const DATE_STYLE: &str = "datestyle";
+
+/// Settings whose items SET takes for names and quotes each (`GUC_LIST_QUOTE` of guc.c).
+const LISTS_OF_NAMES: [&str; 5] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
 /// Who a session is, in the order in which it is told: the first ends the second.
 const WHO: [&str; 2] = ["session_authorization", "role"];
 const RESET_WHO: [&str; 2] = ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"];
 
+const ENCODING: &str = "client_encoding";
+
 fn is_who(name: &str) -> bool {
     WHO.contains(&name)
+}
+
+/// Takes back what is not wanted any more and sets what is new, of the settings that are `meant`.
+fn put_changes(sql: &mut String, told: &Map, wanted: &Map, meant: impl Fn(&str) -> bool) {
+    let gone = |name: &&String| meant(name) && !wanted.contains_key(*name);
+    for name in told.keys().filter(gone) {
+        sql.push_str("RESET ");
+        quote_name(sql, name);
+        sql.push(';');
+    }
+    let new = |(name, value): &(&String, &Value)| meant(name) && told.get(*name) != Some(*value);
+    for (name, value) in wanted.iter().filter(new) {
+        put_value(sql, name, value);
+    }
 }
 
 fn put_value(sql: &mut String, name: &str, value: &Value) {
@@ -308,8 +380,14 @@ fn put_value(sql: &mut String, name: &str, value: &Value) {
 /// The statement that sets a value for the rest of a transaction.
 #[must_use]
 pub fn set_local(name: &str, value: Option<&str>) -> String {
+    set_to("SET LOCAL ", name, value.unwrap_or("DEFAULT"))
+}
+
+/// The statement that sets a value; `verb` is SET or SET LOCAL with its blank.
+#[must_use]
+pub fn set_to(verb: &str, name: &str, value: &str) -> String {
     let mut sql = String::new();
-    put_set(&mut sql, "SET LOCAL ", name, value.unwrap_or("DEFAULT"));
+    put_set(&mut sql, verb, name, value);
     sql
 }
 
@@ -449,6 +527,39 @@ mod tests {
         session.set("datestyle", Some(config("SQL")), false);
         session.set("datestyle", None, false);
         assert_eq!(session.get("datestyle"), Some(&config("ISO")));
+    }
+
+    #[test]
+    fn a_local_default_hides_what_the_session_has_set() {
+        let mut session = Parameters::new(Map::from([("timezone".to_owned(), config("CET"))]));
+        session.set("timezone", Some(config("UTC")), false);
+        session.set("search_path", Some(config("a")), false);
+        session.begin();
+        session.set("timezone", None, true);
+        session.set("search_path", None, true);
+        assert_eq!(session.get("timezone"), Some(&config("CET")));
+        assert_eq!(session.get("search_path"), None);
+        session.end(true);
+        assert_eq!(session.get("timezone"), Some(&config("UTC")));
+        assert_eq!(session.get("search_path"), Some(&config("a")));
+    }
+
+    #[test]
+    fn a_default_of_the_startup_packet_has_the_form_that_set_takes() {
+        let base = [
+            ("search_path", "\"$user\", Public,\"a\"\"b\""),
+            ("timezone", "it's"),
+            ("temp_tablespaces", ""),
+        ];
+        let base = base.map(|(name, value)| (name.to_owned(), config(value)));
+        let session = Parameters::new(Map::from(base));
+        let own = |name| session.own_default(name);
+        assert_eq!(
+            own("search_path").unwrap(),
+            "\"$user\",\"public\",\"a\"\"b\""
+        );
+        assert_eq!(own("timezone").unwrap(), "'it''s'");
+        assert_eq!((own("temp_tablespaces"), own("work_mem")), (None, None));
     }
 
     #[test]

@@ -1,13 +1,104 @@
 //! Cancel requests: they hit what the client that sent them runs, never the next user of its backend.
 //!
 //! A backend is not given back while a cancel for it is on its way; a client that waits for a backend is told at once.
+//! A request for a session of another proxy is passed on to that, once and at a bounded rate; it is never answered.
 
-use crate::pool::backend::CancelTarget;
+use super::{Shared, session::CANCEL_PATIENCE};
+use crate::{
+    clock::Duration,
+    net::backend,
+    pool::backend::CancelTarget,
+    wire::cancel_key::{self, Sender},
+};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
+
+/// Requests passed on to other proxies at once; more wait.
+const PASSED_ON_AT_ONCE: usize = 8;
+/// Requests that may wait to be passed on; more are dropped.
+const WAITING: usize = 256;
+/// How long one keeps its place at least: no more than 400 a second are passed on, whoever asks for more.
+const REST: Duration = Duration::from_millis(20);
+
+/// Carries out a CancelRequest: of a session of ours that it names with the whole key, or by the proxy whose it is.
+pub(super) async fn carry_out(pid: u32, key: &[u8], shared: &Arc<Shared>) {
+    let counters = &shared.metrics.process;
+    counters.cancels.increment();
+    let (key, sender) = cancel_key::read(key);
+    if shared.metrics.sessions.find_cancel(pid, key).is_some() {
+        counters.cancels_matched.increment();
+        reach_backend(pid, shared).await;
+    } else if sender == Sender::Client {
+        pass_on(pid, key, shared).await;
+    }
+}
+
+/// Sends it to the backend that runs the session's statement; a session that waits for one is told.
+async fn reach_backend(pid: u32, shared: &Shared) {
+    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else {
+        return;
+    };
+    let CancelTarget { address, pid, key } = &*in_flight.target;
+    match backend::cancel(address, *pid, key, CANCEL_PATIENCE, &shared.tls).await {
+        Ok(()) => in_flight.has_arrived(),
+        Err(problem) => tracing::warn!(%problem, "a cancel request did not reach the server"),
+    }
+}
+
+/// Sends it to the proxy whose session it names, if that is another one that we know.
+async fn pass_on(pid: u32, key: &[u8], shared: &Shared) {
+    let number = cancel_key::proxy_of(pid);
+    let settings = shared.settings.load_full();
+    let own = shared.metrics.sessions.proxy();
+    let (Some(peer), Some(key)) = (
+        settings
+            .server
+            .peers
+            .get(&number)
+            .filter(|_| own != Some(number)),
+        cancel_key::passed_on(key),
+    ) else {
+        return;
+    };
+    let lane = &shared.cancels.lane;
+    let Ok(_waiting) = lane.waiting.try_acquire() else {
+        return;
+    };
+    let Ok(Ok(place)) = timeout(CANCEL_PATIENCE, Arc::clone(&lane.places).acquire_owned()).await
+    else {
+        return;
+    };
+    shared.metrics.process.cancels_passed_on.increment();
+    let begun = shared.clock.now();
+    let sent = backend::cancel(peer, pid, &key, CANCEL_PATIENCE, &shared.tls).await;
+    if let Err(problem) = sent {
+        tracing::warn!(peer = number, %problem, "a cancel request did not reach the proxy whose session it means");
+    }
+    tokio::time::sleep_until((begun + REST).into()).await;
+    drop(place);
+}
+
+/// Bounds what is passed on.
+#[derive(Debug)]
+struct Lane {
+    places: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(PASSED_ON_AT_ONCE)),
+            waiting: Semaphore::new(WAITING),
+        }
+    }
+}
 
 /// Where a session's cancel requests go.
 #[derive(Debug, Default)]
@@ -23,18 +114,40 @@ struct State {
     waiting: bool,
     cancelled: bool,
     in_flight: usize,
+    /// Backends that a cancel may reach at any time from now on, because nobody knows what became of it.
+    doubtful: Vec<Arc<CancelTarget>>,
 }
 
 /// A cancel on its way to a backend: the session keeps the backend until this is dropped.
 #[derive(Debug)]
 pub struct InFlight {
     slot: Arc<Slot>,
-    pub target: Arc<CancelTarget>,
+    target: Arc<CancelTarget>,
+    fate: Fate,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Unknown,
+    Arrived,
+}
+
+impl InFlight {
+    /// The server has taken the request and carried it out.
+    fn has_arrived(mut self) {
+        self.fate = Fate::Arrived;
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.slot.lock().in_flight -= 1;
+        let mut state = self.slot.lock();
+        state.in_flight -= 1;
+        if self.fate == Fate::Unknown {
+            state.doubtful.push(Arc::clone(&self.target));
+        }
+        drop(state);
         self.slot.changed.notify_one();
     }
 }
@@ -50,6 +163,13 @@ impl Slot {
         let mut state = self.lock();
         state.target = None;
         state.in_flight > 0
+    }
+
+    /// Whether a cancel for this backend may still come, so that nobody else may have it.
+    pub fn is_doubtful(&self, target: &Arc<CancelTarget>) -> bool {
+        let state = self.lock();
+        let mut doubtful = state.doubtful.iter();
+        doubtful.any(|other| Arc::ptr_eq(other, target))
     }
 
     /// Resolves when no cancel is on its way.
@@ -93,6 +213,7 @@ impl Slot {
         Some(InFlight {
             slot: Arc::clone(self),
             target,
+            fate: Fate::Unknown,
         })
     }
 
@@ -105,6 +226,7 @@ impl Slot {
 #[derive(Debug, Default)]
 pub struct Slots {
     by_pid: Mutex<HashMap<u32, Weak<Slot>>>,
+    lane: Lane,
 }
 
 impl Slots {

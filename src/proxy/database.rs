@@ -1,25 +1,30 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
+use super::keyring::Keyring;
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
-    config::settings::{self, Credentials, PoolMode, User},
+    config::settings::{self, BackendProof, Credentials, PoolMode, Settings, User},
     metrics::{
         Metrics,
+        listeners::NewListener,
         sessions::{NewBackend, Transport as Encryption},
     },
     net::{
-        backend::{self, ConnectError},
+        backend::{self, ConnectError, Connected, Who},
         stream::Stream,
         tls::ClientTls,
     },
     plan::cache::PlanCache,
     pool::{
-        backend::{Backend, CancelTarget, Reported, Statements},
+        backend::{Backend, CancelTarget, Reported, Statements, Tenure},
         lease::{Opener, Pool},
+        listener::{self, Hub, Spawner},
     },
     protocol::parameters::Applied,
+    wire::startup::Replication,
 };
+
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
@@ -36,6 +41,8 @@ pub struct Database {
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    /// Shared listeners, by the database on the servers.
+    hubs: Mutex<HashMap<String, Arc<Hub>>>,
     parts: Parts,
 }
 
@@ -46,11 +53,16 @@ pub struct Parts {
     pub clock: Clock,
     pub runtime: Handle,
     pub tls: Arc<ClientTls>,
+    pub keyring: Arc<Keyring>,
+    /// Runs what outlives its session: shared listeners.
+    pub spawner: Spawner,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PoolKey {
     credentials: Credentials,
+    /// The user of ours whose clients' proofs open these backends: nobody else may use them.
+    shown_by: Option<String>,
     size: Option<usize>,
     shard: ShardId,
     /// The server's database, where the client's name decides it (the wildcard database).
@@ -75,6 +87,7 @@ impl Database {
             plans,
             unfit: ArcSwapOption::empty(),
             pools: Mutex::default(),
+            hubs: Mutex::default(),
             parts,
         })
     }
@@ -95,6 +108,7 @@ impl Database {
         };
         let key = PoolKey {
             credentials: user.backend.clone(),
+            shown_by: shown_by(user),
             size: user.pool_size,
             shard,
             database: database.to_owned(),
@@ -105,6 +119,55 @@ impl Database {
                 .entry(key)
                 .or_insert_with(|| self.make_pool(user, shard, asked, database)),
         )
+    }
+
+    /// The shared listeners of the database that the client calls `asked`. LISTEN needs no privilege but to connect: they
+    /// log in as the control role, or as the first user who listens.
+    pub fn hub(&self, user: &User, asked: &str) -> Arc<Hub> {
+        let of = |address: &settings::Address| {
+            if address.database.is_empty() {
+                asked.to_owned()
+            } else {
+                address.database.clone()
+            }
+        };
+        let key = self
+            .settings
+            .shards
+            .first()
+            .map(|shard| of(&shard.primary))
+            .unwrap_or_default();
+        let credentials = self.settings.control.as_ref().unwrap_or(&user.backend);
+        let login = |shard: &settings::Shard| listener::Login {
+            address: shard.primary.clone(),
+            database: of(&shard.primary),
+            credentials: credentials.clone(),
+            timeout: self.settings.pool.connect_timeout,
+            tls: Arc::clone(&self.parts.tls),
+            listener: NewListener {
+                database: Arc::from(asked),
+                shard: Arc::from(shard.name.as_str()),
+            },
+        };
+        let make = || {
+            Hub::new(listener::Parts {
+                logins: self.settings.shards.iter().map(login).collect(),
+                metrics: Arc::clone(&self.parts.metrics.listeners),
+                limit: self.settings.pool.listen_queue,
+                clock: self.parts.clock,
+                spawner: self.parts.spawner.clone(),
+            })
+        };
+        let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(hubs.entry(key).or_insert_with(make))
+    }
+
+    /// Tells sessions that listen that this database was replaced.
+    pub fn retire_listeners(&self) {
+        let hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        for hub in hubs.values() {
+            hub.retire();
+        }
     }
 
     /// How this user's backends are pooled.
@@ -127,21 +190,68 @@ impl Database {
             .collect()
     }
 
+    /// After a reload: nobody finds a pool any more whose password is not configured any more. Who uses it goes on.
+    pub fn retire_pools(&self, settings: &Settings) {
+        let users = || settings.users.values().chain([&settings.found_users]);
+        let wanted = |key: &PoolKey| {
+            key.shown_by.is_some() || users().any(|user| user.backend == key.credentials)
+        };
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired: Vec<_> = pools.extract_if(|key, _| !wanted(key)).collect();
+        drop(pools);
+        for (_, pool) in retired {
+            pool.retire();
+        }
+    }
+
+    /// Opens a connection of its own for a client that replicates: in no pool, for this client only.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn open_replication(
+        &self,
+        user: &User,
+        shard: ShardId,
+        asked: &str,
+        kind: Replication,
+        options: String,
+    ) -> Result<Box<Backend>, ConnectError> {
+        let address = &self.settings.shards[shard.index()].primary;
+        let database = if address.database.is_empty() {
+            asked
+        } else {
+            &address.database
+        };
+        let mut login = self.login(user, shard, asked, database);
+        login.replication = Some(kind);
+        login.options = options;
+        open(Arc::new(login)).await
+    }
+
+    fn login(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> BackendLogin {
+        let placement = &self.settings.shards[shard.index()];
+        BackendLogin {
+            address: Arc::new(placement.primary.clone()),
+            database: database.to_owned(),
+            credentials: user.backend.clone(),
+            shown_by: shown_by(user),
+            owner: self.settings.name.clone(),
+            replication: None,
+            options: String::new(),
+            timeout: self.settings.pool.connect_timeout,
+            logical: Arc::from(asked),
+            user: Arc::from(user.name.as_str()),
+            shard: Arc::from(placement.name.as_str()),
+            parts: self.parts.clone(),
+        }
+    }
+
     fn make_pool(&self, user: &User, shard: ShardId, asked: &str, database: &str) -> Arc<Pool> {
         let mut settings = self.settings.pool.clone();
         settings.size = user.pool_size.unwrap_or(settings.size);
         let placement = &self.settings.shards[shard.index()];
         let counters = self.parts.metrics.pool(asked, &user.name, &placement.name);
-        let login = Arc::new(BackendLogin {
-            address: Arc::new(placement.primary.clone()),
-            database: database.to_owned(),
-            credentials: user.backend.clone(),
-            timeout: settings.connect_timeout,
-            logical: Arc::from(asked),
-            user: Arc::from(user.name.as_str()),
-            shard: Arc::from(placement.name.as_str()),
-            parts: self.parts.clone(),
-        });
+        let login = Arc::new(self.login(user, shard, asked, database));
         let opener: Opener = Box::new(move || Box::pin(open(Arc::clone(&login))));
         Pool::new(
             settings,
@@ -161,16 +271,50 @@ pub struct PoolView {
     pub pool: Arc<Pool>,
 }
 
+/// The user itself, where its clients' proofs open its backends.
+fn shown_by(user: &User) -> Option<String> {
+    match user.backend_proof {
+        BackendProof::Configured => None,
+        BackendProof::Shown => Some(user.name.clone()),
+    }
+}
+
 /// How backends of one pool are opened.
 struct BackendLogin {
     address: Arc<settings::Address>,
     database: String,
     credentials: Credentials,
+    shown_by: Option<String>,
+    /// The database as the file names it: the wildcard is one.
+    owner: String,
+    replication: Option<Replication>,
+    /// The client's own settings as `options`, for a connection that is its alone. Never parameters of the packet: one
+    /// of those is the role.
+    options: String,
     timeout: crate::clock::Duration,
     logical: Arc<str>,
     user: Arc<str>,
     shard: Arc<str>,
     parts: Parts,
+}
+
+async fn log_in(
+    login: &BackendLogin,
+    parameters: &[(&str, &str)],
+) -> Result<Connected, ConnectError> {
+    let proof = match &login.shown_by {
+        Some(user) => {
+            let shown = login.parts.keyring.get(&login.owner, user);
+            Some(shown.ok_or(ConnectError::NothingShown)?)
+        }
+        None => login.credentials.proof(),
+    };
+    let who = Who {
+        user: &login.credentials.user,
+        proof: proof.as_ref(),
+    };
+    let (address, database, tls) = (&login.address, &login.database, &login.parts.tls);
+    backend::connect_as(address, database, who, parameters, login.timeout, tls).await
 }
 
 async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
@@ -184,19 +328,17 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
             settings::Host::Unix(path) => Arc::from(path.to_string_lossy()),
         },
         port: login.address.port,
+        replication: login.replication,
         now: parts.clock.now(),
         wall: parts.clock.wall(),
     });
-    let connected = backend::connect(
-        &login.address,
-        &login.database,
-        &login.credentials,
-        &[],
-        login.timeout,
-        &parts.tls,
-    )
-    .await
-    .inspect_err(|error| {
+    let kind = login.replication.map(|kind| match kind {
+        Replication::Logical => ("replication", "database"),
+        Replication::Physical => ("replication", "true"),
+    });
+    let options = Some(("options", login.options.as_str())).filter(|(_, text)| !text.is_empty());
+    let parameters: Vec<_> = kind.into_iter().chain(options).collect();
+    let connected = log_in(&login, &parameters).await.inspect_err(|error| {
         parts.metrics.process.connect_failures.increment();
         let (database, shard, user) = (&*login.logical, &*login.shard, &*login.user);
         tracing::warn!(database, shard, user, %error, "cannot connect to the server");
@@ -211,17 +353,19 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
     for (name, value) in &connected.parameters {
         reported.set(name, value);
     }
+    let target = CancelTarget {
+        address: connected.cancel_address(&login.address),
+        pid: connected.pid,
+        key: connected.key,
+    };
     Ok(Box::new(Backend {
         stream: Stream::new(connected.transport),
-        target: Arc::new(CancelTarget {
-            address: Arc::clone(&login.address),
-            pid: connected.pid,
-            key: connected.key,
-        }),
+        target: Arc::new(target),
         reported,
         applied: Applied::default(),
         statements: Statements::default(),
         unnamed: None,
+        tenure: Tenure::default(),
         born: parts.clock.now(),
         info,
     }))

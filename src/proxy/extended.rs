@@ -14,11 +14,11 @@ use crate::{
     catalog::snapshot::Snapshot,
     plan::{StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
-    sql::statement::Effect,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::Status,
         frame::{self},
-        frontend::{self, Bind, Named, Parse, put_bind, put_named, put_parse},
+        frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
         notice::Notice,
     },
 };
@@ -57,13 +57,15 @@ impl Session {
         {
             return Err(wording::unroutable(reason).into());
         }
+        let own = self.with_own_defaults(parse.text, &planned.plan);
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                parse.text,
+                own.as_deref().unwrap_or(parse.text),
                 parse.raw_types(),
             ),
+            sent: own.map(Vec::into_boxed_slice),
             text: parse.text.into(),
             raw_types: parse.raw_types().into(),
             types,
@@ -86,7 +88,11 @@ impl Session {
     }
 
     pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let bind = Bind::decode(body).map_err(|_malformed| reply::malformed())?;
+        let bind = if self.client_rest.bytes > 0 {
+            Bind::head(body).ok_or_else(reply::malformed)?
+        } else {
+            Bind::decode(body).map_err(|_malformed| reply::malformed())?
+        };
         self.settle_effects().await?;
         if self.skip {
             return Ok(());
@@ -101,6 +107,11 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            let alone = std::slice::from_ref(statement);
+            let listening = self.concerns_listening(alone);
+            if listening {
+                Box::pin(self.listens_from_now(alone)).await;
+            }
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
@@ -111,21 +122,16 @@ impl Session {
                     .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
                 return Ok(());
             }
+            if listening {
+                Box::pin(self.hear_first(alone)).await?;
+            }
             let Some(place) = self.place(statement, &values)? else {
-                self.reach(Place {
-                    shard: self.any,
-                    hold: Hold::Aside,
-                })
-                .await?;
-                self.send_pending();
-                self.settle().await?;
-                return if self.skip {
-                    Ok(())
-                } else {
-                    Err(wording::unroutable(&Unroutable::NotUnderstood).into())
-                };
+                return self.let_server_judge().await;
             };
             self.reach(place).await?;
+            if listening {
+                Box::pin(self.at_backend(alone)).await?;
+            }
         } else {
             self.reach(Place {
                 shard: self.link_shard().unwrap_or(self.any),
@@ -145,19 +151,58 @@ impl Session {
         Ok(())
     }
 
+    /// A statement that nothing is known of: the server's error, or else our refusal.
+    async fn let_server_judge(&mut self) -> Result<(), Stop> {
+        self.reach(Place {
+            shard: self.any,
+            hold: Hold::Aside,
+        })
+        .await?;
+        self.send_pending();
+        self.settle().await?;
+        if self.skip {
+            return Ok(());
+        }
+        Err(wording::unroutable(&Unroutable::NotUnderstood).into())
+    }
+
+    /// Whether a Bind that has not arrived whole can be passed on as it arrives: when nothing in it decides where it goes,
+    /// and its statement has no effect that must be followed. The parameters are then the server's to judge.
+    pub(super) fn streams_bind(&mut self, start: &[u8]) -> bool {
+        if self.phase == Phase::Idle {
+            self.refresh();
+        }
+        let Some(bind) = Bind::head(start).filter(|_| self.snapshot.is_single()) else {
+            return false;
+        };
+        let prepared = if bind.statement.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.statements.get(bind.statement)
+        };
+        prepared.is_some_and(|prepared| {
+            prepared.meaning == self.meaning()
+                && prepared.statement().is_some_and(|statement| {
+                    statement.effect == Effect::None && matches!(statement.target, Target::Fixed(_))
+                })
+        })
+    }
+
     /// Sends a Bind to the link, with the statement's name there.
     fn send_bind(&mut self, bind: &Bind<'_>, frame: &[u8], prepared: Arc<Prepared>) {
         let Some(link) = &mut self.link else { return };
         if prepared.unnamed {
             link.lease.stream.out().extend_from_slice(frame);
         } else {
-            put_bind(
+            put_bind_head(
                 link.lease.stream.out(),
                 bind.portal,
                 prepared.server_name().as_bytes(),
                 bind.tail,
+                self.client_rest.bytes,
             );
         }
+        self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing
         } else {
@@ -230,7 +275,15 @@ impl Session {
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
-                return self.execute_here(&prepared);
+                if !self.pipeline.is_empty() {
+                    // What an error before it skips has done nothing here either.
+                    self.settle().await?;
+                }
+                return if self.skip {
+                    Ok(())
+                } else {
+                    self.execute_here(&prepared)
+                };
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -240,10 +293,23 @@ impl Session {
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
         }
+        if let Note::Executed(prepared) = &note
+            && let Some(statement) = prepared.statement()
+        {
+            self.pin_before(&statement.effect);
+            if statement.effect == Effect::Pins(PinReason::Sequence) {
+                // Where the last number was drawn is known when all before it is answered.
+                self.settle().await?;
+                if self.skip {
+                    return Ok(());
+                }
+                self.check_numbers(std::slice::from_ref(statement))?;
+            }
+        }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
-            link.opaque |= prepared
-                .statement()
-                .is_some_and(|statement| statement.effect == Effect::Opaque);
+            link.opaque |= prepared.statement().is_some_and(|statement| {
+                matches!(statement.effect, Effect::Opaque | Effect::Channels)
+            });
         }
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {
@@ -373,13 +439,15 @@ impl Session {
             &self.snapshot,
             &mut self.scratch,
         );
+        let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                text,
+                own.as_deref().unwrap_or(text),
                 &prepared.raw_types,
             ),
+            sent: own.map(Vec::into_boxed_slice),
             text: text.clone(),
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
@@ -516,7 +584,7 @@ impl Session {
         put_parse(
             out,
             prepared.server_name().as_bytes(),
-            &prepared.text,
+            prepared.sent.as_ref().unwrap_or(&prepared.text),
             prepared.told.raw_types().unwrap_or(&prepared.raw_types),
         );
         if prepared.unnamed {

@@ -8,6 +8,10 @@ use smallvec::SmallVec;
 
 /// A leased backend in use.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent fact about the backend"
+)]
 pub(super) struct Link {
     pub(super) lease: Lease,
     pub(super) shard: ShardId,
@@ -25,6 +29,8 @@ pub(super) struct Link {
     /// A Query came in the middle of an extended batch: PostgreSQL 18 answers the statement behind with XX000
     /// ("unexpected state STARTED"), which must not be another client's. Not to be given back.
     pub(super) spent: bool,
+    /// LISTEN was sent here: to be told UNLISTEN * before another session has it.
+    pub(super) listens: bool,
     pub(super) since: Instant,
 }
 

@@ -3,15 +3,17 @@
 
 use super::{
     link::{Hold, Link},
+    listening::Undone,
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
     session::{Note, Session},
 };
 use crate::{
-    plan::{Context, Override, StatementPlan, Target, Values, explain::Description},
+    config::settings::{BackendProof, User},
+    plan::{Context, Override, Plan, StatementPlan, Target, Values, explain::Description},
     protocol::{
-        parameters::{Applied, Value, list, set_local},
+        parameters::{Applied, Value, is_list_of_names, list, set_local, set_to},
         transaction::Deferred,
     },
     sql::statement::Effect,
@@ -216,6 +218,7 @@ impl Session {
             .release(name)
             .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.release(name);
+        self.savepoint_of_listening(Undone::Kept);
         put_complete(out, b"RELEASE");
         Ok(())
     }
@@ -229,6 +232,7 @@ impl Session {
             .rollback_to(name)
             .map_err(|_missing| reply::no_such_savepoint(name))?;
         self.parameters.rollback_to(name);
+        self.savepoint_of_listening(Undone::Undone);
         self.context_stale = true;
         put_complete(out, b"ROLLBACK");
         Ok(())
@@ -293,7 +297,12 @@ impl Session {
             | Effect::Reset(_)
             | Effect::ResetAll
             | Effect::DiscardAll => self.setting_took_effect(effect),
-            Effect::None | Effect::SetTransaction | Effect::Opaque => {}
+            Effect::None
+            | Effect::SetTransaction
+            | Effect::Opaque
+            | Effect::Draws
+            | Effect::Notify
+            | Effect::Channels => {}
             Effect::Deallocate(None) => self.forget_statements(),
             Effect::Deallocate(Some(_))
             | Effect::Execute(_)
@@ -306,6 +315,7 @@ impl Session {
                     self.pin(crate::sql::statement::PinReason::HoldCursor);
                 }
             }
+            Effect::Listen(_) | Effect::Unlisten(_) => self.listening_took_effect(effect),
             Effect::Pins(reason) => self.pin(*reason),
         }
     }
@@ -333,12 +343,14 @@ impl Session {
             }
             Effect::Release(name) => {
                 self.parameters.release(name);
+                self.savepoint_of_listening(Undone::Kept);
                 if let Some((link, at)) = self.savepoint_there(name) {
                     link.savepoints.truncate(at);
                 }
             }
             Effect::RollbackTo(name) => {
                 self.parameters.rollback_to(name);
+                self.savepoint_of_listening(Undone::Undone);
                 // The server goes back by itself; to tell it anything more would undo its SET LOCAL.
                 match self.savepoint_there(name) {
                     Some((link, at)) => {
@@ -360,7 +372,6 @@ impl Session {
     )]
     fn setting_took_effect(&mut self, effect: &Effect) {
         match effect {
-            // DEFAULT is the server's own, as with RESET.
             Effect::Set {
                 name,
                 value: None,
@@ -369,12 +380,17 @@ impl Session {
             | Effect::Reset(name) => {
                 self.begun_there();
                 self.parameters.set(name, None, false);
-                self.forget_one(name);
+                if self.parameters.own_default(name).is_some() && !is_list_of_names(name) {
+                    self.settings_are_told();
+                } else {
+                    // Told again before the next statement; for a list, in the client's own spelling.
+                    self.forget_one(name);
+                }
             }
             Effect::Set { name, value, local } => {
                 self.begun_there();
                 self.parameters
-                    .set(name, value.clone().map(Value::Sql), *local);
+                    .set(name, value.clone().map(Value::given), *local);
                 let aside = self
                     .link
                     .as_ref()
@@ -382,7 +398,13 @@ impl Session {
                 match &mut self.deferred {
                     // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
                     Some(deferred) if *local && aside => {
-                        deferred.setting(set_local(name, value.as_deref()).as_bytes());
+                        let own = self.parameters.own_default(name);
+                        let value = value.as_deref().or(own.as_deref());
+                        let text = set_local(
+                            name,
+                            value.map(|value| if value.is_empty() { "''" } else { value }),
+                        );
+                        deferred.setting(text.as_bytes());
                     }
                     _ => {}
                 }
@@ -399,15 +421,60 @@ impl Session {
             Effect::ResetAll => {
                 self.begun_there();
                 self.parameters.reset_all(true);
-                self.forget_all();
+                self.forget_all(Forgets::Settings);
             }
             Effect::DiscardAll => {
                 self.parameters.reset_all(false);
-                self.forget_all();
+                self.forget_all(Forgets::Everything);
                 self.forget_statements();
+                self.listening_took_effect(effect);
                 self.overridden.clear();
             }
             _ => {}
+        }
+    }
+
+    /// The text with RESET and DEFAULT replaced by what they mean to this session: a value that it started with, which
+    /// the backend was told by SET. `None`: nothing to replace.
+    pub(super) fn with_own_defaults(&self, text: &[u8], plan: &Plan) -> Option<Vec<u8>> {
+        if !plan
+            .statements
+            .iter()
+            .any(|statement| defaulted(&statement.effect).is_some())
+        {
+            return None;
+        }
+        let defaults = plan.statements.iter().map(|statement| {
+            let (name, local) = defaulted(&statement.effect)?;
+            let value = self.parameters.own_default(name)?;
+            let verb = if local { "SET LOCAL " } else { "SET " };
+            Some(set_to(verb, name, &value))
+        });
+        let defaults: Vec<Option<String>> = defaults.collect();
+        if defaults.iter().all(Option::is_none) {
+            return None;
+        }
+        // A plan that is shared by template has another text's positions.
+        let statements = crate::sql::parse::parse(std::str::from_utf8(text).ok()?).ok()?;
+        let mut made = text.to_vec();
+        for (statement, default) in statements.iter().zip(&defaults).rev() {
+            if let Some(default) = default {
+                let place = statement.start as usize..statement.end as usize;
+                made.splice(place, default.bytes());
+            }
+        }
+        (statements.len() == defaults.len()).then_some(made)
+    }
+
+    /// After a RESET that was sent as SET: the client is told what it asked for.
+    pub(super) fn name_reset(&mut self, effect: &Effect) {
+        let out = self.client.out();
+        if let Effect::Reset(name) = effect
+            && out.ends_with(SET_COMPLETE)
+            && self.parameters.own_default(name).is_some()
+        {
+            out.truncate(out.len() - SET_COMPLETE.len());
+            put_complete(out, b"RESET");
         }
     }
 
@@ -428,6 +495,19 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.at_begin = link.lease.applied.clone();
             }
+        }
+    }
+
+    /// What SET has said of DateStyle is a part of it: the whole is what the backend reports.
+    pub(super) fn complete_date_style(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
+        let reported = link.lease.reported.get(b"DateStyle");
+        if known
+            && let Some(reported) = reported
+            && self.parameters.complete_date_style(reported)
+        {
+            self.settings_are_told();
         }
     }
 
@@ -456,10 +536,19 @@ impl Session {
         }
     }
 
-    fn forget_all(&mut self) {
+    /// RESET ALL leaves role and session authorization as they are, DISCARD ALL does not.
+    fn forget_all(&mut self, what: Forgets) {
         self.context_stale = true;
-        if let Some(link) = &mut self.link {
-            link.lease.applied = Applied::Unknown;
+        if let Some(link) = &mut self.link
+            && let Applied::Known(map, _) = &link.lease.applied
+        {
+            let mut map = (**map).clone();
+            map.retain(|name, _| {
+                what == Forgets::Settings
+                    && matches!(name.as_str(), "role" | "session_authorization")
+            });
+            let hash = crate::protocol::parameters::hash(&map);
+            link.lease.applied = Applied::Known(Arc::new(map), hash);
         }
     }
 
@@ -480,6 +569,7 @@ impl Session {
         let generation = self.shared.generation();
         if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
             self.generation = generation;
+            self.take_over_password();
             if let Some(database) = self.shared.database(&self.asked)
                 && !Arc::ptr_eq(&database, &self.database)
             {
@@ -498,6 +588,23 @@ impl Session {
             }
         }
         self.take_over_settings();
+    }
+
+    /// A reload may have given another password for the same role: backends are opened with it from now on.
+    fn take_over_password(&mut self) {
+        let settings = self.shared.settings.load();
+        let Some(listed) = settings.users.get(&self.user.name) else {
+            return;
+        };
+        let configured = |user: &User| user.backend_proof == BackendProof::Configured;
+        let (old, new) = (&self.user.backend, &listed.backend);
+        if configured(&self.user) && configured(listed) && old.user == new.user && old != new {
+            self.user = Arc::new(User {
+                backend: new.clone(),
+                ..(*self.user).clone()
+            });
+            self.pools.clear();
+        }
     }
 
     /// What follows is planned by the settings that are in force now.
@@ -656,6 +763,33 @@ fn digest(seed: u64, context: &Context, meaning: u64) -> u64 {
     )
         .hash(&mut hasher);
     hasher.finish()
+}
+
+/// What a backend has been made to forget.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Forgets {
+    Settings,
+    Everything,
+}
+
+/// CommandComplete of SET.
+const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
+
+/// The setting that goes back to its default, and whether for the transaction only.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "only these make a default of a setting"
+)]
+fn defaulted(effect: &Effect) -> Option<(&str, bool)> {
+    match effect {
+        Effect::Reset(name) => Some((name, false)),
+        Effect::Set {
+            name,
+            value: None,
+            local,
+        } => Some((name, *local)),
+        _ => None,
+    }
 }
 
 /// How a client asks for its transaction to end.

@@ -5,12 +5,17 @@ pub mod cancel;
 pub mod console;
 mod counting;
 pub mod database;
+mod ending;
 mod extended;
+pub mod keyring;
 mod link;
+mod listening;
 mod local;
+mod numbers;
 mod place;
 mod prepared;
 mod relay;
+pub mod replication;
 pub mod reply;
 mod request;
 pub mod session;
@@ -39,10 +44,12 @@ pub struct Shared {
     /// Counts reloads, so that a session notices one with a single load.
     pub generation: AtomicU64,
     pub cancels: cancel::Slots,
+    pub replicating: replication::Places,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub runtime: Handle,
     pub tls: Arc<crate::net::tls::ClientTls>,
+    pub keyring: Arc<keyring::Keyring>,
     /// Seeds the identities of prepared statements.
     pub seed: u64,
     /// What the console database serves; set once, before the first client.

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     catalog::shard::ShardId,
-    plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
+    config::settings::PoolMode,
+    plan::{Override, Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -50,9 +51,13 @@ impl Session {
         if matches!(statement.target, Target::Judge) {
             return Ok(None);
         }
-        let route = statement
-            .route(&self.snapshot, values)
-            .map_err(|reason| wording::unroutable(&reason))?;
+        let route = if self.listens_anywhere(&statement.effect) {
+            Route::Any
+        } else {
+            statement
+                .route(&self.snapshot, values)
+                .map_err(|reason| wording::unroutable(&reason))?
+        };
         if let (Target::ByKey(_), Some(finding)) =
             (&statement.target, self.database.unfit.load().as_deref())
         {
@@ -84,24 +89,59 @@ impl Session {
                 }
             }
             Route::Some(_) | Route::All => {
-                let shards = if let Route::Some(set) = &route {
-                    set.clone()
-                } else {
-                    self.snapshot.all()
-                };
-                let shards = shards
-                    .iter()
-                    .map(|shard| self.database.shard_name(shard).to_owned())
-                    .collect();
-                return Err(wording::unroutable(&Unroutable::SeveralShards { shards }));
+                return Err(wording::unroutable(&self.several_shards(&route)));
             }
         };
         match bound {
+            // The shared listeners hear every shard.
+            Some(shard)
+                if statement.effect == Effect::Notify && self.mode == PoolMode::Transaction =>
+            {
+                Ok(Some(Place { shard, ..place }))
+            }
             Some(shard) if shard != place.shard => Err(reply::second_shard(
                 self.database.shard_name(shard),
                 self.database.shard_name(place.shard),
             )),
             _ => Ok(Some(place)),
+        }
+    }
+
+    fn several_shards(&self, route: &Route) -> Unroutable {
+        let shards = if let Route::Some(set) = route {
+            set.clone()
+        } else {
+            self.snapshot.all()
+        };
+        let shards = shards
+            .iter()
+            .map(|shard| self.database.shard_name(shard).to_owned())
+            .collect();
+        Unroutable::SeveralShards { shards }
+    }
+
+    /// Where a FunctionCall runs, large objects among them: on the shard that is named, else on the home shard.
+    pub(super) fn place_of_call(&self) -> Result<Place, Notice> {
+        let named = match &self.context.pinned {
+            Some(Override::Shard(name)) => self.snapshot.shard_named(name),
+            Some(Override::Key(_)) | None => None,
+        };
+        let shard = named.unwrap_or(self.snapshot.home);
+        match self.link.as_ref().filter(|link| self.is_bound(link)) {
+            Some(link) if link.status != Status::Failed && link.shard != shard => {
+                Err(reply::second_shard(
+                    self.database.shard_name(link.shard),
+                    self.database.shard_name(shard),
+                ))
+            }
+            Some(link) => Ok(Place {
+                shard: link.shard,
+                hold: Hold::Bound,
+            }),
+            None => Ok(Place {
+                shard,
+                hold: Hold::Bound,
+            }),
         }
     }
 
@@ -188,7 +228,7 @@ impl Session {
     }
 
     /// Ends what a loose link still does, so that another shard can be reached in the same batch.
-    async fn leave_link(&mut self) -> Result<(), End> {
+    pub(super) async fn leave_link(&mut self) -> Result<(), End> {
         if !self.pipeline.is_empty() || self.phase == Phase::Batch {
             if let Some(link) = &mut self.link {
                 frontend::put_bare(link.lease.stream.out(), b'S');
@@ -300,8 +340,13 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::Cursor
         | Effect::CopyIn
         | Effect::CopyOut
+        | Effect::Listen(_)
+        | Effect::Unlisten(_)
+        | Effect::Notify
+        | Effect::Channels
         | Effect::Pins(_)
         | Effect::TwoPhase
+        | Effect::Draws
         | Effect::Opaque => false,
     }
 }

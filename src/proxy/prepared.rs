@@ -136,6 +136,8 @@ pub(super) struct Meaning {
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) text: Box<[u8]>,
+    /// What backends get instead, where RESET or DEFAULT mean a value of this session's own.
+    pub(super) sent: Option<Box<[u8]>>,
     /// As they stand in the Parse message.
     pub(super) raw_types: Box<[u8]>,
     pub(super) types: SmallVec<[Oid; 4]>,

@@ -7,8 +7,10 @@ use super::{
     session::{End, Note, Phase, Rest, Session, broken},
 };
 use crate::{
+    config::settings::PoolMode,
     pool::backend::Shape,
     protocol::pipeline::{Event, Pass, Request},
+    sql::statement::Effect,
     wire::{
         backend::{Status, command_tag, parameter_status, put_ready},
         frame::{self, HEADER, Header},
@@ -72,6 +74,10 @@ impl Session {
                     });
                 }
             };
+            if let (Event::Ready(_), Err(problem)) = (&event, Status::decode(body)) {
+                self.client.out().extend_from_slice(&bytes[run..at]);
+                return Err(broken(&problem));
+            }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
             if forward {
@@ -112,8 +118,12 @@ impl Session {
         })?;
         // What the client is told about the transaction is decided here when the link is beside it.
         if let (Pass::Forward, Event::Ready(_)) = &judged
-            && self.deferred.is_some()
+            && (self.deferred.is_some() || self.listening.is_some())
         {
+            return Ok((Pass::Swallow, judged.1));
+        }
+        if header.tag == b'A' && self.mode == PoolMode::Transaction && !self.hears_there() {
+            // The shared listeners hear it as well, for whom it is meant.
             return Ok((Pass::Swallow, judged.1));
         }
         Ok(judged)
@@ -156,10 +166,16 @@ impl Session {
             }
             Event::Done(Request::Execute, note) => {
                 self.tally.queries += 1;
+                let tag = command_tag(body).unwrap_or_default();
+                if let (Note::Nothing, b'C') = (&note, header.tag) {
+                    self.note_draw(&Effect::None, tag);
+                }
                 if let (Note::Executed(prepared), b'C') = (note, header.tag)
                     && let Some(statement) = prepared.statement()
                 {
-                    self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
+                    self.note_draw(&statement.effect, tag);
+                    self.name_reset(&statement.effect);
+                    self.took_effect(&statement.effect, tag);
                 }
             }
             Event::Done(..) => {}
@@ -213,11 +229,14 @@ impl Session {
     /// A statement of a simple query is complete.
     fn command(&mut self, body: &[u8]) {
         self.tally.queries += 1;
+        let tag = command_tag(body).unwrap_or_default();
         let Some((plan, complete)) = self.running.take() else {
-            return;
+            return self.note_draw(&Effect::None, tag);
         };
         if let Some(statement) = plan.statements.get(complete) {
-            self.took_effect(&statement.effect, command_tag(body).unwrap_or_default());
+            self.note_draw(&statement.effect, tag);
+            self.name_reset(&statement.effect);
+            self.took_effect(&statement.effect, tag);
         }
         self.running = Some((plan, complete + 1));
     }
@@ -307,6 +326,14 @@ impl Session {
                 let shown = self.status();
                 put_ready(self.client.out(), shown);
                 self.batch_ends(shown);
+            }
+            None if self.listening.is_some() => {
+                if status != Status::Idle {
+                    put_ready(self.client.out(), status);
+                    self.batch_ends(status);
+                } else {
+                    self.hold_ready();
+                }
             }
             None => self.batch_ends(status),
         }

@@ -11,6 +11,7 @@ pub mod console;
 pub mod session;
 
 use crate::{
+    catalog::effects::{Hazard, HazardKind},
     plan::unroutable::{KeyProblem, Unroutable},
     wire::notice::{Notice, Words},
 };
@@ -163,6 +164,7 @@ fn rare_message(why: &Unroutable) -> (String, String) {
             format!("COPY of sharded table \"{table}\" is not supported over several shards"),
             text("Its rows are spread over shards."),
         ),
+        Unroutable::PerShardObject { table, hazard } => per_shard_object(table, hazard),
         Unroutable::OverrideContradicts { named, keys } => (
             format!("override \"{named}\" contradicts the statement's own keys"),
             format!("Its tables and keys live on shard {keys}."),
@@ -186,6 +188,34 @@ fn rare_message(why: &Unroutable) -> (String, String) {
     }
 }
 
+/// What a table's own object would do on one shard only.
+fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
+    let name = &hazard.name;
+    let why = match &hazard.kind {
+        HazardKind::Trigger => format!(
+            "Trigger \"{name}\" may change the shard key, or read or write rows that are on other shards."
+        ),
+        HazardKind::Rule => format!("Rule \"{name}\" rewrites the statement."),
+        HazardKind::Policy => {
+            format!("Policy \"{name}\" looks at rows that may be on other shards.")
+        }
+        HazardKind::Unique(_) => format!(
+            "Unique constraint or index \"{name}\" does not contain the shard key: the same values may be on another shard."
+        ),
+        HazardKind::Default => format!(
+            "The default of \"{name}\" is made on each shard by itself: another shard may give the same value."
+        ),
+        HazardKind::Cascade(child) => format!(
+            "Foreign key \"{name}\" would change \"{}.{}\" on one shard only.",
+            child.schema, child.name
+        ),
+    };
+    (
+        format!("statement on sharded table \"{table}\" would set off what acts on one shard only"),
+        why,
+    )
+}
+
 fn problem_text(problem: KeyProblem) -> String {
     match problem {
         KeyProblem::Malformed => "It is no value of the key's type.",
@@ -204,6 +234,7 @@ fn hint(why: &Unroutable) -> Option<String> {
         Unroutable::UnknownTable { table } => Some(format!(
             "Add \"{table}\" to a group, or to the reference or single tables, in the configuration; or set unlisted_tables."
         )),
+        Unroutable::PerShardObject { table, hazard } => Some(per_shard_hint(table, hazard)),
         Unroutable::ColumnsUnknown { table } => {
             Some(format!("Write INSERT INTO {table} (column, …)."))
         }
@@ -212,6 +243,18 @@ fn hint(why: &Unroutable) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn per_shard_hint(table: &str, hazard: &Hazard) -> String {
+    let name = &hazard.name;
+    let remedy = match &hazard.kind {
+        HazardKind::Default => format!("Give \"{name}\" a value; or let the sequences of the shards step over each other (ALTER SEQUENCE … INCREMENT BY <shards> START WITH <number of the shard> RESTART)"),
+        HazardKind::Unique(_) => "Make the shard key part of it; or leave its column to a default that no other shard repeats (gen_random_uuid(), or sequences that step over each other)".to_owned(),
+        _ => "Let it keep to its own row".to_owned(),
+    };
+    format!(
+        "{remedy}; or, when the application sees to it, list \"{table}.{name}\" in the database's per_shard."
+    )
 }
 
 /// Every code of routing.
@@ -380,9 +423,16 @@ pub const CODES: &[Code] = &[
     Code {
         code: "SW124",
         sqlstate: "0A000",
-        title: "Replication connection",
-        meaning: "Connections with replication in their startup packet are not passed on.",
-        what_to_do: "Connect to the shard's own server.",
+        title: "Replication connection names no shard",
+        meaning: "A connection with replication in its startup packet is passed through to one server, and the database has several shards.",
+        what_to_do: "Name the shard: options='-c shardway.shard=<shard>' in the connection string or in PGOPTIONS; dbname=<database>@<shard> where options cannot be given, as in CREATE SUBSCRIPTION.",
+    },
+    Code {
+        code: "SW125",
+        sqlstate: "0A000",
+        title: "Sets off what acts on one shard only",
+        meaning: "The table has a trigger, rule, policy, unique constraint, default or foreign key that would look at, count or change the rows of one shard where one PostgreSQL would take all rows.",
+        what_to_do: "shardway check --connect lists them with their remedies. When the application sees to it that each shard may act by itself, list the object in the database's per_shard.",
     },
     Code {
         code: "SW201",
@@ -427,6 +477,69 @@ pub const CODES: &[Code] = &[
         what_to_do: "Repeat the statement.",
     },
     Code {
+        code: "SW207",
+        sqlstate: "53300",
+        title: "Too many replication connections",
+        meaning: "pool.replication_size replication connections to the shard are open; 0 refuses all of them.",
+        what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
+    },
+    Code {
+        code: "SW209",
+        sqlstate: "55000",
+        title: "Another session's number",
+        meaning: "currval or lastval outside of the transaction that drew the number, on a server connection where it was not drawn or that another session has used since: PostgreSQL would tell the number of another session.",
+        what_to_do: "Use INSERT … RETURNING, or ask in the transaction that draws the number; pool.mode = \"session\" keeps a connection for each session.",
+    },
+    Code {
+        code: "SW211",
+        sqlstate: "08006",
+        title: "Server refused the login",
+        meaning: "A server did not take the password, or does not let the role in. It is tried again after a pause that grows to two seconds; meanwhile clients are told at once.",
+        what_to_do: "Check the user's backend_user and backend_password, or the role on the server. A reload takes a changed password over for sessions that are open too.",
+    },
+    Code {
+        code: "SW212",
+        sqlstate: "08006",
+        title: "Passthrough does not open the server",
+        meaning: "What the client has shown does not open this shard: the shard keeps another SCRAM verifier for the role, asks for another kind of proof, or no client has shown anything yet.",
+        what_to_do: "Give the role the same verifier on every shard (ALTER ROLE … PASSWORD 'SCRAM-SHA-256$…' with the home shard's rolpassword), or use auth = \"passthrough-password\".",
+    },
+    Code {
+        code: "SW221",
+        sqlstate: "08006",
+        title: "LISTEN is not in force",
+        meaning: "A shared listener could not be told to listen on the channel, on one shard at least; the LISTEN was not done.",
+        what_to_do: "Check that every shard's server runs: SHOW LISTENERS in the console has the reason. Then LISTEN again.",
+    },
+    Code {
+        code: "SW222",
+        sqlstate: "08006 or 01000",
+        title: "Notifications may be missing",
+        meaning: "The shared connection that listens on a shard was lost; what was notified there until it listened again did not arrive. The session ends, or with pool.listen_gap = \"warn\" it is warned.",
+        what_to_do: "Connect and LISTEN again; then read from the tables what notifications would have told.",
+    },
+    Code {
+        code: "SW223",
+        sqlstate: "53400",
+        title: "Too many notifications wait",
+        meaning: "The client did not take its notifications, or stayed in a transaction, until pool.listen_queue bytes of them waited.",
+        what_to_do: "Read the connection on which you LISTEN and end its transactions, or raise pool.listen_queue.",
+    },
+    Code {
+        code: "SW224",
+        sqlstate: "0A000 or 22P05",
+        title: "Notification in another encoding",
+        meaning: "Shared listeners hear in UTF-8: a channel or payload beyond ASCII cannot be given to a client of another client_encoding, and such a channel name is not listened on where the server's encoding is another.",
+        what_to_do: "SET client_encoding = 'UTF8', or use ASCII; session mode converts as PostgreSQL does.",
+    },
+    Code {
+        code: "SW225",
+        sqlstate: "0A000",
+        title: "Channels asked for within a transaction",
+        meaning: "pg_listening_channels() is answered by a backend that is told the session's channels before, which takes effect outside a transaction only.",
+        what_to_do: "Ask before BEGIN, in a batch of its own.",
+    },
+    Code {
         code: "SW301",
         sqlstate: "0A000",
         title: "Transaction over several shards",
@@ -452,6 +565,7 @@ pub const CODES: &[Code] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::effects::Fired;
 
     #[test]
     fn every_refusal_has_its_code_in_the_table() {
@@ -499,8 +613,17 @@ mod tests {
             },
             Unroutable::OverrideShard { shard: table() },
             Unroutable::OverrideKey { key: table() },
+            Unroutable::PerShardObject {
+                table: table(),
+                hazard: Hazard {
+                    name: table(),
+                    kind: HazardKind::Default,
+                    fired: Fired::INSERT,
+                },
+            },
         ];
-        let of_routing = |code: &&Code| ("SW101"..="SW121").contains(&code.code);
+        let of_routing =
+            |code: &&Code| ("SW101"..="SW121").contains(&code.code) || code.code == "SW125";
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {
             let code = code_named(why.code()).expect("every code is in the table");

@@ -93,7 +93,9 @@ impl Session {
         if self.phase == Phase::Answering && !ignored_in_copy {
             return Ok(0);
         }
-        if bytes.len() < header.size {
+        let arrived = bytes.len().min(header.size);
+        let streams = header.size > HIGH_WATER && header.tag == b'B';
+        if arrived < header.size && !(streams && self.streams_bind(&bytes[HEADER..])) {
             self.starved = true;
             return Ok(0);
         }
@@ -104,9 +106,12 @@ impl Session {
         if link_is_full {
             return Ok(0);
         }
-        let frame = &bytes[..header.size];
-        self.message(header, frame).await?;
-        Ok(header.size)
+        self.client_rest = Rest {
+            bytes: header.size - arrived,
+            forward: false,
+        };
+        self.message(header, &bytes[..arrived]).await?;
+        Ok(arrived)
     }
 
     pub(super) async fn message(&mut self, header: Header, frame: &[u8]) -> Result<(), End> {

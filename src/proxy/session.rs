@@ -14,7 +14,10 @@ use super::{
     cancel::Slot,
     counting::{Marks, note_reported},
     database::Database,
+    ending,
     link::{Hold, Link},
+    listening::Listening,
+    numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
 };
@@ -36,7 +39,7 @@ use crate::{
         pipeline::Pipeline,
         transaction::Deferred,
     },
-    sql::statement::PinReason,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
@@ -171,6 +174,8 @@ pub struct Session {
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
     pub(super) deferred: Option<Deferred>,
+    /// What it listens on, in transaction mode.
+    pub(super) listening: Option<Box<Listening>>,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -182,6 +187,8 @@ pub struct Session {
     pub(super) running: Option<(Arc<Plan>, usize)>,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
+    /// Where numbers of sequences were drawn last.
+    pub(super) drew: Option<Drew>,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -216,23 +223,37 @@ impl Session {
             Ok(()) => End::Client,
             Err(end) => end,
         };
-        self.finish(end).await;
+        Box::pin(self.finish(end)).await;
     }
 
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
+            if self.holds_ready() {
+                Box::pin(self.give_ready()).await?;
+            }
             if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
                 self.rest().await?;
             }
+            if self.listening.is_some() {
+                self.deliver()?;
+                if self.must_join_others() {
+                    Box::pin(self.join_others()).await?;
+                }
+            }
             if !self.requests().await? {
-                let done = self.client_closed && self.phase != Phase::Answering;
+                let done = self.client_closed && !self.answers_on_its_own();
                 if done || self.left_in_copy() {
                     return Ok(());
                 }
                 self.wait().await?;
             }
         }
+    }
+
+    /// Whether the backend goes on without a further word of the client's.
+    fn answers_on_its_own(&self) -> bool {
+        self.phase == Phase::Answering && self.pipeline.owes_ready()
     }
 
     /// The end of a session: says why, cancels what still runs, closes what is not at rest.
@@ -243,21 +264,13 @@ impl Session {
             // Within a message that has begun nothing can be said.
             notice.put(self.client.out());
         }
-        if !matches!(end, End::Client) || self.client.unsent() > 0 {
+        if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
-        if let (Some(link), true, End::Client | End::Told(_)) = (&self.link, runs, &end) {
+        if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
             // The server would go on with a query that nobody waits for.
-            let target = Arc::clone(&link.lease.target);
-            let sent = crate::net::backend::cancel(
-                &target.address,
-                target.pid,
-                &target.key,
-                CANCEL_PATIENCE,
-                &self.shared.tls,
-            );
-            drop(sent.await);
+            Box::pin(ending::stop(link, &self.shared.tls)).await;
         }
         if let End::Told(words) = &end {
             self.count_refusal(words);
@@ -281,7 +294,9 @@ impl Session {
         for link in link.into_iter().chain(std::mem::take(&mut self.parked)) {
             self.link = Some(link);
             let spent = self.link.as_ref().is_some_and(|link| link.spent);
-            let quiet = !self.cancel.detach() && !spent;
+            let target = self.link.as_ref().map(|link| &link.lease.target);
+            let doubtful = target.is_some_and(|target| self.cancel.is_doubtful(target));
+            let quiet = !self.cancel.detach() && !doubtful && !spent;
             if quiet
                 && matches!(self.prelude(b"DISCARD ALL").await, Ok(Ok(())))
                 && let Some(mut link) = self.link.take()
@@ -323,6 +338,9 @@ impl Session {
         if !self.at_rest() {
             return Ok(());
         }
+        if self.link.as_ref().is_some_and(|link| link.listens) {
+            Box::pin(self.stop_listening_there()).await;
+        }
         if self.mode == PoolMode::Session
             || self
                 .pinned
@@ -359,7 +377,7 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.cancel.quiet())
+            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
                 .await
                 .is_ok();
             if !quiet || self.prelude(b"").await.is_err() {
@@ -367,10 +385,14 @@ impl Session {
                 return Ok(());
             }
         }
+        if self.listening.is_some() || self.link.as_ref().is_some_and(|link| link.listens) {
+            Box::pin(self.stop_listening_there()).await;
+        }
         self.fold();
         let Some(mut link) = self.link.take() else {
             return Ok(());
         };
+        link.spent |= self.cancel.is_doubtful(&link.lease.target);
         if link.opaque {
             link.lease.applied = Applied::Unknown;
         }
@@ -379,6 +401,17 @@ impl Session {
             link.lease.release();
         }
         Ok(())
+    }
+
+    /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
+    async fn quiet(&mut self) {
+        let mut quiet = pin!(self.cancel.quiet());
+        let client = &mut self.client;
+        poll_fn(|cx| {
+            let _flushed = client.poll_flush(cx);
+            quiet.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Makes the link a backend on this shard, ready for the session's statements. The caller has made sure that no
@@ -424,6 +457,7 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         spent: false,
+                        listens: false,
                         since: self.marks.begun,
                     };
                     self.attach(link);
@@ -433,7 +467,8 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, link: Link) {
+    fn attach(&mut self, mut link: Link) {
+        link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
         link.lease.info.set_leased(self.info.pid);
@@ -489,7 +524,7 @@ impl Session {
             .as_ref()
             .is_some_and(|link| link.status == Status::Idle);
         if begins && outside && self.deferred.is_some() {
-            return self.replay(hold).await;
+            return Box::pin(self.replay(hold)).await;
         }
         Ok(Ok(()))
     }
@@ -629,7 +664,7 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
         self.cancel.wait_begins();
-        let outcome = self.wait_for(&pool).await;
+        let outcome = Box::pin(self.wait_for(&pool)).await;
         self.cancel.wait_ends();
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
@@ -691,13 +726,9 @@ impl Session {
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
-        if idle {
-            self.client.relax(self.client.unsent() == 0);
-            if self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
-                return Err(told(reply::shutting_down()));
-            }
-        } else {
-            self.client.relax(false);
+        self.client.relax(false);
+        if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
+            return Err(told(reply::shutting_down()));
         }
         if self.info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));
@@ -707,10 +738,16 @@ impl Session {
         let mut seen = Seen::default();
         let info = Arc::clone(&self.info);
         let mut asked = pin!(info.asked());
+        let may_deliver = self.listening.is_some() && self.may_deliver();
+        let listening = self.listening.as_deref();
         let (client, link) = (&mut self.client, &mut self.link);
         poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
+            }
+            if let Some(listening) = listening {
+                let takes = may_deliver && client.unsent() < HIGH_WATER;
+                seen.progress |= listening.poll(cx, takes).is_ready();
             }
             if asked.as_mut().poll(cx).is_ready() {
                 seen.progress = true;
@@ -718,7 +755,7 @@ impl Session {
             if let Some(link) = link.as_mut() {
                 let stream = link.stream();
                 let was_full = stream.unsent() >= HIGH_WATER;
-                if stream.unsent() > 0 && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
+                if !stream.is_flushed() && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
                     seen.backend_end = true;
                 }
                 // There is room again for what the client has sent already.
@@ -741,6 +778,11 @@ impl Session {
                 match client.poll_fill(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => seen.client_end = true,
                     Poll::Ready(Ok(_)) => seen.progress = true,
+                    // It thinks, and who thinks needs no buffers.
+                    Poll::Pending if idle => {
+                        let flushed = client.is_flushed();
+                        client.relax(flushed);
+                    }
                     Poll::Pending => {}
                 }
             }
@@ -790,6 +832,9 @@ impl Session {
     /// Appends ReadyForQuery of a batch that was answered here.
     pub(super) fn ready_here(&mut self) {
         let status = self.status();
+        if status == Status::Idle && self.hold_ready() {
+            return;
+        }
         put_ready(self.client.out(), status);
         self.batch_ends(status);
     }
@@ -797,9 +842,6 @@ impl Session {
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
         self.count_end();
-        if self.parameters.is_partly_set() {
-            self.complete_settings();
-        }
         self.phase = if self.pipeline.owes_ready() {
             Phase::Answering
         } else {
@@ -815,29 +857,32 @@ impl Session {
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
             }
+            self.listening_rests();
+        }
+        if status != Status::Failed {
+            self.complete_date_style();
         }
         self.failed = false;
         self.info.set_in_transaction(status != Status::Idle);
     }
 
-    /// What SET gave only in part is what the server has made of it.
-    fn complete_settings(&mut self) {
-        let reported = self.reported.get(parameters::PARTLY_SET_REPORTED);
-        if let Some(Ok(whole)) = reported.map(std::str::from_utf8) {
-            self.parameters.complete(whole);
-            self.settings_are_told();
-        }
-    }
-
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }
+        }
+    }
+
+    /// Before a statement is sent: what stays even if it fails or is rolled back keeps the backend whatever becomes of it.
+    pub(super) fn pin_before(&mut self, effect: &Effect) {
+        if let Effect::Pins(reason @ (PinReason::SessionAdvisoryLock | PinReason::Code)) = effect {
+            self.pin(*reason);
         }
     }
 
@@ -887,12 +932,12 @@ impl Seen {
     }
 }
 
-/// How long a session that ends waits for a cancel to be delivered.
+/// How long a session that ends waits for its query to end.
 pub(super) const CANCEL_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long the backends of a session that kept them may take to be reset.
 const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(5);
 /// How long a client has to take its session's last words.
-const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
+pub(super) const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 
 async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
     let lost = || told(reply::backend_lost(database.shard_name(link.shard)));
@@ -936,5 +981,7 @@ fn pin_word(reason: PinReason) -> &'static str {
         PinReason::Load => "LOAD",
         PinReason::SetRole => "SET ROLE",
         PinReason::Setting => "a setting that cannot be replayed",
+        PinReason::Code => "code that may have left something",
+        PinReason::Sequence => "currval or lastval",
     }
 }

@@ -11,14 +11,20 @@ use super::{
 use crate::{
     plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
-    sql::statement::Effect,
+    sql::statement::{Effect, PinReason},
     wire::{
         backend::Status,
+        frame::HEADER,
         frontend::{self, put_parse},
         notice::{Notice, Words},
     },
 };
 use std::sync::Arc;
+
+/// `FirstNormalObjectId` of transam.h: functions below it are PostgreSQL's own.
+const FIRST_OWN_OID: u32 = 16384;
+/// `set_config(text, text, boolean)` in pg_proc.dat.
+const SET_CONFIG_OID: u32 = 2078;
 
 impl Session {
     pub(super) async fn query(&mut self, body: &[u8]) -> Result<(), End> {
@@ -47,6 +53,10 @@ impl Session {
             bind: None,
         };
         let statements = planned.plan.statements.as_slice();
+        let listening = self.concerns_listening(statements);
+        if listening {
+            Box::pin(self.listens_from_now(statements)).await;
+        }
         if self.phase == Phase::Idle && statements.iter().any(|statement| self.controls(statement))
         {
             self.park_at_rest();
@@ -76,7 +86,14 @@ impl Session {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
         }
+        if listening {
+            Box::pin(self.hear_first(statements)).await?;
+        }
         self.reach(place).await?;
+        self.check_numbers(&planned.plan.statements)?;
+        if listening {
+            Box::pin(self.at_backend(statements)).await?;
+        }
         self.send_pending();
         self.vacate_for(text);
         self.send_query(text, planned.plan);
@@ -85,16 +102,20 @@ impl Session {
 
     /// Sends a Query to the link, which is where all its statements run.
     fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
+        let own = self.with_own_defaults(text, &plan);
         let Some(link) = &mut self.link else {
             return;
         };
-        frontend::put_query(link.lease.stream.out(), text);
+        frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         link.opaque |= plan
             .statements
             .iter()
-            .any(|statement| statement.effect == Effect::Opaque);
+            .any(|statement| matches!(statement.effect, Effect::Opaque | Effect::Channels));
+        for statement in &plan.statements {
+            self.pin_before(&statement.effect);
+        }
         let matters = plan
             .statements
             .iter()
@@ -219,17 +240,25 @@ impl Session {
 
     pub(super) async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {
         self.refresh();
-        let shard = self.link_shard().unwrap_or(self.snapshot.home);
-        match self
-            .reach(Place {
-                shard,
-                hold: Hold::Bound,
-            })
-            .await
-        {
+        let place = match self.place_of_call() {
+            Ok(place) => place,
+            Err(refused) => return self.refuse_query(&refused.into()).await,
+        };
+        match self.reach(place).await {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
+        }
+        let builtin = frame
+            .get(HEADER..HEADER + 4)
+            .and_then(|oid| oid.try_into().ok())
+            .map(u32::from_be_bytes)
+            .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
+        if !builtin {
+            self.pin(PinReason::Code);
+        }
+        if self.listening.is_some() {
+            Box::pin(self.own_notifications(&[])).await;
         }
         if let Some(link) = &mut self.link {
             link.lease.stream.out().extend_from_slice(frame);

@@ -1,19 +1,20 @@
 //! From a socket to a running session: logs the client in, finds its database, tells it the server's settings.
 
 use super::{
-    Shared,
+    Shared, cancel,
     database::Database,
     local::check_own,
     reply::session as reply,
     session::{Defaults, End, Phase, Rest, Session, told},
 };
 use crate::{
+    auth::scram::Proof,
     catalog::shard::ShardId,
-    config::settings::User,
+    config::settings::{BackendProof, User},
     entropy,
     metrics::sessions::{CancelKeyLength, NewSession, Peer, Transport as Encryption},
     net::{
-        login::{self, Login, LoginContext},
+        login::{self, Login, LoginContext, Place},
         stream::Stream,
         transport::{self, Transport},
     },
@@ -34,15 +35,33 @@ use smallvec::SmallVec;
 use std::{collections::HashMap, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
-pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
-        Ok(Login::Session(entered)) => enter(entered, shared).await,
+pub async fn serve(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) {
+    // Boxes: what a login needs is not kept for the session's life.
+    match Box::pin(login::login(socket, place, &logins)).await {
+        // Others may have entered since this one was accepted.
+        Ok(Login::Session(entered)) if is_full(&shared) => {
+            shared.metrics.process.turned_away.increment();
+            Box::pin(tell_full(entered)).await;
+        }
+        Ok(Login::Session(entered)) => {
+            drop(logins);
+            let session = Box::pin(enter(entered, Arc::clone(&shared))).await;
+            if let Some(mut session) = session {
+                drop(shared);
+                session.run().await;
+            }
+        }
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            Box::pin(cancel::carry_out(pid, &key, &shared)).await;
             drop(transport);
         }
         Ok(Login::Closed) => {}
@@ -54,54 +73,42 @@ pub async fn serve(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginCont
 }
 
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
-pub async fn turn_away(socket: Transport, shared: Arc<Shared>, logins: Arc<LoginContext>) {
-    match login::login(socket, &logins).await {
+pub async fn turn_away(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) {
+    match Box::pin(login::login(socket, place, &logins)).await {
         Ok(Login::Cancel {
             pid,
             key,
             transport,
         }) => {
-            cancel(pid, &key, &shared).await;
+            Box::pin(cancel::carry_out(pid, &key, &shared)).await;
             drop(transport);
         }
-        Ok(Login::Session(entered)) => {
-            let mut client = Stream::new(entered.transport);
-            reply::too_many_clients().put(client.out());
-            drop(client.flush().await);
-        }
+        Ok(Login::Session(entered)) => tell_full(entered).await,
         Ok(Login::Closed) | Err(_) => {}
     }
 }
 
-/// Carries out a CancelRequest, if it names one of our sessions with its key. It is never answered.
-async fn cancel(pid: u32, key: &[u8], shared: &Arc<Shared>) {
-    shared.metrics.process.cancels.increment();
-    if shared.metrics.sessions.find_cancel(pid, key).is_none() {
-        return;
-    }
-    shared.metrics.process.cancels_matched.increment();
-    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else {
-        return;
-    };
-    let target = &in_flight.target;
-    let sent = crate::net::backend::cancel(
-        &target.address,
-        target.pid,
-        &target.key,
-        super::session::CANCEL_PATIENCE,
-        &shared.tls,
-    )
-    .await;
-    if let Err(problem) = sent {
-        tracing::warn!(%problem, "a cancel request did not reach the server");
-    }
+fn is_full(shared: &Shared) -> bool {
+    shared.metrics.sessions.count() >= shared.settings.load().server.max_clients
 }
 
-async fn enter(entered: login::Session, shared: Arc<Shared>) {
+async fn tell_full(entered: login::Session) {
+    let mut client = Stream::new(entered.transport);
+    reply::too_many_clients().put(client.out());
+    drop(client.flush().await);
+}
+
+/// The session of a client that has logged in, ready to run; none when there is nothing to run, or no more.
+async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Session>> {
     let peer = match entered.transport.peer() {
         transport::Peer::Tcp(address) => Peer::Tcp(address),
         transport::Peer::Unix => Peer::Unix,
-        transport::Peer::Gone => return,
+        transport::Peer::Gone => return None,
     };
     let tls = if entered.transport.is_encrypted() {
         Encryption::Tls
@@ -109,29 +116,38 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
         Encryption::Plain
     };
     let client = Stream::new(entered.transport);
-    let application_name = entered
-        .parameters
-        .iter()
-        .rev()
-        .find(|(name, _)| name == b"application_name")
-        .map(|(_, value)| String::from_utf8_lossy(value).into_owned());
     let info = shared.metrics.sessions.register(NewSession {
         user: Arc::from(entered.user.name.as_str()),
         database: Arc::from(entered.database.as_str()),
         peer,
-        application_name: application_name.unwrap_or_default(),
+        application_name: application_name(&entered.parameters),
         tls,
         protocol: if entered.minor >= 2 {
             CancelKeyLength::ThirtyTwo
         } else {
             CancelKeyLength::Four
         },
+        replication: entered.replication,
         now: shared.clock.now(),
         wall: shared.clock.wall(),
     });
-    if entered.database == login::CONSOLE {
+    if entered.database == login::CONSOLE && entered.replication.is_none() {
         super::console::serve(client, &entered.user, &shared, &info).await;
-        return;
+        return None;
+    }
+    if let Err(notice) = keep_shown(&entered.user, &entered.database, entered.shown, &shared) {
+        farewell(client, &notice).await;
+        return None;
+    }
+    if let Some(kind) = entered.replication {
+        let asked = super::replication::Asked {
+            kind,
+            user: entered.user,
+            database: entered.database,
+            settings: entered.parameters,
+        };
+        super::replication::serve(client, asked, &shared, &info).await;
+        return None;
     }
     let mut session = match Session::new(
         client,
@@ -142,17 +158,56 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) {
     ) {
         Ok(session) => session,
         Err(refused) => {
-            let (mut client, notice) = *refused;
-            notice.put(client.out());
-            drop(client.flush().await);
-            return;
+            let (client, notice) = *refused;
+            farewell(client, &notice).await;
+            return None;
         }
     };
     session.tally.client_logins += 1;
     match session.welcome(entered.parameters).await {
-        Ok(()) => session.run().await,
-        Err(end) => session.finish(end).await,
+        Ok(()) => Some(session),
+        Err(end) => {
+            session.finish(end).await;
+            None
+        }
     }
+}
+
+/// As the startup packet gives it.
+fn application_name(settings: &[Setting]) -> String {
+    let mut given = settings.iter().rev();
+    let found = given.find(|(name, _)| name == b"application_name");
+    found
+        .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+        .unwrap_or_default()
+}
+
+/// Whether it arrives changes nothing: the session is over.
+async fn farewell(mut client: Stream, notice: &Notice) {
+    notice.put(client.out());
+    drop(client.flush().await);
+}
+
+/// Keeps what the client has shown, to open backends with it.
+///
+/// # Errors
+/// When that is what opens them and the client was let in without a proof: whoever shows nothing uses nothing that
+/// another has shown.
+fn keep_shown(
+    user: &User,
+    database: &str,
+    shown: Option<Proof>,
+    shared: &Shared,
+) -> Result<(), Notice> {
+    if user.backend_proof == BackendProof::Configured {
+        return Ok(());
+    }
+    let shown = shown.ok_or_else(reply::nothing_shown)?;
+    if let Some(database) = shared.database(database) {
+        let name = &database.settings.name;
+        shared.keyring.put(name, &user.name, shown);
+    }
+    Ok(())
 }
 
 impl Session {
@@ -199,21 +254,19 @@ impl Session {
             defaults: Defaults::default(),
             context: Arc::new(Context {
                 search_path: Vec::new(),
-                standard_conforming_strings: true,
-                utf8: true,
-                transform_null_equals: false,
-                pinned: None,
-                digest: 0,
+                ..Context::default()
             }),
             context_stale: true,
             overridden: HashMap::new(),
             deferred: None,
+            listening: None,
             reported: Reported::default(),
             phase: Phase::Idle,
             skip: false,
             failed: false,
             running: None,
             unsettled: false,
+            drew: None,
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
@@ -259,10 +312,11 @@ impl Session {
         Ok(())
     }
 
-    /// Asks for the settings that routing depends on and that the role or the database may have set.
+    /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own
+    /// search_path is in force: nothing is named without its schema, no operator either.
     async fn learn_defaults(&mut self) -> Result<(), End> {
         let asked = self
-            .ask(b"SELECT pg_catalog.current_setting('search_path') || E'\\n' || pg_catalog.current_setting('default_transaction_isolation')")
+            .ask(b"SELECT pg_catalog.concat(pg_catalog.current_setting('search_path'), E'\\n', pg_catalog.current_setting('default_transaction_isolation'))")
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
@@ -280,12 +334,6 @@ impl Session {
                 return Err(told(reply::not_text()));
             };
             let name = name.to_ascii_lowercase();
-            if name == "replication" {
-                if matches!(value.as_str(), "false" | "off" | "no" | "0") {
-                    continue;
-                }
-                return Err(told(reply::no_replication()));
-            }
             if name.starts_with("shardway.") {
                 check_own(&name, Some(&value), &self.snapshot.shards)
                     .map_err(|notice| End::Told(Box::new(Words::from(notice).fatal())))?;

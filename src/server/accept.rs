@@ -16,8 +16,13 @@ const TURNED_AWAY_AT_ONCE: usize = 64;
 pub(super) async fn clients(listener: Listener, sessions: Arc<Tasks>, life: Arc<Life>) {
     let mut out_of_something = false;
     loop {
+        // Until there is, clients wait where they cost nothing: in the listener's backlog.
+        let next = async {
+            Arc::clone(life.service()).room().await;
+            listener.accept().await
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             () = life.reached(Phase::Draining) => return,
         };
         match accepted {
@@ -44,7 +49,9 @@ fn admit(socket: crate::net::transport::Transport, sessions: &Arc<Tasks>, life: 
     process.accepted.increment();
     let limit = foundation.settings.load().server.max_clients;
     let service = Arc::clone(life.service());
-    let open = sessions.open();
+    // Who is still logging in takes no place of those who are inside.
+    let logging_in = usize::try_from(process.logging_in.get()).unwrap_or(usize::MAX);
+    let open = sessions.open().saturating_sub(logging_in);
     let serving = if open < limit {
         service.serve(socket)
     } else {

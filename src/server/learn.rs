@@ -5,9 +5,10 @@
 
 use super::life::Life;
 use crate::{
+    catalog::code::Code,
     clock::Duration,
-    config::settings::{self, Credentials, Settings},
-    inspect::{complete_snapshot, credentials_for},
+    config::settings::{Credentials, Settings},
+    inspect::{code, complete_snapshot, credentials_for},
     proxy::{Shared, database::Database},
 };
 use std::sync::Arc;
@@ -35,18 +36,39 @@ pub(super) async fn watch(life: Arc<Life>) {
 /// Asks once, for every database that has anything to learn.
 pub(super) async fn all(shared: Arc<Shared>, settings: Arc<Settings>) {
     for database in shared.databases.load_full().values() {
-        if let Some(credentials) = asks(&settings, &database.settings) {
-            learn(database, &credentials).await;
+        let Some(credentials) = credentials_for(&settings, &database.settings) else {
+            continue;
+        };
+        if database.settings.name != "*" {
+            learn_code(database, credentials).await;
+        }
+        if !database.snapshot.load().is_single() {
+            learn(database, credentials).await;
         }
     }
 }
 
-/// With what role to look into a database that has anything to learn.
-fn asks(settings: &Settings, database: &settings::Database) -> Option<Credentials> {
-    if database.snapshot.is_single() {
-        return None;
+/// Looks at the functions and triggers of the first shard that can be asked: they are the same on all.
+async fn learn_code(database: &Database, credentials: &Credentials) {
+    let limit = database.settings.pool.connect_timeout;
+    for shard in &database.settings.shards {
+        match code(&shard.primary, credentials, limit).await {
+            Ok(code) => return take_over(database, code),
+            Err(problem) => {
+                tracing::debug!(database = database.settings.name, %problem, "looking at its functions");
+            }
+        }
     }
-    credentials_for(settings, database).cloned()
+}
+
+fn take_over(database: &Database, code: Code) {
+    let old = database.snapshot.load_full();
+    if old.code != code {
+        let mut new = (*old).clone();
+        new.code = code;
+        new.schema += 1;
+        database.snapshot.store(Arc::new(new));
+    }
 }
 
 async fn learn(database: &Database, credentials: &Credentials) {
@@ -54,6 +76,7 @@ async fn learn(database: &Database, credentials: &Credentials) {
     // What was found by key column is found again, or is not there any more.
     let mut new = (*database.settings.snapshot).clone();
     new.schema = old.schema;
+    new.code = old.code.clone();
     let findings = complete_snapshot(&database.settings, Some(credentials), &mut new).await;
     for finding in &findings {
         tracing::debug!(database = new.database, %finding, "looking into the servers");

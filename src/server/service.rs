@@ -10,6 +10,10 @@ pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Serves connections, each to its end.
 pub trait Service: Send + Sync + 'static {
+    /// Resolves when another client may be accepted. Safe to drop while waiting.
+    fn room(self: Arc<Self>) -> Serving {
+        Box::pin(std::future::ready(()))
+    }
     /// Serves one client from its first byte. Dropping the future ends the client.
     fn serve(self: Arc<Self>, socket: Transport) -> Serving;
     /// Tells a client that there are too many, and lets cancel requests pass.

@@ -3,17 +3,18 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving};
+use super::{Foundation, ServeError, Service, Serving, tasks::Tasks};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
     entropy,
     net::{
-        login::LoginContext,
+        login::{Entrance, LoginContext, Place},
         tls::{ClientTls, ServerTls},
         transport::Transport,
     },
     plan::cache::{PlanCache, Stats},
+    pool::listener::Spawner,
     proxy::{
         Shared, cancel,
         database::{Database, Parts},
@@ -34,8 +35,10 @@ use std::{
 pub struct Sessions {
     shared: Arc<Shared>,
     logins: ArcSwap<LoginContext>,
-    /// Of logins: kept over reloads, so that salts stay the same.
-    secret: [u8; 32],
+    /// Kept over reloads, so that salts and failures stay the same.
+    entrance: Arc<Entrance>,
+    /// What outlives the session that began it.
+    tasks: Arc<Tasks>,
 }
 
 impl fmt::Debug for Sessions {
@@ -51,61 +54,92 @@ impl fmt::Debug for Sessions {
 pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let settings = foundation.settings.load_full();
     let fault = |error: &dyn fmt::Display| ServeError::Service(error.to_string());
-    let secret = entropy::bytes();
-    let logins = login_context(&settings, secret).map_err(|error| fault(&error))?;
+    let entrance = Entrance::new(
+        entropy::bytes(),
+        foundation.clock,
+        Arc::clone(&foundation.metrics),
+    );
     let tls = Arc::new(ClientTls::new().map_err(|error| fault(&error))?);
+    let logins = login_context(&settings, &entrance)
+        .map_err(|error| fault(&error))?
+        .with_lookups(&settings, &tls, foundation.clock);
+    let tasks = Tasks::new(foundation.runtime.clone());
     let parts = Parts {
         metrics: Arc::clone(&foundation.metrics),
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),
         tls: Arc::clone(&tls),
+        keyring: Arc::default(),
+        spawner: spawner(&tasks),
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
         databases: ArcSwap::from_pointee(databases),
         generation: AtomicU64::new(0),
         cancels: cancel::Slots::default(),
+        replicating: crate::proxy::replication::Places::default(),
         metrics: Arc::clone(&foundation.metrics),
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),
         tls,
+        keyring: parts.keyring,
         seed,
         console: OnceLock::new(),
     };
     Ok(Arc::new(Sessions {
         shared: Arc::new(shared),
         logins: ArcSwap::from_pointee(logins),
-        secret,
+        entrance,
+        tasks,
     }))
 }
 
 impl Service for Sessions {
+    fn room(self: Arc<Self>) -> Serving {
+        Box::pin(async move {
+            let most = self.shared.settings.load().server.max_logins;
+            self.entrance.room(most).await;
+        })
+    }
+
     fn serve(self: Arc<Self>, socket: Transport) -> Serving {
+        // Now and not when the task begins: whoever is being accepted is counted as one who logs in.
+        let place = self.place();
         Box::pin(start::serve(
             socket,
+            place,
             Arc::clone(&self.shared),
             self.logins.load_full(),
         ))
     }
 
     fn turn_away(self: Arc<Self>, socket: Transport) -> Serving {
+        let place = self.place();
         Box::pin(start::turn_away(
             socket,
+            place,
             Arc::clone(&self.shared),
             self.logins.load_full(),
         ))
     }
 
     fn apply(&self, settings: Arc<Settings>) -> Result<(), String> {
-        let logins = login_context(&settings, self.secret)?;
         let shared = &self.shared;
+        let logins = login_context(&settings, &self.entrance)?.with_lookups(
+            &settings,
+            &shared.tls,
+            shared.clock,
+        );
         let parts = Parts {
             metrics: Arc::clone(&shared.metrics),
             clock: shared.clock,
             runtime: shared.runtime.clone(),
             tls: Arc::clone(&shared.tls),
+            keyring: Arc::clone(&shared.keyring),
+            spawner: spawner(&self.tasks),
         };
         let old = shared.databases.load_full();
         let new = databases(&settings, &old, &parts, shared.seed);
@@ -117,12 +151,20 @@ impl Service for Sessions {
             .map(|(_, database)| Arc::clone(database))
             .collect();
         shared.databases.store(Arc::new(new));
+        shared.metrics.sessions.set_proxy(settings.server.id);
         shared.settings.store(settings);
         self.logins.store(Arc::new(logins));
         // After the stores: a session that sees the new number finds the new databases.
         shared.generation.fetch_add(1, Ordering::Release);
         for pool in replaced.iter().flat_map(|database| database.pools()) {
-            pool.pool.close_idle();
+            pool.pool.retire();
+        }
+        let settings = shared.settings.load();
+        for database in shared.databases.load().values() {
+            database.retire_pools(&settings);
+        }
+        for database in &replaced {
+            database.retire_listeners();
         }
         Ok(())
     }
@@ -155,13 +197,33 @@ impl Service for Sessions {
     }
 }
 
-fn login_context(settings: &Arc<Settings>, secret: [u8; 32]) -> Result<LoginContext, String> {
+/// Shared listeners outlive the session that needs them first: they are counted tasks of this module.
+fn spawner(tasks: &Arc<Tasks>) -> Spawner {
+    let tasks = Arc::clone(tasks);
+    Spawner(Arc::new(move |task| tasks.spawn("listener", task)))
+}
+
+impl Sessions {
+    fn place(&self) -> Place {
+        let most = self.shared.settings.load().server.max_logins;
+        self.entrance.admit(most)
+    }
+}
+
+fn login_context(
+    settings: &Arc<Settings>,
+    entrance: &Arc<Entrance>,
+) -> Result<LoginContext, String> {
     let identity = settings.server.tls.identity.as_ref();
     let tls = identity
-        .map(ServerTls::new)
+        .map(|identity| ServerTls::new(identity, settings.server.tls.clients.as_ref()))
         .transpose()
         .map_err(|error| error.to_string())?;
-    Ok(LoginContext::new(settings, tls.map(Arc::new), secret))
+    Ok(LoginContext::new(
+        settings,
+        tls.map(Arc::new),
+        Arc::clone(entrance),
+    ))
 }
 
 /// The databases by the name that clients give, the wildcard under `*`; those of `old` that did not change are kept.

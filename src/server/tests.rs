@@ -36,6 +36,7 @@ impl Service for Greeter {
                 application_name: String::new(),
                 tls: Encryption::Plain,
                 protocol: CancelKeyLength::Four,
+                replication: None,
                 now: Clock.now(),
                 wall: Clock.wall(),
             });
@@ -82,9 +83,15 @@ fn settings(max_clients: usize) -> Settings {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients,
+        max_logins: 100,
+        failed_logins: 0,
+        failed_login_delay: Duration::from_secs(1),
         login_timeout: Duration::from_secs(10),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(10),
         workers: 1,
         plan_cache_bytes: 0,
@@ -95,7 +102,9 @@ fn settings(max_clients: usize) -> Settings {
         server,
         databases: BTreeMap::new(),
         wildcard: None,
+        rules: None,
         users: BTreeMap::new(),
+        found_users: Arc::new(crate::config::settings::User::found()),
     }
 }
 

@@ -13,6 +13,8 @@ pub enum Class {
     Plain,
     /// Uses what exists once per database: the home shard.
     Home(Keeps),
+    /// Uses large objects: those of the home shard, unless a shard is named.
+    LargeObject,
     /// Changes something on its server, or means something on one shard only.
     OneShard,
     /// Runs SQL that stands in its arguments.
@@ -107,7 +109,7 @@ pub fn classify(name: &str) -> Class {
         return Class::Setting;
     }
     if name.starts_with("lo_") || name == "loread" || name == "lowrite" {
-        return Class::Home(Keeps::Nothing);
+        return Class::LargeObject;
     }
     if name.contains("_to_xml") || name == "ts_stat" || name == "ts_rewrite" {
         return Class::RunsSql;
@@ -140,7 +142,7 @@ mod tests {
             classify("pg_advisory_xact_lock"),
             Class::Home(Keeps::Nothing)
         );
-        assert_eq!(classify("lo_import"), Class::Home(Keeps::Nothing));
+        assert_eq!(classify("lo_import"), Class::LargeObject);
         assert_eq!(classify("order_total"), Class::Unknown);
     }
 }

@@ -14,8 +14,8 @@ mod utility;
 
 use super::tree::{
     Alias, Body, Conflict, Cte, Delete, Depth, From, Insert, Into, Join, JoinKind, Kind, Literal,
-    Locking, Merge, MergeAct, MergeAction, Name, Query, Relation, Select, Statement, Target,
-    Update,
+    Locking, Merge, MergeAct, MergeAction, Name, Overriding, Query, Relation, Select, Statement,
+    Target, Update,
 };
 use super::tree::{Expr, SettingCalls};
 use pg_raw_parse::{
@@ -385,6 +385,7 @@ impl Lower {
             columns: (!insert.cols().is_empty()).then_some(columns),
             source,
             conflict,
+            overriding: overriding(insert.override_),
             returning: self.returning(insert.returning_clause()),
         }
     }
@@ -451,6 +452,7 @@ impl Lower {
         MergeAct::Insert {
             columns,
             values: self.exprs(when.values()),
+            overriding: overriding(when.override_),
         }
     }
 
@@ -527,6 +529,15 @@ fn alias(alias: Option<&nodes::Alias>) -> Option<Alias> {
 
 /// A function in FROM without an alias is called as the function.
 fn own_name(functions: &NodeList) -> Option<Alias> {
+    let name = sole_call(functions)?.name;
+    Some(Alias {
+        name,
+        columns: Vec::new(),
+    })
+}
+
+/// The first function of a function in FROM.
+fn sole_call(functions: &NodeList) -> Option<Name> {
     let first = match functions.iter().next()? {
         Node::NodeList(parts) => parts.iter().next()?,
         other => other,
@@ -534,17 +545,23 @@ fn own_name(functions: &NodeList) -> Option<Alias> {
     let Node::FuncCall(call) = first else {
         return None;
     };
-    let name = expression::function_name(call).name;
-    Some(Alias {
-        name,
-        columns: Vec::new(),
-    })
+    Some(expression::function_name(call))
 }
 
 fn strings(list: &NodeList) -> Vec<String> {
     list.iter()
         .filter_map(|node| node.as_str().map(str::to_owned))
         .collect()
+}
+
+/// What OVERRIDING says, by the parser's number.
+fn overriding(kind: raw::OverridingKind::Type) -> Overriding {
+    use raw::OverridingKind;
+    match kind {
+        OverridingKind::OVERRIDING_USER_VALUE => Overriding::UserValue,
+        OverridingKind::OVERRIDING_SYSTEM_VALUE => Overriding::SystemValue,
+        _ => Overriding::Nothing,
+    }
 }
 
 fn no_relation() -> Relation {

@@ -19,7 +19,8 @@ pub enum Effect {
     RollbackTo(String),
     /// SET TRANSACTION, SET CONSTRAINTS: means something inside the running transaction only.
     SetTransaction,
-    /// SET, and a sole `SELECT set_config(literals)`. `value` `None`: DEFAULT.
+    /// SET, and a sole `SELECT set_config(literals)`. `value` `None`: DEFAULT; empty: a list without items, which only
+    /// `set_config` can make.
     Set {
         name: String,
         value: Option<String>,
@@ -44,11 +45,22 @@ pub enum Effect {
     Cursor,
     CopyIn,
     CopyOut,
+    /// LISTEN on a channel.
+    Listen(String),
+    /// UNLISTEN of one channel, or of all.
+    Unlisten(Option<String>),
+    /// NOTIFY, or `pg_notify` and nothing else that matters: on the home shard, unless its transaction is on another.
+    Notify,
+    /// Its answer says on which channels the session listens.
+    Channels,
     /// Leaves something in the backend that cannot be carried to another: the session keeps the backend.
     Pins(PinReason),
+    /// Draws a number from a sequence by name.
+    Draws,
     /// PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED.
     TwoPhase,
-    /// DO, CALL or a function that we cannot see into: the backend is reset before another session gets it.
+    /// DO, CALL or a function that is not PostgreSQL's own, and leaves nothing as far as its text says: the backend is
+    /// reset all the same before another session gets it.
     Opaque,
 }
 
@@ -64,6 +76,10 @@ pub enum PinReason {
     SetRole,
     /// A setting whose value cannot be replayed elsewhere.
     Setting,
+    /// `currval` or `lastval` was asked, and is right on this backend.
+    Sequence,
+    /// A function, trigger or block that may have left something we cannot see.
+    Code,
 }
 
 /// Whether a statement can change data.

@@ -84,8 +84,10 @@ pub enum Kind {
     Execute(String),
     /// FETCH, MOVE, CLOSE.
     Cursor,
-    Listen,
-    Unlisten,
+    /// The channel, folded and cut as the scanner does it.
+    Listen(String),
+    /// `None`: every channel.
+    Unlisten(Option<String>),
     Notify,
     Load,
     /// DO and CALL: `CALL`'s arguments are in the statement's functions.
@@ -260,7 +262,18 @@ pub struct Insert {
     /// `None`: DEFAULT VALUES.
     pub source: Option<Query>,
     pub conflict: Option<Conflict>,
+    pub overriding: Overriding,
     pub returning: Vec<Expr>,
+}
+
+/// What an INSERT says of identity columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overriding {
+    Nothing,
+    /// The values given hold.
+    SystemValue,
+    /// The values given are ignored.
+    UserValue,
 }
 
 /// ON CONFLICT.
@@ -316,6 +329,7 @@ pub enum MergeAct {
     Insert {
         columns: Vec<String>,
         values: Vec<Expr>,
+        overriding: Overriding,
     },
     Update(Vec<Target>),
     Other,

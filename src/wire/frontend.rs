@@ -83,6 +83,22 @@ impl<'a> Bind<'a> {
         })
     }
 
+    /// The names at the start of a body that has not arrived whole; `None` when they have not either. It knows nothing of
+    /// the parameters, which are in what has arrived of `tail` and in what follows.
+    #[must_use]
+    pub fn head(start: &'a [u8]) -> Option<Self> {
+        let mut body = Body::new(start);
+        let (portal, statement) = (body.cstr().ok()?, body.cstr().ok()?);
+        Some(Self {
+            portal,
+            statement,
+            formats: &[],
+            count: 0,
+            values: &[],
+            tail: body.rest(),
+        })
+    }
+
     /// How many parameters there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -177,6 +193,18 @@ pub fn put_parse(out: &mut Vec<u8>, name: &[u8], text: &[u8], raw_types: &[u8]) 
 
 /// Appends a Bind with another statement's name and the same tail.
 pub fn put_bind(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], tail: &[u8]) {
+    put_bind_head(out, portal, statement, tail, 0);
+}
+
+/// As [`put_bind`], where the last `missing` bytes of the tail follow later.
+pub fn put_bind_head(
+    out: &mut Vec<u8>,
+    portal: &[u8],
+    statement: &[u8],
+    tail: &[u8],
+    missing: usize,
+) {
+    let start = out.len();
     put(out, b'B', |out| {
         out.extend_from_slice(portal);
         out.push(0);
@@ -184,6 +212,11 @@ pub fn put_bind(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], tail: &[u8])
         out.push(0);
         out.extend_from_slice(tail);
     });
+    if missing > 0 {
+        let size = out.len() - start - 1 + missing;
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        out[start + 1..start + 5].copy_from_slice(&size.to_be_bytes());
+    }
 }
 
 /// Appends a Describe (`D`) or Close (`C`).

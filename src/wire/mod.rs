@@ -2,6 +2,7 @@
 //! "Frontend" and "backend" are used here as in the PostgreSQL manual, chapter 54.
 
 pub mod backend;
+pub mod cancel_key;
 pub mod frame;
 pub mod frontend;
 pub mod notice;

@@ -228,6 +228,61 @@ fn split_options(text: &[u8]) -> Vec<Vec<u8>> {
     words
 }
 
+/// What a connection with `replication` in its startup packet replicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replication {
+    /// `database`: the changes of one database, and SQL on it.
+    Logical,
+    /// True: the whole server.
+    Physical,
+}
+
+/// A value of `replication` that PostgreSQL does not take either.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid value for parameter \"replication\"")]
+pub struct ReplicationError(pub Vec<u8>);
+
+/// Reads the value of `replication`; `None`: an ordinary connection.
+///
+/// # Errors
+/// [`ReplicationError`]: neither `database` nor a spelling of true or false that `parse_bool` takes.
+pub fn replication(value: &[u8]) -> Result<Option<Replication>, ReplicationError> {
+    if value == b"database" {
+        return Ok(Some(Replication::Logical));
+    }
+    let folded = value.to_ascii_lowercase();
+    let abbreviates = |word: &[u8], least| folded.len() >= least && word.starts_with(&folded);
+    if abbreviates(b"false", 1) || abbreviates(b"no", 1) || abbreviates(b"off", 2) || folded == b"0"
+    {
+        Ok(None)
+    } else if abbreviates(b"true", 1)
+        || abbreviates(b"yes", 1)
+        || abbreviates(b"on", 2)
+        || folded == b"1"
+    {
+        Ok(Some(Replication::Physical))
+    } else {
+        Err(ReplicationError(value.to_vec()))
+    }
+}
+
+/// Settings as `options` of a startup packet: [`options`] reads the same again.
+#[must_use]
+pub fn as_options<'a>(settings: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut text = String::new();
+    for (name, value) in settings {
+        text.push_str(if text.is_empty() { "-c " } else { " -c " });
+        for character in name.chars().chain(['=']).chain(value.chars()) {
+            // `isspace` in the C locale, and the escape itself.
+            if matches!(character, ' ' | '\t'..='\r' | '\\') {
+                text.push('\\');
+            }
+            text.push(character);
+        }
+    }
+    text
+}
+
 /// `name=value`, with dashes of the name read as underscores (`ParseLongOption`).
 fn setting(text: &[u8]) -> Option<Setting> {
     let at = memchr::memchr(b'=', text)?;
@@ -356,6 +411,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn replication_is_read_as_postgresql_reads_it() {
+        for (values, expected) in [
+            (&["database"][..], Some(Replication::Logical)),
+            (
+                &["true", "T", "1", "on", "yes", "y"],
+                Some(Replication::Physical),
+            ),
+            (&["false", "f", "0", "of", "Off", "n", "no"], None),
+        ] {
+            for value in values {
+                assert_eq!(replication(value.as_bytes()), Ok(expected), "{value}");
+            }
+        }
+        for value in ["", "o", "Database", "databases", "truee", "2"] {
+            assert!(replication(value.as_bytes()).is_err(), "{value}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn no_packet_is_read_past_its_end(packet in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
@@ -367,6 +441,13 @@ mod tests {
                     proptest::prop_assert_eq!(&again[4..], &bytes[..]);
                 }
             }
+        }
+
+        #[test]
+        fn settings_are_read_from_options_as_they_were_written(settings in proptest::collection::vec(("[a-z_.]{1,4}", "[a-c= \\t\r\\x0b\\\\'\"-]{0,8}"), 0..4)) {
+            let text = as_options(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+            let expected: Vec<Setting> = settings.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+            proptest::prop_assert_eq!(options(text.as_bytes()), Ok(expected), "{}", text);
         }
 
         #[test]

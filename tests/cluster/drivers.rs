@@ -54,7 +54,8 @@ fn installed(name: &str) -> String {
     path
 }
 
-fn python(name: &str) -> [String; 2] {
+/// A program in Python, with the drivers that are installed for tests.
+pub(crate) fn python(name: &str) -> [String; 2] {
     [installed("python/bin/python"), client(name)]
 }
 
@@ -121,4 +122,23 @@ fn node_postgres_sees_the_same_over_tls() {
 #[test]
 fn pgjdbc_sees_the_same_over_tls() {
     check_over_tls(&java(), "require", 3_410_000);
+}
+
+#[test]
+fn libpq_enters_and_cancels_over_tls_bound_to_its_channel_with_and_without_a_request() {
+    let (proxy, authority) = tls::serve("require");
+    let mut program = command(&python("with_tls.py"), 0, &proxy.target());
+    program
+        .env("PGHOST", "localhost")
+        .env("PGSSLMODE", "verify-full")
+        .env("PGSSLROOTCERT", authority);
+    let told = printed(&mut program);
+    let mut expected = String::new();
+    for negotiation in ["postgres", "direct"] {
+        for version in ["3.0", "latest"] {
+            expected +=
+                &format!("{negotiation} {version} encrypted Fatima Perez\ncancelled 57014\n");
+        }
+    }
+    assert_eq!(told, expected);
 }

@@ -238,6 +238,23 @@ pub(crate) fn environment() -> SandboxEnv {
     }
 }
 
+/// One of PostgreSQL's programs, those of the servers included: where the sandbox finds them, or by the search path.
+pub(crate) fn program_of_server(name: &str) -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut installed: Vec<_> = versions.map(|entry| entry.path().join("bin")).collect();
+    installed.sort();
+    let mut directories = environment()
+        .pg_bin
+        .into_iter()
+        .chain(installed.into_iter().rev());
+    directories
+        .find_map(|directory| Some(directory.join(name)).filter(|path| path.exists()))
+        .unwrap_or_else(|| PathBuf::from(name))
+}
+
 /// A running `shardway serve`.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -245,7 +262,7 @@ pub(crate) struct Proxy {
     pub(crate) http: u16,
     /// Where its configuration is.
     pub(crate) config: PathBuf,
-    pid: String,
+    pub(crate) pid: String,
     log: Arc<Mutex<String>>,
     child: Child,
 }
@@ -307,6 +324,11 @@ impl Proxy {
             name: "proxied",
             port: self.port,
         }
+    }
+
+    /// The number of its process.
+    pub(crate) fn pid(&self) -> &str {
+        &self.pid
     }
 
     /// What it has logged so far.

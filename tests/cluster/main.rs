@@ -5,15 +5,23 @@
 
 #![cfg(test)]
 
+mod cancelling;
 mod copying;
 mod drivers;
+mod dumping;
+mod entering;
 mod failures;
 mod harness;
 mod malformed;
 mod native;
+mod notifying;
 mod operating;
+mod passthrough;
 mod passwords;
 mod pooling;
 mod psql;
 mod raw;
+mod replicating;
+mod servers;
 mod tls;
+mod tools;

@@ -16,6 +16,8 @@ use std::{
 pub(crate) struct Raw {
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// The body of BackendKeyData.
+    key: Vec<u8>,
 }
 
 /// A message of the server.
@@ -54,6 +56,7 @@ impl Raw {
         Self {
             stream,
             buffer: Vec::new(),
+            key: Vec::new(),
         }
     }
 
@@ -64,26 +67,58 @@ impl Raw {
 
     /// Logs in to the shop and reads up to the first ReadyForQuery.
     pub(crate) fn login_as(target: &Target, user: &str, password: &str) -> Self {
-        let mut raw = Self::connect(target);
         let parameters = [("user", user), ("database", shop::DATABASE)];
-        raw.send(&startup(3 << 16, &parameters));
-        let (client, first) = scram::Client::begin(password, *b"eighteen bytes now");
-        raw.authentication(10);
-        raw.password(|out| {
-            out.extend_from_slice(scram::MECHANISM.as_bytes());
-            out.push(0);
-            out.extend_from_slice(&u32::try_from(first.len()).unwrap().to_be_bytes());
-            out.extend_from_slice(&first);
-        });
-        let (client, last) = client.handle_first(&raw.authentication(11)).unwrap();
-        raw.password(|out| out.extend_from_slice(&last));
-        client.handle_final(&raw.authentication(12)).unwrap();
+        Self::login_with(target, 3 << 16, &parameters, password)
+    }
+
+    /// Logs in with this version and these parameters and reads up to the first ReadyForQuery.
+    pub(crate) fn login_with(
+        target: &Target,
+        version: u32,
+        parameters: &[(&str, &str)],
+        password: &str,
+    ) -> Self {
+        let mut raw = Self::connect(target);
+        raw.prove(version, parameters, password);
         let ready = raw.until(b'Z');
+        raw.key = ready
+            .iter()
+            .find(|reply| reply.tag == b'K')
+            .map(|reply| reply.body.clone())
+            .unwrap_or_default();
         assert_eq!(
             backend::Status::decode(&ready.last().unwrap().body),
             Ok(backend::Status::Idle)
         );
         raw
+    }
+
+    /// Sends a startup packet and proves who it is by SCRAM.
+    pub(crate) fn prove(&mut self, version: u32, parameters: &[(&str, &str)], password: &str) {
+        self.send(&startup(version, parameters));
+        let (client, first) = scram::Client::begin(password, *b"eighteen bytes now");
+        self.authentication(10);
+        self.password(|out| {
+            out.extend_from_slice(scram::MECHANISM.as_bytes());
+            out.push(0);
+            out.extend_from_slice(&u32::try_from(first.len()).unwrap().to_be_bytes());
+            out.extend_from_slice(&first);
+        });
+        let (client, last) = client.handle_first(&self.authentication(11)).unwrap();
+        self.password(|out| out.extend_from_slice(&last));
+        client.handle_final(&self.authentication(12)).unwrap();
+    }
+
+    /// The number and the secret that a cancel request repeats, as BackendKeyData gave them.
+    pub(crate) fn cancel_key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Asks a server to cancel what this client runs, and waits until the request has been taken.
+    pub(crate) fn cancel(&self, server: &Target) {
+        let mut request = Self::connect(server);
+        request.send(&cancel_request(&self.key));
+        assert_eq!(request.rest(), (String::new(), None));
     }
 
     /// Sends bytes as they are. A server that has closed is seen when reading.
@@ -200,6 +235,11 @@ pub(crate) fn startup(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
     }
     body.push(0);
     packet(&body)
+}
+
+/// A cancel request with this number and secret.
+pub(crate) fn cancel_request(key: &[u8]) -> Vec<u8> {
+    packet(&[&80_877_102_u32.to_be_bytes()[..], key].concat())
 }
 
 /// A packet without a tag: its length and its body.

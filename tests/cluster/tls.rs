@@ -15,14 +15,14 @@ use std::{
 use tokio_postgres::error::SqlState;
 
 /// An authority's certificate, and a server's with its key, all PEM.
-struct Certificates {
-    authority: String,
-    cert: String,
-    key: String,
+pub(crate) struct Certificates {
+    pub(crate) authority: String,
+    pub(crate) cert: String,
+    pub(crate) key: String,
 }
 
 /// A server's certificate for these names, signed by an authority of its own.
-fn certificates(names: &[&str]) -> Certificates {
+pub(crate) fn certificates(names: &[&str]) -> Certificates {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     // A name of its own: one that signs under the server's name is taken for the server itself.
@@ -41,22 +41,39 @@ fn certificates(names: &[&str]) -> Certificates {
     }
 }
 
-/// A proxy that speaks TLS to clients, and the file with its authority.
-pub(crate) fn serve(mode: &str) -> (Proxy, PathBuf) {
-    let made = certificates(&["localhost", "127.0.0.1"]);
+/// Files with an authority's certificate, and a proxy's certificate and key.
+pub(crate) struct Files {
+    pub(crate) authority: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// New ones, for this machine's names.
+pub(crate) fn files() -> Files {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let made = certificates(&["localhost", "127.0.0.1"]);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = |name: &str| shop().dir().join(format!("tls-{number}-{name}"));
     let [authority, cert, key] = ["ca.crt", "server.crt", "server.key"].map(path);
     fs::write(&authority, made.authority).unwrap();
     fs::write(&cert, made.cert).unwrap();
     fs::write(&key, made.key).unwrap();
-    let (cert, key) = (cert.display(), key.display());
+    Files {
+        authority,
+        cert,
+        key,
+    }
+}
+
+/// A proxy that speaks TLS to clients, and the file with its authority.
+pub(crate) fn serve(mode: &str) -> (Proxy, PathBuf) {
+    let made = files();
+    let (cert, key) = (made.cert.display(), made.key.display());
     let recipe = Recipe {
         server: format!("tls = {{ mode = \"{mode}\", cert = \"{cert}\", key = \"{key}\" }}"),
         ..Recipe::default()
     };
-    (shop().serve(&recipe), authority)
+    (shop().serve(&recipe), made.authority)
 }
 
 fn psql(target: &Target, sslmode: &str, authority: &Path) -> Output {

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod stage;
+mod verbs;
 
 use stage::{Stage, code, number, row, rows};
 use tokio_postgres::{Client, Statement};

@@ -30,6 +30,67 @@ pub(crate) struct Part {
     count: u64,
 }
 
+impl Answer {
+    /// Whether both are right for the statement. Numerics that differ in their scale alone are equal to ORDER BY:
+    /// which of 1.5 and 1.5000 comes first, and which of them a LIMIT keeps, is open.
+    pub(crate) fn agrees(&self, other: &Self, statement: &Statement) -> bool {
+        if self == other {
+            return true;
+        }
+        let sql = statement.sql.to_ascii_lowercase();
+        let limited = sql.contains(" limit ") || sql.contains(" fetch first ");
+        statement.ordered
+            && sql.contains("ledger")
+            && (limited || self.sorted() == other.sorted())
+            && self.without_scales() == other.without_scales()
+    }
+
+    /// The rows as a set.
+    fn sorted(&self) -> Self {
+        let mut sorted = self.clone();
+        match &mut sorted {
+            Self::Rows { rows, .. } => rows.sort(),
+            Self::Texts(parts) => parts.iter_mut().for_each(|part| part.rows.sort()),
+            Self::Error(_) | Self::Refused(_) => {}
+        }
+        sorted
+    }
+
+    /// The rows in their order, with numerics as values and not as they are written.
+    fn without_scales(&self) -> Self {
+        let mut plain = self.clone();
+        match &mut plain {
+            Self::Rows { columns, rows } => {
+                for row in rows {
+                    for (value, column) in row.iter_mut().zip(&*columns) {
+                        if column.ends_with(" numeric") {
+                            value.forget_scale();
+                        }
+                    }
+                }
+            }
+            Self::Texts(parts) => {
+                let rows = parts.iter_mut().flat_map(|part| &mut part.rows);
+                rows.flatten().flatten().for_each(forget_scale);
+            }
+            Self::Error(_) | Self::Refused(_) => {}
+        }
+        plain
+    }
+}
+
+/// Drops the zeros at the end of a decimal fraction; leaves every other text.
+fn forget_scale(text: &mut String) {
+    let is_fraction = text.contains('.')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-'));
+    if is_fraction {
+        let kept = text.trim_end_matches('0').trim_end_matches('.').len();
+        text.truncate(kept);
+    }
+}
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection with its prepared statements.
@@ -177,4 +238,44 @@ fn failed(error: &tokio_postgres::Error) -> Answer {
         Some(code) => Answer::Refused(code),
         None => Answer::Error(error.code().code().to_owned()),
     }
+}
+
+#[test]
+fn only_the_order_of_equal_numerics_is_open() {
+    let answer = |rows: &[&str]| {
+        let columns = vec!["k".to_owned()];
+        let rows = rows.iter().map(|k| vec![Some((*k).to_owned())]).collect();
+        let count = 2;
+        Answer::Texts(vec![Part {
+            columns,
+            rows,
+            count,
+        }])
+    };
+    let agree = |sql: &str, ordered, left: &[&str], right: &[&str]| {
+        let statement = Statement {
+            sql: sql.to_owned(),
+            parameters: Vec::new(),
+            ordered,
+            usage: crate::generate::Use::Read,
+            setting: None,
+            shape: "scan",
+        };
+        answer(left).agrees(&answer(right), &statement)
+    };
+    let (all, first) = (
+        "SELECT k FROM ledger ORDER BY 1",
+        "SELECT k FROM Ledger ORDER BY 1 LIMIT 2",
+    );
+    assert!(agree(all, true, &["1.5", "1.5000"], &["1.5000", "1.5"]));
+    assert!(agree(first, true, &["1.5", "1.5"], &["1.5000", "1.5"]));
+    assert!(!agree(all, true, &["1.5", "1.5"], &["1.5000", "1.5"]));
+    assert!(!agree(first, true, &["1.5", "15"], &["15", "1.5"]));
+    assert!(!agree(all, false, &["1.5", "1.5000"], &["1.5000", "1.5"]));
+    assert!(!agree(
+        "SELECT k FROM acct",
+        true,
+        &["1", "1.0"],
+        &["1.0", "1"]
+    ));
 }

@@ -172,7 +172,7 @@ impl Run {
             if statement.usage == Use::Committed {
                 self.committed += 1;
             }
-            if direct != proxied {
+            if !direct.agrees(&proxied, statement) {
                 let (sql, shape, parameters) =
                     (&statement.sql, statement.shape, &statement.parameters);
                 self.mismatches.push(format!(

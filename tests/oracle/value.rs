@@ -98,6 +98,15 @@ impl ToSql for Value {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Raw(Option<Vec<u8>>);
 
+impl Raw {
+    /// Of a numeric: clears the number of digits to show (`dscale`, the fourth word), which is no part of its value.
+    pub(crate) fn forget_scale(&mut self) {
+        if let Some(scale) = self.0.as_mut().and_then(|bytes| bytes.get_mut(6..8)) {
+            scale.fill(0);
+        }
+    }
+}
+
 impl<'a> FromSql<'a> for Raw {
     fn from_sql(_: &Type, bytes: &'a [u8]) -> Result<Self, Failure> {
         Ok(Self(Some(bytes.to_vec())))

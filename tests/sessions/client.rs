@@ -167,6 +167,41 @@ impl Client {
         out
     }
 
+    /// Whole frames with their headers, byte by byte, up to and with one ReadyForQuery.
+    pub(crate) fn bytes(&mut self, sent: &[u8]) -> Vec<u8> {
+        self.send(sent);
+        let mut out = Vec::new();
+        while let Some((tag, body)) = self.frame() {
+            put(&mut out, tag, |out| out.extend_from_slice(&body));
+            if tag == b'Z' {
+                break;
+            }
+        }
+        out
+    }
+
+    /// A byte that is no frame: the answer to a request for encryption.
+    pub(crate) fn byte(&mut self) -> Option<u8> {
+        assert!(self.buffer.is_empty(), "frames: {:?}", self.buffer);
+        let mut byte = [0];
+        (self.socket.read(&mut byte).unwrap() == 1).then(|| byte[0])
+    }
+
+    /// Whether the peer closes, whatever it says before, without a message of this type.
+    pub(crate) fn closes_without(&mut self, tag: u8) -> bool {
+        let mut said = Vec::new();
+        match self.socket.read_to_end(&mut said) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => false,
+            _ => said.first() != Some(&tag),
+        }
+    }
+
+    /// Sends and reads up to two ReadyForQuery.
+    pub(crate) fn ask2(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.send(bytes);
+        self.answers(2)
+    }
+
     /// Sends and reads up to one ReadyForQuery.
     pub(crate) fn ask(&mut self, bytes: &[u8]) -> Vec<String> {
         self.send(bytes);

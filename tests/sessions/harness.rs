@@ -29,7 +29,8 @@ pub(crate) fn postgres() -> &'static Cluster {
             template_cache: None,
         };
         Sandbox::builder(env)
-            .setting("max_connections", "400")
+            // Proxies live as long as the tests, and keep what idles in their pools.
+            .setting("max_connections", "1000")
             .start()
             .unwrap()
     };
@@ -119,6 +120,11 @@ impl Stage {
             Way::Transaction => Proxy::start("size = 1").port,
             Way::Alternating => Proxy::start("size = 2").port,
         };
+        Self::before(way, port, settings)
+    }
+
+    /// Before this proxy, or the server itself.
+    fn before(way: Way, port: u16, settings: &[(&str, &str)]) -> Self {
         let other = (way == Way::Alternating).then(|| Client::connect(port, &[]));
         Self {
             way,
@@ -131,18 +137,36 @@ impl Stage {
 
     /// Sends and reads up to that many ReadyForQuery.
     pub(crate) fn step(&mut self, bytes: &[u8], readies: usize) -> Vec<String> {
+        self.on_the_other_backend(|client| {
+            client.send(bytes);
+            client.answers(readies)
+        })
+    }
+
+    /// Sends, and reads whole frames up to one ReadyForQuery.
+    pub(crate) fn raw_step(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.on_the_other_backend(|client| client.bytes(bytes))
+    }
+
+    fn on_the_other_backend<T>(&mut self, step: impl FnOnce(&mut Client) -> T) -> T {
         self.steps += 1;
         let other = self.other.as_mut().filter(|_| self.steps.is_multiple_of(2));
         let Some(other) = other else {
-            self.client.send(bytes);
-            return self.client.answers(readies);
+            return step(&mut self.client);
         };
         // The backend that was used last is taken away for this step, and is the first to be used in the next.
         other.ask(&query("BEGIN"));
-        self.client.send(bytes);
-        let answers = self.client.answers(readies);
+        let answers = step(&mut self.client);
         other.ask(&query("COMMIT"));
         answers
+    }
+
+    /// With alternation each step is on another backend: nothing has pinned the session.
+    pub(crate) fn assert_moves(&mut self) {
+        if self.way == Way::Alternating {
+            let mut pid = || self.query("select pg_backend_pid()")[1].clone();
+            assert_ne!(pid(), pid(), "the session keeps its backend");
+        }
     }
 
     /// One simple query.
@@ -171,6 +195,16 @@ pub(crate) fn same_with(settings: &[(&str, &str)], scene: impl Fn(&mut Stage) ->
             expected.len(),
             "{way:?}: {found:#?} against {expected:#?}"
         );
+    }
+}
+
+/// As [`same`], through a proxy with each of these sections `pool`, without alternation.
+pub(crate) fn same_in(pools: &[&str], scene: impl Fn(&mut Stage) -> Vec<String>) {
+    let expected = scene(&mut Stage::open(Way::Direct, &[]));
+    for pool in pools {
+        let port = Proxy::start(pool).port;
+        let found = scene(&mut Stage::before(Way::Transaction, port, &[]));
+        assert_eq!(found, expected, "{pool}: PostgreSQL's is on the right");
     }
 }
 

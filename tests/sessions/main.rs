@@ -3,13 +3,26 @@
 
 #![cfg(test)]
 
+mod accounts;
+mod beginnings;
+mod bytes;
+mod cases;
 mod client;
+mod code;
 mod copy;
+mod dying;
 mod endings;
 mod extended;
 mod harness;
+mod hostile;
+mod limits;
+mod listen;
+mod numbers;
 mod pooling;
+mod secrets;
 mod settings;
 mod sharded;
+mod statements;
 mod suites;
+mod values;
 mod volume;

@@ -4,6 +4,7 @@ use crate::{
     client::{Client, batch, query},
     harness::{Proxy, observer, same, until},
 };
+use std::{fs, process::Command};
 
 #[test]
 fn more_clients_than_backends_are_all_served() {
@@ -190,6 +191,38 @@ fn notices_and_function_calls_pass() {
         seen.extend(stage.query("select 1"));
         seen
     });
+}
+
+#[test]
+fn a_query_that_begins_after_its_client_has_left_is_stopped() {
+    let proxy = Proxy::start("size = 1\nwait_timeout = \"10s\"");
+    let mut leaving = proxy.client();
+    let pid = leaving.value("select pg_backend_pid()");
+    let signal = |signal: &str| {
+        let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    };
+    // The server reads the query only when the first cancel has come, which it ignores then.
+    signal("-STOP");
+    leaving.send(&query("select pg_sleep(2000)"));
+    drop(leaving);
+    until("a cancel has come", || interrupted(&pid));
+    signal("-CONT");
+    let mut observer = observer();
+    until("the query is over", || {
+        observer.value(&format!(
+            "select count(*) from pg_stat_activity where pid = {pid}"
+        )) == "0"
+    });
+    assert_eq!(proxy.client().value("select 1"), "1");
+}
+
+/// Whether SIGINT waits for the process to go on.
+fn interrupted(pid: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    let set = u64::from_str_radix(pending.unwrap().trim(), 16).unwrap();
+    set & 1 << 1 != 0
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn each(stage: &mut Stage, statements: &[&str]) -> Vec<String> {
             ));
         }
     }
+    stage.assert_moves();
     seen
 }
 
@@ -29,7 +30,6 @@ fn each(stage: &mut Stage, statements: &[&str]) -> Vec<String> {
 fn settings_follow_the_session() {
     let statements = [
         "set timezone to 'Asia/Tokyo'",
-        "set time zone interval '+05:30' hour to minute",
         "set session search_path = \"A B\", public, 'x''y'",
         "set application_name = 'it''s \\ me'",
         "set app.user = 'x'",

@@ -275,6 +275,54 @@ fn the_roles_own_search_path_decides_which_table_is_meant() {
 }
 
 #[test]
+fn numbers_that_shards_would_repeat_are_not_given_and_those_that_step_over_each_other_are() {
+    let server = postgres().port();
+    let mut admin = Client::connect(server, &[]);
+    let shard = |at: usize| {
+        format!(
+            "shards.s{at} = {{ primary = \"postgres://127.0.0.1:{server}/counts_{at}?sslmode=disable\" }}\n"
+        )
+    };
+    for at in 0..2 {
+        admin.ask(&query(&format!("create database counts_{at}")));
+        let mut shard = Client::connect_to(server, &format!("counts_{at}"), &[]);
+        shard.ask(&query(
+            "create table apart (k bigint, id bigint generated always as identity unique)",
+        ));
+        shard.ask(&query(&format!(
+            "alter table apart alter id set increment by 2 set start with {} restart",
+            at + 1
+        )));
+        shard.ask(&query("create table alike (k bigint, id serial)"));
+    }
+    let databases = format!(
+        "[databases.counts]\n{}{}[databases.counts.groups.g]\nmethod = \"hash\"\nkey_type = \"bigint\"\n\
+         key_column = \"k\"\n",
+        shard(0),
+        shard(1)
+    );
+    let proxy = Proxy::with("size = 2", &databases);
+    let mut client = Client::connect_as(proxy.port, "postgres", "counts", &[]);
+    let mut numbers = Vec::new();
+    for k in 0..20 {
+        let refused = client.ask(&query(&format!("insert into alike (k) values ({k})")));
+        assert!(
+            refused[0].contains("would set off what acts on one shard only"),
+            "{refused:?}"
+        );
+        let seen = client.ask(&query(&format!(
+            "insert into apart (k) values ({k}) returning id"
+        )));
+        numbers.push(seen[1].clone());
+        let given = client.ask(&query(&format!("insert into alike values ({k}, 7)")));
+        assert_eq!(given[0], "C INSERT 0 1\\0");
+    }
+    numbers.sort();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 20, "{numbers:?}");
+}
+
+#[test]
 fn in_a_failed_transaction_a_statement_of_another_length_is_refused_like_any() {
     let (_, mut client) = whole_and_sharded("lengths");
     client.ask(&query("select n from t where id = 1000000 and n = 123456"));

@@ -107,3 +107,31 @@ fn a_client_that_reads_slowly_costs_no_memory() {
     assert_eq!(rows, 600_000);
     assert!(most < 300 << 20, "{most} bytes more than before");
 }
+
+#[test]
+fn a_long_bind_that_is_refused_skipped_or_cut_short_harms_no_other_message() {
+    same(|stage| {
+        let value = "v".repeat(1 << 20);
+        let mut seen = Vec::new();
+        // To a named statement, in a batch that has failed already, of a statement that is not there, with too many values.
+        for bytes in [
+            batch()
+                .parse("long", "select length($1)")
+                .sync()
+                .call("long", &[&value])
+                .sync(),
+            batch()
+                .run("select 1 / 0", &[])
+                .call("long", &[&value])
+                .sync(),
+            batch().call("nothing", &[&value]).sync(),
+            batch().run("select length($1)", &[&value, "more"]).sync(),
+            batch().bind("portal", "long", &[&value]).sync(),
+            batch().run("select length($1), 2", &[&value]).sync(),
+        ] {
+            let readies = if seen.is_empty() { 2 } else { 1 };
+            seen.extend(stage.step(&bytes.0, readies));
+        }
+        seen
+    });
+}

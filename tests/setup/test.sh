@@ -37,6 +37,8 @@ run() {
         scanner) part scanner cargo test --locked --manifest-path tests/scanner_oracle/Cargo.toml ;;
         # What is quick of make clients.
         clients) part clients tests/clients/run.py node-postgres postgres.js pgjdbc ;;
+        # A workspace of its own too: what the fuzz targets claim, for their seeds, without a fuzzer.
+        seeds) part seeds cargo test --locked --manifest-path tests/fuzz/Cargo.toml --no-default-features --test seeds ;;
         *) part "$1" cargo test --locked --test "$1" ;;
     esac
 }
@@ -53,7 +55,7 @@ if [ $# = 0 ]; then
         name=$(basename "${found%/main.rs}" .rs)
         if [ "$name" != cluster ]; then set -- "$@" "$name"; fi
     done
-    set -- "$@" docs scanner
+    set -- "$@" docs scanner seeds
     if [ -e tests/cluster/main.rs ]; then set -- "$@" cluster; fi
     set -- "$@" clients
 else

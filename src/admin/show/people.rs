@@ -5,6 +5,7 @@ use crate::{
     admin::{Console, Now},
     clock::Duration,
     metrics::sessions::{BackendInfo, BackendState, Peer, SessionInfo, SessionState, Transport},
+    wire::startup::Replication,
 };
 
 /// PgBouncer's columns of clients and servers alike.
@@ -73,7 +74,7 @@ fn client(console: &Console, session: &SessionInfo, now: Now) -> Vec<Cell> {
         "C".into(),
         (*session.user).into(),
         (*session.database).into(),
-        "none".into(),
+        replication_word(session.replication).into(),
         client_state(session).into(),
         address.into(),
         port.into(),
@@ -135,7 +136,7 @@ fn server(backend: &BackendInfo) -> Vec<Cell> {
         "S".into(),
         (*backend.user).into(),
         (*backend.database).into(),
-        "none".into(),
+        replication_word(backend.replication).into(),
         state_word(backend.state()).into(),
         (*backend.host).into(),
         backend.port.into(),
@@ -187,6 +188,14 @@ pub(super) fn pins(console: &Console) -> Table {
         }
     }
     table
+}
+
+fn replication_word(replication: Option<Replication>) -> &'static str {
+    match replication {
+        None => "none",
+        Some(Replication::Logical) => "logical",
+        Some(Replication::Physical) => "physical",
+    }
 }
 
 fn peer(peer: Peer) -> (String, u16) {

@@ -158,7 +158,7 @@ pub(super) fn config(console: &Console) -> Table {
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     };
-    let rows: [(&str, String, &str); 10] = [
+    let rows: [(&str, String, &str); 13] = [
         ("server.listen", listen.join(","), "no"),
         (
             "server.http",
@@ -173,7 +173,18 @@ pub(super) fn config(console: &Console) -> Table {
             "yes",
         ),
         ("server.max_clients", server.max_clients.to_string(), "yes"),
+        ("server.max_logins", server.max_logins.to_string(), "yes"),
         ("server.login_timeout", seconds(server.login_timeout), "yes"),
+        (
+            "server.failed_logins",
+            server.failed_logins.to_string(),
+            "yes",
+        ),
+        (
+            "server.failed_login_delay",
+            seconds(server.failed_login_delay),
+            "yes",
+        ),
         (
             "server.shutdown_timeout",
             seconds(server.shutdown_timeout),
@@ -193,9 +204,10 @@ pub(super) fn config(console: &Console) -> Table {
     }
     for (name, database) in all_databases(&settings) {
         let pool = &database.pool;
-        let rows: [(&str, String); 9] = [
+        let rows: [(&str, String); 10] = [
             ("mode", mode_word(pool.mode).to_owned()),
             ("size", pool.size.to_string()),
+            ("replication_size", pool.replication_size.to_string()),
             ("min_size", pool.min_size.to_string()),
             ("idle_timeout", seconds(pool.idle_timeout)),
             ("lifetime", seconds(pool.lifetime)),
@@ -278,6 +290,9 @@ fn auth_word(auth: &ClientAuth) -> &'static str {
         ClientAuth::Password(_) => "password",
         ClientAuth::Md5(_) => "md5",
         ClientAuth::Scram(_) => "scram-sha-256",
+        ClientAuth::Found => "passthrough",
+        ClientAuth::FoundPassword => "passthrough-password",
+        ClientAuth::Cert => "cert",
     }
 }
 

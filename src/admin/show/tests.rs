@@ -7,14 +7,12 @@ use crate::{
         averages::Averages,
         command::{Command, Shutdown, VERBS},
     },
-    catalog::{
-        shard::ShardId,
-        snapshot::{Epoch, Snapshot, Unlisted},
-    },
+    catalog::snapshot::Snapshot,
     clock::{Clock, Duration, SystemTime},
     config::settings::{
-        Address, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen, LogFormat, Pool,
-        PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode, User,
+        Address, BackendProof, ClientAuth, ConsoleRole, Credentials, Database, Host, Listen,
+        ListenGap, LogFormat, Pool, PoolMode, Secret, Server, ServerTls, Settings, Shard, TlsMode,
+        TlsStart, User,
     },
     metrics::{
         Metrics,
@@ -56,6 +54,8 @@ fn shard(name: &str) -> Shard {
         database: "app".to_owned(),
         tls: TlsMode::Disable,
         root_cert: None,
+        tls_start: TlsStart::Request,
+        channel_binding: crate::auth::scram::ChannelBinding::Prefer,
     };
     Shard {
         name: name.to_owned(),
@@ -65,21 +65,11 @@ fn shard(name: &str) -> Shard {
 }
 
 fn database() -> Database {
-    let snapshot = Snapshot {
-        epoch: Epoch(1),
-        schema: 0,
-        database: "app".to_owned(),
-        shards: vec!["s0".to_owned(), "s1".to_owned()],
-        home: ShardId(0),
-        groups: Vec::new(),
-        tables: std::collections::HashMap::default(),
-        key_columns: Vec::new(),
-        unlisted: Unlisted::Error,
-        others: std::collections::HashMap::default(),
-    };
+    let snapshot = Snapshot::new("app", vec!["s0".to_owned(), "s1".to_owned()]);
     let pool = Pool {
         mode: PoolMode::Transaction,
         size: 20,
+        replication_size: 10,
         min_size: 0,
         idle_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(3600),
@@ -87,6 +77,8 @@ fn database() -> Database {
         connect_timeout: Duration::from_secs(5),
         connect_limit: 4,
         prepared_statements: 100,
+        listen_gap: ListenGap::End,
+        listen_queue: 1 << 20,
     };
     Database {
         name: "app".to_owned(),
@@ -97,6 +89,7 @@ fn database() -> Database {
             user: "control".to_owned(),
             password: Some(Secret("hidden-1".to_owned())),
         }),
+        auth_query: None,
     }
 }
 
@@ -107,9 +100,15 @@ fn console() -> Console {
         tls: ServerTls {
             mode: TlsMode::Disable,
             identity: None,
+            clients: None,
         },
         max_clients: 100,
+        max_logins: 100,
+        failed_logins: 0,
+        failed_login_delay: Duration::from_secs(1),
         login_timeout: Duration::from_secs(60),
+        id: None,
+        peers: BTreeMap::new(),
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,
@@ -123,6 +122,7 @@ fn console() -> Console {
             user: "alice".to_owned(),
             password: Some(Secret("hidden-3".to_owned())),
         },
+        backend_proof: BackendProof::Configured,
         databases: Vec::new(),
         console: None,
         pool_mode: None,
@@ -132,6 +132,8 @@ fn console() -> Console {
         server,
         databases: BTreeMap::from([("app".to_owned(), Arc::new(database()))]),
         wildcard: None,
+        found_users: Arc::new(user.clone()),
+        rules: None,
         users: BTreeMap::from([("alice".to_owned(), Arc::new(user))]),
     };
     Console {
@@ -157,6 +159,7 @@ fn enter(console: &Console) -> Registered {
         application_name: "psql".to_owned(),
         tls: Transport::Plain,
         protocol: CancelKeyLength::Four,
+        replication: None,
         now: Clock.now(),
         wall: Clock.wall(),
     })

@@ -376,6 +376,42 @@ pub(super) fn plans(console: &Console) -> Table {
     table
 }
 
+pub(super) fn listeners(console: &Console) -> Table {
+    let names = [
+        "database",
+        "shard",
+        "state",
+        "channels",
+        "sessions",
+        "remote_pid",
+        "connects",
+        "gaps",
+        "notifications",
+        "connect_time",
+        "problem",
+    ];
+    let mut table = Table::new(&names, &names[3..9]);
+    for listener in console.metrics.listeners.list() {
+        let (channels, sessions) = listener.figures();
+        let (pid, connected) = listener.connection();
+        let problem = Some(listener.problem()).filter(|problem| !problem.is_empty());
+        table.row([
+            (&*listener.database).into(),
+            (&*listener.shard).into(),
+            listener.condition().word().into(),
+            channels.into(),
+            sessions.into(),
+            pid.into(),
+            listener.connects.get().into(),
+            listener.gaps.get().into(),
+            listener.notifications.get().into(),
+            connected.map(super::wall).into(),
+            problem.into(),
+        ]);
+    }
+    table
+}
+
 pub(super) fn refusals(console: &Console) -> Table {
     let mut table = Table::new(&["code", "count"], &["count"]);
     for (code, count) in console.metrics.refusals.read() {

@@ -1,8 +1,14 @@
 //! The wording of what a session itself refuses or notices; where PostgreSQL has words for it, PostgreSQL's.
 
 use crate::{
-    net::backend::ConnectError,
-    pool::lease::CheckoutError,
+    auth::scram::ScramError,
+    clock::Duration,
+    net::backend::{ConnectError, ProtocolError},
+    pool::{
+        lease::CheckoutError,
+        listener::{ListenError, mailbox::Overflown},
+    },
+    protocol::backend_startup::BackendStartupError,
     wire::notice::{Notice, Words},
 };
 
@@ -267,13 +273,64 @@ pub fn checkout(shard: &str, problem: &CheckoutError) -> Notice {
     }
 }
 
-fn connect(shard: &str, problem: &ConnectError) -> Notice {
+/// The shard's server cannot be reached, or refuses Shardway's login.
+#[must_use]
+pub fn connect(shard: &str, problem: &ConnectError) -> Notice {
+    use ProtocolError::Startup;
+    match problem {
+        ConnectError::Refused(said) if said.is_of_class(b"28") => return refused(shard, problem),
+        ConnectError::Protocol(Startup(BackendStartupError::Scram(ScramError::OtherVerifier))) => {
+            return Notice {
+                detail: Some(format!(
+                    "Shard \"{shard}\" keeps another SCRAM verifier for this role than the one that the client has proved to know. (SW212)"
+                )),
+                hint: Some("Copy the role's rolpassword from the home shard: ALTER ROLE … PASSWORD 'SCRAM-SHA-256$…'; or let the client log in with auth = \"passthrough-password\".".to_owned()),
+                ..error("08006", "cannot log in to the shard as the client")
+            };
+        }
+        ConnectError::NothingShown
+        | ConnectError::Protocol(Startup(BackendStartupError::KeysOnly)) => {
+            return Notice {
+                detail: Some(format!("Shard \"{shard}\": {problem}. (SW212)")),
+                hint: Some("Passthrough by SCRAM needs servers that ask for SCRAM; auth = \"passthrough-password\" opens any.".to_owned()),
+                ..error("08006", "cannot log in to the shard as the client")
+            };
+        }
+        ConnectError::Refused(_)
+        | ConnectError::Unreachable(_)
+        | ConnectError::Timeout
+        | ConnectError::TlsRefused
+        | ConnectError::Handshake(_)
+        | ConnectError::Tls(_)
+        | ConnectError::Protocol(_) => {}
+    }
     let detail = Some(format!("Shard \"{shard}\": {problem}. (SW204)"));
     let hint = Some("Check that the server runs and that its address and credentials in the configuration are right.".to_owned());
     Notice {
         detail,
         hint,
         ..error("08006", "cannot connect to the shard")
+    }
+}
+
+/// The server did not take what it was shown.
+fn refused(shard: &str, problem: &ConnectError) -> Notice {
+    Notice {
+        detail: Some(format!("Shard \"{shard}\": {problem}. (SW211)")),
+        hint: Some("Check the user's backend_user and backend_password, or the role's password on the server; after a change of either, reload.".to_owned()),
+        ..error("08006", "the shard refused the login")
+    }
+}
+
+/// Passthrough for a client that was asked for nothing.
+#[must_use]
+pub fn nothing_shown() -> Notice {
+    Notice {
+        detail: Some(
+            "Its backends are opened with what the client shows, and it was not asked for anything. (SW212)".to_owned(),
+        ),
+        hint: Some("Ask the user for a password, or configure backend_user and backend_password.".to_owned()),
+        ..fatal("28000", "passthrough needs a client that shows who it is")
     }
 }
 
@@ -290,15 +347,49 @@ pub fn unfit(finding: &str) -> Notice {
     }
 }
 
-/// Replication connections are not passed on.
+/// A replication connection to a database of several shards that names none of them, or to the console.
 #[must_use]
-pub fn no_replication() -> Notice {
+pub fn which_shard(database: &str, shards: &[String]) -> Notice {
+    let example = shards.first().map_or("", String::as_str);
+    Notice {
+        detail: Some(format!(
+            "A replication connection is to one server, and \"{database}\" has the shards {}. (SW124)",
+            shards.join(", ")
+        )),
+        hint: Some(format!(
+            "Name the shard: options='-c shardway.shard={example}', or dbname={database}@{example} where options cannot be given."
+        )),
+        ..fatal("0A000", "replication connection names no shard")
+    }
+}
+
+/// More replication connections than `pool.replication_size`.
+#[must_use]
+pub fn too_many_replicating(shard: &str, limit: usize) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Replication connections to shard \"{shard}\" that may be open at once: {limit}. (SW207)"
+        )),
+        hint: Some(
+            "Raise pool.replication_size; SHOW SERVERS in the console shows who replicates."
+                .to_owned(),
+        ),
+        ..fatal("53300", "too many replication connections")
+    }
+}
+
+/// `currval` or `lastval` where another session's number would be told.
+#[must_use]
+pub fn number_of_another() -> Notice {
     Notice {
         detail: Some(
-            "A startup packet with replication is for one server only. (SW124)".to_owned(),
+            "This session drew no number on this server connection, or another session has used it since. (SW209)"
+                .to_owned(),
         ),
-        hint: Some("Connect to the shard's own server.".to_owned()),
-        ..fatal("0A000", "replication connections are not supported")
+        hint: Some(
+            "Use INSERT ... RETURNING, or ask in the transaction that draws the number.".to_owned(),
+        ),
+        ..error("55000", "the last number of a sequence is not known here")
     }
 }
 
@@ -325,3 +416,113 @@ pub fn too_many_clients() -> Notice {
         ..fatal("53300", "sorry, too many clients already")
     }
 }
+
+/// A channel that the shared listeners do not have.
+#[must_use]
+pub fn cannot_listen(problem: &ListenError) -> Notice {
+    Notice {
+        detail: Some(format!("{problem}. (SW221)")),
+        hint: Some("LISTEN again when every shard can be reached.".to_owned()),
+        ..error("08006", "LISTEN cannot be put in force on every shard")
+    }
+}
+
+/// As [`cannot_listen`], after a reload: what was listened on is not any more.
+#[must_use]
+pub fn listening_ended(problem: &ListenError) -> Notice {
+    Notice {
+        detail: Some(format!("{problem}. (SW222)")),
+        hint: Some(AFTER_A_GAP.to_owned()),
+        ..fatal(
+            "08006",
+            "terminating connection because notifications may be missing",
+        )
+    }
+}
+
+/// The shared listener of a shard is gone.
+#[must_use]
+pub fn listener_lost(shard: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The shared connection that listens on shard \"{shard}\" was lost. (SW222)"
+        )),
+        hint: Some(AFTER_A_GAP.to_owned()),
+        ..fatal(
+            "08006",
+            "terminating connection because notifications may be missing",
+        )
+    }
+}
+
+/// The shared listener of a shard is back.
+#[must_use]
+pub fn listener_restored(shard: &str, after: Duration) -> Notice {
+    Notice {
+        severity: "WARNING",
+        sqlstate: "01000",
+        message: "notifications may be missing".to_owned(),
+        detail: Some(format!(
+            "Nothing was heard from shard \"{shard}\" for {} ms. (SW222)",
+            after.as_millis()
+        )),
+        hint: Some("Read from the tables what notifications would have told.".to_owned()),
+    }
+}
+
+/// A client that does not take its notifications.
+#[must_use]
+pub fn too_many_notifications(overflown: Overflown) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "More than {} bytes of notifications waited for this client. (SW223)",
+            overflown.limit
+        )),
+        hint: Some(
+            "Read the connection and end its transactions, or raise pool.listen_queue.".to_owned(),
+        ),
+        ..fatal(
+            "53400",
+            "terminating connection because the client does not take its notifications",
+        )
+    }
+}
+
+/// `pg_listening_channels()` where it cannot be answered.
+#[must_use]
+pub fn channels_within() -> Notice {
+    Notice {
+        detail: Some("The session's channels are kept by Shardway, and a server learns of them between transactions only. (SW225)".to_owned()),
+        hint: Some("Ask before BEGIN, in a batch of its own.".to_owned()),
+        ..error("0A000", "pg_listening_channels() is not supported within a transaction")
+    }
+}
+
+/// A channel whose name means different bytes on the server.
+#[must_use]
+pub fn channel_not_ascii(channel: &str) -> Notice {
+    Notice {
+        detail: Some("The server's encoding is not UTF8. (SW224)".to_owned()),
+        hint: Some("Use a name in ASCII, or session mode.".to_owned()),
+        ..error("0A000", format!("cannot listen on channel \"{channel}\""))
+    }
+}
+
+/// A notification that the client could not read.
+#[must_use]
+pub fn notification_not_ascii() -> Notice {
+    Notice {
+        detail: Some(
+            "A notification beyond ASCII arrived, and client_encoding is not UTF8. (SW224)"
+                .to_owned(),
+        ),
+        hint: Some("SET client_encoding = 'UTF8' before LISTEN.".to_owned()),
+        ..fatal(
+            "22P05",
+            "terminating connection because a notification cannot be converted",
+        )
+    }
+}
+
+const AFTER_A_GAP: &str =
+    "Connect and LISTEN again, then read from the tables what notifications would have told.";

@@ -1,6 +1,8 @@
 //! Expressions: comparisons, constants and subqueries; anything else keeps its children.
 
-use super::{ConstValue, Lower, Node, NodeList, Recurse, nodes, place, raw, strings, walk_manual};
+use super::{
+    ConstValue, Lower, Node, NodeList, Recurse, nodes, place, raw, sole_call, strings, walk_manual,
+};
 use crate::sql::tree::{
     CastType, Column, Compare, Depth, Expr, Kind, Literal, LiteralKind, Name, SettingCalls,
 };
@@ -171,17 +173,17 @@ impl Lower {
         }
     }
 
-    /// `SELECT set_config('…', '…', …)` and nothing else.
+    /// `SELECT set_config('…', '…', …)` and nothing else; or of the one row of `pg_settings` that is the setting's own, as
+    /// pgAdmin says it.
     pub(super) fn set_config(&self, select: &nodes::SelectStmt) -> Option<Kind> {
         let bare = select.op == raw::SetOperation::SETOP_NONE
             && select.target_list().len() == 1
-            && select.from_clause().is_empty()
             && select.with_clause().is_none()
             && select.into_clause().is_none()
-            && matches!(select.where_clause(), Node::None)
             && matches!(select.limit_count(), Node::None)
             && matches!(select.limit_offset(), Node::None)
             && matches!(select.having_clause(), Node::None)
+            && select.group_clause().is_empty()
             && self.depth == 1;
         if !bare {
             return None;
@@ -201,12 +203,47 @@ impl Lower {
         let setting = text_of(arguments.next()?)?;
         let value = text_of(arguments.next()?)?;
         let local = boolean_of(arguments.next()?)?;
+        if !called_once(select, &setting) {
+            return None;
+        }
         Some(Kind::SetConfig {
             name: setting.to_ascii_lowercase(),
             value,
             local,
         })
     }
+}
+
+/// Whether what is selected is computed for exactly one row: there is no FROM, or it is `pg_settings`, which shows each
+/// setting once, restricted to this one. Only for a setting that every server has and shows to everybody.
+fn called_once(select: &nodes::SelectStmt, setting: &str) -> bool {
+    let (from, condition) = (select.from_clause(), select.where_clause());
+    if from.is_empty() {
+        return matches!(condition, Node::None);
+    }
+    let own_schema = |schema: Option<&str>| schema.is_none_or(|schema| schema == "pg_catalog");
+    let of_settings = match from.get(0) {
+        Some(Node::RangeVar(table)) => {
+            table.relname() == Some("pg_settings")
+                && own_schema(table.schemaname())
+                && table.alias().is_none()
+        }
+        Some(Node::RangeFunction(function)) => {
+            function.alias().is_none()
+                && sole_call(function.functions()).is_some_and(|name| {
+                    name.name == "pg_show_all_settings" && own_schema(name.schema.as_deref())
+                })
+        }
+        _ => false,
+    };
+    let Node::A_Expr(equality) = condition else {
+        return false;
+    };
+    let of_itself = matches!(equality.kind, raw::A_Expr_Kind::AEXPR_OP)
+        && operator_name(equality.name()) == Some("=")
+        && matches!(equality.lexpr(), Node::ColumnRef(column) if column_of(column).path == ["name"])
+        && text_of(equality.rexpr()).as_deref() == Some(setting);
+    from.len() == 1 && of_settings && of_itself && setting == "bytea_output"
 }
 
 /// Nodes without anything below them.

@@ -36,8 +36,12 @@ impl Lower {
                 Kind::Execute(statement.name().unwrap_or_default().to_owned())
             }
             Node::FetchStmt(_) | Node::ClosePortalStmt(_) => Kind::Cursor,
-            Node::ListenStmt(_) => Kind::Listen,
-            Node::UnlistenStmt(_) => Kind::Unlisten,
+            Node::ListenStmt(listen) => {
+                Kind::Listen(listen.conditionname().unwrap_or_default().to_owned())
+            }
+            Node::UnlistenStmt(unlisten) => {
+                Kind::Unlisten(unlisten.conditionname().map(str::to_owned))
+            }
             Node::NotifyStmt(_) => Kind::Notify,
             Node::LoadStmt(_) => Kind::Load,
             Node::DoStmt(_) => Kind::Call("DO"),

@@ -1,0 +1,255 @@
+//! Which of the objects that servers have would look at, count or change on one shard what one PostgreSQL would on all.
+//! Pure.
+
+use super::{
+    effects::{Action, Counter, DefaultValue, Made, Objects},
+    trigger::{Function, contained},
+};
+use crate::catalog::{
+    effects::{Effects, Fired, Hazard, HazardKind},
+    snapshot::{Placement, Snapshot, Table, TableName},
+};
+
+/// The effects of a sharded table, of what every shard has.
+pub(super) fn effects(
+    snapshot: &Snapshot,
+    shards: &[&Objects],
+    table: &TableName,
+    key: &str,
+) -> Effects {
+    let mut found = Effects::default();
+    for objects in shards {
+        found.hazards.extend(of_objects(objects, table, key));
+        for action in objects
+            .actions
+            .iter()
+            .filter(|action| action.parent == *table)
+        {
+            found.hazards.extend(cascade(snapshot, action, key));
+        }
+    }
+    for (column, made) in defaults(shards, table) {
+        if made.iter().all(|made| matches!(made, Made::Random)) || disjoint(&made, shards.len()) {
+            found.fresh.push(column);
+        } else {
+            found.hazards.push(Hazard {
+                name: column,
+                kind: HazardKind::Default,
+                fired: Fired::INSERT,
+            });
+        }
+    }
+    found.hazards.sort();
+    found.hazards.dedup();
+    found
+        .hazards
+        .retain(|hazard| !accepted(snapshot, table, &hazard.name));
+    found
+}
+
+/// Whether the configuration says that it may act on each shard by itself.
+fn accepted(snapshot: &Snapshot, table: &TableName, name: &str) -> bool {
+    let fits = |pattern: &str, text: &str| pattern == "*" || pattern == text;
+    snapshot.per_shard.iter().any(|object| {
+        fits(&object.schema, &table.schema)
+            && fits(&object.table, &table.name)
+            && fits(&object.name, name)
+    })
+}
+
+fn of_objects(objects: &Objects, table: &TableName, key: &str) -> Vec<Hazard> {
+    let hazard = |name: &str, kind, fired| Hazard {
+        name: name.to_owned(),
+        kind,
+        fired,
+    };
+    let mut found = Vec::new();
+    for trigger in objects
+        .triggers
+        .iter()
+        .filter(|trigger| trigger.table == *table)
+    {
+        let function = Function {
+            name: &trigger.function,
+            language: &trigger.language,
+            source: &trigger.source,
+            arguments: &trigger.arguments,
+        };
+        if !contained(function, key) {
+            found.push(hazard(&trigger.name, HazardKind::Trigger, trigger.fired));
+        }
+    }
+    for (_, name) in objects.rules.iter().filter(|(on, _)| on == table) {
+        found.push(hazard(name, HazardKind::Rule, Fired::WRITES));
+    }
+    for (_, name) in objects.policies.iter().filter(|(on, _)| on == table) {
+        found.push(hazard(name, HazardKind::Policy, Fired::ALL));
+    }
+    for unique in objects
+        .uniques
+        .iter()
+        .filter(|unique| unique.table == *table)
+    {
+        if !unique.columns.iter().any(|column| column == key) {
+            let kind = HazardKind::Unique(unique.columns.clone());
+            found.push(hazard(&unique.name, kind, Fired::VALUES));
+        }
+    }
+    found
+}
+
+/// What a foreign key's action on a child of this table changes that it should not.
+fn cascade(snapshot: &Snapshot, action: &Action, key: &str) -> Option<Hazard> {
+    let child = snapshot.tables.get(&action.child)?;
+    let fired = match &child.placement {
+        // Its rows on other shards reference nothing here.
+        Placement::Single(_) => return None,
+        Placement::Reference => Fired {
+            delete: action.on_delete != ' ',
+            update: action.on_update != ' ',
+            ..Fired::default()
+        },
+        Placement::Sharded { key_column, .. } => {
+            let of = action
+                .columns
+                .iter()
+                .find(|(column, _)| column == key_column);
+            let (_, parents) = of?;
+            Fired {
+                delete: matches!(action.on_delete, 'n' | 'd'),
+                update: action.on_update != ' ' && parents != key,
+                ..Fired::default()
+            }
+        }
+    };
+    (fired != Fired::default()).then(|| Hazard {
+        name: action.name.clone(),
+        kind: HazardKind::Cascade(action.child.clone()),
+        fired,
+    })
+}
+
+/// By column, what each shard's default is made by.
+fn defaults<'o>(shards: &[&'o Objects], table: &TableName) -> Vec<(String, Vec<&'o Made>)> {
+    let mut columns: Vec<(String, Vec<&Made>)> = Vec::new();
+    let all = shards.iter().flat_map(|objects| &objects.defaults);
+    for DefaultValue { column, made, .. } in all.filter(|default| default.table == *table) {
+        match columns.iter_mut().find(|(known, _)| known == column) {
+            Some((_, known)) => known.push(made),
+            None => columns.push((column.clone(), vec![made])),
+        }
+    }
+    columns
+}
+
+/// Whether every shard counts, and none gives a number that another gives.
+fn disjoint(made: &[&Made], shards: usize) -> bool {
+    let counters: Vec<&Counter> = made
+        .iter()
+        .filter_map(|made| match made {
+            Made::Counted(counter) => Some(counter),
+            Made::Random | Made::Computed => None,
+        })
+        .collect();
+    made.len() == shards
+        && counters.len() == shards
+        && counters.iter().enumerate().all(|(at, one)| {
+            counters[at + 1..]
+                .iter()
+                .all(|other| apart(one, other) || stepped(one, other))
+        })
+}
+
+/// In ranges that do not meet.
+fn apart(one: &Counter, other: &Counter) -> bool {
+    one.max < other.min || other.max < one.min
+}
+
+/// By the same step from starts that it does not lead from one to the other.
+fn stepped(one: &Counter, other: &Counter) -> bool {
+    let (Some(a), Some(b)) = (one.residue(), other.residue()) else {
+        return false;
+    };
+    one.step == other.step && a != b
+}
+
+impl Counter {
+    /// What all its numbers leave when divided by the step; `None`: not the same for all.
+    fn residue(&self) -> Option<i64> {
+        let step = self.step.checked_abs()?;
+        let residue = self.start.rem_euclid(step);
+        let same = self
+            .last
+            .is_none_or(|last| last.rem_euclid(step) == residue);
+        (same && !self.cycles).then_some(residue)
+    }
+}
+
+/// Whether the table's key is computed of other columns.
+pub(super) fn generated_key(objects: &Objects, name: &TableName, table: &Table) -> Option<String> {
+    let Placement::Sharded { key_column, .. } = &table.placement else {
+        return None;
+    };
+    let generated = objects
+        .generated
+        .iter()
+        .any(|(on, column)| on == name && column == key_column);
+    generated.then(|| key_column.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counter(step: i64, start: i64) -> Made {
+        Made::Counted(Counter {
+            sequence: "s".to_owned(),
+            step,
+            start,
+            last: None,
+            min: 1,
+            max: i64::MAX,
+            cycles: false,
+        })
+    }
+
+    #[test]
+    fn sequences_that_step_over_each_other_are_disjoint() {
+        let all = [counter(3, 1), counter(3, 2), counter(3, 3)];
+        let [a, b, c] = &all;
+        assert!(disjoint(&[a, b, c], 3));
+        assert!(!disjoint(&[a, b, a], 3));
+        assert!(!disjoint(&[a, b], 3), "one shard has none");
+        assert!(!disjoint(&[a, &counter(2, 2)], 2), "another step");
+        assert!(!disjoint(&[&counter(1, 1), &counter(1, 2)], 2));
+        assert!(!disjoint(&[a, &Made::Computed], 2));
+    }
+
+    #[test]
+    fn a_sequence_that_was_set_elsewhere_or_cycles_is_not() {
+        let mut moved = counter(2, 1);
+        let Made::Counted(inner) = &mut moved else {
+            return;
+        };
+        inner.last = Some(4);
+        assert!(!disjoint(&[&moved, &counter(2, 2)], 2));
+        let mut cycling = counter(2, 1);
+        let Made::Counted(inner) = &mut cycling else {
+            return;
+        };
+        inner.cycles = true;
+        assert!(!disjoint(&[&cycling, &counter(2, 2)], 2));
+    }
+
+    #[test]
+    fn ranges_that_do_not_meet_are_disjoint() {
+        let range = |min, max| {
+            let Made::Counted(inner) = counter(1, min) else {
+                unreachable!("made here")
+            };
+            Made::Counted(Counter { min, max, ..inner })
+        };
+        assert!(disjoint(&[&range(1, 100), &range(101, 200)], 2));
+        assert!(!disjoint(&[&range(1, 101), &range(101, 200)], 2));
+    }
+}

@@ -1,0 +1,51 @@
+//! What a client costs that has worked and now does nothing.
+
+use crate::{
+    client::{Client, batch, query},
+    stage::{Place, Stage, TRUSTED},
+};
+
+/// Clients that are there before the first look, so that what is made once is not counted.
+const BEFORE: usize = 100;
+const IDLE: usize = 1000;
+/// Bytes of the proxy's memory for each, with room for how allocators differ.
+const BOUND: usize = 9_000;
+
+#[test]
+fn an_idle_client_costs_little_memory() {
+    let stage = Stage::open(BEFORE + IDLE);
+    let mut clients = Vec::new();
+    for number in 0..BEFORE {
+        clients.push(worked(&stage, number));
+    }
+    let before = stage.resident();
+    for number in 0..IDLE {
+        clients.push(worked(&stage, number));
+    }
+    let each = (stage.resident() - before) / IDLE;
+    println!("{each} bytes for an idle client");
+    assert!(each < BOUND, "{each} bytes for an idle client");
+}
+
+/// A client that has done what applications do.
+fn worked(stage: &Stage, number: usize) -> Client {
+    let name = format!("worker {number}");
+    let settings = [("application_name", &*name)];
+    let database = Place::Sharded.database();
+    let mut client = Client::connect_as(stage.proxy.port, TRUSTED, database, &settings);
+    let id = number.to_string();
+    client.ask(&query(&format!("select body from items where id = {id}")));
+    let read = "select body from items where id = $1";
+    client.ask(&batch().run(read, &[&id]).sync().0);
+    client.ask(&batch().parse("read", read).call("read", &[&id]).sync().0);
+    client.ask(&query("begin"));
+    client.ask(&query(&format!(
+        "update items set body = 'x' where id = {id}"
+    )));
+    client.ask(&query("commit"));
+    let many = client.ask(&query(
+        "select n, repeat('x', 100) from generate_series(1, 500) n",
+    ));
+    assert_eq!(many.len(), 503);
+    client
+}
