@@ -247,3 +247,29 @@ fn what_the_configuration_lists_may_act_on_each_shard() {
         load_str("test.toml", &text, Path::new(".")).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(findings(&settings), Vec::<String>::new());
 }
+
+#[test]
+fn looking_into_a_database_runs_nothing_of_its_owners() {
+    // What PostgreSQL would take for its own operators, did a search path of the database's decide.
+    let trap = "
+        CREATE SCHEMA trap; CREATE TABLE trap.caught (who name);
+        CREATE FUNCTION trap.same(oid, oid) RETURNS bool LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO trap.caught VALUES (current_user); RETURN $1::text = $2::text; END $$;
+        CREATE OPERATOR trap.= (LEFTARG = oid, RIGHTARG = oid, FUNCTION = trap.same);
+    ";
+    let (server, settings) = start([&format!("{GOOD}{trap}"), GOOD]);
+    server.psql("ALTER DATABASE s0 SET search_path = trap, pg_catalog, public");
+    findings(&settings);
+    let shard = &settings.databases["app"].shards[0];
+    let credentials = inspect::credentials_for(&settings, &settings.databases["app"]).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let limit = std::time::Duration::from_secs(20);
+    runtime
+        .block_on(inspect::code(&shard.primary, credentials, limit))
+        .unwrap();
+    server
+        .psql("\\c s0\nDO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM trap.caught), 'caught'; END $$");
+}

@@ -177,3 +177,23 @@ fn compare(path: &Path, actual: &str) {
         path.display()
     );
 }
+
+#[test]
+fn a_verifier_that_is_cut_short_is_refused_and_never_taken_for_a_password() {
+    let whole = "SCRAM-SHA-256$4096:MDEyMzQ1Njc4OWFiY2RlZg==$\
+                 qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqo=:qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqo=";
+    let file = |verifier: &str| {
+        format!(
+            "[databases.app]\nshards.s0 = {{ primary = \"postgres://db/app\" }}\n\
+             [users.ann]\nverifier = \"{verifier}\"\nbackend_password = \"x\"\n"
+        )
+    };
+    let accepted = |verifier| load::load_str("shardway.toml", &file(verifier), Path::new("."));
+    accepted(whole).unwrap_or_else(|errors| panic!("{errors}"));
+    // Still base64, and no key.
+    for cut in [4, 8, 40] {
+        let cut = &whole[..whole.len() - cut];
+        let errors = accepted(cut).unwrap_err().to_string();
+        assert!(errors.contains("verifier"), "{errors}");
+    }
+}

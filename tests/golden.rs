@@ -303,6 +303,7 @@ fn shop() -> Snapshot {
             Table {
                 placement,
                 columns,
+                sources: Vec::new(),
                 effects: effects(name),
             },
         )

@@ -176,6 +176,7 @@ fn plan() -> Plan {
             effect: Effect::None,
             access: Access::Read,
             target,
+            gather: None,
         }],
         structural: Vec::new(),
     }

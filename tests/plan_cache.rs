@@ -228,6 +228,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
             key_column: columns[0].to_owned(),
         },
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
+        sources: Vec::new(),
         effects: Effects::default(),
     };
     let tables = [
@@ -240,6 +241,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
             Table {
                 placement: Placement::Reference,
                 columns: vec!["code".to_owned()],
+                sources: Vec::new(),
                 effects: Effects::default(),
             },
         ),

@@ -288,6 +288,17 @@ mod tests {
     }
 
     #[test]
+    fn a_verifier_that_asks_for_too_much_work_is_not_computed() {
+        let verifier = |iterations| {
+            let verifier = Verifier::of(b"secret", b"0123456789abcdef", iterations);
+            Demand::Password(Stored::Scram(Arc::new(verifier)))
+        };
+        let given = |iterations| outcome(verifier(iterations), Account::Known, b"secret\0");
+        assert_eq!(given(10_000), Ok(()));
+        assert_eq!(given(scram::MOST_ITERATIONS + 1), Err(AuthError::Wrong));
+    }
+
+    #[test]
     fn an_md5_response_is_checked_with_its_salt() {
         let hash = md5::Hash::of(b"ann", b"secret");
         let mut body = hash.response(FRESH.salt);

@@ -70,6 +70,8 @@ pub struct Table {
     pub placement: Placement,
     /// Column names in their order; empty: not known (no server has been asked).
     pub columns: Vec<String>,
+    /// The columns' types and collations, as SQL names them anywhere.
+    pub sources: Vec<String>,
     /// What its own triggers, constraints and defaults do, when the servers have been asked.
     pub effects: Effects,
 }
@@ -101,6 +103,7 @@ impl Table {
         Self {
             placement,
             columns: Vec::new(),
+            sources: Vec::new(),
             effects: Effects::default(),
         }
     }

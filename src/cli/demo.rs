@@ -163,7 +163,8 @@ Things to try:
     SELECT count(*) FROM shipments WHERE region = 'eu';                 placed by a list of regions
     SELECT kind FROM events WHERE day = '2026-02-14';                   placed by ranges of days
     EXPLAIN (ROUTE) SELECT * FROM orders WHERE customer_id = 42;        where it goes, and why
-    SELECT count(*) FROM orders;                                        needs every shard: refused, with a hint
+    SELECT status, count(*) FROM orders GROUP BY 1;                     computed over the rows of all shards
+    UPDATE orders SET status = 'open';                                  would write on every shard: refused, with a hint
 
     {program} route --config {configuration} 'SELECT * FROM orders WHERE customer_id = 42'
     curl http://127.0.0.1:{http}/metrics

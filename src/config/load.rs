@@ -12,7 +12,7 @@ use super::{
         TlsMode, User,
     },
 };
-use crate::clock::Duration;
+use crate::{auth::scram::Verifier, clock::Duration};
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
 };
@@ -642,19 +642,8 @@ fn read_auth(
     (auth, secret)
 }
 
-/// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`, the last three in base64.
+/// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`, the last three in base64. What logins do not read as one
+/// they would take for the password itself.
 fn is_verifier(text: &str) -> bool {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    let decodes = |text: &str| STANDARD.decode(text).is_ok_and(|bytes| !bytes.is_empty());
-    let parts = || {
-        let (rounds, keys) = text.strip_prefix("SCRAM-SHA-256$")?.split_once('$')?;
-        let (iterations, salt) = rounds.split_once(':')?;
-        let (stored, server) = keys.split_once(':')?;
-        iterations
-            .parse::<u32>()
-            .ok()
-            .filter(|iterations| *iterations > 0)?;
-        Some(decodes(salt) && decodes(stored) && decodes(server))
-    };
-    parts().unwrap_or(false)
+    Verifier::parse(text).is_some()
 }

@@ -16,6 +16,18 @@ pub struct Column {
     pub type_modifier: i32,
     /// Whether values that are equal by its collation have equal bytes; true for types without one.
     pub deterministic: bool,
+    /// Its own, qualified, when it is not its type's.
+    pub collation: Option<String>,
+}
+
+impl Column {
+    /// Its type and collation as SQL names them.
+    pub(super) fn source(&self) -> String {
+        match &self.collation {
+            Some(collation) => format!("{} COLLATE {collation}", self.type_name),
+            None => self.type_name.clone(),
+        }
+    }
 }
 
 /// Tables and views by name, their columns in order.
@@ -23,11 +35,14 @@ pub type Tables = BTreeMap<TableName, Vec<Column>>;
 
 const COLUMNS: &str = "\
 SELECT n.nspname::text, c.relname::text, a.attname::text, a.atttypid, \
-       pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, coalesce(l.collisdeterministic, true) \
+       pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypmod, coalesce(l.collisdeterministic, true), \
+       CASE WHEN a.attcollation <> t.typcollation THEN pg_catalog.quote_ident(ln.nspname) || '.' || pg_catalog.quote_ident(l.collname) END \
 FROM pg_catalog.pg_class c \
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
 LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation \
+LEFT JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace \
 WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm') \
   AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
   AND n.nspname !~ '^pg_(toast|temp)' \
@@ -84,6 +99,7 @@ pub async fn columns(client: &Client) -> Result<Tables, AskError> {
             type_name: row.try_get(4)?,
             type_modifier: row.try_get(5)?,
             deterministic: row.try_get(6)?,
+            collation: row.try_get(7)?,
         });
     }
     Ok(tables)

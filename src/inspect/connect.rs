@@ -41,6 +41,8 @@ pub async fn connect(
         .dbname(&address.database)
         .user(&credentials.user)
         .application_name("shardway")
+        // Else whoever owns the database could say whose operators the control role calls.
+        .options("-c search_path=pg_catalog")
         .connect_timeout(limit)
         .ssl_negotiation(match address.tls_start {
             TlsStart::Request => SslNegotiation::Postgres,

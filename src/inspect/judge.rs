@@ -93,6 +93,10 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
             Some(columns) => columns.iter().map(|column| column.name.clone()).collect(),
             None => Vec::new(),
         };
+        table.sources = match known.filter(|_| agreed) {
+            Some(columns) => columns.iter().map(Column::source).collect(),
+            None => Vec::new(),
+        };
     }
 }
 
@@ -319,7 +323,9 @@ fn difference(here: &[Column], there: &[Column]) -> Option<Difference> {
     for (at, expected) in there.iter().enumerate() {
         match here.get(at) {
             Some(column)
-                if column.name == expected.name && column.type_name == expected.type_name => {}
+                if column.name == expected.name
+                    && column.type_name == expected.type_name
+                    && column.collation == expected.collation => {}
             Some(column) if column.name == expected.name => {
                 return Some(Difference::Type {
                     column: column.name.clone(),
@@ -372,6 +378,7 @@ mod tests {
                 type_name: "bigint".to_owned(),
                 type_modifier: -1,
                 deterministic: true,
+                collation: None,
             };
             observed.tables.insert(table(name), vec![column]);
             observed
@@ -418,6 +425,7 @@ mod tests {
             type_name,
             type_modifier: -1,
             deterministic: true,
+            collation: None,
         }
     }
 

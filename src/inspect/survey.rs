@@ -99,6 +99,8 @@ async fn observe(
     limit: Duration,
 ) -> Result<Observed, AskError> {
     let client = connect(address, credentials, limit).await?;
+    // Names of types are told with their schemas.
+    client.batch_execute("SET search_path = pg_catalog").await?;
     let facts = client.query_one(FACTS, &[]).await?;
     let mut observed = Observed {
         version: facts.try_get::<_, String>(0)?.parse().unwrap_or(0),

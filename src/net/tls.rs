@@ -8,8 +8,8 @@ use crate::{
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring},
-    server::{VerifierBuilderError, WebPkiClientVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier},
 };
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
@@ -220,10 +220,30 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Takes every certificate, as libpq's `prefer` and `require` do. Signatures are not checked either: whoever could
-/// put a certificate of his own in the way could sign with it.
+/// Takes every certificate, as libpq's `prefer` and `require` do; but whoever shows one must hold its key. Else somebody in
+/// the middle could show a copy of the server's own certificate, and a login that is bound to it would be his.
 #[derive(Debug)]
 struct TrustAnybody(Arc<CryptoProvider>);
+
+impl TrustAnybody {
+    /// A certificate that cannot be read is no better than none: it encrypts, and nothing is bound to it.
+    fn checked(
+        certificate: &CertificateDer<'_>,
+        check: impl FnOnce() -> Result<HandshakeSignatureValid, rustls::Error>,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        if is_readable(certificate) {
+            check()
+        } else {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+    }
+}
+
+/// Whether a certificate's key can be read, so that the signature of a handshake has been checked with it. Not so before
+/// version 3 of X.509, which old tools still make.
+pub(super) fn is_readable(certificate: &CertificateDer<'_>) -> bool {
+    ParsedCertificate::try_from(certificate).is_ok()
+}
 
 impl ServerCertVerifier for TrustAnybody {
     fn verify_server_cert(
@@ -239,20 +259,26 @@ impl ServerCertVerifier for TrustAnybody {
 
     fn verify_tls12_signature(
         &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
+        let algorithms = &self.0.signature_verification_algorithms;
+        Self::checked(certificate, || {
+            verify_tls12_signature(message, certificate, signed, algorithms)
+        })
     }
 
     fn verify_tls13_signature(
         &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
+        let algorithms = &self.0.signature_verification_algorithms;
+        Self::checked(certificate, || {
+            verify_tls13_signature(message, certificate, signed, algorithms)
+        })
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -1,6 +1,7 @@
 //! Hot path: one socket, encrypted or not, as bytes both ways. Adds a match on the kind to each call, nothing else.
 //! Framing and buffers are elsewhere.
 
+use super::tls;
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use std::{
@@ -109,14 +110,16 @@ impl Transport {
         }
     }
 
-    /// The certificate, in DER, of the server that we are the client of.
+    /// The certificate, in DER, of the server that we are the client of, which has shown that it holds its key. `None` for
+    /// one that cannot be read: it has shown nothing.
     #[must_use]
     pub fn peer_certificate(&self) -> Option<&[u8]> {
         match self {
             Self::Tcp(_) | Self::Unix(_) | Self::ServerTls(_) => None,
             Self::ClientTls(stream) => {
                 let chain = stream.get_ref().1.peer_certificates()?;
-                chain.first().map(AsRef::as_ref)
+                let shown = chain.first().filter(|shown| tls::is_readable(shown));
+                shown.map(AsRef::as_ref)
             }
         }
     }

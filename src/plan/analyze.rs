@@ -8,9 +8,11 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+use super::scope::Instance;
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
+    gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
     unroutable::Unroutable,
     value::Reading,
@@ -20,7 +22,7 @@ use crate::{
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
-        functions::{Class, Keeps, classify},
+        functions::{Class, Keeps, classify, is_immutable},
         normalize::Slot,
         parse,
         statement::{Access, Effect, PinReason, quoted},
@@ -28,6 +30,7 @@ use crate::{
     },
     wire::types::Oid,
 };
+use std::cell::Cell;
 
 /// The plan of a text. `slots` are the literals of this very text.
 #[must_use]
@@ -65,6 +68,7 @@ pub fn analyze(
             snapshot,
             pinned,
             statement,
+            gather: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -90,6 +94,7 @@ pub fn analyze(
             effect,
             access,
             target,
+            gather: planner.gather.take(),
         });
     }
     Plan {
@@ -194,6 +199,7 @@ fn of_another_encoding(
             snapshot,
             pinned: None,
             statement,
+            gather: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let effect = repeatable(effect);
@@ -203,6 +209,7 @@ fn of_another_encoding(
             effect,
             access,
             target,
+            gather: None,
         }
     });
     Some(Plan {
@@ -265,6 +272,7 @@ fn whole(
         },
         access: Access::Write,
         target,
+        gather: None,
     };
     Plan {
         statements: vec![statement],
@@ -281,6 +289,8 @@ struct Planner<'a> {
     snapshot: &'a Snapshot,
     pinned: Option<&'a Override>,
     statement: &'a Statement,
+    /// How the statement is computed over several shards, found with its target.
+    gather: Cell<Option<Box<Gather>>>,
 }
 
 /// What the functions of a statement do.
@@ -315,6 +325,28 @@ enum Channels {
     Notified,
 }
 
+impl Calls {
+    /// Whether any shard may compute them.
+    fn are_harmless(&self) -> bool {
+        let Self {
+            home,
+            large_objects,
+            one_shard,
+            runs_sql,
+            unknown,
+            channels,
+            leaves,
+            sequence,
+        } = self;
+        let named = [one_shard, runs_sql, unknown, leaves];
+        home.is_none()
+            && !large_objects
+            && *channels == Channels::Apart
+            && sequence.is_none()
+            && named.iter().all(|name| name.is_none())
+    }
+}
+
 impl Planner<'_> {
     /// Whether literals other than key values decide the plan: settings, options, names in text.
     fn reads_literals(&self) -> bool {
@@ -341,6 +373,7 @@ impl Planner<'_> {
                         effect,
                         access,
                         target,
+                        gather: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -512,6 +545,7 @@ impl Planner<'_> {
                 effect,
                 access,
                 target,
+                gather: self.gather.take(),
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -629,7 +663,68 @@ impl Planner<'_> {
             Access::Read
         };
         let effect = self.effect(kind, &calls);
+        if effect == Effect::None {
+            self.gather.set(self.gathered(kind, &analysis, &calls));
+        }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How a read of one sharded table is computed when it needs several shards.
+    fn gathered(&self, kind: &Kind, analysis: &Analysis<'_>, calls: &Calls) -> Option<Box<Gather>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let reads = query.into.is_none()
+            && !analysis.writes
+            && analysis.fixed.is_empty()
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && calls.are_harmless();
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let table = &analysis.instances.first()?.table;
+        let same = analysis.instances.iter().all(|one| one.table == *table);
+        let only_unpinned = analysis.refusals.iter().all(unpinned);
+        if !(reads && settled && same && only_unpinned && self.pinned.is_none()) {
+            return None;
+        }
+        let plain = |name: &Name| {
+            let own = name
+                .schema
+                .as_deref()
+                .is_none_or(|schema| schema == "pg_catalog");
+            own && is_immutable(&name.name)
+        };
+        let plain = if self.statement.functions.iter().all(plain) {
+            Plain::Yes
+        } else {
+            Plain::No
+        };
+        let mut schemas = analysis.instances.iter().map(|one| self.schema_of(one));
+        let schema = schemas.next()??;
+        if !schemas.all(|other| other == Some(schema)) {
+            return None;
+        }
+        let known = self.snapshot.table(schema, table)?;
+        // Whether what it holds is known to its last column.
+        if known.columns.is_empty() || known.columns.len() != known.sources.len() {
+            return None;
+        }
+        let gather = Gather {
+            table: table.clone(),
+            schema: schema.clone(),
+            count: analysis.instances.len(),
+            plain,
+        };
+        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
+        whole.then(|| Box::new(gather))
+    }
+
+    /// Where a sharded table was found.
+    fn schema_of<'s>(&'s self, instance: &'s Instance) -> Option<&'s String> {
+        let has = |schema: &&String| self.snapshot.table(schema, &instance.table).is_some();
+        let mut path = self.context.search_path.iter();
+        instance.schema.as_ref().or_else(|| path.find(has))
     }
 
     fn effect(&self, kind: &Kind, calls: &Calls) -> Effect {

@@ -378,6 +378,7 @@ impl<'a> Analysis<'a> {
                 self.instances.push(Instance {
                     group,
                     table,
+                    schema: relation.name.schema.clone(),
                     key,
                     block: scope,
                     nullable,

@@ -602,6 +602,7 @@ mod tests {
             effect: Effect::None,
             access: Access::Read,
             target: Target::Fixed(Route::One(ShardId(number))),
+            gather: None,
         }
     }
 

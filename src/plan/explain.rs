@@ -48,6 +48,21 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
         };
     }
     let routed = plan.route(snapshot, values);
+    if let Err(why) = &routed
+        && is_gathered(plan, why, values)
+    {
+        rows.push(("route", "gathered".to_owned()));
+        rows.push(("shards", snapshot.shards.join(", ")));
+        rows.push((
+            "reason",
+            "needs rows of several shards: one of them computes it over the rows of all".to_owned(),
+        ));
+        rows.push(("access", "read".to_owned()));
+        return Description {
+            rows,
+            refused: None,
+        };
+    }
     match &routed {
         Ok(route) => {
             rows.push(("route", kind(route).to_owned()));
@@ -79,6 +94,17 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
         rows,
         refused: routed.err(),
     }
+}
+
+/// Whether what no shard alone can answer is computed over the rows of all.
+fn is_gathered(plan: &StatementPlan, why: &Unroutable, values: &Values<'_>) -> bool {
+    let several = matches!(
+        why,
+        Unroutable::Unpinned { .. } | Unroutable::SeveralShards { .. }
+    );
+    let text = std::str::from_utf8(values.text).ok();
+    let gather = plan.gather.as_ref().zip(text);
+    several && gather.is_some_and(|(gather, text)| gather.texts(text).is_some())
 }
 
 fn kind(route: &Route) -> &'static str {

@@ -7,6 +7,7 @@ pub mod analyze;
 mod block;
 pub mod cache;
 pub mod explain;
+pub mod gather;
 pub mod route;
 mod scope;
 pub mod unroutable;
@@ -84,6 +85,8 @@ pub struct StatementPlan {
     pub effect: Effect,
     pub access: Access,
     pub target: Target,
+    /// How it is computed when it needs several shards.
+    pub gather: Option<Box<gather::Gather>>,
 }
 
 /// Where a statement runs.

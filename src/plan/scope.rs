@@ -14,6 +14,8 @@ use crate::{
 pub(super) struct Instance {
     pub(super) group: GroupId,
     pub(super) table: String,
+    /// As written.
+    pub(super) schema: Option<String>,
     pub(super) key: String,
     /// The scope that it stands in.
     pub(super) block: usize,

@@ -14,8 +14,9 @@ pub mod mailbox;
 pub mod state;
 
 use crate::{
+    auth::scram::Proof,
     clock::{Clock, Duration},
-    config::settings::{Address, Credentials},
+    config::settings::Address,
     metrics::listeners::{NewListener, Registered},
     net::tls::ClientTls,
 };
@@ -43,13 +44,24 @@ impl fmt::Debug for Spawner {
     }
 }
 
+/// What shows the server who a line is: looked for when it is opened, because a client may show it later.
+#[derive(Clone)]
+pub struct Prover(pub Arc<dyn Fn() -> Option<Proof> + Send + Sync>);
+
+impl fmt::Debug for Prover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Prover(..)")
+    }
+}
+
 /// Where and as whom a line is opened.
 #[derive(Clone, Debug)]
 pub struct Login {
     pub address: Address,
     /// The database on the server.
     pub database: String,
-    pub credentials: Credentials,
+    pub user: String,
+    pub prover: Prover,
     /// How long opening, and any one answer, may take.
     pub timeout: Duration,
     pub tls: Arc<ClientTls>,

@@ -121,7 +121,9 @@ pub enum BackendStartupError {
 pub enum Unbound {
     #[error("the connection is not encrypted")]
     Plain,
-    #[error("the signature of the server's certificate has no hash function to bind to")]
+    #[error(
+        "the server's certificate has no hash function to bind to in its signature, or is not of X.509 version 3"
+    )]
     Certificate,
     #[error("the server does not offer it")]
     NotOffered,

@@ -41,8 +41,7 @@ pub struct Database {
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
-    /// Shared listeners, by the database on the servers.
-    hubs: Mutex<HashMap<String, Arc<Hub>>>,
+    hubs: Mutex<HashMap<HubKey, Arc<Hub>>>,
     parts: Parts,
 }
 
@@ -67,6 +66,15 @@ struct PoolKey {
     shard: ShardId,
     /// The server's database, where the client's name decides it (the wildcard database).
     database: String,
+}
+
+/// Whose listeners they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct HubKey {
+    /// The database on the servers.
+    database: String,
+    credentials: Credentials,
+    shown_by: Option<String>,
 }
 
 impl std::fmt::Debug for Database {
@@ -122,7 +130,8 @@ impl Database {
     }
 
     /// The shared listeners of the database that the client calls `asked`. LISTEN needs no privilege but to connect: they
-    /// log in as the control role, or as the first user who listens.
+    /// log in as the control role. Where there is none, users whose backends are opened alike share theirs: somebody whom
+    /// the servers refuse keeps nobody else from listening.
     pub fn hub(&self, user: &User, asked: &str) -> Arc<Hub> {
         let of = |address: &settings::Address| {
             if address.database.is_empty() {
@@ -131,17 +140,22 @@ impl Database {
                 address.database.clone()
             }
         };
-        let key = self
-            .settings
-            .shards
-            .first()
-            .map(|shard| of(&shard.primary))
-            .unwrap_or_default();
-        let credentials = self.settings.control.as_ref().unwrap_or(&user.backend);
+        let (credentials, shown_by) = match &self.settings.control {
+            Some(control) => (control, None),
+            None => (&user.backend, shown_by(user)),
+        };
+        let first = self.settings.shards.first();
+        let key = HubKey {
+            database: first.map(|shard| of(&shard.primary)).unwrap_or_default(),
+            credentials: credentials.clone(),
+            shown_by: shown_by.clone(),
+        };
+        let prover = self.prover(credentials, shown_by);
         let login = |shard: &settings::Shard| listener::Login {
             address: shard.primary.clone(),
             database: of(&shard.primary),
-            credentials: credentials.clone(),
+            user: credentials.user.clone(),
+            prover: prover.clone(),
             timeout: self.settings.pool.connect_timeout,
             tls: Arc::clone(&self.parts.tls),
             listener: NewListener {
@@ -160,6 +174,15 @@ impl Database {
         };
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(hubs.entry(key).or_insert_with(make))
+    }
+
+    fn prover(&self, credentials: &Credentials, shown_by: Option<String>) -> listener::Prover {
+        let (credentials, owner) = (credentials.clone(), self.settings.name.clone());
+        let keyring = Arc::clone(&self.parts.keyring);
+        listener::Prover(Arc::new(move || match &shown_by {
+            Some(user) => keyring.get(&owner, user),
+            None => credentials.proof(),
+        }))
     }
 
     /// Tells sessions that listen that this database was replaced.
@@ -190,17 +213,31 @@ impl Database {
             .collect()
     }
 
-    /// After a reload: nobody finds a pool any more whose password is not configured any more. Who uses it goes on.
+    /// After a reload: nobody finds a pool or listeners any more whose password is not configured any more. Who uses a
+    /// pool goes on; who listens joins others.
     pub fn retire_pools(&self, settings: &Settings) {
         let users = || settings.users.values().chain([&settings.found_users]);
-        let wanted = |key: &PoolKey| {
-            key.shown_by.is_some() || users().any(|user| user.backend == key.credentials)
+        let wanted = |credentials: &Credentials, shown_by: &Option<String>| {
+            shown_by.is_some() || users().any(|user| user.backend == *credentials)
         };
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let retired: Vec<_> = pools.extract_if(|key, _| !wanted(key)).collect();
+        let retired: Vec<_> = pools
+            .extract_if(|key, _| !wanted(&key.credentials, &key.shown_by))
+            .collect();
         drop(pools);
         for (_, pool) in retired {
             pool.retire();
+        }
+        if self.settings.control.is_some() {
+            return;
+        }
+        let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired: Vec<_> = hubs
+            .extract_if(|key, _| !wanted(&key.credentials, &key.shown_by))
+            .collect();
+        drop(hubs);
+        for (_, hub) in retired {
+            hub.retire();
         }
     }
 

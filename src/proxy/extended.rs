@@ -54,6 +54,7 @@ impl Session {
             },
         ] = planned.plan.statements.as_slice()
             && !failed
+            && planned.plan.statements[0].gather.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -125,8 +126,14 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let Some(place) = self.place(statement, &values)? else {
-                return self.let_server_judge().await;
+            let placed = match self.place(statement, &values) {
+                Ok(placed) => placed,
+                Err(refused) => {
+                    return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
+                }
+            };
+            let Some(place) = placed else {
+                return self.bind_judged().await;
             };
             self.reach(place).await?;
             if listening {
@@ -151,8 +158,8 @@ impl Session {
         Ok(())
     }
 
-    /// A statement that nothing is known of: the server's error, or else our refusal.
-    async fn let_server_judge(&mut self) -> Result<(), Stop> {
+    /// Binds what we do not understand: PostgreSQL's error, or a refusal.
+    async fn bind_judged(&mut self) -> Result<(), Stop> {
         self.reach(Place {
             shard: self.any,
             hold: Hold::Aside,
@@ -161,9 +168,10 @@ impl Session {
         self.send_pending();
         self.settle().await?;
         if self.skip {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(wording::unroutable(&Unroutable::NotUnderstood).into())
         }
-        Err(wording::unroutable(&Unroutable::NotUnderstood).into())
     }
 
     /// Whether a Bind that has not arrived whole can be passed on as it arrives: when nothing in it decides where it goes,
@@ -629,7 +637,7 @@ impl Session {
     }
 
     /// Answers the Parses that wait here when all can be; else on a backend.
-    async fn answer_pending(&mut self) -> Result<(), Stop> {
+    pub(super) async fn answer_pending(&mut self) -> Result<(), Stop> {
         let all_here = self
             .pending
             .iter()

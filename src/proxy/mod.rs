@@ -7,6 +7,7 @@ mod counting;
 pub mod database;
 mod ending;
 mod extended;
+mod gather;
 pub mod keyring;
 mod link;
 mod listening;
@@ -30,7 +31,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 use tokio::runtime::Handle;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub generation: AtomicU64,
     pub cancels: cancel::Slots,
     pub replicating: replication::Places,
+    /// Bytes of rows that statements over several shards hold.
+    pub gathered: AtomicUsize,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub runtime: Handle,

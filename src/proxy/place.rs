@@ -153,7 +153,7 @@ impl Session {
     }
 
     /// Whether a read that any shard answers may run beside the deferred transaction, with a snapshot of its own.
-    fn reads_beside(&self) -> bool {
+    pub(super) fn reads_beside(&self) -> bool {
         self.deferred
             .as_ref()
             .is_some_and(Deferred::statement_snapshots)

@@ -270,8 +270,8 @@ pub const CODES: &[Code] = &[
         code: "SW102",
         sqlstate: "0A000",
         title: "Shard key not restricted",
-        meaning: "A sharded table stands in a query block whose predicates do not pin its shard key to one value.",
-        what_to_do: "Add an equality with the shard key to that query block.",
+        meaning: "A sharded table stands in a query block whose predicates do not pin its shard key to one value, and the statement is none that is computed over the rows of all shards.",
+        what_to_do: "Add an equality with the shard key to that query block; docs/routing.md tells what is computed over several shards.",
     },
     Code {
         code: "SW103",
@@ -433,6 +433,20 @@ pub const CODES: &[Code] = &[
         title: "Sets off what acts on one shard only",
         meaning: "The table has a trigger, rule, policy, unique constraint, default or foreign key that would look at, count or change the rows of one shard where one PostgreSQL would take all rows.",
         what_to_do: "shardway check --connect lists them with their remedies. When the application sees to it that each shard may act by itself, list the object in the database's per_shard.",
+    },
+    Code {
+        code: "SW126",
+        sqlstate: "53200",
+        title: "Too many rows of several shards",
+        meaning: "A statement over several shards is computed by one of them over the rows of all, and these are more than one statement may hold.",
+        what_to_do: "Restrict the rows in WHERE, or the statement to one shard by the shard key.",
+    },
+    Code {
+        code: "SW127",
+        sqlstate: "0A000",
+        title: "Rows of several shards do not fit together",
+        meaning: "A shard's table has other columns than were known when the statement was planned, or its rows are not text in UTF-8.",
+        what_to_do: "Repeat the statement when the servers have been looked at again, within half a minute; shardway check --connect tells how shards differ.",
     },
     Code {
         code: "SW201",

@@ -939,7 +939,7 @@ const RESET_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs
 /// How long a client has to take its session's last words.
 pub(super) const GOODBYE_PATIENCE: crate::clock::Duration = crate::clock::Duration::from_secs(2);
 
-async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
+pub(super) async fn read_more(link: &mut Link, database: &Database) -> Result<(), End> {
     let lost = || told(reply::backend_lost(database.shard_name(link.shard)));
     let stream = &mut link.lease.stream;
     let flushed = stream.flush().await.is_ok();

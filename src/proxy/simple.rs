@@ -1,6 +1,7 @@
 //! The simple protocol: a Query is one batch; all its statements run on one shard, or none does. FunctionCall too.
 
 use super::{
+    gather::{Bound, Scatter},
     link::Hold,
     local::own_setting,
     place::{Place, changes_meaning},
@@ -70,8 +71,17 @@ impl Session {
         self.check_together(statements)?;
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
-            let Some(place) = self.place(statement, &values)? else {
-                return self.judge(text).await;
+            let place = match self.place(statement, &values) {
+                Ok(Some(place)) => place,
+                Ok(None) => return self.judge(text).await,
+                Err(refused) => {
+                    let scatter = self.scatters(&planned.plan, &values);
+                    let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
+                    let Some(scatter) = scatter.filter(|_| at_rest) else {
+                        return Err(refused.into());
+                    };
+                    return Box::pin(self.query_gathered(&scatter, text)).await;
+                }
             };
             chosen = Some(match chosen {
                 None => place,
@@ -97,6 +107,16 @@ impl Session {
         self.send_pending();
         self.vacate_for(text);
         self.send_query(text, planned.plan);
+        Ok(())
+    }
+
+    async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {
+        let bound = Bound {
+            types: &[],
+            tail: None,
+        };
+        let answer = self.gather(scatter, text, &bound).await?;
+        self.send_query(answer.text.as_bytes(), Arc::clone(&scatter.plan));
         Ok(())
     }
 

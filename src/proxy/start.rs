@@ -12,7 +12,7 @@ use crate::{
     catalog::shard::ShardId,
     config::settings::{BackendProof, User},
     entropy,
-    metrics::sessions::{CancelKeyLength, NewSession, Peer, Transport as Encryption},
+    metrics::sessions::{CancelKeyLength, NewSession, Peer, Registered, Transport as Encryption},
     net::{
         login::{self, Login, LoginContext, Place},
         stream::Stream,
@@ -105,32 +105,8 @@ async fn tell_full(entered: login::Session) {
 
 /// The session of a client that has logged in, ready to run; none when there is nothing to run, or no more.
 async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Session>> {
-    let peer = match entered.transport.peer() {
-        transport::Peer::Tcp(address) => Peer::Tcp(address),
-        transport::Peer::Unix => Peer::Unix,
-        transport::Peer::Gone => return None,
-    };
-    let tls = if entered.transport.is_encrypted() {
-        Encryption::Tls
-    } else {
-        Encryption::Plain
-    };
+    let info = register(&entered, &shared)?;
     let client = Stream::new(entered.transport);
-    let info = shared.metrics.sessions.register(NewSession {
-        user: Arc::from(entered.user.name.as_str()),
-        database: Arc::from(entered.database.as_str()),
-        peer,
-        application_name: application_name(&entered.parameters),
-        tls,
-        protocol: if entered.minor >= 2 {
-            CancelKeyLength::ThirtyTwo
-        } else {
-            CancelKeyLength::Four
-        },
-        replication: entered.replication,
-        now: shared.clock.now(),
-        wall: shared.clock.wall(),
-    });
     if entered.database == login::CONSOLE && entered.replication.is_none() {
         super::console::serve(client, &entered.user, &shared, &info).await;
         return None;
@@ -173,13 +149,39 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
     }
 }
 
-/// As the startup packet gives it.
-fn application_name(settings: &[Setting]) -> String {
-    let mut given = settings.iter().rev();
-    let found = given.find(|(name, _)| name == b"application_name");
-    found
-        .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
-        .unwrap_or_default()
+/// Shows the session to the console; none when its client is gone.
+fn register(entered: &login::Session, shared: &Shared) -> Option<Registered> {
+    let peer = match entered.transport.peer() {
+        transport::Peer::Tcp(address) => Peer::Tcp(address),
+        transport::Peer::Unix => Peer::Unix,
+        transport::Peer::Gone => return None,
+    };
+    let tls = if entered.transport.is_encrypted() {
+        Encryption::Tls
+    } else {
+        Encryption::Plain
+    };
+    let application_name = entered
+        .parameters
+        .iter()
+        .rev()
+        .find(|(name, _)| name == b"application_name")
+        .map(|(_, value)| String::from_utf8_lossy(value).into_owned());
+    Some(shared.metrics.sessions.register(NewSession {
+        user: Arc::from(entered.user.name.as_str()),
+        database: Arc::from(entered.database.as_str()),
+        peer,
+        application_name: application_name.unwrap_or_default(),
+        tls,
+        protocol: if entered.minor >= 2 {
+            CancelKeyLength::ThirtyTwo
+        } else {
+            CancelKeyLength::Four
+        },
+        replication: entered.replication,
+        now: shared.clock.now(),
+        wall: shared.clock.wall(),
+    }))
 }
 
 /// Whether it arrives changes nothing: the session is over.
@@ -215,7 +217,7 @@ impl Session {
         client: Stream,
         user: Arc<User>,
         asked: String,
-        info: crate::metrics::sessions::Registered,
+        info: Registered,
         shared: Arc<Shared>,
     ) -> Result<Box<Self>, Box<(Stream, Notice)>> {
         let generation = shared.generation();

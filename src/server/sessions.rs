@@ -81,6 +81,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         generation: AtomicU64::new(0),
         cancels: cancel::Slots::default(),
         replicating: crate::proxy::replication::Places::default(),
+        gathered: std::sync::atomic::AtomicUsize::new(0),
         metrics: Arc::clone(&foundation.metrics),
         clock: foundation.clock,
         runtime: foundation.runtime.clone(),

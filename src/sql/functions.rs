@@ -120,6 +120,12 @@ pub fn classify(name: &str) -> Class {
     }
 }
 
+/// Whether all functions of `pg_catalog` with this name, of which there are some, give the same always and everywhere.
+#[must_use]
+pub fn is_immutable(name: &str) -> bool {
+    VOLATILITY.get(name) == Some(&b'i')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -83,6 +83,14 @@ impl<'a> Bind<'a> {
         })
     }
 
+    /// The same parameters for a statement whose result is asked for as text.
+    #[must_use]
+    pub fn tail_for_text(&self) -> Vec<u8> {
+        let mut tail = self.tail[..2 + self.formats.len() + 2 + self.values.len()].to_vec();
+        tail.extend_from_slice(&[0, 0]);
+        tail
+    }
+
     /// The names at the start of a body that has not arrived whole; `None` when they have not either. It knows nothing of
     /// the parameters, which are in what has arrived of `tail` and in what follows.
     #[must_use]

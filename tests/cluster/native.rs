@@ -184,8 +184,8 @@ fn a_key_that_its_type_does_not_take_is_refused_as_postgresql_refuses_it() {
 fn what_needs_several_shards_is_refused_with_a_reason_and_a_hint() {
     with_client(&shop().proxied(), async |client| {
         for text in [
-            "SELECT count(*) FROM orders",
-            "SELECT * FROM customers ORDER BY name LIMIT 3",
+            "SELECT count(*) FROM orders JOIN customers ON customers.id = orders.id",
+            "SELECT * FROM customers ORDER BY name LIMIT 3 FOR UPDATE",
             "UPDATE customers SET name = 'x'",
             "SELECT * FROM customers c JOIN shipments s ON s.customer_id = c.id WHERE c.id = 7",
         ] {

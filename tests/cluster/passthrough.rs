@@ -54,16 +54,23 @@ impl Servers {
     }
 
     fn serve(&self, server: &str, database: &str, sections: &str) -> Proxy {
+        let control = "control = { user = \"control\", password = \"control\" }";
+        Proxy::start(
+            self.sandbox.root(),
+            &self.text(server, &format!("{control}\n{database}"), sections),
+        )
+    }
+
+    fn text(&self, server: &str, database: &str, sections: &str) -> String {
         let [s0, s1] = [0, 1].map(|at| self.sandbox.cluster(at).port());
-        let text = format!(
+        format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nlog = {{ level = \"debug\" }}\n{server}\n\
-             [databases.postgres]\ncontrol = {{ user = \"control\", password = \"control\" }}\n{database}\n\
+             [databases.postgres]\n{database}\n\
              shards.s0 = {{ primary = \"postgres://127.0.0.1:{s0}/postgres\" }}\n\
              shards.s1 = {{ primary = \"postgres://127.0.0.1:{s1}/postgres\" }}\n\
              groups.g = {{ method = \"range\", key_type = \"bigint\", tables = {{ \"public.t\" = \"id\" }}, \
              ranges = [{{ to = 10, shard = \"s0\" }}, {{ shard = \"s1\" }}] }}\n{sections}"
-        );
-        Proxy::start(self.sandbox.root(), &text)
+        )
     }
 }
 
@@ -370,4 +377,45 @@ fn nobody_enters_while_the_server_that_knows_them_is_away() {
     let ann = config(&proxy, "ann", "secret");
     until("ann is found again", || asks(&ann, ON_S0).is_ok());
     assert_enters(&ann, "ann");
+}
+
+/// Whether a user can listen.
+fn listens(config: &Config) -> Result<(), tokio_postgres::Error> {
+    block_on(async { open_session(config).await?.batch_execute("LISTEN c").await })
+}
+
+#[test]
+fn where_there_is_no_control_role_each_user_listens_as_itself() {
+    let servers = Servers::start(Auth::Scram);
+    servers.role("ann", "secret");
+    servers.role("bob", "old");
+    let verifier = stored(servers.sandbox.cluster(0), "ann");
+    let users = |password: &str| {
+        servers.text(
+            "",
+            "",
+            &format!(
+                "[users.ann]\nauth = \"passthrough\"\nverifier = \"{verifier}\"\n\
+                 [users.bob]\npassword = \"x\"\nbackend_password = \"{password}\"\n\
+                 [users.wrong]\npassword = \"x\"\nbackend_user = \"bob\"\n\
+                 backend_password = \"wrong\"\n"
+            ),
+        )
+    };
+    let proxy = Proxy::start(servers.sandbox.root(), &users("old"));
+    // Whoever comes first does not decide for the others.
+    listens(&config(&proxy, "ann", "secret")).unwrap();
+    listens(&config(&proxy, "wrong", "x")).unwrap_err();
+    listens(&config(&proxy, "bob", "x")).unwrap();
+    // Nor for itself, once it has another password.
+    servers.everywhere(
+        "ALTER ROLE bob PASSWORD 'new'; SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'bob'",
+    );
+    let text = fs::read_to_string(&proxy.config).unwrap();
+    fs::write(&proxy.config, text.replace("\"old\"", "\"new\"")).unwrap();
+    proxy.signal("HUP");
+    until("the reload is told", || {
+        proxy.log().contains("configuration reloaded")
+    });
+    listens(&config(&proxy, "bob", "x")).unwrap();
 }

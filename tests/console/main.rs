@@ -63,7 +63,10 @@ async fn work(app: &Client) -> Statement {
         assert_eq!(app.query(&one, &[&id]).await.unwrap().len(), 1);
     }
     for _ in 0..3 {
-        let refused = app.simple_query("SELECT * FROM orders").await.unwrap_err();
+        let refused = app
+            .simple_query("SELECT o FROM orders o")
+            .await
+            .unwrap_err();
         assert_eq!(code(&refused), "0A000");
     }
     let failed = app

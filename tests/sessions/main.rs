@@ -13,6 +13,7 @@ mod copy;
 mod dying;
 mod endings;
 mod extended;
+mod gathered;
 mod harness;
 mod hostile;
 mod limits;

@@ -43,6 +43,7 @@ pub async fn rows(
     let (mut body, mut rows, mut problem) = (Vec::new(), Vec::new(), None);
     loop {
         match receive(transport, &mut body).await? {
+            b'D' if rows.len() == MOST_ROWS as usize => return Err(malformed(DecodeError)),
             b'D' => rows.push(row(&body).map_err(malformed)?),
             b'E' => problem = Some(ServerError { body: body.clone() }),
             b'Z' => return Ok(problem.map_or(Ok(rows), Err)),
@@ -64,4 +65,36 @@ fn row(body: &[u8]) -> Result<Row, DecodeError> {
 
 fn malformed(error: DecodeError) -> ConnectError {
     ProtocolError::Startup(error.into()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::AsyncWriteExt as _,
+        net::{TcpListener, TcpStream},
+    };
+
+    async fn answered(count: usize) -> Result<usize, ConnectError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        let mut out = Vec::new();
+        for _ in 0..count {
+            put(&mut out, b'D', |out| {
+                out.extend_from_slice(b"\0\x01\0\0\0\x01x");
+            });
+        }
+        put(&mut out, b'Z', |out| out.push(b'I'));
+        server.write_all(&out).await.unwrap();
+        let mut ours = Transport::tcp(ours.unwrap()).unwrap();
+        let found = rows(&mut ours, "SELECT $1", "ann").await?;
+        Ok(found.unwrap().len())
+    }
+
+    #[tokio::test]
+    async fn a_server_that_sends_more_rows_than_it_was_asked_for_is_left() {
+        assert_eq!(answered(2).await.unwrap(), 2);
+        assert!(matches!(answered(3).await, Err(ConnectError::Protocol(_))));
+    }
 }

@@ -1,5 +1,7 @@
 //! Connections to real servers, and to ones that break the protocol.
 
+mod copied;
+
 use super::*;
 use crate::auth::scram::ChannelBinding;
 use crate::net::{
@@ -480,6 +482,12 @@ async fn a_certificate_that_nothing_can_be_bound_to_is_told_apart() {
 /// Somebody in the middle with a certificate of his own: TLS on both sides, every byte passed on.
 async fn middle(server: Address) -> Address {
     let own = testing::certificates().identity;
+    let ours = tls::ServerTls::new(&own, None).unwrap().config();
+    middle_with(server, (*ours).clone()).await
+}
+
+async fn middle_with(server: Address, ours: rustls::ServerConfig) -> Address {
+    let ours = Arc::new(ours);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address {
         port: listener.local_addr().unwrap().port(),
@@ -490,16 +498,16 @@ async fn middle(server: Address) -> Address {
         reason = "a test's server ends with its runtime"
     )]
     tokio::spawn(async move {
-        let ours = tls::ServerTls::new(&own, None).unwrap();
         let tls = ClientTls::new().unwrap();
         while let Ok((mut stream, _)) = listener.accept().await {
             stream.read_exact(&mut [0; 8]).await.unwrap();
             stream.write_all(b"S").await.unwrap();
-            let mut client = Transport::tcp(stream)
+            let accepted = Transport::tcp(stream)
                 .unwrap()
-                .accept_tls(ours.config())
-                .await
-                .unwrap();
+                .accept_tls(Arc::clone(&ours))
+                .await;
+            // A client that finds him out closes.
+            let Ok(mut client) = accepted else { continue };
             let call = Call {
                 address: &server,
                 tls: &tls,

@@ -122,8 +122,14 @@ impl LoginContext {
         }
     }
 
-    /// The database's name, when it exists and the user may use it.
-    pub(super) fn admit(&self, user: &User, database: Vec<u8>) -> Result<String, Refusal> {
+    /// The database's name, when it exists and the user may use it. Nothing replicates the console: for replication its
+    /// name is one like any other.
+    pub(super) fn admit(
+        &self,
+        user: &User,
+        database: Vec<u8>,
+        replication: Option<Replication>,
+    ) -> Result<String, Refusal> {
         let name = match String::from_utf8(database) {
             Ok(name) => name,
             Err(error) => {
@@ -133,7 +139,7 @@ impl LoginContext {
             }
         };
         let database = || name.clone().into_bytes();
-        if name == CONSOLE && !self.databases.contains(CONSOLE) {
+        if name == CONSOLE && replication.is_none() && !self.databases.contains(CONSOLE) {
             return if user.console.is_some() {
                 Ok(name)
             } else {

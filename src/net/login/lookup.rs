@@ -26,6 +26,9 @@ use tokio::{sync::Mutex as Turn, time::timeout as within};
 
 /// Names that are remembered, found or not.
 const MOST_KEPT: usize = 10_000;
+/// Bytes of the longest name that is looked up: four times what PostgreSQL keeps of one as it is usually built. Nobody has
+/// a longer one, and strangers have them kept.
+const LONGEST_NAME: usize = 255;
 /// How long nobody asks again after a server could not be asked.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The database to ask in where the client's name would decide it: roles are the same in every one.
@@ -248,6 +251,9 @@ impl Lookup {
 
     /// The stored password of a role that may log in.
     async fn find(&self, name: &str) -> Result<Option<Secret>, LookupError> {
+        if name.len() > LONGEST_NAME {
+            return Ok(None);
+        }
         if let Some(found) = self.recall(name) {
             return Ok(found);
         }
@@ -367,6 +373,8 @@ fn read(row: &[Option<Vec<u8>>], name: &str) -> Result<Option<Secret>, LookupErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::load::load_str;
+    use std::path::Path;
 
     #[test]
     fn a_row_is_believed_only_when_it_is_of_the_name_and_of_a_stored_form() {
@@ -391,5 +399,23 @@ mod tests {
         assert_eq!(found(&[Some("ann"), Some(&verifier), None]), "answer");
         assert_eq!(found(&[Some("ann"), Some("in clear")]), "form");
         assert_eq!(found(&[Some("ann"), Some("")]), "form");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_no_role_can_have_is_neither_asked_for_nor_kept() {
+        let nobody_there = "[databases.app]\nauth_query = true\n\
+             control = { user = \"control\", password = \"x\" }\n\
+             shards.s0 = { primary = \"postgres://127.0.0.1:1/app\" }\n";
+        let settings = load_str("shardway.toml", nobody_there, Path::new("."));
+        let settings = settings.unwrap_or_else(|errors| panic!("{errors}"));
+        let tls = Arc::new(ClientTls::new().unwrap());
+        let lookups = Lookups::new(&settings, &tls, Clock);
+        let lookup = &lookups.by_database["app"];
+        let longest = "x".repeat(LONGEST_NAME);
+        let asked = lookup.find(&longest).await;
+        assert!(matches!(asked, Err(LookupError::Connect(_))));
+        let found = lookup.find(&format!("{longest}x")).await;
+        assert!(matches!(found, Ok(None)));
+        assert!(lookup.kept().is_empty());
     }
 }

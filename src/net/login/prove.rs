@@ -73,7 +73,7 @@ pub(super) async fn enter(
     transport.flush().await?;
     let database = context
         .database_meant(&user, entry)
-        .and_then(|name| context.admit(&user, name))
+        .and_then(|name| context.admit(&user, name, entry.replication))
         .map_err(LoginError::Refused)?;
     let passes = user.backend_proof == BackendProof::Shown;
     Ok(Received::Whole(Entered {

@@ -2,6 +2,7 @@
 
 mod binding;
 mod entrance;
+mod places;
 mod rules;
 
 use super::{

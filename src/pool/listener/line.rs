@@ -14,7 +14,7 @@ use crate::{
     clock::{Duration, Instant},
     metrics::listeners::Condition,
     net::{
-        backend::{self, ConnectError},
+        backend::{self, ConnectError, Who},
         stream::Stream,
     },
     protocol::listening::put_command,
@@ -116,10 +116,15 @@ pub(super) async fn run(hub: Arc<Hub>, at: usize) {
 async fn open(hub: &Hub, at: usize) -> Result<Stream, ConnectError> {
     let line = &hub.lines[at];
     let login = &line.login;
-    let connected = backend::connect(
+    let proof = (login.prover.0)();
+    let who = Who {
+        user: &login.user,
+        proof: proof.as_ref(),
+    };
+    let connected = backend::connect_as(
         &login.address,
         &login.database,
-        &login.credentials,
+        who,
         &[
             ("application_name", "shardway listener"),
             ("client_encoding", "UTF8"),

@@ -313,6 +313,55 @@ pub fn connect(shard: &str, problem: &ConnectError) -> Notice {
     }
 }
 
+/// More rows than one statement may hold.
+#[must_use]
+pub fn too_many_rows(limit: usize) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The statement is computed over the rows of several shards, of which at most {} MB are held. (SW126)",
+            limit >> 20
+        )),
+        hint: Some(
+            "Restrict the rows in WHERE, or the statement to one shard by the shard key."
+                .to_owned(),
+        ),
+        ..error(
+            "53200",
+            "the rows of the shards are more than a statement may hold",
+        )
+    }
+}
+
+/// A table's columns are not those that the statement was made for.
+#[must_use]
+pub fn columns_changed() -> Notice {
+    Notice {
+        detail: Some("A shard's table has other columns than were known. (SW127)".to_owned()),
+        hint: Some("Repeat the statement when the servers have been looked at again, within half a minute.".to_owned()),
+        ..error("0A000", "the table has changed")
+    }
+}
+
+/// A shard's answer that is no row of text.
+#[must_use]
+pub fn rows_not_text() -> Notice {
+    Notice {
+        detail: Some("A row of a shard is not encoded as UTF-8. (SW127)".to_owned()),
+        hint: Some("Restrict the statement to one shard by the shard key.".to_owned()),
+        ..error("0A000", "rows of several shards cannot be put together")
+    }
+}
+
+/// A shard that is needed for the whole answer cannot be asked.
+#[must_use]
+pub fn shard_missing(shard: &str) -> Notice {
+    Notice {
+        detail: Some(format!("Shard \"{shard}\" cannot be asked now. (SW204)")),
+        hint: Some("Check that its server runs.".to_owned()),
+        ..error("08006", "the rows of a shard are missing")
+    }
+}
+
 /// The server did not take what it was shown.
 fn refused(shard: &str, problem: &ConnectError) -> Notice {
     Notice {

@@ -31,7 +31,6 @@ SELECT floor(extract(epoch from placed_at) / 86400) * 86400 AS "time", sum(total
 WHERE customer_id = 5 AND placed_at BETWEEN '1990-01-01T00:00:00Z' AND '2100-01-01T00:00:00Z' GROUP BY 1 ORDER BY 1;
 
 -- A panel on all of them needs every shard.
--- refused: SW102
 SELECT date_trunc('day', placed_at) AS "time", count(*) FROM orders WHERE placed_at >= '1990-01-01T00:00:00Z' GROUP BY 1 ORDER BY 1;
 
 -- A variable's list of values, of a table that is whole everywhere.

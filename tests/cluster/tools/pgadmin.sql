@@ -93,8 +93,7 @@ LEFT OUTER JOIN pg_database d ON l.database = d.oid ORDER BY pid, locktype LIMIT
 
 SELECT name, category, setting IS NOT NULL AS is_set, context FROM pg_settings WHERE name IN ('work_mem', 'DateStyle', 'search_path') ORDER BY name;
 
--- "View data" of all rows has no key: one shard's rows would be a part of them.
--- refused: SW102
+-- "View data" of all rows has no key: they are those of all shards.
 SELECT * FROM public.customers ORDER BY id ASC LIMIT 100;
 
 -- With a filter on the key it is answered.
