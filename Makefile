@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster lint bench compare fuzz soak versions
+.PHONY: help demo test unit cluster lint bench compare clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -39,6 +39,11 @@ bench: ## how fast the parts are: lexer, plan cache, frames, hashes
 compare: ## Shardway beside PgBouncer and HAProxy: a table
 	@tests/setup/tools.sh build servers
 	@benches/compare/run $(ARGS)
+
+clients: ## third-party suites, directly and through the proxy: a table; ARGS="psycopg2 pg_regress" for some
+	@tests/setup/tools.sh build servers clients
+	@cargo build --locked --quiet
+	@tests/clients/run.py $(ARGS)
 
 fuzz: ## each fuzz target for a while; SECONDS_EACH=600
 	@tests/setup/tools.sh build

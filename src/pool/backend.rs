@@ -109,10 +109,27 @@ fn part(name: &[u8], value: &[u8]) -> u64 {
     xxh3_64(name).rotate_left(17) ^ xxh3_64(value)
 }
 
+/// What Describe says of a statement, as numbers to compare by, as far as it is known: its parameters' types, and its
+/// columns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub types: Option<u64>,
+    pub columns: Option<u64>,
+}
+
+/// A prepared statement.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// When it was used last.
+    used: u64,
+    /// As this backend has described it.
+    shape: Shape,
+}
+
 /// The statements prepared on a backend, least recently used first to go.
 #[derive(Debug, Default)]
 pub struct Statements {
-    used: HashMap<u128, u64, foldhash::fast::RandomState>,
+    used: HashMap<u128, Known, foldhash::fast::RandomState>,
     clock: u64,
     /// Prepared, and no good any more: to be closed before they are prepared again.
     spoilt: Vec<u128>,
@@ -123,16 +140,37 @@ impl Statements {
     pub fn touch(&mut self, id: u128) -> bool {
         self.clock += 1;
         let clock = self.clock;
-        self.used.get_mut(&id).is_some_and(|used| {
-            *used = clock;
+        self.used.get_mut(&id).is_some_and(|known| {
+            known.used = clock;
             true
         })
     }
 
-    /// A Parse of it has been confirmed.
-    pub fn insert(&mut self, id: u128) {
+    /// As [`Statements::touch`]; the shape, when it is prepared.
+    pub fn shape(&mut self, id: u128) -> Option<Shape> {
         self.clock += 1;
-        self.used.insert(id, self.clock);
+        let clock = self.clock;
+        self.used.get_mut(&id).map(|known| {
+            known.used = clock;
+            known.shape
+        })
+    }
+
+    /// This backend describes it so.
+    pub fn described(&mut self, id: u128, shape: Shape) {
+        if let Some(known) = self.used.get_mut(&id) {
+            known.shape = Shape {
+                types: shape.types.or(known.shape.types),
+                columns: shape.columns.or(known.shape.columns),
+            };
+        }
+    }
+
+    /// A Parse of it has been confirmed.
+    pub fn insert(&mut self, id: u128, shape: Shape) {
+        self.clock += 1;
+        let used = self.clock;
+        self.used.insert(id, Known { used, shape });
     }
 
     /// It is not prepared any more.
@@ -184,7 +222,7 @@ impl Statements {
         }
         self.used
             .iter()
-            .min_by_key(|(_, used)| **used)
+            .min_by_key(|(_, known)| known.used)
             .map(|(id, _)| *id)
     }
 }
@@ -209,7 +247,7 @@ mod tests {
     fn the_least_recently_used_statement_goes_first() {
         let mut statements = Statements::default();
         for id in 1..=3 {
-            statements.insert(id);
+            statements.insert(id, Shape::default());
         }
         assert!(statements.touch(1));
         assert_eq!(statements.excess(2), Some(2));

@@ -289,6 +289,12 @@ impl Pool {
         drop(closed);
     }
 
+    /// Closes every idle backend and, for as long as this, those that come back and nobody waits for.
+    pub fn vacate(&self, duration: Duration) {
+        let closed = self.lock().vacate(self.clock.now() + duration);
+        drop(closed);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<Box<Backend>, oneshot::Sender<Handed>>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

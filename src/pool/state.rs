@@ -44,6 +44,8 @@ pub struct State<B, W> {
     /// Nothing is kept: what is free and not waited for is closed.
     retired: bool,
     failures: u32,
+    /// Until when no backend is kept idle.
+    vacant_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl<B, W> State<B, W> {
             down_until: None,
             retired: false,
             failures: 0,
+            vacant_until: None,
         }
     }
 
@@ -205,7 +208,16 @@ impl<B, W> State<B, W> {
     /// A lease ended and its backend is at rest.
     pub fn released(&mut self, backend: B, now: Instant) -> Freed<B, W> {
         self.leased -= 1;
+        if self.waiting.is_empty() && self.vacant_until.is_some_and(|until| now < until) {
+            return Freed::Close(backend);
+        }
         self.free(backend, now)
+    }
+
+    /// Takes out every idle backend, and keeps none that comes back before `until` without being waited for.
+    pub fn vacate(&mut self, until: Instant) -> Vec<B> {
+        self.vacant_until = Some(until);
+        self.drain_idle()
     }
 
     /// A lease ended and its backend is closed.

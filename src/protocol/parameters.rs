@@ -147,12 +147,28 @@ impl Parameters {
         if self.local.contains_key(name) {
             Arc::make_mut(&mut self.local).remove(name);
         }
+        if name == "session_authorization" {
+            self.end_role();
+        }
         let wanted = Arc::make_mut(&mut self.wanted);
         match value.or_else(|| self.base.get(name).cloned()) {
             Some(value) => wanted.insert(name.to_owned(), value),
             None => wanted.remove(name),
         };
         self.changed();
+    }
+
+    /// SET SESSION AUTHORIZATION ends SET ROLE.
+    fn end_role(&mut self) {
+        if self.local.contains_key("role") {
+            Arc::make_mut(&mut self.local).remove("role");
+        }
+        let wanted = Arc::make_mut(&mut self.wanted);
+        if self.base.contains_key("role") {
+            wanted.insert("role".to_owned(), Value::Sql("none".to_owned()));
+        } else {
+            wanted.remove("role");
+        }
     }
 
     /// RESET ALL and DISCARD ALL. Role and session authorization stay under RESET ALL (`keep_role`).
@@ -238,16 +254,31 @@ impl Parameters {
         changed
     }
 
-    /// Outside of a transaction: the value of DateStyle as the backend reports it, where the client has set a part of it
-    /// and the rest is as it was (manual 20.11.2). True when that is another text than was known.
+    /// Between batches: the value of DateStyle as the backend reports it, where the client has set a part of it and the
+    /// rest is as it was (manual 20.11.2). True when another text must hold than was known.
     pub fn complete_date_style(&mut self, reported: &[u8]) -> bool {
-        if !matches!(self.wanted.get(DATE_STYLE), Some(Value::Sql(_))) {
+        let Ok(reported) = std::str::from_utf8(reported) else {
             return false;
+        };
+        let is_whole = |value: &Value| matches!(value, Value::Config(known) if known == reported);
+        // What the client started with stays as it was given: it is what RESET goes back to.
+        let base = self.base.get(DATE_STYLE);
+        let is_open = |value: &Value| !is_whole(value) && Some(value) != base;
+        let whole = || Value::Config(reported.to_owned());
+        if let Some(local) = self.local.get(DATE_STYLE) {
+            // It hides the session's own, which is reported when the transaction has ended.
+            let open = local.as_ref().is_some_and(is_open);
+            if open {
+                Arc::make_mut(&mut self.local).insert(DATE_STYLE.to_owned(), Some(whole()));
+            }
+            return open;
         }
-        let whole = Value::Config(String::from_utf8_lossy(reported).into_owned());
-        Arc::make_mut(&mut self.wanted).insert(DATE_STYLE.to_owned(), whole);
-        self.changed();
-        true
+        let open = self.wanted.get(DATE_STYLE).is_some_and(is_open);
+        if open {
+            Arc::make_mut(&mut self.wanted).insert(DATE_STYLE.to_owned(), whole());
+            self.changed();
+        }
+        open
     }
 
     fn changed(&mut self) {
@@ -267,40 +298,26 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
             &nothing
         }
     };
-    for name in told.keys().filter(|name| !wanted.contains_key(*name)) {
-        match name.as_str() {
-            "session_authorization" => sql.push_str("RESET SESSION AUTHORIZATION;"),
-            name => {
-                sql.push_str("RESET ");
-                quote_name(&mut sql, name);
-                sql.push(';');
+    // How the text is read comes first; it is nobody's to forbid.
+    put_changes(&mut sql, told, wanted, |name| name == ENCODING);
+    let changes = !sql.is_empty() || told != wanted;
+    if changes {
+        // Who the session has become may not be allowed to change what it set before: that is done as who it was.
+        for (name, reset) in WHO.iter().zip(RESET_WHO) {
+            if told.contains_key(*name) {
+                sql.push_str(reset);
             }
         }
     }
-    // How the text is read comes first, then who we are, which decides what may be set.
-    let rank = |name: &str| match name {
-        "client_encoding" => 0,
-        "session_authorization" => 1,
-        "role" => 2,
-        _ => 3,
-    };
-    let mut changed: Vec<_> = wanted
-        .iter()
-        .filter(|(name, value)| told.get(*name) != Some(*value))
-        .collect();
-    changed.sort_by_key(|(name, _)| rank(name));
-    for (name, value) in changed {
-        match value {
-            Value::Sql(text) => put_set(&mut sql, "SET ", name, text),
-            Value::Config(text) => {
-                sql.push_str("SELECT pg_catalog.set_config(");
-                quote_literal(&mut sql, name);
-                sql.push(',');
-                quote_literal(&mut sql, text);
-                sql.push_str(",false)");
+    put_changes(&mut sql, told, wanted, |name| {
+        name != ENCODING && !is_who(name)
+    });
+    if changes {
+        for name in WHO {
+            if let Some(value) = wanted.get(name) {
+                put_value(&mut sql, name, value);
             }
         }
-        sql.push(';');
     }
     (!sql.is_empty()).then_some(sql)
 }
@@ -321,6 +338,44 @@ const LISTS_OF_NAMES: [&str; 5] = [
     "temp_tablespaces",
     "unix_socket_directories",
 ];
+
+/// Who a session is, in the order in which it is told: the first ends the second.
+const WHO: [&str; 2] = ["session_authorization", "role"];
+const RESET_WHO: [&str; 2] = ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"];
+
+const ENCODING: &str = "client_encoding";
+
+fn is_who(name: &str) -> bool {
+    WHO.contains(&name)
+}
+
+/// Takes back what is not wanted any more and sets what is new, of the settings that are `meant`.
+fn put_changes(sql: &mut String, told: &Map, wanted: &Map, meant: impl Fn(&str) -> bool) {
+    let gone = |name: &&String| meant(name) && !wanted.contains_key(*name);
+    for name in told.keys().filter(gone) {
+        sql.push_str("RESET ");
+        quote_name(sql, name);
+        sql.push(';');
+    }
+    let new = |(name, value): &(&String, &Value)| meant(name) && told.get(*name) != Some(*value);
+    for (name, value) in wanted.iter().filter(new) {
+        put_value(sql, name, value);
+    }
+}
+
+fn put_value(sql: &mut String, name: &str, value: &Value) {
+    match value {
+        Value::Sql(text) => put_set(sql, "SET ", name, text),
+        Value::Config(text) => {
+            sql.push_str("SELECT pg_catalog.set_config(");
+            quote_literal(sql, name);
+            sql.push(',');
+            quote_literal(sql, text);
+            sql.push_str(",false)");
+        }
+    }
+    sql.push(';');
+}
 
 /// The statement that sets a value for the rest of a transaction.
 #[must_use]

@@ -2,10 +2,10 @@
 //! each backend that needs it, under a name of its own.
 
 use super::{
-    link::Hold,
+    link::{Hold, Link},
     local::put_explanation_columns,
     place::{Place, changes_meaning},
-    prepared::{Meaning, Prepared, identity, server_name},
+    prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
     session::{End, Note, Phase, Portal, Session},
@@ -37,6 +37,7 @@ impl Session {
             return Err(reply::statement_exists(parse.name).into());
         }
         self.tally.client_parses += 1;
+        self.vacate_for(parse.text);
         let types: SmallVec<[u32; 4]> = parse.types().collect();
         let planned = self.database.plans.plan(
             parse.text,
@@ -73,6 +74,7 @@ impl Session {
             slots: planned.slots,
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
+            told: Arc::default(),
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -147,7 +149,13 @@ impl Session {
         if self.skip {
             return Ok(());
         }
-        self.send_bind(&bind, frame, prepared)
+        self.send_pending();
+        self.make_fit(&prepared).await?;
+        if self.skip {
+            return Ok(());
+        }
+        self.send_bind(&bind, frame, prepared);
+        Ok(())
     }
 
     /// Binds what we do not understand: PostgreSQL's error, or a refusal.
@@ -188,18 +196,9 @@ impl Session {
         })
     }
 
-    /// Sends a Bind to the link, with the statement's name there, behind the Parses it needs.
-    fn send_bind(
-        &mut self,
-        bind: &Bind<'_>,
-        frame: &[u8],
-        prepared: Arc<Prepared>,
-    ) -> Result<(), Stop> {
-        self.send_pending();
-        self.ensure_prepared(&prepared)?;
-        let Some(link) = &mut self.link else {
-            return Ok(());
-        };
+    /// Sends a Bind to the link, with the statement's name there.
+    fn send_bind(&mut self, bind: &Bind<'_>, frame: &[u8], prepared: Arc<Prepared>) {
+        let Some(link) = &mut self.link else { return };
         if prepared.unnamed {
             link.lease.stream.out().extend_from_slice(frame);
         } else {
@@ -218,6 +217,8 @@ impl Session {
             Note::Uses(prepared.id)
         };
         self.pipeline.asked(Request::Bind, Origin::Client, note);
+        let named = (!prepared.unnamed).then(|| Arc::clone(&prepared));
+        self.bound = named.map(|prepared| (bind.portal.into(), prepared));
         let matters = prepared
             .statement()
             .is_some_and(|statement| statement.effect != Effect::None);
@@ -227,7 +228,6 @@ impl Session {
         } else if !self.portals.is_empty() {
             self.portals.remove(bind.portal);
         }
-        Ok(())
     }
 
     pub(super) async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -240,7 +240,13 @@ impl Session {
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
-                self.forward(frame, Request::Describe, Note::Nothing, || {
+                let note = match &self.bound {
+                    Some((name, prepared)) if **name == *portal => {
+                        Note::DescribedPortal(Arc::clone(prepared))
+                    }
+                    _ => Note::Nothing,
+                };
+                self.forward(frame, Request::Describe, note, || {
                     reply::no_such_portal(portal)
                 })
             }
@@ -258,20 +264,9 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.ensure_prepared(&prepared)?;
-                if let Some(link) = &mut self.link {
-                    let name = prepared.server_name();
-                    put_named(
-                        link.lease.stream.out(),
-                        b'D',
-                        Named::Statement(name.as_bytes()),
-                    );
-                    let note = if prepared.unnamed {
-                        Note::Nothing
-                    } else {
-                        Note::Uses(prepared.id)
-                    };
-                    self.pipeline.asked(Request::Describe, Origin::Client, note);
+                self.make_fit(&prepared).await?;
+                if !self.skip {
+                    self.send_describe(&prepared, Origin::Client);
                 }
                 Ok(())
             }
@@ -468,6 +463,7 @@ impl Session {
             slots: planned.slots,
             unnamed: prepared.unnamed,
             meaning,
+            told: Arc::clone(&prepared.told),
         });
         if anew.unnamed {
             self.unnamed = Some(Arc::clone(&anew));
@@ -501,29 +497,79 @@ impl Session {
                 && prepared
                     .statement()
                     .is_some_and(|statement| !ends_transaction(&statement.effect));
-            let known = !prepared.unnamed
-                && !refused
-                && self
-                    .link
-                    .as_mut()
-                    .is_some_and(|link| link.knows(prepared.id, prepared.unnamed));
-            if known {
+            let Some(link) = &mut self.link else { continue };
+            if !prepared.unnamed && !refused && link.parsing.contains(&prepared.id) {
                 self.made(vec![b'1', 0, 0, 0, 4], Note::Parsed(prepared));
-            } else {
-                self.send_parse(&prepared, Origin::Client);
+                continue;
             }
+            if !prepared.unnamed && link.lease.statements.touch(prepared.id) {
+                // What tables are like now decides about a statement that is parsed now: one that was parsed here
+                // before may be of other types.
+                link.lease.statements.spoil(prepared.id);
+            }
+            self.send_parse(&prepared, Origin::Client);
         }
     }
 
-    fn ensure_prepared(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
-        let known = self
-            .link
-            .as_mut()
-            .is_some_and(|link| link.knows(prepared.id, prepared.unnamed));
-        if !known {
-            self.send_parse(prepared, Origin::Injected);
+    /// Makes the link a backend that has the statement, as the client knows it: with the parameters and columns that it
+    /// was told. Where a table has changed so that there is none, the statement is refused in PostgreSQL's words.
+    async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let told = &prepared.told;
+        if prepared.unnamed || told.is_nothing() {
+            let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
+            if !self.link.as_mut().is_some_and(known) {
+                self.send_parse(prepared, Origin::Injected);
+            }
+            return Ok(());
         }
-        Ok(())
+        // Asked as it is here, then parsed anew: what is still another statement after that is so everywhere.
+        let (mut asked, mut parsed_anew) = (false, false);
+        loop {
+            let Some(link) = &mut self.link else {
+                return Ok(());
+            };
+            if link.parsing.contains(&prepared.id) {
+                self.settle().await?;
+            }
+            let Some(link) = &mut self.link else {
+                return Ok(());
+            };
+            let there = link.lease.statements.shape(prepared.id);
+            match there.map(|shape| told.fit(shape)) {
+                _ if self.skip => return Ok(()),
+                Some(Fit::Fits) => return Ok(()),
+                Some(_) if parsed_anew => return Err(reply::result_type_changed().into()),
+                Some(Fit::Unknown) if !asked => asked = true,
+                Some(_) | None => {
+                    if link.lease.statements.touch(prepared.id) {
+                        link.lease.statements.spoil(prepared.id);
+                    }
+                    self.send_parse(prepared, Origin::Injected);
+                    if told.gives_nothing() {
+                        return Ok(());
+                    }
+                    parsed_anew = true;
+                }
+            }
+            self.send_describe(prepared, Origin::Injected);
+            self.settle().await?;
+        }
+    }
+
+    fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+        let Some(link) = &mut self.link else { return };
+        let name = prepared.server_name();
+        put_named(
+            link.lease.stream.out(),
+            b'D',
+            Named::Statement(name.as_bytes()),
+        );
+        let note = if prepared.unnamed {
+            Note::Nothing
+        } else {
+            Note::Described(Arc::clone(prepared))
+        };
+        self.pipeline.asked(Request::Describe, origin, note);
     }
 
     fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
@@ -547,7 +593,7 @@ impl Session {
             out,
             prepared.server_name().as_bytes(),
             prepared.sent.as_ref().unwrap_or(&prepared.text),
-            &prepared.raw_types,
+            prepared.told.raw_types().unwrap_or(&prepared.raw_types),
         );
         if prepared.unnamed {
             link.lease.unnamed = Some(prepared.id);

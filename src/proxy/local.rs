@@ -512,7 +512,7 @@ impl Session {
     }
 
     /// The backend knows exactly what the session wants.
-    fn settings_are_told(&mut self) {
+    pub(super) fn settings_are_told(&mut self) {
         self.context_stale = true;
         let told = Applied::Known(
             Arc::clone(self.parameters.wanted()),

@@ -22,6 +22,7 @@ mod request;
 pub mod session;
 mod simple;
 pub mod start;
+mod vacate;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};
 use arc_swap::ArcSwap;

@@ -4,12 +4,121 @@
 
 use crate::{
     plan::{Plan, StatementPlan},
+    pool::backend::Shape,
     sql::normalize::Slots,
-    wire::types::Oid,
+    wire::{
+        frame::{Body, DecodeError},
+        types::Oid,
+    },
 };
 use smallvec::SmallVec;
-use std::sync::Arc;
-use xxhash_rust::xxh3::Xxh3;
+use std::sync::{Arc, OnceLock};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// What a client was told of its statement by Describe. It holds as long as the statement: a backend that would take
+/// other parameters or give other columns, because a table has changed, must not be used with it.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    types: OnceLock<(Box<[u8]>, u64)>,
+    columns: OnceLock<u64>,
+}
+
+/// How a backend has a statement, compared with what the client was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Fits,
+    /// The backend has not been asked.
+    Unknown,
+    Differs,
+}
+
+impl Told {
+    /// The client is given the body of ParameterDescription.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub(super) fn parameters(&self, body: &[u8]) -> Result<u64, DecodeError> {
+        let mut types = Body::new(body);
+        types.u16()?;
+        let digest = xxh3_64(types.rest());
+        self.types.get_or_init(|| (types.rest().into(), digest));
+        Ok(digest)
+    }
+
+    /// The client is given the body of RowDescription; `None` is NoData.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub(super) fn columns(&self, body: Option<&[u8]>) -> Result<u64, DecodeError> {
+        let digest = body.map_or(Ok(NO_COLUMNS), columns)?;
+        self.columns.get_or_init(|| digest);
+        Ok(digest)
+    }
+
+    /// Whether the client knows nothing that could be wrong.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.types.get().is_none() && self.columns.get().is_none()
+    }
+
+    /// Whether the client knows the columns.
+    pub(super) fn has_columns(&self) -> bool {
+        self.columns.get().is_some()
+    }
+
+    /// The parameters' types, as in Parse.
+    pub(super) fn raw_types(&self) -> Option<&[u8]> {
+        self.types.get().map(|(raw, _)| &**raw)
+    }
+
+    /// Whether the statement gives no rows, which no change of a table alters.
+    pub(super) fn gives_nothing(&self) -> bool {
+        self.columns.get() == Some(&NO_COLUMNS)
+    }
+
+    /// What is known of a statement that has just been parsed with the types that were told.
+    pub(super) fn as_parsed(&self) -> Shape {
+        Shape {
+            types: self.types.get().map(|(_, digest)| *digest),
+            columns: self.gives_nothing().then_some(NO_COLUMNS),
+        }
+    }
+
+    /// Compares a backend's.
+    pub(super) fn fit(&self, shape: Shape) -> Fit {
+        let types = self.types.get().map(|(_, digest)| *digest);
+        let pairs = [
+            (types, shape.types),
+            (self.columns.get().copied(), shape.columns),
+        ];
+        let told = pairs.into_iter().filter(|(told, _)| told.is_some());
+        let mut fit = Fit::Fits;
+        for (told, there) in told {
+            match there {
+                None => fit = Fit::Unknown,
+                there if there == told => {}
+                Some(_) => return Fit::Differs,
+            }
+        }
+        fit
+    }
+}
+
+const NO_COLUMNS: u64 = 0;
+
+/// Names, types and their modifiers: what PostgreSQL too compares before it says that a result type has changed.
+fn columns(body: &[u8]) -> Result<u64, DecodeError> {
+    let mut hasher = Xxh3::new();
+    let mut body = Body::new(body);
+    for _ in 0..body.u16()? {
+        hasher.update(body.cstr()?);
+        body.bytes(4 + 2)?;
+        hasher.update(body.bytes(4)?);
+        body.u16()?;
+        hasher.update(body.bytes(4)?);
+        body.u16()?;
+    }
+    Ok(hasher.digest().max(1))
+}
 
 /// What a plan depends on besides its statement's text and types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +147,8 @@ pub(super) struct Prepared {
     /// Whether the client gave it no name; then it has none on the backend either.
     pub(super) unnamed: bool,
     pub(super) meaning: Meaning,
+    /// What the first Describe of it said.
+    pub(super) told: Arc<Told>,
 }
 
 impl Prepared {

@@ -3,10 +3,12 @@
 
 use super::{
     link::Hold,
+    prepared::Prepared,
     session::{End, Note, Phase, Rest, Session, broken},
 };
 use crate::{
     config::settings::PoolMode,
+    pool::backend::Shape,
     protocol::pipeline::{Event, Pass, Request},
     sql::statement::Effect,
     wire::{
@@ -89,6 +91,9 @@ impl Session {
                 bytes: header.size - here,
                 forward,
             };
+            if header.tag == b't' {
+                self.half_described = self.is_for_us(header).then(|| body.into());
+            }
             if !matches!(event, Event::None) || self.pipeline.made_is_next() {
                 self.client.out().extend_from_slice(&bytes[run..at]);
                 run = at;
@@ -139,10 +144,25 @@ impl Session {
                     && !prepared.unnamed
                 {
                     link.parsing.retain(|id| *id != prepared.id);
-                    link.lease.statements.insert(prepared.id);
+                    let shape = prepared.told.as_parsed();
+                    link.lease.statements.insert(prepared.id, shape);
                     link.lease.info.set_prepared(link.lease.statements.len());
                 }
                 self.confirm(&prepared);
+            }
+            Event::Done(Request::Describe, Note::Described(prepared)) => {
+                let rows = (header.tag == b'T').then_some(body);
+                let parameters = self.half_described.take();
+                if let (Some(parameters), true) = (parameters, header.size <= LONGEST_WHOLE) {
+                    self.described(&prepared, Some(&parameters), rows)?;
+                }
+            }
+            Event::Done(Request::Describe, Note::DescribedPortal(prepared)) => {
+                // Drivers may keep the first answer for all that follow.
+                let first = header.tag == b'T' && !prepared.told.has_columns();
+                if first && header.size <= LONGEST_WHOLE {
+                    self.described(&prepared, None, Some(body))?;
+                }
             }
             Event::Done(Request::Execute, note) => {
                 self.tally.queries += 1;
@@ -174,6 +194,34 @@ impl Session {
         // An error made here skips what follows, which the poison behind it makes the backend do too.
         while let Some(note) = self.pipeline.take_made(self.client.out()) {
             self.was_given(note);
+        }
+        Ok(())
+    }
+
+    /// Whether the ParameterDescription is of a statement that is compared from backend to backend; one that is too
+    /// long to be held is not.
+    fn is_for_us(&self, header: Header) -> bool {
+        header.size <= LONGEST_WHOLE
+            && matches!(self.pipeline.notes().next(), Some(Note::Described(_)))
+    }
+
+    /// A statement has been described: to the client, or only to us.
+    fn described(
+        &mut self,
+        prepared: &Prepared,
+        parameters: Option<&[u8]>,
+        rows: Option<&[u8]>,
+    ) -> Result<(), End> {
+        let types = parameters.map(|body| prepared.told.parameters(body));
+        let types = types.transpose().map_err(|problem| broken(&problem))?;
+        let columns = prepared.told.columns(rows);
+        let columns = columns.map_err(|problem| broken(&problem))?;
+        if let Some(link) = &mut self.link {
+            let shape = Shape {
+                types,
+                columns: Some(columns),
+            };
+            link.lease.statements.described(prepared.id, shape);
         }
         Ok(())
     }
@@ -224,9 +272,14 @@ impl Session {
                     link.lease.statements.spoil(*id);
                 }
             }
-            if let (Some(Note::Uses(id)), b"0A000") = (notes.first(), sqlstate) {
+            let used = match notes.first() {
+                Some(Note::Uses(id)) => Some(*id),
+                Some(Note::Described(prepared)) => Some(prepared.id),
+                _ => None,
+            };
+            if let (Some(id), b"0A000") = (used, sqlstate) {
                 // "cached plan must not change result type": the statement must be parsed anew.
-                link.lease.statements.spoil(*id);
+                link.lease.statements.spoil(id);
             }
         }
         if let Some(deferred) = &mut self.deferred {
@@ -291,9 +344,9 @@ impl Session {
 /// Frames of these types need not be looked into: they pass on as they arrive, however long they are.
 fn may_be_partial(header: Header) -> bool {
     match header.tag {
-        b'D' | b'd' | b'T' | b't' | b'V' | b'N' | b'A' => true,
-        // Whether it is the end of the connection is looked up in it.
-        b'E' => header.size > LONGEST_WHOLE,
+        b'D' | b'd' | b'V' | b'N' | b'A' => true,
+        // Whether it is the end of the connection is looked up in it; what a statement was described as is kept.
+        b'E' | b'T' | b't' => header.size > LONGEST_WHOLE,
         _ => false,
     }
 }

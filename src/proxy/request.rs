@@ -221,8 +221,13 @@ impl Session {
         match note {
             Note::Parsed(prepared) => self.confirm(&prepared),
             Note::Closed if !self.closed.is_empty() => drop(self.closed.remove(0)),
-            Note::Closed | Note::Nothing | Note::Executed(_) | Note::Evicted(_) | Note::Uses(_) => {
-            }
+            Note::Closed
+            | Note::Nothing
+            | Note::Executed(_)
+            | Note::Evicted(_)
+            | Note::Uses(_)
+            | Note::Described(_)
+            | Note::DescribedPortal(_) => {}
         }
     }
 

@@ -85,8 +85,12 @@ pub(super) enum Note {
     Executed(Arc<Prepared>),
     /// A Close of the statement with this identity, on the backend only.
     Evicted(u128),
-    /// A Bind or Describe of the statement with this identity.
+    /// A Bind of the statement with this identity.
     Uses(u128),
+    /// A Describe of this statement.
+    Described(Arc<Prepared>),
+    /// A Describe of a portal of this statement.
+    DescribedPortal(Arc<Prepared>),
     /// The client's Close of a statement.
     Closed,
 }
@@ -189,6 +193,10 @@ pub struct Session {
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
     pub(super) backend_rest: Rest,
+    /// The portal that was bound last, and its statement, if that has a name.
+    pub(super) bound: Option<(Box<[u8]>, Arc<Prepared>)>,
+    /// ParameterDescription of a statement whose RowDescription is still to come.
+    pub(super) half_described: Option<Box<[u8]>>,
     /// Whether the next message of the client has not arrived whole, so that more must be read however much is held.
     pub(super) starved: bool,
     /// Whether a copy message waits for answers that the backend was asked to give.
@@ -850,6 +858,8 @@ impl Session {
                 self.transaction_ends(!self.failed);
             }
             self.listening_rests();
+        }
+        if status != Status::Failed {
             self.complete_date_style();
         }
         self.failed = false;

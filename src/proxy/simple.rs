@@ -105,6 +105,7 @@ impl Session {
             Box::pin(self.at_backend(statements)).await?;
         }
         self.send_pending();
+        self.vacate_for(text);
         self.send_query(text, planned.plan);
         Ok(())
     }

@@ -250,6 +250,8 @@ impl Session {
             pending: SmallVec::new(),
             portals: HashMap::default(),
             unnamed: None,
+            bound: None,
+            half_described: None,
             parameters: Parameters::default(),
             defaults: Defaults::default(),
             context: Arc::new(Context {

@@ -3,6 +3,7 @@
 Versions are pinned here. What cannot be fetched is an error, never a reason to test less.
 """
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -16,6 +17,11 @@ PINNED = {
     "asyncpg": "0.32.0",
     "sqlalchemy": "2.0.58",
     "django": "5.2.19",
+    "psycopg": "3.3.9",
+    "psycopg-binary": "3.3.9",
+    "jinja2": "3.1.6",
+    "tokio-postgres": "0.7.18",
+    "sqlx": "0.8.6",
     "distro": "1.9.0",
     "pytest": "8.4.2",
     "pytest-timeout": "2.4.0",
@@ -71,21 +77,32 @@ def source_of(package):
     return unpacked(once(f"{package}-source", PINNED[package], make))
 
 
-def crate(name, version):
-    """The unpacked package of a Rust crate, as cargo fetches it."""
+def node_modules(package):
+    """A directory with what this package.json names."""
 
     def make(directory):
-        (directory / "src").mkdir()
-        (directory / "src/lib.rs").write_text("")
-        (directory / "Cargo.toml").write_text(
-            f'[package]\nname = "fetch"\nversion = "0.0.0"\nedition = "2021"\n[workspace]\n'
-            f'[dependencies]\n{name} = {{ version = "={version}", default-features = false }}\n'
-        )
-        run("cargo", "vendor", "--quiet", "vendor", cwd=directory)
-        shutil.move(directory / "vendor" / name, directory / name)
-        shutil.rmtree(directory / "vendor")
+        shutil.copy(package, directory / "package.json")
+        run("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", cwd=directory)
 
-    return once(f"{name}-crate", version, make) / name
+    return once("node", package.read_text(), make)
+
+
+def cargo_tests(name, tests, dependencies, library=""):
+    """A package with the tests that are in the crate's own; all but them is built. What it depends on is named here, and
+    `library` is what the tests use that is not published."""
+
+    def make(directory):
+        manifest = f'[package]\nname = "suite"\nversion = "0.0.0"\nedition = "2024"\n[workspace]\n[dependencies]\n'
+        (directory / "Cargo.toml").write_text(manifest + dependencies.replace("VERSION", PINNED[name]))
+        (directory / "src").mkdir()
+        (directory / "src/lib.rs").write_text(library)
+        printed = run("cargo", "metadata", "--format-version=1", cwd=directory)
+        told = json.loads(printed[printed.index("{") :])
+        manifest = next(found["manifest_path"] for found in told["packages"] if found["name"] == name)
+        shutil.copytree(pathlib.Path(manifest).parent / tests, directory / "tests" / pathlib.Path(tests).name)
+        run("cargo", "build", cwd=directory)
+
+    return once(f"{name}-tests", PINNED[name] + dependencies + library, make)
 
 
 def postgres_source(version):

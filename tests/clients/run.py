@@ -72,7 +72,7 @@ def compare(suite, baseline, listed):
 def outcomes(suite, way):
     """Runs the suite one way and keeps what every test came to."""
     begun = time.monotonic()
-    with stage.target(way, suite.roles, suite.alternate, suite.pool, suite.server_env) as target:
+    with stage.target(way, suite) as target:
         found = suite.run(target, RESULTS / f"{suite.name}.{way}.log")
     lines = [f"{outcome} {name}\n" for name, outcome in sorted(found.items())]
     (RESULTS / f"{suite.name}.{way}.txt").write_text("".join(lines))
@@ -93,7 +93,7 @@ def report(rows):
         print(f"{name:<16}{direct:>14}{both:>17}{len(told):>8}{len(new):>14}")
     bad = sum(len(row[4]) for row in rows) + sum(row[1] == 0 for row in rows)
     good = sum(row[2] for row in rows)
-    print(f"\n{good} passed, {bad} failed")
+    print(f"\ntest result: {'ok' if bad == 0 else 'FAILED'}. {good} passed; {bad} failed; by third-party suites")
     return bad == 0
 
 

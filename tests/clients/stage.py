@@ -78,23 +78,29 @@ def version_of(directory):
     return int(pathlib.Path(directory).parent.name)
 
 
+def version_told():
+    """The version of the installed server: `15.18`."""
+    told = subprocess.run([programs() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    return told.split()[2]
+
+
 @contextlib.contextmanager
-def target(way, roles=(), alternate="postgres", pool="", env=None):
-    """A fresh server, and before it the proxy when `way` is "through"; `alternate` names the database, if any."""
+def target(way, suite):
+    """A fresh server as the suite needs it, and before it the proxy when `way` is "through"."""
     with contextlib.ExitStack() as stack:
         directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shardway-suite-")))
-        server = stack.enter_context(running_server(directory, env or {}))
-        if way == "direct":
-            yield Target(way, server, server)
-            return
-        port = stack.enter_context(running_proxy(directory, server, roles, pool))
-        if alternate:
-            stack.enter_context(Alternation(port, alternate))
-        yield Target(way, port, server)
+        asked = suite.port or free_port()
+        server = asked if way == "direct" else free_port()
+        stack.enter_context(running_server(directory, server, suite.hba))
+        if way == "through":
+            stack.enter_context(running_proxy(directory, asked, server, suite))
+            if suite.alternate:
+                stack.enter_context(Alternation(asked, suite.alternate))
+        yield Target(way, asked, server)
 
 
 @contextlib.contextmanager
-def running_server(directory, env):
+def running_server(directory, port, hba):
     # PostgreSQL refuses to run as root.
     runner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     data = directory / "data"
@@ -102,7 +108,7 @@ def running_server(directory, env):
         directory.chmod(0o755)
         data.mkdir()
         shutil.chown(data, "postgres", "postgres")
-    clean = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"} | env
+    clean = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
     subprocess.run(
         [*runner, programs() / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "-N"],
         check=True,
@@ -110,31 +116,28 @@ def running_server(directory, env):
         stdout=subprocess.DEVNULL,
         cwd="/",
     )
-    port = free_port()
     with open(data / "postgresql.conf", "a") as settings:
         settings.write(SETTINGS + f"port = {port}\n")
-    with open(data / "pg_hba.conf", "a") as rules:
-        rules.write("host replication all 127.0.0.1/32 trust\n")
+    (data / "pg_hba.conf").write_text(hba + "host all,replication all 127.0.0.1/32 trust\n")
     with open(directory / "postgres.log", "w") as log:
         server = subprocess.Popen(
             [*runner, programs() / "postgres", "-D", data], env=clean, stdout=log, stderr=log, cwd="/"
         )
     try:
         wait_until(lambda: answers(port), server, directory / "postgres.log")
-        yield port
+        yield
     finally:
         stop(server)
 
 
 @contextlib.contextmanager
-def running_proxy(directory, server, roles, pool):
-    port = free_port()
-    users = "".join(f'[users."{role}"]\nauth = "trust"\n' for role in ("postgres", *roles))
+def running_proxy(directory, port, server, suite):
     config = directory / "shardway.toml"
     config.write_text(
         f'[server]\nlisten = ["127.0.0.1:{port}"]\nshutdown_timeout = "1s"\n'
-        f'[pool]\nmode = "transaction"\n{pool}\n'
-        f'[databases."*"]\nshards.s0 = {{ primary = "postgres://127.0.0.1:{server}?sslmode=disable" }}\n{users}'
+        f'[pool]\nmode = "transaction"\n{suite.pool}\n'
+        f'[databases."*"]\nshards.s0 = {{ primary = "postgres://127.0.0.1:{server}?sslmode=disable" }}\n'
+        f'[users.postgres]\nauth = "trust"\n{suite.users}'
     )
     log = pathlib.Path(os.environ.get("SHARDWAY_SUITE_LOG", directory / "shardway.log"))
     with open(log, "w") as written:
@@ -145,7 +148,7 @@ def running_proxy(directory, server, roles, pool):
         )
     try:
         wait_until(lambda: answers(port), proxy, log)
-        yield port
+        yield
         if proxy.poll() is not None:
             raise SystemExit(f"the proxy ended by itself:\n{log.read_text()[-4000:]}")
     finally:

@@ -29,7 +29,8 @@ pub(crate) fn postgres() -> &'static Cluster {
             template_cache: None,
         };
         Sandbox::builder(env)
-            .setting("max_connections", "800")
+            // Proxies live as long as the tests, and keep what idles in their pools.
+            .setting("max_connections", "1000")
             .start()
             .unwrap()
     };

@@ -35,6 +35,8 @@ run() {
         docs) part docs env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items ;;
         # A workspace of its own: PostgreSQL's own scanner, which may not be linked beside the parser.
         scanner) part scanner cargo test --locked --manifest-path tests/scanner_oracle/Cargo.toml ;;
+        # What is quick of make clients.
+        clients) part clients tests/clients/run.py node-postgres postgres.js pgjdbc ;;
         # A workspace of its own too: what the fuzz targets claim, for their seeds, without a fuzzer.
         seeds) part seeds cargo test --locked --manifest-path tests/fuzz/Cargo.toml --no-default-features --test seeds ;;
         *) part "$1" cargo test --locked --test "$1" ;;
@@ -55,6 +57,7 @@ if [ $# = 0 ]; then
     done
     set -- "$@" docs scanner seeds
     if [ -e tests/cluster/main.rs ]; then set -- "$@" cluster; fi
+    set -- "$@" clients
 else
     build=no
 fi

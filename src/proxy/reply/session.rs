@@ -9,7 +9,7 @@ use crate::{
         listener::{ListenError, mailbox::Overflown},
     },
     protocol::backend_startup::BackendStartupError,
-    wire::notice::Notice,
+    wire::notice::{Notice, Words},
 };
 
 fn error(sqlstate: &'static str, message: impl Into<String>) -> Notice {
@@ -73,6 +73,14 @@ pub fn statement_exists(statement: &[u8]) -> Notice {
         "42P05",
         format!("prepared statement \"{}\" already exists", name(statement)),
     )
+}
+
+/// A statement whose parameters or columns are not any more what the client was told.
+#[must_use]
+pub fn result_type_changed() -> Words {
+    // Drivers prepare such a statement anew, and know it by the routine.
+    let fields = "SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0RRevalidateCachedQuery\0\0";
+    Words::Servers(fields.as_bytes().to_vec())
 }
 
 /// A name that Parse has not given.

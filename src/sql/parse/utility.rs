@@ -71,6 +71,7 @@ impl Lower {
             Node::ViewStmt(create) if create.view().is_some_and(is_temporary) => {
                 Kind::CreateTemporary
             }
+            other if makes_temporary(&other) => Kind::CreateTemporary,
             other => Kind::Utility(command(other)),
         }
     }
@@ -113,6 +114,25 @@ fn temporary_into(create: &nodes::CreateTableAsStmt) -> bool {
         .into()
         .and_then(nodes::IntoClause::rel)
         .is_some_and(is_temporary)
+}
+
+/// Whether a statement makes what is no table in the session's own schema.
+fn makes_temporary(node: &Node<'_>) -> bool {
+    let name = match node {
+        Node::CreateStatsStmt(create) => create.defnames(),
+        Node::DefineStmt(create) => create.defnames(),
+        Node::CreateDomainStmt(create) => create.domainname(),
+        Node::CreateEnumStmt(create) => create.type_name(),
+        Node::CreateRangeStmt(create) => create.type_name(),
+        Node::CompositeTypeStmt(create) => return create.typevar().is_some_and(is_temporary),
+        Node::CreateFunctionStmt(create) => {
+            let schema = create.funcname().get(0);
+            return schema.is_some_and(|schema| schema.as_str() == Some("pg_temp"));
+        }
+        _ => return false,
+    };
+    name.get(0)
+        .is_some_and(|schema| schema.sval() == Some("pg_temp"))
 }
 
 /// An option of EXPLAIN without a value, or with one that PostgreSQL's `defGetBoolean` takes for true.
