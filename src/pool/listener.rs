@@ -21,7 +21,7 @@ use crate::{
     net::tls::ClientTls,
 };
 use mailbox::{Mailbox, Overflown};
-use state::{MemberId, Phase, State};
+use state::{MemberId, Phase, Standing, State};
 use std::{
     fmt,
     future::Future,
@@ -142,7 +142,13 @@ impl Hub {
     #[must_use]
     pub fn join(self: &Arc<Self>, session: u32) -> Member {
         let mailbox = Arc::new(Mailbox::new(self.limit));
-        let id = self.lock().join(Arc::clone(&mailbox));
+        let id = {
+            let mut state = self.lock();
+            if state.standing() == Standing::Replaced {
+                mailbox.put(mailbox::Mail::Moved);
+            }
+            state.join(Arc::clone(&mailbox))
+        };
         self.show_figures();
         Member {
             hub: Arc::clone(self),
@@ -153,9 +159,10 @@ impl Hub {
         }
     }
 
-    /// Tells every session that there are other listeners for it now.
+    /// Tells every session that there are other listeners for it now; whoever comes later, too: it may have found these
+    /// before.
     pub fn retire(&self) {
-        for mailbox in self.lock().everyone() {
+        for mailbox in self.lock().replaced() {
             mailbox.put(mailbox::Mail::Moved);
         }
     }

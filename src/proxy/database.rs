@@ -19,7 +19,7 @@ use crate::{
     pool::{
         backend::{Backend, CancelTarget, Reported, Statements, Tenure},
         lease::{Opener, Pool},
-        listener::{self, Hub, Spawner},
+        listener::{self, Hub, Spawner, state::Standing},
     },
     protocol::parameters::Applied,
     wire::startup::Replication,
@@ -41,7 +41,7 @@ pub struct Database {
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
-    hubs: Mutex<HashMap<HubKey, Arc<Hub>>>,
+    hubs: Mutex<Hubs>,
     parts: Parts,
 }
 
@@ -66,6 +66,14 @@ struct PoolKey {
     shard: ShardId,
     /// The server's database, where the client's name decides it (the wildcard database).
     database: String,
+}
+
+/// Shared listeners.
+#[derive(Default)]
+struct Hubs {
+    by_key: HashMap<HubKey, Arc<Hub>>,
+    /// Of the database: sessions that are still on it make theirs of the same standing.
+    standing: Standing,
 }
 
 /// Whose listeners they are.
@@ -173,7 +181,15 @@ impl Database {
             })
         };
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(hubs.entry(key).or_insert_with(make))
+        let replaced = hubs.standing == Standing::Replaced;
+        let make = || {
+            let hub = make();
+            if replaced {
+                hub.retire();
+            }
+            hub
+        };
+        Arc::clone(hubs.by_key.entry(key).or_insert_with(make))
     }
 
     fn prover(&self, credentials: &Credentials, shown_by: Option<String>) -> listener::Prover {
@@ -187,8 +203,9 @@ impl Database {
 
     /// Tells sessions that listen that this database was replaced.
     pub fn retire_listeners(&self) {
-        let hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
-        for hub in hubs.values() {
+        let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        hubs.standing = Standing::Replaced;
+        for hub in hubs.by_key.values() {
             hub.retire();
         }
     }
@@ -233,6 +250,7 @@ impl Database {
         }
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         let retired: Vec<_> = hubs
+            .by_key
             .extract_if(|key, _| !wanted(&key.credentials, &key.shown_by))
             .collect();
         drop(hubs);

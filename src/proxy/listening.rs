@@ -328,7 +328,10 @@ impl Session {
     /// from both.
     pub(super) async fn join_others(&mut self) -> Result<(), End> {
         self.refresh();
-        let hub = self.database.hub(&self.user, &self.asked);
+        // Not the session's own: it stays with what it was while it keeps a backend, and may hear elsewhere.
+        let now = self.shared.database(&self.asked);
+        let database = now.as_ref().unwrap_or(&self.database);
+        let hub = database.hub(&self.user, &self.asked);
         let pid = self.info.pid;
         let Some(listening) = &mut self.listening else {
             return Ok(());

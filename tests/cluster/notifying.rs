@@ -357,6 +357,52 @@ fn a_reload_that_replaces_the_database_keeps_its_listeners_listening() {
     });
 }
 
+/// Listens before or after a reload that gives a shard another database, and hears what is notified there.
+fn check_hears_where_a_reload_leads(kept: &str, listens_after: &[&str], listens_before: &[&str]) {
+    let shop = shop();
+    let moved = shop.shards()[2].port();
+    let text = Recipe::default().write(shop.shards());
+    let (here, there) = (format!(":{moved}/postgres"), format!(":{moved}/{DATABASE}"));
+    assert!(text.contains(&there), "{text}");
+    let proxy = Proxy::start(shop.dir(), &text.replace(&there, &here));
+    block_on(async {
+        let (client, heard) = listener(&proxy.target()).await;
+        for sql in listens_before {
+            client.batch_execute(sql).await.unwrap();
+        }
+        client.batch_execute(kept).await.unwrap();
+        let old = std::fs::read_to_string(&proxy.config).unwrap();
+        std::fs::write(&proxy.config, old.replace(&here, &there)).unwrap();
+        proxy.signal("HUP");
+        until("the configuration is loaded", || {
+            proxy.log().contains("configuration reloaded")
+        });
+        for sql in listens_after {
+            client.batch_execute(sql).await.unwrap();
+        }
+        let server = direct(2).await;
+        let patience = tokio::time::timeout(crate::harness::PATIENCE, async {
+            while heard.payloads().is_empty() {
+                server.batch_execute("NOTIFY there").await.unwrap();
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        assert!(patience.await.is_ok(), "{}", proxy.log());
+        client.batch_execute("SELECT 1").await.unwrap();
+    });
+}
+
+#[test]
+fn a_listen_in_a_transaction_from_before_a_reload_hears_where_it_leads() {
+    check_hears_where_a_reload_leads("BEGIN; SELECT 1", &["LISTEN there", "COMMIT"], &[]);
+}
+
+#[test]
+fn a_session_that_keeps_its_backend_hears_where_a_reload_leads() {
+    let pins = "SELECT pg_advisory_lock(4711)";
+    check_hears_where_a_reload_leads(pins, &[], &["LISTEN there"]);
+}
+
 /// Runs a program that listens, on both targets: what it prints must be the same.
 fn same_program(name: &str, channel: &str) {
     let root = env!("CARGO_MANIFEST_DIR");

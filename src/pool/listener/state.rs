@@ -24,6 +24,7 @@ pub struct State<M> {
     members: HashMap<MemberId, Member<M>, foldhash::fast::RandomState>,
     next: MemberId,
     lines: Vec<Line>,
+    standing: Standing,
     /// Sessions by the line and backend that they may be notifying on.
     claims: HashMap<(usize, u32), u32, foldhash::fast::RandomState>,
 }
@@ -45,6 +46,15 @@ struct Line {
     /// Sessions that may have missed something since the line was lost.
     missed: Vec<MemberId>,
     failures: u64,
+}
+
+/// Whether these are the listeners of the settings in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    #[default]
+    InForce,
+    /// Others have taken their place: whoever still comes is told so.
+    Replaced,
 }
 
 /// How far a line is.
@@ -74,6 +84,7 @@ impl<M> State<M> {
             members: HashMap::default(),
             next: 0,
             lines: (0..lines).map(|_| Line::default()).collect(),
+            standing: Standing::InForce,
             claims: HashMap::default(),
         }
     }
@@ -160,8 +171,15 @@ impl<M> State<M> {
         (self.channels.len(), self.members.len())
     }
 
-    /// Every session's mail.
-    pub fn everyone(&self) -> impl Iterator<Item = &M> {
+    /// Whether others have taken the place of these listeners.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Others take the place of these listeners: every session's mail.
+    pub fn replaced(&mut self) -> impl Iterator<Item = &M> {
+        self.standing = Standing::Replaced;
         self.members.values().map(|member| &member.mail)
     }
 
