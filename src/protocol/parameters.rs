@@ -359,6 +359,10 @@ fn put_changes(sql: &mut String, told: &Map, wanted: &Map, meant: impl Fn(&str) 
     }
     let new = |(name, value): &(&String, &Value)| meant(name) && told.get(*name) != Some(*value);
     for (name, value) in wanted.iter().filter(new) {
+        if name == DATE_STYLE && told.contains_key(name) {
+            // Of two parts one may be given: the other is the server's own, not what was told last.
+            sql.push_str("RESET datestyle;");
+        }
         put_value(sql, name, value);
     }
 }

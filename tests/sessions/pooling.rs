@@ -248,3 +248,15 @@ fn a_backend_is_free_again_however_its_client_ends() {
         observer.value("select count(*) from pg_stat_activity where query like '%pg_sleep(1000)%' and pid <> pg_backend_pid()") == "0"
     });
 }
+
+#[test]
+fn a_part_of_datestyle_at_startup_is_completed_by_the_server_and_not_by_who_was_there_before() {
+    let proxy = Proxy::start("size = 1");
+    let mut before = proxy.client();
+    before.ask(&query("set datestyle = 'German, DMY'"));
+    assert_eq!(before.value("select date '2026-11-22'"), "22.11.2026");
+    let mut part = Client::connect(proxy.port, &[("DateStyle", "ymd")]);
+    assert_eq!(part.value("show datestyle"), "ISO, YMD");
+    assert_eq!(before.value("show datestyle"), "German, DMY");
+    assert_eq!(part.value("show datestyle"), "ISO, YMD");
+}
