@@ -153,8 +153,11 @@ impl Session {
 
     /// Outside of a transaction that has begun anywhere, and with values that read back as they were written.
     fn may_scatter(&self, statement: &StatementPlan) -> bool {
-        let beside =
-            self.deferred.is_none() || (statement.access == Access::Read && self.reads_beside());
+        let beside = if self.deferred.is_none() {
+            self.begins_read_committed()
+        } else {
+            statement.access == Access::Read && self.reads_beside()
+        };
         let reported = |name: &[u8], start: &[u8]| {
             let value = self.reported.get(name);
             value.is_some_and(|value| value.starts_with(start))

@@ -157,10 +157,14 @@ impl Session {
         self.deferred
             .as_ref()
             .is_some_and(Deferred::statement_snapshots)
-            && self
-                .parameters
-                .get("default_transaction_isolation")
-                .is_none()
+            && self.begins_read_committed()
+    }
+
+    /// Whether a transaction that says nothing else is READ COMMITTED.
+    pub(super) fn begins_read_committed(&self) -> bool {
+        self.parameters
+            .get("default_transaction_isolation")
+            .is_none()
             && self.defaults.isolation.as_deref() == Some("read committed")
     }
 

@@ -192,6 +192,16 @@ fn what_would_not_be_exact_is_refused() {
     let answer = stand.sharded.ask(&query("select count(*) from t"));
     assert!(answer[0].starts_with("E ERROR 0A000"), "{answer:?}");
     stand.sharded.ask(&query("rollback"));
+    // One snapshot of all rows is more than shards have together.
+    stand.sharded.ask(&query(
+        "set default_transaction_isolation = 'repeatable read'",
+    ));
+    let answer = stand.sharded.ask(&query("select count(*) from t"));
+    assert!(answer[0].starts_with("E ERROR 0A000"), "{answer:?}");
+    stand
+        .sharded
+        .ask(&query("reset default_transaction_isolation"));
+    assert_eq!(stand.sharded.value("select count(*) from t"), "60");
     // A column whose type differs from what was known.
     stand.shards[1].ask(&query("alter table t alter n type bigint"));
     let answer = stand.sharded.ask(&query("select sum(n) from t"));
