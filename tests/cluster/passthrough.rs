@@ -299,8 +299,9 @@ fn a_changed_password_counts_at_the_second_try_at_the_latest() {
     let copied = stored(servers.sandbox.cluster(0), "ann");
     servers.everywhere(&format!("ALTER ROLE ann PASSWORD '{copied}'"));
     // Backends of before are gone, so that new ones must be opened.
-    servers
-        .everywhere("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ann'");
+    servers.everywhere(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'ann'",
+    );
     assert_refused(&config(&proxy, "ann", "new"), "ann");
     assert_enters(&config(&proxy, "ann", "new"), "ann");
     assert_refused(&config(&proxy, "ann", "old"), "ann");
