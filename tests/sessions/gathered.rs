@@ -179,6 +179,8 @@ fn what_would_not_be_exact_is_refused() {
         "select id from only t",
         "select x.id from t x, t",
         "update t set n = 0",
+        "explain select count(*) from t",
+        "copy (select id from t) to stdout",
         "insert into t (id, n) select id + 100, n from t",
     ] {
         let answer = stand.sharded.ask(&query(sql));
