@@ -11,7 +11,7 @@ use crate::{
         shard::ShardId,
         snapshot::Snapshot,
     },
-    split::copy::{Field, Format, Options},
+    split::copy::{Field, Forced, Format, Header, Options},
     sql::tree::{Copy, CopyOption},
     wire::types,
 };
@@ -125,11 +125,11 @@ struct Stated {
     delimiter: Option<Vec<u8>>,
     null: Option<Vec<u8>>,
     default: Option<Vec<u8>>,
-    header: bool,
+    header: Header,
     quote: Option<Vec<u8>>,
     escape: Option<Vec<u8>>,
-    force_null: bool,
-    force_not_null: bool,
+    force_null: Forced,
+    force_not_null: Forced,
     tolerance: Tolerance,
 }
 
@@ -153,11 +153,11 @@ impl Stated {
             "delimiter" => self.delimiter = Some(text()?),
             "null" => self.null = Some(text()?),
             "default" => self.default = Some(text()?),
-            "header" => self.header = is_on(value)?,
+            "header" => self.header = header(value)?,
             "quote" => self.quote = Some(text()?),
             "escape" => self.escape = Some(text()?),
-            "force_null" => self.force_null = names(value, key)?,
-            "force_not_null" => self.force_not_null = names(value, key)?,
+            "force_null" => self.force_null = forced(value, key)?,
+            "force_not_null" => self.force_not_null = forced(value, key)?,
             "encoding" => {
                 let encoding = text()?.to_ascii_lowercase();
                 if !matches!(encoding.as_slice(), b"utf8" | b"utf-8" | b"unicode") {
@@ -199,22 +199,25 @@ impl Stated {
 }
 
 /// HEADER, as `defGetCopyHeaderOption` reads it: `match` has a header too.
-fn is_on(value: &CopyOption) -> Option<bool> {
+fn header(value: &CopyOption) -> Option<Header> {
     match value {
-        CopyOption::None => Some(true),
+        CopyOption::None => Some(Header::Line),
         CopyOption::Text(text) => match text.to_ascii_lowercase().as_str() {
-            "true" | "on" | "match" | "1" => Some(true),
-            "false" | "off" | "0" => Some(false),
+            "true" | "on" | "match" | "1" => Some(Header::Line),
+            "false" | "off" | "0" => Some(Header::None),
             _ => None,
         },
         CopyOption::Columns(_) | CopyOption::Every | CopyOption::Unknown => None,
     }
 }
 
-fn names(value: &CopyOption, key: &str) -> Option<bool> {
+fn forced(value: &CopyOption, key: &str) -> Option<Forced> {
     match value {
-        CopyOption::Every => Some(true),
-        CopyOption::Columns(columns) => Some(columns.iter().any(|column| column == key)),
+        CopyOption::Every => Some(Forced::Yes),
+        CopyOption::Columns(columns) if columns.iter().any(|column| column == key) => {
+            Some(Forced::Yes)
+        }
+        CopyOption::Columns(_) => Some(Forced::No),
         CopyOption::None | CopyOption::Text(_) | CopyOption::Unknown => None,
     }
 }

@@ -16,13 +16,28 @@ pub struct Options {
     pub null: Vec<u8>,
     /// What stands for the column's default (PostgreSQL 16 and newer).
     pub default: Option<Vec<u8>>,
-    /// Whether the first line names columns.
-    pub header: bool,
+    pub header: Header,
     pub quote: u8,
     pub escape: u8,
-    /// FORCE_NULL and FORCE_NOT_NULL of the column that is asked for.
-    pub force_null: bool,
-    pub force_not_null: bool,
+    /// Of the column that is asked for.
+    pub force_null: Forced,
+    pub force_not_null: Forced,
+}
+
+/// Whether the first line names columns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Header {
+    #[default]
+    None,
+    Line,
+}
+
+/// FORCE_NULL and FORCE_NOT_NULL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forced {
+    #[default]
+    No,
+    Yes,
 }
 
 /// The formats of COPY.
@@ -43,11 +58,11 @@ impl Options {
             delimiter: if csv { b',' } else { b'\t' },
             null: if csv { Vec::new() } else { b"\\N".to_vec() },
             default: None,
-            header: false,
+            header: Header::None,
             quote: b'"',
             escape: b'"',
-            force_null: false,
-            force_not_null: false,
+            force_null: Forced::No,
+            force_not_null: Forced::No,
         }
     }
 }
@@ -150,7 +165,7 @@ impl Splitter {
     /// Takes rows by their `column`th value, counted from 0 in the column list; no row may be longer than `limit`.
     #[must_use]
     pub fn new(options: Options, column: usize, limit: usize) -> Self {
-        let header = options.header || options.format == Format::Binary;
+        let header = options.header == Header::Line || options.format == Format::Binary;
         Self {
             options,
             column,

@@ -1,6 +1,6 @@
 //! One value of a line of COPY, read as PostgreSQL's `CopyReadAttributesText` and `CopyReadAttributesCSV` do.
 
-use super::copy::{Fault, Field, Options};
+use super::copy::{Fault, Field, Forced, Options};
 
 /// The value of a column of a line in text format.
 pub(super) fn text<'a>(
@@ -111,10 +111,10 @@ pub(super) fn csv<'a>(
         }
         let raw = &line[start..end];
         let is_null = raw == options.null && !quoted;
-        if is_null && !options.force_not_null {
+        if is_null && options.force_not_null == Forced::No {
             return Ok(Field::Null);
         }
-        if options.force_null && *value == options.null {
+        if options.force_null == Forced::Yes && *value == options.null {
             return Ok(Field::Null);
         }
         if !quoted && options.default.as_deref() == Some(raw) {

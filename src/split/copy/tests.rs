@@ -104,8 +104,8 @@ fn csv_rows_hold_line_ends_in_quotes() {
         quote: b'\'',
         escape: b'\\',
         null: b"nil".to_vec(),
-        header: true,
-        force_null: true,
+        header: Header::Line,
+        force_null: Forced::Yes,
         ..csv.clone()
     };
     check(
@@ -143,7 +143,7 @@ fn markers_of_null_and_default_are_compared_as_they_stand() {
         ],
     );
     let kept = Options {
-        force_not_null: true,
+        force_not_null: Forced::Yes,
         ..Options::of(Format::Csv)
     };
     check(&kept, 0, b",1\n", &[row(b",1\n", b"")]);
