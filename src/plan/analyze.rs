@@ -540,6 +540,33 @@ impl Planner<'_> {
         (effect, Access::Read, Target::Fixed(Route::Any))
     }
 
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "the two options of EXPLAIN that matter"
+    )]
+    fn explain(&self, analyze: bool, route: bool, inner: &Kind) -> (Effect, Access, Target) {
+        let (effect, access, target) = self.several(inner);
+        if route {
+            let (start, end) = (self.statement.start, self.statement.end);
+            let inner = StatementPlan {
+                start,
+                end,
+                effect,
+                access,
+                target,
+                gather: self.gather.take(),
+                copy_in: None,
+            };
+            return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
+        }
+        match effect {
+            _ if !analyze => (Effect::None, Access::Read, target),
+            effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
+            Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
+            _ => (Effect::None, access, target),
+        }
+    }
+
     fn contradicts(&self, shard: ShardId) -> Target {
         let named = match self.pinned {
             Some(Override::Shard(name) | Override::Key(name)) => name.clone(),
