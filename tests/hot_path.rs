@@ -178,6 +178,7 @@ fn plan() -> Plan {
             target,
             gather: None,
             copy_in: None,
+            changes: None,
         }],
         structural: Vec::new(),
     }

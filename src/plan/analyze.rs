@@ -8,6 +8,7 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod changing;
 mod copying;
 
 use super::scope::Instance;
@@ -72,6 +73,7 @@ pub fn analyze(
             statement,
             gather: Cell::default(),
             copy_in: Cell::default(),
+            changes: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -103,6 +105,7 @@ pub fn analyze(
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
             copy_in: planner.copy_in.take(),
+            changes: planner.changes.take(),
         });
     }
     Plan {
@@ -150,6 +153,7 @@ fn depends_on_settings(kind: &Kind) -> bool {
             | Kind::Copy(_)
             | Kind::Call(_)
             | Kind::CreateTemporary
+            | Kind::Change(_)
             | Kind::Utility(_)
             | Kind::Notify
     )
@@ -209,6 +213,7 @@ fn of_another_encoding(
             statement,
             gather: Cell::default(),
             copy_in: Cell::default(),
+            changes: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let effect = repeatable(effect);
@@ -220,6 +225,7 @@ fn of_another_encoding(
             target,
             gather: None,
             copy_in: None,
+            changes: None,
         }
     });
     Some(Plan {
@@ -284,6 +290,7 @@ fn whole(
         target,
         gather: None,
         copy_in: None,
+        changes: None,
     };
     Plan {
         statements: vec![statement],
@@ -304,6 +311,8 @@ struct Planner<'a> {
     gather: Cell<Option<Box<Gather>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    /// How a schema change runs on several shards.
+    changes: Cell<Option<Box<super::change::Changes>>>,
 }
 
 /// What the functions of a statement do.
@@ -388,6 +397,7 @@ impl Planner<'_> {
                         target,
                         gather: None,
                         copy_in: None,
+                        changes: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -473,6 +483,7 @@ impl Planner<'_> {
                 });
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
+            Kind::Change(change) => self.change(change),
             Kind::Utility(command) => (
                 self.made(command),
                 write,
@@ -556,6 +567,7 @@ impl Planner<'_> {
                 target,
                 gather: self.gather.take(),
                 copy_in: None,
+                changes: None,
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }

@@ -604,6 +604,7 @@ mod tests {
             target: Target::Fixed(Route::One(ShardId(number))),
             gather: None,
             copy_in: None,
+            changes: None,
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod analyze;
 mod block;
 pub mod cache;
+pub mod change;
 pub mod copy;
 pub mod explain;
 pub mod gather;
@@ -90,6 +91,8 @@ pub struct StatementPlan {
     pub gather: Option<Box<gather::Gather>>,
     /// How the rows of a COPY FROM STDIN find their shards.
     pub copy_in: Option<Box<copy::CopyIn>>,
+    /// How a schema change runs on several shards.
+    pub changes: Option<Box<change::Changes>>,
 }
 
 /// Where a statement runs.
