@@ -20,6 +20,7 @@ use crate::{
         database::{Database, Parts},
         start,
     },
+    txn::Incarnation,
 };
 use arc_swap::ArcSwap;
 use std::{
@@ -37,6 +38,7 @@ pub struct Sessions {
     logins: ArcSwap<LoginContext>,
     /// Kept over reloads, so that salts and failures stay the same.
     entrance: Arc<Entrance>,
+    incarnation: Arc<Incarnation>,
     /// What outlives the session that began it.
     tasks: Arc<Tasks>,
 }
@@ -70,6 +72,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         runtime: foundation.runtime.clone(),
         tls: Arc::clone(&tls),
         keyring: Arc::default(),
+        incarnation: Incarnation::new(),
         spawner: spawner(&tasks),
     };
     let seed = start::secret_seed();
@@ -94,6 +97,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         shared: Arc::new(shared),
         logins: ArcSwap::from_pointee(logins),
         entrance,
+        incarnation: parts.incarnation,
         tasks,
     }))
 }
@@ -140,6 +144,7 @@ impl Service for Sessions {
             runtime: shared.runtime.clone(),
             tls: Arc::clone(&shared.tls),
             keyring: Arc::clone(&shared.keyring),
+            incarnation: Arc::clone(&self.incarnation),
             spawner: spawner(&self.tasks),
         };
         let old = shared.databases.load_full();
