@@ -109,7 +109,7 @@ impl Coordinator {
         let asking = async {
             loop {
                 let (id, owner) = (transaction.id(), transaction.owner.as_str());
-                let asked = match registry.control(transaction.decider).lease().await {
+                let asked = match registry.lease(transaction.decider).await {
                     Ok(lease) => decision::decide(lease, id, owner).await,
                     Err(error) => Err(error),
                 };
@@ -144,7 +144,7 @@ impl Coordinator {
         let last = Last::default();
         let trying = async {
             loop {
-                let tried = match registry.control(shard).lease().await {
+                let tried = match registry.lease(shard).await {
                     Ok(lease) => decision::finish(lease, &gid, &transaction.owner, how).await,
                     Err(error) => Err(error),
                 };
