@@ -158,6 +158,12 @@ impl Registry {
         self.known.load().shards[shard.index()].clone()
     }
 
+    /// Whether the home shard has once said which installation this is.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.known.load().installation.is_some()
+    }
+
     /// Says on the home shard that this process is there; who is.
     ///
     /// # Errors
