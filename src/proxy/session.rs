@@ -20,6 +20,7 @@ use super::{
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    several::Several,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -174,6 +175,7 @@ pub struct Session {
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
     pub(super) deferred: Option<Deferred>,
+    pub(super) several: Several,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
     /// What the client has been told by ParameterStatus.
@@ -285,6 +287,7 @@ impl Session {
             drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
+        self.several.close();
         self.parked.clear();
     }
 
@@ -404,7 +407,7 @@ impl Session {
     }
 
     /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
-    async fn quiet(&mut self) {
+    pub(super) async fn quiet(&mut self) {
         let mut quiet = pin!(self.cancel.quiet());
         let client = &mut self.client;
         poll_fn(|cx| {
@@ -456,6 +459,7 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        unpreparable: false,
                         spent: false,
                         listens: false,
                         since: self.marks.begun,
@@ -467,7 +471,7 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, mut link: Link) {
+    pub(super) fn attach(&mut self, mut link: Link) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -476,7 +480,7 @@ impl Session {
         self.link = Some(link);
     }
 
-    async fn park_or_release(&mut self) -> Result<(), End> {
+    pub(super) async fn park_or_release(&mut self) -> Result<(), End> {
         let keep = self.mode == PoolMode::Session
             || self
                 .pinned
@@ -494,7 +498,7 @@ impl Session {
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
-    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
+    pub(super) async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else {
             return Ok(Ok(()));
         };
@@ -516,6 +520,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.lease.applied = told;
             }
+            self.told_within(&sql);
         }
         self.report_changes();
         let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
@@ -546,6 +551,9 @@ impl Session {
         }
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
+        } else {
+            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
+            self.several.begun(may_go_on.then_some(deferred));
         }
         Ok(Ok(()))
     }
@@ -624,7 +632,7 @@ impl Session {
 
     /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
     /// session's.
-    async fn checkout_for(
+    pub(super) async fn checkout_for(
         &mut self,
         wanted: ShardId,
         hold: Hold,
@@ -869,10 +877,12 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.several.close();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
+            link.unpreparable = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }
@@ -950,7 +960,7 @@ pub(super) async fn read_more(link: &mut Link, database: &Database) -> Result<()
 }
 
 /// The first column of a DataRow, when it is text.
-fn first_value(body: &[u8]) -> Option<String> {
+pub(super) fn first_value(body: &[u8]) -> Option<String> {
     let mut body = frame::Body::new(body);
     body.u16().ok()?;
     let value = body.value().ok()??;
