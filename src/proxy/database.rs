@@ -104,7 +104,11 @@ impl Database {
     pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
-            coordinator: Coordinator::new(&settings, Arc::clone(&parts.incarnation)),
+            coordinator: Coordinator::new(
+                &settings,
+                Arc::clone(&parts.incarnation),
+                &parts.metrics,
+            ),
             settings,
             plans,
             unfit: ArcSwapOption::empty(),

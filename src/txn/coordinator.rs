@@ -3,21 +3,30 @@
 //! What must stay true: what `settle` says once is the outcome for ever; what it does not know it does not guess.
 
 use super::{
-    decision::{self, Finish, Finished, Outcome},
+    decision::{self, Finish, Finished},
     gid::{Gid, TransactionId},
     live::{Incarnation, Number},
+    recover,
 };
 use crate::{
     catalog::shard::ShardId,
     clock::Duration,
     config::settings::Database,
     inspect::AskError,
-    registry::{NotReady, Registry},
+    metrics::{
+        Metrics,
+        transactions::{Distributed, Outcome},
+    },
+    registry::{Me, NotReady, Registry},
 };
 use std::sync::Arc;
 
 /// How soon a server that could not say is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How long one question waits for a commit that is under way.
+const WAIT: Duration = Duration::from_secs(1);
+/// How often every proxy looks for what was left in doubt.
+pub const ROUND: Duration = Duration::from_secs(5);
 
 /// The transactions over several shards of one logical database.
 #[derive(Debug)]
@@ -25,6 +34,9 @@ pub struct Coordinator {
     /// `None`: one shard, or no control role.
     registry: Option<Registry>,
     incarnation: Arc<Incarnation>,
+    /// How long decisions are kept.
+    retention: Duration,
+    view: Arc<Distributed>,
 }
 
 /// A transaction over several shards; live, so that recovery leaves it alone, until it is dropped.
@@ -61,10 +73,17 @@ pub enum Unfinished {
 impl Coordinator {
     /// Of a database; opens nothing.
     #[must_use]
-    pub fn new(database: &Database, incarnation: Arc<Incarnation>) -> Arc<Self> {
+    pub fn new(database: &Database, incarnation: Arc<Incarnation>, metrics: &Metrics) -> Arc<Self> {
+        let registry = Registry::new(database);
+        let view = match &registry {
+            Some(_) => metrics.transactions.of(&database.name),
+            None => Arc::default(),
+        };
         Arc::new(Self {
-            registry: Registry::new(database),
+            registry,
             incarnation,
+            retention: database.two_phase_retention,
+            view,
         })
     }
 
@@ -109,8 +128,8 @@ impl Coordinator {
         let asking = async {
             loop {
                 let (id, owner) = (transaction.id(), transaction.owner.as_str());
-                let asked = match registry.control(transaction.decider).lease().await {
-                    Ok(lease) => decision::decide(lease, id, owner).await,
+                let asked = match registry.lease(transaction.decider).await {
+                    Ok(lease) => decision::decide(lease, id, owner, WAIT).await,
                     Err(error) => Err(error),
                 };
                 match asked {
@@ -144,7 +163,7 @@ impl Coordinator {
         let last = Last::default();
         let trying = async {
             loop {
-                let tried = match registry.control(shard).lease().await {
+                let tried = match registry.lease(shard).await {
                     Ok(lease) => decision::finish(lease, &gid, &transaction.owner, how).await,
                     Err(error) => Err(error),
                 };
@@ -160,6 +179,53 @@ impl Coordinator {
             shard: registry.name(shard).to_owned(),
             error: last.take(),
         })
+    }
+
+    /// Says on the home shard that this process is there; `number` is its `server.id`. Nothing before the first round.
+    pub async fn beat(&self, number: Option<u8>) {
+        let Some(registry) = self.registry.as_ref().filter(|it| it.is_known()) else {
+            return;
+        };
+        match registry.beat(self.me(number)).await {
+            Ok(proxies) => self.view.set_proxies(proxies),
+            Err(problem) => {
+                let database = registry.database();
+                tracing::warn!(database, %problem, "the home shard does not take this proxy's heartbeat");
+            }
+        }
+    }
+
+    /// Looks whether the shards can take part in transactions over several, and finishes what was left in doubt, by
+    /// whomever. Every few seconds, one at a time.
+    pub async fn round(&self, number: Option<u8>) {
+        let Some(registry) = &self.registry else {
+            return;
+        };
+        let me = self.me(number);
+        registry.look(me).await;
+        let Ok(installation) = registry.ready([]) else {
+            return;
+        };
+        let proxies = registry.beat(me).await;
+        if let Ok(proxies) = &proxies {
+            self.view.set_proxies(proxies.clone());
+        }
+        let round = recover::Round {
+            registry,
+            installation,
+            incarnation: &self.incarnation,
+            proxies: proxies.as_deref().ok(),
+            retention: self.retention,
+            view: &self.view,
+        };
+        round.run().await;
+    }
+
+    fn me(&self, number: Option<u8>) -> Me {
+        Me {
+            incarnation: self.incarnation.id(),
+            number,
+        }
     }
 
     fn registry(&self) -> Result<&Registry, NotReady> {

@@ -13,6 +13,7 @@ pub mod coordinator;
 mod decision;
 pub mod gid;
 mod live;
+mod recover;
 pub mod state;
 
 pub use decision::{Finish, Finished};
