@@ -47,14 +47,21 @@ const IDENTIFY: &str =
 pub(super) struct Facts {
     standby: bool,
     pub(super) max_prepared: i32,
-    role: String,
-    /// Whether there is a schema of that name.
-    schema: bool,
-    may_create: bool,
-    /// Whether it holds anything of ours.
-    tables: bool,
+    pub(super) role: String,
+    schema: Found,
     /// Another role than ours that owns it or something in it.
     other_owner: Option<String>,
+}
+
+/// Whether there is a schema of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// And we may not make it.
+    Forbidden,
+    Absent,
+    Empty,
+    /// It has at least its table of versions.
+    Made,
 }
 
 /// Whose schema it is, as it says itself.
@@ -117,9 +124,12 @@ pub(super) async fn facts(lease: &Lease) -> Result<Facts, Fault> {
         standby: row.try_get(0)?,
         max_prepared: row.try_get(1)?,
         role: row.try_get(2)?,
-        schema: row.try_get(3)?,
-        may_create: row.try_get(4)?,
-        tables: row.try_get(5)?,
+        schema: match (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?) {
+            (true, _, true) => Found::Made,
+            (true, _, false) => Found::Empty,
+            (false, true, _) => Found::Absent,
+            (false, false, _) => Found::Forbidden,
+        },
         other_owner: row.try_get(6)?,
     })
 }
@@ -134,12 +144,13 @@ pub(super) async fn version(lease: &Lease, facts: &Facts) -> Result<Option<(i32,
         let owner = owner.clone();
         return Err(Fault::Schema(SchemaFault::Owner { owner }));
     }
-    if !facts.schema && !facts.may_create {
-        let role = facts.role.clone();
-        return Err(Fault::Schema(SchemaFault::NotAllowed { role }));
-    }
-    if !facts.tables {
-        return Ok(None);
+    match facts.schema {
+        Found::Made => {}
+        Found::Absent | Found::Empty => return Ok(None),
+        Found::Forbidden => {
+            let role = facts.role.clone();
+            return Err(Fault::Schema(SchemaFault::NotAllowed { role }));
+        }
     }
     let Some(row) = lease.query_opt(VERSION, &[]).await? else {
         return Ok(None);
@@ -185,7 +196,7 @@ async fn migrate(lease: &Lease, by: u64) -> Result<(), Fault> {
     let version = version(lease, &facts)
         .await?
         .map_or(0, |(version, _)| version);
-    if !facts.schema {
+    if facts.schema == Found::Absent {
         lease.batch_execute("CREATE SCHEMA shardway").await?;
     }
     for step in STEPS.iter().filter(|step| step.form > version) {

@@ -3,7 +3,7 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving, tasks::Tasks};
+use super::{Foundation, ServeError, Service, Serving, recovering, tasks::Tasks};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
@@ -77,6 +77,9 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    for database in databases.values() {
+        recovering::look_after(database, &tasks, &parts.metrics);
+    }
     foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
@@ -156,6 +159,14 @@ impl Service for Sessions {
             })
             .map(|(_, database)| Arc::clone(database))
             .collect();
+        let is_kept = |(name, new): &(&String, &Arc<Database>)| {
+            old.get(*name).is_some_and(|old| Arc::ptr_eq(old, new))
+        };
+        for (_, made) in new.iter().filter(|database| !is_kept(database)) {
+            recovering::look_after(made, &self.tasks, &shared.metrics);
+        }
+        let transactions = &shared.metrics.transactions;
+        transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));
         shared.databases.store(Arc::new(new));
         shared.metrics.sessions.set_proxy(settings.server.id);
         shared.settings.store(settings);
@@ -171,6 +182,7 @@ impl Service for Sessions {
         }
         for database in &replaced {
             database.retire_listeners();
+            database.coordinator.retire();
         }
         Ok(())
     }
@@ -184,7 +196,13 @@ impl Service for Sessions {
     }
 
     fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving {
-        Box::pin(super::learn::all(Arc::clone(&self.shared), settings))
+        Box::pin(async move {
+            super::learn::all(Arc::clone(&self.shared), settings).await;
+            // Else the first transactions over several shards would be refused.
+            for database in self.shared.databases.load_full().values() {
+                database.coordinator.looked().await;
+            }
+        })
     }
 
     fn plan_caches(&self) -> Vec<(String, Stats)> {

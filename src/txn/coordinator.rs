@@ -20,6 +20,7 @@ use crate::{
     registry::{Me, NotReady, Registry},
 };
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// How soon a server that could not say is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -37,6 +38,17 @@ pub struct Coordinator {
     /// How long decisions are kept.
     retention: Duration,
     view: Arc<Distributed>,
+    standing: watch::Sender<Standing>,
+}
+
+/// Whether recovery goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The shards have not been asked yet.
+    New,
+    Working,
+    /// The database was replaced: its successor recovers.
+    Retired,
 }
 
 /// A transaction over several shards; live, so that recovery leaves it alone, until it is dropped.
@@ -84,7 +96,34 @@ impl Coordinator {
             incarnation,
             retention: database.two_phase_retention,
             view,
+            standing: watch::Sender::new(Standing::New),
         })
+    }
+
+    /// Whether there is anything to look after: several shards and a control role.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.registry.is_some()
+    }
+
+    /// Resolves once the shards have been asked for the first time; at once where they never are.
+    pub async fn looked(&self) {
+        if self.is_wanted() {
+            let mut standing = self.standing.subscribe();
+            // The sender lives in `self`, so it cannot be gone.
+            drop(standing.wait_for(|now| *now != Standing::New).await);
+        }
+    }
+
+    /// The database was replaced: rounds are its successor's.
+    pub fn retire(&self) {
+        self.standing.send_replace(Standing::Retired);
+    }
+
+    /// Whether rounds are another's.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        *self.standing.borrow() == Standing::Retired
     }
 
     /// Begins a transaction that `decider` decides and in which `others` are prepared, for the role `owner`, as which all
@@ -203,6 +242,13 @@ impl Coordinator {
         };
         let me = self.me(number);
         registry.look(me).await;
+        self.standing.send_if_modified(|standing| {
+            let first = *standing == Standing::New;
+            if first {
+                *standing = Standing::Working;
+            }
+            first
+        });
         let Ok(installation) = registry.ready([]) else {
             return;
         };

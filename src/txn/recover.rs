@@ -51,13 +51,20 @@ impl Round<'_> {
         let complete = listed.iter().all(Result::is_ok);
         let mut kept = Vec::new();
         let mut working = Vec::new();
+        let mut parts = Vec::new();
         for (shard, listed) in self.registry.shards().zip(listed) {
-            let listed = listed.unwrap_or_else(|problem| self.not_listed(shard, &problem));
+            let listed = match listed {
+                Ok(listed) => listed,
+                Err(problem) => {
+                    parts.extend(self.not_listed(shard, &problem));
+                    continue;
+                }
+            };
             let named = listed.iter().filter_map(|part| gid::parse(&part.gid));
             kept.extend(named.map(|gid| gid.transaction.to_string()));
             working.push(self.finish_all(shard, listed));
         }
-        let parts: Vec<Part> = at_once(working).await.into_iter().flatten().collect();
+        parts.extend(at_once(working).await.into_iter().flatten());
         self.tell(parts);
         if complete {
             self.forget(&kept).await;
@@ -70,11 +77,20 @@ impl Round<'_> {
         decision::prepared(lease, &prefix, self.retention / 2).await
     }
 
-    /// What was prepared there when it could last be asked is there still, as far as anybody knows; it is not shown.
-    fn not_listed(&self, shard: ShardId, problem: &AskError) -> Vec<Prepared> {
-        let (database, shard) = (self.registry.database(), self.registry.name(shard));
-        tracing::debug!(database, shard, %problem, "cannot ask what is prepared");
-        Vec::new()
+    /// What was prepared there when it could last be asked, and may be there still.
+    fn not_listed(&self, shard: ShardId, problem: &AskError) -> Vec<Part> {
+        let name = self.registry.name(shard);
+        let mut parts = self.view.parts();
+        parts.retain(|part| part.shard == name);
+        for part in &mut parts {
+            let outcome = match part.standing {
+                Standing::InDoubt { outcome, .. } => outcome,
+                Standing::UnderWay { .. } | Standing::Stuck { .. } => None,
+            };
+            let problem = problem.to_string();
+            part.standing = Standing::InDoubt { outcome, problem };
+        }
+        parts
     }
 
     /// One after another; the parts that are left.
