@@ -7,6 +7,7 @@
 // Layer 0: what everything may use.
 pub mod clock;
 pub mod entropy;
+pub mod failpoint;
 pub mod sql;
 pub mod wire;
 // Layer 1: what lives where, and who may enter.
