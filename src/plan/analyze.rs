@@ -12,6 +12,7 @@ use super::scope::Instance;
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
+    combine::{self, Combine},
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
     unroutable::Unroutable,
@@ -69,6 +70,7 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            combine: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -97,6 +99,10 @@ pub fn analyze(
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
             gather: planner
                 .gather
+                .take()
+                .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            combine: planner
+                .combine
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
         });
@@ -204,6 +210,7 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let effect = repeatable(effect);
@@ -214,6 +221,7 @@ fn of_another_encoding(
             access,
             target,
             gather: None,
+            combine: None,
         }
     });
     Some(Plan {
@@ -277,6 +285,7 @@ fn whole(
         access: Access::Write,
         target,
         gather: None,
+        combine: None,
     };
     Plan {
         statements: vec![statement],
@@ -295,6 +304,7 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    combine: Cell<Option<Box<Combine>>>,
 }
 
 /// What the functions of a statement do.
@@ -378,6 +388,7 @@ impl Planner<'_> {
                         access,
                         target,
                         gather: None,
+                        combine: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -550,6 +561,7 @@ impl Planner<'_> {
                 access,
                 target,
                 gather: self.gather.take(),
+                combine: self.combine.take(),
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -669,8 +681,34 @@ impl Planner<'_> {
         let effect = self.effect(kind, &calls);
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
+            self.combine.set(self.combined(kind, &analysis, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    fn combined(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        calls: &Calls,
+    ) -> Option<Box<Combine>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let reads = !analysis.writes
+            && analysis.fixed.is_empty()
+            && analysis.refusals.iter().all(unpinned)
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !(settled && reads) {
+            return None;
+        }
+        combine::find(query, self.own_text(), &self.statement.functions, analysis).map(Box::new)
     }
 
     /// How a read of one sharded table is computed when it needs several shards.

@@ -603,6 +603,7 @@ mod tests {
             access: Access::Read,
             target: Target::Fixed(Route::One(ShardId(number))),
             gather: None,
+            combine: None,
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod analyze;
 mod block;
 pub mod cache;
+pub mod combine;
 pub mod explain;
 pub mod gather;
 pub mod route;
@@ -87,6 +88,8 @@ pub struct StatementPlan {
     pub target: Target,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    pub combine: Option<Box<combine::Combine>>,
 }
 
 /// Where a statement runs.
