@@ -179,6 +179,7 @@ fn plan() -> Plan {
             gather: None,
             copy_in: None,
             changes: None,
+            combine: None,
         }],
         structural: Vec::new(),
     }

@@ -15,6 +15,7 @@ use super::scope::Instance;
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
+    combine::{self, Combine},
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
     unroutable::Unroutable,
@@ -74,6 +75,7 @@ pub fn analyze(
             gather: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
+            combine: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -106,6 +108,10 @@ pub fn analyze(
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
+            combine: planner
+                .combine
+                .take()
+                .filter(|_| matches!(statement.kind, Kind::Query(_))),
         });
     }
     Plan {
@@ -214,6 +220,7 @@ fn of_another_encoding(
             gather: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
+            combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let effect = repeatable(effect);
@@ -226,6 +233,7 @@ fn of_another_encoding(
             gather: None,
             copy_in: None,
             changes: None,
+            combine: None,
         }
     });
     Some(Plan {
@@ -291,6 +299,7 @@ fn whole(
         gather: None,
         copy_in: None,
         changes: None,
+        combine: None,
     };
     Plan {
         statements: vec![statement],
@@ -313,6 +322,7 @@ struct Planner<'a> {
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     /// How a schema change runs on several shards.
     changes: Cell<Option<Box<super::change::Changes>>>,
+    combine: Cell<Option<Box<Combine>>>,
 }
 
 /// What the functions of a statement do.
@@ -398,6 +408,7 @@ impl Planner<'_> {
                         gather: None,
                         copy_in: None,
                         changes: None,
+                        combine: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -568,6 +579,7 @@ impl Planner<'_> {
                 gather: self.gather.take(),
                 copy_in: None,
                 changes: None,
+                combine: self.combine.take(),
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -614,8 +626,34 @@ impl Planner<'_> {
         let effect = self.effect(kind, &calls);
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
+            self.combine.set(self.combined(kind, &analysis, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    fn combined(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        calls: &Calls,
+    ) -> Option<Box<Combine>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let reads = !analysis.writes
+            && analysis.fixed.is_empty()
+            && analysis.refusals.iter().all(unpinned)
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !(settled && reads) {
+            return None;
+        }
+        combine::find(query, self.own_text(), &self.statement.functions, analysis).map(Box::new)
     }
 
     /// How a read of one sharded table is computed when it needs several shards.

@@ -605,6 +605,7 @@ mod tests {
             gather: None,
             copy_in: None,
             changes: None,
+            combine: None,
         }
     }
 

@@ -7,6 +7,7 @@ pub mod analyze;
 mod block;
 pub mod cache;
 pub mod change;
+pub mod combine;
 pub mod copy;
 pub mod explain;
 pub mod gather;
@@ -93,6 +94,8 @@ pub struct StatementPlan {
     pub copy_in: Option<Box<copy::CopyIn>>,
     /// How a schema change runs on several shards.
     pub changes: Option<Box<change::Changes>>,
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    pub combine: Option<Box<combine::Combine>>,
 }
 
 /// Where a statement runs.

@@ -15,6 +15,7 @@ use super::{
     counting::{Marks, note_reported},
     database::Database,
     ending,
+    fan::Fan,
     link::{Hold, Link},
     listening::Listening,
     numbers::Drew,
@@ -155,8 +156,9 @@ pub struct Session {
     pub(super) mode: PoolMode,
     pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
     pub(super) parked: Vec<Box<Link>>,
+    /// Backends that are at work on one statement together.
+    pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -271,6 +273,9 @@ impl Session {
         }
         if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
+        }
+        if self.fan.is_some() {
+            drop(Box::pin(self.rest_fan()).await);
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
