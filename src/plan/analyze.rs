@@ -10,7 +10,7 @@
 
 use super::scope::Instance;
 use super::{
-    Context, Override, Plan, Route, StatementPlan, Target,
+    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
@@ -79,6 +79,7 @@ pub fn analyze(
         if !context.utf8 {
             effect = repeatable(effect);
         }
+        let numbers = planner.numbers(&mut effect);
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -94,6 +95,7 @@ pub fn analyze(
             effect,
             access,
             target,
+            numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
             gather: planner
                 .gather
@@ -206,13 +208,15 @@ fn of_another_encoding(
             gather: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
-        let effect = repeatable(effect);
+        let mut effect = repeatable(effect);
+        let numbers = planner.numbers(&mut effect);
         StatementPlan {
             start: place(statement.start),
             end: place(statement.end),
             effect,
             access,
             target,
+            numbers,
             gather: None,
         }
     });
@@ -276,6 +280,7 @@ fn whole(
         },
         access: Access::Write,
         target,
+        numbers: Numbers::MayAsk,
         gather: None,
     };
     Plan {
@@ -377,6 +382,7 @@ impl Planner<'_> {
                         effect,
                         access,
                         target,
+                        numbers: Numbers::Apart,
                         gather: None,
                     }))
                 }
@@ -549,6 +555,7 @@ impl Planner<'_> {
                 effect,
                 access,
                 target,
+                numbers: Numbers::Apart,
                 gather: self.gather.take(),
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
@@ -767,6 +774,29 @@ impl Planner<'_> {
     /// Whether it names a relation or function of the database that may leave something in the session.
     fn names_code(&self) -> bool {
         self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// Whether code of the database that runs here may ask for numbers; if so it is a statement with an effect.
+    fn numbers(&self, effect: &mut Effect) -> Numbers {
+        if *effect == Effect::Pins(PinReason::Sequence) {
+            // Asked for in its own words: told or refused.
+            return Numbers::Apart;
+        }
+        let unknown = |function: &Name| {
+            let schema = function.schema.as_deref();
+            let own = matches!(schema, None | Some("pg_catalog" | "information_schema"))
+                && classify(&function.name) != Class::Unknown;
+            !own && self.function_leaves(&function.name, false)
+        };
+        let asks = self.snapshot.code.asks_in(self.own_text())
+            || self.statement.functions.iter().any(unknown);
+        if !asks {
+            return Numbers::Apart;
+        }
+        if *effect == Effect::None {
+            *effect = Effect::Opaque;
+        }
+        Numbers::MayAsk
     }
 
     /// What DO and CALL do to the session.

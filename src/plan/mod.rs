@@ -85,8 +85,16 @@ pub struct StatementPlan {
     pub effect: Effect,
     pub access: Access,
     pub target: Target,
+    pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+}
+
+/// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    Apart,
+    MayAsk,
 }
 
 /// Where a statement runs.

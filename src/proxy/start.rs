@@ -268,7 +268,7 @@ impl Session {
             failed: false,
             running: None,
             unsettled: false,
-            drew: None,
+            drew: super::numbers::Drew::default(),
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
