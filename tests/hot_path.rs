@@ -177,6 +177,7 @@ fn plan() -> Plan {
             access: Access::Read,
             target,
             gather: None,
+            copy_in: None,
         }],
         structural: Vec::new(),
     }

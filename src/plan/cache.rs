@@ -604,6 +604,7 @@ mod tests {
             target: Target::Fixed(Route::One(ShardId(number))),
             numbers: crate::plan::Numbers::Apart,
             gather: None,
+            copy_in: None,
         }
     }
 

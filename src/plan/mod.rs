@@ -6,6 +6,7 @@
 pub mod analyze;
 mod block;
 pub mod cache;
+pub mod copy;
 pub mod explain;
 pub mod gather;
 pub mod route;
@@ -88,6 +89,8 @@ pub struct StatementPlan {
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How the rows of a COPY FROM STDIN find their shards.
+    pub copy_in: Option<Box<copy::CopyIn>>,
 }
 
 /// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
