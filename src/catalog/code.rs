@@ -46,17 +46,9 @@ impl Code {
     /// Judges every piece: it may leave something if its text may, or if it names a piece that may; likewise for asking.
     #[must_use]
     pub fn learned(pieces: &[Piece]) -> Self {
-        let mut named: HashMap<String, Vec<usize>> = HashMap::new();
-        for (at, piece) in pieces.iter().enumerate() {
-            for word in words(&piece.text) {
-                let users = named.entry(word).or_default();
-                if users.last() != Some(&at) {
-                    users.push(at);
-                }
-            }
-        }
-        let leaves = reaching(pieces, &named, Piece::leaves_by_itself);
-        let asks = reaching(pieces, &named, Piece::asks_by_itself);
+        let users = users(pieces);
+        let leaves = reaching(pieces, &users, Piece::leaves_by_itself);
+        let asks = reaching(pieces, &users, Piece::asks_by_itself);
         let names = |wanted: &dyn Fn(usize, bool) -> bool| {
             let chosen = pieces
                 .iter()
@@ -117,7 +109,27 @@ impl Code {
     }
 }
 
-/// Which pieces do something by themselves, or name one that does, however far.
+/// The names of pieces that do something by themselves, or name one that does, however far.
+pub fn names_reaching(pieces: &[Piece], by_itself: impl Fn(&Piece) -> bool) -> HashSet<String> {
+    let reaches = reaching(pieces, &users(pieces), by_itself);
+    let reaching = pieces.iter().zip(reaches).filter(|(_, reaches)| *reaches);
+    reaching.map(|(piece, _)| piece.name.clone()).collect()
+}
+
+/// The pieces in whose text a word stands.
+fn users(pieces: &[Piece]) -> HashMap<String, Vec<usize>> {
+    let mut named: HashMap<String, Vec<usize>> = HashMap::new();
+    for (at, piece) in pieces.iter().enumerate() {
+        for word in words(&piece.text) {
+            let users = named.entry(word).or_default();
+            if users.last() != Some(&at) {
+                users.push(at);
+            }
+        }
+    }
+    named
+}
+
 fn reaching(
     pieces: &[Piece],
     named: &HashMap<String, Vec<usize>>,

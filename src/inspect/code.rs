@@ -92,6 +92,19 @@ pub async fn code(
     if harmless && !client.query_one(EXPRESSIONS, &[]).await?.try_get(0)? {
         return Ok(found);
     }
+    pieces.extend(relations(&client).await?);
+    Ok(Code::learned(&pieces))
+}
+
+/// All of it.
+pub(super) async fn pieces(client: &Client) -> Result<Vec<Piece>, AskError> {
+    let mut pieces = functions(client).await?;
+    pieces.extend(relations(client).await?);
+    Ok(pieces)
+}
+
+async fn relations(client: &Client) -> Result<Vec<Piece>, AskError> {
+    let mut pieces = Vec::new();
     for row in client.query(RELATIONS, &[]).await? {
         pieces.push(Piece {
             kind: PieceKind::Relation,
@@ -99,7 +112,7 @@ pub async fn code(
             text: row.try_get(1)?,
         });
     }
-    Ok(Code::learned(&pieces))
+    Ok(pieces)
 }
 
 async fn functions(client: &Client) -> Result<Vec<Piece>, AskError> {

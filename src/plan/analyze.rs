@@ -717,8 +717,11 @@ impl Planner<'_> {
         }
         let unknown = |function: &Name| {
             let schema = function.schema.as_deref();
-            let own = matches!(schema, None | Some("pg_catalog" | "information_schema"))
-                && classify(&function.name) != Class::Unknown;
+            let own = match schema {
+                Some("information_schema") => true,
+                None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
+                Some(_) => false,
+            };
             !own && self.function_leaves(&function.name, false)
         };
         let asks = self.snapshot.code.asks_in(self.own_text())

@@ -21,6 +21,7 @@ mod limits;
 mod listen;
 mod numbers;
 mod pooling;
+mod reaching;
 mod secrets;
 mod settings;
 mod sharded;
