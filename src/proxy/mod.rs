@@ -19,6 +19,7 @@ mod relay;
 pub mod replication;
 pub mod reply;
 mod request;
+mod resetting;
 pub mod session;
 mod simple;
 pub mod start;

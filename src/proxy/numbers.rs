@@ -6,25 +6,18 @@
 
 use super::{
     reply::session as reply,
-    session::{End, Note, Phase, Session},
+    session::{End, Phase, Session},
 };
 use crate::{
     config::settings::PoolMode,
     plan::{Numbers, StatementPlan},
     pool::backend::{Backend, Remembered, Tenure},
-    protocol::pipeline::{Origin, Request},
     sql::statement::{Access, Effect, PinReason},
-    wire::{
-        backend::Status,
-        frontend::{put, put_parse},
-        notice::Notice,
-    },
+    wire::{backend::Status, notice::Notice},
 };
 use std::sync::atomic::Ordering;
 
 const FORGET: &[u8] = b"DISCARD SEQUENCES";
-/// The statement and the portal that forget, within a batch: no client's statement is called so on a server.
-const FORGETTER: &[u8] = b"shardway_numbers";
 
 /// The backend that the session has or had last, by its process and whose it was then, and whether it drew there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,45 +148,9 @@ impl Session {
         Ok(())
     }
 
-    /// By the extended protocol and without a Sync, which would end the batch's transaction.
     fn send_forgetter(&mut self) {
         self.note_asked();
-        let Some(link) = &mut self.link else {
-            return;
-        };
-        let out = link.lease.stream.out();
-        put_parse(out, FORGETTER, FORGET, b"");
-        let named = |out: &mut Vec<u8>, kind: u8| {
-            put(out, b'C', |out| {
-                out.push(kind);
-                out.extend_from_slice(FORGETTER);
-                out.push(0);
-            });
-        };
-        put(out, b'B', |out| {
-            for name in [FORGETTER, FORGETTER] {
-                out.extend_from_slice(name);
-                out.push(0);
-            }
-            out.extend_from_slice(&[0; 6]);
-        });
-        put(out, b'E', |out| {
-            out.extend_from_slice(FORGETTER);
-            out.extend_from_slice(&[0; 5]);
-        });
-        named(out, b'P');
-        named(out, b'S');
-        for request in [
-            Request::Parse,
-            Request::Bind,
-            Request::Execute,
-            Request::Close,
-            Request::Close,
-        ] {
-            self.pipeline
-                .asked(request, Origin::Injected, Note::Nothing);
-        }
-        self.forgot();
+        self.inject(FORGET);
         self.forgot();
     }
 

@@ -186,6 +186,8 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// How many statements of ours are to complete before the next of the simple query under way.
+    pub(super) hidden: usize,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
@@ -862,6 +864,7 @@ impl Session {
         };
         self.skip = false;
         self.running = None;
+        self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
         if status == Status::Idle {

@@ -158,6 +158,9 @@ impl Session {
         {
             return Err(reply::meaning_changes_within());
         }
+        if let [before @ .., _last] = statements {
+            self.check_reset(before)?;
+        }
         if let Some((name, _)) = statements
             .iter()
             .find_map(|statement| own_setting(&statement.effect))

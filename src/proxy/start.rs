@@ -280,6 +280,7 @@ impl Session {
             skip: false,
             failed: false,
             running: None,
+            hidden: 0,
             unsettled: false,
             drew: super::numbers::Drew::default(),
             any,

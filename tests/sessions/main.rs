@@ -22,6 +22,7 @@ mod listen;
 mod numbers;
 mod pooling;
 mod reaching;
+mod resetting;
 mod secrets;
 mod settings;
 mod sharded;
