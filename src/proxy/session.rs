@@ -43,7 +43,7 @@ use crate::{
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
-        frontend::put_query,
+        frontend::{put, put_query},
         notice::Words,
     },
 };
@@ -177,6 +177,8 @@ pub struct Session {
     pub(super) deferred: Option<Deferred>,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
+    /// Before the first ReadyForQuery.
+    pub(super) welcoming: bool,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -616,6 +618,10 @@ impl Session {
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'D' => value = first_value(body),
+                b'N' if self.welcoming => {
+                    // About what the client started with: PostgreSQL tells it before the session begins.
+                    put(self.client.out(), b'N', |out| out.extend_from_slice(body));
+                }
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;

@@ -15,6 +15,7 @@ mod dying;
 mod endings;
 mod extended;
 mod gathered;
+mod greetings;
 mod harness;
 mod hostile;
 mod limits;
