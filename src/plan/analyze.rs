@@ -13,7 +13,7 @@ mod copying;
 
 use super::scope::Instance;
 use super::{
-    Context, Override, Plan, Route, StatementPlan, Target,
+    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
     combine::{self, Combine},
     gather::{Gather, Plain},
@@ -86,6 +86,7 @@ pub fn analyze(
         if !context.utf8 {
             effect = repeatable(effect);
         }
+        let numbers = planner.numbers(&mut effect);
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -101,6 +102,7 @@ pub fn analyze(
             effect,
             access,
             target,
+            numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
             gather: planner
                 .gather
@@ -223,13 +225,15 @@ fn of_another_encoding(
             combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
-        let effect = repeatable(effect);
+        let mut effect = repeatable(effect);
+        let numbers = planner.numbers(&mut effect);
         StatementPlan {
             start: place(statement.start),
             end: place(statement.end),
             effect,
             access,
             target,
+            numbers,
             gather: None,
             copy_in: None,
             changes: None,
@@ -296,6 +300,7 @@ fn whole(
         },
         access: Access::Write,
         target,
+        numbers: Numbers::MayAsk,
         gather: None,
         copy_in: None,
         changes: None,
@@ -405,6 +410,7 @@ impl Planner<'_> {
                         effect,
                         access,
                         target,
+                        numbers: Numbers::Apart,
                         gather: None,
                         copy_in: None,
                         changes: None,
@@ -576,6 +582,7 @@ impl Planner<'_> {
                 effect,
                 access,
                 target,
+                numbers: Numbers::Apart,
                 gather: self.gather.take(),
                 copy_in: None,
                 changes: None,
@@ -750,6 +757,32 @@ impl Planner<'_> {
     /// Whether it names a relation or function of the database that may leave something in the session.
     fn names_code(&self) -> bool {
         self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// Whether code of the database that runs here may ask for numbers; if so it is a statement with an effect.
+    fn numbers(&self, effect: &mut Effect) -> Numbers {
+        if *effect == Effect::Pins(PinReason::Sequence) {
+            // Asked for in its own words: told or refused.
+            return Numbers::Apart;
+        }
+        let unknown = |function: &Name| {
+            let schema = function.schema.as_deref();
+            let own = match schema {
+                Some("information_schema") => true,
+                None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
+                Some(_) => false,
+            };
+            !own && self.function_leaves(&function.name, false)
+        };
+        let asks = self.snapshot.code.asks_in(self.own_text())
+            || self.statement.functions.iter().any(unknown);
+        if !asks {
+            return Numbers::Apart;
+        }
+        if *effect == Effect::None {
+            *effect = Effect::Opaque;
+        }
+        Numbers::MayAsk
     }
 
     /// What DO and CALL do to the session.

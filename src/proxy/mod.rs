@@ -20,6 +20,7 @@ mod relay;
 pub mod replication;
 pub mod reply;
 mod request;
+mod resetting;
 pub mod session;
 mod several;
 mod simple;

@@ -45,7 +45,7 @@ use crate::{
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
-        frontend::put_query,
+        frontend::{put, put_query},
         notice::Words,
     },
 };
@@ -181,6 +181,8 @@ pub struct Session {
     pub(super) several: Several,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
+    /// Before the first ReadyForQuery.
+    pub(super) welcoming: bool,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -190,10 +192,12 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// How many statements of ours are to complete before the next of the simple query under way.
+    pub(super) hidden: usize,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
-    pub(super) drew: Option<Drew>,
+    pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -459,6 +463,7 @@ impl Session {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
                     link.since = self.marks.begun;
+                    self.drew.returns_to(&link.lease);
                     self.attach(link);
                 }
                 None => {
@@ -481,6 +486,7 @@ impl Session {
                         since: self.marks.begun,
                     });
                     self.attach(link);
+                    self.come_to_numbers().await?;
                 }
             }
         }
@@ -625,6 +631,10 @@ impl Session {
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'D' => value = first_value(body),
+                b'N' if self.welcoming => {
+                    // About what the client started with: PostgreSQL tells it before the session begins.
+                    put(self.client.out(), b'N', |out| out.extend_from_slice(body));
+                }
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -873,6 +883,7 @@ impl Session {
         };
         self.skip = false;
         self.running = None;
+        self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
         if status == Status::Idle {

@@ -429,6 +429,23 @@ pub fn meaning_changes_within() -> Notice {
     }
 }
 
+/// RESET ALL in front of other statements of one Query message, for a client that started with a setting that SET cannot
+/// say.
+#[must_use]
+pub fn reset_within() -> Notice {
+    Notice {
+        detail: Some(
+            "The statements behind it would not see what the connection was started with. (SW303)"
+                .to_owned(),
+        ),
+        hint: Some("Send RESET ALL in a message of its own.".to_owned()),
+        ..error(
+            "0A000",
+            "RESET ALL is not supported here in front of other statements of one message",
+        )
+    }
+}
+
 /// A value of `shardway.shard` that names no shard, or a setting that does not exist.
 #[must_use]
 pub fn bad_setting(setting: &str, detail: String) -> Notice {
