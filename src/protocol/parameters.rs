@@ -4,8 +4,10 @@
 //! made it is rolled back, as PostgreSQL does (manual, SET). What a backend has been told is a [`Applied`]; the
 //! statement that turns one into the other is made here, with every value quoted.
 
+mod map;
+
+pub use map::ByName;
 use std::{
-    collections::BTreeMap,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -33,9 +35,9 @@ impl Value {
 }
 
 /// Settings by folded name.
-pub type Map = BTreeMap<String, Value>;
+pub type Map = ByName<Value>;
 /// As [`Map`]; `None`: the server's own value.
-type Locals = BTreeMap<String, Option<Value>>;
+type Locals = ByName<Option<Value>>;
 
 /// What a backend has been told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +143,7 @@ impl Parameters {
                 return; // Outside a transaction SET LOCAL has no effect.
             }
             let value = value.or_else(|| self.base.get(name).cloned());
-            Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
+            Arc::make_mut(&mut self.local).insert(name, value);
             return;
         }
         if self.local.contains_key(name) {
@@ -152,7 +154,7 @@ impl Parameters {
         }
         let wanted = Arc::make_mut(&mut self.wanted);
         match value.or_else(|| self.base.get(name).cloned()) {
-            Some(value) => wanted.insert(name.to_owned(), value),
+            Some(value) => wanted.insert(name, value),
             None => wanted.remove(name),
         };
         self.changed();
@@ -165,7 +167,7 @@ impl Parameters {
         }
         let wanted = Arc::make_mut(&mut self.wanted);
         if self.base.contains_key("role") {
-            wanted.insert("role".to_owned(), Value::Sql("none".to_owned()));
+            wanted.insert("role", Value::Sql("none".to_owned()));
         } else {
             wanted.remove("role");
         }
@@ -177,7 +179,7 @@ impl Parameters {
         if keep_role {
             for name in ["role", "session_authorization"] {
                 if let Some(value) = self.wanted.get(name) {
-                    wanted.insert(name.to_owned(), value.clone());
+                    wanted.insert(name, value.clone());
                 }
             }
         }
@@ -203,6 +205,11 @@ impl Parameters {
     #[must_use]
     pub fn depth(&self) -> usize {
         self.marks.len()
+    }
+
+    /// Gives back the room that savepoints have taken.
+    pub fn give_back(&mut self) {
+        self.marks.shrink_to_fit();
     }
 
     /// SAVEPOINT.
@@ -248,7 +255,8 @@ impl Parameters {
         if changed {
             self.wanted = Arc::clone(&first.wanted);
         }
-        self.local = Arc::default();
+        // Outside a transaction nothing is local.
+        self.local = Arc::clone(&first.local);
         self.marks.clear();
         self.changed();
         changed
@@ -269,13 +277,13 @@ impl Parameters {
             // It hides the session's own, which is reported when the transaction has ended.
             let open = local.as_ref().is_some_and(is_open);
             if open {
-                Arc::make_mut(&mut self.local).insert(DATE_STYLE.to_owned(), Some(whole()));
+                Arc::make_mut(&mut self.local).insert(DATE_STYLE, Some(whole()));
             }
             return open;
         }
         let open = self.wanted.get(DATE_STYLE).is_some_and(is_open);
         if open {
-            Arc::make_mut(&mut self.wanted).insert(DATE_STYLE.to_owned(), whole());
+            Arc::make_mut(&mut self.wanted).insert(DATE_STYLE, whole());
             self.changed();
         }
         open
@@ -304,7 +312,7 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
     if changes {
         // Who the session has become may not be allowed to change what it set before: that is done as who it was.
         for (name, reset) in WHO.iter().zip(RESET_WHO) {
-            if told.contains_key(*name) {
+            if told.contains_key(name) {
                 sql.push_str(reset);
             }
         }
@@ -351,13 +359,13 @@ fn is_who(name: &str) -> bool {
 
 /// Takes back what is not wanted any more and sets what is new, of the settings that are `meant`.
 fn put_changes(sql: &mut String, told: &Map, wanted: &Map, meant: impl Fn(&str) -> bool) {
-    let gone = |name: &&String| meant(name) && !wanted.contains_key(*name);
+    let gone = |name: &&str| meant(name) && !wanted.contains_key(name);
     for name in told.keys().filter(gone) {
         sql.push_str("RESET ");
         quote_name(sql, name);
         sql.push(';');
     }
-    let new = |(name, value): &(&String, &Value)| meant(name) && told.get(*name) != Some(*value);
+    let new = |(name, value): &(&str, &Value)| meant(name) && told.get(name) != Some(*value);
     for (name, value) in wanted.iter().filter(new) {
         if name == DATE_STYLE && told.contains_key(name) {
             // Of two parts one may be given: the other is the server's own, not what was told last.

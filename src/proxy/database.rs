@@ -1,6 +1,6 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::keyring::Keyring;
+use super::{keyring::Keyring, session::Defaults};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
@@ -15,9 +15,10 @@ use crate::{
         stream::Stream,
         tls::ClientTls,
     },
-    plan::cache::PlanCache,
+    plan::{Context, cache::PlanCache},
     pool::{
-        backend::{Backend, CancelTarget, Reported, Statements, Tenure},
+        backend::{Backend, CancelTarget, Reported, Reports, Statements, Tenure},
+        common::Common,
         lease::{Opener, Pool},
         listener::{self, Hub, Spawner, state::Standing},
     },
@@ -42,6 +43,10 @@ pub struct Database {
     pub unfit: ArcSwapOption<String>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
+    /// What its sessions have in common.
+    pub(super) reports: Reports,
+    pub(super) contexts: Common<Context>,
+    pub(super) defaults: Common<Defaults>,
     parts: Parts,
 }
 
@@ -104,6 +109,9 @@ impl Database {
             unfit: ArcSwapOption::empty(),
             pools: Mutex::default(),
             hubs: Mutex::default(),
+            reports: Reports::default(),
+            contexts: Common::default(),
+            defaults: Common::default(),
             parts,
         })
     }

@@ -544,8 +544,7 @@ impl Session {
         {
             let mut map = (**map).clone();
             map.retain(|name, _| {
-                what == Forgets::Settings
-                    && matches!(name.as_str(), "role" | "session_authorization")
+                what == Forgets::Settings && matches!(name, "role" | "session_authorization")
             });
             let hash = crate::protocol::parameters::hash(&map);
             link.lease.applied = Applied::Known(Arc::new(map), hash);
@@ -611,7 +610,10 @@ impl Session {
     pub(super) fn take_over_settings(&mut self) {
         if self.context_stale {
             self.context_stale = false;
-            self.context = Arc::new(self.build_context());
+            let context = self.build_context();
+            if context != *self.context {
+                self.context = self.database.contexts.share(Arc::new(context));
+            }
         }
     }
 
@@ -697,7 +699,7 @@ impl Session {
             .filter_map(|name| {
                 self.parameters
                     .get(name)
-                    .map(|value| ((*name).to_owned(), value.clone()))
+                    .map(|value| (*name, value.clone()))
             })
             .collect();
         crate::protocol::parameters::hash(&map)

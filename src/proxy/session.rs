@@ -127,11 +127,11 @@ pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::R
 pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
 
 /// Settings of the role, database or server that the client did not choose, and that routing depends on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Defaults {
     pub(super) search_path: Option<String>,
     pub(super) isolation: Option<String>,
-    /// What the server reported at login.
+    /// What the server reported at login, without what the client calls itself.
     pub(super) reported: Reported,
 }
 
@@ -170,7 +170,7 @@ pub struct Session {
     pub(super) unnamed: Option<Arc<Prepared>>,
     pub(super) parameters: Parameters,
     /// What the role and the server set for those settings that decide where statements go.
-    pub(super) defaults: Defaults,
+    pub(super) defaults: Arc<Defaults>,
     pub(super) context: Arc<Context>,
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
@@ -575,6 +575,7 @@ impl Session {
             }
         }
         self.reported = link.lease.reported.clone();
+        self.reported.share(&self.database.reports);
     }
 
     /// Runs a statement of ours on the link and reads its answer to the end; the client sees nothing of it.
@@ -582,7 +583,7 @@ impl Session {
     /// # Errors
     /// Outer: the backend is lost. Inner: the server's error, as the client may see it.
     pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Words>, End> {
-        Ok(self.ask(sql).await?.map(drop))
+        Ok(Box::pin(self.ask(sql)).await?.map(drop))
     }
 
     /// As [`Session::prelude`], and hands back the first value of the last row, if there is one that is text.
@@ -738,6 +739,9 @@ impl Session {
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         self.client.relax(false);
+        if idle && self.info.thinks_long() {
+            self.give_back();
+        }
         if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
             return Err(told(reply::shutting_down()));
         }
@@ -801,6 +805,21 @@ impl Session {
         })
         .await?;
         self.digest(seen)
+    }
+
+    /// The client thinks for long: what only its work needs is given back.
+    fn give_back(&mut self) {
+        self.client.give_back();
+        self.pipeline.give_back();
+        self.parameters.give_back();
+        self.statements.shrink_to_fit();
+        self.portals.shrink_to_fit();
+        self.unconfirmed.shrink_to_fit();
+        self.closed.shrink_to_fit();
+        self.pending.shrink_to_fit();
+        self.parked.shrink_to_fit();
+        self.scratch = crate::plan::cache::Scratch::default();
+        self.info.has_given_back();
     }
 
     fn digest(&mut self, seen: Seen) -> Result<(), End> {

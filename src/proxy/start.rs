@@ -266,7 +266,7 @@ impl Session {
             bound: None,
             half_described: None,
             parameters: Parameters::default(),
-            defaults: Defaults::default(),
+            defaults: Arc::default(),
             context: Arc::new(Context {
                 search_path: Vec::new(),
                 ..Context::default()
@@ -304,11 +304,16 @@ impl Session {
         }
         if let Some(link) = &self.link {
             self.reported = link.lease.reported.clone();
-            self.defaults.reported = link.lease.reported.clone();
+            self.reported.share(&self.database.reports);
         }
+        let mut defaults = Defaults {
+            reported: self.reported.of_all(),
+            ..Defaults::default()
+        };
         if !self.snapshot.is_single() {
-            self.learn_defaults().await?;
+            self.learn_defaults(&mut defaults).await?;
         }
+        self.defaults = self.database.defaults.share(Arc::new(defaults));
         if self.mode == crate::config::settings::PoolMode::Transaction {
             self.unlink().await?;
         }
@@ -329,14 +334,14 @@ impl Session {
 
     /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own
     /// search_path is in force: nothing is named without its schema, no operator either.
-    async fn learn_defaults(&mut self) -> Result<(), End> {
+    async fn learn_defaults(&mut self, defaults: &mut Defaults) -> Result<(), End> {
         let asked = self
             .ask(b"SELECT pg_catalog.concat(pg_catalog.current_setting('search_path'), E'\\n', pg_catalog.current_setting('default_transaction_isolation'))")
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
-            self.defaults.search_path = Some(path.to_owned());
-            self.defaults.isolation = Some(isolation.to_owned());
+            defaults.search_path = Some(path.to_owned());
+            defaults.isolation = Some(isolation.to_owned());
         }
         Ok(())
     }
