@@ -13,14 +13,15 @@ use smallvec::SmallVec;
 use std::{
     collections::HashMap,
     fmt,
+    future::poll_fn,
     ops::Deref,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, Waker},
 };
 use subtle::ConstantTimeEq;
-use tokio::sync::Notify;
 
 /// Every session of the process.
 #[derive(Debug, Default)]
@@ -101,7 +102,9 @@ pub struct SessionInfo {
     /// Whether it is to give back what only work needs; and the request, as `last_request`, after which it did so last.
     thinks_long: AtomicBool,
     given_back_after: AtomicU64,
-    wake: Notify,
+    told: AtomicBool,
+    /// The session's own task, while it waits.
+    waits: Mutex<Option<Waker>>,
 }
 
 /// How long a client has said nothing when its session gives back what only work needs.
@@ -271,7 +274,8 @@ impl SessionInfo {
             wanted: AtomicU8::new(0),
             thinks_long: AtomicBool::new(false),
             given_back_after: AtomicU64::new(u64::MAX),
-            wake: Notify::new(),
+            told: AtomicBool::new(false),
+            waits: Mutex::new(None),
         }
     }
 
@@ -396,7 +400,7 @@ impl SessionInfo {
     /// Asks the session to end; a weaker wish never replaces a stronger one.
     pub fn ask(&self, wanted: Wanted) {
         self.wanted.fetch_max(wanted as u8, Relaxed);
-        self.wake.notify_one();
+        self.tell();
     }
 
     /// What the session is asked to do; one load.
@@ -417,7 +421,7 @@ impl SessionInfo {
             && self.given_back_after.load(Relaxed) != last
             && !self.thinks_long.swap(true, Relaxed)
         {
-            self.wake.notify_one();
+            self.tell();
         }
     }
 
@@ -436,7 +440,31 @@ impl SessionInfo {
 
     /// Resolves when the session was told something, also when it was before; only the session's own task waits here.
     pub async fn asked(&self) {
-        self.wake.notified().await;
+        poll_fn(|cx| self.poll_asked(cx)).await;
+    }
+
+    /// As [`SessionInfo::asked`], for who waits for more than that; keeps nothing between calls.
+    pub fn poll_asked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.told.swap(false, Relaxed) {
+            return Poll::Ready(());
+        }
+        match &mut *waits {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waits = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn tell(&self) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: who looks afterwards sees it, who waits already is woken.
+        self.told.store(true, Relaxed);
+        let waker = waits.take();
+        drop(waits);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     fn micros_at(&self, now: Instant) -> u64 {

@@ -63,7 +63,7 @@ pub struct Parameters {
     wanted: Arc<Map>,
     wanted_hash: u64,
     /// SET LOCAL of the running transaction: followed for planning only.
-    local: Arc<Locals>,
+    local: Option<Arc<Locals>>,
     /// What held at the start of the transaction and at each savepoint, innermost last.
     marks: Vec<Mark>,
 }
@@ -73,7 +73,7 @@ struct Mark {
     /// Empty for the transaction's own.
     savepoint: String,
     wanted: Arc<Map>,
-    local: Arc<Locals>,
+    local: Option<Arc<Locals>>,
 }
 
 impl Parameters {
@@ -86,7 +86,7 @@ impl Parameters {
             wanted: Arc::clone(&base),
             base,
             wanted_hash,
-            local: Arc::default(),
+            local: None,
             marks: Vec::new(),
         }
     }
@@ -106,10 +106,18 @@ impl Parameters {
     /// The value that a setting has for the session, SET LOCAL included; `None`: the server's own.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
-        match self.local.get(name) {
+        match self.local(name) {
             Some(local) => local.as_ref(),
             None => self.wanted.get(name),
         }
+    }
+
+    fn local(&self, name: &str) -> Option<&Option<Value>> {
+        self.local.as_ref().and_then(|local| local.get(name))
+    }
+
+    fn local_mut(&mut self) -> &mut Locals {
+        Arc::make_mut(self.local.get_or_insert_default())
     }
 
     /// What DEFAULT is for this session where it is not the server's own, as SQL that may follow `SET name TO`: a value
@@ -143,11 +151,11 @@ impl Parameters {
                 return; // Outside a transaction SET LOCAL has no effect.
             }
             let value = value.or_else(|| self.base.get(name).cloned());
-            Arc::make_mut(&mut self.local).insert(name, value);
+            self.local_mut().insert(name, value);
             return;
         }
-        if self.local.contains_key(name) {
-            Arc::make_mut(&mut self.local).remove(name);
+        if self.local(name).is_some() {
+            self.local_mut().remove(name);
         }
         if name == "session_authorization" {
             self.end_role();
@@ -162,8 +170,8 @@ impl Parameters {
 
     /// SET SESSION AUTHORIZATION ends SET ROLE.
     fn end_role(&mut self) {
-        if self.local.contains_key("role") {
-            Arc::make_mut(&mut self.local).remove("role");
+        if self.local("role").is_some() {
+            self.local_mut().remove("role");
         }
         let wanted = Arc::make_mut(&mut self.wanted);
         if self.base.contains_key("role") {
@@ -184,7 +192,7 @@ impl Parameters {
             }
         }
         self.wanted = Arc::new(wanted);
-        self.local = Arc::default();
+        self.local = None;
         self.changed();
     }
 
@@ -221,7 +229,7 @@ impl Parameters {
         self.marks.push(Mark {
             savepoint,
             wanted: Arc::clone(&self.wanted),
-            local: Arc::clone(&self.local),
+            local: self.local.clone(),
         });
     }
 
@@ -241,7 +249,7 @@ impl Parameters {
         let mark = &self.marks[at];
         let changed = !Arc::ptr_eq(&mark.wanted, &self.wanted);
         self.wanted = Arc::clone(&mark.wanted);
-        self.local = Arc::clone(&mark.local);
+        self.local.clone_from(&mark.local);
         self.changed();
         changed
     }
@@ -256,7 +264,7 @@ impl Parameters {
             self.wanted = Arc::clone(&first.wanted);
         }
         // Outside a transaction nothing is local.
-        self.local = Arc::clone(&first.local);
+        self.local.clone_from(&first.local);
         self.marks.clear();
         self.changed();
         changed
@@ -273,11 +281,11 @@ impl Parameters {
         let base = self.base.get(DATE_STYLE);
         let is_open = |value: &Value| !is_whole(value) && Some(value) != base;
         let whole = || Value::Config(reported.to_owned());
-        if let Some(local) = self.local.get(DATE_STYLE) {
+        if let Some(local) = self.local(DATE_STYLE) {
             // It hides the session's own, which is reported when the transaction has ended.
             let open = local.as_ref().is_some_and(is_open);
             if open {
-                Arc::make_mut(&mut self.local).insert(DATE_STYLE, Some(whole()));
+                self.local_mut().insert(DATE_STYLE, Some(whole()));
             }
             return open;
         }

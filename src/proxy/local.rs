@@ -273,7 +273,7 @@ impl Session {
         let value = value.map(unquoted).filter(|value| !value.is_empty());
         check_own(name, value.as_deref(), &self.snapshot.shards)?;
         match value {
-            Some(value) => self.overridden.insert(name.to_owned(), value),
+            Some(value) => self.overridden.insert(name, value),
             None => self.overridden.remove(name),
         };
         self.context_stale = true;
@@ -428,7 +428,7 @@ impl Session {
                 self.forget_all(Forgets::Everything);
                 self.forget_statements();
                 self.listening_took_effect(effect);
-                self.overridden.clear();
+                self.overridden = super::session::Overridden::new();
             }
             _ => {}
         }
@@ -569,7 +569,7 @@ impl Session {
         if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
             self.generation = generation;
             self.take_over_password();
-            if let Some(database) = self.shared.database(&self.asked)
+            if let Some(database) = self.shared.database(&self.info.database)
                 && !Arc::ptr_eq(&database, &self.database)
             {
                 self.database = database;

@@ -26,7 +26,7 @@ impl Session {
             Effect::Draws | Effect::Opaque | Effect::Pins(PinReason::Code)
         );
         if may || draws.iter().any(|verb| tag.starts_with(verb)) {
-            self.drew = self.here();
+            self.drew = self.here().map(Box::new);
         }
     }
 
@@ -52,7 +52,10 @@ impl Session {
         let drawn_before = statements[..at]
             .iter()
             .any(|statement| statement.access == Access::Write);
-        if kept || drawn_before || (self.drew.is_some() && self.drew == self.here()) {
+        if kept
+            || drawn_before
+            || (self.drew.is_some() && self.drew.as_deref() == self.here().as_ref())
+        {
             return Ok(());
         }
         Err(reply::number_of_another())

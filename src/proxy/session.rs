@@ -12,7 +12,7 @@
 use super::{
     Shared,
     cancel::Slot,
-    counting::{Marks, note_reported},
+    counting::{Counted, Marks, note_reported},
     database::Database,
     ending,
     link::{Hold, Link},
@@ -24,10 +24,7 @@ use super::{
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     config::settings::{PoolMode, User},
-    metrics::{
-        counters::Tally,
-        sessions::{Registered, Wanted},
-    },
+    metrics::sessions::{Registered, Wanted},
     net::stream::{HIGH_WATER, Stream},
     plan::{Context, Plan},
     pool::{
@@ -123,6 +120,8 @@ pub(super) struct Rest {
 
 /// Statements by the name that the client gave.
 pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+/// The proxy's own settings by name.
+pub(super) type Overridden = parameters::ByName<String>;
 /// Names and what they stood for.
 pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
 
@@ -146,8 +145,6 @@ pub struct Session {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) generation: u64,
     pub(super) user: Arc<User>,
-    /// The database name that the client gave.
-    pub(super) asked: String,
     pub(super) client: Stream,
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
@@ -173,7 +170,7 @@ pub struct Session {
     pub(super) defaults: Arc<Defaults>,
     pub(super) context: Arc<Context>,
     pub(super) context_stale: bool,
-    pub(super) overridden: HashMap<String, String>,
+    pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
@@ -189,7 +186,7 @@ pub struct Session {
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
-    pub(super) drew: Option<Drew>,
+    pub(super) drew: Option<Box<Drew>>,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -204,9 +201,9 @@ pub struct Session {
     pub(super) flushed: bool,
     /// The client sends nothing more; what it has sent is still done.
     pub(super) client_closed: bool,
-    pub(super) tally: Tally,
+    pub(super) tally: Counted,
     pub(super) marks: Marks,
-    pub(super) scratch: crate::plan::cache::Scratch,
+    pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -727,7 +724,7 @@ impl Session {
         if let Some(Some(pool)) = self.pools.get(at) {
             return Arc::clone(pool);
         }
-        let pool = self.database.pool(&self.user, shard, &self.asked);
+        let pool = self.database.pool(&self.user, shard, &self.info.database);
         if self.pools.len() <= at {
             self.pools.resize(at + 1, None);
         }
@@ -751,11 +748,9 @@ impl Session {
         let takes_input =
             !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
-        let info = Arc::clone(&self.info);
-        let mut asked = pin!(info.asked());
         let may_deliver = self.listening.is_some() && self.may_deliver();
         let listening = self.listening.as_deref();
-        let (client, link) = (&mut self.client, &mut self.link);
+        let (client, link, info) = (&mut self.client, &mut self.link, &self.info);
         poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
@@ -764,7 +759,7 @@ impl Session {
                 let takes = may_deliver && client.unsent() < HIGH_WATER;
                 seen.progress |= listening.poll(cx, takes).is_ready();
             }
-            if asked.as_mut().poll(cx).is_ready() {
+            if info.poll_asked(cx).is_ready() {
                 seen.progress = true;
             }
             if let Some(link) = link.as_mut() {
@@ -818,7 +813,8 @@ impl Session {
         self.closed.shrink_to_fit();
         self.pending.shrink_to_fit();
         self.parked.shrink_to_fit();
-        self.scratch = crate::plan::cache::Scratch::default();
+        self.scratch = None;
+        self.tally.give_back();
         self.info.has_given_back();
     }
 

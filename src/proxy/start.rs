@@ -5,7 +5,7 @@ use super::{
     database::Database,
     local::check_own,
     reply::session as reply,
-    session::{Defaults, End, Phase, Rest, Session, told},
+    session::{Defaults, End, Overridden, Phase, Rest, Session, told},
 };
 use crate::{
     auth::scram::Proof,
@@ -141,7 +141,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
     let mut session = match Session::new(
         client,
         entered.user,
-        entered.database,
+        &entered.database,
         info,
         Arc::clone(&shared),
     ) {
@@ -229,13 +229,13 @@ impl Session {
     fn new(
         client: Stream,
         user: Arc<User>,
-        asked: String,
+        asked: &str,
         info: Registered,
         shared: Arc<Shared>,
     ) -> Result<Box<Self>, Box<(Stream, Notice)>> {
         let generation = shared.generation();
-        let Some(database) = shared.database(&asked) else {
-            return Err(Box::new((client, reply::no_such_database(&asked))));
+        let Some(database) = shared.database(asked) else {
+            return Err(Box::new((client, reply::no_such_database(asked))));
         };
         let snapshot = database.snapshot.load_full();
         let cancel = shared.cancels.add(info.pid);
@@ -247,7 +247,6 @@ impl Session {
             snapshot,
             generation,
             user,
-            asked,
             client,
             info,
             cancel,
@@ -272,7 +271,7 @@ impl Session {
                 ..Context::default()
             }),
             context_stale: true,
-            overridden: HashMap::new(),
+            overridden: Overridden::new(),
             deferred: None,
             listening: None,
             reported: Reported::default(),
@@ -288,9 +287,9 @@ impl Session {
             starved: false,
             flushed: false,
             client_closed: false,
-            tally: crate::metrics::counters::Tally::default(),
+            tally: super::counting::Counted::default(),
             marks,
-            scratch: crate::plan::cache::Scratch::default(),
+            scratch: None,
         }))
     }
 
