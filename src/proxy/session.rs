@@ -17,6 +17,7 @@ use super::{
     ending,
     link::{Hold, Link},
     listening::Listening,
+    named::Named,
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
@@ -46,7 +47,6 @@ use crate::{
 };
 use smallvec::SmallVec;
 use std::{
-    collections::HashMap,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -119,7 +119,7 @@ pub(super) struct Rest {
 }
 
 /// Statements by the name that the client gave.
-pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+pub(super) type Statements = Named<Arc<Prepared>>;
 /// The proxy's own settings by name.
 pub(super) type Overridden = parameters::ByName<String>;
 /// Names and what they stood for.
@@ -163,7 +163,7 @@ pub struct Session {
     pub(super) closed: Closed,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
-    pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
+    pub(super) portals: Named<Portal>,
     pub(super) unnamed: Option<Arc<Prepared>>,
     pub(super) parameters: Parameters,
     /// What the role and the server set for those settings that decide where statements go.
@@ -807,8 +807,9 @@ impl Session {
         self.client.give_back();
         self.pipeline.give_back();
         self.parameters.give_back();
-        self.statements.shrink_to_fit();
-        self.portals.shrink_to_fit();
+        self.statements.give_back();
+        self.portals.give_back();
+        self.pools = Vec::new();
         self.unconfirmed.shrink_to_fit();
         self.closed.shrink_to_fit();
         self.pending.shrink_to_fit();

@@ -4,6 +4,7 @@ use super::{
     Shared, cancel,
     database::Database,
     local::check_own,
+    named::Named,
     reply::session as reply,
     session::{Defaults, End, Overridden, Phase, Rest, Session, told},
 };
@@ -32,7 +33,7 @@ use crate::{
     },
 };
 use smallvec::SmallVec;
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
 pub fn serve(
@@ -256,11 +257,11 @@ impl Session {
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),
-            statements: HashMap::default(),
+            statements: Named::default(),
             unconfirmed: SmallVec::new(),
             closed: SmallVec::new(),
             pending: SmallVec::new(),
-            portals: HashMap::default(),
+            portals: Named::default(),
             unnamed: None,
             bound: None,
             half_described: None,
