@@ -16,12 +16,16 @@ pub mod catalog;
 pub mod config;
 pub mod metrics;
 pub mod protocol;
+pub mod split;
 // Layer 3: sockets, and where a statement goes.
 pub mod net;
 pub mod plan;
 // Layer 4: backends to lease, databases to look into.
 pub mod inspect;
 pub mod pool;
+// Layer 5 and 6: what the proxies share on the servers, transactions over several shards.
+pub mod registry;
+pub mod txn;
 // Layer 7 to 10: console, sessions, the composition root, commands.
 pub mod admin;
 pub mod cli;

@@ -23,6 +23,7 @@ use crate::{
         listener::{self, Hub, Spawner, state::Standing},
     },
     protocol::parameters::Applied,
+    txn::{Incarnation, coordinator::Coordinator},
     wire::startup::Replication,
 };
 
@@ -41,6 +42,8 @@ pub struct Database {
     pub plans: PlanCache,
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
+    /// Transactions over several shards.
+    pub coordinator: Arc<Coordinator>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
     /// What its sessions have in common.
@@ -58,6 +61,8 @@ pub struct Parts {
     pub runtime: Handle,
     pub tls: Arc<ClientTls>,
     pub keyring: Arc<Keyring>,
+    /// The process, under the name that its transactions bear.
+    pub incarnation: Arc<Incarnation>,
     /// Runs what outlives its session: shared listeners.
     pub spawner: Spawner,
 }
@@ -104,6 +109,11 @@ impl Database {
     pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
+            coordinator: Coordinator::new(
+                &settings,
+                Arc::clone(&parts.incarnation),
+                &parts.metrics,
+            ),
             settings,
             plans,
             unfit: ArcSwapOption::empty(),
