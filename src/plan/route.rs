@@ -130,6 +130,18 @@ impl Pins {
         Ok(Route::One(shard.or_else(anywhere).unwrap_or(snapshot.home)))
     }
 
+    /// Whether the value of this parameter, from 0, decides.
+    #[must_use]
+    pub fn reads_parameter(&self, index: usize) -> bool {
+        self.pins.iter().any(|pin| {
+            let old = match &pin.role {
+                Role::Assign { old } => is_parameter(old, index),
+                Role::Match | Role::Insert => false,
+            };
+            old || pin.condition.reads_parameter(index)
+        })
+    }
+
     fn apart(&self, snapshot: &Snapshot, all: &ShardSet, keys: &ShardSet) -> Box<Unroutable> {
         let names = |set: &ShardSet| -> Vec<String> {
             set.iter()
@@ -147,6 +159,28 @@ impl Pins {
             _ => Unroutable::SeveralShards { shards: names(all) },
         })
     }
+}
+
+impl Condition {
+    fn reads_parameter(&self, index: usize) -> bool {
+        let reads = |value: &Value| is_parameter(value, index);
+        match self {
+            Self::Nothing => false,
+            Self::Equal(value) | Self::ElementOf(value) => reads(value),
+            Self::OneOf(list) => list.iter().any(reads),
+            Self::Between { low, high } => [low, high]
+                .into_iter()
+                .flatten()
+                .any(|edge| reads(&edge.value)),
+            Self::Either(parts) | Self::Both(parts) => {
+                parts.iter().any(|part| part.reads_parameter(index))
+            }
+        }
+    }
+}
+
+fn is_parameter(value: &Value, index: usize) -> bool {
+    matches!(value, Value::Parameter { index: read, .. } if usize::from(*read) == index)
 }
 
 impl Pin {

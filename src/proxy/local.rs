@@ -305,7 +305,7 @@ impl Session {
             | Effect::Channels => {}
             Effect::Deallocate(None) => self.forget_statements(),
             Effect::Deallocate(Some(_))
-            | Effect::Execute(_)
+            | Effect::Execute { .. }
             | Effect::Cursor
             | Effect::TwoPhase => {}
             Effect::CopyIn | Effect::CopyOut => {}

@@ -2,6 +2,7 @@
 
 pub mod clauses;
 pub mod code;
+pub mod executions;
 pub mod functions;
 pub mod literal;
 pub mod normalize;
