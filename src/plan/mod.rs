@@ -77,7 +77,7 @@ pub struct Plan {
 }
 
 /// What to do with one statement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StatementPlan {
     /// Where the statement stands in the text, bytes, without its semicolon.
     pub start: u32,
@@ -90,7 +90,7 @@ pub struct StatementPlan {
 }
 
 /// Where a statement runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Target {
     /// The same for every execution.
     Fixed(Route),
@@ -130,6 +130,16 @@ pub struct Values<'a> {
 }
 
 impl StatementPlan {
+    /// Whether the value of this parameter, from 0, decides where it runs.
+    #[must_use]
+    pub fn reads_parameter(&self, index: usize) -> bool {
+        match &self.target {
+            Target::ByKey(pins) => pins.reads_parameter(index),
+            Target::Explain(inner) => inner.reads_parameter(index),
+            Target::Fixed(_) | Target::Judge | Target::Refused(_) => false,
+        }
+    }
+
     /// Where this execution runs.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use std::ops::Bound;
 
 /// What decides the shard: a condition per sharded relation of the statement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pins {
     pub(super) pins: SmallVec<[Pin; 1]>,
     /// A shard that the statement needs whatever its keys are.
@@ -49,7 +49,7 @@ pub(super) enum Why {
 }
 
 /// A condition on the key of one relation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pin {
     pub(super) group: GroupId,
     /// For messages: the table and its key column.
@@ -60,7 +60,7 @@ pub(super) struct Pin {
 }
 
 /// What the relation is used for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Role {
     /// Rows that exist: a key that nothing can hold matches nothing.
     Match,
@@ -131,8 +131,7 @@ impl Pins {
     }
 
     /// Whether the value of this parameter, from 0, decides.
-    #[must_use]
-    pub fn reads_parameter(&self, index: usize) -> bool {
+    pub(super) fn reads_parameter(&self, index: usize) -> bool {
         self.pins.iter().any(|pin| {
             let old = match &pin.role {
                 Role::Assign { old } => is_parameter(old, index),

@@ -21,6 +21,7 @@ pub mod reply;
 mod request;
 pub mod session;
 mod simple;
+mod sql_prepared;
 pub mod start;
 mod vacate;
 

@@ -20,6 +20,7 @@ use super::{
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    sql_prepared::Renamed,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -206,6 +207,8 @@ pub struct Session {
     pub(super) tally: Tally,
     pub(super) marks: Marks,
     pub(super) scratch: crate::plan::cache::Scratch,
+    /// What SQL calls differently than the backend in this batch.
+    pub(super) renamed: Option<Box<Renamed>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -851,6 +854,7 @@ impl Session {
         self.running = None;
         self.unconfirmed.clear();
         self.closed.clear();
+        self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
             self.tally.transactions += 1;

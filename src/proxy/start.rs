@@ -278,6 +278,7 @@ impl Session {
             tally: crate::metrics::counters::Tally::default(),
             marks,
             scratch: crate::plan::cache::Scratch::default(),
+            renamed: None,
         }))
     }
 

@@ -22,10 +22,9 @@ pub enum Argument {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Naming {
     Nothing,
-    /// PREPARE; `makes_table`: the statement is SELECT INTO, which PostgreSQL refuses.
+    /// PREPARE.
     Prepares {
         name: String,
-        makes_table: bool,
     },
     /// EXECUTE, by itself or within another statement.
     Executes {
@@ -230,23 +229,5 @@ mod tests {
                 Argument::Null,
             ]
         );
-    }
-
-    #[test]
-    fn what_makes_a_table_is_told() {
-        for (text, makes) in [
-            ("PREPARE a AS SELECT 1 INTO t", true),
-            (
-                "PREPARE a AS SELECT 1 INTO t UNION SELECT 2 UNION SELECT 3",
-                true,
-            ),
-            ("PREPARE a AS SELECT 1", false),
-            ("PREPARE a AS INSERT INTO t SELECT 1", false),
-        ] {
-            let naming = executions(text).unwrap().remove(0).naming;
-            let name = "a".to_owned();
-            let makes_table = makes;
-            assert_eq!(naming, Naming::Prepares { name, makes_table }, "{text}");
-        }
     }
 }

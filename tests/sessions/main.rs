@@ -23,6 +23,7 @@ mod pooling;
 mod secrets;
 mod settings;
 mod sharded;
+mod sql_prepared;
 mod statements;
 mod suites;
 mod values;

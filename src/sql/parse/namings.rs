@@ -27,7 +27,6 @@ fn naming(node: Node<'_>) -> Naming {
     match node {
         Node::PrepareStmt(prepare) => Naming::Prepares {
             name: named(prepare.name()),
-            makes_table: makes_table(prepare.query()),
         },
         Node::ExecuteStmt(execute) => Naming::Executes {
             name: named(execute.name()),
@@ -50,17 +49,6 @@ fn naming_within(node: Node<'_>) -> Naming {
         Node::ExecuteStmt(_) | Node::CreateTableAsStmt(_) => naming(node),
         _ => Naming::Nothing,
     }
-}
-
-/// Whether it is SELECT INTO; of a chain of UNION and such the first says so.
-fn makes_table(node: Node<'_>) -> bool {
-    let Node::SelectStmt(mut select) = node else {
-        return false;
-    };
-    while let Some(left) = select.larg() {
-        select = left;
-    }
-    select.into_clause().is_some()
 }
 
 /// A constant, when its text given to the parameter's type is what PostgreSQL makes of it.
