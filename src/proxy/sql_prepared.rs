@@ -6,10 +6,12 @@
 //! the errors, in which the client finds its own names and positions.
 
 use super::{
+    link::Hold,
+    place::Place,
     prepared::{Prepared, ServerName, identity},
     reply::{self as wording, session as reply},
     request::Stop,
-    session::{Phase, Session},
+    session::{Note, Phase, Session},
 };
 use crate::{
     plan::{Plan, Route, StatementPlan, Target, Values, unroutable::Unroutable},
@@ -72,6 +74,27 @@ pub(super) struct Renamed {
     names: SmallVec<[(ServerName, Box<[u8]>); 1]>,
     /// Behind which character of the text that was sent it is longer than the client's, and by how much in all.
     longer: SmallVec<[(usize, isize); 1]>,
+    /// What the text prepares, by the client's names.
+    prepares: Vec<(String, Arc<Prepared>)>,
+    /// What the text deallocates on the backend, in order.
+    takes: Vec<u128>,
+}
+
+/// The names that a text has given and taken so far.
+#[derive(Default)]
+struct Names {
+    known: Vec<(String, Option<Arc<Prepared>>)>,
+    /// Whether it has forgotten all that was there before it.
+    all_forgotten: bool,
+}
+
+/// Where a statement comes from that a text names.
+enum Found {
+    /// The session had it before.
+    Before(Arc<Prepared>),
+    /// The text itself prepares it.
+    Within(Arc<Prepared>),
+    Nowhere,
 }
 
 /// Changes of a text, made from its start to its end.
@@ -167,6 +190,35 @@ impl Renamed {
     }
 }
 
+/// A text whose names are being found.
+struct Resolving<'t> {
+    rewriting: Rewriting<'t>,
+    needs: Needs,
+}
+
+impl Resolving<'_> {
+    /// Names what was found as backends do.
+    fn name(&mut self, place: &Named, name: &str, found: Found) -> Option<Arc<Prepared>> {
+        let statement = match found {
+            Found::Nowhere => return None,
+            Found::Within(statement) => statement,
+            Found::Before(statement) => {
+                self.needs.push(Arc::clone(&statement));
+                statement
+            }
+        };
+        self.rewriting.rename(place, name, statement.server_name());
+        Some(statement)
+    }
+
+    /// The text prepares it under the name that it has on backends.
+    fn prepare(&mut self, place: &Named, name: &str, prepared: &Arc<Prepared>) {
+        self.rewriting.rename(place, name, prepared.server_name());
+        let prepares = &mut self.rewriting.renamed.prepares;
+        prepares.push((name.to_owned(), Arc::clone(prepared)));
+    }
+}
+
 /// Whether a statement names one that is prepared.
 pub(super) fn names_prepared(statement: &StatementPlan) -> bool {
     executes(statement).is_some()
@@ -210,36 +262,82 @@ impl Session {
         {
             return self.prepare(text, named, name).await;
         }
-        let resolved = self.resolved(text, plan, &named)?;
+        let mut prepares = Vec::new();
+        for named in &named {
+            if let Naming::Prepares { .. } = &named.naming {
+                let types = self.types_named(text, named).await?;
+                let body = body_of(text, named);
+                // Within a text their places tell them apart.
+                prepares.push(types.map(|types| self.prepared_apart(body, &types, &[])));
+            }
+        }
+        let resolved = self.resolved(text, plan, &named, prepares)?;
         Ok(Sql::Resolved(Box::new(resolved)))
     }
 
-    fn resolved(&mut self, text: &str, plan: &Plan, named: &[Named]) -> Result<Resolved, Notice> {
-        let mut rewriting = Rewriting::new(text);
-        let mut needs = Needs::new();
+    fn resolved(
+        &mut self,
+        text: &str,
+        plan: &Plan,
+        named: &[Named],
+        prepares: Vec<Option<Arc<Prepared>>>,
+    ) -> Result<Resolved, Notice> {
+        let mut taken: Vec<u128> = prepares.iter().flatten().map(|made| made.id).collect();
+        let mut prepares = prepares.into_iter();
+        let mut names = Names::default();
+        let mut made = Resolving {
+            rewriting: Rewriting::new(text),
+            needs: Needs::new(),
+        };
         let mut statements = Vec::with_capacity(named.len());
-        let alone = named.len() == 1;
-        for (outer, named) in plan.statements.iter().zip(named) {
+        for (outer, place) in plan.statements.iter().zip(named) {
             let mut derived = None;
-            match &named.naming {
+            match &place.naming {
                 Naming::Executes { name, arguments } => {
-                    if let Some(statement) = self.statement_now(name) {
+                    let found = self.found(&names, name);
+                    if let Some(statement) = made.name(place, name, found) {
                         derived = Some(self.derived(outer, &statement, arguments)?);
-                        rewriting.rename(named, name, statement.server_name());
-                        needs.push(statement);
                     }
                 }
-                Naming::Deallocates { name } if !alone => {
-                    if let Some(statement) = self.statement_now(name) {
-                        rewriting.rename(named, name, statement.server_name());
-                        needs.push(statement);
+                // Alone it is answered here.
+                Naming::Deallocates { name } if named.len() > 1 => {
+                    match self.found(&names, name) {
+                        // Another name may stand for the same on the backend: what goes there is a copy.
+                        Found::Before(statement) => {
+                            let copy = self.copied(&statement, &taken);
+                            taken.push(copy.id);
+                            made.rewriting.renamed.takes.push(copy.id);
+                            made.name(place, name, Found::Before(copy));
+                        }
+                        Found::Within(statement) => {
+                            made.rewriting.renamed.takes.push(statement.id);
+                            made.name(place, name, Found::Within(statement));
+                        }
+                        Found::Nowhere => {}
+                    }
+                    names.known.push((name.clone(), None));
+                }
+                Naming::Prepares { name } => {
+                    let found = self.found(&names, name);
+                    let prepared = prepares.next().flatten();
+                    if made.name(place, name, found).is_none()
+                        && let Some(prepared) = prepared
+                    {
+                        derived = Some(preparing(outer, &prepared));
+                        made.prepare(place, name, &prepared);
+                        names.known.push((name.clone(), Some(prepared)));
                     }
                 }
-                Naming::Nothing | Naming::Prepares { .. } | Naming::Deallocates { .. } => {}
+                Naming::Nothing | Naming::Deallocates { .. } => {
+                    if matches!(outer.effect, Effect::DiscardAll | Effect::Deallocate(None)) {
+                        names.known.clear();
+                        names.all_forgotten = true;
+                    }
+                }
             }
             statements.push(derived.unwrap_or_else(|| left_alone(outer)));
         }
-        let (text, renamed) = rewriting.done();
+        let (text, renamed) = made.rewriting.done();
         let plan = Arc::new(Plan {
             statements,
             structural: Vec::new(),
@@ -247,9 +345,22 @@ impl Session {
         Ok(Resolved {
             text,
             plan,
-            needs,
+            needs: made.needs,
             renamed,
         })
+    }
+
+    fn found(&mut self, names: &Names, name: &str) -> Found {
+        let within = names.known.iter().rev().find(|(known, _)| known == name);
+        match within {
+            Some((_, Some(prepared))) => Found::Within(Arc::clone(prepared)),
+            Some((_, None)) => Found::Nowhere,
+            None if names.all_forgotten => Found::Nowhere,
+            None => match self.statement_now(name) {
+                Some(prepared) => Found::Before(prepared),
+                None => Found::Nowhere,
+            },
+        }
     }
 
     /// The statement of this name, as it is planned now.
@@ -273,10 +384,75 @@ impl Session {
                     return Ok(());
                 }
             }
+            self.make_room(&resolved).await?;
         }
         self.renamed = Some(Box::new(resolved.renamed));
         self.send_query(&resolved.text, resolved.plan);
         Ok(())
+    }
+
+    /// What the text prepares is not there yet, as another session or an earlier text may have left it.
+    async fn make_room(&mut self, resolved: &Resolved) -> Result<(), Stop> {
+        let mut closes = false;
+        for (_, prepared) in &resolved.renamed.prepares {
+            let id = prepared.id;
+            let Some(link) = &mut self.link else { break };
+            let there = link.lease.statements.touch(id) || link.lease.statements.is_spoilt(id);
+            if !there || resolved.needs.iter().any(|needed| needed.id == id) {
+                continue;
+            }
+            let name = prepared.server_name();
+            let out = link.lease.stream.out();
+            frontend::put_named(out, b'C', frontend::Named::Statement(name.as_bytes()));
+            link.lease.statements.remove(id);
+            self.pipeline
+                .asked(Request::Close, Origin::Injected, Note::Evicted(id));
+            closes = true;
+        }
+        if closes && self.phase == Phase::Idle {
+            self.end_of_ours().await?;
+        }
+        Ok(())
+    }
+
+    /// PREPARE has been confirmed; false: it was sent as it stood, and the backend alone knows it.
+    pub(super) fn prepared_there(&mut self, name: &str) -> bool {
+        let Some(renamed) = &mut self.renamed else {
+            return false;
+        };
+        let Some(at) = renamed.prepares.iter().position(|(known, _)| known == name) else {
+            return false;
+        };
+        let (name, prepared) = renamed.prepares.remove(at);
+        if let Some(link) = &mut self.link {
+            // Its text there is the whole message's: parsed anew, it is its own, and errors name the places in that.
+            link.lease.statements.spoil(prepared.id);
+        }
+        self.statements
+            .insert(name.into_bytes().into_boxed_slice(), prepared);
+        self.info.set_prepared(self.statements.len());
+        true
+    }
+
+    /// DEALLOCATE of one name has been confirmed.
+    pub(super) fn deallocated_there(&mut self, name: &str) {
+        if self.statements.remove(name.as_bytes()).is_some() {
+            self.info.set_prepared(self.statements.len());
+        }
+        let Some(renamed) = &mut self.renamed else {
+            return;
+        };
+        if !renamed.takes.is_empty()
+            && let Some(link) = &mut self.link
+        {
+            link.lease.statements.remove(renamed.takes.remove(0));
+        }
+    }
+
+    /// The same statement by another name on backends.
+    fn copied(&mut self, statement: &Prepared, taken: &[u128]) -> Arc<Prepared> {
+        let own = String::from_utf8_lossy(&statement.text).into_owned();
+        self.prepared_apart(own, &statement.types, taken)
     }
 
     /// Makes the link a backend that has the statement; false: PostgreSQL has said why it cannot, and the batch is over
@@ -304,11 +480,8 @@ impl Session {
     async fn end_of_ours(&mut self) -> Result<(), Stop> {
         if let Some(link) = &mut self.link {
             frontend::put_bare(link.lease.stream.out(), b'S');
-            self.pipeline.asked(
-                Request::Sync,
-                Origin::Injected,
-                super::session::Note::Nothing,
-            );
+            self.pipeline
+                .asked(Request::Sync, Origin::Injected, Note::Nothing);
         }
         self.settle().await?;
         if !self.failed {
@@ -330,9 +503,10 @@ impl Session {
         if self.phase != Phase::Idle || !self.pipeline.is_empty() || name.is_empty() {
             return Ok(Sql::AsItStands);
         }
-        let Some(prepared) = self.prepared_by(text, named).await? else {
+        let Some(types) = self.types_named(text, named).await? else {
             return Ok(Sql::AsItStands);
         };
+        let prepared = self.prepared_by(body_of(text, named), types);
         if let Some(Target::Refused(why)) = prepared.statement().map(|statement| &statement.target)
             && prepared
                 .statement()
@@ -365,27 +539,8 @@ impl Session {
         Ok(Sql::Answered)
     }
 
-    /// The statement that PREPARE makes. Its text stands where it stands in the client's, so that errors name its places.
-    /// `None`: PostgreSQL must say what is wrong with its types.
-    async fn prepared_by(
-        &mut self,
-        text: &str,
-        named: &Named,
-    ) -> Result<Option<Arc<Prepared>>, Stop> {
-        let Some(parts) = &named.parts else {
-            return Ok(None);
-        };
-        let types: Vec<&str> = parts
-            .types
-            .iter()
-            .map(|place| text[place.clone()].trim())
-            .collect();
-        let Some(types) = self.types_named(&types).await? else {
-            return Ok(None);
-        };
-        let mut own = text[..parts.keyword].to_owned();
-        own.extend(text[parts.keyword..parts.body].chars().map(|_| ' '));
-        own.push_str(&text[parts.body..named.span.end]);
+    /// The statement that PREPARE makes.
+    fn prepared_by(&mut self, own: String, types: SmallVec<[Oid; 4]>) -> Arc<Prepared> {
         let own = own.into_bytes();
         let planned = self.database.plans.plan(
             &own,
@@ -395,7 +550,7 @@ impl Session {
             &mut self.scratch,
         );
         let raw_types: Vec<u8> = types.iter().flat_map(|oid| oid.to_be_bytes()).collect();
-        Ok(Some(Arc::new(Prepared {
+        Arc::new(Prepared {
             id: identity(self.shared.seed, self.context.digest, &own, &raw_types),
             sent: None,
             text: own.into_boxed_slice(),
@@ -407,17 +562,47 @@ impl Session {
             meaning: self.meaning(),
             told: Arc::default(),
             executes: None,
-        })))
+        })
     }
 
-    /// The types that PREPARE names; `None`: there is one that PostgreSQL does not find.
-    async fn types_named(&mut self, names: &[&str]) -> Result<Option<SmallVec<[Oid; 4]>>, Stop> {
+    /// As [`Self::prepared_by`], with a name on backends that none of the session's statements has: a message may make
+    /// it there, or take it away, while it uses another.
+    fn prepared_apart(
+        &mut self,
+        mut own: String,
+        types: &SmallVec<[Oid; 4]>,
+        taken: &[u128],
+    ) -> Arc<Prepared> {
+        loop {
+            own.push('\t');
+            let made = self.prepared_by(own.clone(), types.clone());
+            let is_known = self.statements.values().any(|known| known.id == made.id);
+            if !is_known && !taken.contains(&made.id) {
+                return made;
+            }
+        }
+    }
+
+    /// The types that PREPARE names; `None`: there is one that PostgreSQL must be asked about with the statement itself.
+    async fn types_named(
+        &mut self,
+        text: &str,
+        named: &Named,
+    ) -> Result<Option<SmallVec<[Oid; 4]>>, Stop> {
+        let places = named.parts.as_ref().map_or(&[][..], |parts| &parts.types);
+        let names: Vec<&str> = places
+            .iter()
+            .map(|place| text[place.clone()].trim())
+            .collect();
         if names.is_empty() {
             return Ok(Some(SmallVec::new()));
         }
-        let any = super::place::Place {
+        if self.phase != Phase::Idle || !self.pipeline.is_empty() {
+            return Ok(None);
+        }
+        let any = Place {
             shard: self.link_shard().unwrap_or(self.any),
-            hold: super::link::Hold::Loose,
+            hold: Hold::Aside,
         };
         self.reach(any).await?;
         let oids: Vec<String> = names
@@ -671,6 +856,22 @@ fn readable<'t>(text: &'t [u8], plan: &Plan) -> Option<(&'t str, Vec<Named>)> {
     (named.len() == plan.statements.len()).then_some((text, named))
 }
 
+/// The statement of a PREPARE. It stands where it stands in the client's text, so that errors name its places.
+fn body_of(text: &str, named: &Named) -> String {
+    let blank = |text: &str| text.chars().map(|_| ' ').collect::<String>();
+    let Some(parts) = &named.parts else {
+        return String::new();
+    };
+    // A remark before it may say where it runs.
+    [
+        &blank(&text[..named.span.start]),
+        &text[named.span.start..parts.keyword],
+        &blank(&text[parts.keyword..parts.body]),
+        &text[parts.body..named.span.end],
+    ]
+    .concat()
+}
+
 /// A statement whose name the session does not know: PostgreSQL judges it. What it makes stays where it was made.
 fn left_alone(outer: &StatementPlan) -> StatementPlan {
     let effect = match executes(outer) {
@@ -680,6 +881,29 @@ fn left_alone(outer: &StatementPlan) -> StatementPlan {
     StatementPlan {
         effect,
         ..outer.clone()
+    }
+}
+
+/// A PREPARE among others.
+fn preparing(outer: &StatementPlan, prepared: &Prepared) -> StatementPlan {
+    let target = match prepared.statement() {
+        Some(StatementPlan {
+            target: Target::Fixed(route @ (Route::One(_) | Route::Home)),
+            ..
+        }) => Target::Fixed(route.clone()),
+        Some(StatementPlan {
+            target: Target::Refused(why),
+            ..
+        }) => Target::Refused(why.clone()),
+        _ => Target::Fixed(Route::Any),
+    };
+    StatementPlan {
+        start: outer.start,
+        end: outer.end,
+        effect: outer.effect.clone(),
+        access: Access::Read,
+        target,
+        gather: None,
     }
 }
 
