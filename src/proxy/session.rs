@@ -23,6 +23,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     several::Several,
+    sql_prepared::Renamed,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -212,6 +213,8 @@ pub struct Session {
     pub(super) tally: Counted,
     pub(super) marks: Marks,
     pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
+    /// What SQL calls differently than the backend in this batch.
+    pub(super) renamed: Option<Box<Renamed>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -902,6 +905,7 @@ impl Session {
         self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
+        self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
             self.tally.transactions += 1;

@@ -123,7 +123,7 @@ impl Several {
             | Effect::DiscardAll
             | Effect::Deallocate(_)
             | Effect::Prepare(_)
-            | Effect::Execute(_)
+            | Effect::Execute { .. }
             | Effect::Declare { .. }
             | Effect::Cursor
             | Effect::CopyIn

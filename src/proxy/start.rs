@@ -314,6 +314,7 @@ impl Session {
             tally: super::counting::Counted::default(),
             marks,
             scratch: None,
+            renamed: None,
         }))
     }
 
