@@ -80,6 +80,7 @@ fn plan() -> Plan {
             access: Access::Read,
             target,
             gather: None,
+            spread: None,
         }],
         structural: Vec::new(),
     }

@@ -177,6 +177,7 @@ fn plan() -> Plan {
             access: Access::Read,
             target,
             gather: None,
+            spread: None,
         }],
         structural: Vec::new(),
     }

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod gather;
 pub mod route;
 mod scope;
+pub mod spread;
 pub mod unroutable;
 mod value;
 mod write;
@@ -87,6 +88,8 @@ pub struct StatementPlan {
     pub target: Target,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How it changes rows of several shards.
+    pub spread: Option<Box<spread::Spread>>,
 }
 
 /// Where a statement runs.

@@ -81,6 +81,7 @@ impl<'a> Analysis<'a> {
 
     /// The placement of a table that is written, when it is sharded; notes what forbids or fixes the others.
     fn written_table(&mut self, relation: &Relation) -> Option<Into<'a>> {
+        self.changes += 1;
         match self.place(&relation.name) {
             Place::Sharded { group, key, .. } => Some(Into {
                 group,
@@ -338,7 +339,8 @@ impl<'a> Analysis<'a> {
     /// The table that is written, which no CTE shadows.
     fn target_table(&mut self, table: &Relation, scope: usize) -> Option<usize> {
         if self.written_table(table).is_some() {
-            return self.table_itself(table, scope, Nullable::No);
+            self.changed = self.table_itself(table, scope, Nullable::No);
+            return self.changed;
         }
         let name = table
             .alias
@@ -527,7 +529,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// This instance and all whose conditions it takes over.
-    fn equal_to(&self, start: usize) -> Vec<usize> {
+    pub(super) fn equal_to(&self, start: usize) -> Vec<usize> {
         let mut reached = vec![start];
         let mut at = 0;
         while let Some(instance) = reached.get(at) {
