@@ -100,17 +100,21 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
     }
 }
 
-/// What each sharded table sets off by itself.
+/// What each table that is on several shards sets off by itself.
 fn effects(snapshot: &Snapshot, observed: &[&Observed]) -> Vec<(TableName, Effects)> {
     let objects: Vec<&Objects> = observed.iter().map(|observed| &observed.objects).collect();
-    let tables = snapshot.tables.iter();
-    let sharded = tables.filter_map(|(name, table)| match &table.placement {
-        Placement::Sharded { key_column, .. } if !snapshot.is_single() => Some((name, key_column)),
-        Placement::Sharded { .. } | Placement::Reference | Placement::Single(_) => None,
+    let found = snapshot.tables.iter().filter_map(|(name, table)| {
+        let effects = match &table.placement {
+            _ if snapshot.is_single() => return None,
+            Placement::Sharded { key_column, .. } => {
+                weigh::effects(snapshot, &objects, name, key_column)
+            }
+            Placement::Reference => weigh::effects_of_copies(snapshot, &objects, name),
+            Placement::Single(_) => return None,
+        };
+        Some((name.clone(), effects))
     });
-    sharded
-        .map(|(name, key)| (name.clone(), weigh::effects(snapshot, &objects, name, key)))
-        .collect()
+    found.collect()
 }
 
 /// What nothing lists, on any shard.

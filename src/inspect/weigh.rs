@@ -47,6 +47,37 @@ pub(super) fn effects(
     found
 }
 
+/// What writing every copy of a reference table sets off beside the copies: each shard would do it again.
+pub(super) fn effects_of_copies(
+    snapshot: &Snapshot,
+    shards: &[&Objects],
+    table: &TableName,
+) -> Effects {
+    let beside = |hazard: &Hazard| matches!(hazard.kind, HazardKind::Trigger | HazardKind::Rule);
+    let mut hazards = Vec::new();
+    for objects in shards {
+        hazards.extend(of_objects(objects, table, "").into_iter().filter(beside));
+        for action in objects
+            .actions
+            .iter()
+            .filter(|action| action.parent == *table)
+        {
+            let child = snapshot.tables.get(&action.child);
+            if child.is_some_and(|child| matches!(child.placement, Placement::Sharded { .. })) {
+                // Rows of every shard follow their own copy, but their keys must stay.
+                hazards.extend(cascade(snapshot, action, ""));
+            }
+        }
+    }
+    hazards.sort();
+    hazards.dedup();
+    hazards.retain(|hazard| !accepted(snapshot, table, &hazard.name));
+    Effects {
+        hazards,
+        fresh: Vec::new(),
+    }
+}
+
 /// Whether the configuration says that it may act on each shard by itself.
 fn accepted(snapshot: &Snapshot, table: &TableName, name: &str) -> bool {
     let fits = |pattern: &str, text: &str| pattern == "*" || pattern == text;

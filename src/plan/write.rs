@@ -33,6 +33,9 @@ impl<'a> Analysis<'a> {
         let outer = self.cte_count();
         self.with(&insert.ctes, insert.recursive, parent);
         let scope = self.open(parent);
+        if let Place::Reference(_) = self.place(&insert.table.name) {
+            self.sets_off(&insert.table, Act::Insert(&[]));
+        }
         match self.written_table(&insert.table) {
             Some(into) => {
                 self.inserted = Some(into.group);
@@ -173,8 +176,9 @@ impl<'a> Analysis<'a> {
 
     /// Refuses what sets off an object of the table that would act on this shard alone.
     pub(super) fn sets_off(&mut self, table: &Relation, act: Act<'_>) {
-        let Place::Sharded { table: known, .. } = self.place(&table.name) else {
-            return;
+        let known = match self.place(&table.name) {
+            Place::Sharded { table: known, .. } | Place::Reference(known) => known,
+            Place::Single(_) | Place::Catalog | Place::Unknown => return,
         };
         if let Some(hazard) = known.effects.of(act) {
             self.refuse(Unroutable::PerShardObject {

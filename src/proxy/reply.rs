@@ -211,7 +211,7 @@ fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
         ),
     };
     (
-        format!("statement on sharded table \"{table}\" would set off what acts on one shard only"),
+        format!("statement on table \"{table}\" would set off what acts on one shard only"),
         why,
     )
 }
