@@ -7,6 +7,7 @@ mod counting;
 pub mod database;
 mod ending;
 mod extended;
+mod fan;
 mod gather;
 pub mod keyring;
 mod link;

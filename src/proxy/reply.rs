@@ -498,6 +498,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
     },
     Code {
+        code: "SW208",
+        sqlstate: "08006",
+        title: "A shard was lost",
+        meaning: "Several shards worked on the statement, and the connection to one of them ended before it had answered. The others were stopped; rows that came before the error are not the whole answer.",
+        what_to_do: "Check that the shard's server runs, and repeat the statement.",
+    },
+    Code {
         code: "SW209",
         sqlstate: "55000",
         title: "Another session's number",

@@ -15,6 +15,7 @@ use super::{
     counting::{Marks, note_reported},
     database::Database,
     ending,
+    fan::Fan,
     link::{Hold, Link},
     listening::Listening,
     numbers::Drew,
@@ -155,6 +156,8 @@ pub struct Session {
     pub(super) link: Option<Link>,
     /// Backends kept beside the link: in session mode, or because of a pin.
     pub(super) parked: Vec<Link>,
+    /// Backends that are at work on one statement together.
+    pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -266,6 +269,9 @@ impl Session {
         }
         if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
+        }
+        if self.fan.is_some() {
+            drop(Box::pin(self.rest_fan()).await);
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
@@ -404,7 +410,7 @@ impl Session {
     }
 
     /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
-    async fn quiet(&mut self) {
+    pub(super) async fn quiet(&mut self) {
         let mut quiet = pin!(self.cancel.quiet());
         let client = &mut self.client;
         poll_fn(|cx| {

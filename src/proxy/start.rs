@@ -241,6 +241,7 @@ impl Session {
             shared,
             link: None,
             parked: Vec::new(),
+            fan: None,
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),

@@ -362,6 +362,18 @@ pub fn shard_missing(shard: &str) -> Notice {
     }
 }
 
+/// A backend that closed its connection while several worked on a statement.
+#[must_use]
+pub fn shard_lost(shard: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Shard \"{shard}\" closed the connection before it had answered. (SW208)"
+        )),
+        hint: Some("Check that its server runs, and repeat the statement.".to_owned()),
+        ..error("08006", "a shard was lost while it worked on the statement")
+    }
+}
+
 /// The server did not take what it was shown.
 fn refused(shard: &str, problem: &ConnectError) -> Notice {
     Notice {
