@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod config;
 pub mod metrics;
 pub mod protocol;
+pub mod split;
 // Layer 3: sockets, and where a statement goes.
 pub mod net;
 pub mod plan;

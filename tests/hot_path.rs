@@ -178,6 +178,7 @@ fn plan() -> Plan {
             target,
             gather: None,
             spread: None,
+            copy_in: None,
         }],
         structural: Vec::new(),
     }

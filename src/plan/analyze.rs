@@ -8,6 +8,8 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod copying;
+
 use super::scope::Instance;
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
@@ -71,6 +73,7 @@ pub fn analyze(
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
+            copy_in: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -102,6 +105,7 @@ pub fn analyze(
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
             spread: planner.spread.take().filter(|_| writes(&statement.kind)),
+            copy_in: planner.copy_in.take(),
         });
     }
     Plan {
@@ -151,7 +155,7 @@ fn depends_on_settings(kind: &Kind) -> bool {
             | Kind::Merge(_)
             | Kind::Explain { .. }
             | Kind::Declare { .. }
-            | Kind::Copy { .. }
+            | Kind::Copy(_)
             | Kind::Call(_)
             | Kind::CreateTemporary
             | Kind::Utility(_)
@@ -213,6 +217,7 @@ fn of_another_encoding(
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
+            copy_in: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let effect = repeatable(effect);
@@ -224,6 +229,7 @@ fn of_another_encoding(
             target,
             gather: None,
             spread: None,
+            copy_in: None,
         }
     });
     Some(Plan {
@@ -288,6 +294,7 @@ fn whole(
         target,
         gather: None,
         spread: None,
+        copy_in: None,
     };
     Plan {
         statements: vec![statement],
@@ -308,6 +315,8 @@ struct Planner<'a> {
     gather: Cell<Option<Box<Gather>>>,
     /// How it is written to several shards, found with its target.
     spread: Cell<Option<Box<Spread>>>,
+    /// How the rows of a COPY find their shards.
+    copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
 }
 
 /// What the functions of a statement do.
@@ -392,6 +401,7 @@ impl Planner<'_> {
                         target,
                         gather: None,
                         spread: None,
+                        copy_in: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -438,12 +448,7 @@ impl Planner<'_> {
                 };
                 (effect, access, target)
             }
-            Kind::Copy {
-                relation,
-                query,
-                from,
-                server,
-            } => self.copy(relation.as_ref(), query.as_deref(), *from, *server),
+            Kind::Copy(copy) => self.copy(copy),
             Kind::Transaction(transaction) => self.transaction(transaction),
             Kind::Set(set) => self.set(set),
             Kind::Show => (Effect::None, read, any()),
@@ -565,6 +570,7 @@ impl Planner<'_> {
                 target,
                 gather: self.gather.take(),
                 spread: self.spread.take(),
+                copy_in: None,
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -573,79 +579,6 @@ impl Planner<'_> {
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
             _ => (Effect::None, access, target),
-        }
-    }
-
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "the direction and the end of COPY"
-    )]
-    fn copy(
-        &self,
-        table: Option<&Name>,
-        query: Option<&Kind>,
-        from: bool,
-        server: bool,
-    ) -> (Effect, Access, Target) {
-        let effect = match (server, from) {
-            (true, _) => Effect::None,
-            (false, true) => Effect::CopyIn,
-            (false, false) => Effect::CopyOut,
-        };
-        let access = if from { Access::Write } else { Access::Read };
-        if server {
-            let why = Unroutable::Unsupported {
-                feature: "COPY to or from a file of the server",
-            };
-            return (effect, access, self.one_shard_only(why));
-        }
-        match (table, query) {
-            (_, Some(query)) => {
-                let (inner, access, target) = self.several(query);
-                let effect = match inner {
-                    inner @ (Effect::Pins(_) | Effect::Opaque) => inner,
-                    Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
-                    _ => effect,
-                };
-                (effect, access, target)
-            }
-            (Some(table), None) => {
-                let effect = if self.names_code() {
-                    Effect::Pins(PinReason::Code)
-                } else {
-                    effect
-                };
-                (effect, access, self.copy_table(table, from))
-            }
-            (None, None) => (
-                effect,
-                access,
-                self.one_shard_only(Unroutable::NotUnderstood),
-            ),
-        }
-    }
-
-    fn copy_table(&self, table: &Name, from: bool) -> Target {
-        use super::block::{Place, full_name};
-        let name = full_name(table);
-        let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
-        match analysis.place(table) {
-            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
-            Place::Reference(_) if from => {
-                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
-            }
-            Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
-                feature: "writing to the system catalogs",
-            }),
-            Place::Reference(_) | Place::Catalog => match self.pinned {
-                Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
-                _ => Target::Fixed(Route::Any),
-            },
-            Place::Single(shard) => match self.one_shard_only(Unroutable::NotUnderstood) {
-                Target::Fixed(Route::One(named)) if named != shard => self.contradicts(shard),
-                _ => Target::Fixed(Route::One(shard)),
-            },
-            Place::Unknown => self.one_shard_only(Unroutable::UnknownTable { table: name }),
         }
     }
 

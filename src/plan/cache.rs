@@ -609,6 +609,7 @@ mod tests {
             target: Target::Fixed(Route::One(ShardId(number))),
             gather: None,
             spread: None,
+            copy_in: None,
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod analyze;
 mod block;
 pub mod cache;
+pub mod copy;
 pub mod explain;
 pub mod gather;
 pub mod route;
@@ -90,6 +91,8 @@ pub struct StatementPlan {
     pub gather: Option<Box<gather::Gather>>,
     /// How it changes rows of several shards.
     pub spread: Option<Box<spread::Spread>>,
+    /// How the rows of a COPY FROM STDIN find their shards.
+    pub copy_in: Option<Box<copy::CopyIn>>,
 }
 
 /// Where a statement runs.

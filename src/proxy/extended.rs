@@ -517,7 +517,7 @@ impl Session {
         let told = &prepared.told;
         if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
-            if !self.link.as_mut().is_some_and(known) {
+            if !self.link.as_deref_mut().is_some_and(known) {
                 self.send_parse(prepared, Origin::Injected);
             }
             return Ok(());

@@ -411,7 +411,7 @@ impl Session {
                 self.rest_fan().await?;
                 return Err(reply::shard_missing(self.database.shard_name(shard)).into());
             };
-            self.join_fan(link);
+            self.join_fan(*link);
         }
         Ok(())
     }
@@ -535,7 +535,7 @@ impl Session {
                 continue; // Closed: a transaction is open that nobody began.
             }
             self.cancel.attach(&link.lease.target);
-            self.link = Some(link);
+            self.link = Some(Box::new(link));
             self.end_aside().await?;
             self.unlink().await?;
         }

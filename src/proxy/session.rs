@@ -153,9 +153,10 @@ pub struct Session {
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
     pub(super) mode: PoolMode,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    pub(super) parked: Vec<Link>,
+    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
+    pub(super) parked: Vec<Box<Link>>,
     /// Backends that are at work on one statement together.
     pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
@@ -244,7 +245,9 @@ impl Session {
                     Box::pin(self.join_others()).await?;
                 }
             }
-            if !self.requests().await? {
+            // Boxes: what the work needs is not kept while the client thinks.
+            let none = self.client.buffered().is_empty();
+            if none || !Box::pin(self.requests()).await? {
                 let done = self.client_closed && !self.answers_on_its_own();
                 if done || self.left_in_copy() {
                     return Ok(());
@@ -340,7 +343,9 @@ impl Session {
 
     /// Between batches: gives the backend back when nothing holds it.
     async fn rest(&mut self) -> Result<(), End> {
-        self.end_aside().await?;
+        if self.runs_aside() {
+            Box::pin(self.end_aside()).await?;
+        }
         if !self.at_rest() {
             return Ok(());
         }
@@ -361,10 +366,15 @@ impl Session {
         self.unlink().await
     }
 
+    /// Whether a transaction runs beside a deferred one.
+    fn runs_aside(&self) -> bool {
+        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
+        self.link.as_deref().is_some_and(open)
+    }
+
     /// Ends the transaction that ran beside a deferred one: nothing of it stays.
     pub(super) async fn end_aside(&mut self) -> Result<(), End> {
-        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
-        if self.link.as_ref().is_some_and(open) {
+        if self.runs_aside() {
             drop(self.prelude(b"ROLLBACK").await?);
             if let Some(link) = &mut self.link {
                 link.lease.applied = link.at_begin.clone();
@@ -383,10 +393,11 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
-                .await
-                .is_ok();
-            if !quiet || self.prelude(b"").await.is_err() {
+            let arrived = async {
+                let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet());
+                quiet.await.is_ok() && self.prelude(b"").await.is_ok()
+            };
+            if !Box::pin(arrived).await {
                 self.link = None;
                 return Ok(());
             }
@@ -453,7 +464,7 @@ impl Session {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
-                    let link = Link {
+                    let link = Box::new(Link {
                         lease,
                         shard,
                         hold,
@@ -465,7 +476,7 @@ impl Session {
                         spent: false,
                         listens: false,
                         since: self.marks.begun,
-                    };
+                    });
                     self.attach(link);
                 }
             }
@@ -473,7 +484,7 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, mut link: Link) {
+    fn attach(&mut self, mut link: Box<Link>) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -637,7 +648,7 @@ impl Session {
     ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
         let problem = match self.checkout(wanted).await? {
-            Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
+            Waited::Lease(lease) => return Ok(Ok((lease, wanted))),
             Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
             Waited::Failed(problem) => problem,
         };
@@ -647,7 +658,7 @@ impl Session {
             match self.checkout(next).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
-                    return Ok(Ok((*lease, next)));
+                    return Ok(Ok((lease, next)));
                 }
                 Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
                 // What is told is about the first.
@@ -665,7 +676,7 @@ impl Session {
     async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
-            return Ok(Waited::Lease(Box::new(lease)));
+            return Ok(Waited::Lease(lease));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
@@ -686,7 +697,7 @@ impl Session {
         poll_fn(|cx| {
             if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
                 return Poll::Ready(Ok(match result {
-                    Ok(lease) => Waited::Lease(Box::new(lease)),
+                    Ok(lease) => Waited::Lease(lease),
                     Err(problem) => Waited::Failed(problem),
                 }));
             }
@@ -911,7 +922,7 @@ impl Drop for Session {
 
 /// What became of a wait for a backend.
 enum Waited {
-    Lease(Box<Lease>),
+    Lease(Lease),
     Cancelled,
     Failed(CheckoutError),
 }
