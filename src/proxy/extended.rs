@@ -16,7 +16,7 @@ use crate::{
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::{self},
         frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
         notice::Notice,
@@ -290,7 +290,7 @@ impl Session {
                 return if self.skip {
                     Ok(())
                 } else {
-                    self.execute_here(&prepared)
+                    self.execute_made(&prepared).await
                 };
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
@@ -300,6 +300,12 @@ impl Session {
             self.unsettled |= prepared
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
+        }
+        if let (Note::Executed(prepared), true) = (&note, self.several.goes_on()) {
+            Box::pin(self.execute_everywhere(prepared)).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
@@ -328,6 +334,28 @@ impl Session {
             self.settle().await?;
         }
         Ok(())
+    }
+
+    /// Execute of a portal that is answered here, if it still can be.
+    async fn execute_made(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let Some(statement) = prepared.statement() else {
+            return Ok(());
+        };
+        if self.ends_several(statement) {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            if !self.skip {
+                let mut out = Vec::new();
+                put_complete(&mut out, tag);
+                self.made(out, Note::Nothing);
+            }
+            return Ok(());
+        }
+        let open = self.status() != Status::Idle && self.deferred.is_none();
+        if open && self.controls(statement) {
+            // Bound before a shard was reached: here it would end nothing.
+            return Err(reply::bound_before().into());
+        }
+        self.execute_here(prepared)
     }
 
     pub(super) async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {

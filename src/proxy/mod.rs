@@ -21,6 +21,7 @@ pub mod replication;
 pub mod reply;
 mod request;
 pub mod session;
+mod several;
 mod simple;
 pub mod start;
 mod vacate;

@@ -14,7 +14,7 @@ use crate::{
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::HEADER,
         frontend::{self, put_parse},
         notice::{Notice, Words},
@@ -62,6 +62,15 @@ impl Session {
         {
             self.park_at_rest();
         }
+        if let [statement] = statements
+            && self.ends_several(statement)
+        {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            put_complete(self.client.out(), tag);
+            self.ready_here();
+            return Ok(());
+        }
+        self.check_message(statements)?;
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -106,6 +115,9 @@ impl Session {
         }
         self.send_pending();
         self.vacate_for(text);
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
+        }
         self.send_query(text, planned.plan);
         Ok(())
     }

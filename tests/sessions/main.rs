@@ -25,5 +25,6 @@ mod settings;
 mod sharded;
 mod statements;
 mod suites;
+mod transactions_over_shards;
 mod values;
 mod volume;
