@@ -23,6 +23,7 @@ mod request;
 pub mod session;
 mod several;
 mod simple;
+mod spread;
 pub mod start;
 mod vacate;
 

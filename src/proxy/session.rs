@@ -22,6 +22,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     several::Several,
+    spread::WritingPortal,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -112,6 +113,8 @@ pub(super) enum Phase {
 pub(super) enum Portal {
     /// Answered here.
     Here(Arc<Prepared>),
+    /// Of a write to several shards.
+    Writing(Box<WritingPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -180,6 +183,8 @@ pub struct Session {
     pub(super) overridden: HashMap<String, String>,
     pub(super) deferred: Option<Deferred>,
     pub(super) several: Several,
+    /// The open transaction is ours, and ends with the batch.
+    pub(super) for_batch: bool,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
     /// What the client has been told by ParameterStatus.

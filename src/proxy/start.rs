@@ -275,6 +275,7 @@ impl Session {
             context_stale: true,
             overridden: HashMap::new(),
             deferred: None,
+            for_batch: false,
             several: super::several::Several::default(),
             listening: None,
             reported: Reported::default(),

@@ -23,6 +23,7 @@ mod pooling;
 mod secrets;
 mod settings;
 mod sharded;
+mod spread;
 mod statements;
 mod suites;
 mod transactions_over_shards;

@@ -58,11 +58,11 @@ impl Spread {
         let end = layout.end()?;
         match &self.what {
             What::Share(_) => Some(Part {
-                text: edited(text, layout.start()?..end, &edits),
+                text: edited(text, 0..end, &edits),
                 parameters: None,
             }),
             What::Copies(copies) => {
-                let mut made = edited(text, layout.start()?..end, &edits);
+                let mut made = edited(text, 0..end, &edits);
                 let word = if layout.returning().is_some() {
                     ","
                 } else {
@@ -85,7 +85,7 @@ impl Spread {
                 let kept = kept?;
                 let numbers = layout.renumber(&kept, first..last, &mut edits);
                 edits.sort_by_key(|edit| edit.place.start);
-                let mut made = edited(text, layout.start()?..first, &edits);
+                let mut made = edited(text, 0..first, &edits);
                 for (at, row) in kept.into_iter().enumerate() {
                     made.push_str(if at == 0 { "" } else { ", " });
                     made.push_str(&edited(text, row, &edits));
@@ -169,7 +169,7 @@ pub(super) fn quote(name: &str) -> String {
 /// A number that tells rows apart, for each row that is written.
 fn fingerprint(alias: &str) -> String {
     format!(
-        "pg_catalog.hashtextextended((ROW({alias}.*)::pg_catalog.text) COLLATE pg_catalog.\"C\", 0)"
+        "pg_catalog.hashtextextended((ROW({alias}.*)::pg_catalog.text) COLLATE pg_catalog.\"C\", 0)::pg_catalog.text"
     )
 }
 
@@ -218,10 +218,6 @@ impl<'a> Layout<'a> {
             from,
             to: behind + 1,
         })
-    }
-
-    fn start(&self) -> Option<usize> {
-        Some(self.pieces.get(self.from)?.start)
     }
 
     fn end(&self) -> Option<usize> {
