@@ -1,5 +1,5 @@
-//! Writes to several shards: each is sent its part, all at once and within one transaction, and the client gets the
-//! answer of one PostgreSQL.
+//! Writes to several shards: each is sent its part within one transaction, and the client gets the answer of one
+//! PostgreSQL.
 //!
 //! What must stay true: of a statement every shard has done its part, or none. In a transaction of the client's its
 //! shards become part of that. Else a transaction of ours begins, which ends with the batch and before the client is
@@ -379,60 +379,55 @@ impl Session {
             // The plan is of a text with the same template.
             parts.push(part.ok_or_else(reply::malformed)?);
         }
+        let mut heard = Heard::new(&writing.spread.what, parts.len());
         self.fan_out_over(&writing.shares);
-        if let Some(fan) = self.fan.as_deref_mut() {
-            for (at, part) in parts.iter().enumerate() {
-                fan.ask(at, 1, |out| writing.put(part, out));
-            }
-        }
-        let mut answers: Vec<Answer> = parts.iter().map(|_| Answer::default()).collect();
-        let mut problem: Option<(usize, Vec<u8>)> = None;
-        let mut notices = Vec::new();
-        let mut held = 0;
-        let what = &writing.spread.what;
-        let heard = self.hear_fan(|at, tag, body| {
-            match tag {
-                b'E' if problem.is_none() => problem = Some((at, body.to_vec())),
-                b'T' => answers[at].describe(body),
-                b'D' => {
-                    held += body.len();
-                    if held > LIMIT {
-                        return Err(reply::too_many_rows(LIMIT).into());
-                    }
-                    let added = answers[at].row(body, what, at == 0);
-                    added.map_err(|discord| discord_words(discord, what))?;
-                }
-                b'C' => answers[at].complete(command_tag(body).unwrap_or_default()),
-                // Every copy's would be the same.
-                b'N' if at == 0 || !matches!(what, What::Copies(_)) => {
-                    put(&mut notices, b'N', |out| out.extend_from_slice(body));
-                }
-                _ => {}
-            }
-            Ok(())
-        });
-        let heard = heard.await;
-        if let Err(Stop::End(end)) = heard {
+        let worked = self.work(writing, &parts, &mut heard).await;
+        if let Err(Stop::End(end)) = worked {
             return Err(Stop::End(end));
         }
-        self.client.out().extend_from_slice(&notices);
+        self.client.out().extend_from_slice(&heard.notices);
         self.gather_in(&writing.shares).await?;
         self.drew = None;
-        if let Some((_, body)) = problem {
+        if let Some(body) = heard.problem {
             return Err(Words::Servers(writing.own_error(&body)).into());
         }
-        heard?;
+        worked?;
         if self.status() != Status::Transaction {
             // A cancel has hit what came behind.
             return Err(reply::cancelled().into());
         }
-        let rows: Vec<Vec<u32>> = writing
-            .shares
-            .shards
-            .iter()
-            .map(|(_, rows)| rows.clone())
-            .collect();
-        together(&answers, what, &rows).map_err(|discord| discord_words(discord, what))
+        let rows = writing.shares.shards.iter();
+        let rows: Vec<Vec<u32>> = rows.map(|(_, rows)| rows.clone()).collect();
+        let what = heard.what;
+        together(&heard.answers, what, &rows).map_err(|discord| discord_words(discord, what))
+    }
+
+    /// Asks the shards and hears their answers. One after the other: a statement that waits for another's rows holds none
+    /// on shards behind, so that two of them never wait for each other on different shards, which no server would notice.
+    /// Copies are locked, so that nobody else has any of them: all at once.
+    async fn work(
+        &mut self,
+        writing: &Writing<'_>,
+        parts: &[Part],
+        heard: &mut Heard<'_>,
+    ) -> Result<(), Stop> {
+        let at_once = match heard.what {
+            What::Copies(_) => parts.len(),
+            What::Rows(_) | What::Share(_) => 1,
+        };
+        for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
+            for (at, part) in some.iter().enumerate() {
+                if let Some(fan) = self.fan.as_deref_mut() {
+                    fan.ask(round * at_once + at, 1, |out| writing.put(part, out));
+                }
+            }
+            self.hear_fan(|at, tag, body| heard.hear(at, tag, body))
+                .await?;
+            if heard.problem.is_some() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Makes every shard a part of the transaction, in their order. A table that all have a copy of is locked on each
@@ -504,6 +499,51 @@ impl Session {
         }
         // A part of the client's transaction is gone with it.
         Err(told(reply::backend_lost(name)).into())
+    }
+}
+
+/// What has been heard of the shards.
+struct Heard<'a> {
+    what: &'a What,
+    answers: Vec<Answer>,
+    /// The first error, as the server worded it.
+    problem: Option<Vec<u8>>,
+    /// Notices for the client.
+    notices: Vec<u8>,
+    held: usize,
+}
+
+impl<'a> Heard<'a> {
+    fn new(what: &'a What, count: usize) -> Self {
+        Self {
+            what,
+            answers: (0..count).map(|_| Answer::default()).collect(),
+            problem: None,
+            notices: Vec::new(),
+            held: 0,
+        }
+    }
+
+    fn hear(&mut self, at: usize, tag: u8, body: &[u8]) -> Result<(), Stop> {
+        match tag {
+            b'E' if self.problem.is_none() => self.problem = Some(body.to_vec()),
+            b'T' => self.answers[at].describe(body),
+            b'D' => {
+                self.held += body.len();
+                if self.held > LIMIT {
+                    return Err(reply::too_many_rows(LIMIT).into());
+                }
+                let added = self.answers[at].row(body, self.what, at == 0);
+                added.map_err(|discord| discord_words(discord, self.what))?;
+            }
+            b'C' => self.answers[at].complete(command_tag(body).unwrap_or_default()),
+            // Every copy's would be the same.
+            b'N' if at == 0 || !matches!(self.what, What::Copies(_)) => {
+                put(&mut self.notices, b'N', |out| out.extend_from_slice(body));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 

@@ -184,21 +184,27 @@ impl Written {
         }
     }
 
-    /// Puts up to so many rows, all for 0; whether these are all that there are. The tag is put behind the last.
+    /// Puts up to so many rows, all for 0; whether these are all that there are. The tag is put behind the last, and
+    /// counts, as PostgreSQL's, the rows that were given now.
     pub(super) fn put_rows(&mut self, most: usize, out: &mut Vec<u8>) -> bool {
-        let mut left = if most == 0 { usize::MAX } else { most };
-        while left > 0
+        let mut given = 0;
+        while (most == 0 || given < most)
             && let Some(row) = self.rows.pop_front()
         {
             put(out, b'D', |out| out.extend_from_slice(&row));
-            left -= 1;
+            given += 1;
         }
-        // As in PostgreSQL, that there are no more is found out by asking for more.
-        if left == 0 && self.columns.is_some() {
+        // That there are no more is found out by asking for more.
+        if most > 0 && given == most {
             put(out, b's', |_| {});
             return false;
         }
-        put_complete(out, &self.tag);
+        match split_tag(&self.tag).filter(|_| self.columns.is_some()) {
+            Some((verb, _)) => {
+                put_complete(out, &[verb, given.to_string().as_bytes()].concat());
+            }
+            None => put_complete(out, &self.tag),
+        }
         true
     }
 }
@@ -391,6 +397,6 @@ mod tests {
         assert!(!written.put_rows(2, &mut out));
         assert_eq!(out.last_chunk(), Some(b"s\0\0\0\x04"));
         assert!(written.put_rows(2, &mut out));
-        assert!(out.ends_with(b"DELETE 2\0"));
+        assert!(out.ends_with(b"DELETE 0\0"));
     }
 }
