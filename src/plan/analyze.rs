@@ -18,6 +18,7 @@ use super::{
     combine::{self, Combine},
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
+    spread::{self, Asked, Spread},
     unroutable::Unroutable,
     value::Reading,
 };
@@ -73,6 +74,7 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -108,6 +110,7 @@ pub fn analyze(
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
             combine: planner
@@ -150,6 +153,11 @@ fn unsettles(effect: &Effect) -> bool {
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
     }
+}
+
+/// Whether a statement changes rows, and nothing around it does something else with them.
+fn writes(kind: &Kind) -> bool {
+    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
 }
 
 /// Whether a statement names tables or functions.
@@ -225,6 +233,7 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -240,6 +249,7 @@ fn of_another_encoding(
             target,
             numbers,
             gather: None,
+            spread: None,
             copy_in: None,
             changes: None,
             combine: None,
@@ -307,6 +317,7 @@ fn whole(
         target,
         numbers: Numbers::MayAsk,
         gather: None,
+        spread: None,
         copy_in: None,
         changes: None,
         combine: None,
@@ -328,6 +339,8 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How it is written to several shards, found with its target.
+    spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     /// How a schema change runs on several shards.
@@ -590,6 +603,7 @@ impl Planner<'_> {
             let inner = StatementPlan {
                 gather: self.gather.take(),
                 combine: self.combine.take(),
+                spread: self.spread.take(),
                 ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
@@ -646,6 +660,8 @@ impl Planner<'_> {
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
+            self.spread
+                .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
     }
@@ -726,6 +742,32 @@ impl Planner<'_> {
         };
         let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
         whole.then(|| Box::new(gather))
+    }
+
+    /// How a write is made of parts when it needs several shards.
+    fn spread_over_shards(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        calls: &Calls,
+    ) -> Option<Box<Spread>> {
+        let fits = analysis.writes
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !fits || !writes(kind) {
+            return None;
+        }
+        let asked = Asked {
+            kind,
+            functions: &self.statement.functions,
+            own: self.own_text(),
+            start: self.statement.start as usize,
+            slots: self.slots,
+        };
+        spread::spread(&asked, analysis, pins)
     }
 
     /// Where a sharded table was found.

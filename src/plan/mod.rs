@@ -13,6 +13,7 @@ pub mod explain;
 pub mod gather;
 pub mod route;
 mod scope;
+pub mod spread;
 pub mod unroutable;
 mod value;
 mod write;
@@ -91,6 +92,8 @@ pub struct StatementPlan {
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How it changes rows of several shards.
+    pub spread: Option<Box<spread::Spread>>,
     /// How the rows of a COPY FROM STDIN find their shards.
     pub copy_in: Option<Box<copy::CopyIn>>,
     /// How a schema change runs on several shards.
@@ -163,6 +166,7 @@ impl StatementPlan {
             target,
             numbers: Numbers::Apart,
             gather: None,
+            spread: None,
             copy_in: None,
             changes: None,
             combine: None,

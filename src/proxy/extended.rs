@@ -64,6 +64,7 @@ impl Session {
         ] = planned.plan.statements.as_slice()
             && !failed
             && planned.plan.statements[0].gather.is_none()
+            && planned.plan.statements[0].spread.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -122,6 +123,7 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            self.check_in_own(&statement.effect)?;
             let alone = std::slice::from_ref(statement);
             let listening = self.concerns_listening(alone);
             if listening {
@@ -143,6 +145,9 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
+                    if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
+                        return Ok(());
+                    }
                     return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
                 }
             };
@@ -254,6 +259,9 @@ impl Session {
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
+                if let Some(Portal::Writing(_)) = self.portals.get(portal) {
+                    return Box::pin(self.describe_spread(portal)).await;
+                }
                 let note = match &self.bound {
                     Some((name, prepared)) if **name == *portal => {
                         Note::DescribedPortal(Arc::clone(prepared))
@@ -291,8 +299,9 @@ impl Session {
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let mut body = frame::Body::new(body);
         let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
-        body.u32()
-            .and_then(|_| body.end())
+        let most = body
+            .u32()
+            .and_then(|most| body.end().map(|()| most))
             .map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
         let note = match self.portals.get(portal) {
@@ -307,6 +316,11 @@ impl Session {
                 } else {
                     self.execute_made(&prepared).await
                 };
+            }
+            Some(Portal::Writing(_)) => {
+                // Zero and below are all.
+                let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
+                return Box::pin(self.execute_spread(portal, most as usize)).await;
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -400,7 +414,10 @@ impl Session {
             }
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                let here = matches!(self.portals.remove(portal), Some(Portal::Here(_)));
+                let here = matches!(
+                    self.portals.remove(portal),
+                    Some(Portal::Here(_) | Portal::Writing(_))
+                );
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
@@ -431,6 +448,9 @@ impl Session {
             self.pipeline
                 .asked(Request::Sync, Origin::Client, Note::Nothing);
             return Ok(());
+        }
+        if self.for_batch {
+            return Box::pin(self.end_batch()).await;
         }
         match self.flush_pending().await {
             Ok(()) => {}

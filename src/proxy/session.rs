@@ -23,6 +23,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     several::Several,
+    spread::WritingPortal,
     sql_prepared::Renamed,
 };
 use crate::{
@@ -110,6 +111,8 @@ pub(super) enum Phase {
 pub(super) enum Portal {
     /// Answered here.
     Here(Arc<Prepared>),
+    /// Of a write to several shards.
+    Writing(Box<WritingPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -177,6 +180,8 @@ pub struct Session {
     pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
     pub(super) several: Several,
+    /// The open transaction is ours, and ends with the batch.
+    pub(super) for_batch: bool,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
     /// Before the first ReadyForQuery.

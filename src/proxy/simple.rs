@@ -102,6 +102,11 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
+                    if let [statement] = statements
+                        && let Some(shares) = self.spreads(statement, &values)?
+                    {
+                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
+                    }
                     let scatter = self.scatters(&planned.plan, &values);
                     let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
                     let Some(scatter) = scatter.filter(|_| at_rest) else {
@@ -229,7 +234,7 @@ impl Session {
     }
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
-    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+    pub(super) async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
         self.count_refusal(notice);
         self.failed = true;
         let open = self

@@ -27,6 +27,7 @@ mod resetting;
 mod secrets;
 mod settings;
 mod sharded;
+mod spread;
 mod sql_prepared;
 mod statements;
 mod suites;
