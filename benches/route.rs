@@ -82,6 +82,8 @@ fn plan() -> Plan {
             gather: None,
             copy_in: None,
             changes: None,
+            combine: None,
+            numbers: shardway::plan::Numbers::Apart,
         }],
         structural: Vec::new(),
     }

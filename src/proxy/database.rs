@@ -17,7 +17,7 @@ use crate::{
     },
     plan::{Context, cache::PlanCache},
     pool::{
-        backend::{Backend, CancelTarget, Reported, Reports, Statements, Tenure},
+        backend::{Backend, CancelTarget, Remembered, Reported, Reports, Statements, Tenure},
         common::Common,
         lease::{Opener, Pool},
         listener::{self, Hub, Spawner, state::Standing},
@@ -30,7 +30,7 @@ use crate::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 use tokio::runtime::Handle;
 
@@ -44,6 +44,8 @@ pub struct Database {
     pub unfit: ArcSwapOption<String>,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
+    /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
+    pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
     /// What its sessions have in common.
@@ -117,6 +119,7 @@ impl Database {
             settings,
             plans,
             unfit: ArcSwapOption::empty(),
+            numbers_asked: AtomicBool::new(false),
             pools: Mutex::default(),
             hubs: Mutex::default(),
             reports: Reports::default(),
@@ -439,6 +442,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         statements: Statements::default(),
         unnamed: None,
         tenure: Tenure::default(),
+        remembered: Remembered::Nothing,
         born: parts.clock.now(),
         info,
     }))

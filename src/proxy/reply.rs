@@ -212,7 +212,7 @@ fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
         ),
     };
     (
-        format!("statement on sharded table \"{table}\" would set off what acts on one shard only"),
+        format!("statement on table \"{table}\" would set off what acts on one shard only"),
         why,
     )
 }
@@ -564,6 +564,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
     },
     Code {
+        code: "SW208",
+        sqlstate: "08006",
+        title: "A shard was lost",
+        meaning: "Several shards worked on the statement, and the connection to one of them ended before it had answered. The others were stopped; rows that came before the error are not the whole answer.",
+        what_to_do: "Check that the shard's server runs, and repeat the statement.",
+    },
+    Code {
         code: "SW209",
         sqlstate: "55000",
         title: "Another session's number",
@@ -622,9 +629,9 @@ pub const CODES: &[Code] = &[
     Code {
         code: "SW301",
         sqlstate: "0A000",
-        title: "Transaction over several shards",
-        meaning: "The transaction is on one shard, and the statement belongs to another.",
-        what_to_do: "Commit before using rows of another shard, or let one transaction use keys of one shard only.",
+        title: "Transaction stays on its shard",
+        meaning: "The transaction is on one shard, and the statement belongs to another, to which it cannot go on: it was not begun by BEGIN in a message of its own, is not READ COMMITTED, the session keeps its server connection, a function may have changed settings on the first shard, or it runs under SET ROLE.",
+        what_to_do: "The message says which. Change that, or let one transaction use keys of one shard only.",
     },
     Code {
         code: "SW302",
@@ -640,12 +647,61 @@ pub const CODES: &[Code] = &[
         meaning: "A Query message changes a setting and has statements behind it that were planned with the settings before it.",
         what_to_do: "Send SET, RESET, DISCARD and ROLLBACK in messages of their own.",
     },
+    Code {
+        code: "SW304",
+        sqlstate: "0A000",
+        title: "Command for several shards not by itself",
+        meaning: "COMMIT, SAVEPOINT, SET or the like in a transaction over several shards came with other statements in one Query message, or was bound before the transaction reached them.",
+        what_to_do: "Send such commands in messages of their own.",
+    },
+    Code {
+        code: "SW305",
+        sqlstate: "55000",
+        title: "Two-phase commit is not ready",
+        meaning: "The transaction wrote on several shards, and the database has no control role, or a shard is not prepared for it or has max_prepared_transactions = 0. It was rolled back.",
+        what_to_do: "Configure the control role, set max_prepared_transactions on every server, and run shardway check --connect.",
+    },
+    Code {
+        code: "SW306",
+        sqlstate: "0A000",
+        title: "Transaction cannot be prepared",
+        meaning: "A transaction that wrote on several shards did what PostgreSQL does not prepare (LISTEN, NOTIFY, temporary tables, WITH HOLD cursors on more than one shard, PREPARE TRANSACTION, SET ROLE).",
+        what_to_do: "Do such things in a transaction of one shard.",
+    },
+    Code {
+        code: "SW307",
+        sqlstate: "08006",
+        title: "Shard lost before the commit",
+        meaning: "A shard's connection was lost before a transaction over several shards was decided; it was rolled back on all of them.",
+        what_to_do: "Repeat the transaction.",
+    },
+    Code {
+        code: "SW308",
+        sqlstate: "40001",
+        title: "Commit did not take effect",
+        meaning: "The shard that decides was lost at its COMMIT, and was asked afterwards: the transaction is rolled back on every shard.",
+        what_to_do: "Repeat the transaction.",
+    },
+    Code {
+        code: "SW309",
+        sqlstate: "08007",
+        title: "Commit in doubt",
+        meaning: "The shard that decides was lost at its COMMIT and cannot be asked. When it is back, the transaction is finished on every shard as it decided.",
+        what_to_do: "Look whether it took effect before repeating it; SHOW TRANSACTIONS in the console lists what is not finished.",
+    },
+    Code {
+        code: "SW310",
+        sqlstate: "08007",
+        title: "Committed, not finished everywhere",
+        meaning: "The transaction is committed; a shard was lost before it could be told, or somebody else has ended its part. Recovery finishes what is left.",
+        what_to_do: "Do not repeat it. SHOW TRANSACTIONS in the console lists what is not finished; the log names parts that were gone.",
+    },
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::effects::Fired;
+    use crate::{catalog::effects::Fired, proxy::several::Stays};
 
     fn every_refusal() -> Vec<Unroutable> {
         let table = || "orders".to_owned();
@@ -743,7 +799,7 @@ mod tests {
         let refused = unroutable(&Unroutable::NotUtf8);
         assert_eq!(code_of(&refused.into()), Some("SW115"));
         assert_eq!(
-            code_of(&session::second_shard("s0", "s1 (old)").into()),
+            code_of(&session::second_shard("s0", "s1 (old)", Stays::Code).into()),
             Some("SW301")
         );
         assert_eq!(code_of(&session::malformed().into()), None);

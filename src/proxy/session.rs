@@ -15,12 +15,14 @@ use super::{
     counting::{Counted, Marks, note_reported},
     database::Database,
     ending,
+    fan::Fan,
     link::{Hold, Link},
     listening::Listening,
     named::Named,
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    several::Several,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -41,7 +43,7 @@ use crate::{
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
-        frontend::put_query,
+        frontend::{put, put_query},
         notice::Words,
     },
 };
@@ -151,8 +153,9 @@ pub struct Session {
     pub(super) mode: PoolMode,
     pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
     pub(super) parked: Vec<Box<Link>>,
+    /// Backends that are at work on one statement together.
+    pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -172,8 +175,11 @@ pub struct Session {
     pub(super) context_stale: bool,
     pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
+    pub(super) several: Several,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
+    /// Before the first ReadyForQuery.
+    pub(super) welcoming: bool,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -183,10 +189,12 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// How many statements of ours are to complete before the next of the simple query under way.
+    pub(super) hidden: usize,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
-    pub(super) drew: Option<Box<Drew>>,
+    pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -267,6 +275,9 @@ impl Session {
         if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
         }
+        if self.fan.is_some() {
+            drop(Box::pin(self.rest_fan()).await);
+        }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
             // The server would go on with a query that nobody waits for.
@@ -285,6 +296,7 @@ impl Session {
             drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
+        self.several.close();
         self.parked.clear();
     }
 
@@ -412,7 +424,7 @@ impl Session {
     }
 
     /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
-    async fn quiet(&mut self) {
+    pub(super) async fn quiet(&mut self) {
         let mut quiet = pin!(self.cancel.quiet());
         let client = &mut self.client;
         poll_fn(|cx| {
@@ -448,6 +460,7 @@ impl Session {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
                     link.since = self.marks.begun;
+                    self.drew.returns_to(&link.lease);
                     self.attach(link);
                 }
                 None => {
@@ -464,18 +477,20 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        unpreparable: false,
                         spent: false,
                         listens: false,
                         since: self.marks.begun,
                     });
                     self.attach(link);
+                    self.come_to_numbers().await?;
                 }
             }
         }
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, mut link: Box<Link>) {
+    pub(super) fn attach(&mut self, mut link: Box<Link>) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -484,7 +499,7 @@ impl Session {
         self.link = Some(link);
     }
 
-    async fn park_or_release(&mut self) -> Result<(), End> {
+    pub(super) async fn park_or_release(&mut self) -> Result<(), End> {
         let keep = self.mode == PoolMode::Session
             || self
                 .pinned
@@ -502,7 +517,7 @@ impl Session {
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
-    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
+    pub(super) async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else {
             return Ok(Ok(()));
         };
@@ -524,6 +539,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.lease.applied = told;
             }
+            self.told_within(&sql);
         }
         self.report_changes();
         let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
@@ -554,6 +570,9 @@ impl Session {
         }
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
+        } else {
+            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
+            self.several.begun(may_go_on.then_some(deferred));
         }
         Ok(Ok(()))
     }
@@ -610,6 +629,10 @@ impl Session {
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'D' => value = first_value(body),
+                b'N' if self.welcoming => {
+                    // About what the client started with: PostgreSQL tells it before the session begins.
+                    put(self.client.out(), b'N', |out| out.extend_from_slice(body));
+                }
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -633,7 +656,7 @@ impl Session {
 
     /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
     /// session's.
-    async fn checkout_for(
+    pub(super) async fn checkout_for(
         &mut self,
         wanted: ShardId,
         hold: Hold,
@@ -876,6 +899,7 @@ impl Session {
         };
         self.skip = false;
         self.running = None;
+        self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
         if status == Status::Idle {
@@ -896,10 +920,12 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.several.close();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
+            link.unpreparable = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }
@@ -977,7 +1003,7 @@ pub(super) async fn read_more(link: &mut Link, database: &Database) -> Result<()
 }
 
 /// The first column of a DataRow, when it is text.
-fn first_value(body: &[u8]) -> Option<String> {
+pub(super) fn first_value(body: &[u8]) -> Option<String> {
     let mut body = frame::Body::new(body);
     body.u16().ok()?;
     let value = body.value().ok()??;
