@@ -80,6 +80,8 @@ fn plan() -> Plan {
             access: Access::Read,
             target,
             gather: None,
+            copy_in: None,
+            changes: None,
         }],
         structural: Vec::new(),
     }

@@ -8,6 +8,9 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod changing;
+mod copying;
+
 use super::scope::Instance;
 use super::{
     Context, Override, Plan, Route, StatementPlan, Target,
@@ -69,6 +72,8 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            copy_in: Cell::default(),
+            changes: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -99,6 +104,8 @@ pub fn analyze(
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            copy_in: planner.copy_in.take(),
+            changes: planner.changes.take(),
         });
     }
     Plan {
@@ -148,9 +155,10 @@ fn depends_on_settings(kind: &Kind) -> bool {
             | Kind::Merge(_)
             | Kind::Explain { .. }
             | Kind::Declare { .. }
-            | Kind::Copy { .. }
+            | Kind::Copy(_)
             | Kind::Call(_)
             | Kind::CreateTemporary
+            | Kind::Change(_)
             | Kind::Utility(_)
             | Kind::Notify
     )
@@ -209,6 +217,8 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            copy_in: Cell::default(),
+            changes: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let effect = repeatable(effect);
@@ -219,6 +229,8 @@ fn of_another_encoding(
             access,
             target,
             gather: None,
+            copy_in: None,
+            changes: None,
         }
     });
     Some(Plan {
@@ -282,6 +294,8 @@ fn whole(
         access: Access::Write,
         target,
         gather: None,
+        copy_in: None,
+        changes: None,
     };
     Plan {
         statements: vec![statement],
@@ -300,6 +314,10 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How the rows of a COPY find their shards.
+    copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    /// How a schema change runs on several shards.
+    changes: Cell<Option<Box<super::change::Changes>>>,
 }
 
 /// What the functions of a statement do.
@@ -383,6 +401,8 @@ impl Planner<'_> {
                         access,
                         target,
                         gather: None,
+                        copy_in: None,
+                        changes: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -429,12 +449,7 @@ impl Planner<'_> {
                 };
                 (effect, access, target)
             }
-            Kind::Copy {
-                relation,
-                query,
-                from,
-                server,
-            } => self.copy(relation.as_ref(), query.as_deref(), *from, *server),
+            Kind::Copy(copy) => self.copy(copy),
             Kind::Transaction(transaction) => self.transaction(transaction),
             Kind::Set(set) => self.set(set),
             Kind::Show => (Effect::None, read, any()),
@@ -485,6 +500,7 @@ impl Planner<'_> {
                 });
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
+            Kind::Change(change) => self.change(change),
             Kind::Utility(command) => (
                 self.made(command),
                 write,
@@ -567,6 +583,8 @@ impl Planner<'_> {
                 access,
                 target,
                 gather: self.gather.take(),
+                copy_in: None,
+                changes: None,
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -583,79 +601,6 @@ impl Planner<'_> {
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
             _ => (Effect::None, access, target),
-        }
-    }
-
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "the direction and the end of COPY"
-    )]
-    fn copy(
-        &self,
-        table: Option<&Name>,
-        query: Option<&Kind>,
-        from: bool,
-        server: bool,
-    ) -> (Effect, Access, Target) {
-        let effect = match (server, from) {
-            (true, _) => Effect::None,
-            (false, true) => Effect::CopyIn,
-            (false, false) => Effect::CopyOut,
-        };
-        let access = if from { Access::Write } else { Access::Read };
-        if server {
-            let why = Unroutable::Unsupported {
-                feature: "COPY to or from a file of the server",
-            };
-            return (effect, access, self.one_shard_only(why));
-        }
-        match (table, query) {
-            (_, Some(query)) => {
-                let (inner, access, target) = self.several(query);
-                let effect = match inner {
-                    inner @ (Effect::Pins(_) | Effect::Opaque) => inner,
-                    Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
-                    _ => effect,
-                };
-                (effect, access, target)
-            }
-            (Some(table), None) => {
-                let effect = if self.names_code() {
-                    Effect::Pins(PinReason::Code)
-                } else {
-                    effect
-                };
-                (effect, access, self.copy_table(table, from))
-            }
-            (None, None) => (
-                effect,
-                access,
-                self.one_shard_only(Unroutable::NotUnderstood),
-            ),
-        }
-    }
-
-    fn copy_table(&self, table: &Name, from: bool) -> Target {
-        use super::block::{Place, full_name};
-        let name = full_name(table);
-        let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
-        match analysis.place(table) {
-            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
-            Place::Reference(_) if from => {
-                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
-            }
-            Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
-                feature: "writing to the system catalogs",
-            }),
-            Place::Reference(_) | Place::Catalog => match self.pinned {
-                Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
-                _ => Target::Fixed(Route::Any),
-            },
-            Place::Single(shard) => match self.one_shard_only(Unroutable::NotUnderstood) {
-                Target::Fixed(Route::One(named)) if named != shard => self.contradicts(shard),
-                _ => Target::Fixed(Route::One(shard)),
-            },
-            Place::Unknown => self.one_shard_only(Unroutable::UnknownTable { table: name }),
         }
     }
 

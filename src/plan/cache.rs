@@ -603,6 +603,8 @@ mod tests {
             access: Access::Read,
             target: Target::Fixed(Route::One(ShardId(number))),
             gather: None,
+            copy_in: None,
+            changes: None,
         }
     }
 

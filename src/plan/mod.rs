@@ -6,6 +6,8 @@
 pub mod analyze;
 mod block;
 pub mod cache;
+pub mod change;
+pub mod copy;
 pub mod explain;
 pub mod gather;
 pub mod route;
@@ -87,6 +89,10 @@ pub struct StatementPlan {
     pub target: Target,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How the rows of a COPY FROM STDIN find their shards.
+    pub copy_in: Option<Box<copy::CopyIn>>,
+    /// How a schema change runs on several shards.
+    pub changes: Option<Box<change::Changes>>,
 }
 
 /// Where a statement runs.

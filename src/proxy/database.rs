@@ -22,6 +22,7 @@ use crate::{
         listener::{self, Hub, Spawner, state::Standing},
     },
     protocol::parameters::Applied,
+    txn::{Incarnation, coordinator::Coordinator},
     wire::startup::Replication,
 };
 
@@ -40,6 +41,8 @@ pub struct Database {
     pub plans: PlanCache,
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
+    /// Transactions over several shards.
+    pub coordinator: Arc<Coordinator>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
     parts: Parts,
@@ -53,6 +56,8 @@ pub struct Parts {
     pub runtime: Handle,
     pub tls: Arc<ClientTls>,
     pub keyring: Arc<Keyring>,
+    /// The process, under the name that its transactions bear.
+    pub incarnation: Arc<Incarnation>,
     /// Runs what outlives its session: shared listeners.
     pub spawner: Spawner,
 }
@@ -99,6 +104,11 @@ impl Database {
     pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
+            coordinator: Coordinator::new(
+                &settings,
+                Arc::clone(&parts.incarnation),
+                &parts.metrics,
+            ),
             settings,
             plans,
             unfit: ArcSwapOption::empty(),

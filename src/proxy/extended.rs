@@ -9,14 +9,15 @@ use super::{
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
     session::{End, Note, Phase, Portal, Session},
+    sql_prepared::Meant,
 };
 use crate::{
     catalog::snapshot::Snapshot,
-    plan::{StatementPlan, Target, Values, cache::Planned, unroutable::Unroutable},
+    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::{self},
         frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
         notice::Notice,
@@ -46,14 +47,11 @@ impl Session {
             &self.snapshot,
             &mut self.scratch,
         );
-        let executed = self.executed(parse.text, &planned.plan)?;
-        let planned = match &executed {
-            Some(executed) => Planned {
-                plan: Arc::clone(&executed.plan),
-                ..planned
-            },
-            None => planned,
-        };
+        let Meant {
+            planned,
+            sent,
+            executes,
+        } = self.meant(parse.text, planned)?;
         let failed = self.status() == Status::Failed;
         if let [
             StatementPlan {
@@ -66,18 +64,14 @@ impl Session {
         {
             return Err(wording::unroutable(reason).into());
         }
-        let own = match &executed {
-            Some(executed) => Some(executed.text.clone()),
-            None => self.with_own_defaults(parse.text, &planned.plan),
-        };
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                own.as_deref().unwrap_or(parse.text),
+                sent.as_deref().unwrap_or(parse.text),
                 parse.raw_types(),
             ),
-            sent: own.map(Vec::into_boxed_slice),
+            sent: sent.map(Vec::into_boxed_slice),
             text: parse.text.into(),
             raw_types: parse.raw_types().into(),
             types,
@@ -86,7 +80,7 @@ impl Session {
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
-            executes: executed.map(|executed| executed.execution),
+            executes,
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -304,7 +298,7 @@ impl Session {
                 return if self.skip {
                     Ok(())
                 } else {
-                    self.execute_here(&prepared)
+                    self.execute_made(&prepared).await
                 };
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
@@ -314,6 +308,12 @@ impl Session {
             self.unsettled |= prepared
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
+        }
+        if let (Note::Executed(prepared), true) = (&note, self.several.goes_on()) {
+            Box::pin(self.execute_everywhere(prepared)).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
@@ -342,6 +342,28 @@ impl Session {
             self.settle().await?;
         }
         Ok(())
+    }
+
+    /// Execute of a portal that is answered here, if it still can be.
+    async fn execute_made(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let Some(statement) = prepared.statement() else {
+            return Ok(());
+        };
+        if self.ends_several(statement) {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            if !self.skip {
+                let mut out = Vec::new();
+                put_complete(&mut out, tag);
+                self.made(out, Note::Nothing);
+            }
+            return Ok(());
+        }
+        let open = self.status() != Status::Idle && self.deferred.is_none();
+        if open && self.controls(statement) {
+            // Bound before a shard was reached: here it would end nothing.
+            return Err(reply::bound_before().into());
+        }
+        self.execute_here(prepared)
     }
 
     pub(super) async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -532,7 +554,7 @@ impl Session {
         let told = &prepared.told;
         if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
-            if !self.link.as_mut().is_some_and(known) {
+            if !self.link.as_deref_mut().is_some_and(known) {
                 self.send_parse(prepared, Origin::Injected);
             }
             return Ok(());

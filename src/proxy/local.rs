@@ -46,6 +46,9 @@ impl Session {
                 .as_ref()
                 .is_none_or(|link| link.status != Status::Failed);
         }
+        if self.ends_several(statement) {
+            return true;
+        }
         if self.link.is_some() || self.snapshot.is_single() {
             return false;
         }
@@ -320,6 +323,7 @@ impl Session {
             Effect::Listen(_) | Effect::Unlisten(_) => self.listening_took_effect(effect),
             Effect::Pins(reason) => self.pin(*reason),
         }
+        self.followed(effect);
     }
 
     #[expect(
@@ -330,9 +334,11 @@ impl Session {
         match effect {
             Effect::Begin => self.begun_there(),
             Effect::Commit { chain } | Effect::Rollback { chain } => {
+                let chained = self.several.chain(*chain);
                 self.transaction_ends(committed);
                 if *chain {
                     self.begun_there();
+                    self.several.begun(chained);
                 }
             }
             Effect::Savepoint(name) => {
@@ -359,8 +365,12 @@ impl Session {
                         link.savepoints.truncate(at + 1);
                         link.lease.applied = link.savepoints[at].1.clone();
                     }
-                    // It was made before this backend was reached, which was told all then.
-                    None => self.settings_are_told(),
+                    // It was made before this backend was reached, which knows what it was told then.
+                    None => {
+                        if let Some(link) = &mut self.link {
+                            link.lease.applied = link.at_begin.clone();
+                        }
+                    }
                 }
                 self.context_stale = true;
             }

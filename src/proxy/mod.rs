@@ -20,6 +20,7 @@ pub mod replication;
 pub mod reply;
 mod request;
 pub mod session;
+mod several;
 mod simple;
 mod sql_prepared;
 pub mod start;

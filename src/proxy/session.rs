@@ -20,6 +20,7 @@ use super::{
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    several::Several,
     sql_prepared::Renamed,
 };
 use crate::{
@@ -153,9 +154,10 @@ pub struct Session {
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
     pub(super) mode: PoolMode,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    pub(super) parked: Vec<Link>,
+    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
+    pub(super) parked: Vec<Box<Link>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -175,6 +177,7 @@ pub struct Session {
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
     pub(super) deferred: Option<Deferred>,
+    pub(super) several: Several,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
     /// What the client has been told by ParameterStatus.
@@ -244,7 +247,9 @@ impl Session {
                     Box::pin(self.join_others()).await?;
                 }
             }
-            if !self.requests().await? {
+            // Boxes: what the work needs is not kept while the client thinks.
+            let none = self.client.buffered().is_empty();
+            if none || !Box::pin(self.requests()).await? {
                 let done = self.client_closed && !self.answers_on_its_own();
                 if done || self.left_in_copy() {
                     return Ok(());
@@ -288,6 +293,7 @@ impl Session {
             drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
+        self.several.close();
         self.parked.clear();
     }
 
@@ -337,7 +343,9 @@ impl Session {
 
     /// Between batches: gives the backend back when nothing holds it.
     async fn rest(&mut self) -> Result<(), End> {
-        self.end_aside().await?;
+        if self.runs_aside() {
+            Box::pin(self.end_aside()).await?;
+        }
         if !self.at_rest() {
             return Ok(());
         }
@@ -358,10 +366,15 @@ impl Session {
         self.unlink().await
     }
 
+    /// Whether a transaction runs beside a deferred one.
+    fn runs_aside(&self) -> bool {
+        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
+        self.link.as_deref().is_some_and(open)
+    }
+
     /// Ends the transaction that ran beside a deferred one: nothing of it stays.
     pub(super) async fn end_aside(&mut self) -> Result<(), End> {
-        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
-        if self.link.as_ref().is_some_and(open) {
+        if self.runs_aside() {
             drop(self.prelude(b"ROLLBACK").await?);
             if let Some(link) = &mut self.link {
                 link.lease.applied = link.at_begin.clone();
@@ -380,10 +393,11 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
-                .await
-                .is_ok();
-            if !quiet || self.prelude(b"").await.is_err() {
+            let arrived = async {
+                let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet());
+                quiet.await.is_ok() && self.prelude(b"").await.is_ok()
+            };
+            if !Box::pin(arrived).await {
                 self.link = None;
                 return Ok(());
             }
@@ -407,7 +421,7 @@ impl Session {
     }
 
     /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
-    async fn quiet(&mut self) {
+    pub(super) async fn quiet(&mut self) {
         let mut quiet = pin!(self.cancel.quiet());
         let client = &mut self.client;
         poll_fn(|cx| {
@@ -450,7 +464,7 @@ impl Session {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
-                    let link = Link {
+                    let link = Box::new(Link {
                         lease,
                         shard,
                         hold,
@@ -459,10 +473,11 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        unpreparable: false,
                         spent: false,
                         listens: false,
                         since: self.marks.begun,
-                    };
+                    });
                     self.attach(link);
                 }
             }
@@ -470,7 +485,7 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, mut link: Link) {
+    pub(super) fn attach(&mut self, mut link: Box<Link>) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -479,7 +494,7 @@ impl Session {
         self.link = Some(link);
     }
 
-    async fn park_or_release(&mut self) -> Result<(), End> {
+    pub(super) async fn park_or_release(&mut self) -> Result<(), End> {
         let keep = self.mode == PoolMode::Session
             || self
                 .pinned
@@ -497,7 +512,7 @@ impl Session {
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
-    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
+    pub(super) async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else {
             return Ok(Ok(()));
         };
@@ -519,6 +534,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.lease.applied = told;
             }
+            self.told_within(&sql);
         }
         self.report_changes();
         let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
@@ -549,6 +565,9 @@ impl Session {
         }
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
+        } else {
+            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
+            self.several.begun(may_go_on.then_some(deferred));
         }
         Ok(Ok(()))
     }
@@ -627,14 +646,14 @@ impl Session {
 
     /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
     /// session's.
-    async fn checkout_for(
+    pub(super) async fn checkout_for(
         &mut self,
         wanted: ShardId,
         hold: Hold,
     ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
         let problem = match self.checkout(wanted).await? {
-            Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
+            Waited::Lease(lease) => return Ok(Ok((lease, wanted))),
             Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
             Waited::Failed(problem) => problem,
         };
@@ -644,7 +663,7 @@ impl Session {
             match self.checkout(next).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
-                    return Ok(Ok((*lease, next)));
+                    return Ok(Ok((lease, next)));
                 }
                 Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
                 // What is told is about the first.
@@ -662,7 +681,7 @@ impl Session {
     async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
-            return Ok(Waited::Lease(Box::new(lease)));
+            return Ok(Waited::Lease(lease));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
@@ -683,7 +702,7 @@ impl Session {
         poll_fn(|cx| {
             if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
                 return Poll::Ready(Ok(match result {
-                    Ok(lease) => Waited::Lease(Box::new(lease)),
+                    Ok(lease) => Waited::Lease(lease),
                     Err(problem) => Waited::Failed(problem),
                 }));
             }
@@ -873,10 +892,12 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.several.close();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
+            link.unpreparable = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }
@@ -909,7 +930,7 @@ impl Drop for Session {
 
 /// What became of a wait for a backend.
 enum Waited {
-    Lease(Box<Lease>),
+    Lease(Lease),
     Cancelled,
     Failed(CheckoutError),
 }
@@ -954,7 +975,7 @@ pub(super) async fn read_more(link: &mut Link, database: &Database) -> Result<()
 }
 
 /// The first column of a DataRow, when it is text.
-fn first_value(body: &[u8]) -> Option<String> {
+pub(super) fn first_value(body: &[u8]) -> Option<String> {
     let mut body = frame::Body::new(body);
     body.u16().ok()?;
     let value = body.value().ok()??;

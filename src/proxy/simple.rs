@@ -8,14 +8,13 @@ use super::{
     reply::{self as wording, session as reply},
     request::{POISON, Stop},
     session::{End, Note, Phase, Session},
-    sql_prepared::{Sql, names_prepared},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::HEADER,
         frontend::{self, put_parse},
         notice::{Notice, Words},
@@ -48,19 +47,8 @@ impl Session {
             self.database
                 .plans
                 .plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
-        let mut resolved = None;
-        if planned.plan.statements.iter().any(names_prepared) {
-            match Box::pin(self.resolve(text, &planned.plan)).await? {
-                Sql::AsItStands => {}
-                Sql::Answered => return Ok(()),
-                Sql::Resolved(found) => resolved = Some(found),
-            }
-        }
-        let planned = Planned {
-            plan: resolved
-                .as_ref()
-                .map_or(planned.plan, |found| Arc::clone(&found.plan)),
-            slots: planned.slots,
+        let Some((planned, resolved)) = self.with_names(text, planned).await? else {
+            return Ok(());
         };
         let values = Values {
             text,
@@ -77,6 +65,15 @@ impl Session {
         {
             self.park_at_rest();
         }
+        if let [statement] = statements
+            && self.ends_several(statement)
+        {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            put_complete(self.client.out(), tag);
+            self.ready_here();
+            return Ok(());
+        }
+        self.check_message(statements)?;
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -121,11 +118,7 @@ impl Session {
         }
         self.send_pending();
         self.vacate_for(text);
-        let Some(resolved) = resolved else {
-            self.send_query(text, planned.plan);
-            return Ok(());
-        };
-        Box::pin(self.run_resolved(*resolved)).await
+        self.send_named(text, planned.plan, resolved).await
     }
 
     async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {

@@ -32,16 +32,32 @@ use crate::{
     },
 };
 use smallvec::SmallVec;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, future::Future, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
-pub async fn serve(
+pub fn serve(
     socket: Transport,
     place: Place,
     shared: Arc<Shared>,
     logins: Arc<LoginContext>,
-) {
-    // Boxes: what a login needs is not kept for the session's life.
+) -> impl Future<Output = ()> + Send {
+    // A box: what a login needs is not kept for the session's life.
+    let begins = Box::pin(begin(socket, place, shared, logins));
+    async move {
+        let session = begins.await;
+        if let Some(mut session) = session {
+            session.run().await;
+        }
+    }
+}
+
+/// The session of a client, if it comes to one.
+async fn begin(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) -> Option<Box<Session>> {
     match Box::pin(login::login(socket, place, &logins)).await {
         // Others may have entered since this one was accepted.
         Ok(Login::Session(entered)) if is_full(&shared) => {
@@ -50,11 +66,7 @@ pub async fn serve(
         }
         Ok(Login::Session(entered)) => {
             drop(logins);
-            let session = Box::pin(enter(entered, Arc::clone(&shared))).await;
-            if let Some(mut session) = session {
-                drop(shared);
-                session.run().await;
-            }
+            return Box::pin(enter(entered, shared)).await;
         }
         Ok(Login::Cancel {
             pid,
@@ -70,6 +82,7 @@ pub async fn serve(
             tracing::info!(%problem, "login failed");
         }
     }
+    None
 }
 
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
@@ -261,6 +274,7 @@ impl Session {
             context_stale: true,
             overridden: HashMap::new(),
             deferred: None,
+            several: super::several::Several::default(),
             listening: None,
             reported: Reported::default(),
             phase: Phase::Idle,

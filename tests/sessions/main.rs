@@ -26,5 +26,6 @@ mod sharded;
 mod sql_prepared;
 mod statements;
 mod suites;
+mod transactions_over_shards;
 mod values;
 mod volume;
