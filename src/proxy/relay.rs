@@ -80,7 +80,11 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let restated = forward.then(|| self.restated(header, body)).flatten();
+            let restated = if forward && header.tag == b'E' {
+                self.restated(header, body)
+            } else {
+                None
+            };
             if forward && restated.is_none() {
                 at += here;
             } else {

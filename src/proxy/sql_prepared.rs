@@ -114,9 +114,9 @@ impl Session {
 
     /// The backend's error as the client is told of it, when names or places in it are not the client's.
     pub(super) fn restated(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
-        let renamed = self.renamed.as_ref()?;
-        let whole = header.tag == b'E' && body.len() + HEADER == header.size;
-        renamed.restated(body).filter(|_| whole)
+        let whole = body.len() + HEADER == header.size;
+        let renamed = self.renamed.as_ref().filter(|_| whole)?;
+        renamed.restated(body)
     }
 
     async fn resolve(&mut self, text: &[u8], plan: &Plan) -> Result<Sql, Stop> {
@@ -165,6 +165,9 @@ impl Session {
             match &place.naming {
                 Naming::Executes { name, arguments } => {
                     let found = self.found(&names, name);
+                    if matches!(found, Found::Nowhere) {
+                        check_foreign(name)?;
+                    }
                     if let Some(statement) = made.name(place, name, found) {
                         derived = Some(self.derived(outer, &statement, arguments)?);
                     }
@@ -183,7 +186,7 @@ impl Session {
                             made.rewriting.renamed.takes.push(statement.id);
                             made.name(place, name, Found::Within(statement));
                         }
-                        Found::Nowhere => {}
+                        Found::Nowhere => check_foreign(name)?,
                     }
                     names.known.push((name.clone(), None));
                 }
@@ -198,7 +201,12 @@ impl Session {
                         names.known.push((name.clone(), Some(prepared)));
                     }
                 }
-                Naming::Nothing | Naming::Deallocates { .. } => {
+                Naming::Deallocates { name } => {
+                    if self.statement_now(name).is_none() {
+                        check_foreign(name)?;
+                    }
+                }
+                Naming::Nothing => {
                     if matches!(outer.effect, Effect::DiscardAll | Effect::Deallocate(None)) {
                         names.known.clear();
                         names.all_forgotten = true;
@@ -523,4 +531,13 @@ fn readable<'t>(text: &'t [u8], plan: &Plan) -> Option<(&'t str, Vec<Named>)> {
     let text = std::str::from_utf8(text).ok()?;
     let named = executions(text).ok()?;
     (named.len() == plan.statements.len()).then_some((text, named))
+}
+
+/// A name of ours on backends, which is no name of the session's: what stands behind it is not the session's to use.
+fn check_foreign(name: &str) -> Result<(), Notice> {
+    let hash = name.strip_prefix("sw_").unwrap_or_default();
+    if hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(reply::no_such_statement(name.as_bytes()));
+    }
+    Ok(())
 }

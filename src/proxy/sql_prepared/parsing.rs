@@ -6,13 +6,13 @@ use super::super::{
     session::Session,
 };
 use super::{
-    readable,
+    check_foreign, readable,
     renaming::{Renamed, Rewriting},
     running::executes,
 };
 use crate::{
     plan::{Plan, cache::Planned},
-    sql::executions::Naming,
+    sql::{executions::Naming, statement::Effect},
     wire::notice::Notice,
 };
 use std::sync::Arc;
@@ -51,6 +51,12 @@ impl Session {
         text: &[u8],
         planned: Planned,
     ) -> Result<Meant, Notice> {
+        if let [statement] = planned.plan.statements.as_slice()
+            && let Effect::Deallocate(Some(name)) = &statement.effect
+            && !self.statements.contains_key(name.as_bytes())
+        {
+            check_foreign(name)?;
+        }
         Ok(match self.executed(text, &planned.plan)? {
             Some(Executed {
                 text,
@@ -90,6 +96,7 @@ impl Session {
             return Ok(None);
         };
         let Some(statement) = self.statement_now(name) else {
+            check_foreign(name)?;
             return Ok(None);
         };
         let derived = self.derived(outer, &statement, arguments)?;
@@ -120,11 +127,9 @@ impl Session {
             || prepared
                 .statement()
                 .is_some_and(|statement| executes(statement).is_some());
-        let parsed_just_now = self
-            .pending
-            .iter()
-            .any(|pending| Arc::ptr_eq(pending, &prepared));
-        if !is_execute || parsed_just_now {
+        let parsed_just_now =
+            |pending: &Arc<Prepared>| is_execute && Arc::ptr_eq(pending, &prepared);
+        if !is_execute || self.pending.iter().any(parsed_just_now) {
             return Ok(prepared);
         }
         let planned = self.database.plans.plan(
@@ -139,6 +144,9 @@ impl Session {
             sent,
             executes,
         } = self.meant(&prepared.text, planned)?;
+        if prepared.meaning == self.meaning() && sent.as_deref() == prepared.sent.as_deref() {
+            return Ok(prepared);
+        }
         let anew = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
@@ -174,7 +182,9 @@ impl Session {
         prepared: &Arc<Prepared>,
     ) -> Result<(), Stop> {
         if let Some(execution) = &prepared.executes {
-            self.renamed = Some(Box::new(execution.renamed.clone()));
+            self.renamed
+                .get_or_insert_default()
+                .follows(&execution.renamed);
             self.make_fit(&execution.statement).await?;
             if self.skip {
                 return Ok(());

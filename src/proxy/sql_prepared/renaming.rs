@@ -67,6 +67,12 @@ impl<'t> Rewriting<'t> {
 }
 
 impl Renamed {
+    /// Another text is sent behind this one, in the same batch.
+    pub(super) fn follows(&mut self, other: &Self) {
+        self.names.extend(other.names.iter().cloned());
+        self.longer.clone_from(&other.longer);
+    }
+
     /// An ErrorResponse as the client is told of it: with its own names, and places in its own text. `None`: as it is.
     pub(super) fn restated(&self, body: &[u8]) -> Option<Vec<u8>> {
         let mut fields = Body::new(body);
