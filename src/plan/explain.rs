@@ -49,7 +49,7 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
-        && is_gathered(plan, why, values)
+        && let Some(question) = gathered(plan, snapshot, why, values)
     {
         rows.push(("route", "gathered".to_owned()));
         rows.push(("shards", snapshot.shards.join(", ")));
@@ -57,6 +57,7 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
             "reason",
             "needs rows of several shards: one of them computes it over the rows of all".to_owned(),
         ));
+        rows.push(("each shard", question));
         rows.push(("access", "read".to_owned()));
         return Description {
             rows,
@@ -96,15 +97,22 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
 }
 
-/// Whether what no shard alone can answer is computed over the rows of all.
-fn is_gathered(plan: &StatementPlan, why: &Unroutable, values: &Values<'_>) -> bool {
+/// What each shard is asked where no shard alone can answer.
+fn gathered(
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    why: &Unroutable,
+    values: &Values<'_>,
+) -> Option<String> {
     let several = matches!(
         why,
         Unroutable::Unpinned { .. } | Unroutable::SeveralShards { .. }
     );
-    let text = std::str::from_utf8(values.text).ok();
-    let gather = plan.gather.as_ref().zip(text);
-    several && gather.is_some_and(|(gather, text)| gather.texts(text).is_some())
+    let gather = plan.gather.as_ref().filter(|_| several)?;
+    let text = values.text.get(plan.start as usize..plan.end as usize)?;
+    let table = snapshot.table(&gather.schema, &gather.table)?;
+    let texts = gather.texts(std::str::from_utf8(text).ok()?, table)?;
+    Some(texts.outlook())
 }
 
 fn kind(route: &Route) -> &'static str {

@@ -14,6 +14,7 @@ mod dying;
 mod endings;
 mod extended;
 mod gathered;
+mod gathered_parts;
 mod harness;
 mod hostile;
 mod limits;
