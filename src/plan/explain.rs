@@ -111,8 +111,18 @@ fn gathered(
     let gather = plan.gather.as_ref().filter(|_| several)?;
     let text = values.text.get(plan.start as usize..plan.end as usize)?;
     let table = snapshot.table(&gather.schema, &gather.table)?;
-    let texts = gather.texts(std::str::from_utf8(text).ok()?, table)?;
-    Some(texts.outlook())
+    let text = std::str::from_utf8(text).ok()?;
+    let own = gather.texts(behind_explain(text), table);
+    Some(own.or_else(|| gather.texts(text, table))?.outlook())
+}
+
+/// The query without EXPLAIN and its options.
+fn behind_explain(text: &str) -> &str {
+    let tokens = crate::sql::clauses::tokens(text).unwrap_or_default();
+    let begins = tokens
+        .iter()
+        .find(|token| token.is("select") || token.is("with"));
+    begins.map_or(text, |token| &text[token.start..])
 }
 
 fn kind(route: &Route) -> &'static str {

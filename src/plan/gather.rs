@@ -675,6 +675,7 @@ mod tests {
             // The average of floats, the least of texts by a collation that is not known.
             ("SELECT avg(id) FROM orders", vec![701, 20]),
             ("SELECT min(upper(\"Note\")) FROM orders", vec![25]),
+            ("SELECT min(id::text) FROM orders", vec![25]),
             ("SELECT min(id) FROM orders", vec![2277]),
             ("SELECT string_agg(\"Note\", ',') FROM orders", vec![25]),
             ("SELECT count(*), rank() OVER () FROM orders", vec![20]),

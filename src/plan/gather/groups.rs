@@ -12,7 +12,7 @@ use super::{
     outline::{Distinct, Outline, Span},
     quote,
 };
-use crate::{catalog::snapshot::Table, wire::types::Oid};
+use crate::{catalog::snapshot::Table, sql::clauses::Token, wire::types::Oid};
 
 /// The question for groups, before the types of partial results are known.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ struct Partial {
     text: String,
     /// The column that its argument is.
     column: Option<usize>,
+    /// Of the argument, if it is a text; empty: the default.
+    collation: Option<String>,
 }
 
 /// An aggregate and the numbers of the partial results that it is made of.
@@ -307,9 +309,14 @@ impl Made {
             format!(" FILTER (WHERE {})", outline.text(filter))
         });
         let column = sole_column(outline, table, call.arguments);
+        let collation = collation(outline, table, call.arguments);
         let mut number = |function: &str| {
             let text = format!("pg_catalog.{function}({arguments}){filter}");
-            let partial = Partial { text, column };
+            let partial = Partial {
+                text,
+                column,
+                collation: collation.clone(),
+            };
             partials
                 .iter()
                 .position(|known| *known == partial)
@@ -412,23 +419,12 @@ impl Groups<'_> {
         let base = match kind {
             FIRST_OWN.. => return source.map(str::to_owned),
             25 | 1042 => {
-                // Ordered by its column's collation.
-                let source = source?;
-                if !is_of(&TEXTS, source) {
-                    return None;
-                }
                 let name = if kind == 25 {
                     "pg_catalog.text"
                 } else {
                     "pg_catalog.bpchar"
                 };
-                let collation = source
-                    .split_once(" COLLATE ")
-                    .map(|(_, collation)| collation);
-                return Some(collation.map_or_else(
-                    || name.to_owned(),
-                    |collation| format!("{name} COLLATE {collation}"),
-                ));
+                return Some(format!("{name}{}", partial.collation.as_ref()?));
             }
             16 => "bool",
             17 => "bytea",
@@ -451,6 +447,34 @@ impl Groups<'_> {
         };
         Some(format!("pg_catalog.{base}"))
     }
+}
+
+/// The collation of an expression, if it is a text; `None`: it is not known.
+fn collation(outline: &Outline<'_>, table: &Table, span: Span) -> Option<String> {
+    let own = |at: usize| -> Option<String> {
+        let source = table.sources[at].as_str();
+        let collation = source
+            .split_once(" COLLATE ")
+            .map(|(_, name)| format!(" COLLATE {name}"));
+        is_of(&TEXTS, source).then(|| collation.unwrap_or_default())
+    };
+    if let Some(at) = sole_column(outline, table, span) {
+        return own(at);
+    }
+    // What is made of the default alone has the default.
+    let tokens = &outline.tokens[span.from..span.to];
+    let other = |word: &Token<'_>| {
+        ["collate", "cast", "name"]
+            .iter()
+            .any(|other| word.is(other))
+    };
+    let casts = tokens.iter().any(|token| token.text == ":" || other(token));
+    let plain = |at: &usize| {
+        let source = &table.sources[*at];
+        is_of(&WRITTEN, source) && !source.contains(" COLLATE ")
+    };
+    let columns = columns_of(outline, table, span);
+    (!casts && columns.iter().all(plain)).then(String::new)
 }
 
 /// Whether it is one of these types of PostgreSQL's own, with any modifier and collation.
