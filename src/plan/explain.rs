@@ -51,18 +51,7 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     if let Err(why) = &routed
         && let Some(question) = gathered(plan, snapshot, why, values)
     {
-        rows.push(("route", "gathered".to_owned()));
-        rows.push(("shards", snapshot.shards.join(", ")));
-        rows.push((
-            "reason",
-            "needs rows of several shards: one of them computes it over the rows of all".to_owned(),
-        ));
-        rows.push(("each shard", question));
-        rows.push(("access", "read".to_owned()));
-        return Description {
-            rows,
-            refused: None,
-        };
+        return of_gathered(question, snapshot);
     }
     match &routed {
         Ok(route) => {
@@ -94,6 +83,21 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     Description {
         rows,
         refused: routed.err(),
+    }
+}
+
+fn of_gathered(question: String, snapshot: &Snapshot) -> Description {
+    let reason = "needs rows of several shards: one of them computes it over the rows of all";
+    let rows = vec![
+        ("route", "gathered".to_owned()),
+        ("shards", snapshot.shards.join(", ")),
+        ("reason", reason.to_owned()),
+        ("each shard", question),
+        ("access", "read".to_owned()),
+    ];
+    Description {
+        rows,
+        refused: None,
     }
 }
 

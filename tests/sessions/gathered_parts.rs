@@ -62,76 +62,78 @@ impl Stand {
     }
 }
 
+const FIRST_ROWS: &[(&str, &str)] = &[
+    ("select id from t order by id limit 3", "LIMIT 3"),
+    (
+        "select id, tx from t where i4 > 0 order by tx desc nulls last, id limit 5 offset 4",
+        "LIMIT 9",
+    ),
+    (
+        "select id, i4 % 7 as m from t order by m nulls first, id limit 6",
+        "(i4 % 7) nulls first",
+    ),
+    (
+        "select -id as id, id as i4 from t order by id limit 4",
+        "(-id)",
+    ),
+    (
+        "select id, abs(f8) from t order by abs, id limit 9",
+        "SELECT",
+    ),
+    (
+        "select id, f8, nu from t where nu is distinct from 'NaN' order by 2, 3, 1 limit 20",
+        "LIMIT 20",
+    ),
+    ("select tl, id from t order by tl, id limit 7", "LIMIT 7"),
+    (
+        "select en, ar, id from t order by en desc, ar, id offset 2 rows fetch next 3 rows only",
+        "LIMIT 5",
+    ),
+    ("select * from t order by ip, u, id limit 2", "LIMIT 2"),
+    (
+        "select x.*, i2 + 1 as next from t x order by next desc, x.id limit 3",
+        "(i2 + 1) desc",
+    ),
+    (
+        "select b from t order by b nulls first fetch first 3 rows with ties",
+        "WITH TIES",
+    ),
+    (
+        "select d, count(*) over () from t order by d, id limit 3",
+        "SELECT \"id\", \"d\"",
+    ),
+    (
+        "select id from t order by id limit null offset 57",
+        "LIMIT (SELECT",
+    ),
+    ("select id from t order by id limit all", "SELECT \"id\""),
+    (
+        "select id from t order by id limit 9223372036854775807 offset 58",
+        "LIMIT (SELECT",
+    ),
+    (
+        "select id from t order by (select 1), id limit 1",
+        "SELECT \"id\"",
+    ),
+    (
+        "select distinct on (b) b, id from t order by b, i4 desc nulls last, id",
+        "DISTINCT ON",
+    ),
+    (
+        "select distinct on (1) en as mood, id from t order by mood, 2 desc limit 2",
+        "DISTINCT ON",
+    ),
+    (
+        "select unnest(ar) as u, id from t order by id, u limit 5",
+        "\"u\", \"ar\"",
+    ),
+    ("select 5, id from t order by 1, 2 limit 3", "SELECT \"id\""),
+];
+
 #[test]
 fn shards_give_only_their_first_rows() {
     let mut stand = stand("parts_first");
-    for (sql, asked) in [
-        ("select id from t order by id limit 3", "LIMIT 3"),
-        (
-            "select id, tx from t where i4 > 0 order by tx desc nulls last, id limit 5 offset 4",
-            "LIMIT 9",
-        ),
-        (
-            "select id, i4 % 7 as m from t order by m nulls first, id limit 6",
-            "(i4 % 7) nulls first",
-        ),
-        (
-            "select -id as id, id as i4 from t order by id limit 4",
-            "(-id)",
-        ),
-        (
-            "select id, abs(f8) from t order by abs, id limit 9",
-            "SELECT",
-        ),
-        (
-            "select id, f8, nu from t where nu is distinct from 'NaN' order by 2, 3, 1 limit 20",
-            "LIMIT 20",
-        ),
-        ("select tl, id from t order by tl, id limit 7", "LIMIT 7"),
-        (
-            "select en, ar, id from t order by en desc, ar, id offset 2 rows fetch next 3 rows only",
-            "LIMIT 5",
-        ),
-        ("select * from t order by ip, u, id limit 2", "LIMIT 2"),
-        (
-            "select x.*, i2 + 1 as next from t x order by next desc, x.id limit 3",
-            "(i2 + 1) desc",
-        ),
-        (
-            "select b from t order by b nulls first fetch first 3 rows with ties",
-            "WITH TIES",
-        ),
-        (
-            "select d, count(*) over () from t order by d, id limit 3",
-            "SELECT \"id\", \"d\"",
-        ),
-        (
-            "select id from t order by id limit null offset 57",
-            "LIMIT (SELECT",
-        ),
-        ("select id from t order by id limit all", "SELECT \"id\""),
-        (
-            "select id from t order by id limit 9223372036854775807 offset 58",
-            "LIMIT (SELECT",
-        ),
-        (
-            "select id from t order by (select 1), id limit 1",
-            "SELECT \"id\"",
-        ),
-        (
-            "select distinct on (b) b, id from t order by b, i4 desc nulls last, id",
-            "DISTINCT ON",
-        ),
-        (
-            "select distinct on (1) en as mood, id from t order by mood, 2 desc limit 2",
-            "DISTINCT ON",
-        ),
-        (
-            "select unnest(ar) as u, id from t order by id, u limit 5",
-            "\"u\", \"ar\"",
-        ),
-        ("select 5, id from t order by 1, 2 limit 3", "SELECT \"id\""),
-    ] {
+    for (sql, asked) in FIRST_ROWS {
         stand.alike_by(sql, asked);
     }
     for sql in [
@@ -226,135 +228,137 @@ fn partial_results_of_every_type_are_put_together_exactly() {
     }
 }
 
+const GROUPED: &[(&str, &str)] = &[
+    (
+        "select count(*), count(i4), sum(i4) + count(*) * 2, avg(i4)::text, max(id) - min(id) from t",
+        "pg_catalog.sum(i4)",
+    ),
+    (
+        "select sum(i4) filter (where b), count(*) filter (where not b and i2 > 0) from t",
+        "FILTER (WHERE b)",
+    ),
+    (
+        "select i4 % 3 as m, count(*) c from t group by m having count(*) > 5 order by c desc, m nulls first limit 2",
+        "(i4 % 3)",
+    ),
+    (
+        "select b, en, sum(price) from t group by 1, 2 order by sum(price) desc, 1, 2",
+        "GROUP BY (b), (en)",
+    ),
+    (
+        "select upper(tx), min(tx) from t group by upper(tx) order by 1 nulls first",
+        "GROUP BY (upper(tx))",
+    ),
+    (
+        "select date_trunc('day', tz), extract(hour from ts), count(*) from t group by 1, 2 order by 1, 2",
+        "date_trunc",
+    ),
+    (
+        "select x.b from t x group by x.b order by x.b",
+        "GROUP BY (x.b)",
+    ),
+    (
+        "select trim_scale(nu), count(*), sum(id) from t group by nu order by nu",
+        "count(*)",
+    ),
+    (
+        "select lower(tl), count(*) from t group by lower(tl) order by 1",
+        "count(*)",
+    ),
+    (
+        "select lower(min(tl)), count(*) from t group by tl order by count(*), 1",
+        "count(*)",
+    ),
+    (
+        "select f8 = 0, count(*) from t group by f8 order by f8",
+        "GROUP BY",
+    ),
+    (
+        "select rtrim(ch), count(*) from t group by ch order by ch",
+        "GROUP BY",
+    ),
+    (
+        "select js, ar, count(*) from t group by js, ar order by js, ar",
+        "GROUP BY",
+    ),
+    (
+        "select en::text || b::text, count(*) from t group by en::text || b::text order by 1",
+        "SELECT",
+    ),
+    (
+        "select i2 + id, (i2 + id) * 2, count(*) from t group by i2 + id order by 1",
+        "(i2 + id)",
+    ),
+    (
+        "select count(distinct i2), count(distinct tx), sum(distinct i4), count(*) from t",
+        "GROUP BY",
+    ),
+    (
+        "select b, count(distinct i4 % 5) filter (where id > 10), avg(id) from t group by b order by b",
+        "GROUP BY",
+    ),
+    (
+        "select count(distinct b), count(*), sum(i2) from t where false",
+        "GROUP BY",
+    ),
+    (
+        "select distinct b, en from t order by b desc, en limit 4 offset 1",
+        "LIMIT 5",
+    ),
+    (
+        "select distinct i4 / 2 as h, 'x' from t where i4 > 0 order by h",
+        "GROUP BY",
+    ),
+    (
+        "select distinct * from t where id < 5 or id > 57 order by id",
+        "GROUP BY",
+    ),
+    (
+        "select distinct count(*) from t group by b order by 1",
+        "GROUP BY",
+    ),
+    ("select 1 from t group by b order by b having true", ""),
+    (
+        "select count(*) from t having sum(id) > 100000",
+        "pg_catalog.sum(id)",
+    ),
+    (
+        "select case when count(*) > 10 then 'many' else min(tc) end from t group by b order by 1",
+        "GROUP BY",
+    ),
+    (
+        "select public.t.id from public.t where false group by id",
+        "",
+    ),
+    (
+        "select t.d, every(t.b) from public.t where t.id % 2 = 0 group by t.d order by t.d",
+        "GROUP BY (t.d)",
+    ),
+    (
+        "select d as i4, sum(i4) from t group by d, i4 order by 1, 2",
+        "GROUP BY",
+    ),
+    (
+        "select string_agg(tc, ',' order by id), count(*) from t group by b order by b",
+        "SELECT \"id\", \"b\", \"tc\"",
+    ),
+    ("select avg(f8), stddev(f8) from t", "SELECT \"f8\""),
+    ("select avg(f8), avg(f4) from t", ""),
+    ("select max(tx collate \"C\"), min(upper(tx)) from t", ""),
+    (
+        "select grouping(b), count(*) from t group by rollup (b) order by 1, 2",
+        "SELECT \"b\"",
+    ),
+    (
+        "select count(*) from t where tz < current_timestamp",
+        "SELECT",
+    ),
+];
+
 #[test]
 fn groups_conditions_and_orders_of_aggregates_are_the_statements() {
     let mut stand = stand("parts_groups");
-    for (sql, asked) in [
-        (
-            "select count(*), count(i4), sum(i4) + count(*) * 2, avg(i4)::text, max(id) - min(id) from t",
-            "pg_catalog.sum(i4)",
-        ),
-        (
-            "select sum(i4) filter (where b), count(*) filter (where not b and i2 > 0) from t",
-            "FILTER (WHERE b)",
-        ),
-        (
-            "select i4 % 3 as m, count(*) c from t group by m having count(*) > 5 order by c desc, m nulls first limit 2",
-            "(i4 % 3)",
-        ),
-        (
-            "select b, en, sum(price) from t group by 1, 2 order by sum(price) desc, 1, 2",
-            "GROUP BY (b), (en)",
-        ),
-        (
-            "select upper(tx), min(tx) from t group by upper(tx) order by 1 nulls first",
-            "GROUP BY (upper(tx))",
-        ),
-        (
-            "select date_trunc('day', tz), extract(hour from ts), count(*) from t group by 1, 2 order by 1, 2",
-            "date_trunc",
-        ),
-        (
-            "select x.b from t x group by x.b order by x.b",
-            "GROUP BY (x.b)",
-        ),
-        (
-            "select trim_scale(nu), count(*), sum(id) from t group by nu order by nu",
-            "count(*)",
-        ),
-        (
-            "select lower(tl), count(*) from t group by lower(tl) order by 1",
-            "count(*)",
-        ),
-        (
-            "select lower(min(tl)), count(*) from t group by tl order by count(*), 1",
-            "count(*)",
-        ),
-        (
-            "select f8 = 0, count(*) from t group by f8 order by f8",
-            "GROUP BY",
-        ),
-        (
-            "select rtrim(ch), count(*) from t group by ch order by ch",
-            "GROUP BY",
-        ),
-        (
-            "select js, ar, count(*) from t group by js, ar order by js, ar",
-            "GROUP BY",
-        ),
-        (
-            "select en::text || b::text, count(*) from t group by en::text || b::text order by 1",
-            "SELECT",
-        ),
-        (
-            "select i2 + id, (i2 + id) * 2, count(*) from t group by i2 + id order by 1",
-            "(i2 + id)",
-        ),
-        (
-            "select count(distinct i2), count(distinct tx), sum(distinct i4), count(*) from t",
-            "GROUP BY",
-        ),
-        (
-            "select b, count(distinct i4 % 5) filter (where id > 10), avg(id) from t group by b order by b",
-            "GROUP BY",
-        ),
-        (
-            "select count(distinct b), count(*), sum(i2) from t where false",
-            "GROUP BY",
-        ),
-        (
-            "select distinct b, en from t order by b desc, en limit 4 offset 1",
-            "LIMIT 5",
-        ),
-        (
-            "select distinct i4 / 2 as h, 'x' from t where i4 > 0 order by h",
-            "GROUP BY",
-        ),
-        (
-            "select distinct * from t where id < 5 or id > 57 order by id",
-            "GROUP BY",
-        ),
-        (
-            "select distinct count(*) from t group by b order by 1",
-            "GROUP BY",
-        ),
-        ("select 1 from t group by b order by b having true", ""),
-        (
-            "select count(*) from t having sum(id) > 100000",
-            "pg_catalog.sum(id)",
-        ),
-        (
-            "select case when count(*) > 10 then 'many' else min(tc) end from t group by b order by 1",
-            "GROUP BY",
-        ),
-        (
-            "select public.t.id from public.t where false group by id",
-            "",
-        ),
-        (
-            "select t.d, every(t.b) from public.t where t.id % 2 = 0 group by t.d order by t.d",
-            "GROUP BY (t.d)",
-        ),
-        (
-            "select d as i4, sum(i4) from t group by d, i4 order by 1, 2",
-            "GROUP BY",
-        ),
-        (
-            "select string_agg(tc, ',' order by id), count(*) from t group by b order by b",
-            "SELECT \"id\", \"b\", \"tc\"",
-        ),
-        ("select avg(f8), stddev(f8) from t", "SELECT \"f8\""),
-        ("select avg(f8), avg(f4) from t", ""),
-        ("select max(tx collate \"C\"), min(upper(tx)) from t", ""),
-        (
-            "select grouping(b), count(*) from t group by rollup (b) order by 1, 2",
-            "SELECT \"b\"",
-        ),
-        (
-            "select count(*) from t where tz < current_timestamp",
-            "SELECT",
-        ),
-    ] {
+    for (sql, asked) in GROUPED {
         if asked.is_empty() {
             stand.alike_or_refused(sql);
         } else {

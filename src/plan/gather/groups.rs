@@ -325,10 +325,7 @@ impl Made {
                     partials.len() - 1
                 })
         };
-        let first = number(match call.function {
-            Function::Average => "sum",
-            function => function.name(),
-        });
+        let first = number(call.function.first());
         let second = (call.function == Function::Average).then(|| number("count"));
         Some(Self {
             call,
@@ -369,6 +366,15 @@ impl Made {
 }
 
 impl Function {
+    /// The partial result that it is made of, or the first of two.
+    fn first(self) -> &'static str {
+        if self == Self::Average {
+            "sum"
+        } else {
+            self.name()
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Count => "count",

@@ -169,7 +169,7 @@ pub(super) fn given_names(outline: &Outline<'_>, table: &Table, named: &[Named])
         match (named, at) {
             _ if is_star(outline, *target) => names.extend(table.columns.iter().cloned()),
             (Named::Yes, _) if last.kind == Kind::Quoted => {
-                names.push(last.text.replace("\"\"", "\""))
+                names.push(last.text.replace("\"\"", "\""));
             }
             (Named::Yes, _) => names.push(last.text.to_lowercase()),
             (Named::No, Some(at)) => names.push(table.columns[at].clone()),

@@ -93,41 +93,17 @@ impl<'t> Outline<'t> {
                 to: from.from,
             },
         )?;
-        let by = |word: &str| -> Option<Vec<Span>> {
-            let Some(clause) = span(word) else {
-                return Some(Vec::new());
-            };
-            let first = tokens.get(clause.from + 2)?;
-            let whole =
-                tokens[clause.from + 1].is("by") && !first.is("all") && !first.is("distinct");
-            whole.then(|| {
-                list(
-                    &tokens,
-                    &levels,
-                    Span {
-                        from: clause.from + 2,
-                        to: clause.to,
-                    },
-                )
-            })?
-        };
+        let by = |word: &str| by(&tokens, &levels, span(word));
         let limit = match (span("limit"), span("fetch")) {
             (Some(_), Some(_)) => return None,
             (Some(limit), None) => counted(&tokens, limit),
             (None, Some(fetch)) => Some(fetched(&tokens, fetch)?),
             (None, None) => None,
         };
-        let offset = span("offset").map(|offset| {
-            let rows = tokens[offset.to - 1].is("row") || tokens[offset.to - 1].is("rows");
-            let to = if rows { offset.to - 1 } else { offset.to };
-            Span {
-                from: offset.from + 1,
-                to,
-            }
-        });
-        if offset.is_some_and(|offset| offset.from >= offset.to) {
-            return None;
-        }
+        let offset = match span("offset") {
+            Some(offset) => Some(passed_over(&tokens, offset)?),
+            None => None,
+        };
         let (groups, order) = (by("group")?, by("order")?);
         let having = span("having").map(|having| Span {
             from: having.from + 1,
@@ -325,6 +301,28 @@ fn list(tokens: &[Token<'_>], levels: &[u32], span: Span) -> Option<Vec<Span>> {
         .iter()
         .all(|part| part.from < part.to)
         .then_some(parts)
+}
+
+/// The items of GROUP BY or ORDER BY.
+fn by(tokens: &[Token<'_>], levels: &[u32], clause: Option<Span>) -> Option<Vec<Span>> {
+    let Some(clause) = clause else {
+        return Some(Vec::new());
+    };
+    let items = Span {
+        from: clause.from + 2,
+        ..clause
+    };
+    let first = tokens.get(items.from)?;
+    let whole = tokens[clause.from + 1].is("by") && !first.is("all") && !first.is("distinct");
+    whole.then(|| list(tokens, levels, items))?
+}
+
+/// What OFFSET says.
+fn passed_over(tokens: &[Token<'_>], offset: Span) -> Option<Span> {
+    let rows = tokens[offset.to - 1].is("row") || tokens[offset.to - 1].is("rows");
+    let to = if rows { offset.to - 1 } else { offset.to };
+    let from = offset.from + 1;
+    (from < to).then_some(Span { from, to })
 }
 
 /// LIMIT; `None`: of all.
