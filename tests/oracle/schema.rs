@@ -321,7 +321,7 @@ pub(crate) fn configuration(shards: &[Cluster], listen: SocketAddr) -> String {
 [databases.oracle.groups.ints]
 method = "hash"
 key_type = "bigint"
-tables = { "public.acct" = "id", "public.ord" = "acct_id", "public.item" = "acct_id", "alt.acct" = "id", "public.Mixed Case" = "Key" }
+tables = { "public.acct" = "id", "public.ord" = "acct_id", "public.item" = "acct_id", "public.measure" = "acct_id", "alt.acct" = "id", "public.Mixed Case" = "Key" }
 [databases.oracle.groups.texts]
 method = "hash"
 key_type = "text"
