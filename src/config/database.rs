@@ -102,6 +102,9 @@ fn read_database(
     let control_node = reader.child(node, "control", Section::Control);
     let control = read_control(reader, &control_node);
     let auth_query = read_auth_query(reader, node, control.as_ref());
+    let two_phase_retention = reader
+        .duration(node, "two_phase_retention")
+        .unwrap_or_default();
     Database {
         name: name.to_owned(),
         snapshot: Arc::new(snapshot),
@@ -109,6 +112,7 @@ fn read_database(
         pool: read_pool(reader, &pool_node, Some(pool)),
         control,
         auth_query,
+        two_phase_retention,
     }
 }
 

@@ -120,6 +120,8 @@ pub struct Database {
     /// Shardway's own role, for the catalog, health and inspection.
     pub control: Option<Credentials>,
     pub auth_query: Option<AuthQuery>,
+    /// How long the decisions of transactions over several shards are kept.
+    pub two_phase_retention: Duration,
 }
 
 /// How roles are looked up on the home shard, by the control role.

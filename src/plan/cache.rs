@@ -596,14 +596,12 @@ mod tests {
     }
 
     fn statement(number: u16) -> StatementPlan {
-        StatementPlan {
-            start: 0,
-            end: 0,
-            effect: Effect::None,
-            access: Access::Read,
-            target: Target::Fixed(Route::One(ShardId(number))),
-            gather: None,
-        }
+        StatementPlan::new(
+            0..0,
+            Effect::None,
+            Access::Read,
+            Target::Fixed(Route::One(ShardId(number))),
+        )
     }
 
     fn numbered(number: u16, structural: &[u16]) -> Plan {

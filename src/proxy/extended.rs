@@ -8,15 +8,16 @@ use super::{
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
+    resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
 };
 use crate::{
     catalog::snapshot::Snapshot,
-    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{StatementPlan, Target, Values, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::{self},
         frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
         notice::Notice,
@@ -44,8 +45,16 @@ impl Session {
             &types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
+        let executed = self.executed(parse.text, &planned.plan)?;
+        let planned = match &executed {
+            Some(executed) => Planned {
+                plan: Arc::clone(&executed.plan),
+                ..planned
+            },
+            None => planned,
+        };
         let failed = self.status() == Status::Failed;
         if let [
             StatementPlan {
@@ -58,7 +67,10 @@ impl Session {
         {
             return Err(wording::unroutable(reason).into());
         }
-        let own = self.with_own_defaults(parse.text, &planned.plan);
+        let own = match &executed {
+            Some(executed) => Some(executed.text.clone()),
+            None => self.with_own_defaults(parse.text, &planned.plan),
+        };
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
@@ -71,10 +83,11 @@ impl Session {
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
+            executes: executed.map(|executed| executed.execution),
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -99,6 +112,7 @@ impl Session {
             return Ok(());
         }
         let prepared = self.prepared(bind.statement).await?;
+        let prepared = self.executes_now(bind.statement, prepared)?;
         let prepared = self.planned_anew(bind.statement, prepared);
         self.tally.binds += 1;
         let values = Values {
@@ -150,7 +164,7 @@ impl Session {
             return Ok(());
         }
         self.send_pending();
-        self.make_fit(&prepared).await?;
+        self.make_fit_to_execute(&prepared).await?;
         if self.skip {
             return Ok(());
         }
@@ -252,6 +266,7 @@ impl Session {
             }
             Named::Statement(name) => {
                 let prepared = self.prepared(name).await?;
+                let prepared = self.executes_now(name, prepared)?;
                 if prepared
                     .statement()
                     .is_some_and(|statement| self.answered_here(statement))
@@ -264,7 +279,7 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.make_fit(&prepared).await?;
+                self.make_fit_to_execute(&prepared).await?;
                 if !self.skip {
                     self.send_describe(&prepared, Origin::Client);
                 }
@@ -290,7 +305,7 @@ impl Session {
                 return if self.skip {
                     Ok(())
                 } else {
-                    self.execute_here(&prepared)
+                    self.execute_made(&prepared).await
                 };
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
@@ -300,6 +315,12 @@ impl Session {
             self.unsettled |= prepared
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
+        }
+        if let (Note::Executed(prepared), true) = (&note, self.several.goes_on()) {
+            Box::pin(self.execute_everywhere(prepared)).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
@@ -313,21 +334,51 @@ impl Session {
                 }
                 self.check_numbers(std::slice::from_ref(statement))?;
             }
+            self.forget_within(statement).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| {
                 matches!(statement.effect, Effect::Opaque | Effect::Channels)
             });
         }
+        let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {
             reply::no_such_portal(portal)
         })?;
+        if resets {
+            self.bring_back_within();
+        }
         if forgets {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
         }
         Ok(())
+    }
+
+    /// Execute of a portal that is answered here, if it still can be.
+    async fn execute_made(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let Some(statement) = prepared.statement() else {
+            return Ok(());
+        };
+        if self.ends_several(statement) {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            if !self.skip {
+                let mut out = Vec::new();
+                put_complete(&mut out, tag);
+                self.made(out, Note::Nothing);
+            }
+            return Ok(());
+        }
+        let open = self.status() != Status::Idle && self.deferred.is_none();
+        if open && self.controls(statement) {
+            // Bound before a shard was reached: here it would end nothing.
+            return Err(reply::bound_before().into());
+        }
+        self.execute_here(prepared)
     }
 
     pub(super) async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -430,13 +481,13 @@ impl Session {
 
     /// The statement, planned again when settings or the catalog have changed since it was parsed: as in PostgreSQL a
     /// prepared statement means what its text means now.
-    fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+    pub(super) fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
         let meaning = self.meaning();
         let parsed_just_now = self
             .pending
             .iter()
             .any(|pending| Arc::ptr_eq(pending, &prepared));
-        if prepared.meaning == meaning || parsed_just_now {
+        if prepared.meaning == meaning || parsed_just_now || prepared.executes.is_some() {
             return prepared;
         }
         let (text, types) = (&prepared.text, &prepared.types);
@@ -445,7 +496,7 @@ impl Session {
             types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
@@ -460,10 +511,11 @@ impl Session {
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
             told: Arc::clone(&prepared.told),
+            executes: None,
         });
         if anew.unnamed {
             self.unnamed = Some(Arc::clone(&anew));
@@ -513,11 +565,11 @@ impl Session {
 
     /// Makes the link a backend that has the statement, as the client knows it: with the parameters and columns that it
     /// was told. Where a table has changed so that there is none, the statement is refused in PostgreSQL's words.
-    async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+    pub(super) async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
         let told = &prepared.told;
         if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
-            if !self.link.as_mut().is_some_and(known) {
+            if !self.link.as_deref_mut().is_some_and(known) {
                 self.send_parse(prepared, Origin::Injected);
             }
             return Ok(());
@@ -556,7 +608,7 @@ impl Session {
         }
     }
 
-    fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+    pub(super) fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
         let Some(link) = &mut self.link else { return };
         let name = prepared.server_name();
         put_named(
@@ -572,7 +624,7 @@ impl Session {
         self.pipeline.asked(Request::Describe, origin, note);
     }
 
-    fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+    pub(super) fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
         let Some(link) = &mut self.link else { return };
         let limit = link.lease.pool().settings().prepared_statements;
         let spoilt = (!prepared.unnamed && link.lease.statements.is_spoilt(prepared.id))

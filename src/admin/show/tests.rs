@@ -90,6 +90,7 @@ fn database() -> Database {
             password: Some(Secret("hidden-1".to_owned())),
         }),
         auth_query: None,
+        two_phase_retention: Duration::from_secs(6 * 60 * 60),
     }
 }
 
