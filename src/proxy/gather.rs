@@ -5,6 +5,8 @@
 //! of rows stays within a limit; the rows' columns are those that the statement was made for.
 
 use super::{
+    Shared,
+    fan::Fan,
     link::{Hold, Link},
     place::Place,
     prepared::Prepared,
@@ -20,6 +22,7 @@ use crate::{
         gather::{Asked, Gather, Push, Texts, array_element},
         unroutable::Unroutable,
     },
+    pool::backend::Reported,
     protocol::{
         parameters::{self, Value},
         pipeline::{Origin, Request},
@@ -33,33 +36,26 @@ use crate::{
         types::Oid,
     },
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-/// What one statement may hold of rows, as text.
-const LIMIT: usize = 64 << 20;
-/// What all statements together may.
-const LIMIT_OF_ALL: usize = 256 << 20;
-
-/// Bytes of rows that one statement holds, counted with all others'.
-struct Held<'a> {
-    all: &'a AtomicUsize,
+/// Bytes of rows that one statement holds, counted with all others' for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Held {
+    shared: Arc<Shared>,
     own: usize,
 }
 
-impl Held<'_> {
+impl Held {
     /// Counts `more` bytes; false: they are too many.
-    fn take(&mut self, more: usize) -> bool {
+    fn take(&mut self, more: usize, limit: usize, limit_total: usize) -> bool {
         self.own += more;
-        self.all.fetch_add(more, Relaxed) + more <= LIMIT_OF_ALL && self.own <= LIMIT
+        self.shared.gathered.fetch_add(more, Relaxed) + more <= limit_total && self.own <= limit
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.own, Relaxed);
+        self.shared.gathered.fetch_sub(self.own, Relaxed);
     }
 }
 
@@ -111,27 +107,25 @@ struct Question {
 const OF_VALUES: [&str; 3] = ["DateStyle", "IntervalStyle", "TimeZone"];
 
 impl Question {
-    /// As one batch, in whose transaction values are written so that they read back as they are.
-    fn put(&self, lease: &mut crate::pool::lease::Lease) {
-        let other = |(name, value): &&(&'static str, Vec<u8>)| {
-            lease.reported.get(name.as_bytes()) != Some(value.as_slice())
-        };
-        let settings: Vec<String> = self
-            .settings
-            .iter()
-            .filter(other)
-            .map(|(name, value)| {
+    /// What a shard is told first, so that it reads and writes values as the one that answers does.
+    fn preparations(&self, reported: &Reported) -> Vec<String> {
+        let mut settings = vec!["SET LOCAL extra_float_digits = 3".to_owned()];
+        for (name, value) in &self.settings {
+            if reported.get(name.as_bytes()) != Some(value.as_slice()) {
                 let mut text = String::new();
                 parameters::quote_literal(&mut text, &String::from_utf8_lossy(value));
-                parameters::set_local(name, Some(&text))
-            })
-            .collect();
-        let out = lease.stream.out();
+                settings.push(parameters::set_local(name, Some(&text)));
+            }
+        }
+        settings
+    }
+
+    /// As one batch, in whose transaction values are written so that they read back as they are.
+    fn put(&self, preparations: &[String], out: &mut Vec<u8>) {
         let execute = |out: &mut Vec<u8>| {
             put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
         };
-        let digits = "SET LOCAL extra_float_digits = 3".to_owned();
-        for set in settings.iter().chain([&digits]) {
+        for set in preparations {
             put_parse(out, b"", set.as_bytes(), b"");
             put_bind(out, b"", b"", &NOTHING_BOUND);
             execute(out);
@@ -300,22 +294,14 @@ impl Session {
         let question = self
             .question(&texts, over_rows, shape.columns, bound)
             .await?;
-        let mut arrays = vec![String::new(); question.asked.width];
-        let shared = Arc::clone(&self.shared);
-        let mut held = Held {
-            all: &shared.gathered,
-            own: 0,
-        };
-        for shard in scatter.shards.iter() {
-            self.reach_for_read(shard).await?;
-            if self.link.as_ref().is_none_or(|link| link.shard != shard) {
-                return Err(reply::shard_missing(self.database.shard_name(shard)).into());
-            }
-            self.rows(&question, &mut arrays, &mut held).await?;
-        }
-        // Ends what was begun for the questions, and what was set in it.
+        // Two sessions that lease several shards in the same order never wait for each other.
         self.leave_link().await?;
+        let (arrays, held) = self.ask_all(&scatter.shards, &question).await?;
         self.reach_for_read(self.any).await?;
+        if let Some(link) = &mut self.link {
+            // Until the backend has answered, and is given back.
+            link.gathered = Some(held);
+        }
         Ok(Answer {
             text: texts.answer(&question.asked, &arrays),
             types: question.types,
@@ -433,52 +419,61 @@ impl Session {
         Ok(found)
     }
 
-    /// Adds a shard's rows.
-    async fn rows(
+    /// Asks all shards at once: their rows, one array of values for each column.
+    async fn ask_all(
         &mut self,
+        shards: &ShardSet,
         question: &Question,
-        arrays: &mut [String],
-        held: &mut Held<'_>,
-    ) -> Result<(), Stop> {
-        let Some(link) = &mut self.link else {
-            return Err(End::Client.into());
+    ) -> Result<(Vec<String>, Held), Stop> {
+        self.lease_fan(shards).await?;
+        let count = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..count {
+            if let Some(fan) = self.fan.as_deref_mut() {
+                let preparations = question.preparations(&fan.link(at).lease.reported);
+                fan.ask(at, 1, |out| question.put(&preparations, out));
+            }
+        }
+        let mut held = Held {
+            shared: Arc::clone(&self.shared),
+            own: 0,
         };
-        question.put(&mut link.lease);
-        link.lease.unnamed = None;
-        let mut problem = None;
-        let mut shapes = [&question.shape_of_columns, &question.shape].into_iter();
+        let mut arrays = vec![String::new(); question.asked.width];
+        let settings = self.shared.settings.load();
+        let (limit, total) = (
+            settings.server.gather_limit,
+            settings.server.gather_limit_total,
+        );
+        drop(settings);
+        let mut described = vec![0; count];
         let heard = self
-            .hear_out(|tag, body| {
+            .hear_fan(|at, tag, body| {
                 match tag {
-                    b'E' => problem = Some(Words::Servers(body.to_vec())),
+                    b'E' => return Err(Words::Servers(body.to_vec()).into()),
                     b'T' => {
-                        let found = columns(body).filter(|found| {
-                            let expected = shapes.next().and_then(|shape| columns(shape));
-                            expected.is_some_and(|expected| expected == *found)
-                        });
-                        return found
-                            .map(drop)
-                            .ok_or_else(|| reply::columns_changed().into());
+                        let expected = [&question.shape_of_columns, &question.shape];
+                        let found = columns(body);
+                        if found.is_none()
+                            || found != expected.get(described[at]).and_then(|shape| columns(shape))
+                        {
+                            return Err(reply::columns_changed().into());
+                        }
+                        described[at] += 1;
                     }
-                    b'D' => add_row(body, arrays).ok_or_else(reply::rows_not_text)?,
+                    b'D' => {
+                        if !held.take(body.len(), limit, total) {
+                            return Err(reply::too_many_rows(limit.min(total)).into());
+                        }
+                        add_row(body, &mut arrays).ok_or_else(reply::rows_not_text)?;
+                    }
                     _ => {}
-                }
-                if tag == b'D' && !held.take(body.len()) {
-                    return Err(reply::too_many_rows(LIMIT).into());
                 }
                 Ok(())
             })
             .await;
-        if heard.is_err() {
-            // The rest of the answer is nobody's.
-            if let Some(link) = &mut self.link {
-                super::ending::stop(link, &self.shared.tls).await;
-            }
-            self.cancel.detach();
-            self.link = None;
-        }
+        // What they still do is cancelled.
+        self.rest_fan().await?;
         heard?;
-        problem.map_or(Ok(()), |problem| Err(problem.into()))
+        Ok((arrays, held))
     }
 
     /// Hears the link's answer to its end.
@@ -492,10 +487,6 @@ impl Session {
         loop {
             let buffered = link.lease.stream.buffered();
             let header = frame::backend(buffered).map_err(|error| broken(&error))?;
-            if header.as_ref().is_some_and(|header| header.size > LIMIT) {
-                // Not even read.
-                return Err(reply::too_many_rows(LIMIT).into());
-            }
             let Some(header) = header.filter(|header| buffered.len() >= header.size) else {
                 read_more(link, &self.database).await?;
                 continue;
