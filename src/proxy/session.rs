@@ -488,6 +488,7 @@ impl Session {
                         unpreparable: false,
                         spent: false,
                         listens: false,
+                        gathered: None,
                         since: self.marks.begun,
                     });
                     self.attach(link);
