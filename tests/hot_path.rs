@@ -179,6 +179,9 @@ fn plan() -> Plan {
             gather: None,
             spread: None,
             copy_in: None,
+            changes: None,
+            combine: None,
+            numbers: shardway::plan::Numbers::Apart,
         }],
         structural: Vec::new(),
     }

@@ -8,12 +8,14 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod changing;
 mod copying;
 
 use super::scope::Instance;
 use super::{
-    Context, Override, Plan, Route, StatementPlan, Target,
+    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
+    combine::{self, Combine},
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
     spread::{self, Asked, Spread},
@@ -74,6 +76,8 @@ pub fn analyze(
             gather: Cell::default(),
             spread: Cell::default(),
             copy_in: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -84,6 +88,7 @@ pub fn analyze(
         if !context.utf8 {
             effect = repeatable(effect);
         }
+        let numbers = planner.numbers(&mut effect);
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -99,6 +104,7 @@ pub fn analyze(
             effect,
             access,
             target,
+            numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
             gather: planner
                 .gather
@@ -106,6 +112,11 @@ pub fn analyze(
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
             spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
+            changes: planner.changes.take(),
+            combine: planner
+                .combine
+                .take()
+                .filter(|_| matches!(statement.kind, Kind::Query(_))),
         });
     }
     Plan {
@@ -158,6 +169,7 @@ fn depends_on_settings(kind: &Kind) -> bool {
             | Kind::Copy(_)
             | Kind::Call(_)
             | Kind::CreateTemporary
+            | Kind::Change(_)
             | Kind::Utility(_)
             | Kind::Notify
     )
@@ -218,18 +230,24 @@ fn of_another_encoding(
             gather: Cell::default(),
             spread: Cell::default(),
             copy_in: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
-        let effect = repeatable(effect);
+        let mut effect = repeatable(effect);
+        let numbers = planner.numbers(&mut effect);
         StatementPlan {
             start: place(statement.start),
             end: place(statement.end),
             effect,
             access,
             target,
+            numbers,
             gather: None,
             spread: None,
             copy_in: None,
+            changes: None,
+            combine: None,
         }
     });
     Some(Plan {
@@ -292,9 +310,12 @@ fn whole(
         },
         access: Access::Write,
         target,
+        numbers: Numbers::MayAsk,
         gather: None,
         spread: None,
         copy_in: None,
+        changes: None,
+        combine: None,
     };
     Plan {
         statements: vec![statement],
@@ -317,6 +338,9 @@ struct Planner<'a> {
     spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    /// How a schema change runs on several shards.
+    changes: Cell<Option<Box<super::change::Changes>>>,
+    combine: Cell<Option<Box<Combine>>>,
 }
 
 /// What the functions of a statement do.
@@ -399,9 +423,12 @@ impl Planner<'_> {
                         effect,
                         access,
                         target,
+                        numbers: Numbers::Apart,
                         gather: None,
                         spread: None,
                         copy_in: None,
+                        changes: None,
+                        combine: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -487,6 +514,7 @@ impl Planner<'_> {
                 });
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
+            Kind::Change(change) => self.change(change),
             Kind::Utility(command) => (
                 self.made(command),
                 write,
@@ -568,9 +596,12 @@ impl Planner<'_> {
                 effect,
                 access,
                 target,
+                numbers: Numbers::Apart,
                 gather: self.gather.take(),
                 spread: self.spread.take(),
                 copy_in: None,
+                changes: None,
+                combine: self.combine.take(),
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -619,8 +650,34 @@ impl Planner<'_> {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.spread
                 .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
+            self.combine.set(self.combined(kind, &analysis, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    fn combined(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        calls: &Calls,
+    ) -> Option<Box<Combine>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let reads = !analysis.writes
+            && analysis.fixed.is_empty()
+            && analysis.refusals.iter().all(unpinned)
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !(settled && reads) {
+            return None;
+        }
+        combine::find(query, self.own_text(), &self.statement.functions, analysis).map(Box::new)
     }
 
     /// How a read of one sharded table is computed when it needs several shards.
@@ -743,6 +800,32 @@ impl Planner<'_> {
     /// Whether it names a relation or function of the database that may leave something in the session.
     fn names_code(&self) -> bool {
         self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// Whether code of the database that runs here may ask for numbers; if so it is a statement with an effect.
+    fn numbers(&self, effect: &mut Effect) -> Numbers {
+        if *effect == Effect::Pins(PinReason::Sequence) {
+            // Asked for in its own words: told or refused.
+            return Numbers::Apart;
+        }
+        let unknown = |function: &Name| {
+            let schema = function.schema.as_deref();
+            let own = match schema {
+                Some("information_schema") => true,
+                None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
+                Some(_) => false,
+            };
+            !own && self.function_leaves(&function.name, false)
+        };
+        let asks = self.snapshot.code.asks_in(self.own_text())
+            || self.statement.functions.iter().any(unknown);
+        if !asks {
+            return Numbers::Apart;
+        }
+        if *effect == Effect::None {
+            *effect = Effect::Opaque;
+        }
+        Numbers::MayAsk
     }
 
     /// What DO and CALL do to the session.

@@ -607,9 +607,12 @@ mod tests {
             effect: Effect::None,
             access: Access::Read,
             target: Target::Fixed(Route::One(ShardId(number))),
+            numbers: crate::plan::Numbers::Apart,
             gather: None,
             spread: None,
             copy_in: None,
+            changes: None,
+            combine: None,
         }
     }
 

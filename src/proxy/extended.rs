@@ -8,6 +8,7 @@ use super::{
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
+    resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
 };
 use crate::{
@@ -44,7 +45,7 @@ impl Session {
             &types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let failed = self.status() == Status::Failed;
         if let [
@@ -72,7 +73,7 @@ impl Session {
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
@@ -333,16 +334,24 @@ impl Session {
                 }
                 self.check_numbers(std::slice::from_ref(statement))?;
             }
+            self.forget_within(statement).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| {
                 matches!(statement.effect, Effect::Opaque | Effect::Channels)
             });
         }
+        let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {
             reply::no_such_portal(portal)
         })?;
+        if resets {
+            self.bring_back_within();
+        }
         if forgets {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
@@ -493,7 +502,7 @@ impl Session {
             types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
@@ -508,7 +517,7 @@ impl Session {
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
             told: Arc::clone(&prepared.told),

@@ -70,7 +70,7 @@ pub(super) enum Long {
 
 #[derive(Debug)]
 struct Member {
-    link: Link,
+    link: Box<Link>,
     /// ReadyForQuery that are still to come.
     owed: usize,
     /// Something was asked that no Sync is behind of.
@@ -245,7 +245,7 @@ fn limit(tag: u8, long: Long) -> usize {
 
 impl Fan {
     /// These links, which are at rest or within a transaction and owe nothing, in the order of their shards.
-    pub(super) fn of(links: Vec<Link>) -> Self {
+    pub(super) fn of(links: Vec<Box<Link>>) -> Self {
         let members = links.into_iter().map(|link| Member {
             link,
             owed: 0,
@@ -411,13 +411,13 @@ impl Session {
                 self.rest_fan().await?;
                 return Err(reply::shard_missing(self.database.shard_name(shard)).into());
             };
-            self.join_fan(*link);
+            self.join_fan(link);
         }
         Ok(())
     }
 
     /// Adds a link to the fan; cancels go to all of them.
-    fn join_fan(&mut self, link: Link) {
+    fn join_fan(&mut self, link: Box<Link>) {
         let fan = self.fan.get_or_insert_default();
         fan.members.extend(Fan::of(vec![link]).members);
         for member in &fan.members {
@@ -426,7 +426,7 @@ impl Session {
     }
 
     /// These links work on one statement from now on.
-    pub(super) fn begin_fan(&mut self, links: Vec<Link>) {
+    pub(super) fn begin_fan(&mut self, links: Vec<Box<Link>>) {
         self.fan = Some(Box::default());
         for link in links {
             self.join_fan(link);
@@ -491,7 +491,7 @@ impl Session {
 
     /// Ends the fan: the links that are at rest. What members still do is cancelled; those that do not come to rest are
     /// closed.
-    pub(super) async fn end_fan(&mut self) -> Vec<Link> {
+    pub(super) async fn end_fan(&mut self) -> Vec<Box<Link>> {
         let Some(mut fan) = self.fan.take() else {
             return Vec::new();
         };
@@ -535,7 +535,7 @@ impl Session {
                 continue; // Closed: a transaction is open that nobody began.
             }
             self.cancel.attach(&link.lease.target);
-            self.link = Some(Box::new(link));
+            self.link = Some(link);
             self.end_aside().await?;
             self.unlink().await?;
         }
@@ -571,7 +571,7 @@ impl Session {
                         Next::TooLong(_) => return Err(reply::too_many_rows(LONGEST).into()),
                         Next::Lost => {
                             let shard = self.database.shard_name(fan.shard(at));
-                            return Err(reply::shard_lost(shard).into());
+                            return Err(reply::shard_lost_at_work(shard).into());
                         }
                         Next::Pending => {
                             waits = true;

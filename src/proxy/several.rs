@@ -37,7 +37,7 @@ pub(super) struct Several {
     /// What another shard is told of it; `None`: it stays on its shard.
     begun: Option<Deferred>,
     /// The shards of the transaction beside the link's, each at rest within it.
-    enlisted: Vec<Link>,
+    enlisted: Vec<Box<Link>>,
     /// SET CONSTRAINTS or SET TRANSACTION as it was sent, until it is confirmed.
     sent: Option<Vec<u8>>,
 }
@@ -75,12 +75,20 @@ impl Several {
     }
 
     /// The links that the transaction has beside the session's, to work together with it.
-    pub(super) fn take_enlisted(&mut self) -> Vec<Link> {
+    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
+    pub(super) fn take_enlisted(&mut self) -> Vec<Box<Link>> {
         std::mem::take(&mut self.enlisted)
     }
 
+    /// A link of the transaction on which its time was told.
+    pub(super) fn named(&self) -> Option<ShardId> {
+        let told = self.enlisted.iter().find(|link| link.named);
+        told.map(|link| link.shard)
+    }
+
     /// Links of the transaction, each at rest within it.
-    pub(super) fn enlist_again(&mut self, links: Vec<Link>) {
+    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
+    pub(super) fn enlist_again(&mut self, links: Vec<Box<Link>>) {
         self.enlisted.extend(links);
     }
 
@@ -133,7 +141,7 @@ impl Several {
             | Effect::DiscardAll
             | Effect::Deallocate(_)
             | Effect::Prepare(_)
-            | Effect::Execute(_)
+            | Effect::Execute { .. }
             | Effect::Declare { .. }
             | Effect::Cursor
             | Effect::CopyIn
@@ -205,15 +213,11 @@ impl Session {
         let Some(begun) = &self.several.begun else {
             return Some(Stays::Implicit);
         };
-        let mut links = self
-            .link
-            .as_deref()
-            .into_iter()
-            .chain(&self.several.enlisted);
+        let mut links = self.link.iter().chain(&self.several.enlisted);
         if links.any(|link| link.opaque) {
             return Some(Stays::Code);
         }
-        let known = |link: &Link| link.shard == shard;
+        let known = |link: &Box<Link>| link.shard == shard;
         if self.several.enlisted.iter().any(known) {
             return None;
         }
@@ -251,15 +255,15 @@ impl Session {
         if let Some(at) = enlisted.position(|link| link.shard == shard) {
             let mut there = self.several.enlisted.swap_remove(at);
             there.since = self.marks.begun;
-            self.several.enlisted.push(*here);
-            self.attach(Box::new(there));
+            self.several.enlisted.push(here);
+            self.attach(there);
             let told_settings = self.bring_up_to_date(Hold::Bound).await?;
             // A part of the transaction would be lost.
             return told_settings.map_err(|words| End::Told(Box::new(words.fatal())).into());
         }
         match self.enlist(shard, &here).await? {
             Ok(()) => {
-                self.several.enlisted.push(*here);
+                self.several.enlisted.push(here);
                 self.report_changes();
                 Ok(())
             }
@@ -390,7 +394,7 @@ impl Session {
                 .flatten();
             let mut sql = settings.map(String::into_bytes).unwrap_or_default();
             sql.extend_from_slice(text);
-            (link, sql)
+            (&mut **link, sql)
         });
         let answers = asking::ask_each(asked.collect()).await;
         self.several.enlisted = others;
@@ -411,10 +415,8 @@ impl Session {
         // The link is at rest but for the Sync that ends its batch.
         self.leave_link().await?;
         let there = self.several.enlisted.swap_remove(at);
-        self.several
-            .enlisted
-            .extend(self.link.take().map(|link| *link));
-        self.attach(Box::new(there));
+        self.several.enlisted.extend(self.link.take());
+        self.attach(there);
         Err(words.into())
     }
 

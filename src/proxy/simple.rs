@@ -23,7 +23,7 @@ use crate::{
 use std::sync::Arc;
 
 /// `FirstNormalObjectId` of transam.h: functions below it are PostgreSQL's own.
-const FIRST_OWN_OID: u32 = 16384;
+pub(super) const FIRST_OWN_OID: u32 = 16384;
 /// `set_config(text, text, boolean)` in pg_proc.dat.
 const SET_CONFIG_OID: u32 = 2078;
 
@@ -43,10 +43,13 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        let planned =
-            self.database
-                .plans
-                .plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
+        let planned = self.database.plans.plan(
+            text,
+            &[],
+            &self.context,
+            &self.snapshot,
+            self.scratch.get_or_insert_default(),
+        );
         let values = Values {
             text,
             slots: &planned.slots,
@@ -114,7 +117,8 @@ impl Session {
             Box::pin(self.hear_first(statements)).await?;
         }
         self.reach(place).await?;
-        self.check_numbers(&planned.plan.statements)?;
+        self.check_numbers(statements)?;
+        self.forget_before(statements).await?;
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
@@ -173,6 +177,9 @@ impl Session {
                 .any(|statement| changes_meaning(&statement.effect))
         {
             return Err(reply::meaning_changes_within());
+        }
+        if let [before @ .., _last] = statements {
+            self.check_reset(before)?;
         }
         if let Some((name, _)) = statements
             .iter()
@@ -286,14 +293,15 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
         }
-        let builtin = frame
+        let oid = frame
             .get(HEADER..HEADER + 4)
             .and_then(|oid| oid.try_into().ok())
-            .map(u32::from_be_bytes)
-            .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
+            .map_or(u32::MAX, u32::from_be_bytes);
+        let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
         if !builtin {
             self.pin(PinReason::Code);
         }
+        self.forget_before_call(oid).await?;
         if self.listening.is_some() {
             Box::pin(self.own_notifications(&[])).await;
         }

@@ -122,7 +122,8 @@ pub enum Kind {
     Call(&'static str),
     /// CREATE TEMPORARY TABLE, in any spelling.
     CreateTemporary,
-    /// Everything else: DDL, grants, maintenance. The word is the command's name.
+    Change(super::change::Change),
+    /// Everything else. The word is the command's name.
     Utility(&'static str),
     Empty,
 }

@@ -345,7 +345,7 @@ pub fn two_phase_not_ready(why: &NotReady) -> Notice {
 
 /// A shard that was lost before a transaction over several was decided.
 #[must_use]
-pub fn lost_undecided(shard: &str) -> Notice {
+pub fn shard_lost(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
             "Shard \"{shard}\" closed the connection before the transaction was decided. (SW307)"
@@ -425,6 +425,23 @@ pub fn meaning_changes_within() -> Notice {
         ..error(
             "0A000",
             "a setting that changes within one message is not supported over several shards",
+        )
+    }
+}
+
+/// RESET ALL in front of other statements of one Query message, for a client that started with a setting that SET cannot
+/// say.
+#[must_use]
+pub fn reset_within() -> Notice {
+    Notice {
+        detail: Some(
+            "The statements behind it would not see what the connection was started with. (SW303)"
+                .to_owned(),
+        ),
+        hint: Some("Send RESET ALL in a message of its own.".to_owned()),
+        ..error(
+            "0A000",
+            "RESET ALL is not supported here in front of other statements of one message",
         )
     }
 }
@@ -579,7 +596,7 @@ pub fn shard_missing(shard: &str) -> Notice {
 
 /// A backend that closed its connection while several worked on a statement.
 #[must_use]
-pub fn shard_lost(shard: &str) -> Notice {
+pub fn shard_lost_at_work(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
             "Shard \"{shard}\" closed the connection before it had answered. (SW208)"

@@ -72,7 +72,10 @@ impl Lower {
                 Kind::CreateTemporary
             }
             other if makes_temporary(&other) => Kind::CreateTemporary,
-            other => Kind::Utility(command(other)),
+            other => match self.change(other) {
+                Some(change) => Kind::Change(change),
+                None => Kind::Utility(command(other)),
+            },
         }
     }
 
