@@ -98,7 +98,7 @@ impl Several {
         // What the savepoint's end says has been confirmed: it is there.
         match effect {
             Effect::Savepoint(name) => {
-                begun.savepoint(name, savepoint("SAVEPOINT", name).as_bytes())
+                begun.savepoint(name, savepoint(name).as_bytes());
             }
             Effect::Release(name) => drop(begun.release(name)),
             Effect::RollbackTo(name) => drop(begun.rollback_to(name)),
@@ -140,9 +140,9 @@ impl Several {
     }
 }
 
-/// A savepoint's command; names are as PostgreSQL has folded them.
-fn savepoint(command: &str, name: &str) -> String {
-    format!("{command} \"{}\"", name.replace('"', "\"\""))
+/// Names are as PostgreSQL has folded them.
+fn savepoint(name: &str) -> String {
+    format!("SAVEPOINT \"{}\"", name.replace('"', "\"\""))
 }
 
 /// Whether every shard of the transaction must do it, and not one alone.
