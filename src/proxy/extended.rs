@@ -8,6 +8,7 @@ use super::{
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
+    resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
 };
 use crate::{
@@ -319,16 +320,24 @@ impl Session {
                 }
                 self.check_numbers(std::slice::from_ref(statement))?;
             }
+            self.forget_within(statement).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| {
                 matches!(statement.effect, Effect::Opaque | Effect::Channels)
             });
         }
+        let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {
             reply::no_such_portal(portal)
         })?;
+        if resets {
+            self.bring_back_within();
+        }
         if forgets {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
@@ -545,7 +554,7 @@ impl Session {
         let told = &prepared.told;
         if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
-            if !self.link.as_mut().is_some_and(known) {
+            if !self.link.as_deref_mut().is_some_and(known) {
                 self.send_parse(prepared, Origin::Injected);
             }
             return Ok(());

@@ -15,6 +15,7 @@ use super::{
     counting::{Marks, note_reported},
     database::Database,
     ending,
+    fan::Fan,
     link::{Hold, Link},
     listening::Listening,
     numbers::Drew,
@@ -44,7 +45,7 @@ use crate::{
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
-        frontend::put_query,
+        frontend::{put, put_query},
         notice::Words,
     },
 };
@@ -153,9 +154,11 @@ pub struct Session {
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
     pub(super) mode: PoolMode,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    pub(super) parked: Vec<Link>,
+    pub(super) parked: Vec<Box<Link>>,
+    /// Backends that are at work on one statement together.
+    pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -178,6 +181,8 @@ pub struct Session {
     pub(super) several: Several,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
+    /// Before the first ReadyForQuery.
+    pub(super) welcoming: bool,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -187,10 +192,12 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// How many statements of ours are to complete before the next of the simple query under way.
+    pub(super) hidden: usize,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
-    pub(super) drew: Option<Drew>,
+    pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -243,7 +250,9 @@ impl Session {
                     Box::pin(self.join_others()).await?;
                 }
             }
-            if !self.requests().await? {
+            // Boxes: what the work needs is not kept while the client thinks.
+            let none = self.client.buffered().is_empty();
+            if none || !Box::pin(self.requests()).await? {
                 let done = self.client_closed && !self.answers_on_its_own();
                 if done || self.left_in_copy() {
                     return Ok(());
@@ -268,6 +277,9 @@ impl Session {
         }
         if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
+        }
+        if self.fan.is_some() {
+            drop(Box::pin(self.rest_fan()).await);
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
@@ -337,7 +349,9 @@ impl Session {
 
     /// Between batches: gives the backend back when nothing holds it.
     async fn rest(&mut self) -> Result<(), End> {
-        self.end_aside().await?;
+        if self.runs_aside() {
+            Box::pin(self.end_aside()).await?;
+        }
         if !self.at_rest() {
             return Ok(());
         }
@@ -358,10 +372,15 @@ impl Session {
         self.unlink().await
     }
 
+    /// Whether a transaction runs beside a deferred one.
+    fn runs_aside(&self) -> bool {
+        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
+        self.link.as_deref().is_some_and(open)
+    }
+
     /// Ends the transaction that ran beside a deferred one: nothing of it stays.
     pub(super) async fn end_aside(&mut self) -> Result<(), End> {
-        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
-        if self.link.as_ref().is_some_and(open) {
+        if self.runs_aside() {
             drop(self.prelude(b"ROLLBACK").await?);
             if let Some(link) = &mut self.link {
                 link.lease.applied = link.at_begin.clone();
@@ -380,10 +399,11 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
-                .await
-                .is_ok();
-            if !quiet || self.prelude(b"").await.is_err() {
+            let arrived = async {
+                let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet());
+                quiet.await.is_ok() && self.prelude(b"").await.is_ok()
+            };
+            if !Box::pin(arrived).await {
                 self.link = None;
                 return Ok(());
             }
@@ -443,6 +463,7 @@ impl Session {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
                     link.since = self.marks.begun;
+                    self.drew.returns_to(&link.lease);
                     self.attach(link);
                 }
                 None => {
@@ -450,7 +471,7 @@ impl Session {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
-                    let link = Link {
+                    let link = Box::new(Link {
                         lease,
                         shard,
                         hold,
@@ -463,15 +484,16 @@ impl Session {
                         spent: false,
                         listens: false,
                         since: self.marks.begun,
-                    };
+                    });
                     self.attach(link);
+                    self.come_to_numbers().await?;
                 }
             }
         }
         self.bring_up_to_date(hold).await
     }
 
-    pub(super) fn attach(&mut self, mut link: Link) {
+    pub(super) fn attach(&mut self, mut link: Box<Link>) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -609,6 +631,10 @@ impl Session {
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'D' => value = first_value(body),
+                b'N' if self.welcoming => {
+                    // About what the client started with: PostgreSQL tells it before the session begins.
+                    put(self.client.out(), b'N', |out| out.extend_from_slice(body));
+                }
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -639,7 +665,7 @@ impl Session {
     ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
         let problem = match self.checkout(wanted).await? {
-            Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
+            Waited::Lease(lease) => return Ok(Ok((lease, wanted))),
             Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
             Waited::Failed(problem) => problem,
         };
@@ -649,7 +675,7 @@ impl Session {
             match self.checkout(next).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
-                    return Ok(Ok((*lease, next)));
+                    return Ok(Ok((lease, next)));
                 }
                 Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
                 // What is told is about the first.
@@ -667,7 +693,7 @@ impl Session {
     async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
-            return Ok(Waited::Lease(Box::new(lease)));
+            return Ok(Waited::Lease(lease));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
@@ -688,7 +714,7 @@ impl Session {
         poll_fn(|cx| {
             if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
                 return Poll::Ready(Ok(match result {
-                    Ok(lease) => Waited::Lease(Box::new(lease)),
+                    Ok(lease) => Waited::Lease(lease),
                     Err(problem) => Waited::Failed(problem),
                 }));
             }
@@ -857,6 +883,7 @@ impl Session {
         };
         self.skip = false;
         self.running = None;
+        self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
         if status == Status::Idle {
@@ -915,7 +942,7 @@ impl Drop for Session {
 
 /// What became of a wait for a backend.
 enum Waited {
-    Lease(Box<Lease>),
+    Lease(Lease),
     Cancelled,
     Failed(CheckoutError),
 }

@@ -37,7 +37,7 @@ pub(super) struct Several {
     /// What another shard is told of it; `None`: it stays on its shard.
     begun: Option<Deferred>,
     /// The shards of the transaction beside the link's, each at rest within it.
-    enlisted: Vec<Link>,
+    enlisted: Vec<Box<Link>>,
     /// SET CONSTRAINTS or SET TRANSACTION as it was sent, until it is confirmed.
     sent: Option<Vec<u8>>,
 }
@@ -199,7 +199,7 @@ impl Session {
         if links.any(|link| link.opaque) {
             return Some(Stays::Code);
         }
-        let known = |link: &Link| link.shard == shard;
+        let known = |link: &Box<Link>| link.shard == shard;
         if self.several.enlisted.iter().any(known) {
             return None;
         }
@@ -271,7 +271,7 @@ impl Session {
             .into()));
         };
         let settings = parameters::difference(&lease.applied, at_begin);
-        self.attach(Link {
+        self.attach(Box::new(Link {
             lease,
             shard,
             hold: Hold::Bound,
@@ -284,7 +284,7 @@ impl Session {
             spent: false,
             listens: false,
             since: self.marks.begun,
-        });
+        }));
         let begun = self.several.begun.clone();
         let replay = begun.iter().flat_map(Deferred::replay);
         let texts = settings.iter().map(String::as_bytes).chain(replay);
@@ -376,7 +376,7 @@ impl Session {
                 .flatten();
             let mut sql = settings.map(String::into_bytes).unwrap_or_default();
             sql.extend_from_slice(text);
-            (link, sql)
+            (&mut **link, sql)
         });
         let answers = asking::ask_each(asked.collect()).await;
         self.several.enlisted = others;

@@ -23,7 +23,7 @@ use crate::{
 use std::sync::Arc;
 
 /// `FirstNormalObjectId` of transam.h: functions below it are PostgreSQL's own.
-const FIRST_OWN_OID: u32 = 16384;
+pub(super) const FIRST_OWN_OID: u32 = 16384;
 /// `set_config(text, text, boolean)` in pg_proc.dat.
 const SET_CONFIG_OID: u32 = 2078;
 
@@ -136,6 +136,7 @@ impl Session {
         }
         self.reach(place).await?;
         self.check_numbers(statements)?;
+        self.forget_before(statements).await?;
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
@@ -188,6 +189,9 @@ impl Session {
                 .any(|statement| changes_meaning(&statement.effect))
         {
             return Err(reply::meaning_changes_within());
+        }
+        if let [before @ .., _last] = statements {
+            self.check_reset(before)?;
         }
         if let Some((name, _)) = statements
             .iter()
@@ -301,14 +305,15 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
         }
-        let builtin = frame
+        let oid = frame
             .get(HEADER..HEADER + 4)
             .and_then(|oid| oid.try_into().ok())
-            .map(u32::from_be_bytes)
-            .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
+            .map_or(u32::MAX, u32::from_be_bytes);
+        let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
         if !builtin {
             self.pin(PinReason::Code);
         }
+        self.forget_before_call(oid).await?;
         if self.listening.is_some() {
             Box::pin(self.own_notifications(&[])).await;
         }

@@ -429,6 +429,23 @@ pub fn meaning_changes_within() -> Notice {
     }
 }
 
+/// RESET ALL in front of other statements of one Query message, for a client that started with a setting that SET cannot
+/// say.
+#[must_use]
+pub fn reset_within() -> Notice {
+    Notice {
+        detail: Some(
+            "The statements behind it would not see what the connection was started with. (SW303)"
+                .to_owned(),
+        ),
+        hint: Some("Send RESET ALL in a message of its own.".to_owned()),
+        ..error(
+            "0A000",
+            "RESET ALL is not supported here in front of other statements of one message",
+        )
+    }
+}
+
 /// A value of `shardway.shard` that names no shard, or a setting that does not exist.
 #[must_use]
 pub fn bad_setting(setting: &str, detail: String) -> Notice {
@@ -545,6 +562,18 @@ pub fn shard_missing(shard: &str) -> Notice {
         detail: Some(format!("Shard \"{shard}\" cannot be asked now. (SW204)")),
         hint: Some("Check that its server runs.".to_owned()),
         ..error("08006", "the rows of a shard are missing")
+    }
+}
+
+/// A backend that closed its connection while several worked on a statement.
+#[must_use]
+pub fn shard_lost_at_work(shard: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Shard \"{shard}\" closed the connection before it had answered. (SW208)"
+        )),
+        hint: Some("Check that its server runs, and repeat the statement.".to_owned()),
+        ..error("08006", "a shard was lost while it worked on the statement")
     }
 }
 

@@ -77,7 +77,7 @@ impl Session {
         self.tally.queries += 1;
         let failed = self.status() == Status::Failed;
         let chained = self.several.begun.take().filter(|_| chain);
-        let mut links: Vec<Link> = self.link.take().into_iter().collect();
+        let mut links: Vec<Box<Link>> = self.link.take().into_iter().collect();
         links.append(&mut self.several.enlisted);
         let ended = if commits && !failed {
             Some(self.commit(&mut links).await)
@@ -114,8 +114,11 @@ impl Session {
     }
 
     /// Commits on all links; what is not committed is rolled back.
-    async fn commit(&self, links: &mut [Link]) -> Ended {
-        let asked = links.iter_mut().map(|link| (link, WROTE.into())).collect();
+    async fn commit(&self, links: &mut [Box<Link>]) -> Ended {
+        let asked = links
+            .iter_mut()
+            .map(|link| (&mut **link, WROTE.into()))
+            .collect();
         let answers = ask_each(asked).await;
         let mut writers = Vec::new();
         for (at, answer) in answers.into_iter().enumerate() {
@@ -157,14 +160,14 @@ impl Session {
         self.in_two_phases(links, &writers).await
     }
 
-    async fn lost(&self, links: &mut [Link], at: usize) -> Ended {
+    async fn lost(&self, links: &mut [Box<Link>], at: usize) -> Ended {
         let shard = links[at].shard;
         roll_back(links).await;
         reply::shard_lost(self.database.shard_name(shard)).into()
     }
 
     /// Commits on several shards that wrote.
-    async fn in_two_phases(&self, links: &mut [Link], writers: &[usize]) -> Ended {
+    async fn in_two_phases(&self, links: &mut [Box<Link>], writers: &[usize]) -> Ended {
         let shards: Vec<ShardId> = writers.iter().map(|at| links[*at].shard).collect();
         let begun = self.decides(links, writers).and_then(|decider| {
             let mut others = shards.clone();
@@ -219,7 +222,7 @@ impl Session {
     }
 
     /// Which of the shards that wrote decides: one whose part cannot be prepared must.
-    fn decides(&self, links: &[Link], writers: &[usize]) -> Result<Place, Notice> {
+    fn decides(&self, links: &[Box<Link>], writers: &[usize]) -> Result<Place, Notice> {
         if self.has_other_role() {
             return Err(reply::role_over_several());
         }
@@ -298,7 +301,7 @@ impl Session {
     }
 
     /// The links' backends are nobody's, or kept as before; what is not known to be at rest is closed.
-    async fn give_back(&mut self, links: Vec<Link>) -> Result<(), End> {
+    async fn give_back(&mut self, links: Vec<Box<Link>>) -> Result<(), End> {
         let cancelled = self.cancel.detach();
         let quiet = !cancelled
             || tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
@@ -322,7 +325,7 @@ impl Session {
 }
 
 /// Rolls back what is open. A backend that does not answer in time is closed, which does the same.
-async fn roll_back(links: &mut [Link]) {
+async fn roll_back(links: &mut [Box<Link>]) {
     let mut asked = Vec::new();
     for link in links {
         if link.status != Status::Idle {
@@ -345,11 +348,14 @@ fn undone(link: &mut Link) {
 }
 
 /// Commits plainly, all at once; which did not, and the server's error if it has not but is there.
-async fn plainly(links: &mut [Link], places: Vec<usize>) -> Result<(), (usize, Option<Words>)> {
+async fn plainly(
+    links: &mut [Box<Link>],
+    places: Vec<usize>,
+) -> Result<(), (usize, Option<Words>)> {
     let mut asked = Vec::new();
     for (at, link) in links.iter_mut().enumerate() {
         if places.contains(&at) {
-            asked.push((link, b"COMMIT".to_vec()));
+            asked.push((&mut **link, b"COMMIT".to_vec()));
         }
     }
     let answers = ask_each(asked).await;
@@ -378,7 +384,7 @@ async fn plainly(links: &mut [Link], places: Vec<usize>) -> Result<(), (usize, O
 
 /// The rounds of one commit: its links, and what servers said.
 struct Round<'a> {
-    links: &'a mut [Link],
+    links: &'a mut [Box<Link>],
     writers: &'a [usize],
     transaction: &'a Transaction,
     armed: Option<&'a str>,
@@ -400,7 +406,7 @@ impl Round<'_> {
             let step = steps.iter().find(|(asked, _)| Some(*asked) == place);
             if let Some((place, step)) = step {
                 let sql = sql(*step, self.transaction, link.shard);
-                asked.push((link, sql.into_bytes()));
+                asked.push((&mut **link, sql.into_bytes()));
                 order.push((*place, *step));
             }
         }
