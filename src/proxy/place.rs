@@ -102,6 +102,9 @@ impl Session {
         statement: &StatementPlan,
         place: Place,
     ) -> Result<Place, Notice> {
+        if statement.names_transaction {
+            self.may_name_at(place.shard)?;
+        }
         match bound {
             // The shared listeners hear every shard.
             Some(shard)

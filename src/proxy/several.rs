@@ -53,6 +53,8 @@ pub(super) enum Stays {
     Kept,
     /// A function may have changed settings on its shard.
     Code,
+    /// Its time, number or snapshot was told on one shard, and is asked for on another.
+    Named,
     /// It runs as another role than the one that logged in.
     Role,
 }
@@ -191,6 +193,20 @@ impl Session {
         ))
     }
 
+    /// Whether a statement on this shard may ask for what is the transaction's own: every shard has another answer.
+    pub(super) fn may_name_at(&self, shard: ShardId) -> Result<(), Notice> {
+        let mut links = self.link.iter().chain(&self.several.enlisted);
+        let named = links.find(|link| link.named && link.shard != shard);
+        let Some(link) = named.filter(|_| self.several.goes_on()) else {
+            return Ok(());
+        };
+        Err(reply::second_shard(
+            self.database.shard_name(link.shard),
+            self.database.shard_name(shard),
+            Stays::Named,
+        ))
+    }
+
     fn stays(&self, shard: ShardId) -> Option<Stays> {
         let Some(begun) = &self.several.begun else {
             return Some(Stays::Implicit);
@@ -280,6 +296,7 @@ impl Session {
             at_begin: here.at_begin.clone(),
             savepoints: here.savepoints.clone(),
             opaque: false,
+            named: false,
             unpreparable: false,
             spent: false,
             listens: false,

@@ -287,7 +287,7 @@ fn a_refused_statement_fails_all() {
 
 #[test]
 fn a_constraint_that_fails_at_the_end_undoes_all() {
-    let mut stand = stand("late");
+    let mut stand = stand("at_the_end");
     for (first, second) in [(1, 101), (101, 1), (201, 1)] {
         stand.all_alike(&[
             "begin",
@@ -610,6 +610,25 @@ fn a_transaction_that_promises_one_snapshot_stays_on_its_shard() {
         assert_eq!(stand.ask("commit")[0], "C ROLLBACK\\0");
     }
     assert_eq!(stand.ids(), ["", "", ""]);
+    stand.at_rest();
+}
+
+#[test]
+fn a_transaction_tells_one_time() {
+    let mut stand = stand("timed");
+    stand.run(&["begin", "insert into t values (1, 1)"]);
+    let time = stand.clients.1.value("select now()");
+    stand.run(&["insert into t values (101, 1)"]);
+    let refused = stand.ask("update t set n = 2 where id = 101 returning now()");
+    assert!(refused[0].starts_with("E ERROR 0A000"), "{refused:?}");
+    assert_eq!(stand.ask("rollback")[0], "C ROLLBACK\\0");
+    stand.run(&["begin", "insert into t values (1, 1)"]);
+    assert_ne!(stand.clients.1.value("select now()"), time);
+    stand.run(&[
+        "insert into t values (101, 1)",
+        "update t set n = 2 where id = 1 returning now()",
+        "commit",
+    ]);
     stand.at_rest();
 }
 

@@ -99,6 +99,7 @@ impl Session {
         for link in &mut links {
             link.savepoints.clear();
             link.unpreparable = false;
+            link.named = false;
         }
         self.give_back(links).await?;
         match ended {
