@@ -45,7 +45,7 @@ impl Session {
             &types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let failed = self.status() == Status::Failed;
         if let [
@@ -72,7 +72,7 @@ impl Session {
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
@@ -485,7 +485,7 @@ impl Session {
             types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
@@ -500,7 +500,7 @@ impl Session {
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
             told: Arc::clone(&prepared.told),

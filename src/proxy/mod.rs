@@ -13,6 +13,7 @@ pub mod keyring;
 mod link;
 mod listening;
 mod local;
+mod named;
 mod numbers;
 mod place;
 mod prepared;

@@ -241,7 +241,7 @@ impl Session {
             self.unnamed = None;
         }
         self.statements
-            .retain(|_, found| !Arc::ptr_eq(found, prepared));
+            .retain(|found| !Arc::ptr_eq(found, prepared));
         self.confirm(prepared);
     }
 

@@ -43,10 +43,13 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        let planned =
-            self.database
-                .plans
-                .plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
+        let planned = self.database.plans.plan(
+            text,
+            &[],
+            &self.context,
+            &self.snapshot,
+            self.scratch.get_or_insert_default(),
+        );
         let values = Values {
             text,
             slots: &planned.slots,

@@ -101,7 +101,7 @@ impl Session {
             link.unpreparable = false;
             link.named = false;
         }
-        self.give_back(links).await?;
+        self.give_links_back(links).await?;
         match ended {
             Some(Ended::Over(end)) => return Err(end.into()),
             Some(Ended::RolledBack(why) | Ended::Doubtful { why, .. }) => return Err(why.into()),
@@ -302,7 +302,7 @@ impl Session {
     }
 
     /// The links' backends are nobody's, or kept as before; what is not known to be at rest is closed.
-    async fn give_back(&mut self, links: Vec<Box<Link>>) -> Result<(), End> {
+    async fn give_links_back(&mut self, links: Vec<Box<Link>>) -> Result<(), End> {
         let cancelled = self.cancel.detach();
         let quiet = !cancelled
             || tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
