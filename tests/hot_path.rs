@@ -182,7 +182,6 @@ fn plan() -> Plan {
             copy_in: None,
             changes: None,
             combine: None,
-            numbers: shardway::plan::Numbers::Apart,
         }],
         structural: Vec::new(),
     }
