@@ -78,6 +78,7 @@ fn plan() -> Plan {
             end: 0,
             effect: Effect::None,
             access: Access::Read,
+            names_transaction: false,
             target,
             gather: None,
             spread: None,

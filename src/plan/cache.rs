@@ -606,6 +606,7 @@ mod tests {
             end: 0,
             effect: Effect::None,
             access: Access::Read,
+            names_transaction: false,
             target: Target::Fixed(Route::One(ShardId(number))),
             numbers: crate::plan::Numbers::Apart,
             gather: None,

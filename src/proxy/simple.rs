@@ -65,15 +65,9 @@ impl Session {
         {
             self.park_at_rest();
         }
-        if let [statement] = statements
-            && self.ends_several(statement)
-        {
-            let tag = Box::pin(self.end_several(&statement.effect)).await?;
-            put_complete(self.client.out(), tag);
-            self.ready_here();
+        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
             return Ok(());
         }
-        self.check_message(statements)?;
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -105,10 +99,42 @@ impl Session {
                 Some(first) => self.both(first, place)?,
             });
         }
-        let mut place = chosen.unwrap_or(Place {
+        let place = chosen.unwrap_or(Place {
             shard: self.any,
             hold: Hold::Loose,
         });
+        self.reach_for(place, statements, listening).await?;
+        self.send_pending();
+        self.vacate_for(text);
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
+        }
+        self.send_query(text, planned.plan);
+        Ok(())
+    }
+
+    /// A Query that ends the transaction over several shards; true: it has been answered.
+    async fn query_of_all(&mut self, statements: &[StatementPlan]) -> Result<bool, Stop> {
+        self.check_message(statements)?;
+        let [statement] = statements else {
+            return Ok(false);
+        };
+        if !self.ends_several(statement) {
+            return Ok(false);
+        }
+        let tag = self.end_several(&statement.effect).await?;
+        put_complete(self.client.out(), tag);
+        self.ready_here();
+        Ok(true)
+    }
+
+    /// Makes the link what the statements need.
+    async fn reach_for(
+        &mut self,
+        mut place: Place,
+        statements: &[StatementPlan],
+        listening: bool,
+    ) -> Result<(), Stop> {
         if statements.len() != 1 && self.deferred.is_some() {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
@@ -122,12 +148,6 @@ impl Session {
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
-        self.send_pending();
-        self.vacate_for(text);
-        if self.several.goes_on() {
-            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
-        }
-        self.send_query(text, planned.plan);
         Ok(())
     }
 
@@ -150,6 +170,7 @@ impl Session {
         frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
+        link.named |= plan.statements.iter().any(|one| one.names_transaction);
         link.opaque |= plan
             .statements
             .iter()

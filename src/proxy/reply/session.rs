@@ -225,6 +225,10 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
             "a function has run in it that may have changed settings on its shard only",
             "Call it in a transaction of its own.",
         ),
+        Stays::Named => (
+            "both ask for the transaction's time, number or snapshot, which every shard has of its own",
+            "Ask once and pass the value as a parameter, or use clock_timestamp().",
+        ),
         Stays::Role => (
             "it runs as another role than the one that logged in",
             "RESET ROLE before BEGIN, or log in as the role.",
