@@ -30,7 +30,7 @@ use crate::{
         functions::{Class, Keeps, classify, is_immutable},
         normalize::Slot,
         parse,
-        statement::{Access, Effect, PinReason, quoted},
+        statement::{Access, Effect, PinReason, Within, quoted},
         tree::{Depth, Discard, Kind, Name, Set, SettingCalls, Statement, Transaction},
     },
     wire::types::Oid,
@@ -124,6 +124,11 @@ pub fn analyze(
         statements: plans,
         structural,
     }
+}
+
+fn executes(name: &str, within: Within) -> Effect {
+    let name = name.to_owned();
+    Effect::Execute { name, within }
 }
 
 /// Whether names or literals of the statements behind it in the same message may mean something else than the session
@@ -420,20 +425,12 @@ impl Planner<'_> {
                     let (effect, access, _) = self.several(inner);
                     let target = Target::Fixed(Route::One(ShardId(0)));
                     let (start, end) = (self.statement.start, self.statement.end);
-                    Target::Explain(Box::new(StatementPlan {
-                        start,
-                        end,
+                    Target::Explain(Box::new(StatementPlan::new(
+                        start..end,
                         effect,
                         access,
-                        names_transaction: false,
                         target,
-                        numbers: Numbers::Apart,
-                        gather: None,
-                        spread: None,
-                        copy_in: None,
-                        changes: None,
-                        combine: None,
-                    }))
+                    )))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
             };
@@ -492,8 +489,20 @@ impl Planner<'_> {
                 });
                 (Effect::Prepare(name.clone()), write, target)
             }
-            // Runs where its PREPARE ran: the session kept that backend.
-            Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
+            // Where it runs and what it does is what its statement says: the session knows that.
+            Kind::Execute(name) => (executes(name, Within::Itself), write, any()),
+            Kind::TableOfExecute { name, temporary } => {
+                let command = "CREATE TABLE AS";
+                let temporary =
+                    *temporary || self.made(command) == Effect::Pins(PinReason::TemporaryTable);
+                let within = if temporary {
+                    Within::TemporaryTable
+                } else {
+                    Within::Table
+                };
+                let target = self.one_shard_only(Unroutable::PerShard { command });
+                (executes(name, within), write, target)
+            }
             Kind::Cursor => (Effect::Cursor, read, any()),
             Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
             Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
@@ -595,22 +604,22 @@ impl Planner<'_> {
         if route {
             let (start, end) = (self.statement.start, self.statement.end);
             let inner = StatementPlan {
-                start,
-                end,
-                effect,
-                access,
-                names_transaction: false,
-                target,
-                numbers: Numbers::Apart,
                 gather: self.gather.take(),
-                spread: self.spread.take(),
-                copy_in: None,
-                changes: None,
                 combine: self.combine.take(),
+                spread: self.spread.take(),
+                ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
         match effect {
+            Effect::Execute { name, within } => {
+                let within = match within {
+                    _ if !analyze => Within::Explain,
+                    Within::TemporaryTable => Within::TemporaryTable,
+                    _ => Within::ExplainAnalyze,
+                };
+                (executes(&name, within), access, target)
+            }
             _ if !analyze => (Effect::None, Access::Read, target),
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
@@ -653,9 +662,9 @@ impl Planner<'_> {
         let effect = self.effect(kind, &calls);
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
+            self.combine.set(self.combined(kind, &analysis, &calls));
             self.spread
                 .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
-            self.combine.set(self.combined(kind, &analysis, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
     }

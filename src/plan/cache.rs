@@ -601,20 +601,12 @@ mod tests {
     }
 
     fn statement(number: u16) -> StatementPlan {
-        StatementPlan {
-            start: 0,
-            end: 0,
-            effect: Effect::None,
-            access: Access::Read,
-            names_transaction: false,
-            target: Target::Fixed(Route::One(ShardId(number))),
-            numbers: crate::plan::Numbers::Apart,
-            gather: None,
-            spread: None,
-            copy_in: None,
-            changes: None,
-            combine: None,
-        }
+        StatementPlan::new(
+            0..0,
+            Effect::None,
+            Access::Read,
+            Target::Fixed(Route::One(ShardId(number))),
+        )
     }
 
     fn numbered(number: u16, structural: &[u16]) -> Plan {

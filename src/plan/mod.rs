@@ -81,7 +81,7 @@ pub struct Plan {
 }
 
 /// What to do with one statement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StatementPlan {
     /// Where the statement stands in the text, bytes, without its semicolon.
     pub start: u32,
@@ -112,7 +112,7 @@ pub enum Numbers {
 }
 
 /// Where a statement runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Target {
     /// The same for every execution.
     Fixed(Route),
@@ -152,6 +152,40 @@ pub struct Values<'a> {
 }
 
 impl StatementPlan {
+    /// A statement of a text, from byte to byte, that is not computed over several shards.
+    #[must_use]
+    pub fn new(
+        place: std::ops::Range<u32>,
+        effect: Effect,
+        access: Access,
+        target: Target,
+    ) -> Self {
+        Self {
+            start: place.start,
+            end: place.end,
+            effect,
+            access,
+            names_transaction: false,
+            target,
+            numbers: Numbers::Apart,
+            gather: None,
+            spread: None,
+            copy_in: None,
+            changes: None,
+            combine: None,
+        }
+    }
+
+    /// Whether the value of this parameter, from 0, decides where it runs.
+    #[must_use]
+    pub fn reads_parameter(&self, index: usize) -> bool {
+        match &self.target {
+            Target::ByKey(pins) => pins.reads_parameter(index),
+            Target::Explain(inner) => inner.reads_parameter(index),
+            Target::Fixed(_) | Target::Judge | Target::Refused(_) => false,
+        }
+    }
+
     /// Where this execution runs.
     ///
     /// # Errors

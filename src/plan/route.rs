@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use std::ops::Bound;
 
 /// What decides the shard: a condition per sharded relation of the statement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pins {
     pub(super) pins: SmallVec<[Pin; 1]>,
     /// A shard that the statement needs whatever its keys are.
@@ -49,7 +49,7 @@ pub(super) enum Why {
 }
 
 /// A condition on the key of one relation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pin {
     pub(super) group: GroupId,
     /// For messages: the table and its key column.
@@ -60,7 +60,7 @@ pub(super) struct Pin {
 }
 
 /// What the relation is used for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Role {
     /// Rows that exist: a key that nothing can hold matches nothing.
     Match,
@@ -130,6 +130,17 @@ impl Pins {
         Ok(Route::One(shard.or_else(anywhere).unwrap_or(snapshot.home)))
     }
 
+    /// Whether the value of this parameter, from 0, decides.
+    pub(super) fn reads_parameter(&self, index: usize) -> bool {
+        self.pins.iter().any(|pin| {
+            let old = match &pin.role {
+                Role::Assign { old } => is_parameter(old, index),
+                Role::Match | Role::Insert => false,
+            };
+            old || pin.condition.reads_parameter(index)
+        })
+    }
+
     /// The shard of each row that an INSERT gives a key for, in order; `Err`: some row must not be inserted.
     pub(super) fn of_rows(
         &self,
@@ -194,6 +205,28 @@ impl Pins {
             _ => Unroutable::SeveralShards { shards: names(all) },
         })
     }
+}
+
+impl Condition {
+    fn reads_parameter(&self, index: usize) -> bool {
+        let reads = |value: &Value| is_parameter(value, index);
+        match self {
+            Self::Nothing => false,
+            Self::Equal(value) | Self::ElementOf(value) => reads(value),
+            Self::OneOf(list) => list.iter().any(reads),
+            Self::Between { low, high } => [low, high]
+                .into_iter()
+                .flatten()
+                .any(|edge| reads(&edge.value)),
+            Self::Either(parts) | Self::Both(parts) => {
+                parts.iter().any(|part| part.reads_parameter(index))
+            }
+        }
+    }
+}
+
+fn is_parameter(value: &Value, index: usize) -> bool {
+    matches!(value, Value::Parameter { index: read, .. } if usize::from(*read) == index)
 }
 
 impl Pin {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     catalog::snapshot::Snapshot,
-    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{StatementPlan, Target, Values, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -47,6 +47,14 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        let executed = self.executed(parse.text, &planned.plan)?;
+        let planned = match &executed {
+            Some(executed) => Planned {
+                plan: Arc::clone(&executed.plan),
+                ..planned
+            },
+            None => planned,
+        };
         let failed = self.status() == Status::Failed;
         if let [
             StatementPlan {
@@ -60,7 +68,10 @@ impl Session {
         {
             return Err(wording::unroutable(reason).into());
         }
-        let own = self.with_own_defaults(parse.text, &planned.plan);
+        let own = match &executed {
+            Some(executed) => Some(executed.text.clone()),
+            None => self.with_own_defaults(parse.text, &planned.plan),
+        };
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
@@ -77,6 +88,7 @@ impl Session {
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
+            executes: executed.map(|executed| executed.execution),
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -101,6 +113,7 @@ impl Session {
             return Ok(());
         }
         let prepared = self.prepared(bind.statement).await?;
+        let prepared = self.executes_now(bind.statement, prepared)?;
         let prepared = self.planned_anew(bind.statement, prepared);
         self.tally.binds += 1;
         let values = Values {
@@ -156,7 +169,7 @@ impl Session {
             return Ok(());
         }
         self.send_pending();
-        self.make_fit(&prepared).await?;
+        self.make_fit_to_execute(&prepared).await?;
         if self.skip {
             return Ok(());
         }
@@ -264,6 +277,7 @@ impl Session {
             }
             Named::Statement(name) => {
                 let prepared = self.prepared(name).await?;
+                let prepared = self.executes_now(name, prepared)?;
                 if prepared
                     .statement()
                     .is_some_and(|statement| self.answered_here(statement))
@@ -276,7 +290,7 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.make_fit(&prepared).await?;
+                self.make_fit_to_execute(&prepared).await?;
                 if !self.skip {
                     self.send_describe(&prepared, Origin::Client);
                 }
@@ -490,13 +504,13 @@ impl Session {
 
     /// The statement, planned again when settings or the catalog have changed since it was parsed: as in PostgreSQL a
     /// prepared statement means what its text means now.
-    fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+    pub(super) fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
         let meaning = self.meaning();
         let parsed_just_now = self
             .pending
             .iter()
             .any(|pending| Arc::ptr_eq(pending, &prepared));
-        if prepared.meaning == meaning || parsed_just_now {
+        if prepared.meaning == meaning || parsed_just_now || prepared.executes.is_some() {
             return prepared;
         }
         let (text, types) = (&prepared.text, &prepared.types);
@@ -524,6 +538,7 @@ impl Session {
             unnamed: prepared.unnamed,
             meaning,
             told: Arc::clone(&prepared.told),
+            executes: None,
         });
         if anew.unnamed {
             self.unnamed = Some(Arc::clone(&anew));
@@ -573,7 +588,7 @@ impl Session {
 
     /// Makes the link a backend that has the statement, as the client knows it: with the parameters and columns that it
     /// was told. Where a table has changed so that there is none, the statement is refused in PostgreSQL's words.
-    async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+    pub(super) async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
         let told = &prepared.told;
         if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
@@ -616,7 +631,7 @@ impl Session {
         }
     }
 
-    fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+    pub(super) fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
         let Some(link) = &mut self.link else { return };
         let name = prepared.server_name();
         put_named(
@@ -632,7 +647,7 @@ impl Session {
         self.pipeline.asked(Request::Describe, origin, note);
     }
 
-    fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+    pub(super) fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
         let Some(link) = &mut self.link else { return };
         let limit = link.lease.pool().settings().prepared_statements;
         let spoilt = (!prepared.unnamed && link.lease.statements.is_spoilt(prepared.id))

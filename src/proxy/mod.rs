@@ -26,6 +26,7 @@ pub mod session;
 mod several;
 mod simple;
 mod spread;
+mod sql_prepared;
 pub mod start;
 mod vacate;
 

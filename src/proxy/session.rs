@@ -24,6 +24,7 @@ use super::{
     reply::session as reply,
     several::Several,
     spread::WritingPortal,
+    sql_prepared::Renamed,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -217,6 +218,8 @@ pub struct Session {
     pub(super) tally: Counted,
     pub(super) marks: Marks,
     pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
+    /// What SQL calls differently than the backend in this batch.
+    pub(super) renamed: Option<Box<Renamed>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -908,6 +911,7 @@ impl Session {
         self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
+        self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
             self.tally.transactions += 1;

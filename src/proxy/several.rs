@@ -77,7 +77,6 @@ impl Several {
     }
 
     /// The links that the transaction has beside the session's, to work together with it.
-    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
     pub(super) fn take_enlisted(&mut self) -> Vec<Box<Link>> {
         std::mem::take(&mut self.enlisted)
     }
@@ -89,7 +88,6 @@ impl Several {
     }
 
     /// Links of the transaction, each at rest within it.
-    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
     pub(super) fn enlist_again(&mut self, links: Vec<Box<Link>>) {
         self.enlisted.extend(links);
     }

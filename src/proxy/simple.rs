@@ -8,9 +8,10 @@ use super::{
     reply::{self as wording, session as reply},
     request::{POISON, Stop},
     session::{End, Note, Phase, Session},
+    sql_prepared::{Sql, names_prepared},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -50,6 +51,20 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        let mut resolved = None;
+        if planned.plan.statements.iter().any(names_prepared) {
+            match Box::pin(self.resolve(text, &planned.plan)).await? {
+                Sql::AsItStands => {}
+                Sql::Answered => return Ok(()),
+                Sql::Resolved(found) => resolved = Some(found),
+            }
+        }
+        let planned = Planned {
+            plan: resolved
+                .as_ref()
+                .map_or(planned.plan, |found| Arc::clone(&found.plan)),
+            slots: planned.slots,
+        };
         let values = Values {
             text,
             slots: &planned.slots,
@@ -109,8 +124,11 @@ impl Session {
         if self.several.goes_on() {
             Box::pin(self.query_everywhere(&planned.plan, text)).await?;
         }
-        self.send_query(text, planned.plan);
-        Ok(())
+        let Some(resolved) = resolved else {
+            self.send_query(text, planned.plan);
+            return Ok(());
+        };
+        Box::pin(self.run_resolved(*resolved)).await
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.
@@ -162,7 +180,7 @@ impl Session {
     }
 
     /// Sends a Query to the link, which is where all its statements run.
-    fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
+    pub(super) fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
         let own = self.with_own_defaults(text, &plan);
         let Some(link) = &mut self.link else {
             return;

@@ -315,6 +315,7 @@ impl Session {
             tally: super::counting::Counted::default(),
             marks,
             scratch: None,
+            renamed: None,
         }))
     }
 

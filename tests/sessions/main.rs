@@ -28,6 +28,7 @@ mod secrets;
 mod settings;
 mod sharded;
 mod spread;
+mod sql_prepared;
 mod statements;
 mod suites;
 mod transactions_over_shards;
