@@ -105,6 +105,7 @@ pub fn analyze(
             end: statement.end,
             effect,
             access,
+            names_transaction: !snapshot.is_single() && names_transaction(text, slots),
             target,
             numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
@@ -258,6 +259,7 @@ fn of_another_encoding(
             end: place(statement.end),
             effect,
             access,
+            names_transaction: false,
             target,
             numbers,
             gather: None,
@@ -326,6 +328,7 @@ fn whole(
             Effect::None
         },
         access: Access::Write,
+        names_transaction: true,
         target,
         numbers: Numbers::MayAsk,
         gather: None,

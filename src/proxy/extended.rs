@@ -223,6 +223,9 @@ impl Session {
                 self.client_rest.bytes,
             );
         }
+        link.named |= prepared
+            .statement()
+            .is_some_and(|statement| statement.names_transaction);
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing

@@ -485,6 +485,7 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        named: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -936,6 +937,7 @@ impl Session {
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
             link.unpreparable = false;
+            link.named = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }

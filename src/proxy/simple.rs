@@ -68,15 +68,9 @@ impl Session {
         {
             self.park_at_rest();
         }
-        if let [statement] = statements
-            && self.ends_several(statement)
-        {
-            let tag = Box::pin(self.end_several(&statement.effect)).await?;
-            put_complete(self.client.out(), tag);
-            self.ready_here();
+        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
             return Ok(());
         }
-        self.check_message(statements)?;
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -108,10 +102,41 @@ impl Session {
                 Some(first) => self.both(first, place)?,
             });
         }
-        let mut place = chosen.unwrap_or(Place {
+        let place = chosen.unwrap_or(Place {
             shard: self.any,
             hold: Hold::Loose,
         });
+        self.reach_for(place, statements, listening).await?;
+        self.send_pending();
+        self.vacate_for(text);
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
+        }
+        self.send_named(text, planned.plan, resolved).await
+    }
+
+    /// A Query that ends the transaction over several shards; true: it has been answered.
+    async fn query_of_all(&mut self, statements: &[StatementPlan]) -> Result<bool, Stop> {
+        self.check_message(statements)?;
+        let [statement] = statements else {
+            return Ok(false);
+        };
+        if !self.ends_several(statement) {
+            return Ok(false);
+        }
+        let tag = self.end_several(&statement.effect).await?;
+        put_complete(self.client.out(), tag);
+        self.ready_here();
+        Ok(true)
+    }
+
+    /// Makes the link what the statements need.
+    async fn reach_for(
+        &mut self,
+        mut place: Place,
+        statements: &[StatementPlan],
+        listening: bool,
+    ) -> Result<(), Stop> {
         if statements.len() != 1 && self.deferred.is_some() {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
@@ -125,12 +150,7 @@ impl Session {
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
-        self.send_pending();
-        self.vacate_for(text);
-        if self.several.goes_on() {
-            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
-        }
-        self.send_named(text, planned.plan, resolved).await
+        Ok(())
     }
 
     async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {
@@ -152,6 +172,7 @@ impl Session {
         frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
+        link.named |= plan.statements.iter().any(|one| one.names_transaction);
         link.opaque |= plan
             .statements
             .iter()
