@@ -265,7 +265,7 @@ impl Round<'_> {
                 match forgotten {
                     Ok(0) => {}
                     Ok(decisions) => {
-                        tracing::debug!(database, shard, decisions, "forgot decisions")
+                        tracing::debug!(database, shard, decisions, "forgot decisions");
                     }
                     Err(problem) => {
                         tracing::warn!(database, shard, %problem, "cannot forget decisions");
