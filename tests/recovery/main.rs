@@ -6,3 +6,4 @@ mod checking;
 mod deciding;
 mod harness;
 mod schema;
+mod serving;
