@@ -80,6 +80,9 @@ fn plan() -> Plan {
             access: Access::Read,
             target,
             gather: None,
+            copy_in: None,
+            changes: None,
+            combine: None,
         }],
         structural: Vec::new(),
     }

@@ -7,15 +7,18 @@
 // Layer 0: what everything may use.
 pub mod clock;
 pub mod entropy;
+pub mod failpoint;
 pub mod sql;
 pub mod wire;
 // Layer 1: what lives where, and who may enter.
 pub mod auth;
 pub mod catalog;
-// Layer 2: rules of one connection, settings, counters.
+// Layer 2: rules of one connection, settings, counters, rows of several shards.
 pub mod config;
+pub mod merge;
 pub mod metrics;
 pub mod protocol;
+pub mod split;
 // Layer 3: sockets, and where a statement goes.
 pub mod net;
 pub mod plan;

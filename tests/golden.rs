@@ -122,6 +122,20 @@ fn one_outcome(
     snapshot: &Snapshot,
 ) -> String {
     let described = describe(statement, snapshot, values);
+    if described.refused.is_none()
+        && let [("route", kind), ("shards", shards), ("reason", reason), ..] =
+            described.rows.as_slice()
+        && kind == "change"
+    {
+        // A schema change: its shards, and what is known of them.
+        let all = *shards == snapshot.shards.join(", ");
+        let shards = if all { "all" } else { shards };
+        return format!("change {shards}: {reason}");
+    }
+    if let (Some(changes), Some(why)) = (&statement.changes, &described.refused) {
+        assert!(!changes.command.is_empty());
+        return refused(why);
+    }
     assert!(described.rows.len() >= 3, "{described:?}");
     let mut words = match &statement.target {
         Target::Judge => "judge".to_owned(),

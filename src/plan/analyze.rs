@@ -8,10 +8,14 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod changing;
+mod copying;
+
 use super::scope::Instance;
 use super::{
-    Context, Override, Plan, Route, StatementPlan, Target,
+    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
+    combine::{self, Combine},
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
     unroutable::Unroutable,
@@ -69,6 +73,9 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            copy_in: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -79,6 +86,7 @@ pub fn analyze(
         if !context.utf8 {
             effect = repeatable(effect);
         }
+        let numbers = planner.numbers(&mut effect);
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -94,9 +102,16 @@ pub fn analyze(
             effect,
             access,
             target,
+            numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
             gather: planner
                 .gather
+                .take()
+                .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            copy_in: planner.copy_in.take(),
+            changes: planner.changes.take(),
+            combine: planner
+                .combine
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
         });
@@ -143,9 +158,10 @@ fn depends_on_settings(kind: &Kind) -> bool {
             | Kind::Merge(_)
             | Kind::Explain { .. }
             | Kind::Declare { .. }
-            | Kind::Copy { .. }
+            | Kind::Copy(_)
             | Kind::Call(_)
             | Kind::CreateTemporary
+            | Kind::Change(_)
             | Kind::Utility(_)
             | Kind::Notify
     )
@@ -204,16 +220,24 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            copy_in: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
-        let effect = repeatable(effect);
+        let mut effect = repeatable(effect);
+        let numbers = planner.numbers(&mut effect);
         StatementPlan {
             start: place(statement.start),
             end: place(statement.end),
             effect,
             access,
             target,
+            numbers,
             gather: None,
+            copy_in: None,
+            changes: None,
+            combine: None,
         }
     });
     Some(Plan {
@@ -276,7 +300,11 @@ fn whole(
         },
         access: Access::Write,
         target,
+        numbers: Numbers::MayAsk,
         gather: None,
+        copy_in: None,
+        changes: None,
+        combine: None,
     };
     Plan {
         statements: vec![statement],
@@ -295,6 +323,11 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How the rows of a COPY find their shards.
+    copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    /// How a schema change runs on several shards.
+    changes: Cell<Option<Box<super::change::Changes>>>,
+    combine: Cell<Option<Box<Combine>>>,
 }
 
 /// What the functions of a statement do.
@@ -377,7 +410,11 @@ impl Planner<'_> {
                         effect,
                         access,
                         target,
+                        numbers: Numbers::Apart,
                         gather: None,
+                        copy_in: None,
+                        changes: None,
+                        combine: None,
                     }))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
@@ -424,12 +461,7 @@ impl Planner<'_> {
                 };
                 (effect, access, target)
             }
-            Kind::Copy {
-                relation,
-                query,
-                from,
-                server,
-            } => self.copy(relation.as_ref(), query.as_deref(), *from, *server),
+            Kind::Copy(copy) => self.copy(copy),
             Kind::Transaction(transaction) => self.transaction(transaction),
             Kind::Set(set) => self.set(set),
             Kind::Show => (Effect::None, read, any()),
@@ -468,6 +500,7 @@ impl Planner<'_> {
                 });
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
+            Kind::Change(change) => self.change(change),
             Kind::Utility(command) => (
                 self.made(command),
                 write,
@@ -549,7 +582,11 @@ impl Planner<'_> {
                 effect,
                 access,
                 target,
+                numbers: Numbers::Apart,
                 gather: self.gather.take(),
+                copy_in: None,
+                changes: None,
+                combine: self.combine.take(),
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -558,79 +595,6 @@ impl Planner<'_> {
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
             _ => (Effect::None, access, target),
-        }
-    }
-
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "the direction and the end of COPY"
-    )]
-    fn copy(
-        &self,
-        table: Option<&Name>,
-        query: Option<&Kind>,
-        from: bool,
-        server: bool,
-    ) -> (Effect, Access, Target) {
-        let effect = match (server, from) {
-            (true, _) => Effect::None,
-            (false, true) => Effect::CopyIn,
-            (false, false) => Effect::CopyOut,
-        };
-        let access = if from { Access::Write } else { Access::Read };
-        if server {
-            let why = Unroutable::Unsupported {
-                feature: "COPY to or from a file of the server",
-            };
-            return (effect, access, self.one_shard_only(why));
-        }
-        match (table, query) {
-            (_, Some(query)) => {
-                let (inner, access, target) = self.several(query);
-                let effect = match inner {
-                    inner @ (Effect::Pins(_) | Effect::Opaque) => inner,
-                    Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
-                    _ => effect,
-                };
-                (effect, access, target)
-            }
-            (Some(table), None) => {
-                let effect = if self.names_code() {
-                    Effect::Pins(PinReason::Code)
-                } else {
-                    effect
-                };
-                (effect, access, self.copy_table(table, from))
-            }
-            (None, None) => (
-                effect,
-                access,
-                self.one_shard_only(Unroutable::NotUnderstood),
-            ),
-        }
-    }
-
-    fn copy_table(&self, table: &Name, from: bool) -> Target {
-        use super::block::{Place, full_name};
-        let name = full_name(table);
-        let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
-        match analysis.place(table) {
-            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
-            Place::Reference(_) if from => {
-                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
-            }
-            Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
-                feature: "writing to the system catalogs",
-            }),
-            Place::Reference(_) | Place::Catalog => match self.pinned {
-                Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
-                _ => Target::Fixed(Route::Any),
-            },
-            Place::Single(shard) => match self.one_shard_only(Unroutable::NotUnderstood) {
-                Target::Fixed(Route::One(named)) if named != shard => self.contradicts(shard),
-                _ => Target::Fixed(Route::One(shard)),
-            },
-            Place::Unknown => self.one_shard_only(Unroutable::UnknownTable { table: name }),
         }
     }
 
@@ -669,8 +633,34 @@ impl Planner<'_> {
         let effect = self.effect(kind, &calls);
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
+            self.combine.set(self.combined(kind, &analysis, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    fn combined(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        calls: &Calls,
+    ) -> Option<Box<Combine>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let reads = !analysis.writes
+            && analysis.fixed.is_empty()
+            && analysis.refusals.iter().all(unpinned)
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !(settled && reads) {
+            return None;
+        }
+        combine::find(query, self.own_text(), &self.statement.functions, analysis).map(Box::new)
     }
 
     /// How a read of one sharded table is computed when it needs several shards.
@@ -767,6 +757,32 @@ impl Planner<'_> {
     /// Whether it names a relation or function of the database that may leave something in the session.
     fn names_code(&self) -> bool {
         self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// Whether code of the database that runs here may ask for numbers; if so it is a statement with an effect.
+    fn numbers(&self, effect: &mut Effect) -> Numbers {
+        if *effect == Effect::Pins(PinReason::Sequence) {
+            // Asked for in its own words: told or refused.
+            return Numbers::Apart;
+        }
+        let unknown = |function: &Name| {
+            let schema = function.schema.as_deref();
+            let own = match schema {
+                Some("information_schema") => true,
+                None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
+                Some(_) => false,
+            };
+            !own && self.function_leaves(&function.name, false)
+        };
+        let asks = self.snapshot.code.asks_in(self.own_text())
+            || self.statement.functions.iter().any(unknown);
+        if !asks {
+            return Numbers::Apart;
+        }
+        if *effect == Effect::None {
+            *effect = Effect::Opaque;
+        }
+        Numbers::MayAsk
     }
 
     /// What DO and CALL do to the session.

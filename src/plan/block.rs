@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        effects::Act,
+        effects::{Act, Effects},
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
@@ -392,6 +392,7 @@ impl<'a> Analysis<'a> {
                 (table_outputs(table, None), EntryKind::Reference)
             }
             Place::Single(shard) => {
+                self.sets_off(relation, Act::Select);
                 self.fix_table(shard, &relation.name.name);
                 (Outputs::unknown(), EntryKind::Table)
             }
@@ -475,6 +476,27 @@ impl<'a> Analysis<'a> {
             }
         }
         self.unlisted("", &name.name)
+    }
+
+    /// What a table sets off, wherever it is.
+    pub(super) fn effects(&self, name: &Name) -> Option<&'a Effects> {
+        let snapshot = self.snapshot;
+        match self.place(name) {
+            Place::Sharded { table, .. } | Place::Reference(table) => Some(&table.effects),
+            Place::Single(_) => match &name.schema {
+                Some(schema) => snapshot.effects(schema, &name.name),
+                None => {
+                    let mut path = self.context.search_path.iter();
+                    // The first that has the table, whether it sets something off or not.
+                    let has = |schema: &&String| {
+                        snapshot.table(schema, &name.name).is_some()
+                            || snapshot.other(schema, &name.name).is_some()
+                    };
+                    snapshot.effects(path.find(has)?, &name.name)
+                }
+            },
+            Place::Catalog | Place::Unknown => None,
+        }
     }
 
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {

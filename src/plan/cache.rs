@@ -602,7 +602,11 @@ mod tests {
             effect: Effect::None,
             access: Access::Read,
             target: Target::Fixed(Route::One(ShardId(number))),
+            numbers: crate::plan::Numbers::Apart,
             gather: None,
+            copy_in: None,
+            changes: None,
+            combine: None,
         }
     }
 

@@ -2,12 +2,16 @@
 
 use super::{
     Route, StatementPlan, Target, Values,
+    change::{Changes, Reach},
     route::{Condition, Edge, Pin, Pins, Role, Why},
     unroutable::Unroutable,
     value::{Sign, Value},
 };
 use crate::{
-    catalog::{shard::ShardId, snapshot::Snapshot},
+    catalog::{
+        shard::{ShardId, ShardSet},
+        snapshot::{Placement, Snapshot},
+    },
     sql::statement::{Access, Effect},
     wire::types::Format,
 };
@@ -49,19 +53,9 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
-        && is_gathered(plan, why, values)
+        && let Some(description) = over_several(plan, why, snapshot, values)
     {
-        rows.push(("route", "gathered".to_owned()));
-        rows.push(("shards", snapshot.shards.join(", ")));
-        rows.push((
-            "reason",
-            "needs rows of several shards: one of them computes it over the rows of all".to_owned(),
-        ));
-        rows.push(("access", "read".to_owned()));
-        return Description {
-            rows,
-            refused: None,
-        };
+        return description;
     }
     match &routed {
         Ok(route) => {
@@ -93,6 +87,89 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     Description {
         rows,
         refused: routed.err(),
+    }
+}
+
+/// What no shard alone can answer, when several can.
+fn over_several(
+    plan: &StatementPlan,
+    why: &Unroutable,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Description> {
+    if let Some(changes) = &plan.changes {
+        return Some(changed(changes, snapshot));
+    }
+    is_gathered(plan, why, values).then(|| Description {
+        rows: vec![
+            ("route", "gathered".to_owned()),
+            ("shards", snapshot.shards.join(", ")),
+            (
+                "reason",
+                "needs rows of several shards: one of them computes it over the rows of all"
+                    .to_owned(),
+            ),
+            ("access", "read".to_owned()),
+        ],
+        refused: None,
+    })
+}
+
+/// A schema change: the shards that run it, as far as that is known without asking servers.
+fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
+    let names = |set: &ShardSet| -> String {
+        let names: Vec<String> = shards(&Route::Some(set.clone()), snapshot);
+        names.join(", ")
+    };
+    let mut rows = Vec::new();
+    let (shards, reason) = match &changes.reach {
+        Reach::Shards(set) => (names(set), "a schema change of these shards".to_owned()),
+        Reach::Servers => (
+            snapshot.shards.join(", "),
+            "a change of every server, once on each".to_owned(),
+        ),
+        Reach::Holders(relations) => (
+            snapshot.shards.join(", "),
+            format!("those of them that have {}", relations.join(" or ")),
+        ),
+        Reach::New(new) => {
+            let schema = new.schema.clone().unwrap_or_else(|| "public".to_owned());
+            match new.place(&schema, snapshot) {
+                Ok((placement, _)) => match placement {
+                    Placement::Single(shard) => (
+                        names(&ShardSet::one(shard)),
+                        "a new table of one shard".to_owned(),
+                    ),
+                    Placement::Reference => (
+                        snapshot.shards.join(", "),
+                        "a new reference table".to_owned(),
+                    ),
+                    Placement::Sharded { group, key_column } => (
+                        snapshot.shards.join(", "),
+                        format!(
+                            "a new table of group {} by {key_column}",
+                            snapshot.group(group).name
+                        ),
+                    ),
+                },
+                Err(why) => {
+                    rows.push(("route", format!("refused ({})", why.code())));
+                    rows.push(("reason", "a new table".to_owned()));
+                    return Description {
+                        rows,
+                        refused: Some(Box::new(why)),
+                    };
+                }
+            }
+        }
+    };
+    rows.push(("route", "change".to_owned()));
+    rows.push(("shards", shards));
+    rows.push(("reason", reason));
+    rows.push(("access", "write".to_owned()));
+    Description {
+        rows,
+        refused: None,
     }
 }
 

@@ -6,6 +6,9 @@
 pub mod analyze;
 mod block;
 pub mod cache;
+pub mod change;
+pub mod combine;
+pub mod copy;
 pub mod explain;
 pub mod gather;
 pub mod route;
@@ -85,8 +88,22 @@ pub struct StatementPlan {
     pub effect: Effect,
     pub access: Access,
     pub target: Target,
+    pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How the rows of a COPY FROM STDIN find their shards.
+    pub copy_in: Option<Box<copy::CopyIn>>,
+    /// How a schema change runs on several shards.
+    pub changes: Option<Box<change::Changes>>,
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    pub combine: Option<Box<combine::Combine>>,
+}
+
+/// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    Apart,
+    MayAsk,
 }
 
 /// Where a statement runs.

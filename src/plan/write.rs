@@ -40,6 +40,8 @@ impl<'a> Analysis<'a> {
                 self.insert_rows(insert, &into, parent);
             }
             None => {
+                let given = insert.columns.as_deref().unwrap_or_default();
+                self.sets_off(&insert.table, Act::Insert(given));
                 if let Some(source) = &insert.source {
                     self.query(source, parent);
                 }
@@ -172,10 +174,10 @@ impl<'a> Analysis<'a> {
 
     /// Refuses what sets off an object of the table that would act on this shard alone.
     pub(super) fn sets_off(&mut self, table: &Relation, act: Act<'_>) {
-        let Place::Sharded { table: known, .. } = self.place(&table.name) else {
+        let Some(effects) = self.effects(&table.name) else {
             return;
         };
-        if let Some(hazard) = known.effects.of(act) {
+        if let Some(hazard) = effects.of(act) {
             self.refuse(Unroutable::PerShardObject {
                 table: table.name.name.clone(),
                 hazard: hazard.clone(),

@@ -22,6 +22,7 @@ pub struct Backend {
     pub unnamed: Option<u128>,
     /// Whose it is, or was last.
     pub tenure: Tenure,
+    pub remembered: Remembered,
     pub born: Instant,
     pub info: RegisteredBackend,
 }
@@ -41,6 +42,18 @@ impl Tenure {
             self.number += 1;
         }
     }
+}
+
+/// Whose numbers of sequences a backend remembers, for `currval` and `lastval`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Remembered {
+    /// Nobody's: it has served no session.
+    #[default]
+    Nothing,
+    /// Only what the session that has it drew since it came here last.
+    Own,
+    /// Perhaps another session's, or what this one drew before it was elsewhere.
+    Foreign,
 }
 
 /// Whom to ask to cancel what this backend runs.

@@ -134,6 +134,27 @@ impl Parameters {
         (!sql.is_empty()).then_some(sql)
     }
 
+    /// The statements that bring back, behind RESET ALL, what the client started with; `None`: it cannot be said so.
+    #[must_use]
+    pub fn own_defaults(&self) -> Option<Vec<String>> {
+        let names = self.base.keys().filter(|name| !is_who(name));
+        names
+            .map(|name| Some(set_to("SET ", name, &self.own_default(name)?)))
+            .collect()
+    }
+
+    /// As [`Parameters::own_defaults`], as statements that have a form for every value.
+    #[must_use]
+    pub fn own_settings(&self) -> Vec<String> {
+        let base = self.base.iter().filter(|(name, _)| !is_who(name));
+        base.map(|(name, value)| {
+            let mut sql = String::new();
+            put_value(&mut sql, name, value);
+            sql
+        })
+        .collect()
+    }
+
     /// SET: confirmed by the backend. `None` is DEFAULT.
     pub fn set(&mut self, name: &str, value: Option<Value>, local: bool) {
         if local {

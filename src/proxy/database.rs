@@ -17,7 +17,7 @@ use crate::{
     },
     plan::cache::PlanCache,
     pool::{
-        backend::{Backend, CancelTarget, Reported, Statements, Tenure},
+        backend::{Backend, CancelTarget, Remembered, Reported, Statements, Tenure},
         lease::{Opener, Pool},
         listener::{self, Hub, Spawner, state::Standing},
     },
@@ -29,7 +29,7 @@ use crate::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 use tokio::runtime::Handle;
 
@@ -43,6 +43,8 @@ pub struct Database {
     pub unfit: ArcSwapOption<String>,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
+    /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
+    pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
     parts: Parts,
@@ -112,6 +114,7 @@ impl Database {
             settings,
             plans,
             unfit: ArcSwapOption::empty(),
+            numbers_asked: AtomicBool::new(false),
             pools: Mutex::default(),
             hubs: Mutex::default(),
             parts,
@@ -431,6 +434,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         statements: Statements::default(),
         unnamed: None,
         tenure: Tenure::default(),
+        remembered: Remembered::Nothing,
         born: parts.clock.now(),
         info,
     }))

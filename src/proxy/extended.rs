@@ -8,6 +8,7 @@ use super::{
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
+    resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
 };
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::{self},
         frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
         notice::Notice,
@@ -290,7 +291,7 @@ impl Session {
                 return if self.skip {
                     Ok(())
                 } else {
-                    self.execute_here(&prepared)
+                    self.execute_made(&prepared).await
                 };
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
@@ -300,6 +301,12 @@ impl Session {
             self.unsettled |= prepared
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
+        }
+        if let (Note::Executed(prepared), true) = (&note, self.several.goes_on()) {
+            Box::pin(self.execute_everywhere(prepared)).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
@@ -313,21 +320,51 @@ impl Session {
                 }
                 self.check_numbers(std::slice::from_ref(statement))?;
             }
+            self.forget_within(statement).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| {
                 matches!(statement.effect, Effect::Opaque | Effect::Channels)
             });
         }
+        let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {
             reply::no_such_portal(portal)
         })?;
+        if resets {
+            self.bring_back_within();
+        }
         if forgets {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
         }
         Ok(())
+    }
+
+    /// Execute of a portal that is answered here, if it still can be.
+    async fn execute_made(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let Some(statement) = prepared.statement() else {
+            return Ok(());
+        };
+        if self.ends_several(statement) {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            if !self.skip {
+                let mut out = Vec::new();
+                put_complete(&mut out, tag);
+                self.made(out, Note::Nothing);
+            }
+            return Ok(());
+        }
+        let open = self.status() != Status::Idle && self.deferred.is_none();
+        if open && self.controls(statement) {
+            // Bound before a shard was reached: here it would end nothing.
+            return Err(reply::bound_before().into());
+        }
+        self.execute_here(prepared)
     }
 
     pub(super) async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -517,7 +554,7 @@ impl Session {
         let told = &prepared.told;
         if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
-            if !self.link.as_mut().is_some_and(known) {
+            if !self.link.as_deref_mut().is_some_and(known) {
                 self.send_parse(prepared, Origin::Injected);
             }
             return Ok(());

@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) savepoints: Vec<(String, crate::protocol::parameters::Applied)>,
     /// A function that we cannot see into ran: settings are unknown afterwards.
     pub(super) opaque: bool,
+    /// What was done in the transaction keeps PostgreSQL from preparing it: NOTIFY, temporary tables and the like.
+    pub(super) unpreparable: bool,
     /// A Query came in the middle of an extended batch: PostgreSQL 18 answers the statement behind with XX000
     /// ("unexpected state STARTED"), which must not be another client's. Not to be given back.
     pub(super) spent: bool,

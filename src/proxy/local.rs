@@ -7,6 +7,7 @@ use super::{
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
+    resetting::resets_all,
     session::{Note, Session},
 };
 use crate::{
@@ -45,6 +46,9 @@ impl Session {
                 .link
                 .as_ref()
                 .is_none_or(|link| link.status != Status::Failed);
+        }
+        if self.ends_several(statement) {
+            return true;
         }
         if self.link.is_some() || self.snapshot.is_single() {
             return false;
@@ -318,6 +322,7 @@ impl Session {
             Effect::Listen(_) | Effect::Unlisten(_) => self.listening_took_effect(effect),
             Effect::Pins(reason) => self.pin(*reason),
         }
+        self.followed(effect);
     }
 
     #[expect(
@@ -328,9 +333,11 @@ impl Session {
         match effect {
             Effect::Begin => self.begun_there(),
             Effect::Commit { chain } | Effect::Rollback { chain } => {
+                let chained = self.several.chain(*chain);
                 self.transaction_ends(committed);
                 if *chain {
                     self.begun_there();
+                    self.several.begun(chained);
                 }
             }
             Effect::Savepoint(name) => {
@@ -357,8 +364,12 @@ impl Session {
                         link.savepoints.truncate(at + 1);
                         link.lease.applied = link.savepoints[at].1.clone();
                     }
-                    // It was made before this backend was reached, which was told all then.
-                    None => self.settings_are_told(),
+                    // It was made before this backend was reached, which knows what it was told then.
+                    None => {
+                        if let Some(link) = &mut self.link {
+                            link.lease.applied = link.at_begin.clone();
+                        }
+                    }
                 }
                 self.context_stale = true;
             }
@@ -437,14 +448,21 @@ impl Session {
     /// The text with RESET and DEFAULT replaced by what they mean to this session: a value that it started with, which
     /// the backend was told by SET. `None`: nothing to replace.
     pub(super) fn with_own_defaults(&self, text: &[u8], plan: &Plan) -> Option<Vec<u8>> {
-        if !plan
-            .statements
-            .iter()
-            .any(|statement| defaulted(&statement.effect).is_some())
-        {
+        let last = plan.statements.len().saturating_sub(1);
+        let concerns = |(at, statement): (usize, &StatementPlan)| {
+            defaulted(&statement.effect).is_some() || (at < last && resets_all(statement))
+        };
+        if !plan.statements.iter().enumerate().any(concerns) {
             return None;
         }
-        let defaults = plan.statements.iter().map(|statement| {
+        let defaults = plan.statements.iter().enumerate().map(|(at, statement)| {
+            if resets_all(statement) && at < last {
+                let own = self
+                    .parameters
+                    .own_defaults()
+                    .filter(|own| !own.is_empty())?;
+                return Some(format!("RESET ALL;{}", own.join(";")));
+            }
             let (name, local) = defaulted(&statement.effect)?;
             let value = self.parameters.own_default(name)?;
             let verb = if local { "SET LOCAL " } else { "SET " };
@@ -773,7 +791,7 @@ enum Forgets {
 }
 
 /// CommandComplete of SET.
-const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
+pub(super) const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
 
 /// The setting that goes back to its default, and whether for the transaction only.
 #[expect(

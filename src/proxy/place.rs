@@ -99,10 +99,16 @@ impl Session {
             {
                 Ok(Some(Place { shard, ..place }))
             }
-            Some(shard) if shard != place.shard => Err(reply::second_shard(
-                self.database.shard_name(shard),
-                self.database.shard_name(place.shard),
-            )),
+            Some(shard) if shard != place.shard => {
+                self.may_go_to(place.shard)?;
+                Ok(Some(Place {
+                    hold: Hold::Bound,
+                    ..place
+                }))
+            }
+            _ if statement.effect == Effect::TwoPhase && self.several.is_several() => {
+                Err(reply::prepared_over_several())
+            }
             _ => Ok(Some(place)),
         }
     }
@@ -129,10 +135,11 @@ impl Session {
         let shard = named.unwrap_or(self.snapshot.home);
         match self.link.as_ref().filter(|link| self.is_bound(link)) {
             Some(link) if link.status != Status::Failed && link.shard != shard => {
-                Err(reply::second_shard(
-                    self.database.shard_name(link.shard),
-                    self.database.shard_name(shard),
-                ))
+                self.may_go_to(shard)?;
+                Ok(Place {
+                    shard,
+                    hold: Hold::Bound,
+                })
             }
             Some(link) => Ok(Place {
                 shard: link.shard,
@@ -211,6 +218,9 @@ impl Session {
             }
             if place.hold <= Hold::Aside {
                 return Ok(());
+            }
+            if self.is_bound(link) {
+                return Box::pin(self.go_to(place.shard)).await;
             }
             self.leave_link().await?;
             if self.skip {

@@ -304,7 +304,9 @@ impl Session {
     /// Whether a client that sends nothing more has left in the middle of COPY IN: its backend would wait for ever.
     pub(super) fn left_in_copy(&self) -> bool {
         let has_room = |link: &super::link::Link| link.lease.stream.unsent() < HIGH_WATER;
-        self.client_closed && self.pipeline.copying_in() && self.link.as_ref().is_none_or(has_room)
+        self.client_closed
+            && self.pipeline.copying_in()
+            && self.link.as_deref().is_none_or(has_room)
     }
 
     fn pass_rest(&mut self, bytes: &[u8]) -> usize {

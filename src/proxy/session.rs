@@ -15,11 +15,13 @@ use super::{
     counting::{Marks, note_reported},
     database::Database,
     ending,
+    fan::Fan,
     link::{Hold, Link},
     listening::Listening,
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    several::Several,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -43,7 +45,7 @@ use crate::{
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
-        frontend::put_query,
+        frontend::{put, put_query},
         notice::Words,
     },
 };
@@ -152,9 +154,11 @@ pub struct Session {
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
     pub(super) mode: PoolMode,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    pub(super) parked: Vec<Link>,
+    pub(super) parked: Vec<Box<Link>>,
+    /// Backends that are at work on one statement together.
+    pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -174,8 +178,11 @@ pub struct Session {
     pub(super) context_stale: bool,
     pub(super) overridden: HashMap<String, String>,
     pub(super) deferred: Option<Deferred>,
+    pub(super) several: Several,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
+    /// Before the first ReadyForQuery.
+    pub(super) welcoming: bool,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -185,10 +192,12 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// How many statements of ours are to complete before the next of the simple query under way.
+    pub(super) hidden: usize,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
-    pub(super) drew: Option<Drew>,
+    pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -241,7 +250,9 @@ impl Session {
                     Box::pin(self.join_others()).await?;
                 }
             }
-            if !self.requests().await? {
+            // Boxes: what the work needs is not kept while the client thinks.
+            let none = self.client.buffered().is_empty();
+            if none || !Box::pin(self.requests()).await? {
                 let done = self.client_closed && !self.answers_on_its_own();
                 if done || self.left_in_copy() {
                     return Ok(());
@@ -267,6 +278,9 @@ impl Session {
         if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
         }
+        if self.fan.is_some() {
+            drop(Box::pin(self.rest_fan()).await);
+        }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
             // The server would go on with a query that nobody waits for.
@@ -285,6 +299,7 @@ impl Session {
             drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
+        self.several.close();
         self.parked.clear();
     }
 
@@ -334,7 +349,9 @@ impl Session {
 
     /// Between batches: gives the backend back when nothing holds it.
     async fn rest(&mut self) -> Result<(), End> {
-        self.end_aside().await?;
+        if self.runs_aside() {
+            Box::pin(self.end_aside()).await?;
+        }
         if !self.at_rest() {
             return Ok(());
         }
@@ -355,10 +372,15 @@ impl Session {
         self.unlink().await
     }
 
+    /// Whether a transaction runs beside a deferred one.
+    fn runs_aside(&self) -> bool {
+        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
+        self.link.as_deref().is_some_and(open)
+    }
+
     /// Ends the transaction that ran beside a deferred one: nothing of it stays.
     pub(super) async fn end_aside(&mut self) -> Result<(), End> {
-        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
-        if self.link.as_ref().is_some_and(open) {
+        if self.runs_aside() {
             drop(self.prelude(b"ROLLBACK").await?);
             if let Some(link) = &mut self.link {
                 link.lease.applied = link.at_begin.clone();
@@ -377,10 +399,11 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
-                .await
-                .is_ok();
-            if !quiet || self.prelude(b"").await.is_err() {
+            let arrived = async {
+                let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet());
+                quiet.await.is_ok() && self.prelude(b"").await.is_ok()
+            };
+            if !Box::pin(arrived).await {
                 self.link = None;
                 return Ok(());
             }
@@ -404,7 +427,7 @@ impl Session {
     }
 
     /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
-    async fn quiet(&mut self) {
+    pub(super) async fn quiet(&mut self) {
         let mut quiet = pin!(self.cancel.quiet());
         let client = &mut self.client;
         poll_fn(|cx| {
@@ -440,6 +463,7 @@ impl Session {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
                     link.since = self.marks.begun;
+                    self.drew.returns_to(&link.lease);
                     self.attach(link);
                 }
                 None => {
@@ -447,7 +471,7 @@ impl Session {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
-                    let link = Link {
+                    let link = Box::new(Link {
                         lease,
                         shard,
                         hold,
@@ -456,18 +480,20 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        unpreparable: false,
                         spent: false,
                         listens: false,
                         since: self.marks.begun,
-                    };
+                    });
                     self.attach(link);
+                    self.come_to_numbers().await?;
                 }
             }
         }
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, mut link: Link) {
+    pub(super) fn attach(&mut self, mut link: Box<Link>) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -476,7 +502,7 @@ impl Session {
         self.link = Some(link);
     }
 
-    async fn park_or_release(&mut self) -> Result<(), End> {
+    pub(super) async fn park_or_release(&mut self) -> Result<(), End> {
         let keep = self.mode == PoolMode::Session
             || self
                 .pinned
@@ -494,7 +520,7 @@ impl Session {
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
-    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
+    pub(super) async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else {
             return Ok(Ok(()));
         };
@@ -516,6 +542,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.lease.applied = told;
             }
+            self.told_within(&sql);
         }
         self.report_changes();
         let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
@@ -546,6 +573,9 @@ impl Session {
         }
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
+        } else {
+            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
+            self.several.begun(may_go_on.then_some(deferred));
         }
         Ok(Ok(()))
     }
@@ -601,6 +631,10 @@ impl Session {
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'D' => value = first_value(body),
+                b'N' if self.welcoming => {
+                    // About what the client started with: PostgreSQL tells it before the session begins.
+                    put(self.client.out(), b'N', |out| out.extend_from_slice(body));
+                }
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -624,14 +658,14 @@ impl Session {
 
     /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
     /// session's.
-    async fn checkout_for(
+    pub(super) async fn checkout_for(
         &mut self,
         wanted: ShardId,
         hold: Hold,
     ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
         let problem = match self.checkout(wanted).await? {
-            Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
+            Waited::Lease(lease) => return Ok(Ok((lease, wanted))),
             Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
             Waited::Failed(problem) => problem,
         };
@@ -641,7 +675,7 @@ impl Session {
             match self.checkout(next).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
-                    return Ok(Ok((*lease, next)));
+                    return Ok(Ok((lease, next)));
                 }
                 Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
                 // What is told is about the first.
@@ -659,7 +693,7 @@ impl Session {
     async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
-            return Ok(Waited::Lease(Box::new(lease)));
+            return Ok(Waited::Lease(lease));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
@@ -680,7 +714,7 @@ impl Session {
         poll_fn(|cx| {
             if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
                 return Poll::Ready(Ok(match result {
-                    Ok(lease) => Waited::Lease(Box::new(lease)),
+                    Ok(lease) => Waited::Lease(lease),
                     Err(problem) => Waited::Failed(problem),
                 }));
             }
@@ -849,6 +883,7 @@ impl Session {
         };
         self.skip = false;
         self.running = None;
+        self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
         if status == Status::Idle {
@@ -869,10 +904,12 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.several.close();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
+            link.unpreparable = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }
@@ -905,7 +942,7 @@ impl Drop for Session {
 
 /// What became of a wait for a backend.
 enum Waited {
-    Lease(Box<Lease>),
+    Lease(Lease),
     Cancelled,
     Failed(CheckoutError),
 }
@@ -950,7 +987,7 @@ pub(super) async fn read_more(link: &mut Link, database: &Database) -> Result<()
 }
 
 /// The first column of a DataRow, when it is text.
-fn first_value(body: &[u8]) -> Option<String> {
+pub(super) fn first_value(body: &[u8]) -> Option<String> {
     let mut body = frame::Body::new(body);
     body.u16().ok()?;
     let value = body.value().ok()??;

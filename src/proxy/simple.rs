@@ -14,7 +14,7 @@ use crate::{
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::HEADER,
         frontend::{self, put_parse},
         notice::{Notice, Words},
@@ -23,7 +23,7 @@ use crate::{
 use std::sync::Arc;
 
 /// `FirstNormalObjectId` of transam.h: functions below it are PostgreSQL's own.
-const FIRST_OWN_OID: u32 = 16384;
+pub(super) const FIRST_OWN_OID: u32 = 16384;
 /// `set_config(text, text, boolean)` in pg_proc.dat.
 const SET_CONFIG_OID: u32 = 2078;
 
@@ -62,6 +62,15 @@ impl Session {
         {
             self.park_at_rest();
         }
+        if let [statement] = statements
+            && self.ends_several(statement)
+        {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            put_complete(self.client.out(), tag);
+            self.ready_here();
+            return Ok(());
+        }
+        self.check_message(statements)?;
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -100,12 +109,16 @@ impl Session {
             Box::pin(self.hear_first(statements)).await?;
         }
         self.reach(place).await?;
-        self.check_numbers(&planned.plan.statements)?;
+        self.check_numbers(statements)?;
+        self.forget_before(statements).await?;
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
         self.send_pending();
         self.vacate_for(text);
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
+        }
         self.send_query(text, planned.plan);
         Ok(())
     }
@@ -156,6 +169,9 @@ impl Session {
                 .any(|statement| changes_meaning(&statement.effect))
         {
             return Err(reply::meaning_changes_within());
+        }
+        if let [before @ .., _last] = statements {
+            self.check_reset(before)?;
         }
         if let Some((name, _)) = statements
             .iter()
@@ -269,14 +285,15 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
         }
-        let builtin = frame
+        let oid = frame
             .get(HEADER..HEADER + 4)
             .and_then(|oid| oid.try_into().ok())
-            .map(u32::from_be_bytes)
-            .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
+            .map_or(u32::MAX, u32::from_be_bytes);
+        let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
         if !builtin {
             self.pin(PinReason::Code);
         }
+        self.forget_before_call(oid).await?;
         if self.listening.is_some() {
             Box::pin(self.own_notifications(&[])).await;
         }

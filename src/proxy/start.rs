@@ -26,22 +26,39 @@ use crate::{
     },
     wire::{
         backend::{Status, put_parameter_status, put_ready},
+        frame,
         frontend::put,
-        notice::{Notice, Words},
+        notice::{self, Notice, Words},
         startup::Setting,
     },
 };
 use smallvec::SmallVec;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, future::Future, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
-pub async fn serve(
+pub fn serve(
     socket: Transport,
     place: Place,
     shared: Arc<Shared>,
     logins: Arc<LoginContext>,
-) {
-    // Boxes: what a login needs is not kept for the session's life.
+) -> impl Future<Output = ()> + Send {
+    // A box: what a login needs is not kept for the session's life.
+    let begins = Box::pin(begin(socket, place, shared, logins));
+    async move {
+        let session = begins.await;
+        if let Some(mut session) = session {
+            session.run().await;
+        }
+    }
+}
+
+/// The session of a client, if it comes to one.
+async fn begin(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) -> Option<Box<Session>> {
     match Box::pin(login::login(socket, place, &logins)).await {
         // Others may have entered since this one was accepted.
         Ok(Login::Session(entered)) if is_full(&shared) => {
@@ -50,11 +67,7 @@ pub async fn serve(
         }
         Ok(Login::Session(entered)) => {
             drop(logins);
-            let session = Box::pin(enter(entered, Arc::clone(&shared))).await;
-            if let Some(mut session) = session {
-                drop(shared);
-                session.run().await;
-            }
+            return Box::pin(enter(entered, shared)).await;
         }
         Ok(Login::Cancel {
             pid,
@@ -70,6 +83,7 @@ pub async fn serve(
             tracing::info!(%problem, "login failed");
         }
     }
+    None
 }
 
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
@@ -184,6 +198,24 @@ fn register(entered: &login::Session, shared: &Shared) -> Option<Registered> {
     }))
 }
 
+/// Of what was said while the first backend was made ready, the client is told notices, and what is less only if it asked
+/// for that: whoever had the backend before may have. Its settings come whole.
+fn keep_notices(out: &mut Vec<u8>, asks_for_more: bool) {
+    let mut kept = Vec::new();
+    let mut rest = out.as_slice();
+    while let Ok(Some(header)) = frame::backend(rest) {
+        let Some((one, more)) = rest.split_at_checked(header.size) else {
+            break;
+        };
+        let severity = notice::field(&one[frame::HEADER..], b'V').unwrap_or_default();
+        if header.tag == b'N' && (asks_for_more || matches!(severity, b"NOTICE" | b"WARNING")) {
+            kept.extend_from_slice(one);
+        }
+        rest = more;
+    }
+    *out = kept;
+}
+
 /// Whether it arrives changes nothing: the session is over.
 async fn farewell(mut client: Stream, notice: &Notice) {
     notice.put(client.out());
@@ -241,6 +273,7 @@ impl Session {
             shared,
             link: None,
             parked: Vec::new(),
+            fan: None,
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),
@@ -261,14 +294,17 @@ impl Session {
             context_stale: true,
             overridden: HashMap::new(),
             deferred: None,
+            several: super::several::Several::default(),
             listening: None,
+            welcoming: false,
             reported: Reported::default(),
             phase: Phase::Idle,
             skip: false,
             failed: false,
             running: None,
+            hidden: 0,
             unsettled: false,
-            drew: None,
+            drew: super::numbers::Drew::default(),
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
@@ -285,10 +321,16 @@ impl Session {
     async fn welcome(&mut self, settings: Vec<Setting>) -> Result<(), End> {
         let base = self.startup_settings(settings)?;
         self.parameters = Parameters::new(base);
+        self.welcoming = true;
         let reached = self.link_to(self.any, super::link::Hold::Loose).await?;
+        self.welcoming = false;
         if let Err(words) = reached {
             return Err(End::Told(Box::new(words.fatal())));
         }
+        let level = self.parameters.wanted().get("client_min_messages");
+        let asks_for_more = matches!(level, Some(Value::Config(level))
+            if !matches!(level.to_ascii_lowercase().as_str(), "notice" | "warning" | "error"));
+        keep_notices(self.client.out(), asks_for_more);
         if let Some(link) = &self.link {
             self.reported = link.lease.reported.clone();
             self.defaults.reported = link.lease.reported.clone();
@@ -302,7 +344,6 @@ impl Session {
         let key = self.info.key().to_vec();
         let pid = self.info.pid;
         let out = self.client.out();
-        out.clear();
         for (name, value) in self.reported.iter() {
             put_parameter_status(out, name, value);
         }

@@ -1,5 +1,6 @@
 //! What a statement is: its text, its literals, its tables and predicates. Pure; `parse.rs` alone names the parser crate.
 
+pub mod change;
 pub mod clauses;
 pub mod code;
 pub mod functions;

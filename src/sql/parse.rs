@@ -9,6 +9,7 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod change;
 mod expression;
 mod utility;
 

@@ -14,6 +14,7 @@ mod decision;
 pub mod gid;
 mod live;
 mod recover;
+pub mod state;
 
 pub use decision::{Finish, Finished};
 pub use live::Incarnation;

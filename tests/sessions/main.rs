@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod accounts;
+mod asking;
 mod beginnings;
 mod bytes;
 mod cases;
@@ -14,16 +15,20 @@ mod dying;
 mod endings;
 mod extended;
 mod gathered;
+mod greetings;
 mod harness;
 mod hostile;
 mod limits;
 mod listen;
 mod numbers;
 mod pooling;
+mod reaching;
+mod resetting;
 mod secrets;
 mod settings;
 mod sharded;
 mod statements;
 mod suites;
+mod transactions_over_shards;
 mod values;
 mod volume;
