@@ -18,6 +18,7 @@ use super::{
     combine::{self, Combine},
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
+    spread::{self, Asked, Spread},
     unroutable::Unroutable,
     value::Reading,
 };
@@ -29,7 +30,7 @@ use crate::{
         functions::{Class, Keeps, classify, is_immutable},
         normalize::Slot,
         parse,
-        statement::{Access, Effect, PinReason, quoted},
+        statement::{Access, Effect, PinReason, Within, quoted},
         tree::{Depth, Discard, Kind, Name, Set, SettingCalls, Statement, Transaction},
     },
     wire::types::Oid,
@@ -73,6 +74,7 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -108,6 +110,7 @@ pub fn analyze(
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
             combine: planner
@@ -120,6 +123,11 @@ pub fn analyze(
         statements: plans,
         structural,
     }
+}
+
+fn executes(name: &str, within: Within) -> Effect {
+    let name = name.to_owned();
+    Effect::Execute { name, within }
 }
 
 /// Whether names or literals of the statements behind it in the same message may mean something else than the session
@@ -145,6 +153,11 @@ fn unsettles(effect: &Effect) -> bool {
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
     }
+}
+
+/// Whether a statement changes rows, and nothing around it does something else with them.
+fn writes(kind: &Kind) -> bool {
+    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
 }
 
 /// Whether a statement names tables or functions.
@@ -220,6 +233,7 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -235,6 +249,7 @@ fn of_another_encoding(
             target,
             numbers,
             gather: None,
+            spread: None,
             copy_in: None,
             changes: None,
             combine: None,
@@ -302,6 +317,7 @@ fn whole(
         target,
         numbers: Numbers::MayAsk,
         gather: None,
+        spread: None,
         copy_in: None,
         changes: None,
         combine: None,
@@ -323,6 +339,8 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How it is written to several shards, found with its target.
+    spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     /// How a schema change runs on several shards.
@@ -404,18 +422,12 @@ impl Planner<'_> {
                     let (effect, access, _) = self.several(inner);
                     let target = Target::Fixed(Route::One(ShardId(0)));
                     let (start, end) = (self.statement.start, self.statement.end);
-                    Target::Explain(Box::new(StatementPlan {
-                        start,
-                        end,
+                    Target::Explain(Box::new(StatementPlan::new(
+                        start..end,
                         effect,
                         access,
                         target,
-                        numbers: Numbers::Apart,
-                        gather: None,
-                        copy_in: None,
-                        changes: None,
-                        combine: None,
-                    }))
+                    )))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
             };
@@ -474,8 +486,20 @@ impl Planner<'_> {
                 });
                 (Effect::Prepare(name.clone()), write, target)
             }
-            // Runs where its PREPARE ran: the session kept that backend.
-            Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
+            // Where it runs and what it does is what its statement says: the session knows that.
+            Kind::Execute(name) => (executes(name, Within::Itself), write, any()),
+            Kind::TableOfExecute { name, temporary } => {
+                let command = "CREATE TABLE AS";
+                let temporary =
+                    *temporary || self.made(command) == Effect::Pins(PinReason::TemporaryTable);
+                let within = if temporary {
+                    Within::TemporaryTable
+                } else {
+                    Within::Table
+                };
+                let target = self.one_shard_only(Unroutable::PerShard { command });
+                (executes(name, within), write, target)
+            }
             Kind::Cursor => (Effect::Cursor, read, any()),
             Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
             Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
@@ -577,20 +601,22 @@ impl Planner<'_> {
         if route {
             let (start, end) = (self.statement.start, self.statement.end);
             let inner = StatementPlan {
-                start,
-                end,
-                effect,
-                access,
-                target,
-                numbers: Numbers::Apart,
                 gather: self.gather.take(),
-                copy_in: None,
-                changes: None,
                 combine: self.combine.take(),
+                spread: self.spread.take(),
+                ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
         match effect {
+            Effect::Execute { name, within } => {
+                let within = match within {
+                    _ if !analyze => Within::Explain,
+                    Within::TemporaryTable => Within::TemporaryTable,
+                    _ => Within::ExplainAnalyze,
+                };
+                (executes(&name, within), access, target)
+            }
             _ if !analyze => (Effect::None, Access::Read, target),
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
@@ -634,6 +660,8 @@ impl Planner<'_> {
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
+            self.spread
+                .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
     }
@@ -714,6 +742,32 @@ impl Planner<'_> {
         };
         let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
         whole.then(|| Box::new(gather))
+    }
+
+    /// How a write is made of parts when it needs several shards.
+    fn spread_over_shards(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        calls: &Calls,
+    ) -> Option<Box<Spread>> {
+        let fits = analysis.writes
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !fits || !writes(kind) {
+            return None;
+        }
+        let asked = Asked {
+            kind,
+            functions: &self.statement.functions,
+            own: self.own_text(),
+            start: self.statement.start as usize,
+            slots: self.slots,
+        };
+        spread::spread(&asked, analysis, pins)
     }
 
     /// Where a sharded table was found.

@@ -1,6 +1,6 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::keyring::Keyring;
+use super::{keyring::Keyring, session::Defaults};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
@@ -15,9 +15,10 @@ use crate::{
         stream::Stream,
         tls::ClientTls,
     },
-    plan::cache::PlanCache,
+    plan::{Context, cache::PlanCache},
     pool::{
-        backend::{Backend, CancelTarget, Remembered, Reported, Statements, Tenure},
+        backend::{Backend, CancelTarget, Remembered, Reported, Reports, Statements, Tenure},
+        common::Common,
         lease::{Opener, Pool},
         listener::{self, Hub, Spawner, state::Standing},
     },
@@ -47,6 +48,10 @@ pub struct Database {
     pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
+    /// What its sessions have in common.
+    pub(super) reports: Reports,
+    pub(super) contexts: Common<Context>,
+    pub(super) defaults: Common<Defaults>,
     parts: Parts,
 }
 
@@ -117,6 +122,9 @@ impl Database {
             numbers_asked: AtomicBool::new(false),
             pools: Mutex::default(),
             hubs: Mutex::default(),
+            reports: Reports::default(),
+            contexts: Common::default(),
+            defaults: Common::default(),
             parts,
         })
     }

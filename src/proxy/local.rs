@@ -277,7 +277,7 @@ impl Session {
         let value = value.map(unquoted).filter(|value| !value.is_empty());
         check_own(name, value.as_deref(), &self.snapshot.shards)?;
         match value {
-            Some(value) => self.overridden.insert(name.to_owned(), value),
+            Some(value) => self.overridden.insert(name, value),
             None => self.overridden.remove(name),
         };
         self.context_stale = true;
@@ -308,12 +308,14 @@ impl Session {
             | Effect::Notify
             | Effect::Channels => {}
             Effect::Deallocate(None) => self.forget_statements(),
-            Effect::Deallocate(Some(_))
-            | Effect::Execute(_)
-            | Effect::Cursor
-            | Effect::TwoPhase => {}
+            Effect::Deallocate(Some(name)) => self.deallocated_there(name),
+            Effect::Execute { .. } | Effect::Cursor | Effect::TwoPhase => {}
             Effect::CopyIn | Effect::CopyOut => {}
-            Effect::Prepare(_) => self.pin(crate::sql::statement::PinReason::SqlPrepare),
+            Effect::Prepare(name) => {
+                if !self.prepared_there(name) {
+                    self.pin(crate::sql::statement::PinReason::SqlPrepare);
+                }
+            }
             Effect::Declare { hold } => {
                 if *hold {
                     self.pin(crate::sql::statement::PinReason::HoldCursor);
@@ -439,7 +441,7 @@ impl Session {
                 self.forget_all(Forgets::Everything);
                 self.forget_statements();
                 self.listening_took_effect(effect);
-                self.overridden.clear();
+                self.overridden = super::session::Overridden::new();
             }
             _ => {}
         }
@@ -562,8 +564,7 @@ impl Session {
         {
             let mut map = (**map).clone();
             map.retain(|name, _| {
-                what == Forgets::Settings
-                    && matches!(name.as_str(), "role" | "session_authorization")
+                what == Forgets::Settings && matches!(name, "role" | "session_authorization")
             });
             let hash = crate::protocol::parameters::hash(&map);
             link.lease.applied = Applied::Known(Arc::new(map), hash);
@@ -588,7 +589,7 @@ impl Session {
         if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
             self.generation = generation;
             self.take_over_password();
-            if let Some(database) = self.shared.database(&self.asked)
+            if let Some(database) = self.shared.database(&self.info.database)
                 && !Arc::ptr_eq(&database, &self.database)
             {
                 self.database = database;
@@ -629,7 +630,10 @@ impl Session {
     pub(super) fn take_over_settings(&mut self) {
         if self.context_stale {
             self.context_stale = false;
-            self.context = Arc::new(self.build_context());
+            let context = self.build_context();
+            if context != *self.context {
+                self.context = self.database.contexts.share(Arc::new(context));
+            }
         }
     }
 
@@ -715,7 +719,7 @@ impl Session {
             .filter_map(|name| {
                 self.parameters
                     .get(name)
-                    .map(|value| ((*name).to_owned(), value.clone()))
+                    .map(|value| (*name, value.clone()))
             })
             .collect();
         crate::protocol::parameters::hash(&map)

@@ -13,6 +13,7 @@ pub mod keyring;
 mod link;
 mod listening;
 mod local;
+mod named;
 mod numbers;
 mod place;
 mod prepared;
@@ -24,6 +25,8 @@ mod resetting;
 pub mod session;
 mod several;
 mod simple;
+mod spread;
+mod sql_prepared;
 pub mod start;
 mod vacate;
 

@@ -80,7 +80,18 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            if forward {
+            let restated = match &self.renamed {
+                Some(renamed) if forward && header.tag == b'E' && here == header.size => {
+                    renamed.restated(body)
+                }
+                _ => None,
+            };
+            if let Some(restated) = restated {
+                self.client.out().extend_from_slice(&bytes[run..at]);
+                self.client.out().extend_from_slice(&restated);
+                at += here;
+                run = at;
+            } else if forward {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);

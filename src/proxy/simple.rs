@@ -8,9 +8,10 @@ use super::{
     reply::{self as wording, session as reply},
     request::{POISON, Stop},
     session::{End, Note, Phase, Session},
+    sql_prepared::{Sql, names_prepared},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -43,10 +44,27 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        let planned =
-            self.database
-                .plans
-                .plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
+        let planned = self.database.plans.plan(
+            text,
+            &[],
+            &self.context,
+            &self.snapshot,
+            self.scratch.get_or_insert_default(),
+        );
+        let mut resolved = None;
+        if planned.plan.statements.iter().any(names_prepared) {
+            match Box::pin(self.resolve(text, &planned.plan)).await? {
+                Sql::AsItStands => {}
+                Sql::Answered => return Ok(()),
+                Sql::Resolved(found) => resolved = Some(found),
+            }
+        }
+        let planned = Planned {
+            plan: resolved
+                .as_ref()
+                .map_or(planned.plan, |found| Arc::clone(&found.plan)),
+            slots: planned.slots,
+        };
         let values = Values {
             text,
             slots: &planned.slots,
@@ -84,6 +102,11 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
+                    if let [statement] = statements
+                        && let Some(shares) = self.spreads(statement, &values)?
+                    {
+                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
+                    }
                     let scatter = self.scatters(&planned.plan, &values);
                     let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
                     let Some(scatter) = scatter.filter(|_| at_rest) else {
@@ -119,8 +142,11 @@ impl Session {
         if self.several.goes_on() {
             Box::pin(self.query_everywhere(&planned.plan, text)).await?;
         }
-        self.send_query(text, planned.plan);
-        Ok(())
+        let Some(resolved) = resolved else {
+            self.send_query(text, planned.plan);
+            return Ok(());
+        };
+        Box::pin(self.run_resolved(*resolved)).await
     }
 
     async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {
@@ -134,7 +160,7 @@ impl Session {
     }
 
     /// Sends a Query to the link, which is where all its statements run.
-    fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
+    pub(super) fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
         let own = self.with_own_defaults(text, &plan);
         let Some(link) = &mut self.link else {
             return;
@@ -208,7 +234,7 @@ impl Session {
     }
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
-    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+    pub(super) async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
         self.count_refusal(notice);
         self.failed = true;
         let open = self

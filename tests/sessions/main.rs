@@ -27,6 +27,8 @@ mod resetting;
 mod secrets;
 mod settings;
 mod sharded;
+mod spread;
+mod sql_prepared;
 mod statements;
 mod suites;
 mod transactions_over_shards;

@@ -61,6 +61,16 @@ impl Lower {
             Node::CreateStmt(create) if create.relation().is_some_and(is_temporary) => {
                 Kind::CreateTemporary
             }
+            Node::CreateTableAsStmt(create) if matches!(create.query(), Node::ExecuteStmt(_)) => {
+                let name = match create.query() {
+                    Node::ExecuteStmt(statement) => statement.name(),
+                    _ => None,
+                };
+                Kind::TableOfExecute {
+                    name: name.unwrap_or_default().to_owned(),
+                    temporary: temporary_into(create),
+                }
+            }
             Node::CreateTableAsStmt(create) if temporary_into(create) => {
                 drop(self.kind(create.query()));
                 Kind::CreateTemporary
