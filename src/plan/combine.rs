@@ -743,6 +743,29 @@ fn count(token: &Token<'_>) -> Option<Count> {
 }
 
 impl Parts<'_> {
+    /// How the shards' rows become the answer.
+    #[must_use]
+    pub fn steps(&self) -> String {
+        let mut steps = if self.keys.is_empty() {
+            "one after the other".to_owned()
+        } else {
+            let keys: Vec<&str> = self
+                .keys
+                .iter()
+                .map(|key| key.expression.as_str())
+                .collect();
+            format!("ordered by {}", keys.join(", "))
+        };
+        for (word, count) in [("offset", self.offset), ("limit", self.limit)] {
+            let _ = match count {
+                None => Ok(()),
+                Some(Count::Number(number)) => write!(steps, ", {word} {number}"),
+                Some(Count::Parameter(number)) => write!(steps, ", {word} ${number}"),
+            };
+        }
+        steps
+    }
+
     /// What each shard is asked: the keys as columns behind the client's, and as many rows as may be needed of it.
     /// `None`: LIMIT and OFFSET together are beyond all numbers.
     #[must_use]

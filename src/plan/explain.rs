@@ -49,6 +49,22 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
+        && let Some(merge) = is_scattered(plan, why, values)
+    {
+        rows.push(("route", "scatter".to_owned()));
+        rows.push(("shards", asked(plan, why, snapshot).join(", ")));
+        rows.push((
+            "reason",
+            "each shard gives its part of the answer".to_owned(),
+        ));
+        rows.push(("merge", merge));
+        rows.push(("access", "read".to_owned()));
+        return Description {
+            rows,
+            refused: None,
+        };
+    }
+    if let Err(why) = &routed
         && is_gathered(plan, why, values)
     {
         rows.push(("route", "gathered".to_owned()));
@@ -93,6 +109,29 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     Description {
         rows,
         refused: routed.err(),
+    }
+}
+
+/// How the parts of several shards are put together, when what no shard alone can answer is answered by all so.
+fn is_scattered(plan: &StatementPlan, why: &Unroutable, values: &Values<'_>) -> Option<String> {
+    let several = matches!(
+        why,
+        Unroutable::Unpinned { .. } | Unroutable::SeveralShards { .. }
+    );
+    let text = std::str::from_utf8(values.text).ok()?;
+    let combine = plan.combine.as_ref().filter(|_| several)?;
+    combine.parts(text).map(|parts| parts.steps())
+}
+
+/// The shards that give a part each.
+fn asked(plan: &StatementPlan, why: &Unroutable, snapshot: &Snapshot) -> Vec<String> {
+    let alone = plan
+        .combine
+        .as_ref()
+        .is_some_and(|combine| combine.relations == 1);
+    match why {
+        Unroutable::SeveralShards { shards } if alone => shards.clone(),
+        _ => snapshot.shards.clone(),
     }
 }
 

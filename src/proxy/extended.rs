@@ -18,7 +18,7 @@ use crate::{
     wire::{
         backend::Status,
         frame::{self},
-        frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
+        frontend::{self, Bind, Named, Parse, put, put_bind_head, put_named, put_parse},
         notice::Notice,
     },
 };
@@ -55,6 +55,7 @@ impl Session {
         ] = planned.plan.statements.as_slice()
             && !failed
             && planned.plan.statements[0].gather.is_none()
+            && planned.plan.statements[0].combine.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -98,6 +99,9 @@ impl Session {
         if self.skip {
             return Ok(());
         }
+        if self.scattered_portal(bind.portal).is_some() {
+            Box::pin(self.close_scattered()).await?;
+        }
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.planned_anew(bind.statement, prepared);
         self.tally.binds += 1;
@@ -129,6 +133,11 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
+                    if let Some(scattered) = self.streams(&prepared.plan, &values)
+                        && Box::pin(self.bind_scattered(&scattered, &prepared, &bind)).await?
+                    {
+                        return Ok(());
+                    }
                     return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
                 }
             };
@@ -234,6 +243,14 @@ impl Session {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Portal(portal) => {
                 self.flush_pending().await?;
+                if let Some(scattered) = self.scattered_portal(portal) {
+                    let mut out = Vec::new();
+                    put(&mut out, b'T', |out| {
+                        out.extend_from_slice(&scattered.columns);
+                    });
+                    self.made(out, Note::Nothing);
+                    return Ok(());
+                }
                 if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
                     let mut out = Vec::new();
                     describe_here(prepared, &mut out);
@@ -276,10 +293,14 @@ impl Session {
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let mut body = frame::Body::new(body);
         let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
-        body.u32()
-            .and_then(|_| body.end())
+        let most = body
+            .i32()
+            .and_then(|most| body.end().map(|()| most))
             .map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
+        if self.scattered_portal(portal).is_some() {
+            return Box::pin(self.execute_scattered(u32::try_from(most).unwrap_or(0))).await;
+        }
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
@@ -349,6 +370,11 @@ impl Session {
             }
             Named::Portal(portal) => {
                 self.flush_pending().await?;
+                if self.scattered_portal(portal).is_some() {
+                    Box::pin(self.close_scattered()).await?;
+                    self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
+                    return Ok(());
+                }
                 let here = matches!(self.portals.remove(portal), Some(Portal::Here(_)));
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
@@ -385,6 +411,11 @@ impl Session {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => self.refuse(&notice),
+        }
+        if self.scattered.is_some()
+            && let Err(Stop::End(end)) = Box::pin(self.leave_scattered()).await
+        {
+            return Err(end);
         }
         let needed = self.link.as_ref().is_some_and(|link| {
             // A backend that took part in the batch ends its implicit transaction; a kept one that did not needs none.

@@ -20,6 +20,7 @@ mod relay;
 pub mod replication;
 pub mod reply;
 mod request;
+mod scatter;
 pub mod session;
 mod simple;
 pub mod start;

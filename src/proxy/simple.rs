@@ -75,8 +75,14 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
-                    let scatter = self.scatters(&planned.plan, &values);
                     let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
+                    if at_rest
+                        && let Some(scattered) = self.streams(&planned.plan, &values)
+                        && Box::pin(self.query_scattered(&scattered, text)).await?
+                    {
+                        return Ok(());
+                    }
+                    let scatter = self.scatters(&planned.plan, &values);
                     let Some(scatter) = scatter.filter(|_| at_rest) else {
                         return Err(refused.into());
                     };

@@ -242,6 +242,7 @@ impl Session {
             link: None,
             parked: Vec::new(),
             fan: None,
+            scattered: None,
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),

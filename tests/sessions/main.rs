@@ -20,6 +20,7 @@ mod limits;
 mod listen;
 mod numbers;
 mod pooling;
+mod scattered;
 mod secrets;
 mod settings;
 mod sharded;
