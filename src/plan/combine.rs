@@ -473,6 +473,8 @@ enum OutputName<'t> {
     Named(&'t Token<'t>),
     /// All columns of one or of all relations.
     Star,
+    /// No name of a column.
+    None,
     /// PostgreSQL finds one for it.
     Unknown,
 }
@@ -480,30 +482,51 @@ enum OutputName<'t> {
 fn outputs<'t>(tokens: &'t [Token<'t>], items: &[std::ops::Range<usize>]) -> Vec<Output<'t>> {
     let outputs = items.iter().map(|item| {
         let item = &tokens[item.clone()];
-        match item {
-            [.., star] if star.text == "*" => Output {
-                name: OutputName::Star,
-                expression: item,
-            },
-            [expression @ .., word, name] if word.is("as") && !expression.is_empty() => Output {
-                name: OutputName::Named(name),
-                expression,
-            },
-            [expression @ .., name] if is_column(expression) && is_name(name) => Output {
-                name: OutputName::Named(name),
-                expression,
-            },
-            [.., name] if is_column(item) => Output {
-                name: OutputName::Named(name),
-                expression: item,
-            },
-            _ => Output {
-                name: OutputName::Unknown,
-                expression: item,
-            },
-        }
+        let (name, expression) = match item {
+            [.., star] if star.text == "*" => (OutputName::Star, item),
+            [expression @ .., word, name] if word.is("as") && !expression.is_empty() => {
+                (OutputName::Named(name), expression)
+            }
+            [expression @ .., name] if is_column(expression) && is_name(name) => {
+                (OutputName::Named(name), expression)
+            }
+            [.., name] if is_column(item) => (OutputName::Named(name), item),
+            [name, rest @ ..] if is_call(name, rest) => (OutputName::Named(name), item),
+            _ if is_operation(item) => (OutputName::None, item),
+            _ => (OutputName::Unknown, item),
+        };
+        Output { name, expression }
     });
     outputs.collect()
+}
+
+/// `f(…)` of a function whose name the column gets; what only looks like one (`cast`, `trim`) has a name of another kind.
+fn is_call(name: &Token<'_>, rest: &[Token<'_>]) -> bool {
+    let known = ["coalesce", "greatest", "least", "nullif"];
+    let word = name.text.to_ascii_lowercase();
+    let named = known.contains(&word.as_str()) || is_immutable(&word);
+    let closes = |token: &Token<'_>| token.text == ")" && token.depth == name.depth;
+    name.kind == Sign::Word
+        && named
+        && rest.first().is_some_and(|token| token.text == "(")
+        && rest.iter().position(closes) == Some(rest.len() - 1)
+}
+
+/// An operator's result, which has no name that could be meant; without an alias.
+fn is_operation(item: &[Token<'_>]) -> bool {
+    let Some(first) = item.first() else {
+        return false;
+    };
+    let is_operator = |token: &Token<'_>| {
+        token.kind == Sign::Sign && token.text.chars().all(|c| "+-*/%|<>=^&#~".contains(c))
+    };
+    let outer = || item.iter().filter(|token| token.depth == first.depth);
+    let bare = match item {
+        [.., before, last] => !is_name(last) || is_operator(before) || before.text == ".",
+        _ => first.kind == Sign::Value,
+    };
+    let computes = outer().any(is_operator) || item.len() == 1;
+    bare && computes && !outer().any(|token| token.is("case"))
 }
 
 fn is_name(token: &Token<'_>) -> bool {
@@ -534,7 +557,7 @@ fn output_named<'t>(name: &Token<'_>, outputs: &[Output<'t>]) -> Option<Option<&
     for output in outputs {
         match output.name {
             OutputName::Unknown => return None,
-            OutputName::Star => {}
+            OutputName::Star | OutputName::None => {}
             OutputName::Named(known) if known.names(&identifier) => {
                 let same = |other: &[Token<'_>]| {
                     let texts = |tokens: &[Token<'_>]| -> Vec<String> {
@@ -845,6 +868,11 @@ mod tests {
             ),
             ("select id from t limit all", "select id from t "),
             (
+                "select lower(x), n + 1, -n, 'a' from t order by id, lower",
+                "select lower(x), n + 1, -n, 'a', id AS \"shardway key 0\", lower(x) AS \"shardway key 1\" from t \
+                 order by id, lower",
+            ),
+            (
                 "select n is distinct from 3 as d from t order by code",
                 "select n is distinct from 3 as d, code AS \"shardway key 0\" from t order by code",
             ),
@@ -862,6 +890,9 @@ mod tests {
             "select id from t order by id using >",
             "select *, n from t order by 3",
             "select n::text from t order by n",
+            "select cast(n as text) from t order by n",
+            "select n + 1 n from t order by n",
+            "select case when n + 1 > 2 then 1 else n end from t order by n",
             "select n as x, id as x from t order by x",
             "select id from t order by 'a'",
             "select id from t order by id fetch first 3 rows with ties",
