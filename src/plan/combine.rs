@@ -13,9 +13,13 @@
 use super::{
     block::{Analysis, Place},
     scope::Nullable,
+    unroutable::Unroutable,
 };
 use crate::{
-    catalog::snapshot::Table,
+    catalog::{
+        shard::ShardSet,
+        snapshot::{Snapshot, Table},
+    },
     merge::key::{Direction, Nulls, Text},
     sql::{
         clauses::{Kind as Sign, Token, tokens},
@@ -29,7 +33,7 @@ use std::fmt::Write as _;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Combine {
     /// How many sharded relations it reads: the shards that one of them needs are all only if it is alone.
-    pub relations: usize,
+    relations: usize,
     /// Columns of text that compare byte by byte in every table of the statement.
     bytewise: Vec<String>,
     /// Columns of text that another collation compares.
@@ -250,8 +254,8 @@ impl Tables<'_, '_> {
 
     fn select(&mut self, select: &Select) -> bool {
         let own = select.from.iter().all(|item| self.item(item));
-        let rest = select.filter.iter().chain(&select.rest);
-        own && rest.fold(true, |whole, expr| whole && self.expr(expr))
+        let mut rest = select.filter.iter().chain(&select.rest);
+        own && rest.all(|expr| self.expr(expr))
             && select.targets.iter().all(|target| self.expr(&target.value))
     }
 
@@ -346,6 +350,23 @@ fn is_bytewise(source: &str) -> bool {
 }
 
 impl Combine {
+    /// The shards that give a part each, when no shard alone can answer for this reason.
+    #[must_use]
+    pub fn shards(&self, why: &Unroutable, snapshot: &Snapshot) -> Option<ShardSet> {
+        match why {
+            Unroutable::SeveralShards { shards } if self.relations == 1 => {
+                let mut set = ShardSet::new();
+                for name in shards {
+                    set.insert(snapshot.shard_named(name)?);
+                }
+                Some(set)
+            }
+            // With several tables those that are named are the shards of one of them.
+            Unroutable::SeveralShards { .. } | Unroutable::Unpinned { .. } => Some(snapshot.all()),
+            _ => None,
+        }
+    }
+
     /// Takes a text of this statement apart; `None`: this one does not combine.
     #[must_use]
     pub fn parts<'a>(&self, text: &'a str) -> Option<Parts<'a>> {
@@ -699,7 +720,6 @@ fn is_of_now(literal: &str) -> bool {
 }
 
 /// LIMIT and OFFSET, in any order and spelling; `None`: something else.
-#[expect(clippy::type_complexity, reason = "LIMIT, then OFFSET")]
 fn counts(mut tokens: &[Token<'_>]) -> Option<(Option<Count>, Option<Count>)> {
     let (mut limit, mut offset) = (None, None);
     let rows = |token: &Token<'_>| token.is("row") || token.is("rows");

@@ -28,37 +28,17 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
         Target::Explain(inner) => inner,
         Target::Fixed(_) | Target::ByKey(_) | Target::Judge | Target::Refused(_) => plan,
     };
-    let mut rows = Vec::new();
-    if let Target::ByKey(pins) = &plan.target
-        && let Some(index) = pins
-            .pins
-            .iter()
-            .find_map(|pin| not_given(&pin.condition, values))
-    {
-        rows.push(("route", "one, by the values of its parameters".to_owned()));
-        rows.push(("reason", format!("${} is not given", index + 1)));
-        rows.extend(
-            keys(pins, snapshot, values)
-                .into_iter()
-                .map(|key| ("key", key)),
-        );
+    if let Some(rows) = not_given_yet(plan, snapshot, values) {
         return Description {
             rows,
             refused: None,
         };
     }
+    let mut rows = Vec::new();
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
-        && let Some(merge) = is_scattered(plan, why, values)
+        && let Some(rows) = scattered(plan, why, snapshot, values)
     {
-        rows.push(("route", "scatter".to_owned()));
-        rows.push(("shards", asked(plan, why, snapshot).join(", ")));
-        rows.push((
-            "reason",
-            "each shard gives its part of the answer".to_owned(),
-        ));
-        rows.push(("merge", merge));
-        rows.push(("access", "read".to_owned()));
         return Description {
             rows,
             refused: None,
@@ -112,27 +92,53 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
 }
 
-/// How the parts of several shards are put together, when what no shard alone can answer is answered by all so.
-fn is_scattered(plan: &StatementPlan, why: &Unroutable, values: &Values<'_>) -> Option<String> {
-    let several = matches!(
-        why,
-        Unroutable::Unpinned { .. } | Unroutable::SeveralShards { .. }
+/// What is told of a statement whose shard depends on a parameter that is not given.
+fn not_given_yet(
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Vec<(&'static str, String)>> {
+    let Target::ByKey(pins) = &plan.target else {
+        return None;
+    };
+    let mut conditions = pins.pins.iter().map(|pin| &pin.condition);
+    let index = conditions.find_map(|condition| not_given(condition, values))?;
+    let mut rows = vec![
+        ("route", "one, by the values of its parameters".to_owned()),
+        ("reason", format!("${} is not given", index + 1)),
+    ];
+    rows.extend(
+        keys(pins, snapshot, values)
+            .into_iter()
+            .map(|key| ("key", key)),
     );
-    let text = std::str::from_utf8(values.text).ok()?;
-    let combine = plan.combine.as_ref().filter(|_| several)?;
-    combine.parts(text).map(|parts| parts.steps())
+    Some(rows)
 }
 
-/// The shards that give a part each.
-fn asked(plan: &StatementPlan, why: &Unroutable, snapshot: &Snapshot) -> Vec<String> {
-    let alone = plan
-        .combine
-        .as_ref()
-        .is_some_and(|combine| combine.relations == 1);
-    match why {
-        Unroutable::SeveralShards { shards } if alone => shards.clone(),
-        _ => snapshot.shards.clone(),
-    }
+/// What is told of a read whose answer is that of several shards, each its part.
+fn scattered(
+    plan: &StatementPlan,
+    why: &Unroutable,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Vec<(&'static str, String)>> {
+    let text = std::str::from_utf8(values.text).ok()?;
+    let combine = plan.combine.as_ref()?;
+    let shards = combine.shards(why, snapshot)?;
+    let steps = combine.parts(text)?.steps();
+    let names = shards
+        .iter()
+        .filter_map(|shard| snapshot.shards.get(shard.index()).cloned());
+    Some(vec![
+        ("route", "scatter".to_owned()),
+        ("shards", names.collect::<Vec<_>>().join(", ")),
+        (
+            "reason",
+            "each shard gives its part of the answer".to_owned(),
+        ),
+        ("merge", steps),
+        ("access", "read".to_owned()),
+    ])
 }
 
 /// Whether what no shard alone can answer is computed over the rows of all.

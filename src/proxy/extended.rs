@@ -99,9 +99,7 @@ impl Session {
         if self.skip {
             return Ok(());
         }
-        if self.scattered_portal(bind.portal).is_some() {
-            Box::pin(self.close_scattered()).await?;
-        }
+        self.unbind_scattered(bind.portal).await?;
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.planned_anew(bind.statement, prepared);
         self.tally.binds += 1;
@@ -133,12 +131,7 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    if let Some(scattered) = self.streams(&prepared.plan, &values)
-                        && Box::pin(self.bind_scattered(&scattered, &prepared, &bind)).await?
-                    {
-                        return Ok(());
-                    }
-                    return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
+                    return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
             let Some(place) = placed else {

@@ -269,11 +269,6 @@ impl Fan {
         self.members[at].link.shard
     }
 
-    /// A member's link, to note what becomes of it.
-    pub(super) fn link(&mut self, at: usize) -> &mut Link {
-        &mut self.members[at].link
-    }
-
     /// What is done with long messages from now on.
     pub(super) fn set_long(&mut self, long: Long) {
         self.long = long;
@@ -399,7 +394,7 @@ impl Session {
             Hold::Loose
         };
         // What is held meanwhile is the session's, whatever ends the wait for the next.
-        self.fan = Some(Box::default());
+        self.begin_fan(Vec::new());
         for shard in shards.iter() {
             let reached = self.reach(Place { shard, hold }).await;
             if let Err(Stop::Refused(words)) = reached {

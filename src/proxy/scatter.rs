@@ -32,16 +32,15 @@ use crate::{
     },
     net::stream::HIGH_WATER,
     plan::{
-        Plan, Route, Target, Values,
+        Plan, Target, Values,
         combine::{Count, OrderBy},
-        unroutable::Unroutable,
     },
     pool::backend as pool,
     wire::{
         backend::put_complete,
         frame::{Body, HEADER},
         frontend::{Bind, Named, put, put_bare, put_bind, put_named, put_parse},
-        notice::{self, Words},
+        notice::{self, Notice, Words},
         types::{self, Oid},
     },
 };
@@ -111,22 +110,10 @@ impl Session {
         if !self.may_ask_shards(statement) {
             return None;
         }
-        let all = || self.snapshot.all();
-        let shards = match &statement.target {
-            Target::Refused(why) if matches!(**why, Unroutable::Unpinned { .. }) => all(),
-            Target::ByKey(_) => match statement.route(&self.snapshot, values) {
-                Ok(Route::Some(_) | Route::All) => all(),
-                Err(why) => match *why {
-                    // With several tables these are the shards of one of them.
-                    Unroutable::SeveralShards { shards } if combine.relations == 1 => {
-                        self.shards_named(&shards)?
-                    }
-                    Unroutable::SeveralShards { .. } => all(),
-                    _ => return None,
-                },
-                Ok(Route::One(_) | Route::Any | Route::Home) => return None,
-            },
-            Target::Refused(_) | Target::Fixed(_) | Target::Explain(_) | Target::Judge => {
+        let shards = match (&statement.target, statement.route(&self.snapshot, values)) {
+            (Target::Refused(why), _) => combine.shards(why, &self.snapshot)?,
+            (Target::ByKey(_), Err(why)) => combine.shards(&why, &self.snapshot)?,
+            (Target::ByKey(_) | Target::Fixed(_) | Target::Explain(_) | Target::Judge, _) => {
                 return None;
             }
         };
@@ -144,14 +131,6 @@ impl Session {
             limit: Limit::new(offset, limit),
             keys: parts.keys,
         }))
-    }
-
-    fn shards_named(&self, names: &[String]) -> Option<ShardSet> {
-        let mut set = ShardSet::new();
-        for name in names {
-            set.insert(self.snapshot.shard_named(name)?);
-        }
-        Some(set)
     }
 
     /// Answers a simple Query so; false: it cannot be.
@@ -181,8 +160,32 @@ impl Session {
         Ok(true)
     }
 
+    /// Binds what no shard alone can answer: several do, or it is refused.
+    pub(super) async fn bind_shards(
+        &mut self,
+        refused: Notice,
+        prepared: &Arc<Prepared>,
+        bind: &Bind<'_>,
+        values: &Values<'_>,
+    ) -> Result<(), Stop> {
+        if let Some(scattered) = self.streams(&prepared.plan, values)
+            && self.bind_scattered(&scattered, prepared, bind).await?
+        {
+            return Ok(());
+        }
+        self.bind_elsewhere(refused, prepared, bind, values).await
+    }
+
+    /// The portal over several shards is bound anew.
+    pub(super) async fn unbind_scattered(&mut self, portal: &[u8]) -> Result<(), Stop> {
+        if self.scattered_portal(portal).is_some() {
+            Box::pin(self.close_scattered()).await?;
+        }
+        Ok(())
+    }
+
     /// Binds a portal of it; false: it cannot be.
-    pub(super) async fn bind_scattered(
+    async fn bind_scattered(
         &mut self,
         scattered: &Scattered,
         prepared: &Arc<Prepared>,
@@ -306,15 +309,26 @@ impl Session {
         };
         let members = fan.len();
         for at in 0..members {
-            fan.ask(at, 0, |out| {
+            fan.ask(at, 1, |out| {
                 put_parse(out, b"", scattered.question.as_bytes(), bound.types);
                 put_named(out, b'D', Named::Statement(b""));
-                put_bare(out, b'H');
+                put_bare(out, b'S');
             });
         }
         let mut described = vec![Vec::new(); members];
-        self.hear_until(b"Tn", |at, body| described[at] = body.to_vec())
-            .await?;
+        let mut failed = None;
+        self.hear_fan(|at, tag, body| {
+            match tag {
+                b'T' => described[at] = body.to_vec(),
+                b'E' => failed = failed.take().or_else(|| Some((at, body.to_vec()))),
+                _ => {}
+            }
+            Ok(())
+        })
+        .await?;
+        if let Some((at, body)) = failed {
+            return Err(self.error_of(at, body));
+        }
         let home = self.home_among(members);
         let Some(shape) = Shape::of(&described, home, scattered, bound) else {
             return Ok(None);
@@ -331,7 +345,7 @@ impl Session {
                 put_bare(out, b'H');
             });
         }
-        self.hear_until(b"2", |_, _| {}).await?;
+        self.hear_until_bound().await?;
         let keys = !shape.keys.is_empty();
         Ok(Some(Scattering {
             portal: Box::default(),
@@ -350,27 +364,18 @@ impl Session {
         place.unwrap_or(0)
     }
 
-    /// Hears each member until its first message of one of these types.
-    async fn hear_until(
-        &mut self,
-        tags: &[u8],
-        mut each: impl FnMut(usize, &[u8]),
-    ) -> Result<(), Stop> {
+    /// Hears each member until it has bound the portal.
+    async fn hear_until_bound(&mut self) -> Result<(), Stop> {
         let mut at = 0;
         while let Some(fan) = self.fan.as_deref_mut().filter(|fan| at < fan.len()) {
             match fan.next(at) {
                 Next::Message(header) => {
-                    let body = &fan.held(at)[HEADER..header.size];
                     if header.tag == b'E' {
-                        let body = body.to_vec();
+                        let body = fan.held(at)[HEADER..header.size].to_vec();
                         return Err(self.error_of(at, body));
                     }
-                    let found = tags.contains(&header.tag);
-                    if found {
-                        each(at, body);
-                    }
                     fan.take(at, header.size);
-                    at += usize::from(found);
+                    at += usize::from(header.tag == b'2');
                 }
                 Next::Pending => self.wait_fan().await?,
                 Next::More(count) => fan.take(at, count),
@@ -523,7 +528,9 @@ impl Session {
                         break;
                     }
                     Next::Pending => break,
-                    other => self.aside(at, other)?,
+                    other @ (Next::Message(_) | Next::TooLong(_) | Next::More(_) | Next::Lost) => {
+                        self.aside(at, other)?;
+                    }
                 }
             }
             if given == most || limit.is_met() {
@@ -606,7 +613,12 @@ impl Session {
                                 Step::Waits
                             });
                         }
-                        other => self.aside(at, other)?,
+                        other @ (Next::Message(_)
+                        | Next::TooLong(_)
+                        | Next::More(_)
+                        | Next::Lost) => {
+                            self.aside(at, other)?;
+                        }
                     }
                 }
             }
