@@ -168,13 +168,14 @@ const OVER_ROWS: [&str; 64] = [
     "grouping",
 ];
 /// Functions that depend on settings, which are a session's own on every shard, and on nothing else.
-const BY_SETTINGS: [&str; 10] = [
+const BY_SETTINGS: [&str; 11] = [
     "concat",
     "concat_ws",
     "date_part",
     "date_trunc",
     "extract",
     "format",
+    "generate_series",
     "timezone",
     "to_char",
     "to_date",

@@ -2,7 +2,7 @@
 
 use crate::{
     client::{Client, batch, query},
-    harness::{Proxy, postgres},
+    harness::{Proxy, observer, postgres, until},
 };
 
 const TABLES: &str = "create type mood as enum ('low', 'fair', 'high'); \
@@ -31,7 +31,7 @@ fn rows(from: i64, to: i64) -> String {
     )
 }
 
-pub(crate) struct Stand {
+struct Stand {
     whole: Client,
     sharded: Client,
     shards: Vec<Client>,
@@ -189,4 +189,279 @@ fn reads_in_no_order_are_the_rows_of_all_shards() {
             "{answer:?}"
         );
     }
+}
+
+#[test]
+fn what_is_prepared_is_read_with_its_values_in_parts_and_in_binary() {
+    let mut stand = stand("scattered_prepared");
+    let prepared = batch()
+        .parse(
+            "p",
+            "select id, price, note from t where n <> $1 and id > $2 order by ratio desc, id limit $3 offset $4",
+        )
+        .describe("p")
+        .sync()
+        .0;
+    stand.alike(&prepared, Order::Given);
+    for values in [
+        ["1", "3", "5", "0"],
+        ["2", "0", "100", "7"],
+        ["9", "0", "0", "0"],
+        ["9", "90", "5", "5"],
+        ["9", "0", "-1", "0"],
+        ["9", "0", "x", "0"],
+    ] {
+        stand.alike(&batch().call("p", &values).sync().0, Order::Given);
+    }
+    let parts = batch()
+        .bind("", "p", &["1", "0", "50", "1"])
+        .execute("", 3)
+        .describe_portal("")
+        .execute("", 5)
+        .execute("", 100)
+        .execute("", 100)
+        .close_portal("")
+        .sync()
+        .0;
+    stand.alike(&parts, Order::Given);
+    // All values in binary: none of them, one and one for each column.
+    for formats in [&[0, 1, 0, 1][..], &[0, 3, 0, 1, 0, 0, 0, 1]] {
+        let mut bytes = batch()
+            .parse("", "select id, price, ratio from t order by id")
+            .0;
+        bytes.extend_from_slice(b"B");
+        let size = u32::try_from(4 + 2 + 4 + formats.len()).unwrap();
+        bytes.extend_from_slice(&size.to_be_bytes());
+        bytes.extend_from_slice(&[0; 6]);
+        bytes.extend_from_slice(formats);
+        let rest = batch().describe_portal("").execute("", 0).sync().0;
+        bytes.extend(rest);
+        stand.alike(&bytes, Order::Given);
+    }
+    // What another statement interrupts says so.
+    let interrupted = batch()
+        .bind("a", "p", &["1", "0", "50", "1"])
+        .execute("a", 3)
+        .run("select n from t where id = 1", &[])
+        .execute("a", 3)
+        .sync()
+        .0;
+    let answer = stand.sharded.ask(&interrupted);
+    let error = answer.iter().find(|line| line.starts_with('E')).unwrap();
+    assert!(error.contains("cannot go on"), "{answer:?}");
+    stand.alike(
+        &batch().call("p", &["1", "3", "5", "0"]).sync().0,
+        Order::Given,
+    );
+}
+
+#[test]
+fn errors_end_the_answer_once_wherever_they_come_from() {
+    let mut stand = stand("scattered_errors");
+    for sql in [
+        "select missing from t",
+        "select id from t order by missing",
+        "select id from t where note",
+        "select id, note::int from t where note is null or id = 6 order by id",
+    ] {
+        stand.alike(&query(sql), Order::Given);
+        stand.alike(&batch().run(sql, &[]).sync().0, Order::Given);
+    }
+    // On one shard, after rows of others.
+    for sql in [
+        "select 1 / (id - 30) from t",
+        "select id, 1 / (id - 30) from t order by id",
+    ] {
+        let both = [query(sql), batch().run(sql, &[]).sync().0];
+        for bytes in both {
+            let answer = stand.sharded.ask(&bytes);
+            let errors: Vec<_> = answer.iter().filter(|line| line.starts_with('E')).collect();
+            assert_eq!(errors, ["E ERROR 22012 division by zero"], "{answer:?}");
+            let last = answer.last().map(String::as_str);
+            assert_eq!(last, Some("Z I"));
+        }
+    }
+    // What does not compare here is gathered.
+    for sql in [
+        "select id from t order by feeling, id",
+        "select id from t order by note, id",
+        "select id from t order by lower(note), id",
+    ] {
+        let answer = stand.alike(&query(sql), Order::Given);
+        assert!(!answer[0].starts_with('E'), "{sql}: {answer:?}");
+        stand.alike(&batch().run(sql, &[]).sync().0, Order::Given);
+    }
+    // In a transaction that is nowhere yet, and not in one that is.
+    stand.alike(&query("begin"), Order::Given);
+    stand.alike(&query("select id from t order by id"), Order::Given);
+    stand.alike(
+        &query("select 1 / (id - 30) from t order by 1"),
+        Order::Given,
+    );
+    stand.alike(&query("select id from t order by id"), Order::Given);
+    stand.alike(&query("rollback"), Order::Given);
+    stand.alike(&query("select id from t order by id desc"), Order::Given);
+    // A table that a shard has otherwise.
+    stand.shards[1].ask(&query("alter table t alter short type bigint"));
+    let answer = stand.sharded.ask(&query("select short from t"));
+    assert!(answer[0].starts_with("E ERROR"), "{answer:?}");
+}
+
+/// 2 GB of each shard.
+const ENDLESS: &str = "select t.id, repeat('y', 1000) from t, generate_series(1, 100000) as i";
+
+/// What the servers' backends for these databases do, by process.
+fn backends(name: &str) -> Vec<(String, String)> {
+    let sql = format!(
+        "select string_agg(pid || ' ' || state, ',' order by pid) from pg_stat_activity \
+         where datname like '{name}\\__' and datname <> '{name}_3' and query <> '' and application_name <> 'direct'"
+    );
+    let found = observer().value(&sql);
+    let pairs = found.split(',').filter_map(|pair| pair.split_once(' '));
+    pairs
+        .map(|(pid, state)| (pid.to_owned(), state.to_owned()))
+        .collect()
+}
+
+fn active(name: &str) -> usize {
+    let sql = format!(
+        "select count(*) from pg_stat_activity where datname like '{name}\\__' and state <> 'idle'"
+    );
+    observer().value(&sql).parse().unwrap()
+}
+
+/// A read of which no row is taken, on all three shards.
+fn unread(stand: &Stand, name: &str, sql: &str) -> Client {
+    let mut client = stand.proxy.client();
+    client.send(&query(sql));
+    let waits = format!(
+        "select count(*) from pg_stat_activity where datname like '{name}\\__' and wait_event = 'ClientWrite'"
+    );
+    // The servers wait until somebody takes their rows.
+    until("all are held back", || observer().value(&waits) == "3");
+    client
+}
+
+/// The end of an answer, whose rows are many.
+fn end(client: &mut Client) -> Vec<String> {
+    let mut others = Vec::new();
+    loop {
+        let (tag, body) = client.frame().expect("an answer");
+        if tag != b'D' {
+            others.push(crate::client::shown(tag, &body));
+        }
+        if tag == b'Z' {
+            return others;
+        }
+    }
+}
+
+#[test]
+fn a_client_that_takes_no_rows_holds_the_shards_back_and_leaves_nothing_when_it_dies() {
+    let name = "scattered_slow";
+    let stand = stand(name);
+    for sql in [ENDLESS.to_owned(), format!("{ENDLESS} order by 1")] {
+        let client = unread(&stand, name, &sql);
+        drop(client);
+        until("nothing runs", || active(name) == 0);
+    }
+    let mut next = stand.proxy.client();
+    assert_eq!(next.ask(&query("select id from t")).len(), 63);
+}
+
+#[test]
+fn a_cancel_reaches_every_shard_and_costs_no_connection() {
+    let name = "scattered_cancel";
+    let stand = stand(name);
+    let mut client = unread(&stand, name, ENDLESS);
+    let before: Vec<_> = backends(name).into_iter().map(|(pid, _)| pid).collect();
+    client.cancel(stand.proxy.port);
+    let end = end(&mut client);
+    let errors: Vec<_> = end.iter().filter(|line| line.starts_with('E')).collect();
+    assert_eq!(
+        errors,
+        ["E ERROR 57014 canceling statement due to user request"]
+    );
+    assert_eq!(end.last().unwrap(), "Z I");
+    assert_eq!(active(name), 0, "something still runs");
+    assert_eq!(client.ask(&query("select id from t")).len(), 63);
+    let after: Vec<_> = backends(name).into_iter().map(|(pid, _)| pid).collect();
+    assert_eq!(after, before, "the same backends serve");
+}
+
+#[test]
+fn a_shard_that_dies_in_the_middle_ends_the_answer_with_one_error() {
+    let name = "scattered_dies";
+    let stand = stand(name);
+    for sql in [ENDLESS.to_owned(), format!("{ENDLESS} order by 1")] {
+        let mut client = unread(&stand, name, &sql);
+        let killed = format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{name}_1' and state = 'active'"
+        );
+        assert_eq!(observer().value(&killed), "1");
+        let end = end(&mut client);
+        let errors: Vec<_> = end.iter().filter(|line| line.starts_with('E')).collect();
+        assert!(
+            errors.len() == 1 && errors[0].starts_with("E ERROR 08006"),
+            "{end:?}"
+        );
+        assert_eq!(end.last().unwrap(), "Z I");
+        assert_eq!(active(name), 0, "something still runs");
+        assert_eq!(client.ask(&query("select id from t")).len(), 63);
+    }
+}
+
+#[test]
+fn what_a_limit_leaves_out_is_not_read() {
+    let name = "scattered_limit";
+    let mut stand = stand(name);
+    stand
+        .sharded
+        .ask(&query("select id from t order by id limit 5 offset 2"));
+    let asked = "select count(*) from pg_stat_activity where datname like 'scattered\\_limit\\__' and query like '%LIMIT 7%'";
+    assert_eq!(
+        observer().value(&format!("{asked} and pid <> pg_backend_pid()")),
+        "3",
+        "each shard gives what may be needed of it"
+    );
+    // The first shard has all of these rows: the others have more than anybody holds, and are stopped.
+    let ended = |stand: &mut Stand| -> Vec<i64> {
+        let figure =
+            "select xact_rollback from pg_stat_database where datname = current_database()";
+        let shards = stand.shards[..3].iter_mut();
+        shards
+            .map(|shard| shard.value(figure).parse().unwrap())
+            .collect()
+    };
+    let before = ended(&mut stand);
+    let answer = stand.sharded.ask(&query(&format!(
+        "{ENDLESS} order by id limit 20000 offset 100"
+    )));
+    assert_eq!(
+        answer
+            .iter()
+            .filter(|line| line.starts_with("D 1|"))
+            .count(),
+        20000
+    );
+    assert_eq!(answer[answer.len() - 2], "C SELECT 20000\\0");
+    until("two were cancelled", || {
+        let after = ended(&mut stand);
+        after[1] > before[1] && after[2] > before[2]
+    });
+    assert_eq!(active(name), 0);
+    // A long row passes in parts, whole and in order.
+    for shard in &mut stand.shards {
+        shard.ask(&query(
+            "update t set note = repeat('long ', 200000) || id where id in (3, 33)",
+        ));
+    }
+    stand.alike_in_all_ways(
+        "select id, note from t where note like 'long%' order by id",
+        Order::Given,
+    );
+    stand.alike_in_all_ways(
+        "select note, id from t where note like 'long%' or id = 5",
+        Order::Open,
+    );
 }
