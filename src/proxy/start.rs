@@ -274,6 +274,7 @@ impl Session {
             link: None,
             parked: Vec::new(),
             fan: None,
+            scattered: None,
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),

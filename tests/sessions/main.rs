@@ -25,6 +25,7 @@ mod numbers;
 mod pooling;
 mod reaching;
 mod resetting;
+mod scattered;
 mod secrets;
 mod settings;
 mod sharded;

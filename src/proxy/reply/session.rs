@@ -610,6 +610,16 @@ pub fn shard_lost_at_work(shard: &str) -> Notice {
     }
 }
 
+/// A portal over several shards that was left before its end.
+#[must_use]
+pub fn portal_left() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards at once; another statement, or the end of the batch, has ended that. (SW128)".to_owned()),
+        hint: Some("Read all of its rows, or Execute it again before the next Sync and before another statement.".to_owned()),
+        ..error("0A000", "portal over several shards cannot go on")
+    }
+}
+
 /// The server did not take what it was shown.
 fn refused(shard: &str, problem: &ConnectError) -> Notice {
     Notice {
