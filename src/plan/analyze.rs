@@ -16,8 +16,9 @@ use super::{
     Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
     combine::{self, Combine},
-    gather::{Gather, Plain},
+    gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
+    spread::{self, Asked, Spread},
     unroutable::Unroutable,
     value::Reading,
 };
@@ -26,11 +27,13 @@ use crate::{
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
-        functions::{Class, Keeps, classify, is_immutable},
+        functions::{Class, Keeps, classify},
         normalize::Slot,
         parse,
-        statement::{Access, Effect, PinReason, quoted},
-        tree::{Depth, Discard, Kind, Name, Set, SettingCalls, Statement, Transaction},
+        statement::{Access, Effect, PinReason, Within, quoted},
+        tree::{
+            Body, Depth, Discard, Kind, Name, Query, Set, SettingCalls, Statement, Transaction,
+        },
     },
     wire::types::Oid,
 };
@@ -73,6 +76,7 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -109,6 +113,7 @@ pub fn analyze(
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
             combine: planner
@@ -121,6 +126,21 @@ pub fn analyze(
         statements: plans,
         structural,
     }
+}
+
+/// Which targets of a query of one block are given names; none of another.
+fn named(query: &Query) -> Vec<Named> {
+    let Body::Select(select) = &query.body else {
+        return Vec::new();
+    };
+    let targets = select.targets.iter();
+    let named = targets.map(|target| target.name.as_ref().map_or(Named::No, |_| Named::Yes));
+    named.collect()
+}
+
+fn executes(name: &str, within: Within) -> Effect {
+    let name = name.to_owned();
+    Effect::Execute { name, within }
 }
 
 /// Whether names or literals of the statements behind it in the same message may mean something else than the session
@@ -146,6 +166,11 @@ fn unsettles(effect: &Effect) -> bool {
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
     }
+}
+
+/// Whether a statement changes rows, and nothing around it does something else with them.
+fn writes(kind: &Kind) -> bool {
+    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
 }
 
 /// Whether a statement names tables or functions.
@@ -221,6 +246,7 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -233,10 +259,11 @@ fn of_another_encoding(
             end: place(statement.end),
             effect,
             access,
-            names_transaction: false,
+            names_transaction: names_transaction(read.as_bytes(), &[]),
             target,
             numbers,
             gather: None,
+            spread: None,
             copy_in: None,
             changes: None,
             combine: None,
@@ -305,6 +332,7 @@ fn whole(
         target,
         numbers: Numbers::MayAsk,
         gather: None,
+        spread: None,
         copy_in: None,
         changes: None,
         combine: None,
@@ -326,6 +354,8 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How it is written to several shards, found with its target.
+    spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     /// How a schema change runs on several shards.
@@ -407,19 +437,12 @@ impl Planner<'_> {
                     let (effect, access, _) = self.several(inner);
                     let target = Target::Fixed(Route::One(ShardId(0)));
                     let (start, end) = (self.statement.start, self.statement.end);
-                    Target::Explain(Box::new(StatementPlan {
-                        start,
-                        end,
+                    Target::Explain(Box::new(StatementPlan::new(
+                        start..end,
                         effect,
                         access,
-                        names_transaction: false,
                         target,
-                        numbers: Numbers::Apart,
-                        gather: None,
-                        copy_in: None,
-                        changes: None,
-                        combine: None,
-                    }))
+                    )))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
             };
@@ -478,8 +501,20 @@ impl Planner<'_> {
                 });
                 (Effect::Prepare(name.clone()), write, target)
             }
-            // Runs where its PREPARE ran: the session kept that backend.
-            Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
+            // Where it runs and what it does is what its statement says: the session knows that.
+            Kind::Execute(name) => (executes(name, Within::Itself), write, any()),
+            Kind::TableOfExecute { name, temporary } => {
+                let command = "CREATE TABLE AS";
+                let temporary =
+                    *temporary || self.made(command) == Effect::Pins(PinReason::TemporaryTable);
+                let within = if temporary {
+                    Within::TemporaryTable
+                } else {
+                    Within::Table
+                };
+                let target = self.one_shard_only(Unroutable::PerShard { command });
+                (executes(name, within), write, target)
+            }
             Kind::Cursor => (Effect::Cursor, read, any()),
             Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
             Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
@@ -581,21 +616,22 @@ impl Planner<'_> {
         if route {
             let (start, end) = (self.statement.start, self.statement.end);
             let inner = StatementPlan {
-                start,
-                end,
-                effect,
-                access,
-                names_transaction: false,
-                target,
-                numbers: Numbers::Apart,
                 gather: self.gather.take(),
-                copy_in: None,
-                changes: None,
                 combine: self.combine.take(),
+                spread: self.spread.take(),
+                ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
         match effect {
+            Effect::Execute { name, within } => {
+                let within = match within {
+                    _ if !analyze => Within::Explain,
+                    Within::TemporaryTable => Within::TemporaryTable,
+                    _ => Within::ExplainAnalyze,
+                };
+                (executes(&name, within), access, target)
+            }
             _ if !analyze => (Effect::None, Access::Read, target),
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
@@ -639,6 +675,8 @@ impl Planner<'_> {
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
+            self.spread
+                .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
     }
@@ -692,7 +730,7 @@ impl Planner<'_> {
                 .schema
                 .as_deref()
                 .is_none_or(|schema| schema == "pg_catalog");
-            own && is_immutable(&name.name)
+            own && is_settled(&name.name)
         };
         let plain = if self.statement.functions.iter().all(plain) {
             Plain::Yes
@@ -716,9 +754,36 @@ impl Planner<'_> {
             schema: schema.clone(),
             count: analysis.instances.len(),
             plain,
+            named: named(query),
         };
-        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
+        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text(), known).is_some();
         whole.then(|| Box::new(gather))
+    }
+
+    /// How a write is made of parts when it needs several shards.
+    fn spread_over_shards(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        calls: &Calls,
+    ) -> Option<Box<Spread>> {
+        let fits = analysis.writes
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !fits || !writes(kind) {
+            return None;
+        }
+        let asked = Asked {
+            kind,
+            functions: &self.statement.functions,
+            own: self.own_text(),
+            start: self.statement.start as usize,
+            slots: self.slots,
+        };
+        spread::spread(&asked, analysis, pins)
     }
 
     /// Where a sharded table was found.

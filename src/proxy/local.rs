@@ -308,12 +308,14 @@ impl Session {
             | Effect::Notify
             | Effect::Channels => {}
             Effect::Deallocate(None) => self.forget_statements(),
-            Effect::Deallocate(Some(_))
-            | Effect::Execute(_)
-            | Effect::Cursor
-            | Effect::TwoPhase => {}
+            Effect::Deallocate(Some(name)) => self.deallocated_there(name),
+            Effect::Execute { .. } | Effect::Cursor | Effect::TwoPhase => {}
             Effect::CopyIn | Effect::CopyOut => {}
-            Effect::Prepare(_) => self.pin(crate::sql::statement::PinReason::SqlPrepare),
+            Effect::Prepare(name) => {
+                if !self.prepared_there(name) {
+                    self.pin(crate::sql::statement::PinReason::SqlPrepare);
+                }
+            }
             Effect::Declare { hold } => {
                 if *hold {
                     self.pin(crate::sql::statement::PinReason::HoldCursor);

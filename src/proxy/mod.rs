@@ -25,6 +25,8 @@ mod resetting;
 pub mod session;
 mod several;
 mod simple;
+mod spread;
+mod sql_prepared;
 pub mod start;
 mod vacate;
 

@@ -38,6 +38,12 @@ impl<V> Named<V> {
         self.get(name).is_some()
     }
 
+    /// Every value, in no order.
+    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
+        let many = self.many.iter().flat_map(|many| many.values());
+        self.few.iter().map(|(_, value)| value).chain(many)
+    }
+
     /// Gives a name a value, which replaces the one before.
     pub(super) fn insert(&mut self, name: Box<[u8]>, value: V) {
         if let Some(many) = &mut self.many {

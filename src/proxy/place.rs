@@ -362,7 +362,7 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::SetTransaction
         | Effect::Deallocate(_)
         | Effect::Prepare(_)
-        | Effect::Execute(_)
+        | Effect::Execute { .. }
         | Effect::Declare { .. }
         | Effect::Cursor
         | Effect::CopyIn

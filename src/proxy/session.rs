@@ -23,6 +23,8 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     several::Several,
+    spread::WritingPortal,
+    sql_prepared::Renamed,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -109,6 +111,8 @@ pub(super) enum Phase {
 pub(super) enum Portal {
     /// Answered here.
     Here(Arc<Prepared>),
+    /// Of a write to several shards.
+    Writing(Box<WritingPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -176,6 +180,8 @@ pub struct Session {
     pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
     pub(super) several: Several,
+    /// The open transaction is ours, and ends with the batch.
+    pub(super) for_batch: bool,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
     /// Before the first ReadyForQuery.
@@ -212,6 +218,8 @@ pub struct Session {
     pub(super) tally: Counted,
     pub(super) marks: Marks,
     pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
+    /// What SQL calls differently than the backend in this batch.
+    pub(super) renamed: Option<Box<Renamed>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -481,6 +489,7 @@ impl Session {
                         unpreparable: false,
                         spent: false,
                         listens: false,
+                        gathered: None,
                         since: self.marks.begun,
                     });
                     self.attach(link);
@@ -903,6 +912,7 @@ impl Session {
         self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
+        self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
             self.tally.transactions += 1;

@@ -50,6 +50,9 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        let Some((planned, resolved)) = self.with_names(text, planned).await? else {
+            return Ok(());
+        };
         let values = Values {
             text,
             slots: &planned.slots,
@@ -81,6 +84,11 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
+                    if let [statement] = statements
+                        && let Some(shares) = self.spreads(statement, &values)?
+                    {
+                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
+                    }
                     let scatter = self.scatters(&planned.plan, &values);
                     let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
                     let Some(scatter) = scatter.filter(|_| at_rest) else {
@@ -104,8 +112,7 @@ impl Session {
         if self.several.goes_on() {
             Box::pin(self.query_everywhere(&planned.plan, text)).await?;
         }
-        self.send_query(text, planned.plan);
-        Ok(())
+        self.send_named(text, planned.plan, resolved).await
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.
@@ -157,7 +164,7 @@ impl Session {
     }
 
     /// Sends a Query to the link, which is where all its statements run.
-    fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
+    pub(super) fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
         let own = self.with_own_defaults(text, &plan);
         let Some(link) = &mut self.link else {
             return;
@@ -232,7 +239,7 @@ impl Session {
     }
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
-    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+    pub(super) async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
         self.count_refusal(notice);
         self.failed = true;
         let open = self

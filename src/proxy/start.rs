@@ -294,6 +294,7 @@ impl Session {
             context_stale: true,
             overridden: Overridden::new(),
             deferred: None,
+            for_batch: false,
             several: super::several::Several::default(),
             listening: None,
             welcoming: false,
@@ -314,6 +315,7 @@ impl Session {
             tally: super::counting::Counted::default(),
             marks,
             scratch: None,
+            renamed: None,
         }))
     }
 

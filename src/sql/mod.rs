@@ -3,9 +3,11 @@
 pub mod change;
 pub mod clauses;
 pub mod code;
+pub mod executions;
 pub mod functions;
 pub mod literal;
 pub mod normalize;
 pub mod parse;
+pub mod scan;
 pub mod statement;
 pub mod tree;

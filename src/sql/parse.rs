@@ -11,7 +11,10 @@
 
 mod change;
 mod expression;
+mod namings;
 mod utility;
+
+pub(in crate::sql) use namings::namings;
 
 use super::tree::{
     Alias, Body, Conflict, Cte, Delete, Depth, From, Insert, Into, Join, JoinKind, Kind, Literal,

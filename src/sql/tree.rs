@@ -110,6 +110,11 @@ pub enum Kind {
     Deallocate(Option<String>),
     Prepare(String),
     Execute(String),
+    /// CREATE TABLE … AS EXECUTE.
+    TableOfExecute {
+        name: String,
+        temporary: bool,
+    },
     /// FETCH, MOVE, CLOSE.
     Cursor,
     /// The channel, folded and cut as the scanner does it.

@@ -349,7 +349,7 @@ pub fn two_phase_not_ready(why: &NotReady) -> Notice {
 
 /// A shard that was lost before a transaction over several was decided.
 #[must_use]
-pub fn shard_lost(shard: &str) -> Notice {
+pub fn lost_undecided(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
             "Shard \"{shard}\" closed the connection before the transaction was decided. (SW307)"
@@ -547,6 +547,35 @@ pub fn columns_changed() -> Notice {
         hint: Some("Repeat the statement when the servers have been looked at again, within half a minute.".to_owned()),
         ..error("0A000", "the table has changed")
     }
+}
+
+/// Copies of a reference table that a write would make differ.
+#[must_use]
+pub fn copies_differ(table: &str) -> Notice {
+    Notice {
+        detail: Some("The shards would have written different rows, so that none was written. (SW141)".to_owned()),
+        hint: Some("Give values for columns whose default is a time, a number of a sequence or random, and let the statement choose rows by their contents; shardway check --connect tells whether the copies are the same.".to_owned()),
+        ..error("0A000", format!("the copies of reference table \"{table}\" would differ"))
+    }
+}
+
+/// What cannot stand behind a write to several shards in one pipeline.
+#[must_use]
+pub fn behind_a_write() -> Notice {
+    Notice {
+        detail: Some("A write to several shards is committed by the Sync behind it, and only reads and writes of rows may stand between them. (SW142)".to_owned()),
+        hint: Some("Send Sync behind the write.".to_owned()),
+        ..error("0A000", "this cannot stand behind a write to several shards in one pipeline")
+    }
+}
+
+/// A portal that has given all it has.
+#[must_use]
+pub fn portal_is_done(portal: &[u8]) -> Notice {
+    error(
+        "55000",
+        format!("portal \"{}\" cannot be run", name(portal)),
+    )
 }
 
 /// A shard's answer that is no row of text.
