@@ -225,9 +225,9 @@ impl Session {
                 self.client_rest.bytes,
             );
         }
-        link.named |= prepared
-            .statement()
-            .is_some_and(|statement| statement.names_transaction);
+        if let Some(statement) = prepared.statement() {
+            link.sends(statement);
+        }
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing

@@ -307,6 +307,18 @@ pub fn role_over_several() -> Notice {
     }
 }
 
+/// FETCH, MOVE or CLOSE in a transaction that has declared cursors on two shards.
+#[must_use]
+pub fn cursors_over_several(first: &str, second: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The transaction has declared cursors on shard \"{first}\" and on shard \"{second}\". (SW301)"
+        )),
+        hint: Some("Use cursors of one shard in a transaction.".to_owned()),
+        ..error("0A000", "cursors on several shards are not supported")
+    }
+}
+
 /// A transaction that cannot be prepared on two of its shards.
 #[must_use]
 pub fn cannot_prepare(first: &str, second: &str) -> Notice {
