@@ -88,6 +88,8 @@ pub struct StatementPlan {
     pub end: u32,
     pub effect: Effect,
     pub access: Access,
+    /// Whether it asks for the running transaction's time, number or snapshot.
+    pub names_transaction: bool,
     pub target: Target,
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
@@ -163,6 +165,7 @@ impl StatementPlan {
             end: place.end,
             effect,
             access,
+            names_transaction: false,
             target,
             numbers: Numbers::Apart,
             gather: None,

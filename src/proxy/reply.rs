@@ -644,7 +644,7 @@ pub const CODES: &[Code] = &[
         code: "SW301",
         sqlstate: "0A000",
         title: "Transaction stays on its shard",
-        meaning: "The transaction is on one shard, and the statement belongs to another, to which it cannot go on: it was not begun by BEGIN in a message of its own, is not READ COMMITTED, the session keeps its server connection, a function may have changed settings on the first shard, or it runs under SET ROLE.",
+        meaning: "The transaction is on one shard, and the statement belongs to another, to which it cannot go on: it was not begun by BEGIN in a message of its own, is not READ COMMITTED, the session keeps its server connection, a function may have changed settings on the first shard, it runs under SET ROLE, or both shards were asked for the transaction's time.",
         what_to_do: "The message says which. Change that, or let one transaction use keys of one shard only.",
     },
     Code {

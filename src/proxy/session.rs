@@ -485,9 +485,11 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        named: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
+                        gathered: None,
                         since: self.marks.begun,
                     });
                     self.attach(link);
@@ -935,6 +937,7 @@ impl Session {
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
             link.unpreparable = false;
+            link.named = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }

@@ -53,6 +53,8 @@ pub(super) enum Stays {
     Kept,
     /// A function may have changed settings on its shard.
     Code,
+    /// Its time, number or snapshot was told on one shard, and is asked for on another.
+    Named,
     /// It runs as another role than the one that logged in.
     Role,
 }
@@ -77,6 +79,12 @@ impl Several {
     /// The links that the transaction has beside the session's, to work together with it.
     pub(super) fn take_enlisted(&mut self) -> Vec<Box<Link>> {
         std::mem::take(&mut self.enlisted)
+    }
+
+    /// A link of the transaction on which its time was told.
+    pub(super) fn named(&self) -> Option<ShardId> {
+        let told = self.enlisted.iter().find(|link| link.named);
+        told.map(|link| link.shard)
     }
 
     /// Links of the transaction, each at rest within it.
@@ -108,7 +116,7 @@ impl Several {
         // What the savepoint's end says has been confirmed: it is there.
         match effect {
             Effect::Savepoint(name) => {
-                begun.savepoint(name, savepoint("SAVEPOINT", name).as_bytes())
+                begun.savepoint(name, savepoint(name).as_bytes());
             }
             Effect::Release(name) => drop(begun.release(name)),
             Effect::RollbackTo(name) => drop(begun.rollback_to(name)),
@@ -150,9 +158,9 @@ impl Several {
     }
 }
 
-/// A savepoint's command; names are as PostgreSQL has folded them.
-fn savepoint(command: &str, name: &str) -> String {
-    format!("{command} \"{}\"", name.replace('"', "\"\""))
+/// Names are as PostgreSQL has folded them.
+fn savepoint(name: &str) -> String {
+    format!("SAVEPOINT \"{}\"", name.replace('"', "\"\""))
 }
 
 /// Whether every shard of the transaction must do it, and not one alone.
@@ -198,6 +206,20 @@ impl Session {
             self.database.shard_name(here),
             self.database.shard_name(shard),
             why,
+        ))
+    }
+
+    /// Whether a statement on this shard may ask for what is the transaction's own: every shard has another answer.
+    pub(super) fn may_name_at(&self, shard: ShardId) -> Result<(), Notice> {
+        let mut links = self.link.iter().chain(&self.several.enlisted);
+        let named = links.find(|link| link.named && link.shard != shard);
+        let Some(link) = named.filter(|_| self.several.goes_on()) else {
+            return Ok(());
+        };
+        Err(reply::second_shard(
+            self.database.shard_name(link.shard),
+            self.database.shard_name(shard),
+            Stays::Named,
         ))
     }
 
@@ -290,9 +312,11 @@ impl Session {
             at_begin: here.at_begin.clone(),
             savepoints: here.savepoints.clone(),
             opaque: false,
+            named: false,
             unpreparable: false,
             spent: false,
             listens: false,
+            gathered: None,
             since: self.marks.begun,
         }));
         let begun = self.several.begun.clone();

@@ -225,6 +225,10 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
             "a function has run in it that may have changed settings on its shard only",
             "Call it in a transaction of its own.",
         ),
+        Stays::Named => (
+            "both ask for the transaction's time, number or snapshot, which every shard has of its own",
+            "Ask once and pass the value as a parameter, or use clock_timestamp().",
+        ),
         Stays::Role => (
             "it runs as another role than the one that logged in",
             "RESET ROLE before BEGIN, or log in as the role.",
@@ -345,7 +349,7 @@ pub fn two_phase_not_ready(why: &NotReady) -> Notice {
 
 /// A shard that was lost before a transaction over several was decided.
 #[must_use]
-pub fn lost_undecided(shard: &str) -> Notice {
+pub fn shard_lost(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
             "Shard \"{shard}\" closed the connection before the transaction was decided. (SW307)"
