@@ -8,6 +8,7 @@ use crate::{
     admin::Console,
     config::settings::{self, Settings},
     entropy,
+    inspect::at_once,
     net::{
         login::{Entrance, LoginContext, Place},
         tls::{ClientTls, ServerTls},
@@ -207,6 +208,14 @@ impl Service for Sessions {
                 }
             };
             drop(tokio::time::timeout(super::FIRST_LOOK, looked).await);
+        })
+    }
+
+    fn leave(self: Arc<Self>) -> Serving {
+        Box::pin(async move {
+            let databases = self.shared.databases.load_full();
+            let leaving = databases.values().map(|it| it.coordinator.leave());
+            at_once(leaving.collect()).await;
         })
     }
 
