@@ -176,6 +176,10 @@ pub const OPTIONS: &[Opt] = &[
         .restart().server(|server| server.workers.to_string()),
     opt(Section::Server, "plan_cache", Kind::Bytes, "Memory for plans of statements seen before.")
         .or("\"64MB\"").restart().server(|server| show_bytes(server.plan_cache_bytes)),
+    opt(Section::Server, "gather_limit", Kind::Bytes, "Rows of shards that are held for one statement over several shards which another shard computes: as they come, and again as the text of the statement; beyond that it gets error 53200.")
+        .or("\"64MB\"").server(|server| show_bytes(server.gather_limit)),
+    opt(Section::Server, "gather_limit_total", Kind::Bytes, "The same for all such statements together.")
+        .or("\"256MB\"").server(|server| show_bytes(server.gather_limit_total)),
     opt(Section::Server, "log", Kind::Table, "Logging."),
     opt(Section::ServerTls, "mode", Kind::Choice(&["disable", "prefer", "require"]), "Whether clients may or must use TLS; default `prefer` once a certificate is given, else `disable`.")
         .server(|server| show_tls(server.tls.mode).to_owned()),

@@ -46,6 +46,9 @@ pub struct Server {
     /// Threads that serve sessions.
     pub workers: usize,
     pub plan_cache_bytes: usize,
+    /// Bytes of rows that a statement over several shards may hold, and all such statements together.
+    pub gather_limit: usize,
+    pub gather_limit_total: usize,
     pub log_format: LogFormat,
     /// A filter as `tracing` takes it, "info" by default.
     pub log_level: String,

@@ -16,7 +16,7 @@ use super::{
     Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
     combine::{self, Combine},
-    gather::{Gather, Plain},
+    gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
     spread::{self, Asked, Spread},
     unroutable::Unroutable,
@@ -27,11 +27,13 @@ use crate::{
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
-        functions::{Class, Keeps, classify, is_immutable},
+        functions::{Class, Keeps, classify},
         normalize::Slot,
         parse,
         statement::{Access, Effect, PinReason, Within, quoted},
-        tree::{Depth, Discard, Kind, Name, Set, SettingCalls, Statement, Transaction},
+        tree::{
+            Body, Depth, Discard, Kind, Name, Query, Set, SettingCalls, Statement, Transaction,
+        },
     },
     wire::types::Oid,
 };
@@ -124,6 +126,16 @@ pub fn analyze(
         statements: plans,
         structural,
     }
+}
+
+/// Which targets of a query of one block are given names; none of another.
+fn named(query: &Query) -> Vec<Named> {
+    let Body::Select(select) = &query.body else {
+        return Vec::new();
+    };
+    let targets = select.targets.iter();
+    let named = targets.map(|target| target.name.as_ref().map_or(Named::No, |_| Named::Yes));
+    named.collect()
 }
 
 fn executes(name: &str, within: Within) -> Effect {
@@ -718,7 +730,7 @@ impl Planner<'_> {
                 .schema
                 .as_deref()
                 .is_none_or(|schema| schema == "pg_catalog");
-            own && is_immutable(&name.name)
+            own && is_settled(&name.name)
         };
         let plain = if self.statement.functions.iter().all(plain) {
             Plain::Yes
@@ -742,8 +754,9 @@ impl Planner<'_> {
             schema: schema.clone(),
             count: analysis.instances.len(),
             plain,
+            named: named(query),
         };
-        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
+        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text(), known).is_some();
         whole.then(|| Box::new(gather))
     }
 

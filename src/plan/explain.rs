@@ -89,15 +89,14 @@ fn over_several(
     if let Some(changes) = &plan.changes {
         return Some(changed(changes, snapshot));
     }
-    is_gathered(plan, why, values).then(|| Description {
+    let question = gathered(plan, snapshot, why, values)?;
+    let reason = "needs rows of several shards: one of them computes it over the rows of all";
+    Some(Description {
         rows: vec![
             ("route", "gathered".to_owned()),
             ("shards", snapshot.shards.join(", ")),
-            (
-                "reason",
-                "needs rows of several shards: one of them computes it over the rows of all"
-                    .to_owned(),
-            ),
+            ("reason", reason.to_owned()),
+            ("each shard", question),
             ("access", "read".to_owned()),
         ],
         refused: None,
@@ -162,15 +161,32 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
     }
 }
 
-/// Whether what no shard alone can answer is computed over the rows of all.
-fn is_gathered(plan: &StatementPlan, why: &Unroutable, values: &Values<'_>) -> bool {
+/// What each shard is asked where no shard alone can answer.
+fn gathered(
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    why: &Unroutable,
+    values: &Values<'_>,
+) -> Option<String> {
     let several = matches!(
         why,
         Unroutable::Unpinned { .. } | Unroutable::SeveralShards { .. }
     );
-    let text = std::str::from_utf8(values.text).ok();
-    let gather = plan.gather.as_ref().zip(text);
-    several && gather.is_some_and(|(gather, text)| gather.texts(text).is_some())
+    let gather = plan.gather.as_ref().filter(|_| several)?;
+    let text = values.text.get(plan.start as usize..plan.end as usize)?;
+    let table = snapshot.table(&gather.schema, &gather.table)?;
+    let text = std::str::from_utf8(text).ok()?;
+    let own = gather.texts(behind_explain(text), table);
+    Some(own.or_else(|| gather.texts(text, table))?.outlook())
+}
+
+/// The query without EXPLAIN and its options.
+fn behind_explain(text: &str) -> &str {
+    let tokens = crate::sql::clauses::tokens(text).unwrap_or_default();
+    let begins = tokens
+        .iter()
+        .find(|token| token.is("select") || token.is("with"));
+    begins.map_or(text, |token| &text[token.start..])
 }
 
 /// A statement that is routed by parameters of which one has no value.

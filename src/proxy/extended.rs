@@ -10,10 +10,11 @@ use super::{
     request::{Stop, ends_transaction},
     resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
+    sql_prepared::Meant,
 };
 use crate::{
     catalog::snapshot::Snapshot,
-    plan::{StatementPlan, Target, Values, cache::Planned, unroutable::Unroutable},
+    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -47,14 +48,11 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
-        let executed = self.executed(parse.text, &planned.plan)?;
-        let planned = match &executed {
-            Some(executed) => Planned {
-                plan: Arc::clone(&executed.plan),
-                ..planned
-            },
-            None => planned,
-        };
+        let Meant {
+            planned,
+            sent,
+            executes,
+        } = self.meant(parse.text, planned)?;
         let failed = self.status() == Status::Failed;
         if let [
             StatementPlan {
@@ -68,18 +66,14 @@ impl Session {
         {
             return Err(wording::unroutable(reason).into());
         }
-        let own = match &executed {
-            Some(executed) => Some(executed.text.clone()),
-            None => self.with_own_defaults(parse.text, &planned.plan),
-        };
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                own.as_deref().unwrap_or(parse.text),
+                sent.as_deref().unwrap_or(parse.text),
                 parse.raw_types(),
             ),
-            sent: own.map(Vec::into_boxed_slice),
+            sent: sent.map(Vec::into_boxed_slice),
             text: parse.text.into(),
             raw_types: parse.raw_types().into(),
             types,
@@ -88,7 +82,7 @@ impl Session {
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
-            executes: executed.map(|executed| executed.execution),
+            executes,
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));

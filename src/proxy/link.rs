@@ -35,6 +35,8 @@ pub(super) struct Link {
     pub(super) spent: bool,
     /// LISTEN was sent here: to be told UNLISTEN * before another session has it.
     pub(super) listens: bool,
+    /// Rows of several shards that it was sent, as long as they count.
+    pub(super) gathered: Option<super::gather::Held>,
     pub(super) since: Instant,
 }
 

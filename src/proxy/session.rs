@@ -489,6 +489,7 @@ impl Session {
                         unpreparable: false,
                         spent: false,
                         listens: false,
+                        gathered: None,
                         since: self.marks.begun,
                     });
                     self.attach(link);

@@ -316,6 +316,7 @@ impl Session {
             unpreparable: false,
             spent: false,
             listens: false,
+            gathered: None,
             since: self.marks.begun,
         }));
         let begun = self.several.begun.clone();

@@ -8,10 +8,9 @@ use super::{
     reply::{self as wording, session as reply},
     request::{POISON, Stop},
     session::{End, Note, Phase, Session},
-    sql_prepared::{Sql, names_prepared},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -51,19 +50,8 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
-        let mut resolved = None;
-        if planned.plan.statements.iter().any(names_prepared) {
-            match Box::pin(self.resolve(text, &planned.plan)).await? {
-                Sql::AsItStands => {}
-                Sql::Answered => return Ok(()),
-                Sql::Resolved(found) => resolved = Some(found),
-            }
-        }
-        let planned = Planned {
-            plan: resolved
-                .as_ref()
-                .map_or(planned.plan, |found| Arc::clone(&found.plan)),
-            slots: planned.slots,
+        let Some((planned, resolved)) = self.with_names(text, planned).await? else {
+            return Ok(());
         };
         let values = Values {
             text,
@@ -124,11 +112,7 @@ impl Session {
         if self.several.goes_on() {
             Box::pin(self.query_everywhere(&planned.plan, text)).await?;
         }
-        let Some(resolved) = resolved else {
-            self.send_query(text, planned.plan);
-            return Ok(());
-        };
-        Box::pin(self.run_resolved(*resolved)).await
+        self.send_named(text, planned.plan, resolved).await
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.

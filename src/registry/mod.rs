@@ -5,10 +5,12 @@
 //! belongs to another shard than the configuration says, is not used; a database of one shard opens no connection here.
 
 mod control;
+mod lack;
 mod proxies;
 mod schema;
 
 pub use control::{Control, Lease, errand};
+pub use lack::{Lack, lacks};
 pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{

@@ -201,9 +201,12 @@ impl Service for Sessions {
         Box::pin(async move {
             super::learn::all(Arc::clone(&self.shared), settings).await;
             // Else the first transactions over several shards would be refused.
-            for database in self.shared.databases.load_full().values() {
-                database.coordinator.looked().await;
-            }
+            let looked = async {
+                for database in self.shared.databases.load_full().values() {
+                    database.coordinator.looked().await;
+                }
+            };
+            drop(tokio::time::timeout(super::FIRST_LOOK, looked).await);
         })
     }
 

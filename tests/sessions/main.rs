@@ -15,6 +15,7 @@ mod dying;
 mod endings;
 mod extended;
 mod gathered;
+mod gathered_parts;
 mod greetings;
 mod harness;
 mod hostile;

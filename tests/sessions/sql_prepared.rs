@@ -517,3 +517,51 @@ fn a_transaction_keeps_its_backend_and_the_session_none() {
     stage.query("commit");
     assert_ne!(pid(&mut stage), pid(&mut stage));
 }
+
+#[test]
+fn statements_of_other_sessions_cannot_be_used_by_their_names_on_the_backend() {
+    let proxy = Proxy::start("size = 1");
+    let (mut one, mut other) = (proxy.client(), proxy.client());
+    one.ask(&query(
+        "prepare mine as select set_config('work_mem', '6MB', false)",
+    ));
+    one.ask(&query("execute mine"));
+    let name = other.value("select name from pg_prepared_statements where statement like '%6MB%'");
+    let missing = format!("E ERROR 26000 prepared statement \"{name}\" does not exist");
+    for sql in [
+        format!("execute {name}"),
+        format!("explain analyze execute {name}"),
+        format!("deallocate {name}"),
+        format!("select 1; execute {name}"),
+        format!("select 1; deallocate {name}"),
+    ] {
+        assert_eq!(other.ask(&query(&sql))[0], missing, "{sql}");
+    }
+    for sql in [format!("execute {name}"), format!("deallocate {name}")] {
+        assert_eq!(
+            other.ask(&batch().run(&sql, &[]).sync().0)[0],
+            missing,
+            "{sql}"
+        );
+    }
+    assert_eq!(one.ask(&query("execute mine"))[1], "D 6MB");
+}
+
+#[test]
+fn an_execute_that_is_prepared_itself_outlives_an_error_behind_it() {
+    same(|stage| {
+        let mut seen = stage.query("prepare one as select 'one'");
+        let step = batch()
+            .parse("named", "execute one")
+            .describe("named")
+            .call("named", &[])
+            .run("select 1/0", &[])
+            .sync();
+        seen.extend(stage.step(&step.0, 1));
+        seen.extend(stage.step(&batch().call("named", &[]).sync().0, 1));
+        seen.extend(stage.step(&batch().parse("named", "select 2").sync().0, 1));
+        let itself = batch().parse("itself", "execute named").sync();
+        seen.extend(stage.step(&itself.0, 1));
+        seen
+    });
+}

@@ -113,6 +113,8 @@ fn console() -> Console {
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,
+        gather_limit: 64 << 20,
+        gather_limit_total: 256 << 20,
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
     };

@@ -398,8 +398,25 @@ impl Round<'_> {
         let Some((_, first)) = steps.first() else {
             return Vec::new();
         };
-        let (before, after) = points(*first);
+        let [before, half, after] = points(*first);
         failpoint::hit(before, self.armed).await;
+        // A test may stop between two shards.
+        let at_once = if failpoint::is_armed(half, self.armed) {
+            1
+        } else {
+            steps.len()
+        };
+        let (now, later) = steps.split_at(at_once.min(steps.len()));
+        let mut heard = self.ask_at_once(now).await;
+        if !later.is_empty() {
+            failpoint::hit(half, self.armed).await;
+            heard.extend(self.ask_at_once(later).await);
+        }
+        failpoint::hit(after, self.armed).await;
+        heard
+    }
+
+    async fn ask_at_once(&mut self, steps: &[(Place, Step)]) -> Vec<(Place, Heard)> {
         let mut asked = Vec::new();
         let mut order = Vec::new();
         for (at, link) in self.links.iter_mut().enumerate() {
@@ -427,19 +444,18 @@ impl Round<'_> {
             *said = said.take().or(words);
             heard.push((place, found));
         }
-        failpoint::hit(after, self.armed).await;
         heard
     }
 }
 
-/// The points before and behind a round.
-fn points(step: Step) -> (&'static str, &'static str) {
+/// The points before, within and behind a round.
+fn points(step: Step) -> [&'static str; 3] {
     match step {
-        Step::Prepare | Step::Decide => ("preparing", "prepared"),
-        Step::Commit => ("deciding", "decided"),
-        Step::CommitPrepared => ("finishing", "finished"),
-        Step::Rollback => ("releasing", "released"),
-        Step::RollbackPrepared => ("undoing", "undone"),
+        Step::Prepare | Step::Decide => ["preparing", "half-prepared", "prepared"],
+        Step::Commit => ["deciding", "half-decided", "decided"],
+        Step::CommitPrepared => ["finishing", "half-finished", "finished"],
+        Step::Rollback => ["releasing", "half-released", "released"],
+        Step::RollbackPrepared => ["undoing", "half-undone", "undone"],
     }
 }
 
