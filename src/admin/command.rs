@@ -53,6 +53,7 @@ pub enum Show {
     Refusals,
     Plans,
     Listeners,
+    Peers,
     /// `SHOW server_version` and the like, which drivers ask.
     Parameter(Parameter),
 }
@@ -167,6 +168,11 @@ pub const VERBS: &[Verb] = &[
         "SHOW LISTENERS",
         Show::Listeners,
         "per database and shard: the connection that listens for sessions",
+    ),
+    show(
+        "SHOW PEERS",
+        Show::Peers,
+        "the proxies behind the same address, to which cancel requests are passed on",
     ),
     show(
         "SHOW REFUSALS",

@@ -46,6 +46,7 @@ pub fn reply(console: &Console, what: Show, now: Now) -> Reply {
         Show::Refusals => traffic::refusals(console),
         Show::Plans => traffic::plans(console),
         Show::Listeners => traffic::listeners(console),
+        Show::Peers => settings::peers(console),
         Show::Databases => settings::databases(console),
         Show::Users => settings::users(console),
         Show::Config => settings::config(console),
