@@ -79,6 +79,7 @@ fn plan() -> Plan {
             effect: Effect::None,
             access: Access::Read,
             target,
+            numbers: shardway::plan::Numbers::Apart,
             gather: None,
             copy_in: None,
         }],
