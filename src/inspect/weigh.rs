@@ -107,6 +107,14 @@ pub(super) fn effects_of_copies(
         for (_, name) in objects.policies.iter().filter(|(on, _)| on == table) {
             found.add(name, HazardKind::Policy, Fired::ALL);
         }
+        let own = |action: &&Action| action.parent == *table;
+        for action in objects.actions.iter().filter(own) {
+            let child = snapshot.tables.get(&action.child);
+            if child.is_some_and(|child| matches!(child.placement, Placement::Sharded { .. })) {
+                // Rows of every shard follow their own copy, but their keys must stay.
+                found.hazards.extend(cascade(snapshot, action, ""));
+            }
+        }
     }
     settle(snapshot, table, &mut found);
     found

@@ -8,14 +8,17 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod changing;
 mod copying;
 
 use super::scope::Instance;
 use super::{
     Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
-    gather::{Gather, Plain},
+    combine::{self, Combine},
+    gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
+    spread::{self, Asked, Spread},
     unroutable::Unroutable,
     value::Reading,
 };
@@ -24,11 +27,13 @@ use crate::{
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
-        functions::{Class, Keeps, classify, is_immutable},
+        functions::{Class, Keeps, classify},
         normalize::Slot,
         parse,
-        statement::{Access, Effect, PinReason, quoted},
-        tree::{Depth, Discard, Kind, Name, Set, SettingCalls, Statement, Transaction},
+        statement::{Access, Effect, PinReason, Within, quoted},
+        tree::{
+            Body, Depth, Discard, Kind, Name, Query, Set, SettingCalls, Statement, Transaction,
+        },
     },
     wire::types::Oid,
 };
@@ -71,7 +76,10 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -97,6 +105,7 @@ pub fn analyze(
             end: statement.end,
             effect,
             access,
+            names_transaction: !snapshot.is_single() && names_transaction(text, slots),
             target,
             numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
@@ -104,13 +113,34 @@ pub fn analyze(
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
+            changes: planner.changes.take(),
+            combine: planner
+                .combine
+                .take()
+                .filter(|_| matches!(statement.kind, Kind::Query(_))),
         });
     }
     Plan {
         statements: plans,
         structural,
     }
+}
+
+/// Which targets of a query of one block are given names; none of another.
+fn named(query: &Query) -> Vec<Named> {
+    let Body::Select(select) = &query.body else {
+        return Vec::new();
+    };
+    let targets = select.targets.iter();
+    let named = targets.map(|target| target.name.as_ref().map_or(Named::No, |_| Named::Yes));
+    named.collect()
+}
+
+fn executes(name: &str, within: Within) -> Effect {
+    let name = name.to_owned();
+    Effect::Execute { name, within }
 }
 
 /// Whether names or literals of the statements behind it in the same message may mean something else than the session
@@ -138,6 +168,11 @@ fn unsettles(effect: &Effect) -> bool {
     }
 }
 
+/// Whether a statement changes rows, and nothing around it does something else with them.
+fn writes(kind: &Kind) -> bool {
+    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
+}
+
 /// Whether a statement names tables or functions.
 fn depends_on_settings(kind: &Kind) -> bool {
     matches!(
@@ -152,6 +187,7 @@ fn depends_on_settings(kind: &Kind) -> bool {
             | Kind::Copy(_)
             | Kind::Call(_)
             | Kind::CreateTemporary
+            | Kind::Change(_)
             | Kind::Utility(_)
             | Kind::Notify
     )
@@ -210,7 +246,10 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
@@ -220,10 +259,14 @@ fn of_another_encoding(
             end: place(statement.end),
             effect,
             access,
+            names_transaction: false,
             target,
             numbers,
             gather: None,
+            spread: None,
             copy_in: None,
+            changes: None,
+            combine: None,
         }
     });
     Some(Plan {
@@ -285,10 +328,14 @@ fn whole(
             Effect::None
         },
         access: Access::Write,
+        names_transaction: true,
         target,
         numbers: Numbers::MayAsk,
         gather: None,
+        spread: None,
         copy_in: None,
+        changes: None,
+        combine: None,
     };
     Plan {
         statements: vec![statement],
@@ -307,8 +354,13 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How it is written to several shards, found with its target.
+    spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    /// How a schema change runs on several shards.
+    changes: Cell<Option<Box<super::change::Changes>>>,
+    combine: Cell<Option<Box<Combine>>>,
 }
 
 /// What the functions of a statement do.
@@ -385,16 +437,12 @@ impl Planner<'_> {
                     let (effect, access, _) = self.several(inner);
                     let target = Target::Fixed(Route::One(ShardId(0)));
                     let (start, end) = (self.statement.start, self.statement.end);
-                    Target::Explain(Box::new(StatementPlan {
-                        start,
-                        end,
+                    Target::Explain(Box::new(StatementPlan::new(
+                        start..end,
                         effect,
                         access,
                         target,
-                        numbers: Numbers::Apart,
-                        gather: None,
-                        copy_in: None,
-                    }))
+                    )))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
             };
@@ -453,8 +501,20 @@ impl Planner<'_> {
                 });
                 (Effect::Prepare(name.clone()), write, target)
             }
-            // Runs where its PREPARE ran: the session kept that backend.
-            Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
+            // Where it runs and what it does is what its statement says: the session knows that.
+            Kind::Execute(name) => (executes(name, Within::Itself), write, any()),
+            Kind::TableOfExecute { name, temporary } => {
+                let command = "CREATE TABLE AS";
+                let temporary =
+                    *temporary || self.made(command) == Effect::Pins(PinReason::TemporaryTable);
+                let within = if temporary {
+                    Within::TemporaryTable
+                } else {
+                    Within::Table
+                };
+                let target = self.one_shard_only(Unroutable::PerShard { command });
+                (executes(name, within), write, target)
+            }
             Kind::Cursor => (Effect::Cursor, read, any()),
             Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
             Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
@@ -479,6 +539,7 @@ impl Planner<'_> {
                 });
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
+            Kind::Change(change) => self.change(change),
             Kind::Utility(command) => (
                 self.made(command),
                 write,
@@ -555,18 +616,22 @@ impl Planner<'_> {
         if route {
             let (start, end) = (self.statement.start, self.statement.end);
             let inner = StatementPlan {
-                start,
-                end,
-                effect,
-                access,
-                target,
-                numbers: Numbers::Apart,
                 gather: self.gather.take(),
-                copy_in: None,
+                combine: self.combine.take(),
+                spread: self.spread.take(),
+                ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
         match effect {
+            Effect::Execute { name, within } => {
+                let within = match within {
+                    _ if !analyze => Within::Explain,
+                    Within::TemporaryTable => Within::TemporaryTable,
+                    _ => Within::ExplainAnalyze,
+                };
+                (executes(&name, within), access, target)
+            }
             _ if !analyze => (Effect::None, Access::Read, target),
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
@@ -609,8 +674,36 @@ impl Planner<'_> {
         let effect = self.effect(kind, &calls);
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
+            self.combine.set(self.combined(kind, &analysis, &calls));
+            self.spread
+                .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    fn combined(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        calls: &Calls,
+    ) -> Option<Box<Combine>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let reads = !analysis.writes
+            && analysis.fixed.is_empty()
+            && analysis.refusals.iter().all(unpinned)
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !(settled && reads) {
+            return None;
+        }
+        combine::find(query, self.own_text(), &self.statement.functions, analysis).map(Box::new)
     }
 
     /// How a read of one sharded table is computed when it needs several shards.
@@ -637,7 +730,7 @@ impl Planner<'_> {
                 .schema
                 .as_deref()
                 .is_none_or(|schema| schema == "pg_catalog");
-            own && is_immutable(&name.name)
+            own && is_settled(&name.name)
         };
         let plain = if self.statement.functions.iter().all(plain) {
             Plain::Yes
@@ -661,9 +754,36 @@ impl Planner<'_> {
             schema: schema.clone(),
             count: analysis.instances.len(),
             plain,
+            named: named(query),
         };
-        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
+        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text(), known).is_some();
         whole.then(|| Box::new(gather))
+    }
+
+    /// How a write is made of parts when it needs several shards.
+    fn spread_over_shards(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        calls: &Calls,
+    ) -> Option<Box<Spread>> {
+        let fits = analysis.writes
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !fits || !writes(kind) {
+            return None;
+        }
+        let asked = Asked {
+            kind,
+            functions: &self.statement.functions,
+            own: self.own_text(),
+            start: self.statement.start as usize,
+            slots: self.slots,
+        };
+        spread::spread(&asked, analysis, pins)
     }
 
     /// Where a sharded table was found.

@@ -80,10 +80,17 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            if forward {
+            let restated = if forward && header.tag == b'E' {
+                self.restated(header, body)
+            } else {
+                None
+            };
+            if forward && restated.is_none() {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
+                let restated = restated.unwrap_or_default();
+                self.client.out().extend_from_slice(&restated);
                 at += here;
                 run = at;
             }

@@ -12,22 +12,24 @@
 use super::{
     Shared,
     cancel::Slot,
-    counting::{Marks, note_reported},
+    counting::{Counted, Marks, note_reported},
     database::Database,
     ending,
+    fan::Fan,
     link::{Hold, Link},
     listening::Listening,
+    named::Named,
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    several::Several,
+    spread::WritingPortal,
+    sql_prepared::Renamed,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     config::settings::{PoolMode, User},
-    metrics::{
-        counters::Tally,
-        sessions::{Registered, Wanted},
-    },
+    metrics::sessions::{Registered, Wanted},
     net::stream::{HIGH_WATER, Stream},
     plan::{Context, Plan},
     pool::{
@@ -49,7 +51,6 @@ use crate::{
 };
 use smallvec::SmallVec;
 use std::{
-    collections::HashMap,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -110,6 +111,8 @@ pub(super) enum Phase {
 pub(super) enum Portal {
     /// Answered here.
     Here(Arc<Prepared>),
+    /// Of a write to several shards.
+    Writing(Box<WritingPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -122,16 +125,18 @@ pub(super) struct Rest {
 }
 
 /// Statements by the name that the client gave.
-pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+pub(super) type Statements = Named<Arc<Prepared>>;
+/// The proxy's own settings by name.
+pub(super) type Overridden = parameters::ByName<String>;
 /// Names and what they stood for.
 pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
 
 /// Settings of the role, database or server that the client did not choose, and that routing depends on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Defaults {
     pub(super) search_path: Option<String>,
     pub(super) isolation: Option<String>,
-    /// What the server reported at login.
+    /// What the server reported at login, without what the client calls itself.
     pub(super) reported: Reported,
 }
 
@@ -146,16 +151,15 @@ pub struct Session {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) generation: u64,
     pub(super) user: Arc<User>,
-    /// The database name that the client gave.
-    pub(super) asked: String,
     pub(super) client: Stream,
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
     pub(super) mode: PoolMode,
     pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
     pub(super) parked: Vec<Box<Link>>,
+    /// Backends that are at work on one statement together.
+    pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -166,15 +170,18 @@ pub struct Session {
     pub(super) closed: Closed,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
-    pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
+    pub(super) portals: Named<Portal>,
     pub(super) unnamed: Option<Arc<Prepared>>,
     pub(super) parameters: Parameters,
     /// What the role and the server set for those settings that decide where statements go.
-    pub(super) defaults: Defaults,
+    pub(super) defaults: Arc<Defaults>,
     pub(super) context: Arc<Context>,
     pub(super) context_stale: bool,
-    pub(super) overridden: HashMap<String, String>,
+    pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
+    pub(super) several: Several,
+    /// The open transaction is ours, and ends with the batch.
+    pub(super) for_batch: bool,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
     /// Before the first ReadyForQuery.
@@ -208,9 +215,11 @@ pub struct Session {
     pub(super) flushed: bool,
     /// The client sends nothing more; what it has sent is still done.
     pub(super) client_closed: bool,
-    pub(super) tally: Tally,
+    pub(super) tally: Counted,
     pub(super) marks: Marks,
-    pub(super) scratch: crate::plan::cache::Scratch,
+    pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
+    /// What SQL calls differently than the backend in this batch.
+    pub(super) renamed: Option<Box<Renamed>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -274,6 +283,9 @@ impl Session {
         if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
         }
+        if self.fan.is_some() {
+            drop(Box::pin(self.rest_fan()).await);
+        }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
             // The server would go on with a query that nobody waits for.
@@ -292,6 +304,7 @@ impl Session {
             drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
+        self.several.close();
         self.parked.clear();
     }
 
@@ -419,7 +432,7 @@ impl Session {
     }
 
     /// Waits until no cancel is on its way; the client gets its answer meanwhile. That it does not take it is noticed later.
-    async fn quiet(&mut self) {
+    pub(super) async fn quiet(&mut self) {
         let mut quiet = pin!(self.cancel.quiet());
         let client = &mut self.client;
         poll_fn(|cx| {
@@ -472,8 +485,11 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        named: false,
+                        unpreparable: false,
                         spent: false,
                         listens: false,
+                        gathered: None,
                         since: self.marks.begun,
                     });
                     self.attach(link);
@@ -484,7 +500,7 @@ impl Session {
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, mut link: Box<Link>) {
+    pub(super) fn attach(&mut self, mut link: Box<Link>) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -493,7 +509,7 @@ impl Session {
         self.link = Some(link);
     }
 
-    async fn park_or_release(&mut self) -> Result<(), End> {
+    pub(super) async fn park_or_release(&mut self) -> Result<(), End> {
         let keep = self.mode == PoolMode::Session
             || self
                 .pinned
@@ -511,7 +527,7 @@ impl Session {
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
-    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
+    pub(super) async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else {
             return Ok(Ok(()));
         };
@@ -533,6 +549,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.lease.applied = told;
             }
+            self.told_within(&sql);
         }
         self.report_changes();
         let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
@@ -563,6 +580,9 @@ impl Session {
         }
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
+        } else {
+            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
+            self.several.begun(may_go_on.then_some(deferred));
         }
         Ok(Ok(()))
     }
@@ -581,6 +601,7 @@ impl Session {
             }
         }
         self.reported = link.lease.reported.clone();
+        self.reported.share(&self.database.reports);
     }
 
     /// Runs a statement of ours on the link and reads its answer to the end; the client sees nothing of it.
@@ -588,7 +609,7 @@ impl Session {
     /// # Errors
     /// Outer: the backend is lost. Inner: the server's error, as the client may see it.
     pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Words>, End> {
-        Ok(self.ask(sql).await?.map(drop))
+        Ok(Box::pin(self.ask(sql)).await?.map(drop))
     }
 
     /// As [`Session::prelude`], and hands back the first value of the last row, if there is one that is text.
@@ -645,7 +666,7 @@ impl Session {
 
     /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
     /// session's.
-    async fn checkout_for(
+    pub(super) async fn checkout_for(
         &mut self,
         wanted: ShardId,
         hold: Hold,
@@ -736,7 +757,7 @@ impl Session {
         if let Some(Some(pool)) = self.pools.get(at) {
             return Arc::clone(pool);
         }
-        let pool = self.database.pool(&self.user, shard, &self.asked);
+        let pool = self.database.pool(&self.user, shard, &self.info.database);
         if self.pools.len() <= at {
             self.pools.resize(at + 1, None);
         }
@@ -748,6 +769,9 @@ impl Session {
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         self.client.relax(false);
+        if idle && self.info.thinks_long() {
+            self.give_back();
+        }
         if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
             return Err(told(reply::shutting_down()));
         }
@@ -757,11 +781,9 @@ impl Session {
         let takes_input =
             !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
-        let info = Arc::clone(&self.info);
-        let mut asked = pin!(info.asked());
         let may_deliver = self.listening.is_some() && self.may_deliver();
         let listening = self.listening.as_deref();
-        let (client, link) = (&mut self.client, &mut self.link);
+        let (client, link, info) = (&mut self.client, &mut self.link, &self.info);
         poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
@@ -770,7 +792,7 @@ impl Session {
                 let takes = may_deliver && client.unsent() < HIGH_WATER;
                 seen.progress |= listening.poll(cx, takes).is_ready();
             }
-            if asked.as_mut().poll(cx).is_ready() {
+            if info.poll_asked(cx).is_ready() {
                 seen.progress = true;
             }
             if let Some(link) = link.as_mut() {
@@ -811,6 +833,23 @@ impl Session {
         })
         .await?;
         self.digest(seen)
+    }
+
+    /// The client thinks for long: what only its work needs is given back.
+    fn give_back(&mut self) {
+        self.client.give_back();
+        self.pipeline.give_back();
+        self.parameters.give_back();
+        self.statements.give_back();
+        self.portals.give_back();
+        self.pools = Vec::new();
+        self.unconfirmed.shrink_to_fit();
+        self.closed.shrink_to_fit();
+        self.pending.shrink_to_fit();
+        self.parked.shrink_to_fit();
+        self.scratch = None;
+        self.tally.give_back();
+        self.info.has_given_back();
     }
 
     fn digest(&mut self, seen: Seen) -> Result<(), End> {
@@ -873,6 +912,7 @@ impl Session {
         self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
+        self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
             self.tally.transactions += 1;
@@ -891,10 +931,13 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.several.close();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
+            link.unpreparable = false;
+            link.named = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }
@@ -972,7 +1015,7 @@ pub(super) async fn read_more(link: &mut Link, database: &Database) -> Result<()
 }
 
 /// The first column of a DataRow, when it is text.
-fn first_value(body: &[u8]) -> Option<String> {
+pub(super) fn first_value(body: &[u8]) -> Option<String> {
     let mut body = frame::Body::new(body);
     body.u16().ok()?;
     let value = body.value().ok()??;

@@ -4,8 +4,9 @@ use super::{
     Shared, cancel,
     database::Database,
     local::check_own,
+    named::Named,
     reply::session as reply,
-    session::{Defaults, End, Phase, Rest, Session, told},
+    session::{Defaults, End, Overridden, Phase, Rest, Session, told},
 };
 use crate::{
     auth::scram::Proof,
@@ -33,7 +34,7 @@ use crate::{
     },
 };
 use smallvec::SmallVec;
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
 pub fn serve(
@@ -142,7 +143,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
     let mut session = match Session::new(
         client,
         entered.user,
-        entered.database,
+        &entered.database,
         info,
         Arc::clone(&shared),
     ) {
@@ -248,13 +249,13 @@ impl Session {
     fn new(
         client: Stream,
         user: Arc<User>,
-        asked: String,
+        asked: &str,
         info: Registered,
         shared: Arc<Shared>,
     ) -> Result<Box<Self>, Box<(Stream, Notice)>> {
         let generation = shared.generation();
-        let Some(database) = shared.database(&asked) else {
-            return Err(Box::new((client, reply::no_such_database(&asked))));
+        let Some(database) = shared.database(asked) else {
+            return Err(Box::new((client, reply::no_such_database(asked))));
         };
         let snapshot = database.snapshot.load_full();
         let cancel = shared.cancels.add(info.pid);
@@ -266,33 +267,35 @@ impl Session {
             snapshot,
             generation,
             user,
-            asked,
             client,
             info,
             cancel,
             shared,
             link: None,
             parked: Vec::new(),
+            fan: None,
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),
-            statements: HashMap::default(),
+            statements: Named::default(),
             unconfirmed: SmallVec::new(),
             closed: SmallVec::new(),
             pending: SmallVec::new(),
-            portals: HashMap::default(),
+            portals: Named::default(),
             unnamed: None,
             bound: None,
             half_described: None,
             parameters: Parameters::default(),
-            defaults: Defaults::default(),
+            defaults: Arc::default(),
             context: Arc::new(Context {
                 search_path: Vec::new(),
                 ..Context::default()
             }),
             context_stale: true,
-            overridden: HashMap::new(),
+            overridden: Overridden::new(),
             deferred: None,
+            for_batch: false,
+            several: super::several::Several::default(),
             listening: None,
             welcoming: false,
             reported: Reported::default(),
@@ -309,9 +312,10 @@ impl Session {
             starved: false,
             flushed: false,
             client_closed: false,
-            tally: crate::metrics::counters::Tally::default(),
+            tally: super::counting::Counted::default(),
             marks,
-            scratch: crate::plan::cache::Scratch::default(),
+            scratch: None,
+            renamed: None,
         }))
     }
 
@@ -331,11 +335,16 @@ impl Session {
         keep_notices(self.client.out(), asks_for_more);
         if let Some(link) = &self.link {
             self.reported = link.lease.reported.clone();
-            self.defaults.reported = link.lease.reported.clone();
+            self.reported.share(&self.database.reports);
         }
+        let mut defaults = Defaults {
+            reported: self.reported.of_all(),
+            ..Defaults::default()
+        };
         if !self.snapshot.is_single() {
-            self.learn_defaults().await?;
+            self.learn_defaults(&mut defaults).await?;
         }
+        self.defaults = self.database.defaults.share(Arc::new(defaults));
         if self.mode == crate::config::settings::PoolMode::Transaction {
             self.unlink().await?;
         }
@@ -361,14 +370,14 @@ impl Session {
 
     /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own
     /// search_path is in force: nothing is named without its schema, no operator either.
-    async fn learn_defaults(&mut self) -> Result<(), End> {
+    async fn learn_defaults(&mut self, defaults: &mut Defaults) -> Result<(), End> {
         let asked = self
             .ask(b"SELECT pg_catalog.concat(pg_catalog.current_setting('search_path'), E'\\n', pg_catalog.current_setting('default_transaction_isolation'))")
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
-            self.defaults.search_path = Some(path.to_owned());
-            self.defaults.isolation = Some(isolation.to_owned());
+            defaults.search_path = Some(path.to_owned());
+            defaults.isolation = Some(isolation.to_owned());
         }
         Ok(())
     }

@@ -110,6 +110,11 @@ pub enum Kind {
     Deallocate(Option<String>),
     Prepare(String),
     Execute(String),
+    /// CREATE TABLE … AS EXECUTE.
+    TableOfExecute {
+        name: String,
+        temporary: bool,
+    },
     /// FETCH, MOVE, CLOSE.
     Cursor,
     /// The channel, folded and cut as the scanner does it.
@@ -122,7 +127,8 @@ pub enum Kind {
     Call(&'static str),
     /// CREATE TEMPORARY TABLE, in any spelling.
     CreateTemporary,
-    /// Everything else: DDL, grants, maintenance. The word is the command's name.
+    Change(super::change::Change),
+    /// Everything else. The word is the command's name.
     Utility(&'static str),
     Empty,
 }

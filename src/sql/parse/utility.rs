@@ -10,6 +10,7 @@ use crate::sql::tree::{Copy, CopyOption, Discard, Filtered, Kind, Set, Transacti
 const CURSOR_HOLD: i32 = 0x0020;
 
 impl Lower {
+    #[expect(clippy::too_many_lines, reason = "one short arm per kind of statement")]
     pub(super) fn utility(&mut self, node: Node<'_>) -> Kind {
         #[expect(
             clippy::wildcard_enum_match_arm,
@@ -61,6 +62,16 @@ impl Lower {
             Node::CreateStmt(create) if create.relation().is_some_and(is_temporary) => {
                 Kind::CreateTemporary
             }
+            Node::CreateTableAsStmt(create) if matches!(create.query(), Node::ExecuteStmt(_)) => {
+                let name = match create.query() {
+                    Node::ExecuteStmt(statement) => statement.name(),
+                    _ => None,
+                };
+                Kind::TableOfExecute {
+                    name: name.unwrap_or_default().to_owned(),
+                    temporary: temporary_into(create),
+                }
+            }
             Node::CreateTableAsStmt(create) if temporary_into(create) => {
                 drop(self.kind(create.query()));
                 Kind::CreateTemporary
@@ -72,7 +83,10 @@ impl Lower {
                 Kind::CreateTemporary
             }
             other if makes_temporary(&other) => Kind::CreateTemporary,
-            other => Kind::Utility(command(other)),
+            other => match self.change(other) {
+                Some(change) => Kind::Change(change),
+                None => Kind::Utility(command(other)),
+            },
         }
     }
 
