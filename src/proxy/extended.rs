@@ -294,7 +294,19 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.make_fit_to_execute(&prepared).await?;
+                if let Err(stop) = self.make_fit_to_execute(&prepared).await {
+                    if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
+                        // As PostgreSQL, which finds out about the columns only after the parameters.
+                        let mut out = Vec::new();
+                        put(&mut out, b't', |out| {
+                            let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
+                            out.extend_from_slice(&count.to_be_bytes());
+                            out.extend_from_slice(types);
+                        });
+                        self.made(out, Note::Nothing);
+                    }
+                    return Err(stop);
+                }
                 if !self.skip {
                     self.send_describe(&prepared, Origin::Client);
                 }
