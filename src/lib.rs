@@ -13,8 +13,9 @@ pub mod wire;
 // Layer 1: what lives where, and who may enter.
 pub mod auth;
 pub mod catalog;
-// Layer 2: rules of one connection, settings, counters.
+// Layer 2: rules of one connection, settings, counters, rows of several shards.
 pub mod config;
+pub mod merge;
 pub mod metrics;
 pub mod protocol;
 pub mod split;

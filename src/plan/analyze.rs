@@ -13,10 +13,12 @@ mod copying;
 
 use super::scope::Instance;
 use super::{
-    Context, Override, Plan, Route, StatementPlan, Target,
+    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
+    combine::{self, Combine},
     gather::{Gather, Plain},
     route::{Fixed, Pin, Pins, Why},
+    spread::{self, Asked, Spread},
     unroutable::Unroutable,
     value::Reading,
 };
@@ -72,8 +74,10 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
+            combine: Cell::default(),
         };
         if planner.reads_literals() {
             let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
@@ -84,6 +88,7 @@ pub fn analyze(
         if !context.utf8 {
             effect = repeatable(effect);
         }
+        let numbers = planner.numbers(&mut effect);
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -99,13 +104,19 @@ pub fn analyze(
             effect,
             access,
             target,
+            numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
             gather: planner
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
+            combine: planner
+                .combine
+                .take()
+                .filter(|_| matches!(statement.kind, Kind::Query(_))),
         });
     }
     Plan {
@@ -142,6 +153,11 @@ fn unsettles(effect: &Effect) -> bool {
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
     }
+}
+
+/// Whether a statement changes rows, and nothing around it does something else with them.
+fn writes(kind: &Kind) -> bool {
+    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
 }
 
 /// Whether a statement names tables or functions.
@@ -217,20 +233,26 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
+            combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
-        let effect = repeatable(effect);
+        let mut effect = repeatable(effect);
+        let numbers = planner.numbers(&mut effect);
         StatementPlan {
             start: place(statement.start),
             end: place(statement.end),
             effect,
             access,
             target,
+            numbers,
             gather: None,
+            spread: None,
             copy_in: None,
             changes: None,
+            combine: None,
         }
     });
     Some(Plan {
@@ -293,9 +315,12 @@ fn whole(
         },
         access: Access::Write,
         target,
+        numbers: Numbers::MayAsk,
         gather: None,
+        spread: None,
         copy_in: None,
         changes: None,
+        combine: None,
     };
     Plan {
         statements: vec![statement],
@@ -314,10 +339,13 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How it is written to several shards, found with its target.
+    spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     /// How a schema change runs on several shards.
     changes: Cell<Option<Box<super::change::Changes>>>,
+    combine: Cell<Option<Box<Combine>>>,
 }
 
 /// What the functions of a statement do.
@@ -394,16 +422,12 @@ impl Planner<'_> {
                     let (effect, access, _) = self.several(inner);
                     let target = Target::Fixed(Route::One(ShardId(0)));
                     let (start, end) = (self.statement.start, self.statement.end);
-                    Target::Explain(Box::new(StatementPlan {
-                        start,
-                        end,
+                    Target::Explain(Box::new(StatementPlan::new(
+                        start..end,
                         effect,
                         access,
                         target,
-                        gather: None,
-                        copy_in: None,
-                        changes: None,
-                    }))
+                    )))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
             };
@@ -577,14 +601,10 @@ impl Planner<'_> {
         if route {
             let (start, end) = (self.statement.start, self.statement.end);
             let inner = StatementPlan {
-                start,
-                end,
-                effect,
-                access,
-                target,
                 gather: self.gather.take(),
-                copy_in: None,
-                changes: None,
+                combine: self.combine.take(),
+                spread: self.spread.take(),
+                ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
@@ -639,8 +659,36 @@ impl Planner<'_> {
         let effect = self.effect(kind, &calls);
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
+            self.combine.set(self.combined(kind, &analysis, &calls));
+            self.spread
+                .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    fn combined(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        calls: &Calls,
+    ) -> Option<Box<Combine>> {
+        let Kind::Query(query) = kind else {
+            return None;
+        };
+        let settled = self.context.standard_conforming_strings && self.context.utf8;
+        let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+        let reads = !analysis.writes
+            && analysis.fixed.is_empty()
+            && analysis.refusals.iter().all(unpinned)
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !(settled && reads) {
+            return None;
+        }
+        combine::find(query, self.own_text(), &self.statement.functions, analysis).map(Box::new)
     }
 
     /// How a read of one sharded table is computed when it needs several shards.
@@ -696,6 +744,32 @@ impl Planner<'_> {
         whole.then(|| Box::new(gather))
     }
 
+    /// How a write is made of parts when it needs several shards.
+    fn spread_over_shards(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        calls: &Calls,
+    ) -> Option<Box<Spread>> {
+        let fits = analysis.writes
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !fits || !writes(kind) {
+            return None;
+        }
+        let asked = Asked {
+            kind,
+            functions: &self.statement.functions,
+            own: self.own_text(),
+            start: self.statement.start as usize,
+            slots: self.slots,
+        };
+        spread::spread(&asked, analysis, pins)
+    }
+
     /// Where a sharded table was found.
     fn schema_of<'s>(&'s self, instance: &'s Instance) -> Option<&'s String> {
         let has = |schema: &&String| self.snapshot.table(schema, &instance.table).is_some();
@@ -737,6 +811,32 @@ impl Planner<'_> {
     /// Whether it names a relation or function of the database that may leave something in the session.
     fn names_code(&self) -> bool {
         self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// Whether code of the database that runs here may ask for numbers; if so it is a statement with an effect.
+    fn numbers(&self, effect: &mut Effect) -> Numbers {
+        if *effect == Effect::Pins(PinReason::Sequence) {
+            // Asked for in its own words: told or refused.
+            return Numbers::Apart;
+        }
+        let unknown = |function: &Name| {
+            let schema = function.schema.as_deref();
+            let own = match schema {
+                Some("information_schema") => true,
+                None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
+                Some(_) => false,
+            };
+            !own && self.function_leaves(&function.name, false)
+        };
+        let asks = self.snapshot.code.asks_in(self.own_text())
+            || self.statement.functions.iter().any(unknown);
+        if !asks {
+            return Numbers::Apart;
+        }
+        if *effect == Effect::None {
+            *effect = Effect::Opaque;
+        }
+        Numbers::MayAsk
     }
 
     /// What DO and CALL do to the session.

@@ -4,6 +4,7 @@ use super::{
     Route, StatementPlan, Target, Values,
     change::{Changes, Reach},
     route::{Condition, Edge, Pin, Pins, Role, Why},
+    spread::{Shares, What},
     unroutable::Unroutable,
     value::{Sign, Value},
 };
@@ -32,30 +33,18 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
         Target::Explain(inner) => inner,
         Target::Fixed(_) | Target::ByKey(_) | Target::Judge | Target::Refused(_) => plan,
     };
-    let mut rows = Vec::new();
-    if let Target::ByKey(pins) = &plan.target
-        && let Some(index) = pins
-            .pins
-            .iter()
-            .find_map(|pin| not_given(&pin.condition, values))
-    {
-        rows.push(("route", "one, by the values of its parameters".to_owned()));
-        rows.push(("reason", format!("${} is not given", index + 1)));
-        rows.extend(
-            keys(pins, snapshot, values)
-                .into_iter()
-                .map(|key| ("key", key)),
-        );
-        return Description {
-            rows,
-            refused: None,
-        };
+    if let Some(undecided) = undecided(plan, snapshot, values) {
+        return undecided;
     }
+    let mut rows = Vec::new();
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
         && let Some(description) = over_several(plan, why, snapshot, values)
     {
         return description;
+    }
+    if let Some(Ok(shares)) = plan.shares(snapshot, values) {
+        return spread(&shares, plan, snapshot, values);
     }
     match &routed {
         Ok(route) => {
@@ -182,6 +171,72 @@ fn is_gathered(plan: &StatementPlan, why: &Unroutable, values: &Values<'_>) -> b
     let text = std::str::from_utf8(values.text).ok();
     let gather = plan.gather.as_ref().zip(text);
     several && gather.is_some_and(|(gather, text)| gather.texts(text).is_some())
+}
+
+/// A statement that is routed by parameters of which one has no value.
+fn undecided(
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Description> {
+    let Target::ByKey(pins) = &plan.target else {
+        return None;
+    };
+    let missing = |pin: &Pin| not_given(&pin.condition, values);
+    let index = pins.pins.iter().find_map(missing)?;
+    let mut rows = vec![
+        ("route", "one, by the values of its parameters".to_owned()),
+        ("reason", format!("${} is not given", index + 1)),
+    ];
+    let keys = keys(pins, snapshot, values);
+    rows.extend(keys.into_iter().map(|key| ("key", key)));
+    Some(Description {
+        rows,
+        refused: None,
+    })
+}
+
+/// A write that several shards take part in.
+fn spread(
+    shares: &Shares,
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Description {
+    let name = |shard: ShardId| snapshot.shards.get(shard.index()).cloned();
+    let shards = shares
+        .shards
+        .iter()
+        .filter_map(|(shard, rows)| match rows.len() {
+            0 => name(*shard),
+            1 => name(*shard).map(|name| format!("{name} (1 row)")),
+            count => name(*shard).map(|name| format!("{name} ({count} rows)")),
+        });
+    let reason = match plan.spread.as_ref().map(|spread| &spread.what) {
+        Some(What::Rows(_)) => "each row goes to the shard of its key",
+        Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
+        Some(What::Share(_)) | None => "every shard changes its own rows",
+    };
+    let mut rows = vec![
+        ("route", "spread".to_owned()),
+        ("shards", shards.collect::<Vec<_>>().join(", ")),
+        ("reason", reason.to_owned()),
+    ];
+    if let (Target::ByKey(pins), Some(What::Share(_))) = (
+        &plan.target,
+        plan.spread.as_ref().map(|spread| &spread.what),
+    ) {
+        rows.extend(
+            keys(pins, snapshot, values)
+                .into_iter()
+                .map(|key| ("key", key)),
+        );
+    }
+    rows.push(("access", "write".to_owned()));
+    Description {
+        rows,
+        refused: None,
+    }
 }
 
 fn kind(route: &Route) -> &'static str {

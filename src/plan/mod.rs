@@ -7,11 +7,13 @@ pub mod analyze;
 mod block;
 pub mod cache;
 pub mod change;
+pub mod combine;
 pub mod copy;
 pub mod explain;
 pub mod gather;
 pub mod route;
 mod scope;
+pub mod spread;
 pub mod unroutable;
 mod value;
 mod write;
@@ -87,12 +89,24 @@ pub struct StatementPlan {
     pub effect: Effect,
     pub access: Access,
     pub target: Target,
+    pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How it changes rows of several shards.
+    pub spread: Option<Box<spread::Spread>>,
     /// How the rows of a COPY FROM STDIN find their shards.
     pub copy_in: Option<Box<copy::CopyIn>>,
     /// How a schema change runs on several shards.
     pub changes: Option<Box<change::Changes>>,
+    /// How the answers of several shards are put together, when each gives its part of the whole.
+    pub combine: Option<Box<combine::Combine>>,
+}
+
+/// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    Apart,
+    MayAsk,
 }
 
 /// Where a statement runs.
@@ -136,6 +150,29 @@ pub struct Values<'a> {
 }
 
 impl StatementPlan {
+    /// A statement of a text, from byte to byte, that is not computed over several shards.
+    #[must_use]
+    pub fn new(
+        place: std::ops::Range<u32>,
+        effect: Effect,
+        access: Access,
+        target: Target,
+    ) -> Self {
+        Self {
+            start: place.start,
+            end: place.end,
+            effect,
+            access,
+            target,
+            numbers: Numbers::Apart,
+            gather: None,
+            spread: None,
+            copy_in: None,
+            changes: None,
+            combine: None,
+        }
+    }
+
     /// Whether the value of this parameter, from 0, decides where it runs.
     #[must_use]
     pub fn reads_parameter(&self, index: usize) -> bool {

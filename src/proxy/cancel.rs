@@ -3,13 +3,14 @@
 //! A backend is not given back while a cancel for it is on its way; a client that waits for a backend is told at once.
 //! A request for a session of another proxy is passed on to that, once and at a bounded rate; it is never answered.
 
-use super::{Shared, session::CANCEL_PATIENCE};
+use super::{Shared, fan::all, session::CANCEL_PATIENCE};
 use crate::{
     clock::Duration,
     net::backend,
     pool::backend::CancelTarget,
     wire::cancel_key::{self, Sender},
 };
+use smallvec::SmallVec;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -33,17 +34,22 @@ pub(super) async fn carry_out(pid: u32, key: &[u8], shared: &Arc<Shared>) {
     let (key, sender) = cancel_key::read(key);
     if shared.metrics.sessions.find_cancel(pid, key).is_some() {
         counters.cancels_matched.increment();
-        reach_backend(pid, shared).await;
+        reach_backends(pid, shared).await;
     } else if sender == Sender::Client {
         pass_on(pid, key, shared).await;
     }
 }
 
-/// Sends it to the backend that runs the session's statement; a session that waits for one is told.
-async fn reach_backend(pid: u32, shared: &Shared) {
-    let Some(in_flight) = shared.cancels.get(pid).and_then(|slot| slot.cancel()) else {
+/// Sends it to the backends that run the session's statement, at once; a session that waits for one is told.
+async fn reach_backends(pid: u32, shared: &Shared) {
+    let Some(slot) = shared.cancels.get(pid) else {
         return;
     };
+    let sent = slot.cancel().into_iter();
+    all(sent.map(|one| reach_backend(one, shared)).collect()).await;
+}
+
+async fn reach_backend(in_flight: InFlight, shared: &Shared) {
     let CancelTarget { address, pid, key } = &*in_flight.target;
     match backend::cancel(address, *pid, key, CANCEL_PATIENCE, &shared.tls).await {
         Ok(()) => in_flight.has_arrived(),
@@ -110,7 +116,8 @@ pub struct Slot {
 
 #[derive(Debug, Default)]
 struct State {
-    target: Option<Arc<CancelTarget>>,
+    /// One backend, or all that are at work on one statement.
+    targets: SmallVec<[Arc<CancelTarget>; 1]>,
     waiting: bool,
     cancelled: bool,
     in_flight: usize,
@@ -155,13 +162,23 @@ impl Drop for InFlight {
 impl Slot {
     /// The session's requests go to this backend from now on.
     pub fn attach(&self, target: &Arc<CancelTarget>) {
-        self.lock().target = Some(Arc::clone(target));
+        let targets = &mut self.lock().targets;
+        targets.clear();
+        targets.push(Arc::clone(target));
     }
 
-    /// The session gives its backend back. True when a cancel is on its way: [`Slot::quiet`] must be awaited first.
+    /// They go to this backend as well.
+    pub fn attach_also(&self, target: &Arc<CancelTarget>) {
+        let targets = &mut self.lock().targets;
+        if !targets.iter().any(|known| Arc::ptr_eq(known, target)) {
+            targets.push(Arc::clone(target));
+        }
+    }
+
+    /// The session gives its backends back. True when a cancel is on its way: [`Slot::quiet`] must be awaited first.
     pub fn detach(&self) -> bool {
         let mut state = self.lock();
-        state.target = None;
+        state.targets.clear();
         state.in_flight > 0
     }
 
@@ -198,23 +215,24 @@ impl Slot {
         }
     }
 
-    /// A cancel request has come: the backend to send it to, if the session has one.
-    pub fn cancel(self: &Arc<Self>) -> Option<InFlight> {
+    /// A cancel request has come: the backends to send it to, if the session has any.
+    pub fn cancel(self: &Arc<Self>) -> Vec<InFlight> {
         let mut state = self.lock();
         if state.waiting {
             state.cancelled = true;
             drop(state);
             self.changed.notify_one();
-            return None;
+            return Vec::new();
         }
-        let target = state.target.clone()?;
-        state.in_flight += 1;
+        let targets = state.targets.clone();
+        state.in_flight += targets.len();
         drop(state);
-        Some(InFlight {
+        let sent = targets.into_iter().map(|target| InFlight {
             slot: Arc::clone(self),
             target,
             fate: Fate::Unknown,
-        })
+        });
+        sent.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,6 +1,6 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::keyring::Keyring;
+use super::{keyring::Keyring, session::Defaults};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
@@ -15,9 +15,10 @@ use crate::{
         stream::Stream,
         tls::ClientTls,
     },
-    plan::cache::PlanCache,
+    plan::{Context, cache::PlanCache},
     pool::{
-        backend::{Backend, CancelTarget, Reported, Statements, Tenure},
+        backend::{Backend, CancelTarget, Remembered, Reported, Reports, Statements, Tenure},
+        common::Common,
         lease::{Opener, Pool},
         listener::{self, Hub, Spawner, state::Standing},
     },
@@ -29,7 +30,7 @@ use crate::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 use tokio::runtime::Handle;
 
@@ -43,8 +44,14 @@ pub struct Database {
     pub unfit: ArcSwapOption<String>,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
+    /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
+    pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
+    /// What its sessions have in common.
+    pub(super) reports: Reports,
+    pub(super) contexts: Common<Context>,
+    pub(super) defaults: Common<Defaults>,
     parts: Parts,
 }
 
@@ -112,8 +119,12 @@ impl Database {
             settings,
             plans,
             unfit: ArcSwapOption::empty(),
+            numbers_asked: AtomicBool::new(false),
             pools: Mutex::default(),
             hubs: Mutex::default(),
+            reports: Reports::default(),
+            contexts: Common::default(),
+            defaults: Common::default(),
             parts,
         })
     }
@@ -431,6 +442,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         statements: Statements::default(),
         unnamed: None,
         tenure: Tenure::default(),
+        remembered: Remembered::Nothing,
         born: parts.clock.now(),
         info,
     }))

@@ -8,6 +8,7 @@ use super::{
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
+    resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
     sql_prepared::Meant,
 };
@@ -45,7 +46,7 @@ impl Session {
             &types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let Meant {
             planned,
@@ -61,6 +62,7 @@ impl Session {
         ] = planned.plan.statements.as_slice()
             && !failed
             && planned.plan.statements[0].gather.is_none()
+            && planned.plan.statements[0].spread.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -76,7 +78,7 @@ impl Session {
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
@@ -115,6 +117,7 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            self.check_in_own(&statement.effect)?;
             let alone = std::slice::from_ref(statement);
             let listening = self.concerns_listening(alone);
             if listening {
@@ -136,6 +139,9 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
+                    if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
+                        return Ok(());
+                    }
                     return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
                 }
             };
@@ -247,6 +253,9 @@ impl Session {
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
+                if let Some(Portal::Writing(_)) = self.portals.get(portal) {
+                    return Box::pin(self.describe_spread(portal)).await;
+                }
                 let note = match &self.bound {
                     Some((name, prepared)) if **name == *portal => {
                         Note::DescribedPortal(Arc::clone(prepared))
@@ -284,8 +293,9 @@ impl Session {
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let mut body = frame::Body::new(body);
         let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
-        body.u32()
-            .and_then(|_| body.end())
+        let most = body
+            .u32()
+            .and_then(|most| body.end().map(|()| most))
             .map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
         let note = match self.portals.get(portal) {
@@ -300,6 +310,11 @@ impl Session {
                 } else {
                     self.execute_made(&prepared).await
                 };
+            }
+            Some(Portal::Writing(_)) => {
+                // Zero and below are all.
+                let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
+                return Box::pin(self.execute_spread(portal, most as usize)).await;
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -327,16 +342,24 @@ impl Session {
                 }
                 self.check_numbers(std::slice::from_ref(statement))?;
             }
+            self.forget_within(statement).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| {
                 matches!(statement.effect, Effect::Opaque | Effect::Channels)
             });
         }
+        let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {
             reply::no_such_portal(portal)
         })?;
+        if resets {
+            self.bring_back_within();
+        }
         if forgets {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
@@ -385,7 +408,10 @@ impl Session {
             }
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                let here = matches!(self.portals.remove(portal), Some(Portal::Here(_)));
+                let here = matches!(
+                    self.portals.remove(portal),
+                    Some(Portal::Here(_) | Portal::Writing(_))
+                );
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
@@ -416,6 +442,9 @@ impl Session {
             self.pipeline
                 .asked(Request::Sync, Origin::Client, Note::Nothing);
             return Ok(());
+        }
+        if self.for_batch {
+            return Box::pin(self.end_batch()).await;
         }
         match self.flush_pending().await {
             Ok(()) => {}
@@ -481,7 +510,7 @@ impl Session {
             types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
@@ -496,7 +525,7 @@ impl Session {
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
             told: Arc::clone(&prepared.told),

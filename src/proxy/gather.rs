@@ -386,7 +386,7 @@ impl Session {
     }
 
     /// Hears the link's answer to its end.
-    async fn hear_out(
+    pub(super) async fn hear_out(
         &mut self,
         mut each: impl FnMut(u8, &[u8]) -> Result<(), Stop>,
     ) -> Result<(), Stop> {

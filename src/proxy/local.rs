@@ -7,6 +7,7 @@ use super::{
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
+    resetting::resets_all,
     session::{Note, Session},
 };
 use crate::{
@@ -276,7 +277,7 @@ impl Session {
         let value = value.map(unquoted).filter(|value| !value.is_empty());
         check_own(name, value.as_deref(), &self.snapshot.shards)?;
         match value {
-            Some(value) => self.overridden.insert(name.to_owned(), value),
+            Some(value) => self.overridden.insert(name, value),
             None => self.overridden.remove(name),
         };
         self.context_stale = true;
@@ -440,7 +441,7 @@ impl Session {
                 self.forget_all(Forgets::Everything);
                 self.forget_statements();
                 self.listening_took_effect(effect);
-                self.overridden.clear();
+                self.overridden = super::session::Overridden::new();
             }
             _ => {}
         }
@@ -449,14 +450,21 @@ impl Session {
     /// The text with RESET and DEFAULT replaced by what they mean to this session: a value that it started with, which
     /// the backend was told by SET. `None`: nothing to replace.
     pub(super) fn with_own_defaults(&self, text: &[u8], plan: &Plan) -> Option<Vec<u8>> {
-        if !plan
-            .statements
-            .iter()
-            .any(|statement| defaulted(&statement.effect).is_some())
-        {
+        let last = plan.statements.len().saturating_sub(1);
+        let concerns = |(at, statement): (usize, &StatementPlan)| {
+            defaulted(&statement.effect).is_some() || (at < last && resets_all(statement))
+        };
+        if !plan.statements.iter().enumerate().any(concerns) {
             return None;
         }
-        let defaults = plan.statements.iter().map(|statement| {
+        let defaults = plan.statements.iter().enumerate().map(|(at, statement)| {
+            if resets_all(statement) && at < last {
+                let own = self
+                    .parameters
+                    .own_defaults()
+                    .filter(|own| !own.is_empty())?;
+                return Some(format!("RESET ALL;{}", own.join(";")));
+            }
             let (name, local) = defaulted(&statement.effect)?;
             let value = self.parameters.own_default(name)?;
             let verb = if local { "SET LOCAL " } else { "SET " };
@@ -556,8 +564,7 @@ impl Session {
         {
             let mut map = (**map).clone();
             map.retain(|name, _| {
-                what == Forgets::Settings
-                    && matches!(name.as_str(), "role" | "session_authorization")
+                what == Forgets::Settings && matches!(name, "role" | "session_authorization")
             });
             let hash = crate::protocol::parameters::hash(&map);
             link.lease.applied = Applied::Known(Arc::new(map), hash);
@@ -582,7 +589,7 @@ impl Session {
         if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
             self.generation = generation;
             self.take_over_password();
-            if let Some(database) = self.shared.database(&self.asked)
+            if let Some(database) = self.shared.database(&self.info.database)
                 && !Arc::ptr_eq(&database, &self.database)
             {
                 self.database = database;
@@ -623,7 +630,10 @@ impl Session {
     pub(super) fn take_over_settings(&mut self) {
         if self.context_stale {
             self.context_stale = false;
-            self.context = Arc::new(self.build_context());
+            let context = self.build_context();
+            if context != *self.context {
+                self.context = self.database.contexts.share(Arc::new(context));
+            }
         }
     }
 
@@ -709,7 +719,7 @@ impl Session {
             .filter_map(|name| {
                 self.parameters
                     .get(name)
-                    .map(|value| ((*name).to_owned(), value.clone()))
+                    .map(|value| (*name, value.clone()))
             })
             .collect();
         crate::protocol::parameters::hash(&map)
@@ -785,7 +795,7 @@ enum Forgets {
 }
 
 /// CommandComplete of SET.
-const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
+pub(super) const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
 
 /// The setting that goes back to its default, and whether for the transaction only.
 #[expect(

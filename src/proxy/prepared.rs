@@ -6,7 +6,7 @@ use super::sql_prepared::Execution;
 use crate::{
     plan::{Plan, StatementPlan},
     pool::backend::Shape,
-    sql::normalize::Slots,
+    sql::normalize::Slot,
     wire::{
         frame::{Body, DecodeError},
         types::Oid,
@@ -143,7 +143,7 @@ pub(super) struct Prepared {
     pub(super) raw_types: Box<[u8]>,
     pub(super) types: SmallVec<[Oid; 4]>,
     pub(super) plan: Arc<Plan>,
-    pub(super) slots: Slots,
+    pub(super) slots: Box<[Slot]>,
     pub(super) id: u128,
     /// Whether the client gave it no name; then it has none on the backend either.
     pub(super) unnamed: bool,

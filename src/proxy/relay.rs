@@ -235,6 +235,9 @@ impl Session {
 
     /// A statement of a simple query is complete.
     fn command(&mut self, body: &[u8]) {
+        if self.hides_completion() {
+            return;
+        }
         self.tally.queries += 1;
         let tag = command_tag(body).unwrap_or_default();
         let Some((plan, complete)) = self.running.take() else {
@@ -245,6 +248,7 @@ impl Session {
             self.name_reset(&statement.effect);
             self.took_effect(&statement.effect, tag);
         }
+        self.hide_behind(&plan, complete);
         self.running = Some((plan, complete + 1));
     }
 

@@ -212,7 +212,7 @@ fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
         ),
     };
     (
-        format!("statement on sharded table \"{table}\" would set off what acts on one shard only"),
+        format!("statement on table \"{table}\" would set off what acts on one shard only"),
         why,
     )
 }
@@ -522,6 +522,20 @@ pub const CODES: &[Code] = &[
         what_to_do: "Unique constraints need the shard key, foreign keys the shard keys of both tables or a reference table; see Schema changes in docs/routing.md.",
     },
     Code {
+        code: "SW141",
+        sqlstate: "0A000",
+        title: "Copies would differ",
+        meaning: "A write to a reference table was done on every shard, and the shards would have written different rows: a default is another on each, the statement leaves open which rows it takes, or the copies were not the same before. Nothing was written.",
+        what_to_do: "Give values for columns whose default is a time, a number of a sequence or random; compare the copies.",
+    },
+    Code {
+        code: "SW142",
+        sqlstate: "0A000",
+        title: "Behind a write to several shards",
+        meaning: "In a pipeline outside of a transaction, a command that is no read or write of rows follows a write to several shards, which is committed at the Sync.",
+        what_to_do: "Send Sync behind the write, or begin a transaction before it.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -569,6 +583,13 @@ pub const CODES: &[Code] = &[
         title: "Too many replication connections",
         meaning: "pool.replication_size replication connections to the shard are open; 0 refuses all of them.",
         what_to_do: "Raise pool.replication_size, and max_wal_senders of the server with it; SHOW SERVERS in the console shows who replicates.",
+    },
+    Code {
+        code: "SW208",
+        sqlstate: "08006",
+        title: "A shard was lost",
+        meaning: "Several shards worked on the statement, and the connection to one of them ended before it had answered. The others were stopped; rows that came before the error are not the whole answer.",
+        what_to_do: "Check that the shard's server runs, and repeat the statement.",
     },
     Code {
         code: "SW209",

@@ -127,6 +127,9 @@ impl Session {
             self.count_begin();
             self.refresh();
         }
+        if self.for_batch && matches!(header.tag, b'Q' | b'F') {
+            return Box::pin(self.leave_own_batch()).await;
+        }
         let done = match header.tag {
             b'Q' => return self.query(body).await,
             b'F' => return self.function_call(frame).await,
@@ -241,7 +244,7 @@ impl Session {
             self.unnamed = None;
         }
         self.statements
-            .retain(|_, found| !Arc::ptr_eq(found, prepared));
+            .retain(|found| !Arc::ptr_eq(found, prepared));
         self.confirm(prepared);
     }
 

@@ -12,24 +12,24 @@
 use super::{
     Shared,
     cancel::Slot,
-    counting::{Marks, note_reported},
+    counting::{Counted, Marks, note_reported},
     database::Database,
     ending,
+    fan::Fan,
     link::{Hold, Link},
     listening::Listening,
+    named::Named,
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
     several::Several,
+    spread::WritingPortal,
     sql_prepared::Renamed,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     config::settings::{PoolMode, User},
-    metrics::{
-        counters::Tally,
-        sessions::{Registered, Wanted},
-    },
+    metrics::sessions::{Registered, Wanted},
     net::stream::{HIGH_WATER, Stream},
     plan::{Context, Plan},
     pool::{
@@ -45,13 +45,12 @@ use crate::{
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
-        frontend::put_query,
+        frontend::{put, put_query},
         notice::Words,
     },
 };
 use smallvec::SmallVec;
 use std::{
-    collections::HashMap,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -112,6 +111,8 @@ pub(super) enum Phase {
 pub(super) enum Portal {
     /// Answered here.
     Here(Arc<Prepared>),
+    /// Of a write to several shards.
+    Writing(Box<WritingPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -124,16 +125,18 @@ pub(super) struct Rest {
 }
 
 /// Statements by the name that the client gave.
-pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+pub(super) type Statements = Named<Arc<Prepared>>;
+/// The proxy's own settings by name.
+pub(super) type Overridden = parameters::ByName<String>;
 /// Names and what they stood for.
 pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
 
 /// Settings of the role, database or server that the client did not choose, and that routing depends on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Defaults {
     pub(super) search_path: Option<String>,
     pub(super) isolation: Option<String>,
-    /// What the server reported at login.
+    /// What the server reported at login, without what the client calls itself.
     pub(super) reported: Reported,
 }
 
@@ -148,16 +151,15 @@ pub struct Session {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) generation: u64,
     pub(super) user: Arc<User>,
-    /// The database name that the client gave.
-    pub(super) asked: String,
     pub(super) client: Stream,
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
     pub(super) mode: PoolMode,
     pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    #[expect(clippy::vec_box, reason = "they come from the link and become it")]
     pub(super) parked: Vec<Box<Link>>,
+    /// Backends that are at work on one statement together.
+    pub(super) fan: Option<Box<Fan>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -168,18 +170,22 @@ pub struct Session {
     pub(super) closed: Closed,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
-    pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
+    pub(super) portals: Named<Portal>,
     pub(super) unnamed: Option<Arc<Prepared>>,
     pub(super) parameters: Parameters,
     /// What the role and the server set for those settings that decide where statements go.
-    pub(super) defaults: Defaults,
+    pub(super) defaults: Arc<Defaults>,
     pub(super) context: Arc<Context>,
     pub(super) context_stale: bool,
-    pub(super) overridden: HashMap<String, String>,
+    pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
     pub(super) several: Several,
+    /// The open transaction is ours, and ends with the batch.
+    pub(super) for_batch: bool,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
+    /// Before the first ReadyForQuery.
+    pub(super) welcoming: bool,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -189,10 +195,12 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// How many statements of ours are to complete before the next of the simple query under way.
+    pub(super) hidden: usize,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
-    pub(super) drew: Option<Drew>,
+    pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -207,9 +215,9 @@ pub struct Session {
     pub(super) flushed: bool,
     /// The client sends nothing more; what it has sent is still done.
     pub(super) client_closed: bool,
-    pub(super) tally: Tally,
+    pub(super) tally: Counted,
     pub(super) marks: Marks,
-    pub(super) scratch: crate::plan::cache::Scratch,
+    pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
     /// What SQL calls differently than the backend in this batch.
     pub(super) renamed: Option<Box<Renamed>>,
 }
@@ -274,6 +282,9 @@ impl Session {
         }
         if !matches!(end, End::Client) || !self.client.is_flushed() {
             self.say_goodbye().await;
+        }
+        if self.fan.is_some() {
+            drop(Box::pin(self.rest_fan()).await);
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;
         if let (Some(link), true, End::Client | End::Told(_)) = (&mut self.link, runs, &end) {
@@ -457,6 +468,7 @@ impl Session {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
                     link.since = self.marks.begun;
+                    self.drew.returns_to(&link.lease);
                     self.attach(link);
                 }
                 None => {
@@ -479,6 +491,7 @@ impl Session {
                         since: self.marks.begun,
                     });
                     self.attach(link);
+                    self.come_to_numbers().await?;
                 }
             }
         }
@@ -586,6 +599,7 @@ impl Session {
             }
         }
         self.reported = link.lease.reported.clone();
+        self.reported.share(&self.database.reports);
     }
 
     /// Runs a statement of ours on the link and reads its answer to the end; the client sees nothing of it.
@@ -593,7 +607,7 @@ impl Session {
     /// # Errors
     /// Outer: the backend is lost. Inner: the server's error, as the client may see it.
     pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Words>, End> {
-        Ok(self.ask(sql).await?.map(drop))
+        Ok(Box::pin(self.ask(sql)).await?.map(drop))
     }
 
     /// As [`Session::prelude`], and hands back the first value of the last row, if there is one that is text.
@@ -623,6 +637,10 @@ impl Session {
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'D' => value = first_value(body),
+                b'N' if self.welcoming => {
+                    // About what the client started with: PostgreSQL tells it before the session begins.
+                    put(self.client.out(), b'N', |out| out.extend_from_slice(body));
+                }
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -737,7 +755,7 @@ impl Session {
         if let Some(Some(pool)) = self.pools.get(at) {
             return Arc::clone(pool);
         }
-        let pool = self.database.pool(&self.user, shard, &self.asked);
+        let pool = self.database.pool(&self.user, shard, &self.info.database);
         if self.pools.len() <= at {
             self.pools.resize(at + 1, None);
         }
@@ -749,6 +767,9 @@ impl Session {
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         self.client.relax(false);
+        if idle && self.info.thinks_long() {
+            self.give_back();
+        }
         if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
             return Err(told(reply::shutting_down()));
         }
@@ -758,11 +779,9 @@ impl Session {
         let takes_input =
             !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
-        let info = Arc::clone(&self.info);
-        let mut asked = pin!(info.asked());
         let may_deliver = self.listening.is_some() && self.may_deliver();
         let listening = self.listening.as_deref();
-        let (client, link) = (&mut self.client, &mut self.link);
+        let (client, link, info) = (&mut self.client, &mut self.link, &self.info);
         poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
@@ -771,7 +790,7 @@ impl Session {
                 let takes = may_deliver && client.unsent() < HIGH_WATER;
                 seen.progress |= listening.poll(cx, takes).is_ready();
             }
-            if asked.as_mut().poll(cx).is_ready() {
+            if info.poll_asked(cx).is_ready() {
                 seen.progress = true;
             }
             if let Some(link) = link.as_mut() {
@@ -812,6 +831,23 @@ impl Session {
         })
         .await?;
         self.digest(seen)
+    }
+
+    /// The client thinks for long: what only its work needs is given back.
+    fn give_back(&mut self) {
+        self.client.give_back();
+        self.pipeline.give_back();
+        self.parameters.give_back();
+        self.statements.give_back();
+        self.portals.give_back();
+        self.pools = Vec::new();
+        self.unconfirmed.shrink_to_fit();
+        self.closed.shrink_to_fit();
+        self.pending.shrink_to_fit();
+        self.parked.shrink_to_fit();
+        self.scratch = None;
+        self.tally.give_back();
+        self.info.has_given_back();
     }
 
     fn digest(&mut self, seen: Seen) -> Result<(), End> {
@@ -871,6 +907,7 @@ impl Session {
         };
         self.skip = false;
         self.running = None;
+        self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
         self.renamed = None;

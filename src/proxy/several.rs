@@ -74,6 +74,16 @@ impl Several {
         !self.enlisted.is_empty()
     }
 
+    /// The links that the transaction has beside the session's, to work together with it.
+    pub(super) fn take_enlisted(&mut self) -> Vec<Box<Link>> {
+        std::mem::take(&mut self.enlisted)
+    }
+
+    /// Links of the transaction, each at rest within it.
+    pub(super) fn enlist_again(&mut self, links: Vec<Box<Link>>) {
+        self.enlisted.extend(links);
+    }
+
     /// The transaction or session ends: servers undo what is not committed when their connections close.
     pub(super) fn close(&mut self) {
         self.begun = None;

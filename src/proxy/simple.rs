@@ -23,7 +23,7 @@ use crate::{
 use std::sync::Arc;
 
 /// `FirstNormalObjectId` of transam.h: functions below it are PostgreSQL's own.
-const FIRST_OWN_OID: u32 = 16384;
+pub(super) const FIRST_OWN_OID: u32 = 16384;
 /// `set_config(text, text, boolean)` in pg_proc.dat.
 const SET_CONFIG_OID: u32 = 2078;
 
@@ -43,10 +43,13 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        let planned =
-            self.database
-                .plans
-                .plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
+        let planned = self.database.plans.plan(
+            text,
+            &[],
+            &self.context,
+            &self.snapshot,
+            self.scratch.get_or_insert_default(),
+        );
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
             return Ok(());
         };
@@ -87,6 +90,11 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
+                    if let [statement] = statements
+                        && let Some(shares) = self.spreads(statement, &values)?
+                    {
+                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
+                    }
                     let scatter = self.scatters(&planned.plan, &values);
                     let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
                     let Some(scatter) = scatter.filter(|_| at_rest) else {
@@ -112,7 +120,8 @@ impl Session {
             Box::pin(self.hear_first(statements)).await?;
         }
         self.reach(place).await?;
-        self.check_numbers(&planned.plan.statements)?;
+        self.check_numbers(statements)?;
+        self.forget_before(statements).await?;
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
@@ -168,6 +177,9 @@ impl Session {
         {
             return Err(reply::meaning_changes_within());
         }
+        if let [before @ .., _last] = statements {
+            self.check_reset(before)?;
+        }
         if let Some((name, _)) = statements
             .iter()
             .find_map(|statement| own_setting(&statement.effect))
@@ -203,7 +215,7 @@ impl Session {
     }
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
-    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+    pub(super) async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
         self.count_refusal(notice);
         self.failed = true;
         let open = self
@@ -280,14 +292,15 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
         }
-        let builtin = frame
+        let oid = frame
             .get(HEADER..HEADER + 4)
             .and_then(|oid| oid.try_into().ok())
-            .map(u32::from_be_bytes)
-            .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
+            .map_or(u32::MAX, u32::from_be_bytes);
+        let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
         if !builtin {
             self.pin(PinReason::Code);
         }
+        self.forget_before_call(oid).await?;
         if self.listening.is_some() {
             Box::pin(self.own_notifications(&[])).await;
         }

@@ -425,7 +425,7 @@ impl Session {
             &types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let raw_types: Vec<u8> = types.iter().flat_map(|oid| oid.to_be_bytes()).collect();
         Arc::new(Prepared {
@@ -435,7 +435,7 @@ impl Session {
             raw_types: raw_types.into_boxed_slice(),
             types,
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: false,
             meaning: self.meaning(),
             told: Arc::default(),

@@ -188,6 +188,8 @@ impl Service for Sessions {
     }
 
     fn maintain(&self) {
+        let now = self.shared.clock.now();
+        self.shared.metrics.sessions.maintain(now);
         for database in self.shared.databases.load().values() {
             for view in database.pools() {
                 view.pool.maintain();

@@ -5,6 +5,7 @@ pub type Oid = u32;
 
 pub const BOOL: Oid = 16;
 pub const BYTEA: Oid = 17;
+pub const NAME: Oid = 19;
 pub const INT8: Oid = 20;
 pub const INT2: Oid = 21;
 pub const INT4: Oid = 23;
@@ -16,6 +17,7 @@ pub const UNKNOWN: Oid = 705;
 pub const BPCHAR: Oid = 1042;
 pub const VARCHAR: Oid = 1043;
 pub const DATE: Oid = 1082;
+pub const TIME: Oid = 1083;
 pub const TIMESTAMP: Oid = 1114;
 pub const TIMESTAMPTZ: Oid = 1184;
 pub const NUMERIC: Oid = 1700;

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod accounts;
+mod asking;
 mod beginnings;
 mod bytes;
 mod cases;
@@ -14,15 +15,19 @@ mod dying;
 mod endings;
 mod extended;
 mod gathered;
+mod greetings;
 mod harness;
 mod hostile;
 mod limits;
 mod listen;
 mod numbers;
 mod pooling;
+mod reaching;
+mod resetting;
 mod secrets;
 mod settings;
 mod sharded;
+mod spread;
 mod sql_prepared;
 mod statements;
 mod suites;

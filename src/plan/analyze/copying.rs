@@ -77,6 +77,21 @@ impl Planner<'_> {
                 Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
                 _ => Target::Fixed(Route::Any),
             },
+            Place::Single(_)
+                if let Some(hazard) = analysis.effects(table).and_then(|effects| {
+                    let act = if from {
+                        Act::Insert(copy.columns.as_deref().unwrap_or_default())
+                    } else {
+                        Act::Select
+                    };
+                    effects.of(act)
+                }) =>
+            {
+                Target::Refused(Box::new(Unroutable::PerShardObject {
+                    table: table.name.clone(),
+                    hazard: hazard.clone(),
+                }))
+            }
             Place::Single(shard) => match self.one_shard_only(Unroutable::NotUnderstood) {
                 Target::Fixed(Route::One(named)) if named != shard => self.contradicts(shard),
                 _ => Target::Fixed(Route::One(shard)),

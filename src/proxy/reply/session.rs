@@ -345,7 +345,7 @@ pub fn two_phase_not_ready(why: &NotReady) -> Notice {
 
 /// A shard that was lost before a transaction over several was decided.
 #[must_use]
-pub fn shard_lost(shard: &str) -> Notice {
+pub fn lost_undecided(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
             "Shard \"{shard}\" closed the connection before the transaction was decided. (SW307)"
@@ -425,6 +425,23 @@ pub fn meaning_changes_within() -> Notice {
         ..error(
             "0A000",
             "a setting that changes within one message is not supported over several shards",
+        )
+    }
+}
+
+/// RESET ALL in front of other statements of one Query message, for a client that started with a setting that SET cannot
+/// say.
+#[must_use]
+pub fn reset_within() -> Notice {
+    Notice {
+        detail: Some(
+            "The statements behind it would not see what the connection was started with. (SW303)"
+                .to_owned(),
+        ),
+        hint: Some("Send RESET ALL in a message of its own.".to_owned()),
+        ..error(
+            "0A000",
+            "RESET ALL is not supported here in front of other statements of one message",
         )
     }
 }
@@ -541,6 +558,35 @@ pub fn columns_changed() -> Notice {
     }
 }
 
+/// Copies of a reference table that a write would make differ.
+#[must_use]
+pub fn copies_differ(table: &str) -> Notice {
+    Notice {
+        detail: Some("The shards would have written different rows, so that none was written. (SW141)".to_owned()),
+        hint: Some("Give values for columns whose default is a time, a number of a sequence or random, and let the statement choose rows by their contents; shardway check --connect tells whether the copies are the same.".to_owned()),
+        ..error("0A000", format!("the copies of reference table \"{table}\" would differ"))
+    }
+}
+
+/// What cannot stand behind a write to several shards in one pipeline.
+#[must_use]
+pub fn behind_a_write() -> Notice {
+    Notice {
+        detail: Some("A write to several shards is committed by the Sync behind it, and only reads and writes of rows may stand between them. (SW142)".to_owned()),
+        hint: Some("Send Sync behind the write.".to_owned()),
+        ..error("0A000", "this cannot stand behind a write to several shards in one pipeline")
+    }
+}
+
+/// A portal that has given all it has.
+#[must_use]
+pub fn portal_is_done(portal: &[u8]) -> Notice {
+    error(
+        "55000",
+        format!("portal \"{}\" cannot be run", name(portal)),
+    )
+}
+
 /// A shard's answer that is no row of text.
 #[must_use]
 pub fn rows_not_text() -> Notice {
@@ -558,6 +604,18 @@ pub fn shard_missing(shard: &str) -> Notice {
         detail: Some(format!("Shard \"{shard}\" cannot be asked now. (SW204)")),
         hint: Some("Check that its server runs.".to_owned()),
         ..error("08006", "the rows of a shard are missing")
+    }
+}
+
+/// A backend that closed its connection while several worked on a statement.
+#[must_use]
+pub fn shard_lost_at_work(shard: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Shard \"{shard}\" closed the connection before it had answered. (SW208)"
+        )),
+        hint: Some("Check that its server runs, and repeat the statement.".to_owned()),
+        ..error("08006", "a shard was lost while it worked on the statement")
     }
 }
 

@@ -100,7 +100,7 @@ impl Session {
             link.savepoints.clear();
             link.unpreparable = false;
         }
-        self.give_back(links).await?;
+        self.give_links_back(links).await?;
         match ended {
             Some(Ended::Over(end)) => return Err(end.into()),
             Some(Ended::RolledBack(why) | Ended::Doubtful { why, .. }) => return Err(why.into()),
@@ -163,7 +163,7 @@ impl Session {
     async fn lost(&self, links: &mut [Box<Link>], at: usize) -> Ended {
         let shard = links[at].shard;
         roll_back(links).await;
-        reply::shard_lost(self.database.shard_name(shard)).into()
+        reply::lost_undecided(self.database.shard_name(shard)).into()
     }
 
     /// Commits on several shards that wrote.
@@ -290,7 +290,7 @@ impl Session {
                 because: Some(place),
             } => match said[*place].take() {
                 Some(words) => Ended::RolledBack(words),
-                None => reply::shard_lost(name(place)).into(),
+                None => reply::lost_undecided(name(place)).into(),
             },
             Verdict::Aborted { because: None } => reply::undecided(id).into(),
             Verdict::InDoubt => Ended::Doubtful {
@@ -301,7 +301,7 @@ impl Session {
     }
 
     /// The links' backends are nobody's, or kept as before; what is not known to be at rest is closed.
-    async fn give_back(&mut self, links: Vec<Box<Link>>) -> Result<(), End> {
+    async fn give_links_back(&mut self, links: Vec<Box<Link>>) -> Result<(), End> {
         let cancelled = self.cancel.detach();
         let quiet = !cancelled
             || tokio::time::timeout(CANCEL_PATIENCE, self.quiet())

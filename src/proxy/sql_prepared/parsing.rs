@@ -137,7 +137,7 @@ impl Session {
             &prepared.types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let Meant {
             planned,
@@ -159,7 +159,7 @@ impl Session {
             raw_types: prepared.raw_types.clone(),
             types: prepared.types.clone(),
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning: self.meaning(),
             told: Arc::clone(&prepared.told),

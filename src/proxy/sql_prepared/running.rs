@@ -68,14 +68,10 @@ impl Session {
             Within::Itself | Within::ExplainAnalyze => inner.access,
         };
         Ok(StatementPlan {
-            start: outer.start,
-            end: outer.end,
             effect,
             access,
             target,
-            gather: None,
-            copy_in: None,
-            changes: None,
+            ..outer.clone()
         })
     }
 
@@ -153,14 +149,9 @@ pub(super) fn preparing(outer: &StatementPlan, prepared: &Prepared) -> Statement
         _ => Target::Fixed(Route::Any),
     };
     StatementPlan {
-        start: outer.start,
-        end: outer.end,
-        effect: outer.effect.clone(),
         access: Access::Read,
         target,
-        gather: None,
-        copy_in: None,
-        changes: None,
+        ..outer.clone()
     }
 }
 

@@ -1,0 +1,879 @@
+//! A read whose answer is that of each shard, one after the other or merged by ORDER BY: which statements are, and what
+//! the shards are asked. Pure.
+//!
+//! What must stay true: every row of the answer holds a row of a sharded table that no outer join has made up, and all
+//! that is joined or compared with it lives on its shard: a table of the same group by an equal key, or a copy. Nothing
+//! is computed over several rows. When in doubt a statement is none of these, and is gathered or refused.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what has no rule of its own is treated alike: it does not combine"
+)]
+
+use super::{
+    block::{Analysis, Place},
+    scope::Nullable,
+};
+use crate::{
+    catalog::snapshot::Table,
+    merge::key::{Direction, Nulls, Text},
+    sql::{
+        clauses::{Kind as Sign, Token, tokens},
+        functions::is_immutable,
+        tree::{Body, Expr, From, Kind, Name, Query, Relation, Select},
+    },
+};
+use std::fmt::Write as _;
+
+/// A read whose answer is that of each shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Combine {
+    /// How many sharded relations it reads: the shards that one of them needs are all only if it is alone.
+    pub relations: usize,
+    /// Columns of text that compare byte by byte in every table of the statement.
+    bytewise: Vec<String>,
+    /// Columns of text that another collation compares.
+    collated: Vec<String>,
+}
+
+/// A statement taken apart.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    text: &'a str,
+    /// Where the output columns end, and the statement, bytes; between them where LIMIT and OFFSET begin.
+    list_end: usize,
+    tail: usize,
+    pub keys: Vec<OrderBy>,
+    pub limit: Option<Count>,
+    pub offset: Option<Count>,
+}
+
+/// An item of ORDER BY.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderBy {
+    /// What it stands for, as an output column says it.
+    pub expression: String,
+    pub direction: Direction,
+    pub nulls: Nulls,
+    pub text: Text,
+}
+
+/// The number in LIMIT or OFFSET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    Number(u64),
+    /// `$n`, from 1.
+    Parameter(u32),
+}
+
+/// Words that compute over several rows, or mean another thing on each shard.
+const WORDS: [&str; 27] = [
+    "group",
+    "having",
+    "window",
+    "over",
+    "filter",
+    "within",
+    "grouping",
+    "union",
+    "intersect",
+    "except",
+    "tablesample",
+    "json_arrayagg",
+    "json_objectagg",
+    "ctid",
+    "xmin",
+    "xmax",
+    "cmin",
+    "cmax",
+    "tableoid",
+    "user",
+    "session_user",
+    "system_user",
+    "localtime",
+    "localtimestamp",
+    "money",
+    "into",
+    "using",
+];
+/// Aggregates and window functions of `pg_catalog`, PostgreSQL 18's among them.
+const OVER_ROWS: [&str; 64] = [
+    "any_value",
+    "array_agg",
+    "avg",
+    "bit_and",
+    "bit_or",
+    "bit_xor",
+    "bool_and",
+    "bool_or",
+    "corr",
+    "count",
+    "covar_pop",
+    "covar_samp",
+    "cume_dist",
+    "dense_rank",
+    "every",
+    "first_value",
+    "json_agg",
+    "json_agg_strict",
+    "json_object_agg",
+    "json_object_agg_strict",
+    "json_object_agg_unique",
+    "json_object_agg_unique_strict",
+    "jsonb_agg",
+    "jsonb_agg_strict",
+    "jsonb_object_agg",
+    "jsonb_object_agg_strict",
+    "jsonb_object_agg_unique",
+    "jsonb_object_agg_unique_strict",
+    "lag",
+    "last_value",
+    "lead",
+    "max",
+    "min",
+    "mode",
+    "nth_value",
+    "ntile",
+    "percent_rank",
+    "percentile_cont",
+    "percentile_disc",
+    "range_agg",
+    "range_intersect_agg",
+    "rank",
+    "regr_avgx",
+    "regr_avgy",
+    "regr_count",
+    "regr_intercept",
+    "regr_r2",
+    "regr_slope",
+    "regr_sxx",
+    "regr_sxy",
+    "regr_syy",
+    "row_number",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "string_agg",
+    "sum",
+    "var_pop",
+    "var_samp",
+    "variance",
+    "xmlagg",
+    "json_arrayagg",
+    "json_objectagg",
+    "grouping",
+];
+/// Functions that depend on settings, which are a session's own on every shard, and on nothing else.
+const BY_SETTINGS: [&str; 10] = [
+    "concat",
+    "concat_ws",
+    "date_part",
+    "date_trunc",
+    "extract",
+    "format",
+    "timezone",
+    "to_char",
+    "to_date",
+    "to_timestamp",
+];
+
+/// How this statement, whose keys choose no shard or several, combines. `text` is its own.
+pub(super) fn find(
+    query: &Query,
+    text: &str,
+    functions: &[Name],
+    analysis: &Analysis<'_>,
+) -> Option<Combine> {
+    let mut tables = Tables {
+        analysis,
+        found: Vec::new(),
+    };
+    let rows = functions.iter().any(|name| {
+        let known = is_immutable(&name.name) || BY_SETTINGS.contains(&name.name.as_str());
+        let builtin = name
+            .schema
+            .as_deref()
+            .is_none_or(|schema| schema == "pg_catalog");
+        !known || !builtin || OVER_ROWS.contains(&name.name.as_str())
+    });
+    if rows || !tables.query(query) || !share_one_shard(analysis) {
+        return None;
+    }
+    let (bytewise, collated) = collations(&tables.found);
+    let combine = Combine {
+        relations: analysis.instances.len(),
+        bytewise,
+        collated,
+    };
+    combine.parts(text).is_some().then_some(combine)
+}
+
+/// Whether every row of the answer holds a row of one relation, and that row's shard holds all rows of the other sharded
+/// relations that matter with it.
+fn share_one_shard(analysis: &Analysis<'_>) -> bool {
+    let instances = &analysis.instances;
+    // The statement's own block is the first that was opened.
+    let anchor = instances
+        .iter()
+        .position(|one| one.block == 0 && one.nullable == Nullable::No);
+    let Some(anchor) = anchor else {
+        return false;
+    };
+    let mut near = vec![anchor];
+    let mut at = 0;
+    while let Some(&here) = near.get(at) {
+        for (other, instance) in instances.iter().enumerate() {
+            if instance.equals.contains(&here) && !near.contains(&other) {
+                near.push(other);
+            }
+        }
+        at += 1;
+    }
+    near.len() == instances.len()
+}
+
+/// The tables that a statement reads, in all its blocks.
+struct Tables<'s, 'a> {
+    analysis: &'s Analysis<'a>,
+    found: Vec<&'a Table>,
+}
+
+impl Tables<'_, '_> {
+    /// Whether it reads nothing but sharded and reference tables, itself.
+    fn query(&mut self, query: &Query) -> bool {
+        let Body::Select(select) = &query.body else {
+            return false;
+        };
+        let plain = query.ctes.is_empty() && query.locking.is_empty() && query.into.is_none();
+        plain && self.select(select) && self.all(&query.tail)
+    }
+
+    fn select(&mut self, select: &Select) -> bool {
+        let own = select.from.iter().all(|item| self.item(item));
+        let rest = select.filter.iter().chain(&select.rest);
+        own && rest.fold(true, |whole, expr| whole && self.expr(expr))
+            && select.targets.iter().all(|target| self.expr(&target.value))
+    }
+
+    fn item(&mut self, item: &From) -> bool {
+        match item {
+            From::Table(relation) => self.table(relation),
+            From::Subquery { query, .. } => self.kind(query),
+            From::Function { arguments, .. } => self.all(arguments),
+            From::Join(join) => {
+                self.item(&join.left)
+                    && self.item(&join.right)
+                    && join.on.as_ref().is_none_or(|on| self.expr(on))
+            }
+        }
+    }
+
+    fn table(&mut self, relation: &Relation) -> bool {
+        match self.analysis.place(&relation.name) {
+            Place::Sharded { table, .. } | Place::Reference(table) => {
+                self.found.push(table);
+                true
+            }
+            Place::Single(_) | Place::Catalog | Place::Unknown => false,
+        }
+    }
+
+    fn kind(&mut self, kind: &Kind) -> bool {
+        match kind {
+            Kind::Query(query) => self.query(query),
+            _ => false,
+        }
+    }
+
+    fn all(&mut self, exprs: &[Expr]) -> bool {
+        exprs.iter().all(|expr| self.expr(expr))
+    }
+
+    fn expr(&mut self, expr: &Expr) -> bool {
+        match expr {
+            Expr::Query(query) => self.kind(query),
+            Expr::InQuery { left, query } => self.expr(left) && self.kind(query),
+            Expr::Cast { inner, .. } | Expr::Negate(inner) => self.expr(inner),
+            Expr::Compare { left, right, .. } | Expr::EqualsAny { left, array: right } => {
+                self.expr(left) && self.expr(right)
+            }
+            Expr::Between { left, low, high } => {
+                self.expr(left) && self.expr(low) && self.expr(high)
+            }
+            Expr::In { left, list } => self.expr(left) && self.all(list),
+            Expr::And(parts)
+            | Expr::Or(parts)
+            | Expr::Row(parts)
+            | Expr::Array(parts)
+            | Expr::Other(parts) => self.all(parts),
+            Expr::Column(_) | Expr::Literal(_) | Expr::Parameter(_) => true,
+            Expr::Default => false,
+        }
+    }
+}
+
+/// Columns whose text compares by bytes wherever they are, and those that are compared otherwise anywhere.
+fn collations(tables: &[&Table]) -> (Vec<String>, Vec<String>) {
+    let (mut bytewise, mut collated) = (Vec::new(), Vec::new());
+    let columns = || {
+        tables
+            .iter()
+            .flat_map(|table| table.columns.iter().zip(&table.sources))
+    };
+    for (column, source) in columns() {
+        if is_text(source) && !is_bytewise(source) && !collated.contains(column) {
+            collated.push(column.clone());
+        }
+    }
+    for (column, source) in columns() {
+        if is_bytewise(source) && !collated.contains(column) && !bytewise.contains(column) {
+            bytewise.push(column.clone());
+        }
+    }
+    (bytewise, collated)
+}
+
+fn is_text(source: &str) -> bool {
+    ["text", "character varying", "name", "character", "\"char\""]
+        .iter()
+        .any(|name| source.starts_with(name))
+}
+
+/// Whether text of this type and collation compares byte by byte.
+fn is_bytewise(source: &str) -> bool {
+    let by_name = [" COLLATE pg_catalog.\"C\"", " COLLATE pg_catalog.\"POSIX\""];
+    source == "name" || by_name.iter().any(|end| source.ends_with(end))
+}
+
+impl Combine {
+    /// Takes a text of this statement apart; `None`: this one does not combine.
+    #[must_use]
+    pub fn parts<'a>(&self, text: &'a str) -> Option<Parts<'a>> {
+        let mut tokens = tokens(text)?;
+        while tokens.last()?.text == ";" {
+            tokens.pop();
+        }
+        if tokens.first()?.is("explain") {
+            let query = tokens
+                .iter()
+                .position(|token| token.depth == 0 && token.is("select"))?;
+            tokens.drain(..query);
+        }
+        let statement = Clauses::new(&tokens)?;
+        if !statement.is_the_same_everywhere() {
+            return None;
+        }
+        let list = statement.list();
+        let items = statement.split(&list);
+        let keys = match &statement.order {
+            None => Vec::new(),
+            Some(order) => {
+                let outputs = outputs(&tokens, &items);
+                let order = statement.split(order);
+                let keys = order
+                    .iter()
+                    .map(|item| self.key(text, &tokens[item.clone()], &outputs));
+                keys.collect::<Option<Vec<OrderBy>>>()?
+            }
+        };
+        let last = tokens.last()?.end;
+        let tail = statement.tail.map_or(last, |at| tokens[at].start);
+        Some(Parts {
+            text,
+            list_end: tokens[list.end - 1].end,
+            tail,
+            keys,
+            limit: statement.limit,
+            offset: statement.offset,
+        })
+    }
+
+    /// An item of ORDER BY as an output column says it.
+    fn key(&self, text: &str, item: &[Token<'_>], outputs: &[Output<'_>]) -> Option<OrderBy> {
+        let (item, nulls) = match item {
+            [rest @ .., nulls, which] if nulls.is("nulls") && !rest.is_empty() => {
+                let nulls = if which.is("first") {
+                    Nulls::First
+                } else {
+                    Nulls::Last
+                };
+                (rest, Some(nulls))
+            }
+            _ => (item, None),
+        };
+        let (item, direction) = match item {
+            [rest @ .., last] if last.is("asc") => (rest, Direction::Ascending),
+            [rest @ .., last] if last.is("desc") => (rest, Direction::Descending),
+            _ => (item, Direction::Ascending),
+        };
+        let expression = match item {
+            [] => return None,
+            [only] if only.kind == Sign::Value => {
+                let place = only.text.parse::<usize>().ok()?.checked_sub(1)?;
+                let before = outputs.get(..=place)?;
+                let star = |output: &Output<'_>| matches!(output.name, OutputName::Star);
+                if before.iter().any(star) {
+                    return None;
+                }
+                before.last()?.expression
+            }
+            [only] if matches!(only.kind, Sign::Word | Sign::Quoted) => {
+                output_named(only, outputs)?.unwrap_or(item)
+            }
+            _ => item,
+        };
+        let (first, last) = (expression.first()?, expression.last()?);
+        if expression.len() == 1 && first.kind == Sign::Value {
+            // A constant orders nothing, and is no column.
+            return None;
+        }
+        Some(OrderBy {
+            expression: text.get(first.start..last.end)?.to_owned(),
+            direction,
+            nulls: nulls.unwrap_or(match direction {
+                Direction::Ascending => Nulls::Last,
+                Direction::Descending => Nulls::First,
+            }),
+            text: self.collation(expression)?,
+        })
+    }
+
+    /// How text of this expression compares; `None`: it is a column that is known to compare otherwise.
+    fn collation(&self, expression: &[Token<'_>]) -> Option<Text> {
+        if let [.., collate, name] = expression
+            && collate.is("collate")
+        {
+            let known = name.kind == Sign::Quoted && matches!(name.text, "C" | "POSIX");
+            return known.then_some(Text::Bytewise);
+        }
+        let column = match expression {
+            [name] => name,
+            [_, dot, name] if dot.text == "." => name,
+            _ => return Some(Text::Collated),
+        };
+        if self.collated.iter().any(|known| column.names(known)) {
+            return None;
+        }
+        let bytewise = self.bytewise.iter().any(|known| column.names(known));
+        Some(if bytewise {
+            Text::Bytewise
+        } else {
+            Text::Collated
+        })
+    }
+}
+
+/// An output column.
+struct Output<'t> {
+    name: OutputName<'t>,
+    expression: &'t [Token<'t>],
+}
+
+enum OutputName<'t> {
+    Named(&'t Token<'t>),
+    /// All columns of one or of all relations.
+    Star,
+    /// PostgreSQL finds one for it.
+    Unknown,
+}
+
+fn outputs<'t>(tokens: &'t [Token<'t>], items: &[std::ops::Range<usize>]) -> Vec<Output<'t>> {
+    let outputs = items.iter().map(|item| {
+        let item = &tokens[item.clone()];
+        match item {
+            [.., star] if star.text == "*" => Output {
+                name: OutputName::Star,
+                expression: item,
+            },
+            [expression @ .., word, name] if word.is("as") && !expression.is_empty() => Output {
+                name: OutputName::Named(name),
+                expression,
+            },
+            [expression @ .., name] if is_column(expression) && is_name(name) => Output {
+                name: OutputName::Named(name),
+                expression,
+            },
+            [.., name] if is_column(item) => Output {
+                name: OutputName::Named(name),
+                expression: item,
+            },
+            _ => Output {
+                name: OutputName::Unknown,
+                expression: item,
+            },
+        }
+    });
+    outputs.collect()
+}
+
+fn is_name(token: &Token<'_>) -> bool {
+    matches!(token.kind, Sign::Word | Sign::Quoted)
+}
+
+/// `a`, `t.a`, `s.t.a`.
+fn is_column(tokens: &[Token<'_>]) -> bool {
+    let parts = tokens.iter().enumerate();
+    tokens.len() % 2 == 1
+        && parts.into_iter().all(|(at, token)| {
+            if at % 2 == 0 {
+                is_name(token)
+            } else {
+                token.text == "."
+            }
+        })
+}
+
+/// The output column that a name alone in ORDER BY means, before any column of the tables. Outer `None`: not known.
+#[expect(clippy::option_option, reason = "not known, and known to be none")]
+fn output_named<'t>(name: &Token<'_>, outputs: &[Output<'t>]) -> Option<Option<&'t [Token<'t>]>> {
+    let identifier = match name.kind {
+        Sign::Quoted => name.text.replace("\"\"", "\""),
+        _ => name.text.to_lowercase(),
+    };
+    let mut found: Option<&'t [Token<'t>]> = None;
+    for output in outputs {
+        match output.name {
+            OutputName::Unknown => return None,
+            OutputName::Star => {}
+            OutputName::Named(known) if known.names(&identifier) => {
+                let same = |other: &[Token<'_>]| {
+                    let texts = |tokens: &[Token<'_>]| -> Vec<String> {
+                        tokens.iter().map(|token| token.text.to_owned()).collect()
+                    };
+                    texts(other) == texts(output.expression)
+                };
+                if found.is_some_and(|other| !same(other)) {
+                    return None;
+                }
+                found = Some(output.expression);
+            }
+            OutputName::Named(_) => {}
+        }
+    }
+    Some(found)
+}
+
+/// Where the clauses of a SELECT stand, by their tokens.
+struct Clauses<'t> {
+    tokens: &'t [Token<'t>],
+    /// Whether a token stands outside of all parentheses and brackets.
+    outer: Vec<bool>,
+    from: usize,
+    order: Option<std::ops::Range<usize>>,
+    /// The first word of LIMIT, OFFSET or FETCH.
+    tail: Option<usize>,
+    limit: Option<Count>,
+    offset: Option<Count>,
+}
+
+impl<'t> Clauses<'t> {
+    fn new(tokens: &'t [Token<'t>]) -> Option<Self> {
+        let mut brackets = 0_i32;
+        let outer = tokens.iter().map(|token| {
+            brackets -= i32::from(token.text == "]" && token.kind == Sign::Sign);
+            let outer = token.depth == 0 && brackets == 0;
+            brackets += i32::from(token.text == "[" && token.kind == Sign::Sign);
+            outer
+        });
+        let mut clauses = Self {
+            outer: outer.collect(),
+            tokens,
+            from: 0,
+            order: None,
+            tail: None,
+            limit: None,
+            offset: None,
+        };
+        let first = tokens.first().filter(|first| first.is("select"));
+        first?;
+        let from = (1..tokens.len())
+            .find(|at| clauses.begins(*at, "from") && !tokens[at - 1].is("distinct"))?;
+        clauses.from = from;
+        let tail = (from..tokens.len()).find(|at| {
+            ["limit", "offset", "fetch"]
+                .iter()
+                .any(|word| clauses.begins(*at, word))
+        });
+        clauses.tail = tail;
+        let end = tail.unwrap_or(tokens.len());
+        let order = (from..end).find(|at| clauses.begins(*at, "order"));
+        clauses.order = order.map(|at| at + 2..end);
+        if let Some(tail) = tail {
+            (clauses.limit, clauses.offset) = counts(&tokens[tail..])?;
+        }
+        Some(clauses)
+    }
+
+    /// Whether a clause begins here: the word is neither part of a name nor one that a column is given.
+    fn begins(&self, at: usize, word: &str) -> bool {
+        let named = at > 0 && (self.tokens[at - 1].text == "." || self.tokens[at - 1].is("as"));
+        self.outer[at] && self.tokens[at].is(word) && !named
+    }
+
+    /// The output columns.
+    fn list(&self) -> std::ops::Range<usize> {
+        let all = self.tokens.get(1).is_some_and(|token| token.is("all"));
+        1 + usize::from(all)..self.from
+    }
+
+    /// The items of a list; none of an empty one.
+    fn split(&self, list: &std::ops::Range<usize>) -> Vec<std::ops::Range<usize>> {
+        let mut items = Vec::new();
+        let mut start = list.start;
+        for at in list.clone() {
+            if self.outer[at] && self.tokens[at].text == "," && self.tokens[at].kind == Sign::Sign {
+                items.push(start..at);
+                start = at + 1;
+            }
+        }
+        if start < list.end {
+            items.push(start..list.end);
+        }
+        items
+    }
+
+    /// Whether no word in it computes over several rows or means something else on each shard.
+    fn is_the_same_everywhere(&self) -> bool {
+        let tokens = self.tokens;
+        let is_limit =
+            |token: &Token<'_>| token.is("limit") || token.is("offset") || token.is("fetch");
+        let fits = |at: usize| {
+            let token = &tokens[at];
+            match token.kind {
+                Sign::Word => {
+                    let word = token.text.to_ascii_lowercase();
+                    let merged =
+                        word == "using" && self.order.as_ref().is_none_or(|order| at < order.start);
+                    let compared = at >= 1 && (tokens[at - 1].is("is") || tokens[at - 1].is("not"));
+                    let nested = token.depth > 0 && is_limit(token);
+                    (merged || !WORDS.contains(&word.as_str()))
+                        && (word != "distinct" || compared)
+                        && !nested
+                        && !word.starts_with("current_")
+                        && !word.starts_with("reg")
+                }
+                Sign::Value => !is_of_now(token.text),
+                Sign::Quoted => !matches!(
+                    token.text,
+                    "ctid" | "xmin" | "xmax" | "cmin" | "cmax" | "tableoid"
+                ),
+                Sign::Sign => true,
+            }
+        };
+        !self.list().is_empty() && (0..tokens.len()).all(fits)
+    }
+}
+
+/// Whether a literal may be a date or time that is another one at each moment.
+fn is_of_now(literal: &str) -> bool {
+    let inside = literal
+        .trim_matches(['\'', '$'])
+        .trim()
+        .to_ascii_lowercase();
+    ["now", "today", "tomorrow", "yesterday"]
+        .iter()
+        .any(|word| inside.starts_with(word))
+}
+
+/// LIMIT and OFFSET, in any order and spelling; `None`: something else.
+#[expect(clippy::type_complexity, reason = "LIMIT, then OFFSET")]
+fn counts(mut tokens: &[Token<'_>]) -> Option<(Option<Count>, Option<Count>)> {
+    let (mut limit, mut offset) = (None, None);
+    let rows = |token: &Token<'_>| token.is("row") || token.is("rows");
+    while let Some((first, rest)) = tokens.split_first() {
+        if first.is("limit") {
+            let (value, rest) = rest.split_first()?;
+            if !value.is("all") {
+                limit = Some(count(value)?);
+            }
+            tokens = rest;
+        } else if first.is("offset") {
+            let (value, rest) = rest.split_first()?;
+            offset = Some(count(value)?);
+            tokens = rest.strip_first_if(rows);
+        } else if first.is("fetch") {
+            let (_first_or_next, rest) = rest.split_first()?;
+            let (value, rest) = match rest.split_first()? {
+                (token, rest) if rows(token) => (Count::Number(1), rest),
+                (token, rest) => (
+                    count(token)?,
+                    rest.split_first().filter(|(token, _)| rows(token))?.1,
+                ),
+            };
+            limit = Some(value);
+            let (only, rest) = rest.split_first()?;
+            if !only.is("only") {
+                return None;
+            }
+            tokens = rest;
+        } else {
+            return None;
+        }
+    }
+    Some((limit, offset))
+}
+
+/// Passing over a token.
+trait StripFirst {
+    fn strip_first_if(&self, which: impl Fn(&Token<'_>) -> bool) -> &Self;
+}
+
+impl StripFirst for [Token<'_>] {
+    fn strip_first_if(&self, which: impl Fn(&Token<'_>) -> bool) -> &Self {
+        match self.split_first() {
+            Some((first, rest)) if which(first) => rest,
+            Some(_) | None => self,
+        }
+    }
+}
+
+fn count(token: &Token<'_>) -> Option<Count> {
+    if token.kind != Sign::Value {
+        return None;
+    }
+    match token.text.strip_prefix('$') {
+        Some(number) => number.parse().ok().map(Count::Parameter),
+        None => token
+            .text
+            .parse::<u64>()
+            .ok()
+            .filter(|number| i64::try_from(*number).is_ok())
+            .map(Count::Number),
+    }
+}
+
+impl Parts<'_> {
+    /// What each shard is asked: the keys as columns behind the client's, and as many rows as may be needed of it.
+    /// `None`: LIMIT and OFFSET together are beyond all numbers.
+    #[must_use]
+    pub fn question(&self) -> Option<String> {
+        let mut out = String::with_capacity(self.text.len() + 100);
+        out.push_str(&self.text[..self.list_end]);
+        for (at, key) in self.keys.iter().enumerate() {
+            let _ = write!(out, ", {} AS \"shardway key {at}\"", key.expression);
+        }
+        out.push_str(&self.text[self.list_end..self.tail]);
+        let term = |count: Count| match count {
+            Count::Number(number) => number.to_string(),
+            Count::Parameter(number) => format!("${number}::pg_catalog.int8"),
+        };
+        let _ = match (self.limit, self.offset) {
+            (None, None | Some(Count::Number(_))) => Ok(()),
+            // The parameter stays one.
+            (None, Some(offset)) => write!(out, " OFFSET {} * 0", term(offset)),
+            (Some(Count::Number(limit)), Some(Count::Number(offset))) => {
+                let sum = limit
+                    .checked_add(offset)
+                    .filter(|sum| i64::try_from(*sum).is_ok())?;
+                write!(out, " LIMIT {sum}")
+            }
+            (Some(limit), None) => write!(out, " LIMIT {}", term(limit)),
+            (Some(limit), Some(offset)) => {
+                write!(
+                    out,
+                    " LIMIT {} + coalesce({}, 0)",
+                    term(limit),
+                    term(offset)
+                )
+            }
+        };
+        Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn combine() -> Combine {
+        Combine {
+            relations: 1,
+            bytewise: vec!["code".to_owned()],
+            collated: vec!["note".to_owned()],
+        }
+    }
+
+    fn question(text: &str) -> Option<String> {
+        combine().parts(text)?.question()
+    }
+
+    #[test]
+    fn shards_are_asked_for_the_keys_and_for_no_more_rows_than_are_needed() {
+        for (text, expected) in [
+            ("select * from t", "select * from t"),
+            (
+                "SELECT id, n FROM t WHERE n > 3 ORDER BY n DESC, t.id LIMIT 5 OFFSET 2;",
+                "SELECT id, n, n AS \"shardway key 0\", t.id AS \"shardway key 1\" FROM t WHERE n > 3 \
+                 ORDER BY n DESC, t.id  LIMIT 7",
+            ),
+            (
+                "select a + b as s, c[1, 2] as x from t order by s, 2 offset 3 rows fetch next 4 rows only",
+                "select a + b as s, c[1, 2] as x, a + b AS \"shardway key 0\", c[1, 2] AS \"shardway key 1\" from t \
+                 order by s, 2  LIMIT 7",
+            ),
+            (
+                "select id from t order by -id limit $1 offset $2",
+                "select id, -id AS \"shardway key 0\" from t order by -id  \
+                 LIMIT $1::pg_catalog.int8 + coalesce($2::pg_catalog.int8, 0)",
+            ),
+            (
+                "select id from t offset $1",
+                "select id from t  OFFSET $1::pg_catalog.int8 * 0",
+            ),
+            ("select id from t limit all", "select id from t "),
+            (
+                "select n is distinct from 3 as d from t order by code",
+                "select n is distinct from 3 as d, code AS \"shardway key 0\" from t order by code",
+            ),
+        ] {
+            assert_eq!(question(text).as_deref(), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_sure_does_not_combine() {
+        for text in [
+            "select distinct id from t",
+            "select count(*) from t group by n",
+            "select id from t order by note",
+            "select id from t order by id using >",
+            "select *, n from t order by 3",
+            "select n::text from t order by n",
+            "select n as x, id as x from t order by x",
+            "select id from t order by 'a'",
+            "select id from t order by id fetch first 3 rows with ties",
+            "select id from t limit 2 + 1",
+            "select id from t limit 9223372036854775807 offset 1",
+            "select ctid from t",
+            "select id from t where day > 'now'",
+            "select id, current_date from t",
+            "select (select name from c limit 1) from t",
+            "values (1)",
+            "(select id from t)",
+            "select from t",
+        ] {
+            assert_eq!(question(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_are_read_with_their_direction_and_place_of_nulls() {
+        let text = "select id from t order by code, n desc, x nulls first, y desc nulls last, lower(z) collate \"C\"";
+        let keys = combine().parts(text).unwrap().keys;
+        let found: Vec<_> = keys
+            .iter()
+            .map(|key| (key.direction, key.nulls, key.text))
+            .collect();
+        let (up, down) = (Direction::Ascending, Direction::Descending);
+        assert_eq!(
+            found,
+            [
+                (up, Nulls::Last, Text::Bytewise),
+                (down, Nulls::First, Text::Collated),
+                (up, Nulls::First, Text::Collated),
+                (down, Nulls::Last, Text::Collated),
+                (up, Nulls::Last, Text::Bytewise),
+            ]
+        );
+    }
+}

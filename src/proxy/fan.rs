@@ -1,0 +1,610 @@
+//! Several backends at work on one statement: links that are written, read and awaited together with the client.
+//!
+//! Whose statement it is gives bytes for each member and says how many ReadyForQuery they bring ([`Fan::ask`]); it takes
+//! each member's messages in their order ([`Fan::next`], [`Fan::take`]) and waits when there is none
+//! ([`Session::wait_fan`]). The session owns the fan, so that its end ends the members too.
+//!
+//! What must stay true:
+//! - of each member no more is held than a window and one message: a member whose messages nobody takes is not read, so
+//!   that a client that does not take its rows holds the servers back;
+//! - a cancel request goes to every member, and a client that leaves is noticed while any of them works;
+//! - whatever ends the statement, each member is at rest before it is given back, or it is closed
+//!   ([`Session::rest_fan`]); a cancel that may still come closes it too.
+
+use super::{
+    ending,
+    link::{Hold, Link},
+    place::Place,
+    reply::session as reply,
+    request::Stop,
+    session::{CANCEL_PATIENCE, End, Session, told},
+};
+use crate::{
+    catalog::shard::{ShardId, ShardSet},
+    clock::Duration,
+    metrics::sessions::Wanted,
+    net::{
+        backend,
+        stream::{HIGH_WATER, Stream},
+        tls::ClientTls,
+    },
+    wire::{
+        backend::{Status, parameter_status},
+        frame::{self, HEADER, Header},
+        frontend::{put_bare, put_query},
+    },
+};
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::time::timeout;
+
+/// Bytes that are held of a member before it is read no further.
+pub(super) const WINDOW: usize = 256 << 10;
+/// Longest message that is held whole.
+pub(super) const LONGEST: usize = 64 << 20;
+/// How long a member that is not needed any more may go on by itself before it is cancelled.
+const GRACE: Duration = Duration::from_millis(20);
+/// How long the first cancel has before the second is sent; each has twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// Links that work on one statement at once.
+#[derive(Debug, Default)]
+pub(super) struct Fan {
+    members: Vec<Member>,
+    long: Long,
+}
+
+/// What happens to messages longer than a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Long {
+    /// They are held until they are whole.
+    #[default]
+    Whole,
+    /// Their user takes them as they come.
+    Parts,
+}
+
+#[derive(Debug)]
+struct Member {
+    link: Box<Link>,
+    /// ReadyForQuery that are still to come.
+    owed: usize,
+    /// Something was asked that no Sync is behind of.
+    open: bool,
+    /// The server has closed the connection, or its bytes make no sense.
+    lost: bool,
+    /// Bytes to come of a message that was taken in part.
+    rest: usize,
+}
+
+/// What a member says next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// This message, which is the first of what is held.
+    Message(Header),
+    /// A message that is longer than may be held; with [`Long::Parts`] it is taken in parts.
+    TooLong(Header),
+    /// So many bytes, at least one, of a message that was taken in part.
+    More(usize),
+    /// Nothing yet.
+    Pending,
+    /// Nothing: it has answered all that it was asked.
+    Rest,
+    /// Nothing: the connection is gone.
+    Lost,
+}
+
+impl Member {
+    fn stream(&mut self) -> &mut Stream {
+        self.link.stream()
+    }
+
+    fn next(&mut self, long: Long) -> Next {
+        loop {
+            let held = self.link.lease.stream.buffered();
+            if self.rest > 0 && !held.is_empty() {
+                return Next::More(held.len().min(self.rest));
+            }
+            let Ok(header) = frame::backend(held) else {
+                self.lost = true;
+                return Next::Lost;
+            };
+            if let Some(header) = header.filter(|header| header.size > limit(header.tag, long)) {
+                return Next::TooLong(header);
+            }
+            let Some(header) = header.filter(|header| held.len() >= header.size && self.rest == 0)
+            else {
+                return match self {
+                    Self { lost: true, .. } => Next::Lost,
+                    Self { owed: 0, open, .. } if !*open => Next::Rest,
+                    _ => Next::Pending,
+                };
+            };
+            match header.tag {
+                b'S' => self.reports(header),
+                // The session's listeners hear it as well.
+                b'A' => {}
+                b'Z' => self.is_ready(header),
+                _ => return Next::Message(header),
+            }
+            self.stream().consume(header.size);
+        }
+    }
+
+    fn reports(&mut self, header: Header) {
+        let lease = &mut *self.link.lease;
+        if let Ok((name, value)) = parameter_status(&lease.stream.buffered()[HEADER..header.size]) {
+            lease.reported.set(name, value);
+        }
+    }
+
+    fn is_ready(&mut self, header: Header) {
+        let held = self.link.lease.stream.buffered();
+        match Status::decode(&held[HEADER..header.size]) {
+            Ok(status) => self.link.status = status,
+            Err(_malformed) => self.lost = true,
+        }
+        match self.owed.checked_sub(1) {
+            Some(owed) => self.owed = owed,
+            None => self.lost = true,
+        }
+    }
+
+    /// Sends and reads, as far as there is room; whether there is something new.
+    fn poll(&mut self, cx: &mut Context<'_>, long: Long) -> bool {
+        if self.lost {
+            return false;
+        }
+        let wants = (self.owed > 0 || self.open) && self.has_room(long);
+        let stream = self.stream();
+        if !stream.is_flushed() && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
+            self.lost = true;
+            return true;
+        }
+        if !wants {
+            return false;
+        }
+        match self.stream().poll_fill(cx) {
+            Poll::Ready(Ok(0) | Err(_)) => {
+                self.lost = true;
+                true
+            }
+            Poll::Ready(Ok(_)) => true,
+            Poll::Pending => false,
+        }
+    }
+
+    /// Whether more of it may be held.
+    fn has_room(&self, long: Long) -> bool {
+        let held = self.link.lease.stream.buffered();
+        let lacks = || match frame::backend(held) {
+            Ok(Some(header)) => held.len() < header.size && header.size <= limit(header.tag, long),
+            Ok(None) | Err(_) => false,
+        };
+        held.len() < WINDOW || (self.rest == 0 && lacks())
+    }
+
+    /// Ends what was asked without a Sync.
+    fn sync(&mut self) {
+        if self.open {
+            put_bare(self.stream().out(), b'S');
+            self.open = false;
+            self.owed += 1;
+        }
+    }
+
+    /// Throws its answers away until it is at rest or lost.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.next(Long::Parts) {
+                Next::Message(header) => self.take(header.size),
+                Next::TooLong(_) => {
+                    let count = self.link.lease.stream.buffered().len();
+                    self.take(count);
+                }
+                Next::More(count) => self.take(count),
+                Next::Rest | Next::Lost => return Poll::Ready(()),
+                Next::Pending => {
+                    if !self.poll(cx, Long::Parts) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The first `count` bytes of what is held are done with.
+    fn take(&mut self, count: usize) {
+        let held = self.link.lease.stream.buffered();
+        let mut at = self.rest.min(count);
+        self.rest -= at;
+        while at < count {
+            let Ok(Some(header)) = frame::backend(&held[at..]) else {
+                self.lost = true;
+                break;
+            };
+            self.rest = (at + header.size).saturating_sub(count);
+            at += header.size;
+        }
+        self.stream().consume(count);
+    }
+}
+
+/// Longest message of this type that is taken whole.
+fn limit(tag: u8, long: Long) -> usize {
+    if long == Long::Parts && tag == b'D' {
+        WINDOW
+    } else {
+        LONGEST
+    }
+}
+
+impl Fan {
+    /// These links, which are at rest or within a transaction and owe nothing, in the order of their shards.
+    pub(super) fn of(links: Vec<Box<Link>>) -> Self {
+        let members = links.into_iter().map(|link| Member {
+            link,
+            owed: 0,
+            open: false,
+            lost: false,
+            rest: 0,
+        });
+        Self {
+            members: members.collect(),
+            long: Long::Whole,
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// A member's shard.
+    pub(super) fn shard(&self, at: usize) -> ShardId {
+        self.members[at].link.shard
+    }
+
+    /// A member's link, to note what becomes of it.
+    pub(super) fn link(&mut self, at: usize) -> &mut Link {
+        &mut self.members[at].link
+    }
+
+    /// What is done with long messages from now on.
+    pub(super) fn set_long(&mut self, long: Long) {
+        self.long = long;
+    }
+
+    /// Asks a member; `ready`: how many ReadyForQuery these messages bring, 0 when no Sync is behind them yet.
+    pub(super) fn ask(&mut self, at: usize, ready: usize, put: impl FnOnce(&mut Vec<u8>)) {
+        let member = &mut self.members[at];
+        put(member.stream().out());
+        member.owed += ready;
+        member.open = ready == 0;
+        // What was behind the unnamed name may not be there any more.
+        member.link.lease.unnamed = None;
+    }
+
+    /// What a member says next. ReadyForQuery, settings and notifications are dealt with here.
+    pub(super) fn next(&mut self, at: usize) -> Next {
+        self.members[at].next(self.long)
+    }
+
+    /// What is held of a member's answer, from the message that is next.
+    pub(super) fn held(&self, at: usize) -> &[u8] {
+        self.members[at].link.lease.stream.buffered()
+    }
+
+    /// The first `count` bytes of what is held are done with.
+    pub(super) fn take(&mut self, at: usize, count: usize) {
+        self.members[at].take(count);
+    }
+
+    /// Whether every member has answered all that it was asked.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.members.iter().all(Member::is_at_rest)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut news = false;
+        for member in &mut self.members {
+            news |= member.poll(cx, self.long);
+        }
+        news
+    }
+}
+
+impl Member {
+    fn is_at_rest(&self) -> bool {
+        self.owed == 0 && !self.open && !self.lost && self.rest == 0
+    }
+
+    /// Brings it to rest. What it still does is left to end by itself for a moment and is then cancelled; one that does
+    /// not come to rest within the patience is closed.
+    async fn bring_to_rest(&mut self, hit: Hit, tls: &Arc<ClientTls>) {
+        let quiet = timeout(CANCEL_PATIENCE, self.quieten(hit, tls)).await;
+        if !matches!(quiet, Ok(true)) || !self.is_at_rest() {
+            self.lost = true;
+            ending::stop(&mut self.link, tls).await;
+        }
+    }
+
+    /// Whether it is at rest, and nothing more comes to it.
+    async fn quieten(&mut self, hit: Hit, tls: &Arc<ClientTls>) -> bool {
+        self.sync();
+        let mut hit = hit;
+        if timeout(GRACE, self.drain()).await.is_err() {
+            hit = Hit::Maybe;
+            let target = Arc::clone(&self.link.lease.target);
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let mut cancel = pin!(backend::cancel(
+                    &target.address,
+                    target.pid,
+                    &target.key,
+                    CANCEL_PATIENCE,
+                    tls,
+                ));
+                // A server that cannot get rid of its rows does not look for cancels.
+                let sent = poll_fn(|cx| {
+                    let _at_rest = self.poll_drain(cx);
+                    cancel.as_mut().poll(cx)
+                });
+                if sent.await.is_err() {
+                    // It may come at any time.
+                    return false;
+                }
+                // One that came before the statement had begun was without effect.
+                if timeout(pause, self.drain()).await.is_ok() {
+                    break;
+                }
+                pause *= 2;
+            }
+        }
+        if hit == Hit::Maybe && !self.lost {
+            // It hits this rather than the next client's.
+            put_query(self.stream().out(), b"");
+            self.owed += 1;
+            self.drain().await;
+        }
+        !self.lost
+    }
+
+    async fn drain(&mut self) {
+        poll_fn(|cx| self.poll_drain(cx)).await;
+    }
+}
+
+/// Whether a cancel may have reached a member just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hit {
+    No,
+    Maybe,
+}
+
+impl Session {
+    /// Leases a backend on each of these shards, in their order so that two sessions never wait for each other, for a
+    /// read outside of a transaction or beside one that has reached no shard.
+    ///
+    /// # Errors
+    /// One of them cannot be had: none is kept.
+    pub(super) async fn lease_fan(&mut self, shards: &ShardSet) -> Result<(), Stop> {
+        let hold = if self.deferred.is_some() {
+            Hold::AsideTransaction
+        } else {
+            Hold::Loose
+        };
+        // What is held meanwhile is the session's, whatever ends the wait for the next.
+        self.fan = Some(Box::default());
+        for shard in shards.iter() {
+            let reached = self.reach(Place { shard, hold }).await;
+            if let Err(Stop::Refused(words)) = reached {
+                self.rest_fan().await?;
+                return Err(Stop::Refused(words));
+            }
+            reached?;
+            let Some(link) = self.link.take_if(|link| link.shard == shard) else {
+                self.rest_fan().await?;
+                return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+            };
+            self.join_fan(link);
+        }
+        Ok(())
+    }
+
+    /// Adds a link to the fan; cancels go to all of them.
+    fn join_fan(&mut self, link: Box<Link>) {
+        let fan = self.fan.get_or_insert_default();
+        fan.members.extend(Fan::of(vec![link]).members);
+        for member in &fan.members {
+            self.cancel.attach_also(&member.link.lease.target);
+        }
+    }
+
+    /// These links work on one statement from now on.
+    pub(super) fn begin_fan(&mut self, links: Vec<Box<Link>>) {
+        self.fan = Some(Box::default());
+        for link in links {
+            self.join_fan(link);
+        }
+    }
+
+    /// Waits until a member has said more, or the client has taken some of what it was sent.
+    ///
+    /// # Errors
+    /// The session is over: the client has left, or an operator ends it.
+    pub(super) async fn wait_fan(&mut self) -> Result<(), End> {
+        let info = Arc::clone(&self.info);
+        if info.wanted() == Wanted::EndNow {
+            return Err(told(reply::shutting_down()));
+        }
+        let Some(fan) = self.fan.as_deref_mut() else {
+            return Ok(());
+        };
+        let (client, closed) = (&mut self.client, &mut self.client_closed);
+        let was_full = client.unsent() >= HIGH_WATER;
+        let mut asked = pin!(info.asked());
+        poll_fn(|cx| {
+            if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
+                return Poll::Ready(Err(End::from(error)));
+            }
+            let mut news = was_full && client.unsent() < HIGH_WATER;
+            while asked.as_mut().poll(cx).is_ready() {
+                if info.wanted() == Wanted::EndNow {
+                    return Poll::Ready(Err(told(reply::shutting_down())));
+                }
+                asked.set(info.asked());
+            }
+            news |= fan.poll(cx);
+            if !*closed && client.buffered().len() <= HIGH_WATER {
+                match client.poll_fill(cx) {
+                    // What it has said before it left is done first, as in PostgreSQL.
+                    Poll::Ready(Ok(0)) if !client.buffered().is_empty() => *closed = true,
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::Client)),
+                    Poll::Ready(Ok(_)) => cx.waker().wake_by_ref(),
+                    Poll::Pending => {}
+                }
+            }
+            if news {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    /// Waits until the client has room for more rows.
+    ///
+    /// # Errors
+    /// As [`Session::wait_fan`].
+    pub(super) async fn wait_for_room(&mut self) -> Result<(), End> {
+        while self.client.unsent() >= HIGH_WATER {
+            self.wait_fan().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the fan: the links that are at rest. What members still do is cancelled; those that do not come to rest are
+    /// closed.
+    pub(super) async fn end_fan(&mut self) -> Vec<Box<Link>> {
+        let Some(mut fan) = self.fan.take() else {
+            return Vec::new();
+        };
+        let mut hit = Hit::No;
+        if self.cancel.detach() {
+            hit = Hit::Maybe;
+            if timeout(CANCEL_PATIENCE, self.quiet()).await.is_err() {
+                // It may come at any time.
+                fan.members.iter_mut().for_each(|member| member.lost = true);
+            }
+        }
+        if hit == Hit::Maybe || !fan.is_at_rest() {
+            let tls = Arc::clone(&self.shared.tls);
+            let members = fan.members.iter_mut();
+            let mut rests = pin!(all(members
+                .map(|member| member.bring_to_rest(hit, &tls))
+                .collect()));
+            let client = &mut self.client;
+            poll_fn(|cx| {
+                // That it does not take its answer is noticed later.
+                let _flushed = client.poll_flush(cx);
+                rests.as_mut().poll(cx)
+            })
+            .await;
+        }
+        let at_rest = fan.members.into_iter().filter(Member::is_at_rest);
+        at_rest.map(|member| member.link).collect()
+    }
+
+    /// Ends the fan and gives its backends back.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub(super) async fn rest_fan(&mut self) -> Result<(), End> {
+        let links = self.end_fan().await;
+        // One that is not the fan's.
+        let apart = self.link.take();
+        for link in links {
+            let beside = link.hold == Hold::AsideTransaction;
+            if link.status != Status::Idle && !beside {
+                continue; // Closed: a transaction is open that nobody began.
+            }
+            self.cancel.attach(&link.lease.target);
+            self.link = Some(link);
+            self.end_aside().await?;
+            self.unlink().await?;
+        }
+        if let Some(link) = apart {
+            self.cancel.attach(&link.lease.target);
+            self.link = Some(link);
+        }
+        Ok(())
+    }
+
+    /// Hears every member until it has answered all that it was asked, as they come; `each` is given a member's place,
+    /// a message's tag and its body. Errors of the servers are among them.
+    ///
+    /// # Errors
+    /// What `each` said; a member was lost. The others go on until the fan is ended.
+    pub(super) async fn hear_fan(
+        &mut self,
+        mut each: impl FnMut(usize, u8, &[u8]) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        loop {
+            let Some(fan) = self.fan.as_deref_mut() else {
+                return Ok(());
+            };
+            let mut waits = false;
+            for at in 0..fan.len() {
+                loop {
+                    match fan.next(at) {
+                        Next::Message(header) => {
+                            each(at, header.tag, &fan.held(at)[HEADER..header.size])?;
+                            fan.take(at, header.size);
+                        }
+                        Next::More(count) => fan.take(at, count),
+                        Next::TooLong(_) => return Err(reply::too_many_rows(LONGEST).into()),
+                        Next::Lost => {
+                            let shard = self.database.shard_name(fan.shard(at));
+                            return Err(reply::shard_lost_at_work(shard).into());
+                        }
+                        Next::Pending => {
+                            waits = true;
+                            break;
+                        }
+                        Next::Rest => break,
+                    }
+                }
+            }
+            if !waits {
+                return Ok(());
+            }
+            self.wait_fan().await?;
+        }
+    }
+}
+
+/// Futures that are awaited at once.
+pub(super) type Several<'a> = Vec<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>;
+
+/// Awaits all of them at once.
+pub(super) async fn all(futures: Vec<impl Future<Output = ()> + Send>) {
+    let mut waiting: Several<'_> = Vec::with_capacity(futures.len());
+    for future in futures {
+        waiting.push(Box::pin(future));
+    }
+    poll_fn(|cx| {
+        waiting.retain_mut(|future| future.as_mut().poll(cx).is_pending());
+        if waiting.is_empty() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
