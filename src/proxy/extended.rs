@@ -611,6 +611,7 @@ impl Session {
                 // before may be of other types.
                 link.lease.statements.spoil(prepared.id);
             }
+            self.send_what_it_executes(&prepared);
             self.send_parse(&prepared, Origin::Client);
         }
     }
