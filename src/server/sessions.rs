@@ -9,6 +9,7 @@ use crate::{
     config::settings::{self, Settings},
     entropy,
     inspect::at_once,
+    metrics::sessions::Wanted,
     net::{
         login::{Entrance, LoginContext, Place},
         tls::{ClientTls, ServerTls},
@@ -174,6 +175,12 @@ impl Service for Sessions {
         self.logins.store(Arc::new(logins));
         // After the stores: a session that sees the new number finds the new databases.
         shared.generation.fetch_add(1, Ordering::Release);
+        for session in shared.metrics.sessions.list() {
+            if session.replication.is_some() {
+                // Others look when they are asked something; these may wait for bytes for ever.
+                session.ask(Wanted::Nothing);
+            }
+        }
         for pool in replaced.iter().flat_map(|database| database.pools()) {
             pool.pool.retire();
         }
