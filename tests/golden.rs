@@ -2,7 +2,8 @@
 //!
 //! A line is `SQL  =>  expectation`; parameters stand between: `SQL  |  int8:42, text:eu  =>  …`. Expectations:
 //! `one group=value` (the shard that holds the key), `one shard`, `any`, `home`, `judge`, `nowhere` (no row can match:
-//! any one shard answers), `empty`, or a refusal's code; then the effect on the session, if there is one.
+//! any one shard answers), `spread s0 s1` (a write to these shards; `s0:2`: two rows of VALUES), `empty`, or a refusal's
+//! code; then the effect on the session, if there is one.
 
 use shardway::{
     catalog::{
@@ -15,7 +16,7 @@ use shardway::{
         snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
-        Context, Plan, Route, Target, Values, analyze::analyze, explain::describe,
+        Context, Plan, Route, Target, Values, analyze::analyze, explain::describe, spread::Shares,
         unroutable::Unroutable,
     },
     sql::{
@@ -137,7 +138,9 @@ fn one_outcome(
         return refused(why);
     }
     assert!(described.rows.len() >= 3, "{described:?}");
+    let shares = statement.shares(snapshot, values);
     let mut words = match &statement.target {
+        _ if shares.is_some() => spread(shares.expect("shares"), snapshot),
         Target::Judge => "judge".to_owned(),
         Target::Explain(inner) => format!("explain {}", one_outcome(inner, values, snapshot)),
         Target::Fixed(_) | Target::ByKey(_) | Target::Refused(_) => {
@@ -154,6 +157,22 @@ fn one_outcome(
         words = format!("{words} {}", effect(&statement.effect));
     }
     words
+}
+
+fn spread(shares: Result<Shares, Box<Unroutable>>, snapshot: &Snapshot) -> String {
+    let shares = match shares {
+        Ok(shares) => shares.shards,
+        Err(why) => return refused(&why),
+    };
+    let words = shares.iter().map(|(shard, rows)| {
+        let name = &snapshot.shards[shard.index()];
+        if rows.is_empty() {
+            format!(" {name}")
+        } else {
+            format!(" {name}:{}", rows.len())
+        }
+    });
+    format!("spread{}", words.collect::<String>())
 }
 
 fn refused(why: &Unroutable) -> String {

@@ -54,8 +54,8 @@ pub(super) fn effects_of_single(
     let mut found = Effects::default();
     for trigger in objects.triggers.iter().filter(|one| one.table == *table) {
         let function = function(trigger);
-        let known = matches!(trigger.language.as_str(), "plpgsql" | "sql");
-        if !contained(function, "") && !(known && !reach.has(&trigger.function)) {
+        let unknown = !matches!(trigger.language.as_str(), "plpgsql" | "sql");
+        if !contained(function, "") && (unknown || reach.has(&trigger.function)) {
             let fired = trigger.fired;
             found.add(&trigger.name, HazardKind::Trigger, fired);
         }
@@ -106,6 +106,14 @@ pub(super) fn effects_of_copies(
         }
         for (_, name) in objects.policies.iter().filter(|(on, _)| on == table) {
             found.add(name, HazardKind::Policy, Fired::ALL);
+        }
+        let own = |action: &&Action| action.parent == *table;
+        for action in objects.actions.iter().filter(own) {
+            let child = snapshot.tables.get(&action.child);
+            if child.is_some_and(|child| matches!(child.placement, Placement::Sharded { .. })) {
+                // Rows of every shard follow their own copy, but their keys must stay.
+                found.hazards.extend(cascade(snapshot, action, ""));
+            }
         }
     }
     settle(snapshot, table, &mut found);

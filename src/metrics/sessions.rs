@@ -738,6 +738,29 @@ mod tests {
     }
 
     #[test]
+    fn a_session_is_told_once_after_each_request_that_its_client_thinks_for_long() {
+        let sessions = Arc::new(Sessions::default());
+        let session = sessions.register(new_session(CancelKeyLength::Four));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut is_told = |after: Duration| {
+            sessions.maintain(session.connected + after);
+            let told = session.poll_asked(&mut cx).is_ready();
+            assert_eq!(session.thinks_long(), told);
+            if told {
+                session.has_given_back();
+            }
+            told
+        };
+        assert!(!is_told(LONG / 2));
+        assert!(is_told(LONG));
+        assert!(!is_told(LONG * 3));
+        session.set_last_request(session.connected + LONG * 3);
+        assert!(!is_told(LONG * 7 / 2));
+        assert!(is_told(LONG * 4));
+        assert!(!is_told(LONG * 9));
+    }
+
+    #[test]
     fn a_stronger_wish_is_never_weakened() {
         let sessions = Arc::new(Sessions::default());
         let session = sessions.register(new_session(CancelKeyLength::Four));

@@ -18,6 +18,7 @@ use super::{
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
+    spread::{self, Asked, Spread},
     unroutable::Unroutable,
     value::Reading,
 };
@@ -75,6 +76,7 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -103,6 +105,7 @@ pub fn analyze(
             end: statement.end,
             effect,
             access,
+            names_transaction: !snapshot.is_single() && names_transaction(text, slots),
             target,
             numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
@@ -110,6 +113,7 @@ pub fn analyze(
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
             combine: planner
@@ -162,6 +166,11 @@ fn unsettles(effect: &Effect) -> bool {
         Effect::Commit { .. } | Effect::Rollback { .. } | Effect::RollbackTo(_) => true,
         _ => false,
     }
+}
+
+/// Whether a statement changes rows, and nothing around it does something else with them.
+fn writes(kind: &Kind) -> bool {
+    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
 }
 
 /// Whether a statement names tables or functions.
@@ -237,6 +246,7 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
             copy_in: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
@@ -249,9 +259,11 @@ fn of_another_encoding(
             end: place(statement.end),
             effect,
             access,
+            names_transaction: names_transaction(read.as_bytes(), &[]),
             target,
             numbers,
             gather: None,
+            spread: None,
             copy_in: None,
             changes: None,
             combine: None,
@@ -316,9 +328,11 @@ fn whole(
             Effect::None
         },
         access: Access::Write,
+        names_transaction: true,
         target,
         numbers: Numbers::MayAsk,
         gather: None,
+        spread: None,
         copy_in: None,
         changes: None,
         combine: None,
@@ -340,6 +354,8 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How it is written to several shards, found with its target.
+    spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     /// How a schema change runs on several shards.
@@ -602,6 +618,7 @@ impl Planner<'_> {
             let inner = StatementPlan {
                 gather: self.gather.take(),
                 combine: self.combine.take(),
+                spread: self.spread.take(),
                 ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
@@ -658,6 +675,8 @@ impl Planner<'_> {
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
+            self.spread
+                .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
     }
@@ -739,6 +758,32 @@ impl Planner<'_> {
         };
         let whole = analysis.refusals.is_empty() || gather.texts(self.own_text(), known).is_some();
         whole.then(|| Box::new(gather))
+    }
+
+    /// How a write is made of parts when it needs several shards.
+    fn spread_over_shards(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        calls: &Calls,
+    ) -> Option<Box<Spread>> {
+        let fits = analysis.writes
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !fits || !writes(kind) {
+            return None;
+        }
+        let asked = Asked {
+            kind,
+            functions: &self.statement.functions,
+            own: self.own_text(),
+            start: self.statement.start as usize,
+            slots: self.slots,
+        };
+        spread::spread(&asked, analysis, pins)
     }
 
     /// Where a sharded table was found.

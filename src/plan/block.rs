@@ -63,6 +63,9 @@ pub(super) struct Analysis<'a> {
     /// Why it is refused, unless an override lifts it; the first is told.
     pub(super) refusals: Vec<Unroutable>,
     pub(super) writes: bool,
+    /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
+    pub(super) changes: usize,
+    pub(super) changed: Option<usize>,
 }
 
 /// How a parameter is read as a key.
@@ -117,6 +120,8 @@ impl<'a> Analysis<'a> {
             references: Vec::new(),
             refusals: Vec::new(),
             writes: false,
+            changes: 0,
+            changed: None,
         }
     }
 

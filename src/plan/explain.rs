@@ -4,6 +4,7 @@ use super::{
     Route, StatementPlan, Target, Values,
     change::{Changes, Reach},
     route::{Condition, Edge, Pin, Pins, Role, Why},
+    spread::{Shares, What},
     unroutable::Unroutable,
     value::{Sign, Value},
 };
@@ -32,30 +33,18 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
         Target::Explain(inner) => inner,
         Target::Fixed(_) | Target::ByKey(_) | Target::Judge | Target::Refused(_) => plan,
     };
-    let mut rows = Vec::new();
-    if let Target::ByKey(pins) = &plan.target
-        && let Some(index) = pins
-            .pins
-            .iter()
-            .find_map(|pin| not_given(&pin.condition, values))
-    {
-        rows.push(("route", "one, by the values of its parameters".to_owned()));
-        rows.push(("reason", format!("${} is not given", index + 1)));
-        rows.extend(
-            keys(pins, snapshot, values)
-                .into_iter()
-                .map(|key| ("key", key)),
-        );
-        return Description {
-            rows,
-            refused: None,
-        };
+    if let Some(undecided) = undecided(plan, snapshot, values) {
+        return undecided;
     }
+    let mut rows = Vec::new();
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
         && let Some(description) = over_several(plan, why, snapshot, values)
     {
         return description;
+    }
+    if let Some(Ok(shares)) = plan.shares(snapshot, values) {
+        return spread(&shares, plan, snapshot, values);
     }
     match &routed {
         Ok(route) => {
@@ -99,6 +88,12 @@ fn over_several(
 ) -> Option<Description> {
     if let Some(changes) = &plan.changes {
         return Some(changed(changes, snapshot));
+    }
+    if let Some(rows) = scattered(plan, why, snapshot, values) {
+        return Some(Description {
+            rows,
+            refused: None,
+        });
     }
     let question = gathered(plan, snapshot, why, values)?;
     let reason = "needs rows of several shards: one of them computes it over the rows of all";
@@ -172,6 +167,32 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
     }
 }
 
+/// What is told of a read whose answer is that of several shards, each its part.
+fn scattered(
+    plan: &StatementPlan,
+    why: &Unroutable,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Vec<(&'static str, String)>> {
+    let text = std::str::from_utf8(values.text).ok()?;
+    let combine = plan.combine.as_ref()?;
+    let shards = combine.shards(why, snapshot)?;
+    let steps = combine.parts(text)?.steps();
+    let names = shards
+        .iter()
+        .filter_map(|shard| snapshot.shards.get(shard.index()).cloned());
+    Some(vec![
+        ("route", "scatter".to_owned()),
+        ("shards", names.collect::<Vec<_>>().join(", ")),
+        (
+            "reason",
+            "each shard gives its part of the answer".to_owned(),
+        ),
+        ("merge", steps),
+        ("access", "read".to_owned()),
+    ])
+}
+
 /// What each shard is asked where no shard alone can answer.
 fn gathered(
     plan: &StatementPlan,
@@ -198,6 +219,72 @@ fn behind_explain(text: &str) -> &str {
         .iter()
         .find(|token| token.is("select") || token.is("with"));
     begins.map_or(text, |token| &text[token.start..])
+}
+
+/// A statement that is routed by parameters of which one has no value.
+fn undecided(
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Description> {
+    let Target::ByKey(pins) = &plan.target else {
+        return None;
+    };
+    let missing = |pin: &Pin| not_given(&pin.condition, values);
+    let index = pins.pins.iter().find_map(missing)?;
+    let mut rows = vec![
+        ("route", "one, by the values of its parameters".to_owned()),
+        ("reason", format!("${} is not given", index + 1)),
+    ];
+    let keys = keys(pins, snapshot, values);
+    rows.extend(keys.into_iter().map(|key| ("key", key)));
+    Some(Description {
+        rows,
+        refused: None,
+    })
+}
+
+/// A write that several shards take part in.
+fn spread(
+    shares: &Shares,
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Description {
+    let name = |shard: ShardId| snapshot.shards.get(shard.index()).cloned();
+    let shards = shares
+        .shards
+        .iter()
+        .filter_map(|(shard, rows)| match rows.len() {
+            0 => name(*shard),
+            1 => name(*shard).map(|name| format!("{name} (1 row)")),
+            count => name(*shard).map(|name| format!("{name} ({count} rows)")),
+        });
+    let reason = match plan.spread.as_ref().map(|spread| &spread.what) {
+        Some(What::Rows(_)) => "each row goes to the shard of its key",
+        Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
+        Some(What::Share(_)) | None => "every shard changes its own rows",
+    };
+    let mut rows = vec![
+        ("route", "spread".to_owned()),
+        ("shards", shards.collect::<Vec<_>>().join(", ")),
+        ("reason", reason.to_owned()),
+    ];
+    if let (Target::ByKey(pins), Some(What::Share(_))) = (
+        &plan.target,
+        plan.spread.as_ref().map(|spread| &spread.what),
+    ) {
+        rows.extend(
+            keys(pins, snapshot, values)
+                .into_iter()
+                .map(|key| ("key", key)),
+        );
+    }
+    rows.push(("access", "write".to_owned()));
+    Description {
+        rows,
+        refused: None,
+    }
 }
 
 fn kind(route: &Route) -> &'static str {

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod gather;
 pub mod route;
 mod scope;
+pub mod spread;
 pub mod unroutable;
 mod value;
 mod write;
@@ -87,10 +88,14 @@ pub struct StatementPlan {
     pub end: u32,
     pub effect: Effect,
     pub access: Access,
+    /// Whether it asks for the running transaction's time, number or snapshot.
+    pub names_transaction: bool,
     pub target: Target,
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How it changes rows of several shards.
+    pub spread: Option<Box<spread::Spread>>,
     /// How the rows of a COPY FROM STDIN find their shards.
     pub copy_in: Option<Box<copy::CopyIn>>,
     /// How a schema change runs on several shards.
@@ -100,7 +105,7 @@ pub struct StatementPlan {
 }
 
 /// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Numbers {
     Apart,
     MayAsk,
@@ -160,9 +165,11 @@ impl StatementPlan {
             end: place.end,
             effect,
             access,
+            names_transaction: false,
             target,
             numbers: Numbers::Apart,
             gather: None,
+            spread: None,
             copy_in: None,
             changes: None,
             combine: None,

@@ -141,6 +141,53 @@ impl Pins {
         })
     }
 
+    /// The shard of each row that an INSERT gives a key for, in order; `Err`: some row must not be inserted.
+    pub(super) fn of_rows(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+    ) -> Result<Vec<ShardId>, Box<Unroutable>> {
+        let mut shards = Vec::new();
+        for pin in &self.pins {
+            let look = Look {
+                group: snapshot.group(pin.group),
+                values,
+                reading: self.reading,
+                pin,
+            };
+            let list: &[Value] = match &pin.condition {
+                Condition::Equal(value) => std::slice::from_ref(value),
+                Condition::OneOf(list) => list,
+                Condition::Nothing
+                | Condition::ElementOf(_)
+                | Condition::Between { .. }
+                | Condition::Either(_)
+                | Condition::Both(_) => &[],
+            };
+            for value in list {
+                shards.push(look.new_row(value)?);
+            }
+        }
+        Ok(shards)
+    }
+
+    /// The shards of the rows that the first relation's condition lets through; every other relation's rows are with
+    /// them.
+    pub(super) fn of_first(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+    ) -> Result<ShardSet, Box<Unroutable>> {
+        let Some(first) = self.pins.first() else {
+            return Ok(ShardSet::new());
+        };
+        Ok(match first.find(snapshot, values, self.reading)? {
+            Found::Nowhere => ShardSet::new(),
+            Found::One(shard) => ShardSet::one(shard),
+            Found::Several(set) => set,
+        })
+    }
+
     fn apart(&self, snapshot: &Snapshot, all: &ShardSet, keys: &ShardSet) -> Box<Unroutable> {
         let names = |set: &ShardSet| -> Vec<String> {
             set.iter()
@@ -310,28 +357,7 @@ impl Look<'_> {
         let mut first = None;
         let mut several: Option<ShardSet> = None;
         for value in list {
-            let key = match value::key(
-                value,
-                self.group.key_type,
-                self.values,
-                self.reading,
-                Purpose::Store,
-            ) {
-                Ok(key) => key,
-                Err(Missing::Null) => {
-                    let (table, key) = (self.pin.table.clone(), self.pin.key.clone());
-                    return Err(Box::new(Unroutable::KeyNull { table, key }));
-                }
-                Err(Missing::OutOfRange) => {
-                    return Err(self.missing(Missing::Problem(KeyProblem::Malformed)));
-                }
-                Err(missing @ Missing::Problem(_)) => return Err(self.missing(missing)),
-            };
-            let Some(shard) = self.group.shard_of(&key) else {
-                return Err(Box::new(Unroutable::NoShardForKey {
-                    group: self.group.name.clone(),
-                }));
-            };
+            let shard = self.new_row(value)?;
             match first {
                 None => first = Some(shard),
                 Some(other) if other == shard => {}
@@ -344,6 +370,32 @@ impl Look<'_> {
             (Some(set), _) => Found::Several(set),
             (None, Some(shard)) => Found::One(shard),
             (None, None) => Found::Nowhere,
+        })
+    }
+
+    /// The shard of a new row with this key.
+    fn new_row(&self, value: &Value) -> Result<ShardId, Box<Unroutable>> {
+        let key = match value::key(
+            value,
+            self.group.key_type,
+            self.values,
+            self.reading,
+            Purpose::Store,
+        ) {
+            Ok(key) => key,
+            Err(Missing::Null) => {
+                let (table, key) = (self.pin.table.clone(), self.pin.key.clone());
+                return Err(Box::new(Unroutable::KeyNull { table, key }));
+            }
+            Err(Missing::OutOfRange) => {
+                return Err(self.missing(Missing::Problem(KeyProblem::Malformed)));
+            }
+            Err(missing @ Missing::Problem(_)) => return Err(self.missing(missing)),
+        };
+        self.group.shard_of(&key).ok_or_else(|| {
+            Box::new(Unroutable::NoShardForKey {
+                group: self.group.name.clone(),
+            })
         })
     }
 

@@ -10,16 +10,17 @@ use super::{
     request::{Stop, ends_transaction},
     resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
+    sql_prepared::Meant,
 };
 use crate::{
     catalog::snapshot::Snapshot,
-    plan::{StatementPlan, Target, Values, cache::Planned, unroutable::Unroutable},
+    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
         backend::{Status, put_complete},
         frame::{self},
-        frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
+        frontend::{self, Bind, Named, Parse, put, put_bind_head, put_named, put_parse},
         notice::Notice,
     },
 };
@@ -47,14 +48,11 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
-        let executed = self.executed(parse.text, &planned.plan)?;
-        let planned = match &executed {
-            Some(executed) => Planned {
-                plan: Arc::clone(&executed.plan),
-                ..planned
-            },
-            None => planned,
-        };
+        let Meant {
+            planned,
+            sent,
+            executes,
+        } = self.meant(parse.text, planned)?;
         let failed = self.status() == Status::Failed;
         if let [
             StatementPlan {
@@ -64,21 +62,19 @@ impl Session {
         ] = planned.plan.statements.as_slice()
             && !failed
             && planned.plan.statements[0].gather.is_none()
+            && planned.plan.statements[0].spread.is_none()
+            && planned.plan.statements[0].combine.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
-        let own = match &executed {
-            Some(executed) => Some(executed.text.clone()),
-            None => self.with_own_defaults(parse.text, &planned.plan),
-        };
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                own.as_deref().unwrap_or(parse.text),
+                sent.as_deref().unwrap_or(parse.text),
                 parse.raw_types(),
             ),
-            sent: own.map(Vec::into_boxed_slice),
+            sent: sent.map(Vec::into_boxed_slice),
             text: parse.text.into(),
             raw_types: parse.raw_types().into(),
             types,
@@ -87,7 +83,7 @@ impl Session {
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
-            executes: executed.map(|executed| executed.execution),
+            executes,
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -111,6 +107,7 @@ impl Session {
         if self.skip {
             return Ok(());
         }
+        self.unbind_scattered(bind.portal).await?;
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.executes_now(bind.statement, prepared)?;
         let prepared = self.planned_anew(bind.statement, prepared);
@@ -122,6 +119,7 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            self.check_in_own(&statement.effect)?;
             let alone = std::slice::from_ref(statement);
             let listening = self.concerns_listening(alone);
             if listening {
@@ -143,7 +141,10 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
+                    if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
+                        return Ok(());
+                    }
+                    return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
             let Some(place) = placed else {
@@ -224,6 +225,9 @@ impl Session {
                 self.client_rest.bytes,
             );
         }
+        if let Some(statement) = prepared.statement() {
+            link.sends(statement);
+        }
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing
@@ -248,11 +252,22 @@ impl Session {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Portal(portal) => {
                 self.flush_pending().await?;
+                if let Some(scattered) = self.scattered_portal(portal) {
+                    let mut out = Vec::new();
+                    put(&mut out, b'T', |out| {
+                        out.extend_from_slice(&scattered.columns);
+                    });
+                    self.made(out, Note::Nothing);
+                    return Ok(());
+                }
                 if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
                     let mut out = Vec::new();
                     describe_here(prepared, &mut out);
                     self.made(out, Note::Nothing);
                     return Ok(());
+                }
+                if let Some(Portal::Writing(_)) = self.portals.get(portal) {
+                    return Box::pin(self.describe_spread(portal)).await;
                 }
                 let note = match &self.bound {
                     Some((name, prepared)) if **name == *portal => {
@@ -279,7 +294,19 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.make_fit_to_execute(&prepared).await?;
+                if let Err(stop) = self.make_fit_to_execute(&prepared).await {
+                    if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
+                        // As PostgreSQL, which finds out about the columns only after the parameters.
+                        let mut out = Vec::new();
+                        put(&mut out, b't', |out| {
+                            let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
+                            out.extend_from_slice(&count.to_be_bytes());
+                            out.extend_from_slice(types);
+                        });
+                        self.made(out, Note::Nothing);
+                    }
+                    return Err(stop);
+                }
                 if !self.skip {
                     self.send_describe(&prepared, Origin::Client);
                 }
@@ -291,10 +318,14 @@ impl Session {
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let mut body = frame::Body::new(body);
         let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
-        body.u32()
-            .and_then(|_| body.end())
+        let most = body
+            .i32()
+            .and_then(|most| body.end().map(|()| most))
             .map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
+        if self.scattered_portal(portal).is_some() {
+            return Box::pin(self.execute_scattered(u32::try_from(most).unwrap_or(0))).await;
+        }
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
@@ -307,6 +338,11 @@ impl Session {
                 } else {
                     self.execute_made(&prepared).await
                 };
+            }
+            Some(Portal::Writing(_)) => {
+                // Zero and below are all.
+                let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
+                return Box::pin(self.execute_spread(portal, most as usize)).await;
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -400,7 +436,15 @@ impl Session {
             }
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                let here = matches!(self.portals.remove(portal), Some(Portal::Here(_)));
+                if self.scattered_portal(portal).is_some() {
+                    Box::pin(self.close_scattered()).await?;
+                    self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
+                    return Ok(());
+                }
+                let here = matches!(
+                    self.portals.remove(portal),
+                    Some(Portal::Here(_) | Portal::Writing(_))
+                );
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
@@ -432,10 +476,18 @@ impl Session {
                 .asked(Request::Sync, Origin::Client, Note::Nothing);
             return Ok(());
         }
+        if self.for_batch {
+            return Box::pin(self.end_batch()).await;
+        }
         match self.flush_pending().await {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => self.refuse(&notice),
+        }
+        if self.scattered.is_some()
+            && let Err(Stop::End(end)) = Box::pin(self.leave_scattered()).await
+        {
+            return Err(end);
         }
         let needed = self.link.as_ref().is_some_and(|link| {
             // A backend that took part in the batch ends its implicit transaction; a kept one that did not needs none.
@@ -559,6 +611,7 @@ impl Session {
                 // before may be of other types.
                 link.lease.statements.spoil(prepared.id);
             }
+            self.send_what_it_executes(&prepared);
             self.send_parse(&prepared, Origin::Client);
         }
     }

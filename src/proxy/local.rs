@@ -863,6 +863,7 @@ pub(super) fn check_own(name: &str, value: Option<&str>, shards: &[String]) -> R
             ))
         }
         ("shardway.shard" | "shardway.key", _) => Ok(()),
+        (crate::failpoint::SETTING, _) if cfg!(feature = "failpoints") => Ok(()),
         ("shardway.role", Some("primary") | None) => Ok(()),
         ("shardway.role", Some(role)) => Err(reply::bad_setting(
             name,

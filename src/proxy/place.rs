@@ -92,24 +92,45 @@ impl Session {
                 return Err(wording::unroutable(&self.several_shards(&route)));
             }
         };
+        self.within(bound, statement, place).map(Some)
+    }
+
+    /// The place of a statement in the transaction or batch that is bound to a shard.
+    fn within(
+        &self,
+        bound: Option<ShardId>,
+        statement: &StatementPlan,
+        place: Place,
+    ) -> Result<Place, Notice> {
+        if statement.names_transaction {
+            self.may_name_at(place.shard)?;
+        }
+        if statement.effect == Effect::Cursor
+            && let Some(shard) = self.shard_of_cursors()?
+        {
+            return Ok(Place {
+                shard,
+                hold: Hold::Bound,
+            });
+        }
         match bound {
             // The shared listeners hear every shard.
             Some(shard)
                 if statement.effect == Effect::Notify && self.mode == PoolMode::Transaction =>
             {
-                Ok(Some(Place { shard, ..place }))
+                Ok(Place { shard, ..place })
             }
             Some(shard) if shard != place.shard => {
                 self.may_go_to(place.shard)?;
-                Ok(Some(Place {
+                Ok(Place {
                     hold: Hold::Bound,
                     ..place
-                }))
+                })
             }
             _ if statement.effect == Effect::TwoPhase && self.several.is_several() => {
                 Err(reply::prepared_over_several())
             }
-            _ => Ok(Some(place)),
+            _ => Ok(place),
         }
     }
 
@@ -202,6 +223,10 @@ impl Session {
 
     /// Makes the link a backend at that place, giving up one that is not bound.
     pub(super) async fn reach(&mut self, place: Place) -> Result<(), Stop> {
+        if self.scattered.is_some() {
+            // Its backends are not held while others are waited for.
+            Box::pin(self.leave_scattered()).await?;
+        }
         if let Some(link) = &self.link {
             let same = link.shard == place.shard;
             let aside = matches!(link.hold, Hold::Aside | Hold::AsideTransaction)

@@ -508,11 +508,39 @@ pub const CODES: &[Code] = &[
         what_to_do: "Repeat the statement when the servers have been looked at again, within half a minute; shardway check --connect tells how shards differ.",
     },
     Code {
+        code: "SW128",
+        sqlstate: "0A000",
+        title: "Portal over several shards",
+        meaning: "A portal whose rows come from several shards was executed in parts, and the batch ended or another statement needed a backend between two of them.",
+        what_to_do: "Read all rows at once (no fetch size), or restrict the statement to one shard by the shard key.",
+    },
+    Code {
+        code: "SW129",
+        sqlstate: "0A000",
+        title: "EXECUTE of a command",
+        meaning: "SQL's EXECUTE names what Parse has prepared of a command (BEGIN, RESET, LISTEN, another EXECUTE), or set_config in a transaction over several shards: what it does to the session would not be followed.",
+        what_to_do: "Send the command itself, or Bind and Execute it.",
+    },
+    Code {
         code: "SW131",
         sqlstate: "0A000",
         title: "Sharding cannot hold the schema change",
         meaning: "A constraint would look at the rows of one shard only, the shard key's column would change, or a table would be where the configuration does not look for it.",
         what_to_do: "Unique constraints need the shard key, foreign keys the shard keys of both tables or a reference table; see Schema changes in docs/routing.md.",
+    },
+    Code {
+        code: "SW141",
+        sqlstate: "0A000",
+        title: "Copies would differ",
+        meaning: "A write to a reference table was done on every shard, and the shards would have written different rows: a default is another on each, the statement leaves open which rows it takes, or the copies were not the same before. Nothing was written.",
+        what_to_do: "Give values for columns whose default is a time, a number of a sequence or random; compare the copies.",
+    },
+    Code {
+        code: "SW142",
+        sqlstate: "0A000",
+        title: "Behind a write to several shards",
+        meaning: "In a pipeline outside of a transaction, a command that is no read or write of rows follows a write to several shards, which is committed at the Sync.",
+        what_to_do: "Send Sync behind the write, or begin a transaction before it.",
     },
     Code {
         code: "SW201",
@@ -630,7 +658,7 @@ pub const CODES: &[Code] = &[
         code: "SW301",
         sqlstate: "0A000",
         title: "Transaction stays on its shard",
-        meaning: "The transaction is on one shard, and the statement belongs to another, to which it cannot go on: it was not begun by BEGIN in a message of its own, is not READ COMMITTED, the session keeps its server connection, a function may have changed settings on the first shard, or it runs under SET ROLE.",
+        meaning: "The transaction is on one shard, and the statement belongs to another, to which it cannot go on: it was not begun by BEGIN in a message of its own, is not READ COMMITTED, the session keeps its server connection, a function may have changed settings on the first shard, it runs under SET ROLE, or both shards were asked for the transaction's time.",
         what_to_do: "The message says which. Change that, or let one transaction use keys of one shard only.",
     },
     Code {

@@ -127,6 +127,9 @@ impl Session {
             self.count_begin();
             self.refresh();
         }
+        if self.for_batch && matches!(header.tag, b'Q' | b'F') {
+            return Box::pin(self.leave_own_batch()).await;
+        }
         let done = match header.tag {
             b'Q' => return self.query(body).await,
             b'F' => return self.function_call(frame).await,

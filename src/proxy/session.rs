@@ -22,7 +22,9 @@ use super::{
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    scatter::Scattering,
     several::Several,
+    spread::WritingPortal,
     sql_prepared::Renamed,
 };
 use crate::{
@@ -110,6 +112,8 @@ pub(super) enum Phase {
 pub(super) enum Portal {
     /// Answered here.
     Here(Arc<Prepared>),
+    /// Of a write to several shards.
+    Writing(Box<WritingPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -157,6 +161,8 @@ pub struct Session {
     pub(super) parked: Vec<Box<Link>>,
     /// Backends that are at work on one statement together.
     pub(super) fan: Option<Box<Fan>>,
+    /// A portal whose rows come from all of them.
+    pub(super) scattered: Option<Box<Scattering>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -177,6 +183,8 @@ pub struct Session {
     pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
     pub(super) several: Several,
+    /// The open transaction is ours, and ends with the batch.
+    pub(super) for_batch: bool,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
     /// Before the first ReadyForQuery.
@@ -480,6 +488,8 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        named: false,
+                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -909,6 +919,7 @@ impl Session {
         self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
+            self.scattered = None;
             self.tally.transactions += 1;
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
@@ -929,8 +940,7 @@ impl Session {
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
-            link.savepoints.clear();
-            link.unpreparable = false;
+            link.transaction_ended();
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }

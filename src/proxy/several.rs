@@ -53,6 +53,8 @@ pub(super) enum Stays {
     Kept,
     /// A function may have changed settings on its shard.
     Code,
+    /// Its time, number or snapshot was told on one shard, and is asked for on another.
+    Named,
     /// It runs as another role than the one that logged in.
     Role,
 }
@@ -72,6 +74,22 @@ impl Several {
     /// Whether several shards have been reached.
     pub(super) fn is_several(&self) -> bool {
         !self.enlisted.is_empty()
+    }
+
+    /// The links that the transaction has beside the session's, to work together with it.
+    pub(super) fn take_enlisted(&mut self) -> Vec<Box<Link>> {
+        std::mem::take(&mut self.enlisted)
+    }
+
+    /// A link of the transaction on which its time was told.
+    pub(super) fn named(&self) -> Option<ShardId> {
+        let told = self.enlisted.iter().find(|link| link.named);
+        told.map(|link| link.shard)
+    }
+
+    /// Links of the transaction, each at rest within it.
+    pub(super) fn enlist_again(&mut self, links: Vec<Box<Link>>) {
+        self.enlisted.extend(links);
     }
 
     /// The transaction or session ends: servers undo what is not committed when their connections close.
@@ -98,7 +116,7 @@ impl Several {
         // What the savepoint's end says has been confirmed: it is there.
         match effect {
             Effect::Savepoint(name) => {
-                begun.savepoint(name, savepoint("SAVEPOINT", name).as_bytes())
+                begun.savepoint(name, savepoint(name).as_bytes());
             }
             Effect::Release(name) => drop(begun.release(name)),
             Effect::RollbackTo(name) => drop(begun.rollback_to(name)),
@@ -140,9 +158,9 @@ impl Several {
     }
 }
 
-/// A savepoint's command; names are as PostgreSQL has folded them.
-fn savepoint(command: &str, name: &str) -> String {
-    format!("{command} \"{}\"", name.replace('"', "\"\""))
+/// Names are as PostgreSQL has folded them.
+fn savepoint(name: &str) -> String {
+    format!("SAVEPOINT \"{}\"", name.replace('"', "\"\""))
 }
 
 /// Whether every shard of the transaction must do it, and not one alone.
@@ -189,6 +207,36 @@ impl Session {
             self.database.shard_name(shard),
             why,
         ))
+    }
+
+    /// Whether a statement on this shard may ask for what is the transaction's own: every shard has another answer.
+    pub(super) fn may_name_at(&self, shard: ShardId) -> Result<(), Notice> {
+        let mut links = self.link.iter().chain(&self.several.enlisted);
+        let named = links.find(|link| link.named && link.shard != shard);
+        let Some(link) = named.filter(|_| self.several.goes_on()) else {
+            return Ok(());
+        };
+        Err(reply::second_shard(
+            self.database.shard_name(link.shard),
+            self.database.shard_name(shard),
+            Stays::Named,
+        ))
+    }
+
+    /// The shard on which the transaction over several has declared its cursors.
+    pub(super) fn shard_of_cursors(&self) -> Result<Option<ShardId>, Notice> {
+        if !self.several.is_several() {
+            return Ok(None);
+        }
+        let links = self.link.iter().chain(&self.several.enlisted);
+        let mut shards = links.filter(|link| link.cursors).map(|link| link.shard);
+        match (shards.next(), shards.next()) {
+            (Some(first), Some(second)) => Err(reply::cursors_over_several(
+                self.database.shard_name(first),
+                self.database.shard_name(second),
+            )),
+            (found, _) => Ok(found),
+        }
     }
 
     fn stays(&self, shard: ShardId) -> Option<Stays> {
@@ -280,6 +328,8 @@ impl Session {
             at_begin: here.at_begin.clone(),
             savepoints: here.savepoints.clone(),
             opaque: false,
+            named: false,
+            cursors: false,
             unpreparable: false,
             spent: false,
             listens: false,

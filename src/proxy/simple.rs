@@ -8,10 +8,9 @@ use super::{
     reply::{self as wording, session as reply},
     request::{POISON, Stop},
     session::{End, Note, Phase, Session},
-    sql_prepared::{Sql, names_prepared},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -51,19 +50,8 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
-        let mut resolved = None;
-        if planned.plan.statements.iter().any(names_prepared) {
-            match Box::pin(self.resolve(text, &planned.plan)).await? {
-                Sql::AsItStands => {}
-                Sql::Answered => return Ok(()),
-                Sql::Resolved(found) => resolved = Some(found),
-            }
-        }
-        let planned = Planned {
-            plan: resolved
-                .as_ref()
-                .map_or(planned.plan, |found| Arc::clone(&found.plan)),
-            slots: planned.slots,
+        let Some((planned, resolved)) = self.with_names(text, planned).await? else {
+            return Ok(());
         };
         let values = Values {
             text,
@@ -80,15 +68,9 @@ impl Session {
         {
             self.park_at_rest();
         }
-        if let [statement] = statements
-            && self.ends_several(statement)
-        {
-            let tag = Box::pin(self.end_several(&statement.effect)).await?;
-            put_complete(self.client.out(), tag);
-            self.ready_here();
+        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
             return Ok(());
         }
-        self.check_message(statements)?;
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -102,12 +84,12 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
-                    let scatter = self.scatters(&planned.plan, &values);
-                    let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
-                    let Some(scatter) = scatter.filter(|_| at_rest) else {
-                        return Err(refused.into());
-                    };
-                    return Box::pin(self.query_gathered(&scatter, text)).await;
+                    if let [statement] = statements
+                        && let Some(shares) = self.spreads(statement, &values)?
+                    {
+                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
+                    }
+                    return Box::pin(self.query_shards(refused, &planned.plan, &values)).await;
                 }
             };
             chosen = Some(match chosen {
@@ -115,10 +97,41 @@ impl Session {
                 Some(first) => self.both(first, place)?,
             });
         }
-        let mut place = chosen.unwrap_or(Place {
+        let place = chosen.unwrap_or(Place {
             shard: self.any,
             hold: Hold::Loose,
         });
+        self.reach_for(place, statements, listening).await?;
+        self.send_pending();
+        self.vacate_for(text);
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
+        }
+        self.send_named(text, planned.plan, resolved).await
+    }
+
+    /// A Query that ends the transaction over several shards; true: it has been answered.
+    async fn query_of_all(&mut self, statements: &[StatementPlan]) -> Result<bool, Stop> {
+        self.check_message(statements)?;
+        let [statement] = statements else {
+            return Ok(false);
+        };
+        if !self.ends_several(statement) {
+            return Ok(false);
+        }
+        let tag = self.end_several(&statement.effect).await?;
+        put_complete(self.client.out(), tag);
+        self.ready_here();
+        Ok(true)
+    }
+
+    /// Makes the link what the statements need.
+    async fn reach_for(
+        &mut self,
+        mut place: Place,
+        statements: &[StatementPlan],
+        listening: bool,
+    ) -> Result<(), Stop> {
         if statements.len() != 1 && self.deferred.is_some() {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
@@ -132,16 +145,28 @@ impl Session {
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
-        self.send_pending();
-        self.vacate_for(text);
-        if self.several.goes_on() {
-            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
+        Ok(())
+    }
+
+    /// What no shard alone can answer is answered by several, or refused.
+    async fn query_shards(
+        &mut self,
+        refused: Notice,
+        plan: &Arc<Plan>,
+        values: &Values<'_>,
+    ) -> Result<(), Stop> {
+        if self.phase != Phase::Idle || !self.pipeline.is_empty() {
+            return Err(refused.into());
         }
-        let Some(resolved) = resolved else {
-            self.send_query(text, planned.plan);
+        if let Some(scattered) = self.streams(plan, values)
+            && self.query_scattered(&scattered, values.text).await?
+        {
             return Ok(());
-        };
-        Box::pin(self.run_resolved(*resolved)).await
+        }
+        match self.scatters(plan, values) {
+            Some(scatter) => Box::pin(self.query_gathered(&scatter, values.text)).await,
+            None => Err(refused.into()),
+        }
     }
 
     async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {
@@ -163,6 +188,7 @@ impl Session {
         frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
+        plan.statements.iter().for_each(|one| link.sends(one));
         link.opaque |= plan
             .statements
             .iter()
@@ -229,7 +255,7 @@ impl Session {
     }
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
-    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+    pub(super) async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
         self.count_refusal(notice);
         self.failed = true;
         let open = self

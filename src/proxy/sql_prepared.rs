@@ -5,29 +5,38 @@
 //! is what its statement does; the rest of its text is the client's own, so that PostgreSQL reads the values and words
 //! the errors, in which the client finds its own names and positions.
 
+mod parsing;
+mod renaming;
+mod running;
+
+pub(super) use parsing::{Execution, Meant};
+pub(super) use renaming::Renamed;
+
 use super::{
     link::Hold,
     place::Place,
-    prepared::{Prepared, ServerName, identity},
+    prepared::{Prepared, identity},
     reply::{self as wording, session as reply},
     request::Stop,
     session::{Note, Phase, Session},
 };
 use crate::{
-    plan::{Plan, Route, StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Target, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::{
-        executions::{Argument, Named, Naming, executions},
-        statement::{Access, Effect, PinReason, Within, quoted},
+        executions::{Named, Naming, executions},
+        statement::{Effect, quoted},
     },
     wire::{
         backend::{Status, put_complete},
-        frame::Body,
-        frontend::{self, Bind, put},
+        frame::{HEADER, Header},
+        frontend,
         notice::Notice,
         types::Oid,
     },
 };
+use renaming::{Found, Names, Needs, Resolving, Rewriting};
+use running::{executes, left_alone, preparing};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -36,7 +45,7 @@ const FIRST_OWN_OID: u32 = 16384;
 
 /// What becomes of a text that names prepared statements.
 #[derive(Debug)]
-pub(super) enum Sql {
+enum Sql {
     AsItStands,
     Answered,
     Resolved(Box<Resolved>),
@@ -46,181 +55,13 @@ pub(super) enum Sql {
 #[derive(Debug)]
 pub(super) struct Resolved {
     text: Vec<u8>,
-    pub(super) plan: Arc<Plan>,
+    plan: Arc<Plan>,
     needs: Needs,
     renamed: Renamed,
-}
-
-type Needs = SmallVec<[Arc<Prepared>; 1]>;
-
-/// The statement that an EXECUTE names, and what that name is on backends.
-#[derive(Debug)]
-pub(super) struct Execution {
-    statement: Arc<Prepared>,
-    renamed: Renamed,
-}
-
-/// An EXECUTE that is prepared itself.
-#[derive(Debug)]
-pub(super) struct Executed {
-    pub(super) text: Vec<u8>,
-    pub(super) plan: Arc<Plan>,
-    pub(super) execution: Box<Execution>,
-}
-
-/// What is called differently in the text that was sent.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Renamed {
-    names: SmallVec<[(ServerName, Box<[u8]>); 1]>,
-    /// Behind which character of the text that was sent it is longer than the client's, and by how much in all.
-    longer: SmallVec<[(usize, isize); 1]>,
-    /// What the text prepares, by the client's names.
-    prepares: Vec<(String, Arc<Prepared>)>,
-    /// What the text deallocates on the backend, in order.
-    takes: Vec<u128>,
-}
-
-/// The names that a text has given and taken so far.
-#[derive(Default)]
-struct Names {
-    known: Vec<(String, Option<Arc<Prepared>>)>,
-    /// Whether it has forgotten all that was there before it.
-    all_forgotten: bool,
-}
-
-/// Where a statement comes from that a text names.
-enum Found {
-    /// The session had it before.
-    Before(Arc<Prepared>),
-    /// The text itself prepares it.
-    Within(Arc<Prepared>),
-    Nowhere,
-}
-
-/// Changes of a text, made from its start to its end.
-struct Rewriting<'t> {
-    text: &'t str,
-    copied: usize,
-    made: String,
-    renamed: Renamed,
-}
-
-impl<'t> Rewriting<'t> {
-    fn new(text: &'t str) -> Self {
-        Self {
-            text,
-            copied: 0,
-            made: String::with_capacity(text.len() + 35),
-            renamed: Renamed::default(),
-        }
-    }
-
-    /// Puts the backend's name in the client's place.
-    fn rename(&mut self, named: &Named, client: &str, server: ServerName) {
-        let place = named.place.clone();
-        self.made.push_str(&self.text[self.copied..place.start]);
-        self.made
-            .push_str(&String::from_utf8_lossy(server.as_bytes()));
-        self.copied = place.end;
-        let (sent, given) = (
-            self.made.chars().count(),
-            self.text[..place.end].chars().count(),
-        );
-        self.renamed
-            .longer
-            .push((sent, sent.cast_signed() - given.cast_signed()));
-        self.renamed.names.push((server, client.as_bytes().into()));
-    }
-
-    fn done(mut self) -> (Vec<u8>, Renamed) {
-        self.made.push_str(&self.text[self.copied..]);
-        (self.made.into_bytes(), self.renamed)
-    }
-}
-
-impl Renamed {
-    /// An ErrorResponse as the client is told of it: with its own names, and places in its own text. `None`: as it is.
-    pub(super) fn restated(&self, body: &[u8]) -> Option<Vec<u8>> {
-        let mut fields = Body::new(body);
-        let mut made = Vec::new();
-        let mut whole = false;
-        put(&mut made, b'E', |out| {
-            while let Ok(code) = fields.byte() {
-                out.push(code);
-                if code == 0 {
-                    whole = true;
-                    break;
-                }
-                let Ok(text) = fields.cstr() else { break };
-                match code {
-                    b'P' => out.extend_from_slice(&self.position(text)),
-                    b'M' | b'D' | b'H' | b'W' => out.extend_from_slice(&self.told(text)),
-                    _ => out.extend_from_slice(text),
-                }
-                out.push(0);
-            }
-        });
-        whole.then_some(made)
-    }
-
-    fn position(&self, text: &[u8]) -> Vec<u8> {
-        let number = std::str::from_utf8(text)
-            .ok()
-            .and_then(|text| text.parse::<usize>().ok());
-        let Some(number) = number else {
-            return text.to_vec();
-        };
-        let longer = self.longer.iter().rev().find(|(from, _)| number > *from);
-        let longer = longer.map_or(0, |(_, longer)| *longer);
-        number
-            .saturating_add_signed(-longer)
-            .to_string()
-            .into_bytes()
-    }
-
-    fn told(&self, text: &[u8]) -> Vec<u8> {
-        let mut told = text.to_vec();
-        for (server, client) in &self.names {
-            let server = server.as_bytes();
-            while let Some(at) = memchr::memmem::find(&told, server) {
-                told.splice(at..at + server.len(), client.iter().copied());
-            }
-        }
-        told
-    }
-}
-
-/// A text whose names are being found.
-struct Resolving<'t> {
-    rewriting: Rewriting<'t>,
-    needs: Needs,
-}
-
-impl Resolving<'_> {
-    /// Names what was found as backends do.
-    fn name(&mut self, place: &Named, name: &str, found: Found) -> Option<Arc<Prepared>> {
-        let statement = match found {
-            Found::Nowhere => return None,
-            Found::Within(statement) => statement,
-            Found::Before(statement) => {
-                self.needs.push(Arc::clone(&statement));
-                statement
-            }
-        };
-        self.rewriting.rename(place, name, statement.server_name());
-        Some(statement)
-    }
-
-    /// The text prepares it under the name that it has on backends.
-    fn prepare(&mut self, place: &Named, name: &str, prepared: &Arc<Prepared>) {
-        self.rewriting.rename(place, name, prepared.server_name());
-        let prepares = &mut self.rewriting.renamed.prepares;
-        prepares.push((name.to_owned(), Arc::clone(prepared)));
-    }
 }
 
 /// Whether a statement names one that is prepared.
-pub(super) fn names_prepared(statement: &StatementPlan) -> bool {
+fn names_prepared(statement: &StatementPlan) -> bool {
     executes(statement).is_some()
         || matches!(
             statement.effect,
@@ -228,29 +69,58 @@ pub(super) fn names_prepared(statement: &StatementPlan) -> bool {
         )
 }
 
-/// What EXECUTE is a part of, when the statement is or has one.
-fn executes(statement: &StatementPlan) -> Option<Within> {
-    let effect = match &statement.target {
-        Target::Explain(inner) => &inner.effect,
-        Target::Fixed(_) | Target::ByKey(_) | Target::Judge | Target::Refused(_) => {
-            &statement.effect
-        }
-    };
-    match effect {
-        Effect::Execute { within, .. } => Some(*within),
-        _ => None,
-    }
-}
-
 impl Session {
-    // ---- the simple protocol ----
-
-    /// Finds the statements that a Query names.
+    /// The plan of a Query, with the prepared statements that it names, if any; `None`: it has been answered.
     ///
     /// # Errors
     /// The session is over, or the Query is refused.
-    pub(super) async fn resolve(&mut self, text: &[u8], plan: &Plan) -> Result<Sql, Stop> {
-        if self.status() == Status::Failed {
+    pub(super) async fn with_names(
+        &mut self,
+        text: &[u8],
+        planned: Planned,
+    ) -> Result<Option<(Planned, Option<Box<Resolved>>)>, Stop> {
+        if !planned.plan.statements.iter().any(names_prepared) {
+            return Ok(Some((planned, None)));
+        }
+        Ok(match Box::pin(self.resolve(text, &planned.plan)).await? {
+            Sql::AsItStands => Some((planned, None)),
+            Sql::Answered => None,
+            Sql::Resolved(resolved) => {
+                let plan = Arc::clone(&resolved.plan);
+                Some((Planned { plan, ..planned }, Some(resolved)))
+            }
+        })
+    }
+
+    /// Sends a Query to the link, and before it what it needs there.
+    ///
+    /// # Errors
+    /// The session is over, or the Query is refused.
+    pub(super) async fn send_named(
+        &mut self,
+        text: &[u8],
+        plan: Arc<Plan>,
+        resolved: Option<Box<Resolved>>,
+    ) -> Result<(), Stop> {
+        if let Some(resolved) = resolved {
+            return Box::pin(self.run_resolved(*resolved)).await;
+        }
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&plan, text)).await?;
+        }
+        self.send_query(text, plan);
+        Ok(())
+    }
+
+    /// The backend's error as the client is told of it, when names or places in it are not the client's.
+    pub(super) fn restated(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        let whole = body.len() + HEADER == header.size;
+        let renamed = self.renamed.as_ref().filter(|_| whole)?;
+        renamed.restated(body)
+    }
+
+    async fn resolve(&mut self, text: &[u8], plan: &Plan) -> Result<Sql, Stop> {
+        if self.status() == Status::Failed && plan.statements.len() == 1 {
             // PostgreSQL says so whatever is named.
             return Ok(Sql::AsItStands);
         }
@@ -295,6 +165,9 @@ impl Session {
             match &place.naming {
                 Naming::Executes { name, arguments } => {
                     let found = self.found(&names, name);
+                    if matches!(found, Found::Nowhere) {
+                        check_foreign(name)?;
+                    }
                     if let Some(statement) = made.name(place, name, found) {
                         derived = Some(self.derived(outer, &statement, arguments)?);
                     }
@@ -313,7 +186,7 @@ impl Session {
                             made.rewriting.renamed.takes.push(statement.id);
                             made.name(place, name, Found::Within(statement));
                         }
-                        Found::Nowhere => {}
+                        Found::Nowhere => check_foreign(name)?,
                     }
                     names.known.push((name.clone(), None));
                 }
@@ -328,7 +201,12 @@ impl Session {
                         names.known.push((name.clone(), Some(prepared)));
                     }
                 }
-                Naming::Nothing | Naming::Deallocates { .. } => {
+                Naming::Deallocates { name } => {
+                    if self.statement_now(name).is_none() {
+                        check_foreign(name)?;
+                    }
+                }
+                Naming::Nothing => {
                     if matches!(outer.effect, Effect::DiscardAll | Effect::Deallocate(None)) {
                         names.known.clear();
                         names.all_forgotten = true;
@@ -369,22 +247,22 @@ impl Session {
         Some(self.planned_anew(name.as_bytes(), found))
     }
 
-    /// Sends the text to the link, which is made to have its statements.
-    ///
-    /// # Errors
-    /// The session is over, or the Query is refused.
-    pub(super) async fn run_resolved(&mut self, resolved: Resolved) -> Result<(), Stop> {
-        let failed = self
-            .link
-            .as_ref()
-            .is_some_and(|link| link.status == Status::Failed);
-        if !failed {
-            for statement in &resolved.needs {
-                if !self.provide(statement).await? {
-                    return Ok(());
+    async fn run_resolved(&mut self, resolved: Resolved) -> Result<(), Stop> {
+        let failed = self.link.as_ref().map(|link| link.status) == Some(Status::Failed);
+        for statement in &resolved.needs {
+            if failed {
+                // The end of the transaction stands in the same text, and nothing is parsed before that.
+                let link = self.link.as_mut();
+                if !link.is_some_and(|link| link.knows(statement.id, false)) {
+                    return Err(reply::transaction_failed().into());
                 }
+            } else if !self.provide(statement).await? {
+                return Ok(());
             }
-            self.make_room(&resolved).await?;
+        }
+        self.make_room(&resolved).await?;
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&resolved.plan, &resolved.text)).await?;
         }
         self.renamed = Some(Box::new(resolved.renamed));
         self.send_query(&resolved.text, resolved.plan);
@@ -630,226 +508,6 @@ impl Session {
         }
         Ok(found)
     }
-
-    // ---- the extended protocol ----
-
-    /// An EXECUTE that is parsed, with the statement that it names now; `None`: it is none, or names none.
-    ///
-    /// # Errors
-    /// It is refused.
-    pub(super) fn executed(
-        &mut self,
-        text: &[u8],
-        plan: &Plan,
-    ) -> Result<Option<Executed>, Notice> {
-        let [outer] = plan.statements.as_slice() else {
-            return Ok(None);
-        };
-        if executes(outer).is_none() {
-            return Ok(None);
-        }
-        let Some((text, named)) = readable(text, plan) else {
-            return Ok(None);
-        };
-        let [named] = named.as_slice() else {
-            return Ok(None);
-        };
-        let Naming::Executes { name, arguments } = &named.naming else {
-            return Ok(None);
-        };
-        let Some(statement) = self.statement_now(name) else {
-            return Ok(None);
-        };
-        let derived = self.derived(outer, &statement, arguments)?;
-        let mut rewriting = Rewriting::new(text);
-        rewriting.rename(named, name, statement.server_name());
-        let (text, renamed) = rewriting.done();
-        let plan = Arc::new(Plan {
-            statements: vec![derived],
-            structural: Vec::new(),
-        });
-        Ok(Some(Executed {
-            text,
-            plan,
-            execution: Box::new(Execution { statement, renamed }),
-        }))
-    }
-
-    /// The same, with the statement that its name means now, when it is an EXECUTE.
-    ///
-    /// # Errors
-    /// It is refused.
-    pub(super) fn executes_now(
-        &mut self,
-        name: &[u8],
-        prepared: Arc<Prepared>,
-    ) -> Result<Arc<Prepared>, Notice> {
-        let is_execute = prepared.executes.is_some()
-            || prepared
-                .statement()
-                .is_some_and(|statement| executes(statement).is_some());
-        let parsed_just_now = self
-            .pending
-            .iter()
-            .any(|pending| Arc::ptr_eq(pending, &prepared));
-        if !is_execute || parsed_just_now {
-            return Ok(prepared);
-        }
-        let planned = self.database.plans.plan(
-            &prepared.text,
-            &prepared.types,
-            &self.context,
-            &self.snapshot,
-            self.scratch.get_or_insert_default(),
-        );
-        let executed = self.executed(&prepared.text, &planned.plan)?;
-        let (sent, plan, executes) = match executed {
-            Some(Executed {
-                text,
-                plan,
-                execution,
-            }) => (Some(text), plan, Some(execution)),
-            None => (None, planned.plan, None),
-        };
-        let anew = Arc::new(Prepared {
-            id: identity(
-                self.shared.seed,
-                self.context.digest,
-                sent.as_deref().unwrap_or(&prepared.text),
-                &prepared.raw_types,
-            ),
-            sent: sent.map(Vec::into_boxed_slice),
-            text: prepared.text.clone(),
-            raw_types: prepared.raw_types.clone(),
-            types: prepared.types.clone(),
-            plan,
-            slots: planned.slots.as_slice().into(),
-            unnamed: prepared.unnamed,
-            meaning: self.meaning(),
-            told: Arc::clone(&prepared.told),
-            executes,
-        });
-        if anew.unnamed {
-            self.unnamed = Some(Arc::clone(&anew));
-        } else {
-            self.statements.insert(name.into(), Arc::clone(&anew));
-        }
-        Ok(anew)
-    }
-
-    /// Makes the link a backend that has the statement, and the one that it executes.
-    ///
-    /// # Errors
-    /// The session is over, or the batch is refused.
-    pub(super) async fn make_fit_to_execute(
-        &mut self,
-        prepared: &Arc<Prepared>,
-    ) -> Result<(), Stop> {
-        if let Some(execution) = &prepared.executes {
-            self.renamed = Some(Box::new(execution.renamed.clone()));
-            self.make_fit(&execution.statement).await?;
-            if self.skip {
-                return Ok(());
-            }
-        }
-        self.make_fit(prepared).await
-    }
-
-    // ---- where it runs, and what it does ----
-
-    /// The plan of an EXECUTE: its statement's, with these values.
-    fn derived(
-        &self,
-        outer: &StatementPlan,
-        statement: &Prepared,
-        arguments: &[Argument],
-    ) -> Result<StatementPlan, Notice> {
-        if let Target::Explain(inner) = &outer.target {
-            let derived = self.derived(inner, statement, arguments)?;
-            return Ok(StatementPlan {
-                target: Target::Explain(Box::new(derived)),
-                ..outer.clone()
-            });
-        }
-        let Some(within) = executes(outer) else {
-            return Ok(outer.clone());
-        };
-        let Some(inner) = statement.statement() else {
-            return Ok(left_alone(outer));
-        };
-        let followed = effect_of(&inner.effect, within).filter(|_| statement.executes.is_none());
-        let Some(effect) = followed else {
-            let feature = "EXECUTE of a command that is no query";
-            return Err(wording::unroutable(&Unroutable::Unsupported { feature }));
-        };
-        let target = match &outer.target {
-            Target::Fixed(Route::Any) => self.target(inner, statement, arguments)?,
-            kept => kept.clone(),
-        };
-        let access = match within {
-            Within::Explain => Access::Read,
-            Within::Table | Within::TemporaryTable => Access::Write,
-            Within::Itself | Within::ExplainAnalyze => inner.access,
-        };
-        Ok(StatementPlan {
-            numbers: inner.numbers,
-            ..StatementPlan::new(outer.start..outer.end, effect, access, target)
-        })
-    }
-
-    fn target(
-        &self,
-        inner: &StatementPlan,
-        statement: &Prepared,
-        arguments: &[Argument],
-    ) -> Result<Target, Notice> {
-        let told = statement.told.raw_types().map(|types| types.len() / 4);
-        if told.is_some_and(|count| count != arguments.len()) {
-            // PostgreSQL says how many it takes.
-            return Ok(Target::Fixed(Route::Any));
-        }
-        if let (Target::ByKey(_), Some(finding)) =
-            (&inner.target, self.database.unfit.load().as_deref())
-        {
-            return Err(reply::unfit(finding));
-        }
-        let escapes = !self.context.standard_conforming_strings;
-        let unread = |argument: &Argument| match argument {
-            Argument::Null => false,
-            Argument::Text(text) => escapes && text.contains('\\'),
-            Argument::Computed => true,
-        };
-        let unread = (0..)
-            .zip(arguments)
-            .any(|(index, argument)| unread(argument) && inner.reads_parameter(index));
-        if unread {
-            let feature = "EXECUTE with a shard key that is not a constant";
-            return Ok(Target::Refused(Box::new(Unroutable::Unsupported {
-                feature,
-            })));
-        }
-        let body = bound(arguments);
-        let Ok(bind) = Bind::decode(&body) else {
-            return Err(reply::malformed());
-        };
-        let values = Values {
-            text: &statement.text,
-            slots: &statement.slots,
-            types: &statement.types,
-            bind: Some(&bind),
-        };
-        Ok(match inner.route(&self.snapshot, &values) {
-            Ok(route) => Target::Fixed(route),
-            Err(why) => Target::Refused(why),
-        })
-    }
-}
-
-/// The text and where its statements name others, as far as we read it as PostgreSQL does.
-fn readable<'t>(text: &'t [u8], plan: &Plan) -> Option<(&'t str, Vec<Named>)> {
-    let text = std::str::from_utf8(text).ok()?;
-    let named = executions(text).ok()?;
-    (named.len() == plan.statements.len()).then_some((text, named))
 }
 
 /// The statement of a PREPARE. It stands where it stands in the client's text, so that errors name its places.
@@ -868,83 +526,18 @@ fn body_of(text: &str, named: &Named) -> String {
     .concat()
 }
 
-/// A statement whose name the session does not know: PostgreSQL judges it. What it makes stays where it was made.
-fn left_alone(outer: &StatementPlan) -> StatementPlan {
-    let effect = match executes(outer) {
-        Some(Within::TemporaryTable) => Effect::Pins(PinReason::TemporaryTable),
-        _ => outer.effect.clone(),
-    };
-    StatementPlan {
-        effect,
-        ..outer.clone()
-    }
+/// The text and where its statements name others, as far as we read it as PostgreSQL does.
+fn readable<'t>(text: &'t [u8], plan: &Plan) -> Option<(&'t str, Vec<Named>)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let named = executions(text).ok()?;
+    (named.len() == plan.statements.len()).then_some((text, named))
 }
 
-/// A PREPARE among others.
-fn preparing(outer: &StatementPlan, prepared: &Prepared) -> StatementPlan {
-    let target = match prepared.statement() {
-        Some(StatementPlan {
-            target: Target::Fixed(route @ (Route::One(_) | Route::Home)),
-            ..
-        }) => Target::Fixed(route.clone()),
-        Some(StatementPlan {
-            target: Target::Refused(why),
-            ..
-        }) => Target::Refused(why.clone()),
-        _ => Target::Fixed(Route::Any),
-    };
-    StatementPlan {
-        numbers: outer.numbers,
-        ..StatementPlan::new(
-            outer.start..outer.end,
-            outer.effect.clone(),
-            Access::Read,
-            target,
-        )
+/// A name of ours on backends, which is no name of the session's: what stands behind it is not the session's to use.
+fn check_foreign(name: &str) -> Result<(), Notice> {
+    let hash = name.strip_prefix("sw_").unwrap_or_default();
+    if hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(reply::no_such_statement(name.as_bytes()));
     }
-}
-
-/// What an EXECUTE does to the session; `None`: its statement is no query, and what becomes of it is not followed.
-fn effect_of(inner: &Effect, within: Within) -> Option<Effect> {
-    let followed = matches!(
-        inner,
-        Effect::None
-            | Effect::Set { .. }
-            | Effect::Draws
-            | Effect::Pins(_)
-            | Effect::Opaque
-            | Effect::Notify
-            | Effect::Channels
-    );
-    if !followed {
-        return None;
-    }
-    Some(match (within, inner) {
-        (Within::Itself, inner) => inner.clone(),
-        (Within::TemporaryTable, _) => Effect::Pins(PinReason::TemporaryTable),
-        (Within::ExplainAnalyze | Within::Table, Effect::Pins(_) | Effect::Opaque) => inner.clone(),
-        (Within::ExplainAnalyze | Within::Table, Effect::Set { local: false, .. }) => {
-            Effect::Pins(PinReason::Setting)
-        }
-        (Within::Explain | Within::ExplainAnalyze | Within::Table, _) => Effect::None,
-    })
-}
-
-/// The body of a Bind with these values as text.
-fn bound(arguments: &[Argument]) -> Vec<u8> {
-    let mut body = vec![0, 0, 0, 0];
-    let count = u16::try_from(arguments.len()).unwrap_or(u16::MAX);
-    body.extend_from_slice(&count.to_be_bytes());
-    for argument in arguments.iter().take(usize::from(count)) {
-        match argument {
-            Argument::Text(text) => {
-                let length = i32::try_from(text.len()).unwrap_or(0);
-                body.extend_from_slice(&length.to_be_bytes());
-                body.extend_from_slice(text.as_bytes());
-            }
-            Argument::Null | Argument::Computed => body.extend_from_slice(&(-1_i32).to_be_bytes()),
-        }
-    }
-    body.extend_from_slice(&[0, 0]);
-    body
+    Ok(())
 }

@@ -8,5 +8,6 @@ pub mod functions;
 pub mod literal;
 pub mod normalize;
 pub mod parse;
+pub mod scan;
 pub mod statement;
 pub mod tree;

@@ -290,7 +290,7 @@ mod tests {
         }
 
         /// Goes on in every way that is possible, to every end.
-        fn play(self, ends: &mut Vec<(World, Verdict)>) {
+        fn play(self, ends: &mut Vec<(Self, Verdict)>) {
             match self.commit.action() {
                 Action::Ask(asked) => self.answer(&asked, &mut Vec::new(), ends),
                 Action::Settle => {
@@ -326,7 +326,7 @@ mod tests {
             self,
             asked: &[(Place, Step)],
             answers: &mut Vec<(Place, Heard)>,
-            ends: &mut Vec<(World, Verdict)>,
+            ends: &mut Vec<(Self, Verdict)>,
         ) {
             let Some(&(place, step)) = asked.get(answers.len()) else {
                 let mut next = self;

@@ -517,3 +517,67 @@ fn a_transaction_keeps_its_backend_and_the_session_none() {
     stage.query("commit");
     assert_ne!(pid(&mut stage), pid(&mut stage));
 }
+
+#[test]
+fn statements_of_other_sessions_cannot_be_used_by_their_names_on_the_backend() {
+    let proxy = Proxy::start("size = 1");
+    let (mut one, mut other) = (proxy.client(), proxy.client());
+    one.ask(&query(
+        "prepare mine as select set_config('work_mem', '6MB', false)",
+    ));
+    one.ask(&query("execute mine"));
+    let name = other.value("select name from pg_prepared_statements where statement like '%6MB%'");
+    let missing = format!("E ERROR 26000 prepared statement \"{name}\" does not exist");
+    for sql in [
+        format!("execute {name}"),
+        format!("explain analyze execute {name}"),
+        format!("deallocate {name}"),
+        format!("select 1; execute {name}"),
+        format!("select 1; deallocate {name}"),
+    ] {
+        assert_eq!(other.ask(&query(&sql))[0], missing, "{sql}");
+    }
+    for sql in [format!("execute {name}"), format!("deallocate {name}")] {
+        assert_eq!(
+            other.ask(&batch().run(&sql, &[]).sync().0)[0],
+            missing,
+            "{sql}"
+        );
+    }
+    assert_eq!(one.ask(&query("execute mine"))[1], "D 6MB");
+}
+
+#[test]
+fn an_execute_that_is_prepared_itself_outlives_an_error_behind_it() {
+    same(|stage| {
+        let mut seen = stage.query("prepare one as select 'one'");
+        let step = batch()
+            .parse("named", "execute one")
+            .describe("named")
+            .call("named", &[])
+            .run("select 1/0", &[])
+            .sync();
+        seen.extend(stage.step(&step.0, 1));
+        seen.extend(stage.step(&batch().call("named", &[]).sync().0, 1));
+        seen.extend(stage.step(&batch().parse("named", "select 2").sync().0, 1));
+        seen
+    });
+}
+
+#[test]
+fn an_execute_of_a_command_is_refused_and_changes_nothing() {
+    let mut stage = Stage::open(Way::Alternating, &[]);
+    let parsed = batch()
+        .parse("begin", "begin")
+        .parse("set", "reset all")
+        .parse("one", "select 1")
+        .parse("nested", "execute one")
+        .sync();
+    stage.step(&parsed.0, 1);
+    for name in ["begin", "set", "nested"] {
+        let seen = stage.query(&format!("execute {name}"));
+        assert!(seen[0].starts_with("E ERROR 0A000"), "{name}: {seen:?}");
+        assert_eq!(seen[1], "Z I");
+    }
+    stage.assert_moves();
+}

@@ -9,7 +9,12 @@ use crate::{
 const TABLES: &str = "create table t (id bigint primary key, n int check (n < 1000)); \
     create table once (id bigint, n int, unique (id, n) deferrable initially deferred); \
     create table parent (id bigint primary key); \
-    create table child (id bigint, parent bigint references parent deferrable initially immediate)";
+    create table child (id bigint, parent bigint references parent deferrable initially immediate); \
+    create table fatal (id bigint primary key); \
+    create function die() returns trigger language plpgsql \
+    as 'begin perform pg_terminate_backend(pg_backend_pid()); return null; end'; \
+    create constraint trigger last after insert on fatal deferrable initially deferred \
+    for each row execute function die()";
 /// A control role, which two-phase commit needs.
 const CONTROL: &str = "control = { user = \"postgres\" }\n";
 
@@ -52,9 +57,9 @@ fn stand_with(name: &str, pool: &str, control: &str) -> Stand {
         )
     };
     let databases = format!(
-        "[databases.postgres]\n{control}per_shard = [\"public.child.child_parent_fkey\"]\n{}{}{}[databases.postgres.groups.g]\nmethod = \"range\"\nkey_type = \"bigint\"\n\
+        "[databases.postgres]\n{control}per_shard = [\"public.child.child_parent_fkey\", \"public.fatal.last\"]\n{}{}{}[databases.postgres.groups.g]\nmethod = \"range\"\nkey_type = \"bigint\"\n\
          ranges = [{{ to = 100, shard = \"s0\" }}, {{ to = 200, shard = \"s1\" }}, {{ shard = \"s2\" }}]\n\
-         tables = {{ \"public.t\" = \"id\", \"public.once\" = \"id\", \"public.parent\" = \"id\", \"public.child\" = \"id\" }}\n",
+         tables = {{ \"public.t\" = \"id\", \"public.once\" = \"id\", \"public.parent\" = \"id\", \"public.child\" = \"id\", \"public.fatal\" = \"id\" }}\n",
         shard(0),
         shard(1),
         shard(2)
@@ -282,7 +287,7 @@ fn a_refused_statement_fails_all() {
 
 #[test]
 fn a_constraint_that_fails_at_the_end_undoes_all() {
-    let mut stand = stand("late");
+    let mut stand = stand("at_the_end");
     for (first, second) in [(1, 101), (101, 1), (201, 1)] {
         stand.all_alike(&[
             "begin",
@@ -405,7 +410,16 @@ fn constraints_are_deferred_on_every_shard() {
         "set constraints all immediate",
         "select 1",
         "rollback",
+        "begin",
+        "set constraints all deferred",
+        "insert into child values (2, 2)",
+        // Violated on the other shard only.
+        "insert into t values (102, 1)",
+        "set constraints all immediate",
+        "select n from t where id = 102",
+        "commit",
     ]);
+    assert_eq!(stand.ids(), ["1", "", ""]);
     assert_eq!(stand.seen("select count(*) from child"), ["1", "1", "0"]);
     stand.at_rest();
 }
@@ -489,10 +503,10 @@ fn the_next_transaction_of_a_chain_may_reach_all_shards() {
 #[test]
 fn a_lost_backend_leaves_no_half_transaction() {
     let mut stand = stand("torn");
-    for (round, shard) in [0, 1, 2].into_iter().enumerate() {
+    for shard in [0, 1] {
         stand.run(&["begin"]);
         for id in [1, 101, 201] {
-            stand.run(&[&format!("insert into t values ({}, 1)", id + round)]);
+            stand.run(&[&format!("insert into t values ({id}, 1)")]);
         }
         assert_eq!(stand.terminate(shard), "1");
         let answers = stand.ask("commit");
@@ -508,6 +522,41 @@ fn a_lost_backend_leaves_no_half_transaction() {
         "commit",
     ]);
     assert_eq!(stand.ids(), ["1", "101", ""]);
+}
+
+#[test]
+fn a_backend_that_dies_at_the_commit_leaves_no_half_transaction() {
+    let mut stand = stand("dying_at_commit");
+    // The shard that was used last decides: it dies at its COMMIT, the others at PREPARE TRANSACTION.
+    for (fatal, others, sqlstate) in [
+        (1, [101, 201], "40001"),
+        (101, [1, 201], "40001"),
+        (201, [1, 101], "40001"),
+        (1, [101, 201], "08006"),
+        (101, [1, 201], "08006"),
+    ] {
+        let dies = format!("insert into fatal values ({fatal})");
+        let decides = sqlstate == "40001";
+        stand.run(&["begin"]);
+        if !decides {
+            stand.run(&[&dies]);
+        }
+        for id in others {
+            stand.run(&[&format!("insert into t values ({id}, 1)")]);
+        }
+        if decides {
+            stand.run(&[&dies]);
+        }
+        let answers = stand.ask("commit");
+        assert!(
+            answers[0].starts_with(&format!("E ERROR {sqlstate}")),
+            "{fatal}: {answers:?}"
+        );
+        assert_eq!(answers[1], "Z I");
+        stand.at_rest();
+        assert_eq!(stand.ids(), ["", "", ""]);
+        assert_eq!(stand.seen("select count(*) from fatal"), ["0", "0", "0"]);
+    }
 }
 
 #[test]
@@ -534,27 +583,63 @@ fn a_client_that_leaves_takes_its_transactions_with_it() {
 #[test]
 fn backends_serve_others_after_a_transaction_over_several_shards() {
     let mut stand = stand_with("shared", "size = 1", CONTROL);
-    let mut other = stand.proxy.client();
+    for id in [1, 101, 201] {
+        stand.run(&[&format!("insert into t values ({id}, 1)")]);
+    }
+    let name = |id| format!("select current_setting('application_name') from t where id = {id}");
+    let mut others: Vec<Client> = ["second", ""]
+        .map(|name| {
+            let mut other = stand.proxy.client();
+            other.ask(&query(&format!("set application_name = '{name}'")));
+            other
+        })
+        .into();
     stand.run(&["set application_name = 'first'"]);
     for end in ["rollback", "commit"] {
         stand.run(&[
             "begin",
-            "set application_name = 'second'",
             "select n from t where id = 1",
+            "set application_name = 'second'",
             "select n from t where id = 101",
+            "select n from t where id = 201",
             "set local work_mem = '8MB'",
             end,
         ]);
         for id in [1, 101, 201] {
-            let sql = format!(
-                "select current_setting('application_name') || current_setting('work_mem'), n from t right join (select 1) o on true where id = {id} or id is null"
-            );
-            let answers = other.ask(&query(&sql.replace("t right join", "t left join")));
-            assert!(!answers[0].starts_with("E "), "{answers:?}");
+            assert_eq!(others[0].value(&name(id)), "second");
+            assert_eq!(others[1].value(&name(id)), "", "another's settings");
         }
-        let name = other.value("show application_name");
-        assert_eq!(name, "", "another's settings");
+        let own = if end == "commit" { "second" } else { "first" };
+        for id in [1, 101, 201] {
+            assert_eq!(stand.clients.1.value(&name(id)), own);
+        }
     }
+}
+
+#[test]
+fn a_cursor_is_found_from_other_shards() {
+    let mut stand = stand("cursors");
+    stand.all_alike(&[
+        "insert into t values (1, 7)",
+        "insert into t values (101, 8)",
+        "begin",
+        "declare c cursor for select n from t where id = 1",
+        "update t set n = 9 where id = 101",
+        "fetch c",
+        "select n from t where id = 101",
+        "close c",
+        "fetch c",
+        "rollback",
+    ]);
+    stand.run(&[
+        "begin",
+        "declare c cursor for select n from t where id = 1",
+        "declare d cursor for select n from t where id = 101",
+    ]);
+    let refused = stand.ask("fetch c");
+    assert!(refused[0].starts_with("E ERROR 0A000"), "{refused:?}");
+    stand.run(&["rollback"]);
+    stand.at_rest();
 }
 
 #[test]
@@ -570,6 +655,25 @@ fn a_transaction_that_promises_one_snapshot_stays_on_its_shard() {
         assert_eq!(stand.ask("commit")[0], "C ROLLBACK\\0");
     }
     assert_eq!(stand.ids(), ["", "", ""]);
+    stand.at_rest();
+}
+
+#[test]
+fn a_transaction_tells_one_time() {
+    let mut stand = stand("timed");
+    stand.run(&["begin", "insert into t values (1, 1)"]);
+    let time = stand.clients.1.value("select now()");
+    stand.run(&["insert into t values (101, 1)"]);
+    let refused = stand.ask("update t set n = 2 where id = 101 returning now()");
+    assert!(refused[0].starts_with("E ERROR 0A000"), "{refused:?}");
+    assert_eq!(stand.ask("rollback")[0], "C ROLLBACK\\0");
+    stand.run(&["begin", "insert into t values (1, 1)"]);
+    assert_ne!(stand.clients.1.value("select now()"), time);
+    stand.run(&[
+        "insert into t values (101, 1)",
+        "update t set n = 2 where id = 1 returning now()",
+        "commit",
+    ]);
     stand.at_rest();
 }
 

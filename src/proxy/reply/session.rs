@@ -225,6 +225,10 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
             "a function has run in it that may have changed settings on its shard only",
             "Call it in a transaction of its own.",
         ),
+        Stays::Named => (
+            "both ask for the transaction's time, number or snapshot, which every shard has of its own",
+            "Ask once and pass the value as a parameter, or use clock_timestamp().",
+        ),
         Stays::Role => (
             "it runs as another role than the one that logged in",
             "RESET ROLE before BEGIN, or log in as the role.",
@@ -300,6 +304,18 @@ pub fn role_over_several() -> Notice {
             "0A000",
             "a transaction over several shards cannot run as another role",
         )
+    }
+}
+
+/// FETCH, MOVE or CLOSE in a transaction that has declared cursors on two shards.
+#[must_use]
+pub fn cursors_over_several(first: &str, second: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The transaction has declared cursors on shard \"{first}\" and on shard \"{second}\". (SW301)"
+        )),
+        hint: Some("Use cursors of one shard in a transaction.".to_owned()),
+        ..error("0A000", "cursors on several shards are not supported")
     }
 }
 
@@ -535,6 +551,19 @@ pub fn too_many_rows(limit: usize) -> Notice {
     }
 }
 
+/// An EXECUTE of what is not followed.
+#[must_use]
+pub fn execute_of_command() -> Notice {
+    Notice {
+        detail: Some("What it does to the session would not be followed. (SW129)".to_owned()),
+        hint: Some("Send the command itself, or Bind and Execute it.".to_owned()),
+        ..error(
+            "0A000",
+            "EXECUTE of a command that is no query is not supported",
+        )
+    }
+}
+
 /// A table's columns are not those that the statement was made for.
 #[must_use]
 pub fn columns_changed() -> Notice {
@@ -543,6 +572,35 @@ pub fn columns_changed() -> Notice {
         hint: Some("Repeat the statement when the servers have been looked at again, within half a minute.".to_owned()),
         ..error("0A000", "the table has changed")
     }
+}
+
+/// Copies of a reference table that a write would make differ.
+#[must_use]
+pub fn copies_differ(table: &str) -> Notice {
+    Notice {
+        detail: Some("The shards would have written different rows, so that none was written. (SW141)".to_owned()),
+        hint: Some("Give values for columns whose default is a time, a number of a sequence or random, and let the statement choose rows by their contents; shardway check --connect tells whether the copies are the same.".to_owned()),
+        ..error("0A000", format!("the copies of reference table \"{table}\" would differ"))
+    }
+}
+
+/// What cannot stand behind a write to several shards in one pipeline.
+#[must_use]
+pub fn behind_a_write() -> Notice {
+    Notice {
+        detail: Some("A write to several shards is committed by the Sync behind it, and only reads and writes of rows may stand between them. (SW142)".to_owned()),
+        hint: Some("Send Sync behind the write.".to_owned()),
+        ..error("0A000", "this cannot stand behind a write to several shards in one pipeline")
+    }
+}
+
+/// A portal that has given all it has.
+#[must_use]
+pub fn portal_is_done(portal: &[u8]) -> Notice {
+    error(
+        "55000",
+        format!("portal \"{}\" cannot be run", name(portal)),
+    )
 }
 
 /// A shard's answer that is no row of text.
@@ -574,6 +632,16 @@ pub fn shard_lost_at_work(shard: &str) -> Notice {
         )),
         hint: Some("Check that its server runs, and repeat the statement.".to_owned()),
         ..error("08006", "a shard was lost while it worked on the statement")
+    }
+}
+
+/// A portal over several shards that was left before its end.
+#[must_use]
+pub fn portal_left() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards at once; another statement, or the end of the batch, has ended that. (SW128)".to_owned()),
+        hint: Some("Read all of its rows, or Execute it again before the next Sync and before another statement.".to_owned()),
+        ..error("0A000", "portal over several shards cannot go on")
     }
 }
 

@@ -69,11 +69,11 @@ impl Session {
         effect: &Effect,
     ) -> Result<&'static [u8], Stop> {
         self.leave_link().await?;
-        let (commits, chain) = match effect {
-            Effect::Commit { chain } => (true, *chain),
-            Effect::Rollback { chain } => (false, *chain),
-            _ => return Ok(b""),
-        };
+        let commits = matches!(effect, Effect::Commit { .. });
+        let chain = matches!(
+            effect,
+            Effect::Commit { chain: true } | Effect::Rollback { chain: true }
+        );
         self.tally.queries += 1;
         let failed = self.status() == Status::Failed;
         let chained = self.several.begun.take().filter(|_| chain);
@@ -97,8 +97,7 @@ impl Session {
         );
         self.transaction_ends(committed);
         for link in &mut links {
-            link.savepoints.clear();
-            link.unpreparable = false;
+            link.transaction_ended();
         }
         self.give_links_back(links).await?;
         match ended {
@@ -114,7 +113,7 @@ impl Session {
     }
 
     /// Commits on all links; what is not committed is rolled back.
-    async fn commit(&mut self, links: &mut [Box<Link>]) -> Ended {
+    async fn commit(&self, links: &mut [Box<Link>]) -> Ended {
         let asked = links
             .iter_mut()
             .map(|link| (&mut **link, WROTE.into()))
@@ -167,7 +166,7 @@ impl Session {
     }
 
     /// Commits on several shards that wrote.
-    async fn in_two_phases(&mut self, links: &mut [Box<Link>], writers: &[usize]) -> Ended {
+    async fn in_two_phases(&self, links: &mut [Box<Link>], writers: &[usize]) -> Ended {
         let shards: Vec<ShardId> = writers.iter().map(|at| links[*at].shard).collect();
         let begun = self.decides(links, writers).and_then(|decider| {
             let mut others = shards.clone();
@@ -397,8 +396,25 @@ impl Round<'_> {
         let Some((_, first)) = steps.first() else {
             return Vec::new();
         };
-        let (before, after) = points(*first);
+        let [before, half, after] = points(*first);
         failpoint::hit(before, self.armed).await;
+        // A test may stop between two shards.
+        let at_once = if failpoint::is_armed(half, self.armed) {
+            1
+        } else {
+            steps.len()
+        };
+        let (now, later) = steps.split_at(at_once.min(steps.len()));
+        let mut heard = self.ask_at_once(now).await;
+        if !later.is_empty() {
+            failpoint::hit(half, self.armed).await;
+            heard.extend(self.ask_at_once(later).await);
+        }
+        failpoint::hit(after, self.armed).await;
+        heard
+    }
+
+    async fn ask_at_once(&mut self, steps: &[(Place, Step)]) -> Vec<(Place, Heard)> {
         let mut asked = Vec::new();
         let mut order = Vec::new();
         for (at, link) in self.links.iter_mut().enumerate() {
@@ -426,19 +442,18 @@ impl Round<'_> {
             *said = said.take().or(words);
             heard.push((place, found));
         }
-        failpoint::hit(after, self.armed).await;
         heard
     }
 }
 
-/// The points before and behind a round.
-fn points(step: Step) -> (&'static str, &'static str) {
+/// The points before, within and behind a round.
+fn points(step: Step) -> [&'static str; 3] {
     match step {
-        Step::Prepare | Step::Decide => ("preparing", "prepared"),
-        Step::Commit => ("deciding", "decided"),
-        Step::CommitPrepared => ("finishing", "finished"),
-        Step::Rollback => ("releasing", "released"),
-        Step::RollbackPrepared => ("undoing", "undone"),
+        Step::Prepare | Step::Decide => ["preparing", "half-prepared", "prepared"],
+        Step::Commit => ["deciding", "half-decided", "decided"],
+        Step::CommitPrepared => ["finishing", "half-finished", "finished"],
+        Step::Rollback => ["releasing", "half-released", "released"],
+        Step::RollbackPrepared => ["undoing", "half-undone", "undone"],
     }
 }
 

@@ -10,6 +10,7 @@ use crate::sql::tree::{Copy, CopyOption, Discard, Filtered, Kind, Set, Transacti
 const CURSOR_HOLD: i32 = 0x0020;
 
 impl Lower {
+    #[expect(clippy::too_many_lines, reason = "one short arm per kind of statement")]
     pub(super) fn utility(&mut self, node: Node<'_>) -> Kind {
         #[expect(
             clippy::wildcard_enum_match_arm,
