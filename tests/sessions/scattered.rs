@@ -435,16 +435,16 @@ fn what_a_limit_leaves_out_is_not_read() {
     };
     let before = ended(&mut stand);
     let answer = stand.sharded.ask(&query(&format!(
-        "{ENDLESS} order by id limit 20000 offset 100"
+        "{ENDLESS} order by id limit 30000 offset 100"
     )));
     assert_eq!(
         answer
             .iter()
             .filter(|line| line.starts_with("D 1|"))
             .count(),
-        20000
+        30000
     );
-    assert_eq!(answer[answer.len() - 2], "C SELECT 20000\\0");
+    assert_eq!(answer[answer.len() - 2], "C SELECT 30000\\0");
     until("two were cancelled", || {
         let after = ended(&mut stand);
         after[1] > before[1] && after[2] > before[2]
