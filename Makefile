@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster lint bench compare clients fuzz soak versions
+.PHONY: help demo test unit cluster kills lint bench compare clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -23,6 +23,10 @@ cluster: ## only the tests on real PostgreSQL; ARGS="-- name" for one
 	@tests/setup/tools.sh build servers clients
 	@tests/setup/clients.sh
 	@cargo test --locked --test cluster $(ARGS)
+
+kills: ## every victim at every point of a commit over several shards, and two minutes of kills at any time
+	@tests/setup/tools.sh build servers
+	@SHARDWAY_KILLS=all cargo test --locked --features failpoints --test transactions -- --test-threads 2 $(ARGS)
 
 versions: ## a smaller set of tests on PostgreSQL 14 to 18: a table; ARGS="14 sessions" for a part
 	@tests/setup/versions.sh $(ARGS)

@@ -73,15 +73,7 @@ fn main() {
 fn plan() -> Plan {
     let target = Target::Fixed(Route::Any);
     Plan {
-        statements: vec![StatementPlan {
-            start: 0,
-            end: 0,
-            effect: Effect::None,
-            access: Access::Read,
-            target,
-            gather: None,
-            combine: None,
-        }],
+        statements: vec![StatementPlan::new(0..0, Effect::None, Access::Read, target)],
         structural: Vec::new(),
     }
 }

@@ -7,6 +7,7 @@
 // Layer 0: what everything may use.
 pub mod clock;
 pub mod entropy;
+pub mod failpoint;
 pub mod sql;
 pub mod wire;
 // Layer 1: what lives where, and who may enter.
@@ -17,12 +18,16 @@ pub mod config;
 pub mod merge;
 pub mod metrics;
 pub mod protocol;
+pub mod split;
 // Layer 3: sockets, and where a statement goes.
 pub mod net;
 pub mod plan;
 // Layer 4: backends to lease, databases to look into.
 pub mod inspect;
 pub mod pool;
+// Layer 5 and 6: what the proxies share on the servers, transactions over several shards.
+pub mod registry;
+pub mod txn;
 // Layer 7 to 10: console, sessions, the composition root, commands.
 pub mod admin;
 pub mod cli;

@@ -12,6 +12,7 @@ mod learn;
 pub mod life;
 mod listening;
 pub mod logging;
+mod recovering;
 mod service;
 mod sessions;
 pub mod tasks;

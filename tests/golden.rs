@@ -2,7 +2,8 @@
 //!
 //! A line is `SQL  =>  expectation`; parameters stand between: `SQL  |  int8:42, text:eu  =>  …`. Expectations:
 //! `one group=value` (the shard that holds the key), `one shard`, `any`, `home`, `judge`, `nowhere` (no row can match:
-//! any one shard answers), `empty`, or a refusal's code; then the effect on the session, if there is one.
+//! any one shard answers), `spread s0 s1` (a write to these shards; `s0:2`: two rows of VALUES), `empty`, or a refusal's
+//! code; then the effect on the session, if there is one.
 
 use shardway::{
     catalog::{
@@ -15,7 +16,7 @@ use shardway::{
         snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
-        Context, Plan, Route, Target, Values, analyze::analyze, explain::describe,
+        Context, Plan, Route, Target, Values, analyze::analyze, explain::describe, spread::Shares,
         unroutable::Unroutable,
     },
     sql::{
@@ -122,8 +123,24 @@ fn one_outcome(
     snapshot: &Snapshot,
 ) -> String {
     let described = describe(statement, snapshot, values);
+    if described.refused.is_none()
+        && let [("route", kind), ("shards", shards), ("reason", reason), ..] =
+            described.rows.as_slice()
+        && kind == "change"
+    {
+        // A schema change: its shards, and what is known of them.
+        let all = *shards == snapshot.shards.join(", ");
+        let shards = if all { "all" } else { shards };
+        return format!("change {shards}: {reason}");
+    }
+    if let (Some(changes), Some(why)) = (&statement.changes, &described.refused) {
+        assert!(!changes.command.is_empty());
+        return refused(why);
+    }
     assert!(described.rows.len() >= 3, "{described:?}");
+    let shares = statement.shares(snapshot, values);
     let mut words = match &statement.target {
+        _ if shares.is_some() => spread(shares.expect("shares"), snapshot),
         Target::Judge => "judge".to_owned(),
         Target::Explain(inner) => format!("explain {}", one_outcome(inner, values, snapshot)),
         Target::Fixed(_) | Target::ByKey(_) | Target::Refused(_) => {
@@ -140,6 +157,22 @@ fn one_outcome(
         words = format!("{words} {}", effect(&statement.effect));
     }
     words
+}
+
+fn spread(shares: Result<Shares, Box<Unroutable>>, snapshot: &Snapshot) -> String {
+    let shares = match shares {
+        Ok(shares) => shares.shards,
+        Err(why) => return refused(&why),
+    };
+    let words = shares.iter().map(|(shard, rows)| {
+        let name = &snapshot.shards[shard.index()];
+        if rows.is_empty() {
+            format!(" {name}")
+        } else {
+            format!(" {name}:{}", rows.len())
+        }
+    });
+    format!("spread{}", words.collect::<String>())
 }
 
 fn refused(why: &Unroutable) -> String {

@@ -170,15 +170,7 @@ fn a_walked_row_costs_no_allocation() {
 fn plan() -> Plan {
     let target = Target::Fixed(Route::Any);
     Plan {
-        statements: vec![StatementPlan {
-            start: 0,
-            end: 0,
-            effect: Effect::None,
-            access: Access::Read,
-            target,
-            gather: None,
-            combine: None,
-        }],
+        statements: vec![StatementPlan::new(0..0, Effect::None, Access::Read, target)],
         structural: Vec::new(),
     }
 }

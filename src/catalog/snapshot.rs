@@ -34,6 +34,8 @@ pub struct Snapshot {
     /// What servers have outside of their own schemas that nothing lists, once they were asked: in an earlier schema of
     /// search_path it hides a listed table.
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
+    /// What those of them set off that are on one shard, where it reaches beyond that.
+    pub effects_of_others: HashMap<TableName, Effects, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
     pub per_shard: Vec<ObjectName>,
     /// What the database's own functions may leave in a session.
@@ -124,6 +126,7 @@ impl Snapshot {
             key_columns: Vec::new(),
             unlisted: Unlisted::Error,
             others: HashMap::default(),
+            effects_of_others: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,
         }
@@ -148,6 +151,17 @@ impl Snapshot {
             schema: schema.to_owned(),
             name: name.to_owned(),
         })
+    }
+
+    /// What writing or reading a table sets off, as far as the servers have told.
+    #[must_use]
+    pub fn effects(&self, schema: &str, name: &str) -> Option<&Effects> {
+        let name = TableName {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+        };
+        let listed = self.tables.get(&name).map(|table| &table.effects);
+        listed.or_else(|| self.effects_of_others.get(&name))
     }
 
     /// What kind of relation it is, if servers have it and nothing lists it.

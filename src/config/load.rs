@@ -292,6 +292,10 @@ fn read_server(reader: &mut Reader, node: &Node<'_>) -> Server {
             .unwrap_or_default(),
         workers: reader.integer(node, "workers").unwrap_or(processors),
         plan_cache_bytes: reader.integer(node, "plan_cache").unwrap_or_default(),
+        gather_limit: reader.integer(node, "gather_limit").unwrap_or_default(),
+        gather_limit_total: reader
+            .integer(node, "gather_limit_total")
+            .unwrap_or_default(),
         log_format: match reader.text(&log_node, "format").as_deref() {
             Some("json") => LogFormat::Json,
             _ => LogFormat::Text,

@@ -176,6 +176,10 @@ pub const OPTIONS: &[Opt] = &[
         .restart().server(|server| server.workers.to_string()),
     opt(Section::Server, "plan_cache", Kind::Bytes, "Memory for plans of statements seen before.")
         .or("\"64MB\"").restart().server(|server| show_bytes(server.plan_cache_bytes)),
+    opt(Section::Server, "gather_limit", Kind::Bytes, "Rows of shards that are held for one statement over several shards which another shard computes: as they come, and again as the text of the statement; beyond that it gets error 53200.")
+        .or("\"64MB\"").server(|server| show_bytes(server.gather_limit)),
+    opt(Section::Server, "gather_limit_total", Kind::Bytes, "The same for all such statements together.")
+        .or("\"256MB\"").server(|server| show_bytes(server.gather_limit_total)),
     opt(Section::Server, "log", Kind::Table, "Logging."),
     opt(Section::ServerTls, "mode", Kind::Choice(&["disable", "prefer", "require"]), "Whether clients may or must use TLS; default `prefer` once a certificate is given, else `disable`.")
         .server(|server| show_tls(server.tls.mode).to_owned()),
@@ -214,6 +218,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Database, "control", Kind::Table, "Shardway's own role on the servers, for the catalog, health and inspection; never the application's."),
     opt(Section::Database, "auth_query", Kind::TextOrTrue, "Looks up on the home shard, as `control`, who is not listed in `users` or has `auth = \"passthrough\"`: a query of `$1`, the name, for one row of the name and its stored password. `true`: `pg_authid`, of roles that may log in and whose password has not expired."),
     opt(Section::Database, "auth_query_cache", Kind::Duration, "How long what `auth_query` found is believed; a wrong password ends that at once.").or("\"10s\""),
+    opt(Section::Database, "two_phase_retention", Kind::Duration, "How long the outcome of a transaction over several shards is kept on its deciding shard: longer than a failed server or standby may take to come back. A part that was prepared more than half of that ago, of whose transaction no outcome is known, is left to an operator.").or("\"6h\""),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
     opt(Section::Database, "unlisted_tables", Kind::Text, "Where tables live that nothing lists: a shard's name, or `error` to refuse them."),
     opt(Section::Database, "per_shard", Kind::Texts, "Triggers, unique constraints, indexes, policies, rules, foreign keys and columns with counting defaults that may act on each shard by itself, as `schema.table.name`, `*` for every name; statements that set off others of that kind are refused (SW125).").or("[]"),

@@ -46,6 +46,9 @@ pub struct Server {
     /// Threads that serve sessions.
     pub workers: usize,
     pub plan_cache_bytes: usize,
+    /// Bytes of rows that a statement over several shards may hold, and all such statements together.
+    pub gather_limit: usize,
+    pub gather_limit_total: usize,
     pub log_format: LogFormat,
     /// A filter as `tracing` takes it, "info" by default.
     pub log_level: String,
@@ -120,6 +123,8 @@ pub struct Database {
     /// Shardway's own role, for the catalog, health and inspection.
     pub control: Option<Credentials>,
     pub auth_query: Option<AuthQuery>,
+    /// How long the decisions of transactions over several shards are kept.
+    pub two_phase_retention: Duration,
 }
 
 /// How roles are looked up on the home shard, by the control role.

@@ -31,6 +31,30 @@ pub async fn connect(
     credentials: &Credentials,
     limit: Duration,
 ) -> Result<Client, AskError> {
+    let client = pool(address, credentials, "", Limits { limit, most: 1 })?
+        .get()
+        .await;
+    Ok(client?)
+}
+
+/// How long a connection may take to open, and how many there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub limit: Duration,
+    pub most: usize,
+}
+
+/// Connections of the control plane to one server, opened when they are needed; `options` are settings in the form of
+/// the server's command line, which no setting of a role or database goes before.
+///
+/// # Errors
+/// [`AskError::Tls`], [`AskError::Connection`]: it cannot be set up.
+pub fn pool(
+    address: &Address,
+    credentials: &Credentials,
+    options: &str,
+    Limits { limit, most }: Limits,
+) -> Result<Pool, AskError> {
     let mut config = tokio_postgres::Config::new();
     match &address.host {
         Host::Tcp(name) => config.host(name),
@@ -42,7 +66,7 @@ pub async fn connect(
         .user(&credentials.user)
         .application_name("shardway")
         // Else whoever owns the database could say whose operators the control role calls.
-        .options("-c search_path=pg_catalog")
+        .options(format!("-c search_path=pg_catalog {options}").trim())
         .connect_timeout(limit)
         .ssl_negotiation(match address.tls_start {
             TlsStart::Request => SslNegotiation::Postgres,
@@ -63,21 +87,26 @@ pub async fn connect(
     }
     let manager = Manager::new(config, Connector::new(address).map_err(AskError::Tls)?);
     let pool = Pool::builder(manager)
-        .max_size(1)
+        .max_size(most)
         .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(limit))
         .create_timeout(Some(limit))
         .build();
-    let pool = pool.map_err(|error| AskError::Connection(error.to_string()))?;
-    let client = pool.get().await;
-    client.map_err(|error| match error {
-        PoolError::Backend(error) => AskError::from(error),
-        PoolError::Timeout(TimeoutType::Wait | TimeoutType::Create | TimeoutType::Recycle) => {
-            AskError::Timeout
+    pool.map_err(|error| AskError::Connection(error.to_string()))
+}
+
+impl From<PoolError> for AskError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => Self::from(error),
+            PoolError::Timeout(TimeoutType::Wait | TimeoutType::Create | TimeoutType::Recycle) => {
+                Self::Timeout
+            }
+            PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+                Self::Connection(error.to_string())
+            }
         }
-        PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-            AskError::Connection(error.to_string())
-        }
-    })
+    }
 }
 
 impl From<tokio_postgres::Error> for AskError {

@@ -1,8 +1,8 @@
 //! What the tables of a server set off by themselves: triggers, rules, policies, unique constraints, defaults, foreign
 //! keys with actions. What a partition or an inheritance child has counts for its ancestors too.
 
-use super::connect::AskError;
-use crate::catalog::{effects::Fired, snapshot::TableName};
+use super::{code::pieces, connect::AskError};
+use crate::catalog::{code::Piece, effects::Fired, snapshot::TableName};
 use tokio_postgres::{Client, Row};
 
 /// What one server's tables set off.
@@ -18,6 +18,8 @@ pub struct Objects {
     pub actions: Vec<Action>,
     /// Columns that the server computes of others.
     pub generated: Vec<(TableName, String)>,
+    /// All code of the database, where triggers, rules or policies run it.
+    pub code: Vec<Piece>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,6 +209,9 @@ pub(super) async fn objects(client: &Client) -> Result<Objects, AskError> {
     }
     for row in ask(client, ACTIONS).await? {
         found.actions.push(action(&row)?);
+    }
+    if !(found.triggers.is_empty() && found.rules.is_empty() && found.policies.is_empty()) {
+        found.code = pieces(client).await?;
     }
     Ok(found)
 }

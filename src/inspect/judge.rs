@@ -4,6 +4,7 @@ use super::{
     columns::{Column, Derived},
     effects::Objects,
     finding::{Difference, Finding},
+    reach::Reach,
     survey::{Observed, Survey},
     weigh,
 };
@@ -73,12 +74,16 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
         let placement = Placement::Sharded { group, key_column };
         snapshot.tables.insert(table, Table::unasked(placement));
     }
-    for (name, effects) in effects(snapshot, &observed) {
-        if let Some(table) = snapshot.tables.get_mut(&name) {
-            table.effects = effects;
+    snapshot.others = others(snapshot, &observed);
+    for (name, effects) in effects(snapshot, survey) {
+        match snapshot.tables.get_mut(&name) {
+            Some(table) => table.effects = effects,
+            None if effects == Effects::default() => {}
+            None => {
+                snapshot.effects_of_others.insert(name, effects);
+            }
         }
     }
-    snapshot.others = others(snapshot, &observed);
     for (name, table) in &mut snapshot.tables {
         let mut known: Option<&Vec<Column>> = None;
         let mut agreed = true;
@@ -100,17 +105,52 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
     }
 }
 
-/// What each sharded table sets off by itself.
-fn effects(snapshot: &Snapshot, observed: &[&Observed]) -> Vec<(TableName, Effects)> {
-    let objects: Vec<&Objects> = observed.iter().map(|observed| &observed.objects).collect();
-    let tables = snapshot.tables.iter();
-    let sharded = tables.filter_map(|(name, table)| match &table.placement {
-        Placement::Sharded { key_column, .. } if !snapshot.is_single() => Some((name, key_column)),
-        Placement::Sharded { .. } | Placement::Reference | Placement::Single(_) => None,
-    });
-    sharded
-        .map(|(name, key)| (name.clone(), weigh::effects(snapshot, &objects, name, key)))
-        .collect()
+/// What each table sets off by itself.
+fn effects(snapshot: &Snapshot, survey: &Survey) -> Vec<(TableName, Effects)> {
+    if snapshot.is_single() {
+        return Vec::new();
+    }
+    let all: Vec<&Objects> = survey
+        .shards
+        .iter()
+        .flatten()
+        .map(|observed| &observed.objects)
+        .collect();
+    // By shard, where it has been asked.
+    let own: Vec<Option<(&Objects, Reach)>> = survey
+        .shards
+        .iter()
+        .zip(0_u16..)
+        .map(|(answer, at)| {
+            let objects = &answer.as_ref().ok()?.objects;
+            Some((objects, Reach::new(snapshot, ShardId(at), objects)))
+        })
+        .collect();
+    let single = |name: &TableName, shard: ShardId| {
+        let (objects, reach) = own.get(shard.index())?.as_ref()?;
+        Some(weigh::effects_of_single(snapshot, objects, reach, name))
+    };
+    let mut found = Vec::new();
+    for (name, table) in &snapshot.tables {
+        let effects = match &table.placement {
+            Placement::Sharded { key_column, .. } => {
+                Some(weigh::effects(snapshot, &all, name, key_column))
+            }
+            Placement::Reference => Some(weigh::effects_of_copies(snapshot, &all, name)),
+            Placement::Single(shard) => single(name, *shard),
+        };
+        found.extend(effects.map(|effects| (name.clone(), effects)));
+    }
+    if let Unlisted::On(shard) = snapshot.unlisted {
+        let others = snapshot
+            .others
+            .keys()
+            .filter(|name| name.schema != OWN_SCHEMA);
+        for name in others {
+            found.extend(single(name, shard).map(|effects| (name.clone(), effects)));
+        }
+    }
+    found
 }
 
 /// What nothing lists, on any shard.

@@ -8,6 +8,7 @@ mod connect;
 mod effects;
 mod finding;
 mod judge;
+mod reach;
 mod survey;
 mod tls;
 mod trigger;
@@ -15,8 +16,8 @@ mod weigh;
 
 pub use code::code;
 pub use columns::{Column, Derived, Tables, columns};
-pub use connect::{AskError, connect};
+pub use connect::{AskError, Limits, connect, pool};
 pub use effects::{Action, Counter, DefaultValue, Made, Objects, Trigger, Unique};
 pub use finding::{Difference, Finding, Severity};
 pub use judge::{complete, judge};
-pub use survey::{Observed, Survey, complete_snapshot, credentials_for, survey};
+pub use survey::{Observed, Survey, at_once, complete_snapshot, credentials_for, survey};

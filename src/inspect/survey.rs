@@ -56,7 +56,7 @@ pub async fn survey(database: &Database, credentials: &Credentials, roles: &[Str
         .map(|shard| observe(&shard.primary, credentials, roles, limit))
         .collect();
     Survey {
-        shards: all(asking).await,
+        shards: at_once(asking).await,
     }
 }
 
@@ -127,7 +127,7 @@ async fn observe(
 }
 
 /// Runs all futures at once in this task.
-async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+pub async fn at_once<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
     use std::{future::poll_fn, pin::Pin, task::Poll};
     let mut running: Vec<(Pin<Box<_>>, Option<T>)> = futures
         .into_iter()

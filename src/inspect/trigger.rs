@@ -3,7 +3,7 @@
 //! What must stay true: a function is called contained only if nothing in it can change the shard key or reach another
 //! row; what is not recognised is not contained.
 
-use crate::sql::functions::{Class, classify};
+use crate::sql::functions::{Class, classify, is_immutable};
 
 /// A trigger's function, as `pg_proc` has it.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,16 @@ pub(super) fn contained(function: Function<'_>, key: &str) -> bool {
     }
 }
 
+/// Whether the function keeps to its own row and does to each copy of it exactly the same.
+#[must_use]
+pub(super) fn repeats(function: Function<'_>) -> bool {
+    let own = match function.language {
+        "plpgsql" => tokens(function.source).is_some_and(|tokens| Body(&tokens).repeats()),
+        _ => !function.name.ends_with("moddatetime"),
+    };
+    own && contained(function, "")
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
     /// An identifier or a keyword, folded unless quoted.
@@ -64,12 +74,35 @@ const NO_FUNCTION: [&str; 20] = [
     "if", "in", "least", "not", "nullif", "or", "then", "when", "row",
 ];
 
+/// Values of the moment, without parentheses.
+const OF_THE_MOMENT: [&str; 5] = [
+    "current_date",
+    "current_time",
+    "current_timestamp",
+    "localtime",
+    "localtimestamp",
+];
+
 /// Behind these a new statement begins.
 const OPENING: [&str; 5] = ["begin", "then", "else", "loop", "declare"];
 
 struct Body<'a>(&'a [Token]);
 
 impl Body<'_> {
+    fn repeats(&self) -> bool {
+        self.0.iter().enumerate().all(|(at, token)| {
+            let called = self.symbol(at + 1) == Some("(");
+            match token {
+                Token::Word(word) => {
+                    let fixed = NO_FUNCTION.contains(&word.as_str()) || is_immutable(word);
+                    !OF_THE_MOMENT.contains(&word.as_str()) && (!called || fixed)
+                }
+                Token::Quoted(word) => !called || is_immutable(word),
+                Token::Literal | Token::Symbol(_) => true,
+            }
+        })
+    }
+
     fn contained(&self, key: &str) -> bool {
         (0..self.0.len()).all(|at| self.harmless(at, key))
     }
@@ -317,6 +350,29 @@ mod tests {
             "BEGIN NEW = NULL; RETURN NEW; END",
         ] {
             assert!(!judged(source), "{source}");
+        }
+    }
+
+    #[test]
+    fn what_computes_of_its_row_alone_does_the_same_to_every_copy() {
+        let repeats = |source| {
+            repeats(Function {
+                name: "public.f",
+                language: "plpgsql",
+                source,
+                arguments: &[],
+            })
+        };
+        assert!(repeats(
+            "BEGIN NEW.slug := lower(NEW.name); RETURN NEW; END"
+        ));
+        for source in [
+            "BEGIN NEW.at := now(); RETURN NEW; END",
+            "BEGIN NEW.at := current_timestamp; RETURN NEW; END",
+            "BEGIN NEW.id := gen_random_uuid(); RETURN NEW; END",
+            "BEGIN INSERT INTO log VALUES (1); RETURN NEW; END",
+        ] {
+            assert!(!repeats(source), "{source}");
         }
     }
 

@@ -2,8 +2,9 @@
 //! Pure.
 
 use super::{
-    effects::{Action, Counter, DefaultValue, Made, Objects},
-    trigger::{Function, contained},
+    effects::{Action, Counter, DefaultValue, Made, Objects, Trigger},
+    reach::Reach,
+    trigger::{Function, contained, repeats},
 };
 use crate::catalog::{
     effects::{Effects, Fired, Hazard, HazardKind},
@@ -39,12 +40,109 @@ pub(super) fn effects(
             });
         }
     }
+    settle(snapshot, table, &mut found);
+    found
+}
+
+/// The effects of a table that one shard has, of what that shard has.
+pub(super) fn effects_of_single(
+    snapshot: &Snapshot,
+    objects: &Objects,
+    reach: &Reach,
+    table: &TableName,
+) -> Effects {
+    let mut found = Effects::default();
+    for trigger in objects.triggers.iter().filter(|one| one.table == *table) {
+        let function = function(trigger);
+        let known = matches!(trigger.language.as_str(), "plpgsql" | "sql");
+        if !contained(function, "") && !(known && !reach.has(&trigger.function)) {
+            let fired = trigger.fired;
+            found.add(&trigger.name, HazardKind::Trigger, fired);
+        }
+    }
+    let own = reach.has(&table.name);
+    for (_, name) in objects.rules.iter().filter(|(on, _)| own && on == table) {
+        found.add(name, HazardKind::Rule, Fired::WRITES);
+    }
+    for (_, name) in objects.policies.iter().filter(|(on, _)| own && on == table) {
+        found.add(name, HazardKind::Policy, Fired::ALL);
+    }
+    for action in objects.actions.iter().filter(|one| one.parent == *table) {
+        let child = snapshot.tables.get(&action.child);
+        let elsewhere = child.is_some_and(|child| !matches!(child.placement, Placement::Single(_)));
+        if elsewhere {
+            let fired = Fired {
+                delete: action.on_delete != ' ',
+                update: action.on_update != ' ',
+                ..Fired::default()
+            };
+            found.add(
+                &action.name,
+                HazardKind::Cascade(action.child.clone()),
+                fired,
+            );
+        }
+    }
+    settle(snapshot, table, &mut found);
+    found
+}
+
+/// The effects of a table of which every shard has a copy, each changed by itself: what would not do to all copies the
+/// same.
+pub(super) fn effects_of_copies(
+    snapshot: &Snapshot,
+    shards: &[&Objects],
+    table: &TableName,
+) -> Effects {
+    let mut found = Effects::default();
+    for objects in shards {
+        for trigger in objects.triggers.iter().filter(|one| one.table == *table) {
+            if !repeats(function(trigger)) {
+                found.add(&trigger.name, HazardKind::Trigger, trigger.fired);
+            }
+        }
+        for (_, name) in objects.rules.iter().filter(|(on, _)| on == table) {
+            found.add(name, HazardKind::Rule, Fired::WRITES);
+        }
+        for (_, name) in objects.policies.iter().filter(|(on, _)| on == table) {
+            found.add(name, HazardKind::Policy, Fired::ALL);
+        }
+        let own = |action: &&Action| action.parent == *table;
+        for action in objects.actions.iter().filter(own) {
+            let child = snapshot.tables.get(&action.child);
+            if child.is_some_and(|child| matches!(child.placement, Placement::Sharded { .. })) {
+                // Rows of every shard follow their own copy, but their keys must stay.
+                found.hazards.extend(cascade(snapshot, action, ""));
+            }
+        }
+    }
+    settle(snapshot, table, &mut found);
+    found
+}
+
+/// Each once, without what the configuration accepts.
+fn settle(snapshot: &Snapshot, table: &TableName, found: &mut Effects) {
     found.hazards.sort();
     found.hazards.dedup();
     found
         .hazards
         .retain(|hazard| !accepted(snapshot, table, &hazard.name));
-    found
+}
+
+fn function(trigger: &Trigger) -> Function<'_> {
+    Function {
+        name: &trigger.function,
+        language: &trigger.language,
+        source: &trigger.source,
+        arguments: &trigger.arguments,
+    }
+}
+
+impl Effects {
+    fn add(&mut self, name: &str, kind: HazardKind, fired: Fired) {
+        let name = name.to_owned();
+        self.hazards.push(Hazard { name, kind, fired });
+    }
 }
 
 /// Whether the configuration says that it may act on each shard by itself.
@@ -69,13 +167,7 @@ fn of_objects(objects: &Objects, table: &TableName, key: &str) -> Vec<Hazard> {
         .iter()
         .filter(|trigger| trigger.table == *table)
     {
-        let function = Function {
-            name: &trigger.function,
-            language: &trigger.language,
-            source: &trigger.source,
-            arguments: &trigger.arguments,
-        };
-        if !contained(function, key) {
+        if !contained(function(trigger), key) {
             found.push(hazard(&trigger.name, HazardKind::Trigger, trigger.fired));
         }
     }

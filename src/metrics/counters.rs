@@ -87,6 +87,11 @@ macro_rules! pool_counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
+        impl Tally {
+            /// Nothing counted.
+            pub const NOTHING: Self = Self { $($name: 0,)* };
+        }
+
         impl PoolCounters {
             /// Adds a session's tally and empties it; called when a lease is released.
             pub fn fold(&self, tally: &mut Tally) {

@@ -8,6 +8,7 @@ pub mod counters;
 pub mod exposition;
 pub mod listeners;
 pub mod sessions;
+pub mod transactions;
 
 pub use counters::{
     Counter, Gauge, PoolCounters, PoolKey, ProcessCounters, Refusals, Tally, Totals,
@@ -25,6 +26,7 @@ pub struct Metrics {
     pub sessions: Arc<sessions::Sessions>,
     pub backends: Arc<sessions::Backends>,
     pub listeners: Arc<listeners::Listeners>,
+    pub transactions: transactions::Transactions,
     pools: RwLock<BTreeMap<PoolKey, Arc<PoolCounters>>>,
 }
 

@@ -13,14 +13,15 @@ use smallvec::SmallVec;
 use std::{
     collections::HashMap,
     fmt,
+    future::poll_fn,
     ops::Deref,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, Waker},
 };
 use subtle::ConstantTimeEq;
-use tokio::sync::Notify;
 
 /// Every session of the process.
 #[derive(Debug, Default)]
@@ -98,8 +99,16 @@ pub struct SessionInfo {
     pub transactions: AtomicU64,
     pin: Mutex<Option<&'static str>>,
     wanted: AtomicU8,
-    wake: Notify,
+    /// Whether it is to give back what only work needs; and the request, as `last_request`, after which it did so last.
+    thinks_long: AtomicBool,
+    given_back_after: AtomicU64,
+    told: AtomicBool,
+    /// The session's own task, while it waits.
+    waits: Mutex<Option<Waker>>,
 }
+
+/// How long a client has said nothing when its session gives back what only work needs.
+const LONG: Duration = Duration::from_secs(1);
 
 /// What a session does now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +207,14 @@ impl Sessions {
             .len()
     }
 
+    /// Tells sessions whose clients have asked nothing for long, once each time.
+    pub fn maintain(&self, now: Instant) {
+        let by_pid = self.by_pid.read().unwrap_or_else(PoisonError::into_inner);
+        for info in by_pid.values() {
+            info.tell_long(now);
+        }
+    }
+
     /// Asks every session to end, also those that register from now on: they read [`SessionInfo::wanted`] at their start.
     pub fn end_all(&self, wanted: Wanted) {
         self.wanted.fetch_max(wanted as u8, Relaxed);
@@ -255,7 +272,10 @@ impl SessionInfo {
             transactions: AtomicU64::new(0),
             pin: Mutex::new(None),
             wanted: AtomicU8::new(0),
-            wake: Notify::new(),
+            thinks_long: AtomicBool::new(false),
+            given_back_after: AtomicU64::new(u64::MAX),
+            told: AtomicBool::new(false),
+            waits: Mutex::new(None),
         }
     }
 
@@ -380,7 +400,7 @@ impl SessionInfo {
     /// Asks the session to end; a weaker wish never replaces a stronger one.
     pub fn ask(&self, wanted: Wanted) {
         self.wanted.fetch_max(wanted as u8, Relaxed);
-        self.wake.notify_one();
+        self.tell();
     }
 
     /// What the session is asked to do; one load.
@@ -393,9 +413,58 @@ impl SessionInfo {
         }
     }
 
-    /// Resolves when [`SessionInfo::ask`] was called, also when it was before; only the session's own task waits here.
+    fn tell_long(&self, now: Instant) {
+        let last = self.last_request.load(Relaxed);
+        let long = u64::try_from(LONG.as_micros()).unwrap_or(u64::MAX);
+        let is_long = self.micros_at(now).saturating_sub(last) >= long;
+        if is_long
+            && self.given_back_after.load(Relaxed) != last
+            && !self.thinks_long.swap(true, Relaxed)
+        {
+            self.tell();
+        }
+    }
+
+    /// Whether the session is to give back what only work needs; one load.
+    #[must_use]
+    pub fn thinks_long(&self) -> bool {
+        self.thinks_long.load(Relaxed)
+    }
+
+    /// It has.
+    pub fn has_given_back(&self) {
+        let last = self.last_request.load(Relaxed);
+        self.given_back_after.store(last, Relaxed);
+        self.thinks_long.store(false, Relaxed);
+    }
+
+    /// Resolves when the session was told something, also when it was before; only the session's own task waits here.
     pub async fn asked(&self) {
-        self.wake.notified().await;
+        poll_fn(|cx| self.poll_asked(cx)).await;
+    }
+
+    /// As [`SessionInfo::asked`], for who waits for more than that; keeps nothing between calls.
+    pub fn poll_asked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.told.swap(false, Relaxed) {
+            return Poll::Ready(());
+        }
+        match &mut *waits {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waits = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn tell(&self) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: who looks afterwards sees it, who waits already is woken.
+        self.told.store(true, Relaxed);
+        let waker = waits.take();
+        drop(waits);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     fn micros_at(&self, now: Instant) -> u64 {
@@ -666,6 +735,29 @@ mod tests {
         assert_eq!(session.backend(), Some((3, 77)));
         session.set_idle();
         assert_eq!(session.backend(), None);
+    }
+
+    #[test]
+    fn a_session_is_told_once_after_each_request_that_its_client_thinks_for_long() {
+        let sessions = Arc::new(Sessions::default());
+        let session = sessions.register(new_session(CancelKeyLength::Four));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut is_told = |after: Duration| {
+            sessions.maintain(session.connected + after);
+            let told = session.poll_asked(&mut cx).is_ready();
+            assert_eq!(session.thinks_long(), told);
+            if told {
+                session.has_given_back();
+            }
+            told
+        };
+        assert!(!is_told(LONG / 2));
+        assert!(is_told(LONG));
+        assert!(!is_told(LONG * 3));
+        session.set_last_request(session.connected + LONG * 3);
+        assert!(!is_told(LONG * 7 / 2));
+        assert!(is_told(LONG * 4));
+        assert!(!is_told(LONG * 9));
     }
 
     #[test]

@@ -244,6 +244,17 @@ impl Stream {
         }
     }
 
+    /// Gives every empty buffer back: nothing is expected for long.
+    pub fn give_back(&mut self) {
+        if self.read.is_empty() {
+            self.read = Vec::new();
+        }
+        if self.unsent() == 0 {
+            self.write = Vec::new();
+            self.sent = 0;
+        }
+    }
+
     /// Says goodbye to the peer's reader: what follows is end of file.
     pub async fn shutdown(&mut self) {
         // The connection is over either way: nothing is left to do about an error here.

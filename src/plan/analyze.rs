@@ -8,13 +8,17 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod changing;
+mod copying;
+
 use super::scope::Instance;
 use super::{
-    Context, Override, Plan, Route, StatementPlan, Target,
+    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
     combine::{self, Combine},
-    gather::{Gather, Plain},
+    gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
+    spread::{self, Asked, Spread},
     unroutable::Unroutable,
     value::Reading,
 };
@@ -23,11 +27,13 @@ use crate::{
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
-        functions::{Class, Keeps, classify, is_immutable},
+        functions::{Class, Keeps, classify},
         normalize::Slot,
         parse,
-        statement::{Access, Effect, PinReason, quoted},
-        tree::{Depth, Discard, Kind, Name, Set, SettingCalls, Statement, Transaction},
+        statement::{Access, Effect, PinReason, Within, quoted},
+        tree::{
+            Body, Depth, Discard, Kind, Name, Query, Set, SettingCalls, Statement, Transaction,
+        },
     },
     wire::types::Oid,
 };
@@ -70,6 +76,9 @@ pub fn analyze(
             pinned,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
+            copy_in: Cell::default(),
+            changes: Cell::default(),
             combine: Cell::default(),
         };
         if planner.reads_literals() {
@@ -81,6 +90,7 @@ pub fn analyze(
         if !context.utf8 {
             effect = repeatable(effect);
         }
+        let numbers = planner.numbers(&mut effect);
         let known = pinned_as_said && (named || matches!(pinned, Some(Override::Shard(_))));
         if !known && !snapshot.is_single() && depends_on_settings(&statement.kind) {
             target = Target::Refused(Box::new(Unroutable::Unsupported {
@@ -95,12 +105,17 @@ pub fn analyze(
             end: statement.end,
             effect,
             access,
+            names_transaction: !snapshot.is_single() && names_transaction(text, slots),
             target,
+            numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
             gather: planner
                 .gather
                 .take()
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
+            copy_in: planner.copy_in.take(),
+            changes: planner.changes.take(),
             combine: planner
                 .combine
                 .take()
@@ -111,6 +126,21 @@ pub fn analyze(
         statements: plans,
         structural,
     }
+}
+
+/// Which targets of a query of one block are given names; none of another.
+fn named(query: &Query) -> Vec<Named> {
+    let Body::Select(select) = &query.body else {
+        return Vec::new();
+    };
+    let targets = select.targets.iter();
+    let named = targets.map(|target| target.name.as_ref().map_or(Named::No, |_| Named::Yes));
+    named.collect()
+}
+
+fn executes(name: &str, within: Within) -> Effect {
+    let name = name.to_owned();
+    Effect::Execute { name, within }
 }
 
 /// Whether names or literals of the statements behind it in the same message may mean something else than the session
@@ -138,6 +168,11 @@ fn unsettles(effect: &Effect) -> bool {
     }
 }
 
+/// Whether a statement changes rows, and nothing around it does something else with them.
+fn writes(kind: &Kind) -> bool {
+    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
+}
+
 /// Whether a statement names tables or functions.
 fn depends_on_settings(kind: &Kind) -> bool {
     matches!(
@@ -149,9 +184,10 @@ fn depends_on_settings(kind: &Kind) -> bool {
             | Kind::Merge(_)
             | Kind::Explain { .. }
             | Kind::Declare { .. }
-            | Kind::Copy { .. }
+            | Kind::Copy(_)
             | Kind::Call(_)
             | Kind::CreateTemporary
+            | Kind::Change(_)
             | Kind::Utility(_)
             | Kind::Notify
     )
@@ -210,17 +246,26 @@ fn of_another_encoding(
             pinned: None,
             statement,
             gather: Cell::default(),
+            spread: Cell::default(),
+            copy_in: Cell::default(),
+            changes: Cell::default(),
             combine: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
-        let effect = repeatable(effect);
+        let mut effect = repeatable(effect);
+        let numbers = planner.numbers(&mut effect);
         StatementPlan {
             start: place(statement.start),
             end: place(statement.end),
             effect,
             access,
+            names_transaction: false,
             target,
+            numbers,
             gather: None,
+            spread: None,
+            copy_in: None,
+            changes: None,
             combine: None,
         }
     });
@@ -283,8 +328,13 @@ fn whole(
             Effect::None
         },
         access: Access::Write,
+        names_transaction: true,
         target,
+        numbers: Numbers::MayAsk,
         gather: None,
+        spread: None,
+        copy_in: None,
+        changes: None,
         combine: None,
     };
     Plan {
@@ -304,6 +354,12 @@ struct Planner<'a> {
     statement: &'a Statement,
     /// How the statement is computed over several shards, found with its target.
     gather: Cell<Option<Box<Gather>>>,
+    /// How it is written to several shards, found with its target.
+    spread: Cell<Option<Box<Spread>>>,
+    /// How the rows of a COPY find their shards.
+    copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    /// How a schema change runs on several shards.
+    changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,
 }
 
@@ -381,15 +437,12 @@ impl Planner<'_> {
                     let (effect, access, _) = self.several(inner);
                     let target = Target::Fixed(Route::One(ShardId(0)));
                     let (start, end) = (self.statement.start, self.statement.end);
-                    Target::Explain(Box::new(StatementPlan {
-                        start,
-                        end,
+                    Target::Explain(Box::new(StatementPlan::new(
+                        start..end,
                         effect,
                         access,
                         target,
-                        gather: None,
-                        combine: None,
-                    }))
+                    )))
                 }
                 _ => Target::Fixed(Route::One(ShardId(0))),
             };
@@ -435,12 +488,7 @@ impl Planner<'_> {
                 };
                 (effect, access, target)
             }
-            Kind::Copy {
-                relation,
-                query,
-                from,
-                server,
-            } => self.copy(relation.as_ref(), query.as_deref(), *from, *server),
+            Kind::Copy(copy) => self.copy(copy),
             Kind::Transaction(transaction) => self.transaction(transaction),
             Kind::Set(set) => self.set(set),
             Kind::Show => (Effect::None, read, any()),
@@ -453,8 +501,20 @@ impl Planner<'_> {
                 });
                 (Effect::Prepare(name.clone()), write, target)
             }
-            // Runs where its PREPARE ran: the session kept that backend.
-            Kind::Execute(name) => (Effect::Execute(name.clone()), write, any()),
+            // Where it runs and what it does is what its statement says: the session knows that.
+            Kind::Execute(name) => (executes(name, Within::Itself), write, any()),
+            Kind::TableOfExecute { name, temporary } => {
+                let command = "CREATE TABLE AS";
+                let temporary =
+                    *temporary || self.made(command) == Effect::Pins(PinReason::TemporaryTable);
+                let within = if temporary {
+                    Within::TemporaryTable
+                } else {
+                    Within::Table
+                };
+                let target = self.one_shard_only(Unroutable::PerShard { command });
+                (executes(name, within), write, target)
+            }
             Kind::Cursor => (Effect::Cursor, read, any()),
             Kind::Listen(channel) => (Effect::Listen(channel.clone()), read, home()),
             Kind::Unlisten(channel) => (Effect::Unlisten(channel.clone()), read, any()),
@@ -479,6 +539,7 @@ impl Planner<'_> {
                 });
                 (Effect::Pins(PinReason::TemporaryTable), write, target)
             }
+            Kind::Change(change) => self.change(change),
             Kind::Utility(command) => (
                 self.made(command),
                 write,
@@ -555,94 +616,26 @@ impl Planner<'_> {
         if route {
             let (start, end) = (self.statement.start, self.statement.end);
             let inner = StatementPlan {
-                start,
-                end,
-                effect,
-                access,
-                target,
                 gather: self.gather.take(),
                 combine: self.combine.take(),
+                spread: self.spread.take(),
+                ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
         }
         match effect {
+            Effect::Execute { name, within } => {
+                let within = match within {
+                    _ if !analyze => Within::Explain,
+                    Within::TemporaryTable => Within::TemporaryTable,
+                    _ => Within::ExplainAnalyze,
+                };
+                (executes(&name, within), access, target)
+            }
             _ if !analyze => (Effect::None, Access::Read, target),
             effect @ (Effect::Pins(_) | Effect::Opaque) => (effect, access, target),
             Effect::Set { local: false, .. } => (Effect::Pins(PinReason::Setting), access, target),
             _ => (Effect::None, access, target),
-        }
-    }
-
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "the direction and the end of COPY"
-    )]
-    fn copy(
-        &self,
-        table: Option<&Name>,
-        query: Option<&Kind>,
-        from: bool,
-        server: bool,
-    ) -> (Effect, Access, Target) {
-        let effect = match (server, from) {
-            (true, _) => Effect::None,
-            (false, true) => Effect::CopyIn,
-            (false, false) => Effect::CopyOut,
-        };
-        let access = if from { Access::Write } else { Access::Read };
-        if server {
-            let why = Unroutable::Unsupported {
-                feature: "COPY to or from a file of the server",
-            };
-            return (effect, access, self.one_shard_only(why));
-        }
-        match (table, query) {
-            (_, Some(query)) => {
-                let (inner, access, target) = self.several(query);
-                let effect = match inner {
-                    inner @ (Effect::Pins(_) | Effect::Opaque) => inner,
-                    Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
-                    _ => effect,
-                };
-                (effect, access, target)
-            }
-            (Some(table), None) => {
-                let effect = if self.names_code() {
-                    Effect::Pins(PinReason::Code)
-                } else {
-                    effect
-                };
-                (effect, access, self.copy_table(table, from))
-            }
-            (None, None) => (
-                effect,
-                access,
-                self.one_shard_only(Unroutable::NotUnderstood),
-            ),
-        }
-    }
-
-    fn copy_table(&self, table: &Name, from: bool) -> Target {
-        use super::block::{Place, full_name};
-        let name = full_name(table);
-        let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
-        match analysis.place(table) {
-            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
-            Place::Reference(_) if from => {
-                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
-            }
-            Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
-                feature: "writing to the system catalogs",
-            }),
-            Place::Reference(_) | Place::Catalog => match self.pinned {
-                Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
-                _ => Target::Fixed(Route::Any),
-            },
-            Place::Single(shard) => match self.one_shard_only(Unroutable::NotUnderstood) {
-                Target::Fixed(Route::One(named)) if named != shard => self.contradicts(shard),
-                _ => Target::Fixed(Route::One(shard)),
-            },
-            Place::Unknown => self.one_shard_only(Unroutable::UnknownTable { table: name }),
         }
     }
 
@@ -682,6 +675,8 @@ impl Planner<'_> {
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
+            self.spread
+                .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
     }
@@ -735,7 +730,7 @@ impl Planner<'_> {
                 .schema
                 .as_deref()
                 .is_none_or(|schema| schema == "pg_catalog");
-            own && is_immutable(&name.name)
+            own && is_settled(&name.name)
         };
         let plain = if self.statement.functions.iter().all(plain) {
             Plain::Yes
@@ -759,9 +754,36 @@ impl Planner<'_> {
             schema: schema.clone(),
             count: analysis.instances.len(),
             plain,
+            named: named(query),
         };
-        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text()).is_some();
+        let whole = analysis.refusals.is_empty() || gather.texts(self.own_text(), known).is_some();
         whole.then(|| Box::new(gather))
+    }
+
+    /// How a write is made of parts when it needs several shards.
+    fn spread_over_shards(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        calls: &Calls,
+    ) -> Option<Box<Spread>> {
+        let fits = analysis.writes
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && self.pinned.is_none()
+            && calls.are_harmless();
+        if !fits || !writes(kind) {
+            return None;
+        }
+        let asked = Asked {
+            kind,
+            functions: &self.statement.functions,
+            own: self.own_text(),
+            start: self.statement.start as usize,
+            slots: self.slots,
+        };
+        spread::spread(&asked, analysis, pins)
     }
 
     /// Where a sharded table was found.
@@ -805,6 +827,32 @@ impl Planner<'_> {
     /// Whether it names a relation or function of the database that may leave something in the session.
     fn names_code(&self) -> bool {
         self.snapshot.code.is_named_in(self.own_text())
+    }
+
+    /// Whether code of the database that runs here may ask for numbers; if so it is a statement with an effect.
+    fn numbers(&self, effect: &mut Effect) -> Numbers {
+        if *effect == Effect::Pins(PinReason::Sequence) {
+            // Asked for in its own words: told or refused.
+            return Numbers::Apart;
+        }
+        let unknown = |function: &Name| {
+            let schema = function.schema.as_deref();
+            let own = match schema {
+                Some("information_schema") => true,
+                None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
+                Some(_) => false,
+            };
+            !own && self.function_leaves(&function.name, false)
+        };
+        let asks = self.snapshot.code.asks_in(self.own_text())
+            || self.statement.functions.iter().any(unknown);
+        if !asks {
+            return Numbers::Apart;
+        }
+        if *effect == Effect::None {
+            *effect = Effect::Opaque;
+        }
+        Numbers::MayAsk
     }
 
     /// What DO and CALL do to the session.

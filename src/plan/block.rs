@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        effects::Act,
+        effects::{Act, Effects},
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
@@ -63,6 +63,9 @@ pub(super) struct Analysis<'a> {
     /// Why it is refused, unless an override lifts it; the first is told.
     pub(super) refusals: Vec<Unroutable>,
     pub(super) writes: bool,
+    /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
+    pub(super) changes: usize,
+    pub(super) changed: Option<usize>,
 }
 
 /// How a parameter is read as a key.
@@ -117,6 +120,8 @@ impl<'a> Analysis<'a> {
             references: Vec::new(),
             refusals: Vec::new(),
             writes: false,
+            changes: 0,
+            changed: None,
         }
     }
 
@@ -392,6 +397,7 @@ impl<'a> Analysis<'a> {
                 (table_outputs(table, None), EntryKind::Reference)
             }
             Place::Single(shard) => {
+                self.sets_off(relation, Act::Select);
                 self.fix_table(shard, &relation.name.name);
                 (Outputs::unknown(), EntryKind::Table)
             }
@@ -475,6 +481,27 @@ impl<'a> Analysis<'a> {
             }
         }
         self.unlisted("", &name.name)
+    }
+
+    /// What a table sets off, wherever it is.
+    pub(super) fn effects(&self, name: &Name) -> Option<&'a Effects> {
+        let snapshot = self.snapshot;
+        match self.place(name) {
+            Place::Sharded { table, .. } | Place::Reference(table) => Some(&table.effects),
+            Place::Single(_) => match &name.schema {
+                Some(schema) => snapshot.effects(schema, &name.name),
+                None => {
+                    let mut path = self.context.search_path.iter();
+                    // The first that has the table, whether it sets something off or not.
+                    let has = |schema: &&String| {
+                        snapshot.table(schema, &name.name).is_some()
+                            || snapshot.other(schema, &name.name).is_some()
+                    };
+                    snapshot.effects(path.find(has)?, &name.name)
+                }
+            },
+            Place::Catalog | Place::Unknown => None,
+        }
     }
 
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {

@@ -306,13 +306,18 @@ fn strings(context: &Context) -> Strings {
 }
 
 /// Whether a plan may serve other texts of its template. Positions of several statements, values of SET and the
-/// details of a refusal are those of one text.
+/// details of a refusal are those of one text; but of a write that is spread over shards only tables matter.
 fn is_shared(plan: &Plan) -> bool {
     matches!(
         plan.statements.as_slice(),
         [StatementPlan {
             effect: Effect::None,
             target: Target::Fixed(_) | Target::ByKey(_),
+            ..
+        } | StatementPlan {
+            effect: Effect::None,
+            target: Target::Refused(_),
+            spread: Some(_),
             ..
         }]
     )
@@ -596,15 +601,12 @@ mod tests {
     }
 
     fn statement(number: u16) -> StatementPlan {
-        StatementPlan {
-            start: 0,
-            end: 0,
-            effect: Effect::None,
-            access: Access::Read,
-            target: Target::Fixed(Route::One(ShardId(number))),
-            gather: None,
-            combine: None,
-        }
+        StatementPlan::new(
+            0..0,
+            Effect::None,
+            Access::Read,
+            Target::Fixed(Route::One(ShardId(number))),
+        )
     }
 
     fn numbered(number: u16, structural: &[u16]) -> Plan {

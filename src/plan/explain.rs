@@ -2,12 +2,17 @@
 
 use super::{
     Route, StatementPlan, Target, Values,
+    change::{Changes, Reach},
     route::{Condition, Edge, Pin, Pins, Role, Why},
+    spread::{Shares, What},
     unroutable::Unroutable,
     value::{Sign, Value},
 };
 use crate::{
-    catalog::{shard::ShardId, snapshot::Snapshot},
+    catalog::{
+        shard::{ShardId, ShardSet},
+        snapshot::{Placement, Snapshot},
+    },
     sql::statement::{Access, Effect},
     wire::types::Format,
 };
@@ -28,36 +33,18 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
         Target::Explain(inner) => inner,
         Target::Fixed(_) | Target::ByKey(_) | Target::Judge | Target::Refused(_) => plan,
     };
-    if let Some(rows) = not_given_yet(plan, snapshot, values) {
-        return Description {
-            rows,
-            refused: None,
-        };
+    if let Some(undecided) = undecided(plan, snapshot, values) {
+        return undecided;
     }
     let mut rows = Vec::new();
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
-        && let Some(rows) = scattered(plan, why, snapshot, values)
+        && let Some(description) = over_several(plan, why, snapshot, values)
     {
-        return Description {
-            rows,
-            refused: None,
-        };
+        return description;
     }
-    if let Err(why) = &routed
-        && is_gathered(plan, why, values)
-    {
-        rows.push(("route", "gathered".to_owned()));
-        rows.push(("shards", snapshot.shards.join(", ")));
-        rows.push((
-            "reason",
-            "needs rows of several shards: one of them computes it over the rows of all".to_owned(),
-        ));
-        rows.push(("access", "read".to_owned()));
-        return Description {
-            rows,
-            refused: None,
-        };
+    if let Some(Ok(shares)) = plan.shares(snapshot, values) {
+        return spread(&shares, plan, snapshot, values);
     }
     match &routed {
         Ok(route) => {
@@ -92,64 +79,209 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
 }
 
-/// What is told of a statement whose shard depends on a parameter that is not given.
-fn not_given_yet(
-    plan: &StatementPlan,
-    snapshot: &Snapshot,
-    values: &Values<'_>,
-) -> Option<Vec<(&'static str, String)>> {
-    let Target::ByKey(pins) = &plan.target else {
-        return None;
-    };
-    let mut conditions = pins.pins.iter().map(|pin| &pin.condition);
-    let index = conditions.find_map(|condition| not_given(condition, values))?;
-    let mut rows = vec![
-        ("route", "one, by the values of its parameters".to_owned()),
-        ("reason", format!("${} is not given", index + 1)),
-    ];
-    rows.extend(
-        keys(pins, snapshot, values)
-            .into_iter()
-            .map(|key| ("key", key)),
-    );
-    Some(rows)
-}
-
 /// What is told of a read whose answer is that of several shards, each its part.
 fn scattered(
     plan: &StatementPlan,
     why: &Unroutable,
     snapshot: &Snapshot,
     values: &Values<'_>,
-) -> Option<Vec<(&'static str, String)>> {
+) -> Option<Description> {
     let text = std::str::from_utf8(values.text).ok()?;
     let combine = plan.combine.as_ref()?;
-    let shards = combine.shards(why, snapshot)?;
+    let set = combine.shards(why, snapshot)?;
     let steps = combine.parts(text)?.steps();
-    let names = shards
-        .iter()
-        .filter_map(|shard| snapshot.shards.get(shard.index()).cloned());
-    Some(vec![
-        ("route", "scatter".to_owned()),
-        ("shards", names.collect::<Vec<_>>().join(", ")),
-        (
-            "reason",
-            "each shard gives its part of the answer".to_owned(),
-        ),
-        ("merge", steps),
-        ("access", "read".to_owned()),
-    ])
+    Some(Description {
+        rows: vec![
+            ("route", "scatter".to_owned()),
+            ("shards", shards(&Route::Some(set), snapshot).join(", ")),
+            (
+                "reason",
+                "each shard gives its part of the answer".to_owned(),
+            ),
+            ("merge", steps),
+            ("access", "read".to_owned()),
+        ],
+        refused: None,
+    })
 }
 
-/// Whether what no shard alone can answer is computed over the rows of all.
-fn is_gathered(plan: &StatementPlan, why: &Unroutable, values: &Values<'_>) -> bool {
+/// What no shard alone can answer, when several can.
+fn over_several(
+    plan: &StatementPlan,
+    why: &Unroutable,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Description> {
+    if let Some(changes) = &plan.changes {
+        return Some(changed(changes, snapshot));
+    }
+    if let Some(description) = scattered(plan, why, snapshot, values) {
+        return Some(description);
+    }
+    let question = gathered(plan, snapshot, why, values)?;
+    let reason = "needs rows of several shards: one of them computes it over the rows of all";
+    Some(Description {
+        rows: vec![
+            ("route", "gathered".to_owned()),
+            ("shards", snapshot.shards.join(", ")),
+            ("reason", reason.to_owned()),
+            ("each shard", question),
+            ("access", "read".to_owned()),
+        ],
+        refused: None,
+    })
+}
+
+/// A schema change: the shards that run it, as far as that is known without asking servers.
+fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
+    let names = |set: &ShardSet| -> String {
+        let names: Vec<String> = shards(&Route::Some(set.clone()), snapshot);
+        names.join(", ")
+    };
+    let mut rows = Vec::new();
+    let (shards, reason) = match &changes.reach {
+        Reach::Shards(set) => (names(set), "a schema change of these shards".to_owned()),
+        Reach::Servers => (
+            snapshot.shards.join(", "),
+            "a change of every server, once on each".to_owned(),
+        ),
+        Reach::Holders(relations) => (
+            snapshot.shards.join(", "),
+            format!("those of them that have {}", relations.join(" or ")),
+        ),
+        Reach::New(new) => {
+            let schema = new.schema.clone().unwrap_or_else(|| "public".to_owned());
+            match new.place(&schema, snapshot) {
+                Ok((placement, _)) => match placement {
+                    Placement::Single(shard) => (
+                        names(&ShardSet::one(shard)),
+                        "a new table of one shard".to_owned(),
+                    ),
+                    Placement::Reference => (
+                        snapshot.shards.join(", "),
+                        "a new reference table".to_owned(),
+                    ),
+                    Placement::Sharded { group, key_column } => (
+                        snapshot.shards.join(", "),
+                        format!(
+                            "a new table of group {} by {key_column}",
+                            snapshot.group(group).name
+                        ),
+                    ),
+                },
+                Err(why) => {
+                    rows.push(("route", format!("refused ({})", why.code())));
+                    rows.push(("reason", "a new table".to_owned()));
+                    return Description {
+                        rows,
+                        refused: Some(Box::new(why)),
+                    };
+                }
+            }
+        }
+    };
+    rows.push(("route", "change".to_owned()));
+    rows.push(("shards", shards));
+    rows.push(("reason", reason));
+    rows.push(("access", "write".to_owned()));
+    Description {
+        rows,
+        refused: None,
+    }
+}
+
+/// What each shard is asked where no shard alone can answer.
+fn gathered(
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    why: &Unroutable,
+    values: &Values<'_>,
+) -> Option<String> {
     let several = matches!(
         why,
         Unroutable::Unpinned { .. } | Unroutable::SeveralShards { .. }
     );
-    let text = std::str::from_utf8(values.text).ok();
-    let gather = plan.gather.as_ref().zip(text);
-    several && gather.is_some_and(|(gather, text)| gather.texts(text).is_some())
+    let gather = plan.gather.as_ref().filter(|_| several)?;
+    let text = values.text.get(plan.start as usize..plan.end as usize)?;
+    let table = snapshot.table(&gather.schema, &gather.table)?;
+    let text = std::str::from_utf8(text).ok()?;
+    let own = gather.texts(behind_explain(text), table);
+    Some(own.or_else(|| gather.texts(text, table))?.outlook())
+}
+
+/// The query without EXPLAIN and its options.
+fn behind_explain(text: &str) -> &str {
+    let tokens = crate::sql::clauses::tokens(text).unwrap_or_default();
+    let begins = tokens
+        .iter()
+        .find(|token| token.is("select") || token.is("with"));
+    begins.map_or(text, |token| &text[token.start..])
+}
+
+/// A statement that is routed by parameters of which one has no value.
+fn undecided(
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Description> {
+    let Target::ByKey(pins) = &plan.target else {
+        return None;
+    };
+    let missing = |pin: &Pin| not_given(&pin.condition, values);
+    let index = pins.pins.iter().find_map(missing)?;
+    let mut rows = vec![
+        ("route", "one, by the values of its parameters".to_owned()),
+        ("reason", format!("${} is not given", index + 1)),
+    ];
+    let keys = keys(pins, snapshot, values);
+    rows.extend(keys.into_iter().map(|key| ("key", key)));
+    Some(Description {
+        rows,
+        refused: None,
+    })
+}
+
+/// A write that several shards take part in.
+fn spread(
+    shares: &Shares,
+    plan: &StatementPlan,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Description {
+    let name = |shard: ShardId| snapshot.shards.get(shard.index()).cloned();
+    let shards = shares
+        .shards
+        .iter()
+        .filter_map(|(shard, rows)| match rows.len() {
+            0 => name(*shard),
+            1 => name(*shard).map(|name| format!("{name} (1 row)")),
+            count => name(*shard).map(|name| format!("{name} ({count} rows)")),
+        });
+    let reason = match plan.spread.as_ref().map(|spread| &spread.what) {
+        Some(What::Rows(_)) => "each row goes to the shard of its key",
+        Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
+        Some(What::Share(_)) | None => "every shard changes its own rows",
+    };
+    let mut rows = vec![
+        ("route", "spread".to_owned()),
+        ("shards", shards.collect::<Vec<_>>().join(", ")),
+        ("reason", reason.to_owned()),
+    ];
+    if let (Target::ByKey(pins), Some(What::Share(_))) = (
+        &plan.target,
+        plan.spread.as_ref().map(|spread| &spread.what),
+    ) {
+        rows.extend(
+            keys(pins, snapshot, values)
+                .into_iter()
+                .map(|key| ("key", key)),
+        );
+    }
+    rows.push(("access", "write".to_owned()));
+    Description {
+        rows,
+        refused: None,
+    }
 }
 
 fn kind(route: &Route) -> &'static str {

@@ -6,11 +6,14 @@
 pub mod analyze;
 mod block;
 pub mod cache;
+pub mod change;
 pub mod combine;
+pub mod copy;
 pub mod explain;
 pub mod gather;
 pub mod route;
 mod scope;
+pub mod spread;
 pub mod unroutable;
 mod value;
 mod write;
@@ -78,22 +81,38 @@ pub struct Plan {
 }
 
 /// What to do with one statement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StatementPlan {
     /// Where the statement stands in the text, bytes, without its semicolon.
     pub start: u32,
     pub end: u32,
     pub effect: Effect,
     pub access: Access,
+    /// Whether it asks for the running transaction's time, number or snapshot.
+    pub names_transaction: bool,
     pub target: Target,
+    pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
+    /// How it changes rows of several shards.
+    pub spread: Option<Box<spread::Spread>>,
+    /// How the rows of a COPY FROM STDIN find their shards.
+    pub copy_in: Option<Box<copy::CopyIn>>,
+    /// How a schema change runs on several shards.
+    pub changes: Option<Box<change::Changes>>,
     /// How the answers of several shards are put together, when each gives its part of the whole.
     pub combine: Option<Box<combine::Combine>>,
 }
 
+/// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    Apart,
+    MayAsk,
+}
+
 /// Where a statement runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Target {
     /// The same for every execution.
     Fixed(Route),
@@ -133,6 +152,40 @@ pub struct Values<'a> {
 }
 
 impl StatementPlan {
+    /// A statement of a text, from byte to byte, that is not computed over several shards.
+    #[must_use]
+    pub fn new(
+        place: std::ops::Range<u32>,
+        effect: Effect,
+        access: Access,
+        target: Target,
+    ) -> Self {
+        Self {
+            start: place.start,
+            end: place.end,
+            effect,
+            access,
+            names_transaction: false,
+            target,
+            numbers: Numbers::Apart,
+            gather: None,
+            spread: None,
+            copy_in: None,
+            changes: None,
+            combine: None,
+        }
+    }
+
+    /// Whether the value of this parameter, from 0, decides where it runs.
+    #[must_use]
+    pub fn reads_parameter(&self, index: usize) -> bool {
+        match &self.target {
+            Target::ByKey(pins) => pins.reads_parameter(index),
+            Target::Explain(inner) => inner.reads_parameter(index),
+            Target::Fixed(_) | Target::Judge | Target::Refused(_) => false,
+        }
+    }
+
     /// Where this execution runs.
     ///
     /// # Errors

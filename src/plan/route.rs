@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use std::ops::Bound;
 
 /// What decides the shard: a condition per sharded relation of the statement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pins {
     pub(super) pins: SmallVec<[Pin; 1]>,
     /// A shard that the statement needs whatever its keys are.
@@ -49,7 +49,7 @@ pub(super) enum Why {
 }
 
 /// A condition on the key of one relation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pin {
     pub(super) group: GroupId,
     /// For messages: the table and its key column.
@@ -60,7 +60,7 @@ pub(super) struct Pin {
 }
 
 /// What the relation is used for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Role {
     /// Rows that exist: a key that nothing can hold matches nothing.
     Match,
@@ -130,6 +130,64 @@ impl Pins {
         Ok(Route::One(shard.or_else(anywhere).unwrap_or(snapshot.home)))
     }
 
+    /// Whether the value of this parameter, from 0, decides.
+    pub(super) fn reads_parameter(&self, index: usize) -> bool {
+        self.pins.iter().any(|pin| {
+            let old = match &pin.role {
+                Role::Assign { old } => is_parameter(old, index),
+                Role::Match | Role::Insert => false,
+            };
+            old || pin.condition.reads_parameter(index)
+        })
+    }
+
+    /// The shard of each row that an INSERT gives a key for, in order; `Err`: some row must not be inserted.
+    pub(super) fn of_rows(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+    ) -> Result<Vec<ShardId>, Box<Unroutable>> {
+        let mut shards = Vec::new();
+        for pin in &self.pins {
+            let look = Look {
+                group: snapshot.group(pin.group),
+                values,
+                reading: self.reading,
+                pin,
+            };
+            let list: &[Value] = match &pin.condition {
+                Condition::Equal(value) => std::slice::from_ref(value),
+                Condition::OneOf(list) => list,
+                Condition::Nothing
+                | Condition::ElementOf(_)
+                | Condition::Between { .. }
+                | Condition::Either(_)
+                | Condition::Both(_) => &[],
+            };
+            for value in list {
+                shards.push(look.new_row(value)?);
+            }
+        }
+        Ok(shards)
+    }
+
+    /// The shards of the rows that the first relation's condition lets through; every other relation's rows are with
+    /// them.
+    pub(super) fn of_first(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+    ) -> Result<ShardSet, Box<Unroutable>> {
+        let Some(first) = self.pins.first() else {
+            return Ok(ShardSet::new());
+        };
+        Ok(match first.find(snapshot, values, self.reading)? {
+            Found::Nowhere => ShardSet::new(),
+            Found::One(shard) => ShardSet::one(shard),
+            Found::Several(set) => set,
+        })
+    }
+
     fn apart(&self, snapshot: &Snapshot, all: &ShardSet, keys: &ShardSet) -> Box<Unroutable> {
         let names = |set: &ShardSet| -> Vec<String> {
             set.iter()
@@ -147,6 +205,28 @@ impl Pins {
             _ => Unroutable::SeveralShards { shards: names(all) },
         })
     }
+}
+
+impl Condition {
+    fn reads_parameter(&self, index: usize) -> bool {
+        let reads = |value: &Value| is_parameter(value, index);
+        match self {
+            Self::Nothing => false,
+            Self::Equal(value) | Self::ElementOf(value) => reads(value),
+            Self::OneOf(list) => list.iter().any(reads),
+            Self::Between { low, high } => [low, high]
+                .into_iter()
+                .flatten()
+                .any(|edge| reads(&edge.value)),
+            Self::Either(parts) | Self::Both(parts) => {
+                parts.iter().any(|part| part.reads_parameter(index))
+            }
+        }
+    }
+}
+
+fn is_parameter(value: &Value, index: usize) -> bool {
+    matches!(value, Value::Parameter { index: read, .. } if usize::from(*read) == index)
 }
 
 impl Pin {
@@ -277,28 +357,7 @@ impl Look<'_> {
         let mut first = None;
         let mut several: Option<ShardSet> = None;
         for value in list {
-            let key = match value::key(
-                value,
-                self.group.key_type,
-                self.values,
-                self.reading,
-                Purpose::Store,
-            ) {
-                Ok(key) => key,
-                Err(Missing::Null) => {
-                    let (table, key) = (self.pin.table.clone(), self.pin.key.clone());
-                    return Err(Box::new(Unroutable::KeyNull { table, key }));
-                }
-                Err(Missing::OutOfRange) => {
-                    return Err(self.missing(Missing::Problem(KeyProblem::Malformed)));
-                }
-                Err(missing @ Missing::Problem(_)) => return Err(self.missing(missing)),
-            };
-            let Some(shard) = self.group.shard_of(&key) else {
-                return Err(Box::new(Unroutable::NoShardForKey {
-                    group: self.group.name.clone(),
-                }));
-            };
+            let shard = self.new_row(value)?;
             match first {
                 None => first = Some(shard),
                 Some(other) if other == shard => {}
@@ -311,6 +370,32 @@ impl Look<'_> {
             (Some(set), _) => Found::Several(set),
             (None, Some(shard)) => Found::One(shard),
             (None, None) => Found::Nowhere,
+        })
+    }
+
+    /// The shard of a new row with this key.
+    fn new_row(&self, value: &Value) -> Result<ShardId, Box<Unroutable>> {
+        let key = match value::key(
+            value,
+            self.group.key_type,
+            self.values,
+            self.reading,
+            Purpose::Store,
+        ) {
+            Ok(key) => key,
+            Err(Missing::Null) => {
+                let (table, key) = (self.pin.table.clone(), self.pin.key.clone());
+                return Err(Box::new(Unroutable::KeyNull { table, key }));
+            }
+            Err(Missing::OutOfRange) => {
+                return Err(self.missing(Missing::Problem(KeyProblem::Malformed)));
+            }
+            Err(missing @ Missing::Problem(_)) => return Err(self.missing(missing)),
+        };
+        self.group.shard_of(&key).ok_or_else(|| {
+            Box::new(Unroutable::NoShardForKey {
+                group: self.group.name.clone(),
+            })
         })
     }
 

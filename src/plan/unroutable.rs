@@ -43,12 +43,35 @@ pub enum Unroutable {
     Copy { table: String },
     /// Something of the table that acts on each shard by itself.
     PerShardObject { table: String, hazard: Hazard },
+    /// A schema change that sharding cannot hold.
+    CannotHold { table: String, what: Unheld },
     /// The override names another shard than the statement's own keys.
     OverrideContradicts { named: String, keys: String },
     /// `shardway.shard` names no shard.
     OverrideShard { shard: String },
     /// `shardway.key` is no key of the group, or there is not exactly one group that it can mean.
     OverrideKey { key: String },
+}
+
+/// What sharding cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unheld {
+    /// UNIQUE, PRIMARY KEY or EXCLUDE without the shard key.
+    Unique { key: String },
+    /// A foreign key to rows that may be on another shard.
+    Reference { to: String },
+    /// The shard key's column is dropped, renamed or gets another type.
+    KeyColumn,
+    /// The shard key's column is missing.
+    NoKey { key: String },
+    /// The shard key's column is of another type than the group's.
+    KeyType { key: String, wanted: &'static str },
+    /// A listed table would have another name.
+    Name,
+    /// Tables that live in different places, in one statement.
+    Apart,
+    /// The comment names no group or shard, or contradicts the configuration.
+    Comment,
 }
 
 /// What is wrong with a key value.
@@ -90,6 +113,7 @@ impl Unroutable {
             | Self::NotUtf8
             | Self::ColumnsUnknown { .. }
             | Self::Copy { .. }
+            | Self::CannotHold { .. }
             | Self::PerShardObject { .. }
             | Self::OverrideContradicts { .. } => "0A000",
         }
@@ -121,6 +145,7 @@ impl Unroutable {
             Self::OverrideShard { .. } => "SW120",
             Self::OverrideKey { .. } => "SW121",
             Self::PerShardObject { .. } => "SW125",
+            Self::CannotHold { .. } => "SW131",
         }
     }
 

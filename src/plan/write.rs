@@ -33,6 +33,9 @@ impl<'a> Analysis<'a> {
         let outer = self.cte_count();
         self.with(&insert.ctes, insert.recursive, parent);
         let scope = self.open(parent);
+        if let Place::Reference(_) = self.place(&insert.table.name) {
+            self.sets_off(&insert.table, Act::Insert(&[]));
+        }
         match self.written_table(&insert.table) {
             Some(into) => {
                 self.inserted = Some(into.group);
@@ -40,6 +43,8 @@ impl<'a> Analysis<'a> {
                 self.insert_rows(insert, &into, parent);
             }
             None => {
+                let given = insert.columns.as_deref().unwrap_or_default();
+                self.sets_off(&insert.table, Act::Insert(given));
                 if let Some(source) = &insert.source {
                     self.query(source, parent);
                 }
@@ -81,6 +86,7 @@ impl<'a> Analysis<'a> {
 
     /// The placement of a table that is written, when it is sharded; notes what forbids or fixes the others.
     fn written_table(&mut self, relation: &Relation) -> Option<Into<'a>> {
+        self.changes += 1;
         match self.place(&relation.name) {
             Place::Sharded { group, key, .. } => Some(Into {
                 group,
@@ -172,10 +178,10 @@ impl<'a> Analysis<'a> {
 
     /// Refuses what sets off an object of the table that would act on this shard alone.
     pub(super) fn sets_off(&mut self, table: &Relation, act: Act<'_>) {
-        let Place::Sharded { table: known, .. } = self.place(&table.name) else {
+        let Some(effects) = self.effects(&table.name) else {
             return;
         };
-        if let Some(hazard) = known.effects.of(act) {
+        if let Some(hazard) = effects.of(act) {
             self.refuse(Unroutable::PerShardObject {
                 table: table.name.name.clone(),
                 hazard: hazard.clone(),
@@ -338,7 +344,8 @@ impl<'a> Analysis<'a> {
     /// The table that is written, which no CTE shadows.
     fn target_table(&mut self, table: &Relation, scope: usize) -> Option<usize> {
         if self.written_table(table).is_some() {
-            return self.table_itself(table, scope, Nullable::No);
+            self.changed = self.table_itself(table, scope, Nullable::No);
+            return self.changed;
         }
         let name = table
             .alias
@@ -527,7 +534,7 @@ impl<'a> Analysis<'a> {
     }
 
     /// This instance and all whose conditions it takes over.
-    fn equal_to(&self, start: usize) -> Vec<usize> {
+    pub(super) fn equal_to(&self, start: usize) -> Vec<usize> {
         let mut reached = vec![start];
         let mut at = 0;
         while let Some(instance) = reached.get(at) {

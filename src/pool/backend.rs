@@ -1,5 +1,6 @@
 //! A connection to a PostgreSQL server and what we know of its state: settings told, statements prepared.
 
+use super::common::Common;
 use crate::{
     clock::Instant, config::settings::Address, metrics::sessions::RegisteredBackend,
     net::stream::Stream, protocol::parameters::Applied,
@@ -22,6 +23,7 @@ pub struct Backend {
     pub unnamed: Option<u128>,
     /// Whose it is, or was last.
     pub tenure: Tenure,
+    pub remembered: Remembered,
     pub born: Instant,
     pub info: RegisteredBackend,
 }
@@ -43,6 +45,18 @@ impl Tenure {
     }
 }
 
+/// Whose numbers of sequences a backend remembers, for `currval` and `lastval`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Remembered {
+    /// Nobody's: it has served no session.
+    #[default]
+    Nothing,
+    /// Only what the session that has it drew since it came here last.
+    Own,
+    /// Perhaps another session's, or what this one drew before it was elsewhere.
+    Foreign,
+}
+
 /// Whom to ask to cancel what this backend runs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CancelTarget {
@@ -54,11 +68,20 @@ pub struct CancelTarget {
 /// Values by name, in its order. Backends differ in few of them, and sessions are many: texts are shared one by one.
 type Values = Vec<(Arc<[u8]>, Arc<[u8]>)>;
 
+/// What every client may give another value, so that it is kept apart from what many have in common.
+const OWN: &[u8] = b"application_name";
+
+/// Values that many may be told.
+#[derive(Debug, Default)]
+pub struct Reports(Common<Values>);
+
 /// Settings that a server reports (ParameterStatus), with a hash to compare by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reported {
     /// Shared with the sessions that were told the same.
     values: Arc<Values>,
+    /// The value of [`OWN`].
+    own: Option<Arc<[u8]>>,
     hash: u64,
 }
 
@@ -66,6 +89,13 @@ impl Reported {
     /// Records a value.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
         if self.get(name) == Some(value) {
+            return;
+        }
+        if name == OWN {
+            if let Some(old) = self.own.replace(value.into()) {
+                self.hash = self.hash.wrapping_sub(part(name, &old));
+            }
+            self.hash = self.hash.wrapping_add(part(name, value));
             return;
         }
         let place = self.place(name);
@@ -83,6 +113,9 @@ impl Reported {
     /// A value.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        if name == OWN {
+            return self.own.as_deref();
+        }
         self.place(name).ok().map(|at| &*self.values[at].1)
     }
 
@@ -94,7 +127,26 @@ impl Reported {
 
     /// Every name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.values.iter().map(|(name, value)| (&**name, &**value))
+        let own = self.own.iter().map(|value| (OWN, &**value));
+        let others = self.values.iter();
+        own.chain(others.map(|(name, value)| (&**name, &**value)))
+    }
+
+    /// Keeps what others have been told too only once.
+    pub fn share(&mut self, reports: &Reports) {
+        self.values = reports.0.share(Arc::clone(&self.values));
+    }
+
+    /// Without what is one client's own.
+    #[must_use]
+    pub fn of_all(&self) -> Self {
+        let own = self.own.as_deref();
+        let share = own.map_or(0, |value| part(OWN, value));
+        Self {
+            values: Arc::clone(&self.values),
+            own: None,
+            hash: self.hash.wrapping_sub(share),
+        }
     }
 
     /// Equal for equal contents.
@@ -241,6 +293,35 @@ mod tests {
         assert_ne!(a.hash(), b.hash());
         b.set(b"DateStyle", b"ISO");
         assert_eq!(a.hash(), b.hash());
+        a.set(b"application_name", b"a");
+        assert_ne!(a.hash(), b.hash());
+        b.set(b"application_name", b"b");
+        assert_ne!(a.hash(), b.hash());
+        b.set(b"application_name", b"a");
+        assert_eq!(a, b);
+        let names: Vec<_> = a.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, [&b"application_name"[..], b"DateStyle", b"TimeZone"]);
+        assert_eq!(a.of_all().get(b"application_name"), None);
+    }
+
+    #[test]
+    fn clients_that_are_told_the_same_share_it_whatever_they_call_themselves() {
+        let reports = Reports::default();
+        let mut told = [&b"a"[..], b"b"].map(|name| {
+            let mut told = Reported::default();
+            told.set(b"TimeZone", b"UTC");
+            told.set(b"application_name", name);
+            told.share(&reports);
+            told
+        });
+        assert!(Arc::ptr_eq(&told[0].values, &told[1].values));
+        told[0].set(b"TimeZone", b"CET");
+        assert_eq!(told[1].get(b"TimeZone"), Some(&b"UTC"[..]));
+        assert_eq!(told[0].of_all().hash(), {
+            let mut other = Reported::default();
+            other.set(b"TimeZone", b"CET");
+            other.hash()
+        });
     }
 
     #[test]

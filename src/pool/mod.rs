@@ -5,6 +5,7 @@
 //! dropped closes its backend. Pools do not know sessions, SQL or shards: a placement is an address.
 
 pub mod backend;
+pub mod common;
 pub mod lease;
 pub mod listener;
 pub mod state;

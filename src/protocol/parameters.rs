@@ -4,8 +4,10 @@
 //! made it is rolled back, as PostgreSQL does (manual, SET). What a backend has been told is a [`Applied`]; the
 //! statement that turns one into the other is made here, with every value quoted.
 
+mod map;
+
+pub use map::ByName;
 use std::{
-    collections::BTreeMap,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -33,9 +35,9 @@ impl Value {
 }
 
 /// Settings by folded name.
-pub type Map = BTreeMap<String, Value>;
+pub type Map = ByName<Value>;
 /// As [`Map`]; `None`: the server's own value.
-type Locals = BTreeMap<String, Option<Value>>;
+type Locals = ByName<Option<Value>>;
 
 /// What a backend has been told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ pub struct Parameters {
     wanted: Arc<Map>,
     wanted_hash: u64,
     /// SET LOCAL of the running transaction: followed for planning only.
-    local: Arc<Locals>,
+    local: Option<Arc<Locals>>,
     /// What held at the start of the transaction and at each savepoint, innermost last.
     marks: Vec<Mark>,
 }
@@ -71,7 +73,7 @@ struct Mark {
     /// Empty for the transaction's own.
     savepoint: String,
     wanted: Arc<Map>,
-    local: Arc<Locals>,
+    local: Option<Arc<Locals>>,
 }
 
 impl Parameters {
@@ -84,7 +86,7 @@ impl Parameters {
             wanted: Arc::clone(&base),
             base,
             wanted_hash,
-            local: Arc::default(),
+            local: None,
             marks: Vec::new(),
         }
     }
@@ -104,10 +106,18 @@ impl Parameters {
     /// The value that a setting has for the session, SET LOCAL included; `None`: the server's own.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
-        match self.local.get(name) {
+        match self.local(name) {
             Some(local) => local.as_ref(),
             None => self.wanted.get(name),
         }
+    }
+
+    fn local(&self, name: &str) -> Option<&Option<Value>> {
+        self.local.as_ref().and_then(|local| local.get(name))
+    }
+
+    fn local_mut(&mut self) -> &mut Locals {
+        Arc::make_mut(self.local.get_or_insert_default())
     }
 
     /// What DEFAULT is for this session where it is not the server's own, as SQL that may follow `SET name TO`: a value
@@ -134,6 +144,27 @@ impl Parameters {
         (!sql.is_empty()).then_some(sql)
     }
 
+    /// The statements that bring back, behind RESET ALL, what the client started with; `None`: it cannot be said so.
+    #[must_use]
+    pub fn own_defaults(&self) -> Option<Vec<String>> {
+        let names = self.base.keys().filter(|name| !is_who(name));
+        names
+            .map(|name| Some(set_to("SET ", name, &self.own_default(name)?)))
+            .collect()
+    }
+
+    /// As [`Parameters::own_defaults`], as statements that have a form for every value.
+    #[must_use]
+    pub fn own_settings(&self) -> Vec<String> {
+        let base = self.base.iter().filter(|(name, _)| !is_who(name));
+        base.map(|(name, value)| {
+            let mut sql = String::new();
+            put_value(&mut sql, name, value);
+            sql
+        })
+        .collect()
+    }
+
     /// SET: confirmed by the backend. `None` is DEFAULT.
     pub fn set(&mut self, name: &str, value: Option<Value>, local: bool) {
         if local {
@@ -141,18 +172,18 @@ impl Parameters {
                 return; // Outside a transaction SET LOCAL has no effect.
             }
             let value = value.or_else(|| self.base.get(name).cloned());
-            Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
+            self.local_mut().insert(name, value);
             return;
         }
-        if self.local.contains_key(name) {
-            Arc::make_mut(&mut self.local).remove(name);
+        if self.local(name).is_some() {
+            self.local_mut().remove(name);
         }
         if name == "session_authorization" {
             self.end_role();
         }
         let wanted = Arc::make_mut(&mut self.wanted);
         match value.or_else(|| self.base.get(name).cloned()) {
-            Some(value) => wanted.insert(name.to_owned(), value),
+            Some(value) => wanted.insert(name, value),
             None => wanted.remove(name),
         };
         self.changed();
@@ -160,12 +191,12 @@ impl Parameters {
 
     /// SET SESSION AUTHORIZATION ends SET ROLE.
     fn end_role(&mut self) {
-        if self.local.contains_key("role") {
-            Arc::make_mut(&mut self.local).remove("role");
+        if self.local("role").is_some() {
+            self.local_mut().remove("role");
         }
         let wanted = Arc::make_mut(&mut self.wanted);
         if self.base.contains_key("role") {
-            wanted.insert("role".to_owned(), Value::Sql("none".to_owned()));
+            wanted.insert("role", Value::Sql("none".to_owned()));
         } else {
             wanted.remove("role");
         }
@@ -177,12 +208,12 @@ impl Parameters {
         if keep_role {
             for name in ["role", "session_authorization"] {
                 if let Some(value) = self.wanted.get(name) {
-                    wanted.insert(name.to_owned(), value.clone());
+                    wanted.insert(name, value.clone());
                 }
             }
         }
         self.wanted = Arc::new(wanted);
-        self.local = Arc::default();
+        self.local = None;
         self.changed();
     }
 
@@ -205,6 +236,11 @@ impl Parameters {
         self.marks.len()
     }
 
+    /// Gives back the room that savepoints have taken.
+    pub fn give_back(&mut self) {
+        self.marks.shrink_to_fit();
+    }
+
     /// SAVEPOINT.
     pub fn savepoint(&mut self, name: &str) {
         self.mark(name.to_owned());
@@ -214,7 +250,7 @@ impl Parameters {
         self.marks.push(Mark {
             savepoint,
             wanted: Arc::clone(&self.wanted),
-            local: Arc::clone(&self.local),
+            local: self.local.clone(),
         });
     }
 
@@ -234,7 +270,7 @@ impl Parameters {
         let mark = &self.marks[at];
         let changed = !Arc::ptr_eq(&mark.wanted, &self.wanted);
         self.wanted = Arc::clone(&mark.wanted);
-        self.local = Arc::clone(&mark.local);
+        self.local.clone_from(&mark.local);
         self.changed();
         changed
     }
@@ -248,7 +284,8 @@ impl Parameters {
         if changed {
             self.wanted = Arc::clone(&first.wanted);
         }
-        self.local = Arc::default();
+        // Outside a transaction nothing is local.
+        self.local.clone_from(&first.local);
         self.marks.clear();
         self.changed();
         changed
@@ -265,17 +302,17 @@ impl Parameters {
         let base = self.base.get(DATE_STYLE);
         let is_open = |value: &Value| !is_whole(value) && Some(value) != base;
         let whole = || Value::Config(reported.to_owned());
-        if let Some(local) = self.local.get(DATE_STYLE) {
+        if let Some(local) = self.local(DATE_STYLE) {
             // It hides the session's own, which is reported when the transaction has ended.
             let open = local.as_ref().is_some_and(is_open);
             if open {
-                Arc::make_mut(&mut self.local).insert(DATE_STYLE.to_owned(), Some(whole()));
+                self.local_mut().insert(DATE_STYLE, Some(whole()));
             }
             return open;
         }
         let open = self.wanted.get(DATE_STYLE).is_some_and(is_open);
         if open {
-            Arc::make_mut(&mut self.wanted).insert(DATE_STYLE.to_owned(), whole());
+            Arc::make_mut(&mut self.wanted).insert(DATE_STYLE, whole());
             self.changed();
         }
         open
@@ -304,7 +341,7 @@ pub fn difference(applied: &Applied, wanted: &Map) -> Option<String> {
     if changes {
         // Who the session has become may not be allowed to change what it set before: that is done as who it was.
         for (name, reset) in WHO.iter().zip(RESET_WHO) {
-            if told.contains_key(*name) {
+            if told.contains_key(name) {
                 sql.push_str(reset);
             }
         }
@@ -351,13 +388,13 @@ fn is_who(name: &str) -> bool {
 
 /// Takes back what is not wanted any more and sets what is new, of the settings that are `meant`.
 fn put_changes(sql: &mut String, told: &Map, wanted: &Map, meant: impl Fn(&str) -> bool) {
-    let gone = |name: &&String| meant(name) && !wanted.contains_key(*name);
+    let gone = |name: &&str| meant(name) && !wanted.contains_key(name);
     for name in told.keys().filter(gone) {
         sql.push_str("RESET ");
         quote_name(sql, name);
         sql.push(';');
     }
-    let new = |(name, value): &(&String, &Value)| meant(name) && told.get(*name) != Some(*value);
+    let new = |(name, value): &(&str, &Value)| meant(name) && told.get(name) != Some(*value);
     for (name, value) in wanted.iter().filter(new) {
         if name == DATE_STYLE && told.contains_key(name) {
             // Of two parts one may be given: the other is the server's own, not what was told last.

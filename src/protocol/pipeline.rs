@@ -106,6 +106,11 @@ impl<N> Pipeline<N> {
         self.items.is_empty()
     }
 
+    /// Gives back the room that requests have taken.
+    pub fn give_back(&mut self) {
+        self.items.shrink_to_fit();
+    }
+
     /// Whether the backend reads CopyData now.
     #[must_use]
     pub fn copying_in(&self) -> bool {

@@ -12,7 +12,10 @@ use crate::{
     metrics::{counters::Tally, sessions::SessionInfo},
     wire::{backend::Status, notice::Words},
 };
-use std::sync::atomic::Ordering::Relaxed;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::atomic::Ordering::Relaxed,
+};
 
 /// Times and bytes that the next counting starts from.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +26,31 @@ pub(super) struct Marks {
     ended: Instant,
     /// Bytes for the client that are counted already.
     sent: u64,
+}
+
+/// What a session has counted since it last folded; takes no room while that is nothing and its client thinks for long.
+#[derive(Debug, Default)]
+pub(super) struct Counted(Option<Box<Tally>>);
+
+impl Counted {
+    /// Gives back its room when nothing is counted.
+    pub(super) fn give_back(&mut self) {
+        self.0 = self.0.take().filter(|tally| **tally != Tally::NOTHING);
+    }
+}
+
+impl Deref for Counted {
+    type Target = Tally;
+
+    fn deref(&self) -> &Tally {
+        self.0.as_deref().unwrap_or(const { &Tally::NOTHING })
+    }
+}
+
+impl DerefMut for Counted {
+    fn deref_mut(&mut self) -> &mut Tally {
+        self.0.get_or_insert_default()
+    }
 }
 
 impl Marks {
@@ -91,12 +119,12 @@ impl Session {
         }
         match &self.link {
             Some(link) => link.lease.pool().counters().fold(&mut self.tally),
-            None if self.tally == Tally::default() => {}
+            None if *self.tally == Tally::NOTHING => {}
             None => {
                 let shard = self.database.shard_name(self.any);
                 self.shared
                     .metrics
-                    .pool(&self.asked, &self.user.name, shard)
+                    .pool(&self.info.database, &self.user.name, shard)
                     .fold(&mut self.tally);
             }
         }

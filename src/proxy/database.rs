@@ -1,6 +1,6 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::keyring::Keyring;
+use super::{keyring::Keyring, session::Defaults};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
@@ -15,20 +15,22 @@ use crate::{
         stream::Stream,
         tls::ClientTls,
     },
-    plan::cache::PlanCache,
+    plan::{Context, cache::PlanCache},
     pool::{
-        backend::{Backend, CancelTarget, Reported, Statements, Tenure},
+        backend::{Backend, CancelTarget, Remembered, Reported, Reports, Statements, Tenure},
+        common::Common,
         lease::{Opener, Pool},
         listener::{self, Hub, Spawner, state::Standing},
     },
     protocol::parameters::Applied,
+    txn::{Incarnation, coordinator::Coordinator},
     wire::startup::Replication,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 use tokio::runtime::Handle;
 
@@ -40,8 +42,16 @@ pub struct Database {
     pub plans: PlanCache,
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
+    /// Transactions over several shards.
+    pub coordinator: Arc<Coordinator>,
+    /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
+    pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     hubs: Mutex<Hubs>,
+    /// What its sessions have in common.
+    pub(super) reports: Reports,
+    pub(super) contexts: Common<Context>,
+    pub(super) defaults: Common<Defaults>,
     parts: Parts,
 }
 
@@ -53,6 +63,8 @@ pub struct Parts {
     pub runtime: Handle,
     pub tls: Arc<ClientTls>,
     pub keyring: Arc<Keyring>,
+    /// The process, under the name that its transactions bear.
+    pub incarnation: Arc<Incarnation>,
     /// Runs what outlives its session: shared listeners.
     pub spawner: Spawner,
 }
@@ -99,11 +111,20 @@ impl Database {
     pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
+            coordinator: Coordinator::new(
+                &settings,
+                Arc::clone(&parts.incarnation),
+                &parts.metrics,
+            ),
             settings,
             plans,
             unfit: ArcSwapOption::empty(),
+            numbers_asked: AtomicBool::new(false),
             pools: Mutex::default(),
             hubs: Mutex::default(),
+            reports: Reports::default(),
+            contexts: Common::default(),
+            defaults: Common::default(),
             parts,
         })
     }
@@ -421,6 +442,7 @@ async fn open(login: Arc<BackendLogin>) -> Result<Box<Backend>, ConnectError> {
         statements: Statements::default(),
         unnamed: None,
         tenure: Tenure::default(),
+        remembered: Remembered::Nothing,
         born: parts.clock.now(),
         info,
     }))

@@ -8,7 +8,9 @@ use super::{
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
+    resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
+    sql_prepared::Meant,
 };
 use crate::{
     catalog::snapshot::Snapshot,
@@ -16,7 +18,7 @@ use crate::{
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::{self},
         frontend::{self, Bind, Named, Parse, put, put_bind_head, put_named, put_parse},
         notice::Notice,
@@ -44,8 +46,13 @@ impl Session {
             &types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
+        let Meant {
+            planned,
+            sent,
+            executes,
+        } = self.meant(parse.text, planned)?;
         let failed = self.status() == Status::Failed;
         if let [
             StatementPlan {
@@ -56,26 +63,27 @@ impl Session {
             && !failed
             && planned.plan.statements[0].gather.is_none()
             && planned.plan.statements[0].combine.is_none()
+            && planned.plan.statements[0].spread.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
-        let own = self.with_own_defaults(parse.text, &planned.plan);
         let prepared = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                own.as_deref().unwrap_or(parse.text),
+                sent.as_deref().unwrap_or(parse.text),
                 parse.raw_types(),
             ),
-            sent: own.map(Vec::into_boxed_slice),
+            sent: sent.map(Vec::into_boxed_slice),
             text: parse.text.into(),
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
+            executes,
         });
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
@@ -101,6 +109,7 @@ impl Session {
         }
         self.unbind_scattered(bind.portal).await?;
         let prepared = self.prepared(bind.statement).await?;
+        let prepared = self.executes_now(bind.statement, prepared)?;
         let prepared = self.planned_anew(bind.statement, prepared);
         self.tally.binds += 1;
         let values = Values {
@@ -110,6 +119,7 @@ impl Session {
             bind: Some(&bind),
         };
         if let Some(statement) = prepared.statement() {
+            self.check_in_own(&statement.effect)?;
             let alone = std::slice::from_ref(statement);
             let listening = self.concerns_listening(alone);
             if listening {
@@ -131,6 +141,9 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
+                    if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
+                        return Ok(());
+                    }
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
@@ -152,7 +165,7 @@ impl Session {
             return Ok(());
         }
         self.send_pending();
-        self.make_fit(&prepared).await?;
+        self.make_fit_to_execute(&prepared).await?;
         if self.skip {
             return Ok(());
         }
@@ -212,6 +225,9 @@ impl Session {
                 self.client_rest.bytes,
             );
         }
+        link.named |= prepared
+            .statement()
+            .is_some_and(|statement| statement.names_transaction);
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing
@@ -250,6 +266,9 @@ impl Session {
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
+                if let Some(Portal::Writing(_)) = self.portals.get(portal) {
+                    return Box::pin(self.describe_spread(portal)).await;
+                }
                 let note = match &self.bound {
                     Some((name, prepared)) if **name == *portal => {
                         Note::DescribedPortal(Arc::clone(prepared))
@@ -262,6 +281,7 @@ impl Session {
             }
             Named::Statement(name) => {
                 let prepared = self.prepared(name).await?;
+                let prepared = self.executes_now(name, prepared)?;
                 if prepared
                     .statement()
                     .is_some_and(|statement| self.answered_here(statement))
@@ -274,7 +294,7 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.make_fit(&prepared).await?;
+                self.make_fit_to_execute(&prepared).await?;
                 if !self.skip {
                     self.send_describe(&prepared, Origin::Client);
                 }
@@ -287,12 +307,14 @@ impl Session {
         let mut body = frame::Body::new(body);
         let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
         let most = body
-            .i32()
+            .u32()
             .and_then(|most| body.end().map(|()| most))
             .map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
         if self.scattered_portal(portal).is_some() {
-            return Box::pin(self.execute_scattered(u32::try_from(most).unwrap_or(0))).await;
+            // Zero and below are all.
+            let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
+            return Box::pin(self.execute_scattered(most)).await;
         }
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
@@ -304,8 +326,13 @@ impl Session {
                 return if self.skip {
                     Ok(())
                 } else {
-                    self.execute_here(&prepared)
+                    self.execute_made(&prepared).await
                 };
+            }
+            Some(Portal::Writing(_)) => {
+                // Zero and below are all.
+                let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
+                return Box::pin(self.execute_spread(portal, most as usize)).await;
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -314,6 +341,12 @@ impl Session {
             self.unsettled |= prepared
                 .statement()
                 .is_some_and(|statement| changes_meaning(&statement.effect));
+        }
+        if let (Note::Executed(prepared), true) = (&note, self.several.goes_on()) {
+            Box::pin(self.execute_everywhere(prepared)).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
@@ -327,21 +360,51 @@ impl Session {
                 }
                 self.check_numbers(std::slice::from_ref(statement))?;
             }
+            self.forget_within(statement).await?;
+            if self.skip {
+                return Ok(());
+            }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
             link.opaque |= prepared.statement().is_some_and(|statement| {
                 matches!(statement.effect, Effect::Opaque | Effect::Channels)
             });
         }
+        let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
         self.forward(frame, Request::Execute, note, || {
             reply::no_such_portal(portal)
         })?;
+        if resets {
+            self.bring_back_within();
+        }
         if forgets {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
         }
         Ok(())
+    }
+
+    /// Execute of a portal that is answered here, if it still can be.
+    async fn execute_made(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+        let Some(statement) = prepared.statement() else {
+            return Ok(());
+        };
+        if self.ends_several(statement) {
+            let tag = Box::pin(self.end_several(&statement.effect)).await?;
+            if !self.skip {
+                let mut out = Vec::new();
+                put_complete(&mut out, tag);
+                self.made(out, Note::Nothing);
+            }
+            return Ok(());
+        }
+        let open = self.status() != Status::Idle && self.deferred.is_none();
+        if open && self.controls(statement) {
+            // Bound before a shard was reached: here it would end nothing.
+            return Err(reply::bound_before().into());
+        }
+        self.execute_here(prepared)
     }
 
     pub(super) async fn close(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -368,7 +431,10 @@ impl Session {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
                 }
-                let here = matches!(self.portals.remove(portal), Some(Portal::Here(_)));
+                let here = matches!(
+                    self.portals.remove(portal),
+                    Some(Portal::Here(_) | Portal::Writing(_))
+                );
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
@@ -399,6 +465,9 @@ impl Session {
             self.pipeline
                 .asked(Request::Sync, Origin::Client, Note::Nothing);
             return Ok(());
+        }
+        if self.for_batch {
+            return Box::pin(self.end_batch()).await;
         }
         match self.flush_pending().await {
             Ok(()) => {}
@@ -454,13 +523,13 @@ impl Session {
 
     /// The statement, planned again when settings or the catalog have changed since it was parsed: as in PostgreSQL a
     /// prepared statement means what its text means now.
-    fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+    pub(super) fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
         let meaning = self.meaning();
         let parsed_just_now = self
             .pending
             .iter()
             .any(|pending| Arc::ptr_eq(pending, &prepared));
-        if prepared.meaning == meaning || parsed_just_now {
+        if prepared.meaning == meaning || parsed_just_now || prepared.executes.is_some() {
             return prepared;
         }
         let (text, types) = (&prepared.text, &prepared.types);
@@ -469,7 +538,7 @@ impl Session {
             types,
             &self.context,
             &self.snapshot,
-            &mut self.scratch,
+            self.scratch.get_or_insert_default(),
         );
         let own = self.with_own_defaults(text, &planned.plan);
         let anew = Arc::new(Prepared {
@@ -484,10 +553,11 @@ impl Session {
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
-            slots: planned.slots,
+            slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
             told: Arc::clone(&prepared.told),
+            executes: None,
         });
         if anew.unnamed {
             self.unnamed = Some(Arc::clone(&anew));
@@ -537,11 +607,11 @@ impl Session {
 
     /// Makes the link a backend that has the statement, as the client knows it: with the parameters and columns that it
     /// was told. Where a table has changed so that there is none, the statement is refused in PostgreSQL's words.
-    async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
+    pub(super) async fn make_fit(&mut self, prepared: &Arc<Prepared>) -> Result<(), Stop> {
         let told = &prepared.told;
         if prepared.unnamed || told.is_nothing() {
             let known = |link: &mut Link| link.knows(prepared.id, prepared.unnamed);
-            if !self.link.as_mut().is_some_and(known) {
+            if !self.link.as_deref_mut().is_some_and(known) {
                 self.send_parse(prepared, Origin::Injected);
             }
             return Ok(());
@@ -580,7 +650,7 @@ impl Session {
         }
     }
 
-    fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+    pub(super) fn send_describe(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
         let Some(link) = &mut self.link else { return };
         let name = prepared.server_name();
         put_named(
@@ -596,7 +666,7 @@ impl Session {
         self.pipeline.asked(Request::Describe, origin, note);
     }
 
-    fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
+    pub(super) fn send_parse(&mut self, prepared: &Arc<Prepared>, origin: Origin) {
         let Some(link) = &mut self.link else { return };
         let limit = link.lease.pool().settings().prepared_statements;
         let spoilt = (!prepared.unnamed && link.lease.statements.is_spoilt(prepared.id))

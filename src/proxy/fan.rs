@@ -63,7 +63,7 @@ pub(super) enum Long {
 
 #[derive(Debug)]
 struct Member {
-    link: Link,
+    link: Box<Link>,
     /// ReadyForQuery that are still to come.
     owed: usize,
     /// Something was asked that no Sync is behind of.
@@ -222,7 +222,7 @@ fn limit(tag: u8, long: Long) -> usize {
 
 impl Fan {
     /// These links, which are at rest or within a transaction and owe nothing, in the order of their shards.
-    pub(super) fn of(links: Vec<Link>) -> Self {
+    pub(super) fn of(links: Vec<Box<Link>>) -> Self {
         let members = links.into_iter().map(|link| Member {
             link,
             owed: 0,
@@ -244,6 +244,26 @@ impl Fan {
     /// A member's shard.
     pub(super) fn shard(&self, at: usize) -> ShardId {
         self.members[at].link.shard
+    }
+
+    /// A member's link, to note what becomes of it.
+    pub(super) fn link(&mut self, at: usize) -> &mut Link {
+        &mut self.members[at].link
+    }
+
+    /// Whether all members' servers report the same for these settings.
+    pub(super) fn agree_in(&self, settings: &[&[u8]]) -> bool {
+        let Some((first, rest)) = self.members.split_first() else {
+            return true;
+        };
+        let value = |member: &Member, name: &[u8]| {
+            let value = member.link.lease.reported.get(name);
+            value.map(<[u8]>::to_vec)
+        };
+        settings.iter().all(|name| {
+            let own = value(first, name);
+            rest.iter().all(|member| value(member, name) == own)
+        })
     }
 
     /// What is done with long messages from now on.
@@ -321,7 +341,7 @@ impl Session {
     }
 
     /// Adds a link to the fan; cancels go to all of them.
-    fn join_fan(&mut self, link: Link) {
+    fn join_fan(&mut self, link: Box<Link>) {
         let fan = self.fan.get_or_insert_default();
         fan.members.extend(Fan::of(vec![link]).members);
         for member in &fan.members {
@@ -330,7 +350,7 @@ impl Session {
     }
 
     /// These links work on one statement from now on.
-    pub(super) fn begin_fan(&mut self, links: Vec<Link>) {
+    pub(super) fn begin_fan(&mut self, links: Vec<Box<Link>>) {
         self.fan = Some(Box::default());
         for link in links {
             self.join_fan(link);
@@ -395,7 +415,7 @@ impl Session {
 
     /// Ends the fan: the links that are at rest. What members still do is cancelled; those that do not come to rest are
     /// closed.
-    pub(super) async fn end_fan(&mut self) -> Vec<Link> {
+    pub(super) async fn end_fan(&mut self) -> Vec<Box<Link>> {
         let Some(mut fan) = self.fan.take() else {
             return Vec::new();
         };
@@ -475,7 +495,7 @@ impl Session {
                         Next::TooLong(_) => return Err(reply::too_many_rows(LONGEST).into()),
                         Next::Lost => {
                             let shard = self.database.shard_name(fan.shard(at));
-                            return Err(reply::shard_lost(shard).into());
+                            return Err(reply::shard_lost_at_work(shard).into());
                         }
                         Next::Pending => {
                             waits = true;

@@ -5,6 +5,8 @@
 //! of rows stays within a limit; the rows' columns are those that the statement was made for.
 
 use super::{
+    Shared,
+    fan::Fan,
     link::{Hold, Link},
     place::Place,
     prepared::Prepared,
@@ -17,45 +19,43 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         Plan, Route, StatementPlan, Target, Values,
-        gather::{Gather, array_element},
+        gather::{Asked, Gather, Push, Texts, array_element},
         unroutable::Unroutable,
     },
-    protocol::pipeline::{Origin, Request},
+    pool::backend::Reported,
+    protocol::{
+        parameters::{self, Value},
+        pipeline::{Origin, Request},
+    },
     sql::statement::Access,
     wire::{
         backend::Status,
         frame,
         frontend::{self, Bind, Named, put, put_bind, put_named, put_parse},
         notice::{Notice, Words},
+        types::Oid,
     },
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-/// What one statement may hold of rows, as text.
-const LIMIT: usize = 64 << 20;
-/// What all statements together may.
-const LIMIT_OF_ALL: usize = 256 << 20;
-
-/// Bytes of rows that one statement holds, counted with all others'.
-struct Held<'a> {
-    all: &'a AtomicUsize,
+/// Bytes of rows that one statement holds, counted with all others' for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Held {
+    shared: Arc<Shared>,
     own: usize,
 }
 
-impl Held<'_> {
+impl Held {
     /// Counts `more` bytes; false: they are too many.
-    fn take(&mut self, more: usize) -> bool {
+    fn take(&mut self, more: usize, limit: usize, limit_total: usize) -> bool {
         self.own += more;
-        self.all.fetch_add(more, Relaxed) + more <= LIMIT_OF_ALL && self.own <= LIMIT
+        self.shared.gathered.fetch_add(more, Relaxed) + more <= limit_total && self.own <= limit
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.own, Relaxed);
+        self.shared.gathered.fetch_sub(self.own, Relaxed);
     }
 }
 
@@ -91,23 +91,48 @@ pub(super) struct Described {
 /// What each shard is asked.
 #[derive(Debug)]
 struct Question {
-    text: String,
+    asked: Asked,
     /// The RowDescription that is expected.
     shape: Vec<u8>,
+    /// What reads the needed columns of the table, and the RowDescription that is expected of it.
+    columns: String,
+    shape_of_columns: Vec<u8>,
     types: Vec<u8>,
     tail: Vec<u8>,
+    /// What values are written by, as the shard that answers has it: names and values.
+    settings: Vec<(&'static str, Vec<u8>)>,
 }
 
+/// Reported settings by which values are written and read.
+const OF_VALUES: [&str; 3] = ["DateStyle", "IntervalStyle", "TimeZone"];
+
 impl Question {
-    /// As one batch, in whose transaction floats are written so that they read back as they are.
-    fn put(&self, out: &mut Vec<u8>) {
+    /// What a shard is told first, so that it reads and writes values as the one that answers does.
+    fn preparations(&self, reported: &Reported) -> Vec<String> {
+        let mut settings = vec!["SET LOCAL extra_float_digits = 3".to_owned()];
+        for (name, value) in &self.settings {
+            if reported.get(name.as_bytes()) != Some(value.as_slice()) {
+                let mut text = String::new();
+                parameters::quote_literal(&mut text, &String::from_utf8_lossy(value));
+                settings.push(parameters::set_local(name, Some(&text)));
+            }
+        }
+        settings
+    }
+
+    /// As one batch, in whose transaction values are written so that they read back as they are.
+    fn put(&self, preparations: &[String], out: &mut Vec<u8>) {
         let execute = |out: &mut Vec<u8>| {
             put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
         };
-        put_parse(out, b"", b"SET LOCAL extra_float_digits = 3", b"");
-        put_bind(out, b"", b"", &NOTHING_BOUND);
-        execute(out);
-        put_parse(out, b"", self.text.as_bytes(), &self.types);
+        for set in preparations {
+            put_parse(out, b"", set.as_bytes(), b"");
+            put_bind(out, b"", b"", &NOTHING_BOUND);
+            execute(out);
+        }
+        put_parse(out, b"", self.columns.as_bytes(), b"");
+        put_named(out, b'D', Named::Statement(b""));
+        put_parse(out, b"", self.asked.question.as_bytes(), &self.types);
         put_bind(out, b"", b"", &self.tail);
         put_named(out, b'D', Named::Portal(b""));
         execute(out);
@@ -250,56 +275,108 @@ impl Session {
                 }
             }
         };
-        let parts = statement.gather.as_ref().and_then(|gather| {
-            let texts = gather.texts(std::str::from_utf8(text).ok()?)?;
-            Some((texts, self.gathered_table(gather)?))
-        });
-        let Some((texts, table)) = parts else {
+        let Some(gather) = statement.gather.as_ref() else {
             return Err(refusal());
         };
-        let empty = vec![String::new(); table.columns.len()];
+        let table = self.gathered_table(gather);
+        let own = std::str::from_utf8(text).ok();
+        let texts = own.zip(table.as_ref());
+        let Some(texts) = texts.and_then(|(text, table)| gather.texts(text, table)) else {
+            return Err(refusal());
+        };
         self.reach_for_read(self.any).await?;
-        let template = texts.answer(&table, &empty);
-        let types = match self.parses(template.as_bytes(), bound.types).await? {
-            Ok(found) => found.types,
-            // PostgreSQL says what is wrong with the statement; what it accepts means something else over rows.
-            Err(_of_the_template) => {
-                let judged = self.parses(text, bound.types).await?;
-                return Err(judged.map_or_else(Stop::from, |_| refusal()));
+        // PostgreSQL says what is wrong with the statement; what it accepts means something else over rows.
+        let Ok(over_rows) = self
+            .parses(texts.template().as_bytes(), bound.types)
+            .await?
+        else {
+            let judged = self.parses(text, bound.types).await?;
+            return Err(judged.map_or_else(Stop::from, |_| refusal()));
+        };
+        let Ok(shape) = self.parses(texts.shape().as_bytes(), b"").await? else {
+            return Err(reply::columns_changed().into());
+        };
+        let question = self
+            .question(&texts, over_rows, shape.columns, bound)
+            .await?;
+        // Two sessions that lease several shards in the same order never wait for each other.
+        self.leave_link().await?;
+        let (arrays, held) = self.ask_all(&scatter.shards, &question).await?;
+        self.reach_for_read(self.any).await?;
+        if let Some(link) = &mut self.link {
+            // Until the backend has answered, and is given back.
+            link.gathered = Some(held);
+        }
+        Ok(Answer {
+            text: texts.answer(&question.asked, &arrays),
+            types: question.types,
+        })
+    }
+
+    /// What the shards are asked: as little as makes the same answer.
+    async fn question(
+        &mut self,
+        texts: &Texts<'_>,
+        over_rows: Described,
+        shape: Vec<u8>,
+        bound: &Bound<'_>,
+    ) -> Result<Question, Stop> {
+        let push = self.push();
+        let names = names(&over_rows.columns);
+        let mut found = None;
+        if let Some(groups) = texts.groups(push, &names)
+            && let Ok(partial) = self
+                .parses(groups.question.as_bytes(), &over_rows.types)
+                .await?
+            && let Some(asked) = groups.finish(&type_oids(&partial.columns))
+        {
+            let empty = vec![String::new(); asked.width];
+            let over_parts = self
+                .parses(texts.answer(&asked, &empty).as_bytes(), &over_rows.types)
+                .await?;
+            if over_parts
+                .is_ok_and(|over_parts| columns(&over_parts.columns) == columns(&over_rows.columns))
+            {
+                found = Some((asked, partial.columns));
             }
+        }
+        if found.is_none() {
+            let asked = texts.rows(push, &names);
+            let understood = self
+                .parses(asked.question.as_bytes(), &over_rows.types)
+                .await?;
+            let asked = understood.map_or_else(|_| texts.rows(Push::Columns, &names), |_| asked);
+            found = Some((asked, shape.clone()));
+        }
+        let Some((asked, expected)) = found else {
+            return Err(reply::columns_changed().into());
         };
-        let shape = match self.parses(texts.shape(&table).as_bytes(), b"").await? {
-            Ok(found) => found.columns,
-            Err(_changed) => return Err(reply::columns_changed().into()),
-        };
-        let question = Question {
-            text: texts.question(),
-            shape,
-            types,
+        let reported = self.link.as_ref().map(|link| &link.lease.reported);
+        let value = |name: &'static str| Some((name, reported?.get(name.as_bytes())?.to_vec()));
+        let settings = OF_VALUES.into_iter().filter_map(value).collect();
+        Ok(Question {
+            asked,
+            shape: expected,
+            columns: texts.columns(),
+            shape_of_columns: shape,
+            settings,
+            types: over_rows.types,
             tail: bound
                 .tail
                 .map_or_else(|| NOTHING_BOUND.to_vec(), Bind::tail_for_text),
-        };
-        let mut arrays = empty;
-        let shared = Arc::clone(&self.shared);
-        let mut held = Held {
-            all: &shared.gathered,
-            own: 0,
-        };
-        for shard in scatter.shards.iter() {
-            self.reach_for_read(shard).await?;
-            if self.link.as_ref().is_none_or(|link| link.shard != shard) {
-                return Err(reply::shard_missing(self.database.shard_name(shard)).into());
-            }
-            self.rows(&question, &mut arrays, &mut held).await?;
-        }
-        // Ends what was begun for the questions, and what was set in it.
-        self.leave_link().await?;
-        self.reach_for_read(self.any).await?;
-        Ok(Answer {
-            text: texts.answer(&table, &arrays),
-            types: question.types,
         })
+    }
+
+    /// Questions are asked with floats written in full: what the client sees of them must be no shorter.
+    fn push(&self) -> Push {
+        let in_full = |value: &Value| {
+            let (Value::Sql(text) | Value::Config(text)) = value;
+            ["1", "2", "3"].contains(&text.trim_matches('\''))
+        };
+        match self.parameters.get("extra_float_digits") {
+            Some(value) if !in_full(value) => Push::Columns,
+            Some(_) | None => Push::All,
+        }
     }
 
     async fn reach_for_read(&mut self, shard: crate::catalog::shard::ShardId) -> Result<(), Stop> {
@@ -347,51 +424,65 @@ impl Session {
         Ok(found)
     }
 
-    /// Adds a shard's rows.
-    async fn rows(
+    /// Asks all shards at once: their rows, one array of values for each column.
+    async fn ask_all(
         &mut self,
+        shards: &ShardSet,
         question: &Question,
-        arrays: &mut [String],
-        held: &mut Held<'_>,
-    ) -> Result<(), Stop> {
-        let Some(link) = &mut self.link else {
-            return Err(End::Client.into());
+    ) -> Result<(Vec<String>, Held), Stop> {
+        self.lease_fan(shards).await?;
+        let count = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..count {
+            if let Some(fan) = self.fan.as_deref_mut() {
+                let preparations = question.preparations(&fan.link(at).lease.reported);
+                fan.ask(at, 1, |out| question.put(&preparations, out));
+            }
+        }
+        let mut held = Held {
+            shared: Arc::clone(&self.shared),
+            own: 0,
         };
-        question.put(link.lease.stream.out());
-        link.lease.unnamed = None;
-        let mut problem = None;
+        let mut arrays = vec![String::new(); question.asked.width];
+        let settings = self.shared.settings.load();
+        let (limit, total) = (
+            settings.server.gather_limit,
+            settings.server.gather_limit_total,
+        );
+        drop(settings);
+        let mut described = vec![0; count];
         let heard = self
-            .hear_out(|tag, body| {
+            .hear_fan(|at, tag, body| {
                 match tag {
-                    b'E' => problem = Some(Words::Servers(body.to_vec())),
-                    b'T' if columns(body).is_none()
-                        || columns(body) != columns(&question.shape) =>
-                    {
-                        return Err(reply::columns_changed().into());
+                    b'E' => return Err(Words::Servers(body.to_vec()).into()),
+                    b'T' => {
+                        let expected = [&question.shape_of_columns, &question.shape];
+                        let found = columns(body);
+                        if found.is_none()
+                            || found != expected.get(described[at]).and_then(|shape| columns(shape))
+                        {
+                            return Err(reply::columns_changed().into());
+                        }
+                        described[at] += 1;
                     }
-                    b'D' => add_row(body, arrays).ok_or_else(reply::rows_not_text)?,
+                    b'D' => {
+                        if !held.take(body.len(), limit, total) {
+                            return Err(reply::too_many_rows(limit.min(total)).into());
+                        }
+                        add_row(body, &mut arrays).ok_or_else(reply::rows_not_text)?;
+                    }
                     _ => {}
-                }
-                if tag == b'D' && !held.take(body.len()) {
-                    return Err(reply::too_many_rows(LIMIT).into());
                 }
                 Ok(())
             })
             .await;
-        if heard.is_err() {
-            // The rest of the answer is nobody's.
-            if let Some(link) = &mut self.link {
-                super::ending::stop(link, &self.shared.tls).await;
-            }
-            self.cancel.detach();
-            self.link = None;
-        }
+        // What they still do is cancelled.
+        self.rest_fan().await?;
         heard?;
-        problem.map_or(Ok(()), |problem| Err(problem.into()))
+        Ok((arrays, held))
     }
 
     /// Hears the link's answer to its end.
-    async fn hear_out(
+    pub(super) async fn hear_out(
         &mut self,
         mut each: impl FnMut(u8, &[u8]) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
@@ -401,10 +492,6 @@ impl Session {
         loop {
             let buffered = link.lease.stream.buffered();
             let header = frame::backend(buffered).map_err(|error| broken(&error))?;
-            if header.as_ref().is_some_and(|header| header.size > LIMIT) {
-                // Not even read.
-                return Err(reply::too_many_rows(LIMIT).into());
-            }
             let Some(header) = header.filter(|header| buffered.len() >= header.size) else {
                 read_more(link, &self.database).await?;
                 continue;
@@ -445,6 +532,22 @@ fn columns(body: &[u8]) -> Option<Vec<(&[u8], u32, i32)>> {
         columns.push((name, if own { 0 } else { type_oid }, modifier));
     }
     Some(columns)
+}
+
+/// What a RowDescription calls its columns.
+fn names(body: &[u8]) -> Vec<String> {
+    let columns = columns(body).unwrap_or_default();
+    let names = columns
+        .iter()
+        .map(|(name, _, _)| String::from_utf8_lossy(name).into_owned());
+    names.collect()
+}
+
+/// The types of a RowDescription's columns.
+fn type_oids(body: &[u8]) -> Vec<Oid> {
+    let columns = columns(body).unwrap_or_default();
+    let own = |oid: Oid| if oid == 0 { FIRST_OWN_OID } else { oid };
+    columns.into_iter().map(|(_, oid, _)| own(oid)).collect()
 }
 
 /// Adds a DataRow's values, each to its column's array; `None`: it is not as described.

@@ -26,11 +26,17 @@ pub(super) struct Link {
     pub(super) savepoints: Vec<(String, crate::protocol::parameters::Applied)>,
     /// A function that we cannot see into ran: settings are unknown afterwards.
     pub(super) opaque: bool,
+    /// The transaction's time, number or snapshot was asked for here.
+    pub(super) named: bool,
+    /// What was done in the transaction keeps PostgreSQL from preparing it: NOTIFY, temporary tables and the like.
+    pub(super) unpreparable: bool,
     /// A Query came in the middle of an extended batch: PostgreSQL 18 answers the statement behind with XX000
     /// ("unexpected state STARTED"), which must not be another client's. Not to be given back.
     pub(super) spent: bool,
     /// LISTEN was sent here: to be told UNLISTEN * before another session has it.
     pub(super) listens: bool,
+    /// Rows of several shards that it was sent, as long as they count.
+    pub(super) gathered: Option<super::gather::Held>,
     pub(super) since: Instant,
 }
 

@@ -101,7 +101,7 @@ impl Session {
         let joined = match &mut self.listening {
             Some(listening) => listening,
             empty @ None => {
-                let hub = self.database.hub(&self.user, &self.asked);
+                let hub = self.database.hub(&self.user, &self.info.database);
                 empty.insert(Box::new(Listening {
                     channels: Channels::default(),
                     member: hub.join(self.info.pid),
@@ -329,9 +329,9 @@ impl Session {
     pub(super) async fn join_others(&mut self) -> Result<(), End> {
         self.refresh();
         // Not the session's own: it stays with what it was while it keeps a backend, and may hear elsewhere.
-        let now = self.shared.database(&self.asked);
+        let now = self.shared.database(&self.info.database);
         let database = now.as_ref().unwrap_or(&self.database);
-        let hub = database.hub(&self.user, &self.asked);
+        let hub = database.hub(&self.user, &self.info.database);
         let pid = self.info.pid;
         let Some(listening) = &mut self.listening else {
             return Ok(());

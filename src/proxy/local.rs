@@ -7,6 +7,7 @@ use super::{
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
+    resetting::resets_all,
     session::{Note, Session},
 };
 use crate::{
@@ -45,6 +46,9 @@ impl Session {
                 .link
                 .as_ref()
                 .is_none_or(|link| link.status != Status::Failed);
+        }
+        if self.ends_several(statement) {
+            return true;
         }
         if self.link.is_some() || self.snapshot.is_single() {
             return false;
@@ -273,7 +277,7 @@ impl Session {
         let value = value.map(unquoted).filter(|value| !value.is_empty());
         check_own(name, value.as_deref(), &self.snapshot.shards)?;
         match value {
-            Some(value) => self.overridden.insert(name.to_owned(), value),
+            Some(value) => self.overridden.insert(name, value),
             None => self.overridden.remove(name),
         };
         self.context_stale = true;
@@ -304,12 +308,14 @@ impl Session {
             | Effect::Notify
             | Effect::Channels => {}
             Effect::Deallocate(None) => self.forget_statements(),
-            Effect::Deallocate(Some(_))
-            | Effect::Execute(_)
-            | Effect::Cursor
-            | Effect::TwoPhase => {}
+            Effect::Deallocate(Some(name)) => self.deallocated_there(name),
+            Effect::Execute { .. } | Effect::Cursor | Effect::TwoPhase => {}
             Effect::CopyIn | Effect::CopyOut => {}
-            Effect::Prepare(_) => self.pin(crate::sql::statement::PinReason::SqlPrepare),
+            Effect::Prepare(name) => {
+                if !self.prepared_there(name) {
+                    self.pin(crate::sql::statement::PinReason::SqlPrepare);
+                }
+            }
             Effect::Declare { hold } => {
                 if *hold {
                     self.pin(crate::sql::statement::PinReason::HoldCursor);
@@ -318,6 +324,7 @@ impl Session {
             Effect::Listen(_) | Effect::Unlisten(_) => self.listening_took_effect(effect),
             Effect::Pins(reason) => self.pin(*reason),
         }
+        self.followed(effect);
     }
 
     #[expect(
@@ -328,9 +335,11 @@ impl Session {
         match effect {
             Effect::Begin => self.begun_there(),
             Effect::Commit { chain } | Effect::Rollback { chain } => {
+                let chained = self.several.chain(*chain);
                 self.transaction_ends(committed);
                 if *chain {
                     self.begun_there();
+                    self.several.begun(chained);
                 }
             }
             Effect::Savepoint(name) => {
@@ -357,8 +366,12 @@ impl Session {
                         link.savepoints.truncate(at + 1);
                         link.lease.applied = link.savepoints[at].1.clone();
                     }
-                    // It was made before this backend was reached, which was told all then.
-                    None => self.settings_are_told(),
+                    // It was made before this backend was reached, which knows what it was told then.
+                    None => {
+                        if let Some(link) = &mut self.link {
+                            link.lease.applied = link.at_begin.clone();
+                        }
+                    }
                 }
                 self.context_stale = true;
             }
@@ -428,7 +441,7 @@ impl Session {
                 self.forget_all(Forgets::Everything);
                 self.forget_statements();
                 self.listening_took_effect(effect);
-                self.overridden.clear();
+                self.overridden = super::session::Overridden::new();
             }
             _ => {}
         }
@@ -437,14 +450,21 @@ impl Session {
     /// The text with RESET and DEFAULT replaced by what they mean to this session: a value that it started with, which
     /// the backend was told by SET. `None`: nothing to replace.
     pub(super) fn with_own_defaults(&self, text: &[u8], plan: &Plan) -> Option<Vec<u8>> {
-        if !plan
-            .statements
-            .iter()
-            .any(|statement| defaulted(&statement.effect).is_some())
-        {
+        let last = plan.statements.len().saturating_sub(1);
+        let concerns = |(at, statement): (usize, &StatementPlan)| {
+            defaulted(&statement.effect).is_some() || (at < last && resets_all(statement))
+        };
+        if !plan.statements.iter().enumerate().any(concerns) {
             return None;
         }
-        let defaults = plan.statements.iter().map(|statement| {
+        let defaults = plan.statements.iter().enumerate().map(|(at, statement)| {
+            if resets_all(statement) && at < last {
+                let own = self
+                    .parameters
+                    .own_defaults()
+                    .filter(|own| !own.is_empty())?;
+                return Some(format!("RESET ALL;{}", own.join(";")));
+            }
             let (name, local) = defaulted(&statement.effect)?;
             let value = self.parameters.own_default(name)?;
             let verb = if local { "SET LOCAL " } else { "SET " };
@@ -544,8 +564,7 @@ impl Session {
         {
             let mut map = (**map).clone();
             map.retain(|name, _| {
-                what == Forgets::Settings
-                    && matches!(name.as_str(), "role" | "session_authorization")
+                what == Forgets::Settings && matches!(name, "role" | "session_authorization")
             });
             let hash = crate::protocol::parameters::hash(&map);
             link.lease.applied = Applied::Known(Arc::new(map), hash);
@@ -570,7 +589,7 @@ impl Session {
         if generation != self.generation && self.link.is_none() && self.deferred.is_none() {
             self.generation = generation;
             self.take_over_password();
-            if let Some(database) = self.shared.database(&self.asked)
+            if let Some(database) = self.shared.database(&self.info.database)
                 && !Arc::ptr_eq(&database, &self.database)
             {
                 self.database = database;
@@ -611,7 +630,10 @@ impl Session {
     pub(super) fn take_over_settings(&mut self) {
         if self.context_stale {
             self.context_stale = false;
-            self.context = Arc::new(self.build_context());
+            let context = self.build_context();
+            if context != *self.context {
+                self.context = self.database.contexts.share(Arc::new(context));
+            }
         }
     }
 
@@ -697,7 +719,7 @@ impl Session {
             .filter_map(|name| {
                 self.parameters
                     .get(name)
-                    .map(|value| ((*name).to_owned(), value.clone()))
+                    .map(|value| (*name, value.clone()))
             })
             .collect();
         crate::protocol::parameters::hash(&map)
@@ -773,7 +795,7 @@ enum Forgets {
 }
 
 /// CommandComplete of SET.
-const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
+pub(super) const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
 
 /// The setting that goes back to its default, and whether for the transaction only.
 #[expect(
@@ -841,6 +863,7 @@ pub(super) fn check_own(name: &str, value: Option<&str>, shards: &[String]) -> R
             ))
         }
         ("shardway.shard" | "shardway.key", _) => Ok(()),
+        (crate::failpoint::SETTING, _) if cfg!(feature = "failpoints") => Ok(()),
         ("shardway.role", Some("primary") | None) => Ok(()),
         ("shardway.role", Some(role)) => Err(reply::bad_setting(
             name,

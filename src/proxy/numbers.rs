@@ -1,20 +1,53 @@
 //! `currval` and `lastval`: what a sequence gave this session is known on the backend where it was drawn, and only until
 //! another session has had that backend. Anything else would be another session's number, so it is refused.
+//!
+//! Code of the database (functions, triggers, defaults, checks) asks for what it drew itself as a rule: before it runs, a
+//! backend that remembers numbers of others forgets them, so that PostgreSQL itself says what was not drawn here.
 
-use super::{reply::session as reply, session::Session};
+use super::{
+    reply::session as reply,
+    session::{End, Phase, Session},
+};
 use crate::{
     config::settings::PoolMode,
-    plan::StatementPlan,
-    pool::backend::Tenure,
+    plan::{Numbers, StatementPlan},
+    pool::backend::{Backend, Remembered, Tenure},
     sql::statement::{Access, Effect, PinReason},
-    wire::notice::Notice,
+    wire::{backend::Status, notice::Notice},
 };
+use std::sync::atomic::Ordering;
 
-/// The backend on which the session drew last, by its process, and whose it was then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+const FORGET: &[u8] = b"DISCARD SEQUENCES";
+
+/// The backend that the session has or had last, by its process and whose it was then, and whether it drew there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Drew {
-    pid: u32,
-    tenure: Tenure,
+    at: Option<(u32, Tenure)>,
+    drawn: bool,
+}
+
+impl Drew {
+    /// The session has a backend again that it kept for itself.
+    pub(super) fn returns_to(&mut self, backend: &Backend) {
+        let at = Some((backend.target.pid, backend.tenure));
+        *self = Self { at, drawn: true };
+    }
+
+    /// The session has this backend from now on.
+    fn comes_to(&mut self, backend: &mut Backend) {
+        let here = Some((backend.target.pid, backend.tenure));
+        if self.at == here {
+            return;
+        }
+        *self = Self {
+            at: here,
+            drawn: false,
+        };
+        backend.remembered = match backend.remembered {
+            Remembered::Nothing => Remembered::Own,
+            Remembered::Own | Remembered::Foreign => Remembered::Foreign,
+        };
+    }
 }
 
 impl Session {
@@ -25,16 +58,100 @@ impl Session {
             effect,
             Effect::Draws | Effect::Opaque | Effect::Pins(PinReason::Code)
         );
-        if may || draws.iter().any(|verb| tag.starts_with(verb)) {
-            self.drew = self.here();
+        self.drew.drawn |= may || draws.iter().any(|verb| tag.starts_with(verb));
+    }
+
+    fn remembers_foreign(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| {
+            link.lease.remembered == Remembered::Foreign && link.status != Status::Failed
+        })
+    }
+
+    /// A backend begins to serve this session: in a database where sessions ask for numbers it forgets those of others.
+    pub(super) async fn come_to_numbers(&mut self) -> Result<(), End> {
+        if let Some(link) = &mut self.link {
+            self.drew.comes_to(&mut link.lease);
+        }
+        let asked = self.database.numbers_asked.load(Ordering::Relaxed);
+        if asked && self.mode == PoolMode::Transaction && self.remembers_foreign() {
+            self.forget_here().await?;
+        }
+        Ok(())
+    }
+
+    /// Before a simple query: code that it runs must not be told others' numbers, nor what stands behind a draw in it.
+    pub(super) async fn forget_before(&mut self, statements: &[StatementPlan]) -> Result<(), End> {
+        let may_ask = |one: &StatementPlan| one.numbers == Numbers::MayAsk || asks(one);
+        if self.mode == PoolMode::Session
+            || !self.remembers_foreign()
+            || !statements.iter().any(may_ask)
+        {
+            return Ok(());
+        }
+        self.settle().await?;
+        match self.phase {
+            _ if self.skip || !self.remembers_foreign() => Ok(()),
+            Phase::Batch => {
+                self.send_forgetter();
+                Ok(())
+            }
+            Phase::Idle | Phase::Answering => self.forget_here().await,
         }
     }
 
-    fn here(&self) -> Option<Drew> {
-        self.link.as_ref().map(|link| Drew {
-            pid: link.lease.target.pid,
-            tenure: link.lease.tenure,
-        })
+    /// Before a FunctionCall of PostgreSQL's own `currval` or `lastval`, which have these numbers in every release.
+    pub(super) async fn forget_before_call(&mut self, oid: u32) -> Result<(), End> {
+        let may_ask = matches!(oid, 1575 | 2559) || oid >= super::simple::FIRST_OWN_OID;
+        self.drew.drawn = true;
+        if may_ask && self.mode == PoolMode::Transaction && self.remembers_foreign() {
+            self.settle().await?;
+            if self.phase == Phase::Batch {
+                self.send_forgetter();
+            } else {
+                self.forget_here().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn forget_here(&mut self) -> Result<(), End> {
+        self.note_asked();
+        if let Err(refused) = self.prelude(FORGET).await? {
+            return Err(End::Told(Box::new(refused)));
+        }
+        self.forgot();
+        Ok(())
+    }
+
+    /// From now on sessions of this database get backends that remember nothing of others.
+    fn note_asked(&self) {
+        self.database.numbers_asked.store(true, Ordering::Relaxed);
+    }
+
+    fn forgot(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.lease.remembered = Remembered::Own;
+        }
+    }
+
+    /// Before an Execute of a statement whose code may ask: within a batch, which a simple query would end.
+    pub(super) async fn forget_within(&mut self, statement: &StatementPlan) -> Result<(), End> {
+        let may_ask = statement.numbers == Numbers::MayAsk && self.mode == PoolMode::Transaction;
+        if !may_ask || !self.remembers_foreign() {
+            return Ok(());
+        }
+        // In a failed transaction nothing more is sent.
+        self.settle().await?;
+        if !self.skip && self.remembers_foreign() {
+            self.send_forgetter();
+        }
+        Ok(())
+    }
+
+    fn send_forgetter(&mut self) {
+        self.note_asked();
+        self.inject(FORGET);
+        self.forgot();
     }
 
     /// Whether the statements of a message that ask for what this session drew last can be answered here.
@@ -42,19 +159,24 @@ impl Session {
     /// # Errors
     /// When it was drawn elsewhere, or another session may have drawn here since.
     pub(super) fn check_numbers(&self, statements: &[StatementPlan]) -> Result<(), Notice> {
-        let asks =
-            |statement: &StatementPlan| statement.effect == Effect::Pins(PinReason::Sequence);
         let Some(at) = statements.iter().position(asks) else {
             return Ok(());
         };
+        self.note_asked();
         let kept =
             self.mode == PoolMode::Session || matches!(self.pinned, Some((PinReason::Sequence, _)));
         let drawn_before = statements[..at]
             .iter()
             .any(|statement| statement.access == Access::Write);
-        if kept || drawn_before || (self.drew.is_some() && self.drew == self.here()) {
+        let known = self.drew.drawn && !self.remembers_foreign();
+        if kept || drawn_before || known {
             return Ok(());
         }
         Err(reply::number_of_another())
     }
+}
+
+/// Whether a statement asks in its own words.
+fn asks(statement: &StatementPlan) -> bool {
+    statement.effect == Effect::Pins(PinReason::Sequence)
 }

@@ -92,18 +92,37 @@ impl Session {
                 return Err(wording::unroutable(&self.several_shards(&route)));
             }
         };
+        self.within(bound, statement, place).map(Some)
+    }
+
+    /// The place of a statement in the transaction or batch that is bound to a shard.
+    fn within(
+        &self,
+        bound: Option<ShardId>,
+        statement: &StatementPlan,
+        place: Place,
+    ) -> Result<Place, Notice> {
+        if statement.names_transaction {
+            self.may_name_at(place.shard)?;
+        }
         match bound {
             // The shared listeners hear every shard.
             Some(shard)
                 if statement.effect == Effect::Notify && self.mode == PoolMode::Transaction =>
             {
-                Ok(Some(Place { shard, ..place }))
+                Ok(Place { shard, ..place })
             }
-            Some(shard) if shard != place.shard => Err(reply::second_shard(
-                self.database.shard_name(shard),
-                self.database.shard_name(place.shard),
-            )),
-            _ => Ok(Some(place)),
+            Some(shard) if shard != place.shard => {
+                self.may_go_to(place.shard)?;
+                Ok(Place {
+                    hold: Hold::Bound,
+                    ..place
+                })
+            }
+            _ if statement.effect == Effect::TwoPhase && self.several.is_several() => {
+                Err(reply::prepared_over_several())
+            }
+            _ => Ok(place),
         }
     }
 
@@ -129,10 +148,11 @@ impl Session {
         let shard = named.unwrap_or(self.snapshot.home);
         match self.link.as_ref().filter(|link| self.is_bound(link)) {
             Some(link) if link.status != Status::Failed && link.shard != shard => {
-                Err(reply::second_shard(
-                    self.database.shard_name(link.shard),
-                    self.database.shard_name(shard),
-                ))
+                self.may_go_to(shard)?;
+                Ok(Place {
+                    shard,
+                    hold: Hold::Bound,
+                })
             }
             Some(link) => Ok(Place {
                 shard: link.shard,
@@ -215,6 +235,9 @@ impl Session {
             }
             if place.hold <= Hold::Aside {
                 return Ok(());
+            }
+            if self.is_bound(link) {
+                return Box::pin(self.go_to(place.shard)).await;
             }
             self.leave_link().await?;
             if self.skip {
@@ -343,7 +366,7 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::SetTransaction
         | Effect::Deallocate(_)
         | Effect::Prepare(_)
-        | Effect::Execute(_)
+        | Effect::Execute { .. }
         | Effect::Declare { .. }
         | Effect::Cursor
         | Effect::CopyIn

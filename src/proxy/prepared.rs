@@ -2,10 +2,11 @@
 //! (text, declared types, the session's planning context), so sessions that prepare the same share it and no table of
 //! names is needed; the client's own names never leave the session.
 
+use super::sql_prepared::Execution;
 use crate::{
     plan::{Plan, StatementPlan},
     pool::backend::Shape,
-    sql::normalize::Slots,
+    sql::normalize::Slot,
     wire::{
         frame::{Body, DecodeError},
         types::Oid,
@@ -142,13 +143,15 @@ pub(super) struct Prepared {
     pub(super) raw_types: Box<[u8]>,
     pub(super) types: SmallVec<[Oid; 4]>,
     pub(super) plan: Arc<Plan>,
-    pub(super) slots: Slots,
+    pub(super) slots: Box<[Slot]>,
     pub(super) id: u128,
     /// Whether the client gave it no name; then it has none on the backend either.
     pub(super) unnamed: bool,
     pub(super) meaning: Meaning,
     /// What the first Describe of it said.
     pub(super) told: Arc<Told>,
+    /// It is an EXECUTE of another, and `plan` is that one's.
+    pub(super) executes: Option<Box<Execution>>,
 }
 
 impl Prepared {

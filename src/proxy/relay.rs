@@ -80,10 +80,17 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            if forward {
+            let restated = if forward && header.tag == b'E' {
+                self.restated(header, body)
+            } else {
+                None
+            };
+            if forward && restated.is_none() {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
+                let restated = restated.unwrap_or_default();
+                self.client.out().extend_from_slice(&restated);
                 at += here;
                 run = at;
             }
@@ -228,6 +235,9 @@ impl Session {
 
     /// A statement of a simple query is complete.
     fn command(&mut self, body: &[u8]) {
+        if self.hides_completion() {
+            return;
+        }
         self.tally.queries += 1;
         let tag = command_tag(body).unwrap_or_default();
         let Some((plan, complete)) = self.running.take() else {
@@ -238,6 +248,7 @@ impl Session {
             self.name_reset(&statement.effect);
             self.took_effect(&statement.effect, tag);
         }
+        self.hide_behind(&plan, complete);
         self.running = Some((plan, complete + 1));
     }
 

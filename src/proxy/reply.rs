@@ -12,7 +12,7 @@ pub mod session;
 
 use crate::{
     catalog::effects::{Hazard, HazardKind},
-    plan::unroutable::{KeyProblem, Unroutable},
+    plan::unroutable::{KeyProblem, Unheld, Unroutable},
     wire::notice::{Notice, Words},
 };
 
@@ -165,6 +165,7 @@ fn rare_message(why: &Unroutable) -> (String, String) {
             text("Its rows are spread over shards."),
         ),
         Unroutable::PerShardObject { table, hazard } => per_shard_object(table, hazard),
+        Unroutable::CannotHold { table, what } => cannot_hold(table, what),
         Unroutable::OverrideContradicts { named, keys } => (
             format!("override \"{named}\" contradicts the statement's own keys"),
             format!("Its tables and keys live on shard {keys}."),
@@ -211,7 +212,7 @@ fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
         ),
     };
     (
-        format!("statement on sharded table \"{table}\" would set off what acts on one shard only"),
+        format!("statement on table \"{table}\" would set off what acts on one shard only"),
         why,
     )
 }
@@ -235,6 +236,7 @@ fn hint(why: &Unroutable) -> Option<String> {
             "Add \"{table}\" to a group, or to the reference or single tables, in the configuration; or set unlisted_tables."
         )),
         Unroutable::PerShardObject { table, hazard } => Some(per_shard_hint(table, hazard)),
+        Unroutable::CannotHold { what, .. } => Some(cannot_hold_hint(what)),
         Unroutable::ColumnsUnknown { table } => {
             Some(format!("Write INSERT INTO {table} (column, …)."))
         }
@@ -242,6 +244,63 @@ fn hint(why: &Unroutable) -> Option<String> {
             Some(format!("Give a value for \"{key}\" in the INSERT."))
         }
         _ => None,
+    }
+}
+
+fn cannot_hold(table: &str, what: &Unheld) -> (String, String) {
+    let (message, detail) = match what {
+        Unheld::Unique { key } => (
+            "a unique constraint needs the shard key",
+            format!(
+                "Rows of \"{table}\" are spread by \"{key}\": no shard sees whether another has the same values."
+            ),
+        ),
+        Unheld::Reference { to } => (
+            "a foreign key needs its rows on the same shard",
+            format!("Rows of \"{to}\" that rows of \"{table}\" refer to may be on another shard."),
+        ),
+        Unheld::KeyColumn => (
+            "the shard key's column stays as it is",
+            format!("Rows of \"{table}\" are where its values say."),
+        ),
+        Unheld::NoKey { key } => (
+            "a sharded table needs its shard key",
+            format!("\"{table}\" would have no column \"{key}\"."),
+        ),
+        Unheld::KeyType { key, wanted } => (
+            "the shard key is of another type than its group's",
+            format!(
+                "\"{table}\".\"{key}\" must be {wanted}, or a type that it is widened from, without a length."
+            ),
+        ),
+        Unheld::Name => (
+            "a table that the configuration lists keeps its name",
+            format!("\"{table}\" would not be found under another."),
+        ),
+        Unheld::Apart => (
+            "tables that live in different places are changed one by one",
+            format!("\"{table}\" and others of the statement are not on the same shards."),
+        ),
+        Unheld::Comment => (
+            "the comment does not say where the table can live",
+            format!(
+                "It names no group or shard of this database, or \"{table}\" is listed elsewhere in the configuration."
+            ),
+        ),
+    };
+    (message.to_owned(), detail)
+}
+
+fn cannot_hold_hint(what: &Unheld) -> String {
+    match what {
+        Unheld::Unique { key } => format!("Make \"{key}\" part of it."),
+        Unheld::Reference { .. } => "Make the shard keys part of it, with both tables in one group; or make the other table a reference table.".to_owned(),
+        Unheld::KeyColumn => "Make a new table with the other column, and copy the rows.".to_owned(),
+        Unheld::NoKey { key } => format!("Add the column \"{key}\"; or say where the table lives: /* shardway: group=NAME key=COLUMN */, /* shardway: reference */ or /* shardway: single=SHARD */."),
+        Unheld::KeyType { wanted, .. } => format!("Declare it as {wanted}."),
+        Unheld::Name => "Change the configuration, and rename the table on each shard: /* shardway: shard=NAME */ ALTER TABLE …".to_owned(),
+        Unheld::Apart => "Write one statement for each.".to_owned(),
+        Unheld::Comment => "Write /* shardway: group=NAME key=COLUMN */, /* shardway: reference */ or /* shardway: single=SHARD */.".to_owned(),
     }
 }
 
@@ -456,6 +515,27 @@ pub const CODES: &[Code] = &[
         what_to_do: "Read all rows at once (no fetch size), or restrict the statement to one shard by the shard key.",
     },
     Code {
+        code: "SW131",
+        sqlstate: "0A000",
+        title: "Sharding cannot hold the schema change",
+        meaning: "A constraint would look at the rows of one shard only, the shard key's column would change, or a table would be where the configuration does not look for it.",
+        what_to_do: "Unique constraints need the shard key, foreign keys the shard keys of both tables or a reference table; see Schema changes in docs/routing.md.",
+    },
+    Code {
+        code: "SW141",
+        sqlstate: "0A000",
+        title: "Copies would differ",
+        meaning: "A write to a reference table was done on every shard, and the shards would have written different rows: a default is another on each, the statement leaves open which rows it takes, or the copies were not the same before. Nothing was written.",
+        what_to_do: "Give values for columns whose default is a time, a number of a sequence or random; compare the copies.",
+    },
+    Code {
+        code: "SW142",
+        sqlstate: "0A000",
+        title: "Behind a write to several shards",
+        meaning: "In a pipeline outside of a transaction, a command that is no read or write of rows follows a write to several shards, which is committed at the Sync.",
+        what_to_do: "Send Sync behind the write, or begin a transaction before it.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -570,9 +650,9 @@ pub const CODES: &[Code] = &[
     Code {
         code: "SW301",
         sqlstate: "0A000",
-        title: "Transaction over several shards",
-        meaning: "The transaction is on one shard, and the statement belongs to another.",
-        what_to_do: "Commit before using rows of another shard, or let one transaction use keys of one shard only.",
+        title: "Transaction stays on its shard",
+        meaning: "The transaction is on one shard, and the statement belongs to another, to which it cannot go on: it was not begun by BEGIN in a message of its own, is not READ COMMITTED, the session keeps its server connection, a function may have changed settings on the first shard, it runs under SET ROLE, or both shards were asked for the transaction's time.",
+        what_to_do: "The message says which. Change that, or let one transaction use keys of one shard only.",
     },
     Code {
         code: "SW302",
@@ -588,17 +668,65 @@ pub const CODES: &[Code] = &[
         meaning: "A Query message changes a setting and has statements behind it that were planned with the settings before it.",
         what_to_do: "Send SET, RESET, DISCARD and ROLLBACK in messages of their own.",
     },
+    Code {
+        code: "SW304",
+        sqlstate: "0A000",
+        title: "Command for several shards not by itself",
+        meaning: "COMMIT, SAVEPOINT, SET or the like in a transaction over several shards came with other statements in one Query message, or was bound before the transaction reached them.",
+        what_to_do: "Send such commands in messages of their own.",
+    },
+    Code {
+        code: "SW305",
+        sqlstate: "55000",
+        title: "Two-phase commit is not ready",
+        meaning: "The transaction wrote on several shards, and the database has no control role, or a shard is not prepared for it or has max_prepared_transactions = 0. It was rolled back.",
+        what_to_do: "Configure the control role, set max_prepared_transactions on every server, and run shardway check --connect.",
+    },
+    Code {
+        code: "SW306",
+        sqlstate: "0A000",
+        title: "Transaction cannot be prepared",
+        meaning: "A transaction that wrote on several shards did what PostgreSQL does not prepare (LISTEN, NOTIFY, temporary tables, WITH HOLD cursors on more than one shard, PREPARE TRANSACTION, SET ROLE).",
+        what_to_do: "Do such things in a transaction of one shard.",
+    },
+    Code {
+        code: "SW307",
+        sqlstate: "08006",
+        title: "Shard lost before the commit",
+        meaning: "A shard's connection was lost before a transaction over several shards was decided; it was rolled back on all of them.",
+        what_to_do: "Repeat the transaction.",
+    },
+    Code {
+        code: "SW308",
+        sqlstate: "40001",
+        title: "Commit did not take effect",
+        meaning: "The shard that decides was lost at its COMMIT, and was asked afterwards: the transaction is rolled back on every shard.",
+        what_to_do: "Repeat the transaction.",
+    },
+    Code {
+        code: "SW309",
+        sqlstate: "08007",
+        title: "Commit in doubt",
+        meaning: "The shard that decides was lost at its COMMIT and cannot be asked. When it is back, the transaction is finished on every shard as it decided.",
+        what_to_do: "Look whether it took effect before repeating it; SHOW TRANSACTIONS in the console lists what is not finished.",
+    },
+    Code {
+        code: "SW310",
+        sqlstate: "08007",
+        title: "Committed, not finished everywhere",
+        meaning: "The transaction is committed; a shard was lost before it could be told, or somebody else has ended its part. Recovery finishes what is left.",
+        what_to_do: "Do not repeat it. SHOW TRANSACTIONS in the console lists what is not finished; the log names parts that were gone.",
+    },
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::effects::Fired;
+    use crate::{catalog::effects::Fired, proxy::several::Stays};
 
-    #[test]
-    fn every_refusal_has_its_code_in_the_table() {
+    fn every_refusal() -> Vec<Unroutable> {
         let table = || "orders".to_owned();
-        let all = [
+        vec![
             Unroutable::Unsupported { feature: "x" },
             Unroutable::Unpinned {
                 table: table(),
@@ -641,6 +769,10 @@ mod tests {
             },
             Unroutable::OverrideShard { shard: table() },
             Unroutable::OverrideKey { key: table() },
+            Unroutable::CannotHold {
+                table: table(),
+                what: Unheld::Name,
+            },
             Unroutable::PerShardObject {
                 table: table(),
                 hazard: Hazard {
@@ -649,9 +781,15 @@ mod tests {
                     fired: Fired::INSERT,
                 },
             },
-        ];
-        let of_routing =
-            |code: &&Code| ("SW101"..="SW121").contains(&code.code) || code.code == "SW125";
+        ]
+    }
+
+    #[test]
+    fn every_refusal_has_its_code_in_the_table() {
+        let all = every_refusal();
+        let of_routing = |code: &&Code| {
+            ("SW101"..="SW121").contains(&code.code) || matches!(code.code, "SW125" | "SW131")
+        };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {
             let code = code_named(why.code()).expect("every code is in the table");
@@ -682,7 +820,7 @@ mod tests {
         let refused = unroutable(&Unroutable::NotUtf8);
         assert_eq!(code_of(&refused.into()), Some("SW115"));
         assert_eq!(
-            code_of(&session::second_shard("s0", "s1 (old)").into()),
+            code_of(&session::second_shard("s0", "s1 (old)", Stays::Code).into()),
             Some("SW301")
         );
         assert_eq!(code_of(&session::malformed().into()), None);

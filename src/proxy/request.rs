@@ -127,6 +127,9 @@ impl Session {
             self.count_begin();
             self.refresh();
         }
+        if self.for_batch && matches!(header.tag, b'Q' | b'F') {
+            return Box::pin(self.leave_own_batch()).await;
+        }
         let done = match header.tag {
             b'Q' => return self.query(body).await,
             b'F' => return self.function_call(frame).await,
@@ -241,7 +244,7 @@ impl Session {
             self.unnamed = None;
         }
         self.statements
-            .retain(|_, found| !Arc::ptr_eq(found, prepared));
+            .retain(|found| !Arc::ptr_eq(found, prepared));
         self.confirm(prepared);
     }
 
@@ -304,7 +307,9 @@ impl Session {
     /// Whether a client that sends nothing more has left in the middle of COPY IN: its backend would wait for ever.
     pub(super) fn left_in_copy(&self) -> bool {
         let has_room = |link: &super::link::Link| link.lease.stream.unsent() < HIGH_WATER;
-        self.client_closed && self.pipeline.copying_in() && self.link.as_ref().is_none_or(has_room)
+        self.client_closed
+            && self.pipeline.copying_in()
+            && self.link.as_deref().is_none_or(has_room)
     }
 
     fn pass_rest(&mut self, bytes: &[u8]) -> usize {

@@ -43,6 +43,14 @@ use pump::Step;
 use shape::Shape;
 use std::sync::Arc;
 
+/// Settings that values are written by.
+const OF_VALUES: [&[u8]; 4] = [
+    b"DateStyle",
+    b"IntervalStyle",
+    b"TimeZone",
+    b"client_encoding",
+];
+
 /// A statement that several shards answer in parts.
 #[derive(Debug)]
 pub(super) struct Scattered {
@@ -299,6 +307,9 @@ impl Session {
         let Some(fan) = self.fan.as_deref_mut() else {
             return Ok(None);
         };
+        if !fan.agree_in(&OF_VALUES) {
+            return Ok(None);
+        }
         let members = fan.len();
         for at in 0..members {
             fan.ask(at, 1, |out| {
@@ -371,7 +382,7 @@ impl Session {
                 }
                 Next::Pending => self.wait_fan().await?,
                 Next::More(count) => fan.take(at, count),
-                Next::TooLong(_) | Next::Rest | Next::Lost => return Err(self.lost(at)),
+                Next::TooLong(_) | Next::Rest | Next::Lost => return Err(self.member_lost(at)),
             }
         }
         Ok(())
@@ -384,11 +395,11 @@ impl Session {
             Words::Servers(body).into()
         } else {
             // The server ends the connection, which is not the client's.
-            self.lost(at)
+            self.member_lost(at)
         }
     }
 
-    fn lost(&self, at: usize) -> Stop {
+    pub(super) fn member_lost(&self, at: usize) -> Stop {
         let shard = self.fan.as_deref().map(|fan| fan.shard(at));
         let shard = shard.map_or("", |shard| self.database.shard_name(shard));
         reply::shard_lost(shard).into()

@@ -12,24 +12,25 @@
 use super::{
     Shared,
     cancel::Slot,
-    counting::{Marks, note_reported},
+    counting::{Counted, Marks, note_reported},
     database::Database,
     ending,
     fan::Fan,
     link::{Hold, Link},
     listening::Listening,
+    named::Named,
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
     scatter::Scattering,
+    several::Several,
+    spread::WritingPortal,
+    sql_prepared::Renamed,
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     config::settings::{PoolMode, User},
-    metrics::{
-        counters::Tally,
-        sessions::{Registered, Wanted},
-    },
+    metrics::sessions::{Registered, Wanted},
     net::stream::{HIGH_WATER, Stream},
     plan::{Context, Plan},
     pool::{
@@ -45,13 +46,12 @@ use crate::{
     wire::{
         backend::{Status, put_parameter_status, put_ready},
         frame,
-        frontend::put_query,
+        frontend::{put, put_query},
         notice::Words,
     },
 };
 use smallvec::SmallVec;
 use std::{
-    collections::HashMap,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -112,6 +112,8 @@ pub(super) enum Phase {
 pub(super) enum Portal {
     /// Answered here.
     Here(Arc<Prepared>),
+    /// Of a write to several shards.
+    Writing(Box<WritingPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -124,16 +126,18 @@ pub(super) struct Rest {
 }
 
 /// Statements by the name that the client gave.
-pub(super) type Statements = HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>;
+pub(super) type Statements = Named<Arc<Prepared>>;
+/// The proxy's own settings by name.
+pub(super) type Overridden = parameters::ByName<String>;
 /// Names and what they stood for.
 pub(super) type Closed = SmallVec<[(Box<[u8]>, Arc<Prepared>); 1]>;
 
 /// Settings of the role, database or server that the client did not choose, and that routing depends on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Defaults {
     pub(super) search_path: Option<String>,
     pub(super) isolation: Option<String>,
-    /// What the server reported at login.
+    /// What the server reported at login, without what the client calls itself.
     pub(super) reported: Reported,
 }
 
@@ -148,15 +152,13 @@ pub struct Session {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) generation: u64,
     pub(super) user: Arc<User>,
-    /// The database name that the client gave.
-    pub(super) asked: String,
     pub(super) client: Stream,
     pub(super) info: Registered,
     pub(super) cancel: Arc<Slot>,
     pub(super) mode: PoolMode,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<Box<Link>>,
     /// Backends kept beside the link: in session mode, or because of a pin.
-    pub(super) parked: Vec<Link>,
+    pub(super) parked: Vec<Box<Link>>,
     /// Backends that are at work on one statement together.
     pub(super) fan: Option<Box<Fan>>,
     /// A portal whose rows come from all of them.
@@ -171,17 +173,22 @@ pub struct Session {
     pub(super) closed: Closed,
     /// Parses not sent to any backend yet: the shard is not known before Bind.
     pub(super) pending: SmallVec<[Arc<Prepared>; 1]>,
-    pub(super) portals: HashMap<Box<[u8]>, Portal, foldhash::fast::RandomState>,
+    pub(super) portals: Named<Portal>,
     pub(super) unnamed: Option<Arc<Prepared>>,
     pub(super) parameters: Parameters,
     /// What the role and the server set for those settings that decide where statements go.
-    pub(super) defaults: Defaults,
+    pub(super) defaults: Arc<Defaults>,
     pub(super) context: Arc<Context>,
     pub(super) context_stale: bool,
-    pub(super) overridden: HashMap<String, String>,
+    pub(super) overridden: Overridden,
     pub(super) deferred: Option<Deferred>,
+    pub(super) several: Several,
+    /// The open transaction is ours, and ends with the batch.
+    pub(super) for_batch: bool,
     /// What it listens on, in transaction mode.
     pub(super) listening: Option<Box<Listening>>,
+    /// Before the first ReadyForQuery.
+    pub(super) welcoming: bool,
     /// What the client has been told by ParameterStatus.
     pub(super) reported: Reported,
     pub(super) phase: Phase,
@@ -191,10 +198,12 @@ pub struct Session {
     pub(super) failed: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
+    /// How many statements of ours are to complete before the next of the simple query under way.
+    pub(super) hidden: usize,
     /// Whether a setting was sent in this batch that the next statement's plan depends on.
     pub(super) unsettled: bool,
     /// Where numbers of sequences were drawn last.
-    pub(super) drew: Option<Drew>,
+    pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
     pub(super) client_rest: Rest,
@@ -209,9 +218,11 @@ pub struct Session {
     pub(super) flushed: bool,
     /// The client sends nothing more; what it has sent is still done.
     pub(super) client_closed: bool,
-    pub(super) tally: Tally,
+    pub(super) tally: Counted,
     pub(super) marks: Marks,
-    pub(super) scratch: crate::plan::cache::Scratch,
+    pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
+    /// What SQL calls differently than the backend in this batch.
+    pub(super) renamed: Option<Box<Renamed>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -247,7 +258,9 @@ impl Session {
                     Box::pin(self.join_others()).await?;
                 }
             }
-            if !self.requests().await? {
+            // Boxes: what the work needs is not kept while the client thinks.
+            let none = self.client.buffered().is_empty();
+            if none || !Box::pin(self.requests()).await? {
                 let done = self.client_closed && !self.answers_on_its_own();
                 if done || self.left_in_copy() {
                     return Ok(());
@@ -294,6 +307,7 @@ impl Session {
             drop(tokio::time::timeout(RESET_PATIENCE, self.reset_kept(clean)).await);
         }
         self.link = None;
+        self.several.close();
         self.parked.clear();
     }
 
@@ -343,7 +357,9 @@ impl Session {
 
     /// Between batches: gives the backend back when nothing holds it.
     async fn rest(&mut self) -> Result<(), End> {
-        self.end_aside().await?;
+        if self.runs_aside() {
+            Box::pin(self.end_aside()).await?;
+        }
         if !self.at_rest() {
             return Ok(());
         }
@@ -364,10 +380,15 @@ impl Session {
         self.unlink().await
     }
 
+    /// Whether a transaction runs beside a deferred one.
+    fn runs_aside(&self) -> bool {
+        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
+        self.link.as_deref().is_some_and(open)
+    }
+
     /// Ends the transaction that ran beside a deferred one: nothing of it stays.
     pub(super) async fn end_aside(&mut self) -> Result<(), End> {
-        let open = |link: &Link| link.hold == Hold::AsideTransaction && link.status != Status::Idle;
-        if self.link.as_ref().is_some_and(open) {
+        if self.runs_aside() {
             drop(self.prelude(b"ROLLBACK").await?);
             if let Some(link) = &mut self.link {
                 link.lease.applied = link.at_begin.clone();
@@ -386,10 +407,11 @@ impl Session {
         if self.cancel.detach() {
             // A cancel is on its way: wait until it has arrived, and let it hit an empty query rather than the next
             // client's.
-            let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet())
-                .await
-                .is_ok();
-            if !quiet || self.prelude(b"").await.is_err() {
+            let arrived = async {
+                let quiet = tokio::time::timeout(CANCEL_PATIENCE, self.quiet());
+                quiet.await.is_ok() && self.prelude(b"").await.is_ok()
+            };
+            if !Box::pin(arrived).await {
                 self.link = None;
                 return Ok(());
             }
@@ -449,6 +471,7 @@ impl Session {
                     let mut link = self.parked.swap_remove(at);
                     link.hold = hold;
                     link.since = self.marks.begun;
+                    self.drew.returns_to(&link.lease);
                     self.attach(link);
                 }
                 None => {
@@ -456,7 +479,7 @@ impl Session {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
-                    let link = Link {
+                    let link = Box::new(Link {
                         lease,
                         shard,
                         hold,
@@ -465,18 +488,22 @@ impl Session {
                         at_begin: Applied::Unknown,
                         savepoints: Vec::new(),
                         opaque: false,
+                        named: false,
+                        unpreparable: false,
                         spent: false,
                         listens: false,
+                        gathered: None,
                         since: self.marks.begun,
-                    };
+                    });
                     self.attach(link);
+                    self.come_to_numbers().await?;
                 }
             }
         }
         self.bring_up_to_date(hold).await
     }
 
-    fn attach(&mut self, mut link: Link) {
+    pub(super) fn attach(&mut self, mut link: Box<Link>) {
         link.lease.tenure.taken_by(self.info.pid);
         self.cancel.attach(&link.lease.target);
         self.info.set_active(link.shard.0, link.lease.target.pid);
@@ -485,7 +512,7 @@ impl Session {
         self.link = Some(link);
     }
 
-    async fn park_or_release(&mut self) -> Result<(), End> {
+    pub(super) async fn park_or_release(&mut self) -> Result<(), End> {
         let keep = self.mode == PoolMode::Session
             || self
                 .pinned
@@ -503,7 +530,7 @@ impl Session {
     }
 
     /// Tells the backend the session's settings and, for a transaction, replays what was deferred.
-    async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
+    pub(super) async fn bring_up_to_date(&mut self, hold: Hold) -> Result<Result<(), Words>, End> {
         let Some(link) = &mut self.link else {
             return Ok(Ok(()));
         };
@@ -525,6 +552,7 @@ impl Session {
             if let Some(link) = &mut self.link {
                 link.lease.applied = told;
             }
+            self.told_within(&sql);
         }
         self.report_changes();
         let begins = matches!(hold, Hold::Bound | Hold::AsideTransaction);
@@ -555,6 +583,9 @@ impl Session {
         }
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
+        } else {
+            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
+            self.several.begun(may_go_on.then_some(deferred));
         }
         Ok(Ok(()))
     }
@@ -573,6 +604,7 @@ impl Session {
             }
         }
         self.reported = link.lease.reported.clone();
+        self.reported.share(&self.database.reports);
     }
 
     /// Runs a statement of ours on the link and reads its answer to the end; the client sees nothing of it.
@@ -580,7 +612,7 @@ impl Session {
     /// # Errors
     /// Outer: the backend is lost. Inner: the server's error, as the client may see it.
     pub(super) async fn prelude(&mut self, sql: &[u8]) -> Result<Result<(), Words>, End> {
-        Ok(self.ask(sql).await?.map(drop))
+        Ok(Box::pin(self.ask(sql)).await?.map(drop))
     }
 
     /// As [`Session::prelude`], and hands back the first value of the last row, if there is one that is text.
@@ -610,6 +642,10 @@ impl Session {
             match header.tag {
                 b'E' => problem = problem.or_else(|| Some(Words::Servers(body.to_vec()))),
                 b'D' => value = first_value(body),
+                b'N' if self.welcoming => {
+                    // About what the client started with: PostgreSQL tells it before the session begins.
+                    put(self.client.out(), b'N', |out| out.extend_from_slice(body));
+                }
                 b'Z' => {
                     link.status = Status::decode(body).map_err(|error| broken(&error))?;
                     ready = true;
@@ -633,14 +669,14 @@ impl Session {
 
     /// A backend on this shard; for what any shard can answer, on the next one that can be reached, which is then this
     /// session's.
-    async fn checkout_for(
+    pub(super) async fn checkout_for(
         &mut self,
         wanted: ShardId,
         hold: Hold,
     ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
         let problem = match self.checkout(wanted).await? {
-            Waited::Lease(lease) => return Ok(Ok((*lease, wanted))),
+            Waited::Lease(lease) => return Ok(Ok((lease, wanted))),
             Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
             Waited::Failed(problem) => problem,
         };
@@ -650,7 +686,7 @@ impl Session {
             match self.checkout(next).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
-                    return Ok(Ok((*lease, next)));
+                    return Ok(Ok((lease, next)));
                 }
                 Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
                 // What is told is about the first.
@@ -668,7 +704,7 @@ impl Session {
     async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
         let pool = self.pool(shard);
         if let Some(lease) = pool.try_acquire() {
-            return Ok(Waited::Lease(Box::new(lease)));
+            return Ok(Waited::Lease(lease));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
@@ -689,7 +725,7 @@ impl Session {
         poll_fn(|cx| {
             if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
                 return Poll::Ready(Ok(match result {
-                    Ok(lease) => Waited::Lease(Box::new(lease)),
+                    Ok(lease) => Waited::Lease(lease),
                     Err(problem) => Waited::Failed(problem),
                 }));
             }
@@ -724,7 +760,7 @@ impl Session {
         if let Some(Some(pool)) = self.pools.get(at) {
             return Arc::clone(pool);
         }
-        let pool = self.database.pool(&self.user, shard, &self.asked);
+        let pool = self.database.pool(&self.user, shard, &self.info.database);
         if self.pools.len() <= at {
             self.pools.resize(at + 1, None);
         }
@@ -736,6 +772,9 @@ impl Session {
     pub(super) async fn wait(&mut self) -> Result<(), End> {
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         self.client.relax(false);
+        if idle && self.info.thinks_long() {
+            self.give_back();
+        }
         if idle && self.info.wanted() != Wanted::Nothing && self.deferred.is_none() {
             return Err(told(reply::shutting_down()));
         }
@@ -745,11 +784,9 @@ impl Session {
         let takes_input =
             !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
-        let info = Arc::clone(&self.info);
-        let mut asked = pin!(info.asked());
         let may_deliver = self.listening.is_some() && self.may_deliver();
         let listening = self.listening.as_deref();
-        let (client, link) = (&mut self.client, &mut self.link);
+        let (client, link, info) = (&mut self.client, &mut self.link, &self.info);
         poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
@@ -758,7 +795,7 @@ impl Session {
                 let takes = may_deliver && client.unsent() < HIGH_WATER;
                 seen.progress |= listening.poll(cx, takes).is_ready();
             }
-            if asked.as_mut().poll(cx).is_ready() {
+            if info.poll_asked(cx).is_ready() {
                 seen.progress = true;
             }
             if let Some(link) = link.as_mut() {
@@ -799,6 +836,23 @@ impl Session {
         })
         .await?;
         self.digest(seen)
+    }
+
+    /// The client thinks for long: what only its work needs is given back.
+    fn give_back(&mut self) {
+        self.client.give_back();
+        self.pipeline.give_back();
+        self.parameters.give_back();
+        self.statements.give_back();
+        self.portals.give_back();
+        self.pools = Vec::new();
+        self.unconfirmed.shrink_to_fit();
+        self.closed.shrink_to_fit();
+        self.pending.shrink_to_fit();
+        self.parked.shrink_to_fit();
+        self.scratch = None;
+        self.tally.give_back();
+        self.info.has_given_back();
     }
 
     fn digest(&mut self, seen: Seen) -> Result<(), End> {
@@ -858,8 +912,10 @@ impl Session {
         };
         self.skip = false;
         self.running = None;
+        self.hidden = 0;
         self.unconfirmed.clear();
         self.closed.clear();
+        self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;
@@ -879,10 +935,13 @@ impl Session {
     /// Settings made in the transaction hold, or are as before it.
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
+        self.several.close();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
             link.savepoints.clear();
+            link.unpreparable = false;
+            link.named = false;
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }
@@ -915,7 +974,7 @@ impl Drop for Session {
 
 /// What became of a wait for a backend.
 enum Waited {
-    Lease(Box<Lease>),
+    Lease(Lease),
     Cancelled,
     Failed(CheckoutError),
 }
@@ -960,7 +1019,7 @@ pub(super) async fn read_more(link: &mut Link, database: &Database) -> Result<()
 }
 
 /// The first column of a DataRow, when it is text.
-fn first_value(body: &[u8]) -> Option<String> {
+pub(super) fn first_value(body: &[u8]) -> Option<String> {
     let mut body = frame::Body::new(body);
     body.u16().ok()?;
     let value = body.value().ok()??;

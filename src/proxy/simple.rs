@@ -14,7 +14,7 @@ use crate::{
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
-        backend::Status,
+        backend::{Status, put_complete},
         frame::HEADER,
         frontend::{self, put_parse},
         notice::{Notice, Words},
@@ -23,7 +23,7 @@ use crate::{
 use std::sync::Arc;
 
 /// `FirstNormalObjectId` of transam.h: functions below it are PostgreSQL's own.
-const FIRST_OWN_OID: u32 = 16384;
+pub(super) const FIRST_OWN_OID: u32 = 16384;
 /// `set_config(text, text, boolean)` in pg_proc.dat.
 const SET_CONFIG_OID: u32 = 2078;
 
@@ -43,10 +43,16 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        let planned =
-            self.database
-                .plans
-                .plan(text, &[], &self.context, &self.snapshot, &mut self.scratch);
+        let planned = self.database.plans.plan(
+            text,
+            &[],
+            &self.context,
+            &self.snapshot,
+            self.scratch.get_or_insert_default(),
+        );
+        let Some((planned, resolved)) = self.with_names(text, planned).await? else {
+            return Ok(());
+        };
         let values = Values {
             text,
             slots: &planned.slots,
@@ -62,6 +68,9 @@ impl Session {
         {
             self.park_at_rest();
         }
+        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
+            return Ok(());
+        }
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -75,6 +84,11 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
+                    if let [statement] = statements
+                        && let Some(shares) = self.spreads(statement, &values)?
+                    {
+                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
+                    }
                     return Box::pin(self.query_shards(refused, &planned.plan, &values)).await;
                 }
             };
@@ -83,10 +97,41 @@ impl Session {
                 Some(first) => self.both(first, place)?,
             });
         }
-        let mut place = chosen.unwrap_or(Place {
+        let place = chosen.unwrap_or(Place {
             shard: self.any,
             hold: Hold::Loose,
         });
+        self.reach_for(place, statements, listening).await?;
+        self.send_pending();
+        self.vacate_for(text);
+        if self.several.goes_on() {
+            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
+        }
+        self.send_named(text, planned.plan, resolved).await
+    }
+
+    /// A Query that ends the transaction over several shards; true: it has been answered.
+    async fn query_of_all(&mut self, statements: &[StatementPlan]) -> Result<bool, Stop> {
+        self.check_message(statements)?;
+        let [statement] = statements else {
+            return Ok(false);
+        };
+        if !self.ends_several(statement) {
+            return Ok(false);
+        }
+        let tag = self.end_several(&statement.effect).await?;
+        put_complete(self.client.out(), tag);
+        self.ready_here();
+        Ok(true)
+    }
+
+    /// Makes the link what the statements need.
+    async fn reach_for(
+        &mut self,
+        mut place: Place,
+        statements: &[StatementPlan],
+        listening: bool,
+    ) -> Result<(), Stop> {
         if statements.len() != 1 && self.deferred.is_some() {
             // Some of them may end the transaction: they run in it, not beside it.
             place.hold = Hold::Bound;
@@ -95,13 +140,11 @@ impl Session {
             Box::pin(self.hear_first(statements)).await?;
         }
         self.reach(place).await?;
-        self.check_numbers(&planned.plan.statements)?;
+        self.check_numbers(statements)?;
+        self.forget_before(statements).await?;
         if listening {
             Box::pin(self.at_backend(statements)).await?;
         }
-        self.send_pending();
-        self.vacate_for(text);
-        self.send_query(text, planned.plan);
         Ok(())
     }
 
@@ -137,7 +180,7 @@ impl Session {
     }
 
     /// Sends a Query to the link, which is where all its statements run.
-    fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
+    pub(super) fn send_query(&mut self, text: &[u8], plan: Arc<Plan>) {
         let own = self.with_own_defaults(text, &plan);
         let Some(link) = &mut self.link else {
             return;
@@ -145,6 +188,7 @@ impl Session {
         frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
+        link.named |= plan.statements.iter().any(|one| one.names_transaction);
         link.opaque |= plan
             .statements
             .iter()
@@ -172,6 +216,9 @@ impl Session {
                 .any(|statement| changes_meaning(&statement.effect))
         {
             return Err(reply::meaning_changes_within());
+        }
+        if let [before @ .., _last] = statements {
+            self.check_reset(before)?;
         }
         if let Some((name, _)) = statements
             .iter()
@@ -208,7 +255,7 @@ impl Session {
     }
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
-    async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+    pub(super) async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
         self.count_refusal(notice);
         self.failed = true;
         let open = self
@@ -285,14 +332,15 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
         }
-        let builtin = frame
+        let oid = frame
             .get(HEADER..HEADER + 4)
             .and_then(|oid| oid.try_into().ok())
-            .map(u32::from_be_bytes)
-            .is_some_and(|oid| oid < FIRST_OWN_OID && oid != SET_CONFIG_OID);
+            .map_or(u32::MAX, u32::from_be_bytes);
+        let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
         if !builtin {
             self.pin(PinReason::Code);
         }
+        self.forget_before_call(oid).await?;
         if self.listening.is_some() {
             Box::pin(self.own_notifications(&[])).await;
         }

@@ -4,8 +4,9 @@ use super::{
     Shared, cancel,
     database::Database,
     local::check_own,
+    named::Named,
     reply::session as reply,
-    session::{Defaults, End, Phase, Rest, Session, told},
+    session::{Defaults, End, Overridden, Phase, Rest, Session, told},
 };
 use crate::{
     auth::scram::Proof,
@@ -26,22 +27,39 @@ use crate::{
     },
     wire::{
         backend::{Status, put_parameter_status, put_ready},
+        frame,
         frontend::put,
-        notice::{Notice, Words},
+        notice::{self, Notice, Words},
         startup::Setting,
     },
 };
 use smallvec::SmallVec;
-use std::{collections::HashMap, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 /// Serves one connection from its first byte to its last.
-pub async fn serve(
+pub fn serve(
     socket: Transport,
     place: Place,
     shared: Arc<Shared>,
     logins: Arc<LoginContext>,
-) {
-    // Boxes: what a login needs is not kept for the session's life.
+) -> impl Future<Output = ()> + Send {
+    // A box: what a login needs is not kept for the session's life.
+    let begins = Box::pin(begin(socket, place, shared, logins));
+    async move {
+        let session = begins.await;
+        if let Some(mut session) = session {
+            session.run().await;
+        }
+    }
+}
+
+/// The session of a client, if it comes to one.
+async fn begin(
+    socket: Transport,
+    place: Place,
+    shared: Arc<Shared>,
+    logins: Arc<LoginContext>,
+) -> Option<Box<Session>> {
     match Box::pin(login::login(socket, place, &logins)).await {
         // Others may have entered since this one was accepted.
         Ok(Login::Session(entered)) if is_full(&shared) => {
@@ -50,11 +68,7 @@ pub async fn serve(
         }
         Ok(Login::Session(entered)) => {
             drop(logins);
-            let session = Box::pin(enter(entered, Arc::clone(&shared))).await;
-            if let Some(mut session) = session {
-                drop(shared);
-                session.run().await;
-            }
+            return Box::pin(enter(entered, shared)).await;
         }
         Ok(Login::Cancel {
             pid,
@@ -70,6 +84,7 @@ pub async fn serve(
             tracing::info!(%problem, "login failed");
         }
     }
+    None
 }
 
 /// Tells a client that there are too many; a cancel request passes, since it frees something.
@@ -128,7 +143,7 @@ async fn enter(entered: login::Session, shared: Arc<Shared>) -> Option<Box<Sessi
     let mut session = match Session::new(
         client,
         entered.user,
-        entered.database,
+        &entered.database,
         info,
         Arc::clone(&shared),
     ) {
@@ -184,6 +199,24 @@ fn register(entered: &login::Session, shared: &Shared) -> Option<Registered> {
     }))
 }
 
+/// Of what was said while the first backend was made ready, the client is told notices, and what is less only if it asked
+/// for that: whoever had the backend before may have. Its settings come whole.
+fn keep_notices(out: &mut Vec<u8>, asks_for_more: bool) {
+    let mut kept = Vec::new();
+    let mut rest = out.as_slice();
+    while let Ok(Some(header)) = frame::backend(rest) {
+        let Some((one, more)) = rest.split_at_checked(header.size) else {
+            break;
+        };
+        let severity = notice::field(&one[frame::HEADER..], b'V').unwrap_or_default();
+        if header.tag == b'N' && (asks_for_more || matches!(severity, b"NOTICE" | b"WARNING")) {
+            kept.extend_from_slice(one);
+        }
+        rest = more;
+    }
+    *out = kept;
+}
+
 /// Whether it arrives changes nothing: the session is over.
 async fn farewell(mut client: Stream, notice: &Notice) {
     notice.put(client.out());
@@ -216,13 +249,13 @@ impl Session {
     fn new(
         client: Stream,
         user: Arc<User>,
-        asked: String,
+        asked: &str,
         info: Registered,
         shared: Arc<Shared>,
     ) -> Result<Box<Self>, Box<(Stream, Notice)>> {
         let generation = shared.generation();
-        let Some(database) = shared.database(&asked) else {
-            return Err(Box::new((client, reply::no_such_database(&asked))));
+        let Some(database) = shared.database(asked) else {
+            return Err(Box::new((client, reply::no_such_database(asked))));
         };
         let snapshot = database.snapshot.load_full();
         let cancel = shared.cancels.add(info.pid);
@@ -234,7 +267,6 @@ impl Session {
             snapshot,
             generation,
             user,
-            asked,
             client,
             info,
             cancel,
@@ -246,40 +278,45 @@ impl Session {
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),
-            statements: HashMap::default(),
+            statements: Named::default(),
             unconfirmed: SmallVec::new(),
             closed: SmallVec::new(),
             pending: SmallVec::new(),
-            portals: HashMap::default(),
+            portals: Named::default(),
             unnamed: None,
             bound: None,
             half_described: None,
             parameters: Parameters::default(),
-            defaults: Defaults::default(),
+            defaults: Arc::default(),
             context: Arc::new(Context {
                 search_path: Vec::new(),
                 ..Context::default()
             }),
             context_stale: true,
-            overridden: HashMap::new(),
+            overridden: Overridden::new(),
             deferred: None,
+            for_batch: false,
+            several: super::several::Several::default(),
             listening: None,
+            welcoming: false,
             reported: Reported::default(),
             phase: Phase::Idle,
             skip: false,
             failed: false,
             running: None,
+            hidden: 0,
             unsettled: false,
-            drew: None,
+            drew: super::numbers::Drew::default(),
             any,
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
             starved: false,
             flushed: false,
             client_closed: false,
-            tally: crate::metrics::counters::Tally::default(),
+            tally: super::counting::Counted::default(),
             marks,
-            scratch: crate::plan::cache::Scratch::default(),
+            scratch: None,
+            renamed: None,
         }))
     }
 
@@ -287,24 +324,34 @@ impl Session {
     async fn welcome(&mut self, settings: Vec<Setting>) -> Result<(), End> {
         let base = self.startup_settings(settings)?;
         self.parameters = Parameters::new(base);
+        self.welcoming = true;
         let reached = self.link_to(self.any, super::link::Hold::Loose).await?;
+        self.welcoming = false;
         if let Err(words) = reached {
             return Err(End::Told(Box::new(words.fatal())));
         }
+        let level = self.parameters.wanted().get("client_min_messages");
+        let asks_for_more = matches!(level, Some(Value::Config(level))
+            if !matches!(level.to_ascii_lowercase().as_str(), "notice" | "warning" | "error"));
+        keep_notices(self.client.out(), asks_for_more);
         if let Some(link) = &self.link {
             self.reported = link.lease.reported.clone();
-            self.defaults.reported = link.lease.reported.clone();
+            self.reported.share(&self.database.reports);
         }
+        let mut defaults = Defaults {
+            reported: self.reported.of_all(),
+            ..Defaults::default()
+        };
         if !self.snapshot.is_single() {
-            self.learn_defaults().await?;
+            self.learn_defaults(&mut defaults).await?;
         }
+        self.defaults = self.database.defaults.share(Arc::new(defaults));
         if self.mode == crate::config::settings::PoolMode::Transaction {
             self.unlink().await?;
         }
         let key = self.info.key().to_vec();
         let pid = self.info.pid;
         let out = self.client.out();
-        out.clear();
         for (name, value) in self.reported.iter() {
             put_parameter_status(out, name, value);
         }
@@ -318,14 +365,14 @@ impl Session {
 
     /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own
     /// search_path is in force: nothing is named without its schema, no operator either.
-    async fn learn_defaults(&mut self) -> Result<(), End> {
+    async fn learn_defaults(&mut self, defaults: &mut Defaults) -> Result<(), End> {
         let asked = self
             .ask(b"SELECT pg_catalog.concat(pg_catalog.current_setting('search_path'), E'\\n', pg_catalog.current_setting('default_transaction_isolation'))")
             .await?;
         let told = asked.map_err(|words| End::Told(Box::new(words.fatal())))?;
         if let Some((path, isolation)) = told.as_deref().and_then(|told| told.rsplit_once('\n')) {
-            self.defaults.search_path = Some(path.to_owned());
-            self.defaults.isolation = Some(isolation.to_owned());
+            defaults.search_path = Some(path.to_owned());
+            defaults.isolation = Some(isolation.to_owned());
         }
         Ok(())
     }

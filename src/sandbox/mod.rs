@@ -281,7 +281,7 @@ impl Builder {
         let mut all: BTreeMap<String, String> = [
             ("listen_addresses", "127.0.0.1"),
             ("wal_level", "logical"),
-            ("max_prepared_transactions", "20"),
+            ("max_prepared_transactions", "100"),
             ("max_connections", "200"),
             ("shared_buffers", "32MB"),
             ("timezone", "UTC"),

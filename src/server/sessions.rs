@@ -3,7 +3,7 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving, tasks::Tasks};
+use super::{Foundation, ServeError, Service, Serving, recovering, tasks::Tasks};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
@@ -20,6 +20,7 @@ use crate::{
         database::{Database, Parts},
         start,
     },
+    txn::Incarnation,
 };
 use arc_swap::ArcSwap;
 use std::{
@@ -37,6 +38,7 @@ pub struct Sessions {
     logins: ArcSwap<LoginContext>,
     /// Kept over reloads, so that salts and failures stay the same.
     entrance: Arc<Entrance>,
+    incarnation: Arc<Incarnation>,
     /// What outlives the session that began it.
     tasks: Arc<Tasks>,
 }
@@ -70,10 +72,14 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         runtime: foundation.runtime.clone(),
         tls: Arc::clone(&tls),
         keyring: Arc::default(),
+        incarnation: Incarnation::new(),
         spawner: spawner(&tasks),
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    for database in databases.values() {
+        recovering::look_after(database, &tasks, &parts.metrics);
+    }
     foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
@@ -94,6 +100,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         shared: Arc::new(shared),
         logins: ArcSwap::from_pointee(logins),
         entrance,
+        incarnation: parts.incarnation,
         tasks,
     }))
 }
@@ -140,6 +147,7 @@ impl Service for Sessions {
             runtime: shared.runtime.clone(),
             tls: Arc::clone(&shared.tls),
             keyring: Arc::clone(&shared.keyring),
+            incarnation: Arc::clone(&self.incarnation),
             spawner: spawner(&self.tasks),
         };
         let old = shared.databases.load_full();
@@ -151,6 +159,14 @@ impl Service for Sessions {
             })
             .map(|(_, database)| Arc::clone(database))
             .collect();
+        let is_kept = |(name, new): &(&String, &Arc<Database>)| {
+            old.get(*name).is_some_and(|old| Arc::ptr_eq(old, new))
+        };
+        for (_, made) in new.iter().filter(|database| !is_kept(database)) {
+            recovering::look_after(made, &self.tasks, &shared.metrics);
+        }
+        let transactions = &shared.metrics.transactions;
+        transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));
         shared.databases.store(Arc::new(new));
         shared.metrics.sessions.set_proxy(settings.server.id);
         shared.settings.store(settings);
@@ -166,11 +182,14 @@ impl Service for Sessions {
         }
         for database in &replaced {
             database.retire_listeners();
+            database.coordinator.retire();
         }
         Ok(())
     }
 
     fn maintain(&self) {
+        let now = self.shared.clock.now();
+        self.shared.metrics.sessions.maintain(now);
         for database in self.shared.databases.load().values() {
             for view in database.pools() {
                 view.pool.maintain();
@@ -179,7 +198,16 @@ impl Service for Sessions {
     }
 
     fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving {
-        Box::pin(super::learn::all(Arc::clone(&self.shared), settings))
+        Box::pin(async move {
+            super::learn::all(Arc::clone(&self.shared), settings).await;
+            // Else the first transactions over several shards would be refused.
+            let looked = async {
+                for database in self.shared.databases.load_full().values() {
+                    database.coordinator.looked().await;
+                }
+            };
+            drop(tokio::time::timeout(super::FIRST_LOOK, looked).await);
+        })
     }
 
     fn plan_caches(&self) -> Vec<(String, Stats)> {

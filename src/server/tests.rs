@@ -95,6 +95,8 @@ fn settings(max_clients: usize) -> Settings {
         shutdown_timeout: Duration::from_secs(10),
         workers: 1,
         plan_cache_bytes: 0,
+        gather_limit: 0,
+        gather_limit_total: 0,
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
     };

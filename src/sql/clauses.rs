@@ -48,7 +48,21 @@ impl Token<'_> {
 /// The tokens of a statement; `None`: not understood.
 #[must_use]
 pub fn tokens(text: &str) -> Option<Vec<Token<'_>>> {
-    let mut tokens: Vec<Token<'_>> = Vec::new();
+    let mut tokens = Vec::new();
+    scan(text, &mut tokens)?;
+    Some(tokens)
+}
+
+/// The tokens of a statement up to where it is not understood any more.
+#[must_use]
+pub fn leading_tokens(text: &str) -> Vec<Token<'_>> {
+    let mut tokens = Vec::new();
+    scan(text, &mut tokens);
+    tokens
+}
+
+/// Appends the tokens; `None`: not understood, the tokens before that are there.
+fn scan<'a>(text: &'a str, tokens: &mut Vec<Token<'a>>) -> Option<()> {
     let (mut at, mut depth) = (0, 0_u32);
     while let Some(first) = text[at..].chars().next() {
         let rest = &text[at..];
@@ -108,7 +122,7 @@ pub fn tokens(text: &str) -> Option<Vec<Token<'_>>> {
             )
         };
     }
-    (depth == 0).then_some(tokens)
+    (depth == 0).then_some(())
 }
 
 fn is_word(c: char) -> bool {

@@ -12,6 +12,13 @@ pub fn leaves_something(text: &str) -> bool {
     (0..tokens.len()).any(|at| leaves_here(&tokens, at))
 }
 
+/// Whether running this text may ask for a number that its session has drawn from a sequence before.
+#[must_use]
+pub fn asks_for_numbers(text: &str) -> bool {
+    text.split(|c: char| !is_word(c))
+        .any(|word| word.eq_ignore_ascii_case("currval") || word.eq_ignore_ascii_case("lastval"))
+}
+
 /// The words of a text in lower case, each as often as it stands there.
 pub fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     text.split(|c: char| !is_word(c))

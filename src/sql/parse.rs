@@ -9,8 +9,12 @@
     reason = "what has no rule of its own is treated alike: it pins nothing, or is refused"
 )]
 
+mod change;
 mod expression;
+mod namings;
 mod utility;
+
+pub(in crate::sql) use namings::namings;
 
 use super::tree::{
     Alias, Body, Conflict, Cte, Delete, Depth, From, Insert, Into, Join, JoinKind, Kind, Literal,

@@ -35,8 +35,11 @@ pub enum Effect {
     Deallocate(Option<String>),
     /// SQL-level PREPARE.
     Prepare(String),
-    /// SQL-level EXECUTE.
-    Execute(String),
+    /// SQL-level EXECUTE, by itself or within another statement.
+    Execute {
+        name: String,
+        within: Within,
+    },
     /// DECLARE CURSOR; `hold`: WITH HOLD.
     Declare {
         hold: bool,
@@ -62,6 +65,17 @@ pub enum Effect {
     /// DO, CALL or a function that is not PostgreSQL's own, and leaves nothing as far as its text says: the backend is
     /// reset all the same before another session gets it.
     Opaque,
+}
+
+/// The statement that an EXECUTE is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    Itself,
+    Explain,
+    ExplainAnalyze,
+    /// CREATE TABLE … AS EXECUTE.
+    Table,
+    TemporaryTable,
 }
 
 /// Why a session keeps its backend.

@@ -20,6 +20,40 @@ pub struct Statement {
     pub depth: Depth,
 }
 
+/// COPY of a table or a query.
+#[derive(Debug)]
+pub struct Copy {
+    pub relation: Option<Name>,
+    pub query: Option<Box<Kind>>,
+    pub from: bool,
+    /// A file or program on the server.
+    pub server: bool,
+    /// The column list, if there is one.
+    pub columns: Option<Vec<String>>,
+    /// Options as they stand, and whether every one of them is known.
+    pub options: Vec<(String, CopyOption)>,
+    pub filtered: Filtered,
+}
+
+/// Whether COPY FROM has a WHERE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtered {
+    No,
+    Yes,
+}
+
+/// The argument of an option of COPY.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyOption {
+    /// None: the option is on.
+    None,
+    Text(String),
+    Columns(Vec<String>),
+    /// `*`.
+    Every,
+    Unknown,
+}
+
 /// Whether `set_config` is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettingCalls {
@@ -68,13 +102,7 @@ pub enum Kind {
         hold: bool,
         query: Box<Self>,
     },
-    /// COPY of a table or a query. `from`: FROM; `server`: a file or program on the server.
-    Copy {
-        relation: Option<Name>,
-        query: Option<Box<Self>>,
-        from: bool,
-        server: bool,
-    },
+    Copy(Copy),
     Transaction(Transaction),
     Set(Set),
     Show,
@@ -82,6 +110,11 @@ pub enum Kind {
     Deallocate(Option<String>),
     Prepare(String),
     Execute(String),
+    /// CREATE TABLE … AS EXECUTE.
+    TableOfExecute {
+        name: String,
+        temporary: bool,
+    },
     /// FETCH, MOVE, CLOSE.
     Cursor,
     /// The channel, folded and cut as the scanner does it.
@@ -94,7 +127,8 @@ pub enum Kind {
     Call(&'static str),
     /// CREATE TEMPORARY TABLE, in any spelling.
     CreateTemporary,
-    /// Everything else: DDL, grants, maintenance. The word is the command's name.
+    Change(super::change::Change),
+    /// Everything else. The word is the command's name.
     Utility(&'static str),
     Empty,
 }

@@ -91,11 +91,25 @@ impl<'a> Bind<'a> {
         tail
     }
 
-    /// The formats that the result is asked for in, two bytes each: none, one for all columns, or one for each.
+    /// All parameters in order, as [`Bind::parameter`] gives them.
+    pub fn parameters(&self) -> impl Iterator<Item = (Format, Option<&'a [u8]>)> {
+        let mut body = Body::new(self.values);
+        let formats = self.formats;
+        (0..self.count).map_while(move |index| {
+            let at = if formats.len() == 2 { 0 } else { index * 2 };
+            let format = match formats.get(at..at + 2) {
+                Some([0, 1]) => Format::Binary,
+                _ => Format::Text,
+            };
+            body.value().ok().map(|value| (format, value))
+        })
+    }
+
+    /// The formats that the result is asked for in, as they stand in the message: their count, then each.
     #[must_use]
-    pub fn result_formats(&self) -> &'a [u8] {
-        let start = 2 + self.formats.len() + 2 + self.values.len() + 2;
-        self.tail.get(start..).unwrap_or_default()
+    pub fn raw_results(&self) -> &'a [u8] {
+        let before = 2 + self.formats.len() + 2 + self.values.len();
+        self.tail.get(before..).unwrap_or_default()
     }
 
     /// The names at the start of a body that has not arrived whole; `None` when they have not either. It knows nothing of
@@ -287,6 +301,12 @@ mod tests {
         assert_eq!(bind.parameter(1), Some((Format::Binary, None)));
         assert_eq!(bind.parameter(2), None);
         assert_eq!(bind.tail, tail);
+        let all: Vec<_> = bind.parameters().collect();
+        assert_eq!(
+            all,
+            [(Format::Binary, Some(&b"a"[..])), (Format::Binary, None)]
+        );
+        assert_eq!(bind.raw_results(), b"\0\0");
     }
 
     #[test]

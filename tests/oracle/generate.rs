@@ -475,7 +475,7 @@ impl Generator {
     // ---- queries ----
 
     fn read(&mut self) -> (&'static str, String) {
-        match self.s.below(38) {
+        match self.s.below(48) {
             33 => ("shared parameter", self.shared_parameter()),
             35 | 36 => ("nested using", self.nested_using()),
             0..5 => ("scan", self.scan()),
@@ -496,6 +496,9 @@ impl Generator {
             30 => ("override", self.overridden()),
             31 => ("recursive", self.recursive()),
             32 => ("locking", self.locking()),
+            38..43 => ("partial results", self.partial()),
+            43..47 => ("first rows", self.first_rows()),
+            47 => ("distinct rows", self.distinct_rows()),
             _ => ("renamed join", self.renamed_join()),
         }
     }
@@ -553,6 +556,227 @@ impl Generator {
             ),
             _ => format!(
                 "SELECT bool_and(n > 1), array_agg(n ORDER BY n) FROM {name} t WHERE {filter}"
+            ),
+        }
+    }
+
+    /// Mostly rows of all shards.
+    fn widely(&mut self, table: &Table) -> String {
+        match self.s.below(8) {
+            0..3 => String::new(),
+            3..6 => format!(" WHERE {}", self.other("t")),
+            6 => format!(" WHERE {} AND {}", self.other("t"), self.other("t")),
+            _ => format!(" WHERE {}", self.pin(table, "t")),
+        }
+    }
+
+    /// A table with columns of many types, often.
+    fn measured(&mut self) -> &'static Table {
+        let measure = TABLES.iter().find(|table| table.name == "measure");
+        if self.s.chance(60) {
+            measure.unwrap()
+        } else {
+            self.keyed()
+        }
+    }
+
+    fn call(&mut self, table: &Table) -> String {
+        let common = [
+            "count(*)",
+            "count(t.n)",
+            "sum(t.n)",
+            "avg(t.n)",
+            "min(t.note)",
+            "max(t.note)",
+            "min(upper(t.note))",
+            "sum(t.n * 2 + 1)",
+            "bool_or(t.n > 3)",
+            "every(t.n IS NOT NULL)",
+            "count(DISTINCT t.n)",
+            "count(DISTINCT t.note)",
+            "sum(DISTINCT t.n % 3)",
+            "stddev(t.n)",
+            "max(length(t.note))",
+            "string_agg(t.note, ',' ORDER BY t.note)",
+        ];
+        let measured = [
+            "sum(t.w)",
+            "avg(t.w)",
+            "min(t.w)",
+            "sum(t.q)",
+            "avg(t.q)",
+            "trim_scale(max(t.q))",
+            "sum(t.r)",
+            "max(t.r)",
+            "min(t.r)",
+            "avg(t.r)",
+            "sum(t.iv)",
+            "avg(t.iv)",
+            "max(t.iv) IS NULL",
+            "bool_and(t.ok)",
+            "max(t.at)",
+            "min(t.at::date)",
+            "min(t.word)",
+            "max(t.word)",
+            "count(DISTINCT t.word)",
+            "sum(DISTINCT t.w)",
+            "avg(t.q * t.n)",
+            "array_agg(t.w ORDER BY t.w)",
+        ];
+        let call = if table.name == "measure" && self.s.chance(65) {
+            self.s.pick(&measured)
+        } else {
+            self.s.pick(&common)
+        };
+        let filtered = self.s.chance(20) && call.ends_with(')') && !call.starts_with("trim");
+        let call = if filtered {
+            format!("{call} FILTER (WHERE {})", self.other("t"))
+        } else {
+            call.to_owned()
+        };
+        match self.s.below(8) {
+            0 => format!("coalesce(({call})::text, 'none')"),
+            1 => format!("CASE WHEN count(*) > {} THEN {call} END", self.number()),
+            2 => format!("({call}) IS NULL"),
+            _ => call,
+        }
+    }
+
+    fn group(&mut self, table: &Table) -> String {
+        let key = self.key_of(table, "t");
+        let measured = [
+            "t.ok",
+            "t.word",
+            "date_trunc('day', t.at)",
+            "extract(month FROM t.at)",
+            "t.w",
+            "t.r",
+            "t.q = 7",
+        ];
+        if table.name == "measure" && self.s.chance(50) {
+            return self.s.pick(&measured).to_owned();
+        }
+        match self.s.below(7) {
+            0 | 1 => "t.n".to_owned(),
+            2 => "t.note".to_owned(),
+            3 => "t.n % 3".to_owned(),
+            4 => "upper(t.note)".to_owned(),
+            5 => "coalesce(t.n, 0) + length(t.note)".to_owned(),
+            _ if table.name == "ledger" => "n".to_owned(),
+            _ => key,
+        }
+    }
+
+    fn partial(&mut self) -> String {
+        let table = self.measured();
+        let (name, filter) = (self.named(table), self.widely(table));
+        let (mut targets, mut groups) = (Vec::new(), Vec::new());
+        for at in 0..self.s.below(3) {
+            let group = self.group(table);
+            match self.s.below(3) {
+                0 => groups.push((at + 1).to_string()),
+                1 => groups.push(group.clone()),
+                _ => groups.push(format!("g{at}")),
+            }
+            let named = groups[at].starts_with('g') && groups[at] != group || self.s.chance(30);
+            targets.push(if named {
+                format!("{group} AS g{at}")
+            } else {
+                group
+            });
+        }
+        for at in 0..1 + self.s.below(3) {
+            let call = self.call(table);
+            targets.push(if self.s.chance(30) {
+                format!("{call} AS c{at}")
+            } else {
+                call
+            });
+        }
+        let distinct = if self.s.chance(5) { "DISTINCT " } else { "" };
+        let mut sql = format!(
+            "SELECT {distinct}{} FROM {name} t{filter}",
+            targets.join(", ")
+        );
+        if !groups.is_empty() {
+            sql.push_str(&format!(" GROUP BY {}", groups.join(", ")));
+        }
+        if self.s.chance(25) {
+            let having = match self.s.below(4) {
+                0 => format!("count(*) > {}", self.number()),
+                1 => format!("sum(t.n) > {}", self.number()),
+                2 => "max(t.note) = 'y'".to_owned(),
+                _ => "min(t.n) IS NOT NULL".to_owned(),
+            };
+            sql.push_str(&format!(" HAVING {having}"));
+        }
+        let order = self.tail(targets.len());
+        sql + &order
+    }
+
+    fn first_rows(&mut self) -> String {
+        let table = self.measured();
+        let (name, filter) = (self.named(table), self.widely(table));
+        let (columns, count) = self.columns(table, "t");
+        self.ordered = true;
+        let limit = match self.s.below(6) {
+            0 => " LIMIT 3".to_owned(),
+            1 => format!(" LIMIT {}", self.number()),
+            2 => format!(" LIMIT {} OFFSET {}", self.number(), self.number()),
+            3 => format!(" OFFSET {} ROWS FETCH NEXT 4 ROWS ONLY", self.s.below(5)),
+            4 => format!(" LIMIT {} + 1", self.number()),
+            _ => " LIMIT NULL OFFSET 2".to_owned(),
+        };
+        let turn = self
+            .s
+            .pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"]);
+        if self.s.chance(20) {
+            // Rows that are equal by the order are equal.
+            let ties = self.s.pick(&[
+                "FETCH FIRST 2 ROWS WITH TIES",
+                "OFFSET 1 FETCH FIRST ROW WITH TIES",
+                "LIMIT 5",
+            ]);
+            let value = self
+                .s
+                .pick(&["t.n", "t.note", "t.n % 2", "upper(t.note) AS n"]);
+            return format!("SELECT {value} FROM {name} t{filter} ORDER BY 1{turn} {ties}");
+        }
+        let first = match self.s.below(6) {
+            0 => format!("t.n{turn}, "),
+            1 => format!("t.n % 3{turn}, t.note, "),
+            2 => format!("upper(t.note){turn}, "),
+            3 if columns.contains("AS m") => format!("m{turn}, k DESC, "),
+            4 if table.name == "measure" => {
+                let column = self.s.pick(&["w", "r", "at", "ok", "word", "iv"]);
+                format!("t.{column}{turn}, ")
+            }
+            _ => String::new(),
+        };
+        let all: Vec<String> = (1..=count).map(|at| at.to_string()).collect();
+        format!(
+            "SELECT {columns} FROM {name} t{filter} ORDER BY {first}{}{limit}",
+            all.join(", ")
+        )
+    }
+
+    fn distinct_rows(&mut self) -> String {
+        let table = self.measured();
+        let (name, filter) = (self.named(table), self.widely(table));
+        self.ordered = true;
+        let (one, two) = (self.group(table), self.group(table));
+        let limit = if self.s.chance(50) {
+            " LIMIT 3 OFFSET 1"
+        } else {
+            ""
+        };
+        match self.s.below(3) {
+            0 => format!("SELECT DISTINCT {one}, {two} FROM {name} t{filter} ORDER BY 1, 2{limit}"),
+            1 => format!(
+                "SELECT DISTINCT {one} AS g, t.n FROM {name} t{filter} ORDER BY t.n DESC, g{limit}"
+            ),
+            _ => format!(
+                "SELECT DISTINCT ON ({one}) {one}, t.n, {two} FROM {name} t{filter} ORDER BY {one}, t.n, {two}{limit}"
             ),
         }
     }

@@ -179,6 +179,26 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         schema: "public",
+        name: "measure",
+        key: "acct_id",
+        kind: Kind::Int,
+        group: "ints",
+        columns: &[
+            ("acct_id", "bigint"),
+            ("n", "integer"),
+            ("note", "text"),
+            ("w", "bigint"),
+            ("q", "numeric"),
+            ("r", "double precision"),
+            ("iv", "interval"),
+            ("ok", "boolean"),
+            ("at", "timestamptz"),
+            ("word", "varchar(20) COLLATE \"C\""),
+        ],
+        unique: "",
+    },
+    Table {
+        schema: "public",
         name: "country",
         key: "",
         kind: Kind::Text,
@@ -301,7 +321,7 @@ pub(crate) fn configuration(shards: &[Cluster], listen: SocketAddr) -> String {
 [databases.oracle.groups.ints]
 method = "hash"
 key_type = "bigint"
-tables = { "public.acct" = "id", "public.ord" = "acct_id", "public.item" = "acct_id", "alt.acct" = "id", "public.Mixed Case" = "Key" }
+tables = { "public.acct" = "id", "public.ord" = "acct_id", "public.item" = "acct_id", "public.measure" = "acct_id", "alt.acct" = "id", "public.Mixed Case" = "Key" }
 [databases.oracle.groups.texts]
 method = "hash"
 key_type = "text"
@@ -461,10 +481,53 @@ fn row(table: &Table, key: &str, number: usize, random: &mut Random) -> String {
         "note" => format!("'{}'", random.pick(&["x", "y", "é", "z z"])),
         "amount" => format!("{}.{}0", random.below(50), random.below(9)),
         "no" | "line" => number.to_string(),
+        "w" | "q" | "r" | "iv" | "ok" | "at" | "word" if random.chance(15) => "NULL".to_owned(),
+        "w" | "q" | "r" | "iv" | "ok" | "at" | "word" => {
+            format!("'{}'", random.pick(extremes(name)))
+        }
         "country" => format!("'{}'", random.pick(&["at", "de", "xx"])),
         _ => format!("'{}'", key.replace('\'', "''")),
     });
     values.collect::<Vec<_>>().join(", ")
+}
+
+/// Values at the ends of their types. Floats are sums of few powers of two: every order of additions gives the same.
+fn extremes(column: &str) -> &'static [&'static str] {
+    match column {
+        "w" => &[
+            "9223372036854775807",
+            "-9223372036854775808",
+            "0",
+            "1",
+            "77",
+        ],
+        "q" => &[
+            "NaN",
+            "0.1",
+            "0.10",
+            "-99999999999999999999.5",
+            "Infinity",
+            "1e-20",
+            "12345678901234567890",
+            "7",
+        ],
+        "r" => &["0.5", "-1.25", "1048576", "3", "Infinity", "NaN"],
+        "iv" => &[
+            "1 mon",
+            "-3 days 04:05:06.789",
+            "1 year -2 days",
+            "00:00:00.000001",
+        ],
+        "ok" => &["t", "f"],
+        "at" => &[
+            "2026-01-01 00:00+00",
+            "2026-01-01 23:30+00",
+            "infinity",
+            "1999-12-31 12:00+00",
+            "2026-02-28 05:00+00",
+        ],
+        _ => &["a", "B", "é", "a ", "a\"b", "{x}", "\\"],
+    }
 }
 
 /// Every row is on the whole, and on the shards exactly where the map says, once.

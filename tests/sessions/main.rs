@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod accounts;
+mod asking;
 mod beginnings;
 mod bytes;
 mod cases;
@@ -14,17 +15,24 @@ mod dying;
 mod endings;
 mod extended;
 mod gathered;
+mod gathered_parts;
+mod greetings;
 mod harness;
 mod hostile;
 mod limits;
 mod listen;
 mod numbers;
 mod pooling;
+mod reaching;
+mod resetting;
 mod scattered;
 mod secrets;
 mod settings;
 mod sharded;
+mod spread;
+mod sql_prepared;
 mod statements;
 mod suites;
+mod transactions_over_shards;
 mod values;
 mod volume;

@@ -184,7 +184,10 @@ fn a_refused_statement_undoes_its_batch() {
     assert_eq!(client.value("select count(*) from t where id = 1"), "0");
     let seen = client.ask(&batch().parse("late", "select 1").call("late", &[]).sync().0);
     assert_eq!(seen[2], "D 1", "{seen:?}");
-    for begin in ["begin", "begin; insert into t (id, n) values (2, 0)"] {
+    for begin in [
+        "begin isolation level repeatable read",
+        "begin; insert into t (id, n) values (2, 0)",
+    ] {
         client.ask(&query(begin));
         client.ask(&query("insert into t (id, n) values (3, 0)"));
         let seen = client.ask(&query("insert into t (id, n) values (200, 0)"));

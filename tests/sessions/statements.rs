@@ -234,7 +234,7 @@ fn discards_that_are_not_all_leave_statements_and_settings() {
 }
 
 #[test]
-fn statements_of_sql_are_kept_and_told_apart_from_the_protocols() {
+fn statements_of_sql_and_of_the_protocol_are_the_same() {
     same(|stage| {
         let mut seen = stage.query("prepare one as select $1::int + 1");
         seen.extend(stage.query("execute one(1)"));

@@ -39,6 +39,8 @@ run() {
         clients) part clients tests/clients/run.py node-postgres postgres.js pgjdbc ;;
         # A workspace of its own too: what the fuzz targets claim, for their seeds, without a fuzzer.
         seeds) part seeds cargo test --locked --manifest-path tests/fuzz/Cargo.toml --no-default-features --test seeds ;;
+        # Kills at points of a commit: built with the feature that has them.
+        transactions) part transactions cargo test --locked --features failpoints --test transactions ;;
         *) part "$1" cargo test --locked --test "$1" ;;
     esac
 }

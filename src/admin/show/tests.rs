@@ -90,6 +90,7 @@ fn database() -> Database {
             password: Some(Secret("hidden-1".to_owned())),
         }),
         auth_query: None,
+        two_phase_retention: Duration::from_secs(6 * 60 * 60),
     }
 }
 
@@ -112,6 +113,8 @@ fn console() -> Console {
         shutdown_timeout: Duration::from_secs(60),
         workers: 2,
         plan_cache_bytes: 1 << 20,
+        gather_limit: 64 << 20,
+        gather_limit_total: 256 << 20,
         log_format: LogFormat::Text,
         log_level: "info".to_owned(),
     };

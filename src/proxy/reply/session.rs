@@ -9,6 +9,8 @@ use crate::{
         listener::{ListenError, mailbox::Overflown},
     },
     protocol::backend_startup::BackendStartupError,
+    proxy::several::Stays,
+    registry::NotReady,
     wire::notice::{Notice, Words},
 };
 
@@ -203,13 +205,201 @@ pub fn backend_lost(shard: &str) -> Notice {
     }
 }
 
-/// A statement that needs a second shard in a transaction.
+/// A statement that needs a second shard in a transaction that stays on its first.
 #[must_use]
-pub fn second_shard(first: &str, second: &str) -> Notice {
+pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> Notice {
+    let (why, hint) = match why {
+        Stays::Implicit => (
+            "no BEGIN came before its statements in a message of its own",
+            "Begin it with BEGIN, sent by itself, and statements may belong to any shard.",
+        ),
+        Stays::Isolation => (
+            "it promises one snapshot, and shards have each their own",
+            "Use READ COMMITTED, or keys of one shard.",
+        ),
+        Stays::Kept => (
+            "the session keeps its server connection",
+            "SHOW PINS in the console says why; with pool.mode = \"transaction\" and without what pins, statements may belong to any shard.",
+        ),
+        Stays::Code => (
+            "a function has run in it that may have changed settings on its shard only",
+            "Call it in a transaction of its own.",
+        ),
+        Stays::Named => (
+            "both ask for the transaction's time, number or snapshot, which every shard has of its own",
+            "Ask once and pass the value as a parameter, or use clock_timestamp().",
+        ),
+        Stays::Role => (
+            "it runs as another role than the one that logged in",
+            "RESET ROLE before BEGIN, or log in as the role.",
+        ),
+    };
     Notice {
-        detail: Some(format!("The transaction is on shard \"{first}\"; this statement belongs to shard \"{second}\". (SW301)")),
-        hint: Some("Commit before using rows of another shard, or let one transaction use keys of one shard only.".to_owned()),
-        ..error("0A000", "transactions over several shards are not supported yet")
+        detail: Some(format!(
+            "The transaction is on shard \"{first}\" and this statement belongs to shard \"{second}\", but {why}. (SW301)"
+        )),
+        hint: Some(hint.to_owned()),
+        ..error("0A000", "the transaction cannot go on to another shard")
+    }
+}
+
+/// Commands that concern a transaction over several shards together with other statements.
+#[must_use]
+pub fn commands_together() -> Notice {
+    Notice {
+        detail: Some(
+            "The transaction is on several shards, each of which must be told. (SW304)".to_owned(),
+        ),
+        hint: Some(
+            "Send COMMIT, ROLLBACK, SAVEPOINT, SET and their like in messages of their own."
+                .to_owned(),
+        ),
+        ..error(
+            "0A000",
+            "a transaction command together with other statements is not supported over several shards",
+        )
+    }
+}
+
+/// A portal of a transaction command that was bound when the transaction was not on the shards that it is on now.
+#[must_use]
+pub fn bound_before() -> Notice {
+    Notice {
+        detail: Some(
+            "The transaction has reached a shard since the command was bound. (SW304)".to_owned(),
+        ),
+        hint: Some("Bind it behind the statements that it concerns.".to_owned()),
+        ..error(
+            "0A000",
+            "a transaction command that was bound before is not supported over several shards",
+        )
+    }
+}
+
+/// PREPARE TRANSACTION of the client's in a transaction over several shards.
+#[must_use]
+pub fn prepared_over_several() -> Notice {
+    Notice {
+        detail: Some(
+            "The transaction is on several shards, and Shardway itself prepares it there. (SW306)"
+                .to_owned(),
+        ),
+        hint: Some("Use COMMIT: it commits on every shard or on none.".to_owned()),
+        ..error(
+            "0A000",
+            "PREPARE TRANSACTION is not supported over several shards",
+        )
+    }
+}
+
+/// A transaction over several shards that wrote as another role.
+#[must_use]
+pub fn role_over_several() -> Notice {
+    Notice {
+        detail: Some("Prepared transactions belong to the role that logged in. (SW306)".to_owned()),
+        hint: Some(
+            "Log in as the role, or let one transaction use keys of one shard only.".to_owned(),
+        ),
+        ..error(
+            "0A000",
+            "a transaction over several shards cannot run as another role",
+        )
+    }
+}
+
+/// A transaction that cannot be prepared on two of its shards.
+#[must_use]
+pub fn cannot_prepare(first: &str, second: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "PostgreSQL does not prepare a transaction that has used LISTEN, NOTIFY, temporary tables or WITH HOLD cursors. One shard may have done so, not both \"{first}\" and \"{second}\". (SW306)"
+        )),
+        hint: Some("Use them on one shard of a transaction only.".to_owned()),
+        ..error(
+            "0A000",
+            "the transaction cannot be prepared, and was rolled back",
+        )
+    }
+}
+
+/// A transaction that wrote on several shards, where two-phase commit is not ready.
+#[must_use]
+pub fn two_phase_not_ready(why: &NotReady) -> Notice {
+    let hint = match why {
+        NotReady::NoControl => {
+            "Give the database a control role in the configuration, or let one transaction write on one shard only."
+        }
+        NotReady::NoSchema { .. } => "shardway check --connect tells what the control role needs.",
+        NotReady::NoPrepared { .. } => {
+            "Set max_prepared_transactions on every shard's server to at least its max_connections, and restart it."
+        }
+        NotReady::Unreachable { .. } => {
+            "Check that the control role can log in there: shardway check --connect tries it."
+        }
+    };
+    Notice {
+        detail: Some(format!("It wrote on several shards, but {why}. (SW305)")),
+        hint: Some(hint.to_owned()),
+        ..error(
+            "55000",
+            "two-phase commit is not ready; the transaction was rolled back",
+        )
+    }
+}
+
+/// A shard that was lost before a transaction over several was decided.
+#[must_use]
+pub fn shard_lost(shard: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Shard \"{shard}\" closed the connection before the transaction was decided. (SW307)"
+        )),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error(
+            "08006",
+            "the connection to a shard was lost; the transaction was rolled back",
+        )
+    }
+}
+
+/// The decider was lost at its COMMIT, which did not happen.
+#[must_use]
+pub fn undecided(transaction: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The shard that decides was lost at its COMMIT, which did not take effect: {transaction}. (SW308)"
+        )),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error("40001", "the transaction was rolled back on every shard")
+    }
+}
+
+/// Nobody knows yet whether it is committed.
+#[must_use]
+pub fn in_doubt(transaction: &str) -> Notice {
+    Notice {
+        detail: Some(format!("The shard that decides was lost at its COMMIT and cannot be asked: {transaction}. Every shard will do the same when it is back. (SW309)")),
+        hint: Some("Check before repeating it; SHOW TRANSACTIONS in the console lists what is not finished.".to_owned()),
+        ..error("08007", "whether the transaction is committed is not known yet")
+    }
+}
+
+/// Committed, but not yet to be seen everywhere.
+#[must_use]
+pub fn committed_not_finished(transaction: &str, shards: &[&str]) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "On {} it will be seen when it is finished there: {transaction}. (SW310)",
+            shards.join(", ")
+        )),
+        hint: Some(
+            "Do not repeat it; SHOW TRANSACTIONS in the console lists what is not finished."
+                .to_owned(),
+        ),
+        ..error(
+            "08007",
+            "the transaction is committed, but not finished on every shard",
+        )
     }
 }
 
@@ -239,6 +429,23 @@ pub fn meaning_changes_within() -> Notice {
         ..error(
             "0A000",
             "a setting that changes within one message is not supported over several shards",
+        )
+    }
+}
+
+/// RESET ALL in front of other statements of one Query message, for a client that started with a setting that SET cannot
+/// say.
+#[must_use]
+pub fn reset_within() -> Notice {
+    Notice {
+        detail: Some(
+            "The statements behind it would not see what the connection was started with. (SW303)"
+                .to_owned(),
+        ),
+        hint: Some("Send RESET ALL in a message of its own.".to_owned()),
+        ..error(
+            "0A000",
+            "RESET ALL is not supported here in front of other statements of one message",
         )
     }
 }
@@ -342,6 +549,35 @@ pub fn columns_changed() -> Notice {
     }
 }
 
+/// Copies of a reference table that a write would make differ.
+#[must_use]
+pub fn copies_differ(table: &str) -> Notice {
+    Notice {
+        detail: Some("The shards would have written different rows, so that none was written. (SW141)".to_owned()),
+        hint: Some("Give values for columns whose default is a time, a number of a sequence or random, and let the statement choose rows by their contents; shardway check --connect tells whether the copies are the same.".to_owned()),
+        ..error("0A000", format!("the copies of reference table \"{table}\" would differ"))
+    }
+}
+
+/// What cannot stand behind a write to several shards in one pipeline.
+#[must_use]
+pub fn behind_a_write() -> Notice {
+    Notice {
+        detail: Some("A write to several shards is committed by the Sync behind it, and only reads and writes of rows may stand between them. (SW142)".to_owned()),
+        hint: Some("Send Sync behind the write.".to_owned()),
+        ..error("0A000", "this cannot stand behind a write to several shards in one pipeline")
+    }
+}
+
+/// A portal that has given all it has.
+#[must_use]
+pub fn portal_is_done(portal: &[u8]) -> Notice {
+    error(
+        "55000",
+        format!("portal \"{}\" cannot be run", name(portal)),
+    )
+}
+
 /// A shard's answer that is no row of text.
 #[must_use]
 pub fn rows_not_text() -> Notice {
@@ -364,7 +600,7 @@ pub fn shard_missing(shard: &str) -> Notice {
 
 /// A backend that closed its connection while several worked on a statement.
 #[must_use]
-pub fn shard_lost(shard: &str) -> Notice {
+pub fn shard_lost_at_work(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
             "Shard \"{shard}\" closed the connection before it had answered. (SW208)"

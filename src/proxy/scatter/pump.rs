@@ -162,7 +162,7 @@ impl Session {
                 return Ok(Step::Over(given));
             };
             let Next::Message(header) = fan.next(at) else {
-                return Err(self.lost(at));
+                return Err(self.member_lost(at));
             };
             let body = &fan.held(at)[HEADER..header.size];
             if limit.skips() > 0 {
@@ -205,7 +205,7 @@ impl Session {
                 Ok(())
             }
             Next::TooLong(_) => Err(reply::too_many_rows(LONGEST).into()),
-            Next::Lost => Err(self.lost(at)),
+            Next::Lost => Err(self.member_lost(at)),
             Next::Pending | Next::Rest => Ok(()),
         }
     }

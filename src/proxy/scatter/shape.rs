@@ -11,7 +11,7 @@ use super::{
 use crate::{
     merge::key::{Key, Kind},
     pool::backend as pool,
-    wire::{frame::Body, frontend::Bind, types::Oid},
+    wire::{frame::Body, types::Oid},
 };
 
 /// `FirstNormalObjectId` of transam.h: types below it are the same on every server.
@@ -151,7 +151,10 @@ struct Formats<'a> {
 impl<'a> Formats<'a> {
     /// `None`: there are neither none, one, nor as many as columns, which PostgreSQL refuses.
     fn of(bound: &Bound<'a>, visible: usize) -> Option<Self> {
-        let codes = bound.tail.map_or(&[][..], Bind::result_formats);
+        let codes = bound
+            .tail
+            .and_then(|bind| bind.raw_results().get(2..))
+            .unwrap_or_default();
         let count = codes.len() / 2;
         (count <= 1 || count == visible).then_some(Self { codes })
     }

@@ -4,12 +4,13 @@ use super::{
     ConstValue, Lower, Node, NodeList, expression::function_name, is_temporary, nodes, raw,
     relation,
 };
-use crate::sql::tree::{Discard, Kind, Set, Transaction};
+use crate::sql::tree::{Copy, CopyOption, Discard, Filtered, Kind, Set, Transaction};
 
 /// `CURSOR_OPT_HOLD` of parsenodes.h.
 const CURSOR_HOLD: i32 = 0x0020;
 
 impl Lower {
+    #[expect(clippy::too_many_lines, reason = "one short arm per kind of statement")]
     pub(super) fn utility(&mut self, node: Node<'_>) -> Kind {
         #[expect(
             clippy::wildcard_enum_match_arm,
@@ -61,6 +62,16 @@ impl Lower {
             Node::CreateStmt(create) if create.relation().is_some_and(is_temporary) => {
                 Kind::CreateTemporary
             }
+            Node::CreateTableAsStmt(create) if matches!(create.query(), Node::ExecuteStmt(_)) => {
+                let name = match create.query() {
+                    Node::ExecuteStmt(statement) => statement.name(),
+                    _ => None,
+                };
+                Kind::TableOfExecute {
+                    name: name.unwrap_or_default().to_owned(),
+                    temporary: temporary_into(create),
+                }
+            }
             Node::CreateTableAsStmt(create) if temporary_into(create) => {
                 drop(self.kind(create.query()));
                 Kind::CreateTemporary
@@ -72,7 +83,10 @@ impl Lower {
                 Kind::CreateTemporary
             }
             other if makes_temporary(&other) => Kind::CreateTemporary,
-            other => Kind::Utility(command(other)),
+            other => match self.change(other) {
+                Some(change) => Kind::Change(change),
+                None => Kind::Utility(command(other)),
+            },
         }
     }
 
@@ -100,13 +114,42 @@ impl Lower {
         if !matches!(copy.where_clause(), Node::None) {
             drop(self.expr(copy.where_clause()));
         }
-        Kind::Copy {
+        let columns = copy.attlist();
+        let filtered = match copy.where_clause() {
+            Node::None => Filtered::No,
+            _ => Filtered::Yes,
+        };
+        Kind::Copy(Copy {
             relation: copy.relation().map(|table| relation(table).name),
             query,
             from: copy.is_from,
             server: copy.is_program || copy.filename().is_some(),
-        }
+            columns: (!columns.is_empty()).then(|| names(columns)),
+            options: copy.options().into_iter().map(copy_option).collect(),
+            filtered,
+        })
     }
+}
+
+fn names(list: &NodeList) -> Vec<String> {
+    let name = |node: Node<'_>| node.as_str().map(str::to_owned);
+    list.iter()
+        .map(|node| name(node).unwrap_or_default())
+        .collect()
+}
+
+fn copy_option(option: &nodes::DefElem) -> (String, CopyOption) {
+    let argument = match option.arg() {
+        Node::None => CopyOption::None,
+        Node::A_Star(_) => CopyOption::Every,
+        Node::Integer(number) => CopyOption::Text(number.ival.to_string()),
+        Node::Boolean(value) => CopyOption::Text(value.boolval.to_string()),
+        Node::NodeList(list) => CopyOption::Columns(names(list)),
+        other => other.as_str().map_or(CopyOption::Unknown, |text| {
+            CopyOption::Text(text.to_owned())
+        }),
+    };
+    (option.defname().unwrap_or_default().to_owned(), argument)
 }
 
 fn temporary_into(create: &nodes::CreateTableAsStmt) -> bool {

@@ -1,0 +1,65 @@
+//! Where a schema change runs.
+
+use super::Planner;
+use crate::{
+    plan::{
+        Target,
+        block::Analysis,
+        change::{Changes, Reach, changes},
+        unroutable::Unroutable,
+    },
+    sql::{
+        change::{Change, What},
+        functions::is_immutable,
+        statement::{Access, Effect},
+        tree::Depth,
+    },
+};
+
+impl Planner<'_> {
+    /// DDL and maintenance: on the shard that is named, or on every shard that it concerns.
+    pub(super) fn change(&self, change: &Change) -> (Effect, Access, Target) {
+        let command = change.command;
+        let effect = self.made(command);
+        let mut why = Unroutable::PerShard { command };
+        if self.pinned.is_none() && effect == Effect::None && self.statement.depth == Depth::Whole {
+            let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
+            match changes(change, &analysis).and_then(|found| self.alike(change, found)) {
+                Ok(found) => self.changes.set(Some(Box::new(found))),
+                Err(unheld) => why = unheld,
+            }
+        }
+        (effect, Access::Write, self.one_shard_only(why))
+    }
+
+    /// Copies of a table must stay alike: what is computed for their rows is the same on every shard.
+    fn alike(&self, change: &Change, found: Changes) -> Result<Changes, Unroutable> {
+        let computes = self.statement.functions.iter().any(|name| {
+            let own = name
+                .schema
+                .as_deref()
+                .is_none_or(|schema| schema == "pg_catalog");
+            !own || !is_immutable(&name.name)
+        });
+        let fills =
+            matches!(change.what, What::Tables { .. }) && matches!(change.command, "ALTER TABLE");
+        let copies = match (&change.what, &found.reach) {
+            (What::Tables { names, .. }, Reach::Shards(_)) => {
+                let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
+                names.iter().any(|name| {
+                    matches!(
+                        analysis.place(name),
+                        crate::plan::block::Place::Reference(_)
+                    )
+                })
+            }
+            _ => false,
+        };
+        if computes && fills && copies {
+            return Err(Unroutable::Unsupported {
+                feature: "a computed value for rows of a reference table",
+            });
+        }
+        Ok(found)
+    }
+}

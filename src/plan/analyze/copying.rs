@@ -1,0 +1,145 @@
+//! Where a COPY runs.
+
+use super::Planner;
+use crate::{
+    catalog::effects::Act,
+    plan::{
+        Override, Route, Target,
+        block::{Analysis, Place, full_name},
+        copy::{self, CopyIn},
+        unroutable::Unroutable,
+    },
+    sql::{
+        statement::{Access, Effect, PinReason},
+        tree::{Copy, Filtered, Name},
+    },
+};
+
+impl Planner<'_> {
+    pub(super) fn copy(&self, copy: &Copy) -> (Effect, Access, Target) {
+        let (table, query, from, server) = (
+            copy.relation.as_ref(),
+            copy.query.as_deref(),
+            copy.from,
+            copy.server,
+        );
+        let effect = match (server, from) {
+            (true, _) => Effect::None,
+            (false, true) => Effect::CopyIn,
+            (false, false) => Effect::CopyOut,
+        };
+        let access = if from { Access::Write } else { Access::Read };
+        if server {
+            let why = Unroutable::Unsupported {
+                feature: "COPY to or from a file of the server",
+            };
+            return (effect, access, self.one_shard_only(why));
+        }
+        match (table, query) {
+            (_, Some(query)) => {
+                let (inner, access, target) = self.several(query);
+                let effect = match inner {
+                    inner @ (Effect::Pins(_) | Effect::Opaque) => inner,
+                    Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
+                    _ => effect,
+                };
+                (effect, access, target)
+            }
+            (Some(table), None) => {
+                let effect = if self.names_code() {
+                    Effect::Pins(PinReason::Code)
+                } else {
+                    effect
+                };
+                (effect, access, self.copy_table(copy, table))
+            }
+            (None, None) => (
+                effect,
+                access,
+                self.one_shard_only(Unroutable::NotUnderstood),
+            ),
+        }
+    }
+
+    fn copy_table(&self, copy: &Copy, table: &Name) -> Target {
+        let (name, from) = (full_name(table), copy.from);
+        let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
+        match analysis.place(table) {
+            Place::Sharded { .. } if from => self.copy_split(copy, table, &analysis),
+            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
+            Place::Reference(_) if from => {
+                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
+            }
+            Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
+                feature: "writing to the system catalogs",
+            }),
+            Place::Reference(_) | Place::Catalog => match self.pinned {
+                Some(Override::Shard(_)) => self.one_shard_only(Unroutable::NotUnderstood),
+                _ => Target::Fixed(Route::Any),
+            },
+            Place::Single(_)
+                if let Some(hazard) = analysis.effects(table).and_then(|effects| {
+                    let act = if from {
+                        Act::Insert(copy.columns.as_deref().unwrap_or_default())
+                    } else {
+                        Act::Select
+                    };
+                    effects.of(act)
+                }) =>
+            {
+                Target::Refused(Box::new(Unroutable::PerShardObject {
+                    table: table.name.clone(),
+                    hazard: hazard.clone(),
+                }))
+            }
+            Place::Single(shard) => match self.one_shard_only(Unroutable::NotUnderstood) {
+                Target::Fixed(Route::One(named)) if named != shard => self.contradicts(shard),
+                _ => Target::Fixed(Route::One(shard)),
+            },
+            Place::Unknown => self.one_shard_only(Unroutable::UnknownTable { table: name }),
+        }
+    }
+
+    /// COPY FROM into a sharded table: to the shard that is named, or split by key.
+    fn copy_split(&self, copy: &Copy, table: &Name, analysis: &Analysis<'_>) -> Target {
+        let Place::Sharded {
+            group,
+            key,
+            table: known,
+        } = analysis.place(table)
+        else {
+            return self.one_shard_only(Unroutable::NotUnderstood);
+        };
+        let target = self.one_shard_only(Unroutable::Copy {
+            table: full_name(table),
+        });
+        let given = copy::given(copy, &known.columns);
+        if let Some(hazard) = known.effects.of(Act::Insert(given)) {
+            return self.one_shard_only(Unroutable::PerShardObject {
+                table: table.name.clone(),
+                hazard: hazard.clone(),
+            });
+        }
+        let calls = self.calls();
+        let settled = copy.filtered == Filtered::No || calls.are_harmless();
+        let apart = self.pinned.is_none() && self.context.utf8;
+        let mut path = self.context.search_path.iter();
+        let schema = table
+            .schema
+            .as_ref()
+            .or_else(|| path.find(|schema| self.snapshot.table(schema, &table.name).is_some()));
+        if let (true, true, Some(schema)) = (settled, apart, schema) {
+            let found = CopyIn::new(
+                copy,
+                &copy::Target {
+                    schema,
+                    table: &table.name,
+                    group,
+                    key,
+                },
+            );
+            self.copy_in.set(found.map(Box::new));
+        }
+        target
+    }
+}

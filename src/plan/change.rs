@@ -1,0 +1,561 @@
+//! Schema changes over shards: which shards run them, where new tables live, and what sharding cannot hold. Pure.
+//!
+//! What must stay true: a constraint holds over all rows as it would on one PostgreSQL, or it is refused: UNIQUE needs the
+//! shard key, a foreign key needs the rows that it names on the same shard. The key's column stays as it is.
+
+use super::{
+    block::{Analysis, Place, full_name},
+    unroutable::{Unheld, Unroutable},
+};
+use crate::{
+    catalog::{
+        group::GroupId,
+        key::KeyType,
+        shard::{ShardId, ShardSet},
+        snapshot::{Placement, Snapshot, TableName, Unlisted},
+    },
+    sql::{
+        change::{
+            Alter, Block, Change, Column, Holds, Modifier, NewTable, Reference, Renamed, What,
+        },
+        tree::Name,
+    },
+};
+
+/// How a schema change runs over shards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Changes {
+    pub command: &'static str,
+    pub reach: Reach,
+    pub block: Block,
+}
+
+/// Which shards run it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reach {
+    Shards(ShardSet),
+    /// Those that have one of these relations, each as SQL names it; none has: the home shard, which says so.
+    Holders(Vec<String>),
+    /// One shard of each server.
+    Servers,
+    /// Those where the new table lives, which its schema decides.
+    New(Box<New>),
+}
+
+/// A new table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct New {
+    /// `None`: the schema that the search path gives.
+    pub schema: Option<String>,
+    pub name: String,
+    columns: Vec<ColumnFact>,
+    uniques: Vec<Vec<Option<String>>>,
+    references: Vec<ReferenceFact>,
+    parent: Option<Placement>,
+    stated: Option<Stated>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct ColumnFact {
+    name: String,
+    type_name: Option<String>,
+    modified: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct ReferenceFact {
+    columns: Vec<String>,
+    table: String,
+    place: Option<Placement>,
+    referenced: Vec<String>,
+}
+
+/// What a comment before CREATE TABLE says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stated {
+    /// `shardway: group=tenants key=customer_id`.
+    Sharded { group: String, key: String },
+    /// `shardway: reference`.
+    Reference,
+    /// `shardway: single=s1`.
+    Single(String),
+}
+
+/// How a new table's place was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The configuration says so again whenever it is read.
+    Configured,
+    /// By this statement alone, so that it must be kept.
+    Stated,
+}
+
+/// How a change runs over several shards.
+///
+/// # Errors
+/// What sharding cannot hold, and what is not computed.
+pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Changes, Unroutable> {
+    let planner = Planner { analysis };
+    let reach = match &change.what {
+        What::NewTable(table) => Reach::New(Box::new(planner.new_table(table)?)),
+        What::Tables { names, alter } => planner.tables(names, alter)?,
+        What::Relations(names) => Reach::Holders(names.iter().map(sql_name).collect()),
+        What::Everywhere => Reach::Shards(analysis.snapshot.all()),
+        What::EveryServer => Reach::Servers,
+        What::Unsupported => {
+            return Err(Unroutable::PerShard {
+                command: change.command,
+            });
+        }
+    };
+    Ok(Changes {
+        command: change.command,
+        reach,
+        block: change.block,
+    })
+}
+
+struct Planner<'a, 'b> {
+    analysis: &'b Analysis<'a>,
+}
+
+impl Planner<'_, '_> {
+    fn placement(&self, name: &Name) -> Option<Placement> {
+        match self.analysis.place(name) {
+            Place::Sharded { group, key, .. } => Some(Placement::Sharded {
+                group,
+                key_column: key.to_owned(),
+            }),
+            Place::Reference(_) => Some(Placement::Reference),
+            Place::Single(shard) => Some(Placement::Single(shard)),
+            Place::Catalog | Place::Unknown => None,
+        }
+    }
+
+    fn tables(&self, names: &[Name], alter: &Alter) -> Result<Reach, Unroutable> {
+        let snapshot = self.analysis.snapshot;
+        let mut single: Option<ShardId> = None;
+        let mut spread = false;
+        for name in names {
+            match self.placement(name) {
+                Some(placement @ (Placement::Sharded { .. } | Placement::Reference)) => {
+                    self.altered(name, &placement, alter)?;
+                    spread = true;
+                }
+                Some(Placement::Single(shard)) => {
+                    let placement = Placement::Single(shard);
+                    self.altered(name, &placement, alter)?;
+                    if single.is_some_and(|other| other != shard) {
+                        return Err(unheld(name, Unheld::Apart));
+                    }
+                    single = Some(shard);
+                }
+                // Partitions, children, and what nothing lists: those that have it.
+                None if alter.holds.uniques.is_empty() && alter.holds.references.is_empty() => {
+                    let quoted = names.iter().map(sql_name).collect();
+                    return Ok(Reach::Holders(quoted));
+                }
+                None => {
+                    return Err(Unroutable::UnknownTable {
+                        table: full_name(name),
+                    });
+                }
+            }
+        }
+        match (single, spread) {
+            (Some(_), true) => Err(unheld(&names[0], Unheld::Apart)),
+            (Some(shard), false) => Ok(Reach::Shards(ShardSet::one(shard))),
+            (None, true) if names.iter().all(|name| self.is_everywhere(name)) => {
+                Ok(Reach::Shards(snapshot.all()))
+            }
+            (None, true) => Ok(Reach::Holders(names.iter().map(sql_name).collect())),
+            (None, false) => Ok(Reach::Shards(snapshot.all())),
+        }
+    }
+
+    /// Whether every shard has the table.
+    fn is_everywhere(&self, name: &Name) -> bool {
+        match self.placement(name) {
+            Some(Placement::Reference) => true,
+            Some(Placement::Sharded { group, .. }) => {
+                let snapshot = self.analysis.snapshot;
+                snapshot.group(group).shards() == snapshot.all()
+            }
+            Some(Placement::Single(_)) | None => false,
+        }
+    }
+
+    fn altered(&self, name: &Name, placement: &Placement, alter: &Alter) -> Result<(), Unroutable> {
+        let listed = !matches!(placement, Placement::Single(_)) || self.is_listed(name);
+        if alter.name == Renamed::Yes && listed {
+            return Err(unheld(name, Unheld::Name));
+        }
+        if let Placement::Sharded { key_column, .. } = placement
+            && alter.columns.contains(key_column)
+        {
+            return Err(unheld(name, Unheld::KeyColumn));
+        }
+        if alter.ties.iter().any(|tie| {
+            let other = self.placement(tie);
+            other.is_some_and(|other| !together(&other, placement))
+        }) {
+            return Err(unheld(name, Unheld::Apart));
+        }
+        let uniques = alter.holds.uniques.iter().map(|one| one.columns.as_slice());
+        let references = self.references(&alter.holds);
+        holds(&name.name, placement, uniques, &references)
+    }
+
+    fn is_listed(&self, name: &Name) -> bool {
+        let snapshot = self.analysis.snapshot;
+        let has = |schema: &String| snapshot.table(schema, &name.name).is_some();
+        match &name.schema {
+            Some(schema) => has(schema),
+            None => self.analysis.context.search_path.iter().any(has),
+        }
+    }
+
+    fn references(&self, holds: &Holds) -> Vec<ReferenceFact> {
+        let fact = |reference: &Reference| ReferenceFact {
+            columns: reference.columns.clone(),
+            table: full_name(&reference.table),
+            place: self.placement(&reference.table),
+            referenced: reference.referenced.clone(),
+        };
+        holds.references.iter().map(fact).collect()
+    }
+
+    fn new_table(&self, table: &NewTable) -> Result<New, Unroutable> {
+        let Some(name) = &table.name else {
+            return Err(Unroutable::NotUnderstood);
+        };
+        let mut parent = None;
+        for above in &table.parents {
+            let Some(placement) = self.placement(above) else {
+                return Err(Unroutable::UnknownTable {
+                    table: full_name(above),
+                });
+            };
+            if parent.as_ref().is_some_and(|other| *other != placement) {
+                return Err(unheld(name, Unheld::Apart));
+            }
+            parent = Some(placement);
+        }
+        let mut columns: Vec<ColumnFact> = table.columns.iter().map(fact).collect();
+        for like in &table.likes {
+            columns.extend(self.copied(like));
+        }
+        let uniques = table.holds.uniques.iter();
+        Ok(New {
+            schema: name.schema.clone(),
+            name: name.name.clone(),
+            columns,
+            uniques: uniques.map(|one| one.columns.clone()).collect(),
+            references: self.references(&table.holds),
+            parent,
+            stated: stated(self.analysis.text),
+        })
+    }
+
+    /// The columns of a table that a new one is made like.
+    fn copied(&self, like: &Name) -> Vec<ColumnFact> {
+        let known = match self.analysis.place(like) {
+            Place::Sharded { table, .. } | Place::Reference(table) => table.columns.as_slice(),
+            Place::Single(_) | Place::Catalog | Place::Unknown => &[],
+        };
+        let fact = |name: &String| ColumnFact {
+            name: name.clone(),
+            type_name: None,
+            modified: false,
+        };
+        known.iter().map(fact).collect()
+    }
+}
+
+fn fact(column: &Column) -> ColumnFact {
+    ColumnFact {
+        name: column.name.clone(),
+        type_name: column.type_name.clone(),
+        modified: column.modifier == Modifier::Some,
+    }
+}
+
+impl New {
+    /// Where it lives when it is made in that schema: as a comment says, as the configuration lists it, with its
+    /// parent, by a column that a group claims, with the table that its key refers to, or where unlisted tables live.
+    ///
+    /// # Errors
+    /// Nothing says where, or sharding cannot hold what it asks for.
+    pub fn place(
+        &self,
+        schema: &str,
+        snapshot: &Snapshot,
+    ) -> Result<(Placement, Found), Unroutable> {
+        let (placement, found) = self.find(schema, snapshot)?;
+        if let Placement::Sharded { group, key_column } = &placement
+            && self.parent.is_none()
+        {
+            self.check_key(key_column, snapshot.group(*group).key_type)?;
+        }
+        let uniques = self.uniques.iter().map(Vec::as_slice);
+        let mut references = self.references.clone();
+        for reference in &mut references {
+            // A table that refers to itself.
+            if reference.place.is_none() && reference.table.ends_with(&self.name) {
+                reference.place = Some(placement.clone());
+            }
+        }
+        holds(&self.name, &placement, uniques, &references)?;
+        Ok((placement, found))
+    }
+
+    fn find(&self, schema: &str, snapshot: &Snapshot) -> Result<(Placement, Found), Unroutable> {
+        let configured = |placement| Ok((placement, Found::Configured));
+        if let Some(parent) = &self.parent {
+            return configured(parent.clone());
+        }
+        let listed = snapshot.table(schema, &self.name);
+        if let Some(stated) = &self.stated {
+            let placement = stated
+                .placement(snapshot)
+                .ok_or_else(|| Unroutable::CannotHold {
+                    table: self.name.clone(),
+                    what: Unheld::Comment,
+                })?;
+            return match listed {
+                Some(table) if table.placement == placement => configured(placement),
+                Some(_) => Err(Unroutable::CannotHold {
+                    table: self.name.clone(),
+                    what: Unheld::Comment,
+                }),
+                None => Ok((placement, Found::Stated)),
+            };
+        }
+        if let Some(table) = listed {
+            return configured(table.placement.clone());
+        }
+        let has = |name: &str| self.columns.iter().any(|column| column.name == name);
+        let claims = snapshot.key_columns.iter().find(|(column, _)| has(column));
+        if let Some((column, group)) = claims {
+            return configured(Placement::Sharded {
+                group: *group,
+                key_column: column.clone(),
+            });
+        }
+        if let Some(placement) = self.by_reference(snapshot) {
+            return Ok((placement, Found::Stated));
+        }
+        match snapshot.unlisted {
+            Unlisted::On(shard) => configured(Placement::Single(shard)),
+            Unlisted::Error => Err(Unroutable::UnknownTable {
+                table: format!("{schema}.{}", self.name),
+            }),
+        }
+    }
+
+    /// A foreign key whose one column names the key of a sharded table.
+    fn by_reference(&self, snapshot: &Snapshot) -> Option<Placement> {
+        let mut found: Vec<(GroupId, &String)> = Vec::new();
+        for reference in &self.references {
+            let Some(Placement::Sharded { group, key_column }) = &reference.place else {
+                continue;
+            };
+            let at = match reference.referenced.as_slice() {
+                [] if reference.columns.len() == 1 => Some(0),
+                names => names.iter().position(|name| name == key_column),
+            };
+            let column = at.and_then(|at| reference.columns.get(at));
+            found.extend(column.map(|column| (*group, column)));
+        }
+        let (group, column) = *found.first()?;
+        let one = found.iter().all(|other| *other == (group, column));
+        (one && usize::from(group.0) < snapshot.groups.len()).then(|| Placement::Sharded {
+            group,
+            key_column: column.clone(),
+        })
+    }
+
+    fn check_key(&self, key: &str, wanted: KeyType) -> Result<(), Unroutable> {
+        let cannot = |what| {
+            Err(Unroutable::CannotHold {
+                table: self.name.clone(),
+                what,
+            })
+        };
+        let Some(column) = self.columns.iter().find(|column| column.name == key) else {
+            return cannot(Unheld::NoKey {
+                key: key.to_owned(),
+            });
+        };
+        let fits = column.type_name.as_deref().is_none_or(|name| match wanted {
+            KeyType::Bigint => matches!(
+                name,
+                "int2"
+                    | "int4"
+                    | "int8"
+                    | "serial"
+                    | "bigserial"
+                    | "smallserial"
+                    | "serial4"
+                    | "serial8"
+                    | "serial2"
+            ),
+            KeyType::Text => matches!(name, "text" | "varchar"),
+            KeyType::Uuid => name == "uuid",
+            KeyType::Date => name == "date",
+            KeyType::Timestamptz => name == "timestamptz" && !column.modified,
+            KeyType::Numeric => name == "numeric" && !column.modified,
+            KeyType::Bytea => name == "bytea",
+        });
+        if fits {
+            Ok(())
+        } else {
+            cannot(Unheld::KeyType {
+                key: key.to_owned(),
+                wanted: wanted.name(),
+            })
+        }
+    }
+
+    /// What the table is called, with this schema.
+    #[must_use]
+    pub fn table_name(&self, schema: &str) -> TableName {
+        TableName {
+            schema: schema.to_owned(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+impl Stated {
+    fn placement(&self, snapshot: &Snapshot) -> Option<Placement> {
+        match self {
+            Self::Reference => Some(Placement::Reference),
+            Self::Single(shard) => snapshot.shard_named(shard).map(Placement::Single),
+            Self::Sharded { group, key } => {
+                let at = snapshot.groups.iter().position(|one| one.name == *group)?;
+                Some(Placement::Sharded {
+                    group: GroupId(u16::try_from(at).ok()?),
+                    key_column: key.clone(),
+                })
+            }
+        }
+    }
+}
+
+/// Whether constraints of a table that lives there hold over all of its rows.
+fn holds<'a>(
+    table: &str,
+    placement: &Placement,
+    mut uniques: impl Iterator<Item = &'a [Option<String>]>,
+    references: &[ReferenceFact],
+) -> Result<(), Unroutable> {
+    let cannot = |what| {
+        Err(Unroutable::CannotHold {
+            table: table.to_owned(),
+            what,
+        })
+    };
+    if let Placement::Sharded { key_column, .. } = placement {
+        let has_key = |columns: &[Option<String>]| {
+            columns
+                .iter()
+                .any(|column| column.as_ref() == Some(key_column))
+        };
+        if !uniques.all(has_key) {
+            return cannot(Unheld::Unique {
+                key: key_column.clone(),
+            });
+        }
+    }
+    for reference in references {
+        if !refers(placement, reference) {
+            return cannot(Unheld::Reference {
+                to: reference.table.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the row that a foreign key names is always on the row's own shard.
+fn refers(placement: &Placement, reference: &ReferenceFact) -> bool {
+    match (placement, &reference.place) {
+        (_, Some(Placement::Reference)) => true,
+        (Placement::Single(here), Some(Placement::Single(there))) => here == there,
+        (
+            Placement::Sharded { group, key_column },
+            Some(Placement::Sharded {
+                group: other,
+                key_column: named,
+            }),
+        ) => {
+            let at = reference
+                .columns
+                .iter()
+                .position(|column| column == key_column);
+            let key = match (at, reference.referenced.as_slice()) {
+                (Some(_), []) => reference.columns.len() == 1,
+                (Some(at), names) => names.get(at) == Some(named),
+                (None, _) => false,
+            };
+            group == other && key
+        }
+        _ => false,
+    }
+}
+
+/// Whether rows of both are always on the same shards.
+fn together(one: &Placement, other: &Placement) -> bool {
+    match (one, other) {
+        (
+            Placement::Sharded { group, key_column },
+            Placement::Sharded {
+                group: other,
+                key_column: other_key,
+            },
+        ) => group == other && key_column == other_key,
+        (one, other) => one == other,
+    }
+}
+
+fn unheld(table: &Name, what: Unheld) -> Unroutable {
+    Unroutable::CannotHold {
+        table: table.name.clone(),
+        what,
+    }
+}
+
+fn sql_name(name: &Name) -> String {
+    let quoted = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
+    match &name.schema {
+        Some(schema) => format!("{}.{}", quoted(schema), quoted(&name.name)),
+        None => quoted(&name.name),
+    }
+}
+
+/// What a comment at the start of a text says of a new table.
+fn stated(text: &[u8]) -> Option<Stated> {
+    let text = text.trim_ascii_start().strip_prefix(b"/*")?;
+    let end = text.windows(2).position(|pair| pair == b"*/")?;
+    let inside = std::str::from_utf8(text.get(..end)?).ok()?;
+    let said = inside.trim().strip_prefix("shardway:")?.trim();
+    if said == "reference" {
+        return Some(Stated::Reference);
+    }
+    let (mut group, mut key, mut single) = (None, None, None);
+    for word in said.split_ascii_whitespace() {
+        let (name, value) = word.split_once('=')?;
+        match name {
+            "group" => group = Some(value.to_owned()),
+            "key" => key = Some(value.to_owned()),
+            "single" => single = Some(value.to_owned()),
+            _ => return None,
+        }
+    }
+    match (group, key, single) {
+        (Some(group), Some(key), None) => Some(Stated::Sharded { group, key }),
+        (None, None, Some(shard)) => Some(Stated::Single(shard)),
+        _ => None,
+    }
+}

@@ -1,0 +1,228 @@
+//! COPY FROM STDIN into a sharded table: which column decides, how its values are read, and where a row goes. Pure.
+//!
+//! What must stay true: a row goes where an INSERT of the same values would put it, or the COPY fails. Every shard gets
+//! the statement as the client wrote it, so that PostgreSQL judges the rest of it.
+
+use super::unroutable::{KeyProblem, Unroutable};
+use crate::{
+    catalog::{
+        group::GroupId,
+        key::{Key, KeyError},
+        shard::ShardId,
+        snapshot::Snapshot,
+    },
+    split::copy::{Field, Forced, Format, Header, Options},
+    sql::tree::{Copy, CopyOption},
+    wire::types,
+};
+
+/// A COPY into a sharded table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyIn {
+    /// The table as the search path finds it, for asking servers.
+    pub schema: String,
+    pub table: String,
+    pub(super) group: GroupId,
+    /// The key's column.
+    pub key: String,
+    /// The column list; `None`: every column, in the order that the servers have them.
+    pub columns: Option<Vec<String>>,
+    pub options: Options,
+    pub tolerance: Tolerance,
+}
+
+/// What becomes of rows that cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tolerance {
+    /// They fail the COPY.
+    #[default]
+    None,
+    /// ON_ERROR ignore: servers leave them out.
+    Ignored,
+}
+
+/// The table that is copied into, and where it lives.
+pub(super) struct Target<'a> {
+    pub(super) schema: &'a str,
+    pub(super) table: &'a str,
+    pub(super) group: GroupId,
+    pub(super) key: &'a str,
+}
+
+impl CopyIn {
+    /// What the statement says; `None`: something in it is not known here, or changes what a value is.
+    pub(super) fn new(copy: &Copy, target: &Target<'_>) -> Option<Self> {
+        let mut stated = Stated::default();
+        for (name, value) in &copy.options {
+            stated.option(name, value, target.key)?;
+        }
+        let options = stated.options()?;
+        if let Some(columns) = &copy.columns
+            && !columns.iter().any(|column| column == target.key)
+        {
+            return None;
+        }
+        Some(Self {
+            schema: target.schema.to_owned(),
+            table: target.table.to_owned(),
+            group: target.group,
+            key: target.key.to_owned(),
+            columns: copy.columns.clone(),
+            options,
+            tolerance: stated.tolerance,
+        })
+    }
+
+    /// Where a row with this key lives; `None`: on any shard, which leaves it out.
+    ///
+    /// # Errors
+    /// It has no key, or one that no shard holds.
+    pub fn shard(
+        &self,
+        snapshot: &Snapshot,
+        field: Field<'_>,
+    ) -> Result<Option<ShardId>, Box<Unroutable>> {
+        let group = snapshot.group(self.group);
+        let (table, key) = (self.table.clone(), self.key.clone());
+        let value = match field {
+            Field::Null => return Err(Box::new(Unroutable::KeyNull { table, key })),
+            Field::Default => return Err(Box::new(Unroutable::KeyMissing { table, key })),
+            Field::Value(value) => value,
+        };
+        let read = match self.options.format {
+            Format::Text | Format::Csv => group.key_type.from_text(value),
+            Format::Binary => group
+                .key_type
+                .from_parameter(0, types::Format::Binary, value),
+        };
+        let problem = |problem| {
+            let key = format!("{table}.{key}");
+            Box::new(Unroutable::KeyValue { key, problem })
+        };
+        let found = match read {
+            // A varchar(n) may lose blanks at the end, and its length is not known here.
+            Ok(Key::Text(text)) if text.ends_with(b" ") => {
+                return Err(problem(KeyProblem::Ambiguous));
+            }
+            Ok(found) => found,
+            Err(KeyError::Malformed) if self.tolerance == Tolerance::Ignored => return Ok(None),
+            Err(KeyError::Malformed) => return Err(problem(KeyProblem::Malformed)),
+            Err(KeyError::Ambiguous) => return Err(problem(KeyProblem::Ambiguous)),
+            Err(KeyError::Type(_)) => return Err(problem(KeyProblem::Type)),
+        };
+        let none = || {
+            let group = group.name.clone();
+            Box::new(Unroutable::NoShardForKey { group })
+        };
+        group.shard_of(&found).map(Some).ok_or_else(none)
+    }
+}
+
+/// Options as `ProcessCopyOptions` of PostgreSQL's copy.c reads them. What is wrong with one is for the servers to say.
+#[derive(Default)]
+struct Stated {
+    format: Option<Format>,
+    delimiter: Option<Vec<u8>>,
+    null: Option<Vec<u8>>,
+    default: Option<Vec<u8>>,
+    header: Header,
+    quote: Option<Vec<u8>>,
+    escape: Option<Vec<u8>>,
+    force_null: Forced,
+    force_not_null: Forced,
+    tolerance: Tolerance,
+}
+
+impl Stated {
+    fn option(&mut self, name: &str, value: &CopyOption, key: &str) -> Option<()> {
+        let text = || match value {
+            CopyOption::Text(text) => Some(text.clone().into_bytes()),
+            CopyOption::None | CopyOption::Columns(_) | CopyOption::Every | CopyOption::Unknown => {
+                None
+            }
+        };
+        match name {
+            "format" => {
+                self.format = Some(match text()?.as_slice() {
+                    b"text" => Format::Text,
+                    b"csv" => Format::Csv,
+                    b"binary" => Format::Binary,
+                    _ => return None,
+                });
+            }
+            "delimiter" => self.delimiter = Some(text()?),
+            "null" => self.null = Some(text()?),
+            "default" => self.default = Some(text()?),
+            "header" => self.header = header(value)?,
+            "quote" => self.quote = Some(text()?),
+            "escape" => self.escape = Some(text()?),
+            "force_null" => self.force_null = forced(value, key)?,
+            "force_not_null" => self.force_not_null = forced(value, key)?,
+            "encoding" => {
+                let encoding = text()?.to_ascii_lowercase();
+                if !matches!(encoding.as_slice(), b"utf8" | b"utf-8" | b"unicode") {
+                    return None;
+                }
+            }
+            "on_error" => {
+                self.tolerance = match text()?.to_ascii_lowercase().as_slice() {
+                    b"stop" => Tolerance::None,
+                    b"ignore" => Tolerance::Ignored,
+                    _ => return None,
+                };
+            }
+            "freeze" | "log_verbosity" => {}
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn options(&self) -> Option<Options> {
+        let mut options = Options::of(self.format.unwrap_or(Format::Text));
+        let byte = |text: &Option<Vec<u8>>, usual: u8| match text.as_deref() {
+            None => Some(usual),
+            Some([byte]) => Some(*byte),
+            Some(_) => None,
+        };
+        options.delimiter = byte(&self.delimiter, options.delimiter)?;
+        options.quote = byte(&self.quote, options.quote)?;
+        options.escape = byte(&self.escape, options.quote)?;
+        if let Some(null) = &self.null {
+            options.null.clone_from(null);
+        }
+        options.default.clone_from(&self.default);
+        options.header = self.header;
+        options.force_null = self.force_null;
+        options.force_not_null = self.force_not_null;
+        Some(options)
+    }
+}
+
+/// HEADER, as `defGetCopyHeaderOption` reads it: `match` has a header too.
+fn header(value: &CopyOption) -> Option<Header> {
+    match value {
+        CopyOption::None => Some(Header::Line),
+        CopyOption::Text(text) => match text.to_ascii_lowercase().as_str() {
+            "true" | "on" | "match" | "1" => Some(Header::Line),
+            "false" | "off" | "0" => Some(Header::None),
+            _ => None,
+        },
+        CopyOption::Columns(_) | CopyOption::Every | CopyOption::Unknown => None,
+    }
+}
+
+fn forced(value: &CopyOption, key: &str) -> Option<Forced> {
+    match value {
+        CopyOption::Every => Some(Forced::Yes),
+        CopyOption::Columns(columns) if columns.iter().any(|column| column == key) => {
+            Some(Forced::Yes)
+        }
+        CopyOption::Columns(_) => Some(Forced::No),
+        CopyOption::None | CopyOption::Text(_) | CopyOption::Unknown => None,
+    }
+}
+
+/// The columns that every row has a value for, as far as they are known.
+pub(super) fn given<'a>(copy: &'a Copy, known: &'a [String]) -> &'a [String] {
+    copy.columns.as_deref().unwrap_or(known)
+}

@@ -1,0 +1,311 @@
+//! A write that concerns several shards: which of them, and the text that each is sent. Pure.
+//!
+//! What must stay true: the shards' parts together do what the statement does on one PostgreSQL with all rows, each row
+//! once. So a statement is spread only if every block of it gives exactly its share on each shard: rows of VALUES go
+//! where their keys are; other tables that are read are reference tables, or their rows have the key of the row that is
+//! changed; what is computed is the same wherever it is computed, or each row's own. Whatever else, such as a LIMIT, is
+//! not spread.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what has no rule of its own is not spread"
+)]
+
+mod text;
+
+use super::{
+    StatementPlan, Target, Values,
+    block::Analysis,
+    route::{Pin, Role},
+    unroutable::Unroutable,
+};
+use crate::{
+    catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
+    sql::{
+        functions::is_immutable,
+        normalize::Slot,
+        tree::{Body, Cte, Insert, Kind, Name, Query, Relation},
+    },
+};
+pub use text::{Part, Time};
+
+/// How a write is made of parts for several shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spread {
+    pub what: What,
+    /// Whether it asks for the transaction's time, which is then one for all shards.
+    pub time: Time,
+}
+
+/// What is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// `INSERT … VALUES` of this many rows, each to the shard of its key.
+    Rows(usize),
+    /// UPDATE or DELETE of a table of this group: every shard changes its own rows.
+    Share(GroupId),
+    /// A write to a table that every shard has a copy of: every shard changes its copy.
+    Copies(Copies),
+}
+
+/// The table that every shard has a copy of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copies {
+    /// For messages.
+    pub table: String,
+    /// As SQL names it.
+    pub quoted: String,
+    /// What its rows are called in the statement, quoted.
+    pub alias: String,
+}
+
+/// Where one execution writes: the shards in ascending order, and for VALUES the rows of each, from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shares {
+    pub shards: Vec<(ShardId, Vec<u32>)>,
+}
+
+/// What decides whether a statement is spread, besides its analysis.
+pub(super) struct Asked<'a> {
+    pub(super) kind: &'a Kind,
+    pub(super) functions: &'a [Name],
+    /// The statement as it stands in its text, and where that begins.
+    pub(super) own: &'a str,
+    pub(super) start: usize,
+    pub(super) slots: &'a [Slot],
+}
+
+/// How a write is spread over shards when its keys do not choose one; `None`: it is not.
+pub(super) fn spread(
+    asked: &Asked<'_>,
+    analysis: &Analysis<'_>,
+    pins: &[Pin],
+) -> Option<Box<Spread>> {
+    if analysis.changes != 1 || !analysis.fixed.is_empty() {
+        return None;
+    }
+    let what = match asked.kind {
+        Kind::Insert(insert) => inserted(insert, analysis, pins)?,
+        Kind::Update(update) => changed(&update.ctes, &update.table, analysis, pins)?,
+        Kind::Delete(delete) => changed(&delete.ctes, &delete.table, analysis, pins)?,
+        _ => return None,
+    };
+    let spread = Spread {
+        time: text::time_asked(asked, &what)?,
+        what,
+    };
+    let computed = asked.functions.iter().all(|name| spread.computes(name));
+    (computed && spread.can_be_made(asked)).then(|| Box::new(spread))
+}
+
+fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
+    if let Some(copies) = copies(&insert.ctes, &insert.table, analysis, pins) {
+        return Some(copies);
+    }
+    let Query {
+        ctes,
+        body: Body::Values(rows),
+        locking,
+        ..
+    } = insert.source.as_ref()?
+    else {
+        return None;
+    };
+    let plain = insert.ctes.is_empty()
+        && ctes.is_empty()
+        && locking.is_empty()
+        && analysis.instances.is_empty()
+        && analysis.refusals.is_empty();
+    let own = matches!(
+        pins,
+        [Pin {
+            role: Role::Insert,
+            ..
+        }]
+    );
+    (plain && own && rows.len() > 1).then_some(What::Rows(rows.len()))
+}
+
+fn changed(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
+    if let Some(copies) = copies(ctes, table, analysis, pins) {
+        return Some(copies);
+    }
+    let target = analysis.changed?;
+    let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+    let with_it = (0..analysis.instances.len()).all(|at| analysis.equal_to(at).contains(&target));
+    let keeps_keys = pins.iter().all(|pin| matches!(pin.role, Role::Match));
+    let reads = ctes.iter().all(|cte| matches!(cte.body, Kind::Query(_)));
+    let only_unpinned = analysis.refusals.iter().all(unpinned);
+    (target == 0 && with_it && keeps_keys && reads && only_unpinned)
+        .then(|| What::Share(analysis.instances[target].group))
+}
+
+/// A write to a reference table that reads reference tables only.
+fn copies(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
+    let name = &table.name.name;
+    let own =
+        |why: &Unroutable| matches!(why, Unroutable::ReferenceWrite { table } if table == name);
+    let reads = ctes.iter().all(|cte| matches!(cte.body, Kind::Query(_)));
+    let only_it = !analysis.refusals.is_empty() && analysis.refusals.iter().all(own);
+    let nothing_else = pins.is_empty() && analysis.instances.is_empty();
+    if !(reads && only_it && nothing_else) {
+        return None;
+    }
+    let schema = table.name.schema.as_ref();
+    let quoted = match schema {
+        Some(schema) => format!("{}.{}", text::quote(schema), text::quote(name)),
+        None => text::quote(name),
+    };
+    let alias = table.alias.as_ref().map_or(name, |alias| &alias.name);
+    Some(What::Copies(Copies {
+        table: name.clone(),
+        quoted,
+        alias: text::quote(alias),
+    }))
+}
+
+impl Spread {
+    /// Whether a function gives the same on every shard, or may be each row's own.
+    fn computes(&self, name: &Name) -> bool {
+        let own = name
+            .schema
+            .as_deref()
+            .is_none_or(|schema| schema == "pg_catalog");
+        let name = name.name.as_str();
+        let random = RANDOM.contains(&name) && !matches!(self.what, What::Copies(_));
+        own && (is_immutable(name)
+            || SAME_EVERYWHERE.contains(&name)
+            || text::is_time(name)
+            || random)
+    }
+}
+
+impl StatementPlan {
+    /// Where this execution writes when it needs several shards; `None`: it needs one, or is not spread.
+    ///
+    /// # Errors
+    /// [`Unroutable`]: why it must not run anywhere.
+    pub fn shares(
+        &self,
+        snapshot: &Snapshot,
+        values: &Values<'_>,
+    ) -> Option<Result<Shares, Box<Unroutable>>> {
+        let spread = self.spread.as_ref()?;
+        let whole = |shards: crate::catalog::shard::ShardSet| Shares {
+            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
+        };
+        let several = |shares: Shares| (shares.shards.len() > 1).then_some(Ok(shares));
+        match (&spread.what, &self.target) {
+            (What::Rows(count), Target::ByKey(pins)) => match pins.of_rows(snapshot, values) {
+                Ok(rows) if rows.len() == *count => several(by_shard(&rows)),
+                Ok(_) => None,
+                Err(why) => Some(Err(why)),
+            },
+            (What::Share(_), Target::ByKey(pins)) => match pins.of_first(snapshot, values) {
+                Ok(shards) => several(whole(shards)),
+                Err(why) => Some(Err(why)),
+            },
+            (What::Share(group), Target::Refused(_)) => {
+                several(whole(snapshot.group(*group).shards()))
+            }
+            (What::Copies(_), Target::Refused(_)) => several(whole(snapshot.all())),
+            _ => None,
+        }
+    }
+}
+
+fn by_shard(rows: &[ShardId]) -> Shares {
+    let mut shards: Vec<(ShardId, Vec<u32>)> = Vec::new();
+    for (row, shard) in (0_u32..).zip(rows) {
+        match shards.iter_mut().find(|(known, _)| known == shard) {
+            Some((_, own)) => own.push(row),
+            None => shards.push((*shard, vec![row])),
+        }
+    }
+    shards.sort_unstable_by_key(|(shard, _)| *shard);
+    Shares { shards }
+}
+
+/// Another value each time, which is a row's own.
+const RANDOM: [&str; 6] = [
+    "clock_timestamp",
+    "gen_random_uuid",
+    "random",
+    "random_normal",
+    "uuidv4",
+    "uuidv7",
+];
+
+/// Functions that depend on settings of the session, which every shard is told, and on nothing else; or that only their
+/// other overloads keep from being immutable.
+const SAME_EVERYWHERE: [&str; 69] = [
+    "array_reverse",
+    "array_sort",
+    "array_to_json",
+    "array_to_string",
+    "casefold",
+    "concat",
+    "concat_ws",
+    "convert",
+    "convert_from",
+    "convert_to",
+    "crc32",
+    "crc32c",
+    "current_setting",
+    "current_user",
+    "date",
+    "date_add",
+    "date_part",
+    "date_subtract",
+    "date_trunc",
+    "erf",
+    "erfc",
+    "extract",
+    "format",
+    "gamma",
+    "generate_series",
+    "json_agg",
+    "json_build_array",
+    "json_build_object",
+    "json_object_agg",
+    "json_to_record",
+    "json_to_recordset",
+    "json_to_tsvector",
+    "jsonb_agg",
+    "jsonb_build_array",
+    "jsonb_build_object",
+    "jsonb_object_agg",
+    "jsonb_to_record",
+    "jsonb_to_recordset",
+    "jsonb_to_tsvector",
+    "length",
+    "lgamma",
+    "make_timestamptz",
+    "numeric",
+    "overlaps",
+    "phraseto_tsquery",
+    "plainto_tsquery",
+    "quote_literal",
+    "quote_nullable",
+    "row_to_json",
+    "session_user",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "timetz",
+    "timezone",
+    "to_bin",
+    "to_char",
+    "to_date",
+    "to_json",
+    "to_jsonb",
+    "to_number",
+    "to_oct",
+    "to_timestamp",
+    "to_tsquery",
+    "to_tsvector",
+    "uuid_extract_timestamp",
+    "uuid_extract_version",
+    "websearch_to_tsquery",
+    "xml",
+];

@@ -1,0 +1,387 @@
+//! The texts of a write that is spread over shards, made of the statement's own text.
+//!
+//! What must stay true: every row of VALUES stands in exactly one text, and nothing of a text is changed but the rows
+//! that are left out, the numbers of parameters, and the transaction's time.
+
+use super::{Asked, Spread, What};
+use crate::sql::{
+    normalize::Slot,
+    scan::{Kind, Piece, pieces},
+};
+use std::{fmt::Write as _, ops::Range};
+
+/// Whether a statement asks for the transaction's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    NotAsked,
+    Asked,
+}
+
+/// What one shard is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub text: String,
+    /// Of the statement's parameters, from 0, those that are this text's `$1`, `$2` and so on; `None`: all as they are.
+    pub parameters: Option<Vec<u16>>,
+}
+
+/// A place in the text that reads otherwise for a shard.
+struct Edit {
+    place: Range<usize>,
+    new: String,
+}
+
+/// What a statement consists of.
+struct Layout<'a> {
+    pieces: Vec<Piece<'a>>,
+    /// Where the statement begins and ends, by piece.
+    from: usize,
+    to: usize,
+}
+
+impl Spread {
+    /// What a shard is sent for these rows of VALUES. `time`: the transaction's, as text that PostgreSQL reads, if it is
+    /// asked for. `None`: the text is not as it was when it was planned.
+    #[must_use]
+    pub fn part(
+        &self,
+        text: &str,
+        slots: &[Slot],
+        rows: &[u32],
+        time: Option<&str>,
+    ) -> Option<Part> {
+        let layout = Layout::of(text, slots)?;
+        let mut edits = match self.time {
+            Time::Asked => layout.times(time?)?,
+            Time::NotAsked => Vec::new(),
+        };
+        let end = layout.end()?;
+        match &self.what {
+            What::Share(_) => Some(Part {
+                text: edited(text, 0..end, &edits),
+                parameters: None,
+            }),
+            What::Copies(copies) => {
+                let mut made = edited(text, 0..end, &edits);
+                let word = if layout.returning().is_some() {
+                    ","
+                } else {
+                    " RETURNING"
+                };
+                let _ = write!(made, "{word} {}", fingerprint(&copies.alias));
+                Some(Part {
+                    text: made,
+                    parameters: None,
+                })
+            }
+            What::Rows(count) => {
+                let all = layout.rows().filter(|all| all.len() == *count)?;
+                let first = all.first()?.start;
+                let last = all.last()?.end;
+                let kept: Option<Vec<Range<usize>>> = rows
+                    .iter()
+                    .map(|row| all.get(*row as usize).cloned())
+                    .collect();
+                let kept = kept?;
+                let numbers = layout.renumber(&kept, first..last, &mut edits);
+                edits.sort_by_key(|edit| edit.place.start);
+                let mut made = edited(text, 0..first, &edits);
+                for (at, row) in kept.into_iter().enumerate() {
+                    made.push_str(if at == 0 { "" } else { ", " });
+                    made.push_str(&edited(text, row, &edits));
+                }
+                made.push_str(&edited(text, last..end, &edits));
+                Some(Part {
+                    text: made,
+                    parameters: Some(numbers),
+                })
+            }
+        }
+    }
+
+    /// Whether the statement that is planned has a text for each shard.
+    pub(super) fn can_be_made(&self, asked: &Asked<'_>) -> bool {
+        let Some(slots) = own_slots(asked) else {
+            return false;
+        };
+        let rows: &[u32] = if matches!(self.what, What::Rows(_)) {
+            &[0]
+        } else {
+            &[]
+        };
+        self.part(asked.own, &slots, rows, Some("epoch")).is_some()
+    }
+}
+
+/// Whether the transaction's time is asked for; `None`: the statement holds what means another thing on each shard.
+pub(super) fn time_asked(asked: &Asked<'_>, what: &What) -> Option<Time> {
+    let layout = Layout::of(asked.own, &own_slots(asked)?)?;
+    let pieces = &layout.pieces[layout.from..layout.to];
+    let selects = pieces.iter().any(|piece| piece.is("select"));
+    let unfit = |at: usize| {
+        let (piece, next) = (&pieces[at], pieces.get(at + 1));
+        let named = |word: &str| match piece.kind {
+            Kind::Word => piece.text.eq_ignore_ascii_case(word),
+            Kind::Quoted => piece.text == word,
+            Kind::Literal | Kind::Parameter(_) | Kind::Sign => false,
+        };
+        let followed = |word: &str| next.is_some_and(|next| next.is(word));
+        let called = next.is_some_and(|next| next.is_sign("("));
+        OF_ONE_SHARD.iter().any(|word| piece.is(word))
+            || OF_TABLES.iter().any(|word| named(word))
+            || piece.is("current") && followed("of")
+            || piece.is("distinct") && followed("on")
+            || piece.kind == Kind::Quoted && called && is_time(piece.text)
+            || selects && called && IN_SOME_ORDER.iter().any(|word| named(word))
+            // Computed once for all rows, not for each.
+            || selects && called && super::RANDOM.iter().any(|word| named(word))
+    };
+    if (0..pieces.len()).any(unfit) {
+        return None;
+    }
+    let times = layout.times("epoch")?;
+    let returning = layout.returning().map(|at| layout.pieces[at].start);
+    let named_by_it = |edit: &Edit| returning.is_some_and(|at| edit.place.start > at);
+    if times.iter().any(named_by_it) {
+        // The column would have another name.
+        return None;
+    }
+    // Without rows of its own there is nothing to split.
+    if matches!(what, What::Rows(_)) && layout.rows().is_none() {
+        return None;
+    }
+    Some(if times.is_empty() {
+        Time::NotAsked
+    } else {
+        Time::Asked
+    })
+}
+
+/// Whether a function gives the time at which the transaction began.
+pub(super) fn is_time(name: &str) -> bool {
+    matches!(name, "now" | "transaction_timestamp")
+}
+
+pub(super) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A number that tells rows apart, for each row that is written.
+fn fingerprint(alias: &str) -> String {
+    format!(
+        "pg_catalog.hashtextextended((ROW({alias}.*)::pg_catalog.text) COLLATE pg_catalog.\"C\", 0)::pg_catalog.text"
+    )
+}
+
+/// Literals of the statement itself, counted from where it begins.
+fn own_slots(asked: &Asked<'_>) -> Option<Vec<Slot>> {
+    let start = u32::try_from(asked.start).ok()?;
+    let end = start + u32::try_from(asked.own.len()).ok()?;
+    let inside = asked
+        .slots
+        .iter()
+        .filter(|slot| slot.start >= start && slot.end <= end);
+    Some(
+        inside
+            .map(|slot| Slot {
+                start: slot.start - start,
+                end: slot.end - start,
+            })
+            .collect(),
+    )
+}
+
+/// A piece of the text with what stands otherwise in it; edits are in order.
+fn edited(text: &str, range: Range<usize>, edits: &[Edit]) -> String {
+    let mut made = String::with_capacity(range.len() + 16);
+    let mut at = range.start;
+    let inside = |edit: &&Edit| edit.place.start >= range.start && edit.place.end <= range.end;
+    for edit in edits.iter().filter(inside) {
+        made.push_str(&text[at..edit.place.start]);
+        made.push_str(&edit.new);
+        at = edit.place.end;
+    }
+    made.push_str(&text[at..range.end]);
+    made
+}
+
+impl<'a> Layout<'a> {
+    fn of(text: &'a str, slots: &[Slot]) -> Option<Self> {
+        let pieces = pieces(text, slots)?;
+        let begins =
+            |piece: &Piece<'_>| piece.depth == 0 && BEGINNINGS.iter().any(|word| piece.is(word));
+        // Behind EXPLAIN (ROUTE), if that is asked.
+        let from = pieces.iter().position(begins)?;
+        let behind = pieces.iter().rposition(|piece| !piece.is_sign(";"))?;
+        (from <= behind).then_some(Self {
+            pieces,
+            from,
+            to: behind + 1,
+        })
+    }
+
+    fn end(&self) -> Option<usize> {
+        Some(self.pieces.get(self.to - 1)?.end)
+    }
+
+    /// RETURNING of the statement itself, by piece.
+    fn returning(&self) -> Option<usize> {
+        (self.from..self.to)
+            .rev()
+            .find(|at| self.pieces[*at].depth == 0 && self.pieces[*at].is("returning"))
+    }
+
+    /// The rows of VALUES, each with its parentheses.
+    fn rows(&self) -> Option<Vec<Range<usize>>> {
+        let at = |at: usize| self.pieces.get(at).filter(|_| at < self.to);
+        let opens = |piece: &Piece<'_>| piece.depth == 0 && piece.is_sign("(");
+        // A table may be called so, but not without a word before it that says that it is one.
+        let is_clause = |found: &usize| {
+            let before = &self.pieces[*found - 1];
+            let piece = &self.pieces[*found];
+            piece.depth == 0
+                && piece.is("values")
+                && at(found + 1).is_some_and(opens)
+                && !before.is("into")
+                && !before.is("as")
+                && !before.is_sign(".")
+        };
+        let mut next = (self.from + 1..self.to).find(is_clause)? + 1;
+        let mut rows = Vec::new();
+        loop {
+            let open = at(next).filter(|piece| opens(piece))?;
+            let length = self.pieces[next..self.to]
+                .iter()
+                .position(|piece| piece.depth == 0 && piece.is_sign(")"))?;
+            rows.push(open.start..self.pieces[next + length].end);
+            next += length + 1;
+            match at(next) {
+                Some(comma) if comma.depth == 0 && comma.is_sign(",") => next += 1,
+                _ => return Some(rows),
+            }
+        }
+    }
+
+    /// Gives the parameters that are left the numbers from 1; returns which they are.
+    fn renumber(
+        &self,
+        kept: &[Range<usize>],
+        rows: Range<usize>,
+        edits: &mut Vec<Edit>,
+    ) -> Vec<u16> {
+        let mut numbers: Vec<u16> = Vec::new();
+        let mut kept = kept.iter().peekable();
+        for piece in &self.pieces[self.from..self.to] {
+            let Kind::Parameter(number) = piece.kind else {
+                continue;
+            };
+            while kept.next_if(|row| row.end <= piece.start).is_some() {}
+            let left_out = rows.contains(&piece.start)
+                && kept.peek().is_none_or(|row| piece.start < row.start);
+            let Some(index) = number.checked_sub(1).filter(|_| !left_out) else {
+                continue;
+            };
+            let place = numbers.iter().position(|known| *known == index);
+            let place = place.unwrap_or_else(|| {
+                numbers.push(index);
+                numbers.len() - 1
+            });
+            edits.push(Edit {
+                place: piece.start..piece.end,
+                new: format!("${}", place + 1),
+            });
+        }
+        numbers
+    }
+
+    /// Where the transaction's time is asked for, and what stands there instead; `None`: not understood.
+    fn times(&self, time: &str) -> Option<Vec<Edit>> {
+        let moment = format!("'{time}'::pg_catalog.timestamptz");
+        let mut edits = Vec::new();
+        for at in self.from..self.to {
+            let piece = &self.pieces[at];
+            if piece.kind != Kind::Word {
+                continue;
+            }
+            let word = piece.text.to_ascii_lowercase();
+            let sign = |at: usize, sign: &str| {
+                self.pieces.get(at).is_some_and(|piece| piece.is_sign(sign))
+            };
+            if is_time(&word) && sign(at + 1, "(") {
+                if !sign(at + 2, ")") {
+                    return None;
+                }
+                let qualified = at >= 2 && sign(at - 1, ".");
+                if qualified && !self.pieces[at - 2].is("pg_catalog") {
+                    return None;
+                }
+                let start = if qualified { at - 2 } else { at };
+                edits.push(Edit {
+                    place: self.pieces[start].start..self.pieces[at + 2].end,
+                    new: format!("({moment})"),
+                });
+            } else if let Some((_, cast)) = WORDS.iter().find(|(known, _)| *known == word) {
+                if sign(at.wrapping_sub(1), ".") {
+                    return None;
+                }
+                let precise = sign(at + 1, "(")
+                    && self
+                        .pieces
+                        .get(at + 2)
+                        .is_some_and(|piece| piece.kind == Kind::Literal)
+                    && sign(at + 3, ")");
+                let (end, precision) = if precise {
+                    (at + 3, format!("({})", self.pieces[at + 2].text))
+                } else {
+                    (at, String::new())
+                };
+                edits.push(Edit {
+                    place: piece.start..self.pieces[end].end,
+                    new: format!("({moment}::pg_catalog.{cast}{precision})"),
+                });
+            }
+        }
+        Some(edits)
+    }
+}
+
+/// Words that begin a write.
+const BEGINNINGS: [&str; 4] = ["insert", "update", "delete", "with"];
+/// Times of the transaction that are keywords, and their types.
+const WORDS: [(&str, &str); 5] = [
+    ("current_date", "date"),
+    ("current_time", "timetz"),
+    ("current_timestamp", "timestamptz"),
+    ("localtime", "time"),
+    ("localtimestamp", "timestamp"),
+];
+/// Words that choose among rows, or that mean something else on each shard.
+const OF_ONE_SHARD: [&str; 6] = [
+    "limit",
+    "offset",
+    "fetch",
+    "over",
+    "tablesample",
+    "current_catalog",
+];
+/// Columns that every table has, with values of its shard's own.
+const OF_TABLES: [&str; 6] = ["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
+/// Aggregates whose result depends on the order of rows, which copies of a table need not share.
+const IN_SOME_ORDER: [&str; 13] = [
+    "any_value",
+    "array_agg",
+    "json_agg",
+    "json_agg_strict",
+    "json_arrayagg",
+    "json_object_agg",
+    "json_objectagg",
+    "jsonb_agg",
+    "jsonb_agg_strict",
+    "jsonb_object_agg",
+    "range_agg",
+    "string_agg",
+    "xmlagg",
+];
+
+#[cfg(test)]
+mod tests;

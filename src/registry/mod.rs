@@ -1,0 +1,306 @@
+//! What the proxies of one logical database share on its servers: Shardway's own schema, and who else there is.
+//!
+//! Every shard has `shardway.version`, `identity`, `decision` and `proxy`; only the home shard's `proxy` has rows.
+//! What must stay true: nothing here stands in the way of a statement for one shard; a schema that is not ours, or
+//! belongs to another shard than the configuration says, is not used; a database of one shard opens no connection here.
+
+mod control;
+mod lack;
+mod proxies;
+mod schema;
+
+pub use control::{Control, Lease, errand};
+pub use lack::{Lack, lacks};
+pub use proxies::{HEARTBEAT, Me, SILENCE};
+
+use crate::{
+    catalog::shard::ShardId,
+    config::settings::{Credentials, Database},
+    entropy,
+    inspect::{AskError, at_once},
+    metrics::transactions::Proxy,
+};
+use arc_swap::ArcSwap;
+use schema::{Fault, Identity};
+use std::sync::Arc;
+
+/// Why there are no transactions over several shards.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    #[error("the configuration gives the database no control role")]
+    NoControl,
+    #[error("shard {shard} has no schema \"shardway\" that this version can use: {fault}")]
+    NoSchema { shard: String, fault: SchemaFault },
+    #[error("max_prepared_transactions is 0 on shard {shard}")]
+    NoPrepared { shard: String },
+    #[error("shard {shard} has not been reached by the control role: {error}")]
+    Unreachable { shard: String, error: String },
+}
+
+/// What is wrong with a shard's schema.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SchemaFault {
+    #[error("role {role} may not create it")]
+    NotAllowed { role: String },
+    #[error("it, or something in it, belongs to role {owner}")]
+    Owner { owner: String },
+    #[error("it has form {version}, for versions of Shardway that understand form {oldest}")]
+    TooNew { version: i32, oldest: i32 },
+    #[error("it says that it is shard {shard} of installation {installation:016x}")]
+    Identity { shard: String, installation: u64 },
+}
+
+/// What is shared on the servers of one logical database.
+#[derive(Debug)]
+pub struct Registry {
+    database: String,
+    home: ShardId,
+    names: Arc<[String]>,
+    controls: Vec<Control>,
+    known: ArcSwap<Known>,
+}
+
+/// What the servers said when they were last asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    /// `None`: the home shard has not said it, or does not know this process yet.
+    installation: Option<u64>,
+    /// By shard: whether it can take part in a transaction over several.
+    shards: Vec<Result<(), NotReady>>,
+}
+
+impl Registry {
+    /// Of a database with several shards and a control role; opens nothing yet.
+    #[must_use]
+    pub fn new(database: &Database) -> Option<Self> {
+        let control = database.control.as_ref()?;
+        (database.shards.len() > 1).then(|| Self::of(database, control))
+    }
+
+    fn of(database: &Database, credentials: &Credentials) -> Self {
+        let limit = database.pool.connect_timeout;
+        let shards = database.shards.iter();
+        let unasked = shards
+            .clone()
+            .map(|shard| Err(unasked(&shard.name)))
+            .collect();
+        Self {
+            database: database.name.clone(),
+            home: database.snapshot.home,
+            names: shards.clone().map(|shard| shard.name.clone()).collect(),
+            controls: shards
+                .map(|shard| Control::new(&shard.primary, credentials, limit))
+                .collect(),
+            known: ArcSwap::from_pointee(Known {
+                installation: None,
+                shards: unasked,
+            }),
+        }
+    }
+
+    /// The logical database's name.
+    #[must_use]
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Every shard.
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> + Clone {
+        (0..self.names.len()).map(|at| ShardId(u16::try_from(at).unwrap_or(u16::MAX)))
+    }
+
+    /// A shard's name.
+    #[must_use]
+    pub fn name(&self, shard: ShardId) -> &str {
+        &self.names[shard.index()]
+    }
+
+    /// The names of all shards, in their order.
+    #[must_use]
+    pub fn names(&self) -> Arc<[String]> {
+        Arc::clone(&self.names)
+    }
+
+    /// The shard of a name.
+    #[must_use]
+    pub fn shard(&self, name: &str) -> Option<ShardId> {
+        self.shards().find(|shard| self.name(*shard) == name)
+    }
+
+    /// A connection of the control role to a shard.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn lease(&self, shard: ShardId) -> Result<Lease, AskError> {
+        self.controls[shard.index()].lease().await
+    }
+
+    /// The installation's number, if these shards can take part in a transaction together.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub fn ready(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<u64, NotReady> {
+        let known = self.known.load();
+        for shard in shards {
+            known.shards[shard.index()].clone()?;
+        }
+        known
+            .installation
+            .ok_or_else(|| match &known.shards[self.home.index()] {
+                Err(reason) => reason.clone(),
+                Ok(()) => unasked(self.name(self.home)),
+            })
+    }
+
+    /// Whether a shard can take part.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn shard_ready(&self, shard: ShardId) -> Result<(), NotReady> {
+        self.known.load().shards[shard.index()].clone()
+    }
+
+    /// Whether the home shard has once said which installation this is.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.known.load().installation.is_some()
+    }
+
+    /// Says on the home shard that this process is there; who is.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn beat(&self, me: Me) -> Result<Vec<Proxy>, AskError> {
+        proxies::beat(self.lease(self.home).await?, me).await
+    }
+
+    /// Asks every shard at once whether it can take part, and makes or renews its schema where it may. From the first time
+    /// that the home shard knows this process, it is ready.
+    pub async fn look(&self, me: Me) {
+        let looking = self
+            .shards()
+            .map(|shard| self.prepare(shard, me.incarnation));
+        let looked = at_once(looking.collect()).await;
+        let mut new = self.identify(looked).await;
+        let old = self.known.load_full();
+        if new.installation.is_some() && old.installation.is_none() && self.beat(me).await.is_err()
+        {
+            new.installation = None;
+        }
+        for (shard, now) in self.shards().zip(&mut new.shards) {
+            let before = &old.shards[shard.index()];
+            // Whoever cannot be asked for a while need not be worse than before.
+            if matches!(now, Err(NotReady::Unreachable { .. })) && before.is_ok() {
+                *now = Ok(());
+            }
+            self.tell(shard, before, now);
+        }
+        self.known.store(Arc::new(new));
+    }
+
+    fn tell(&self, shard: ShardId, before: &Result<(), NotReady>, now: &Result<(), NotReady>) {
+        let (database, shard) = (&self.database, self.name(shard));
+        match (before, now) {
+            (Err(_), Ok(())) => {
+                tracing::info!(
+                    database,
+                    shard,
+                    "can take part in transactions over several shards"
+                );
+            }
+            (before, Err(reason)) if before.as_ref().err() != Some(reason) => {
+                tracing::warn!(database, shard, %reason, "cannot take part in transactions over several shards");
+            }
+            (Ok(()) | Err(_), Ok(()) | Err(_)) => {}
+        }
+    }
+
+    async fn prepare(&self, shard: ShardId, by: u64) -> Result<Option<Identity>, NotReady> {
+        let prepared = async {
+            let lease = self.lease(shard).await?;
+            let limited = errand(async { Ok(schema::prepare(&lease, by).await) });
+            let identity = limited.await??;
+            lease.done();
+            Ok(identity)
+        };
+        prepared
+            .await
+            .map_err(|fault: Fault| fault.of(self.name(shard)))
+    }
+
+    /// One installation for all: the home shard's, else what the others say, else a new one, for which all have to have
+    /// been asked. What is nobody's yet becomes ours, the home shard first, because it arbitrates.
+    async fn identify(&self, looked: Vec<Result<Option<Identity>, NotReady>>) -> Known {
+        let said = |shard: ShardId| match &looked[shard.index()] {
+            Ok(Some(identity)) => Some(identity.installation),
+            Ok(None) | Err(_) => None,
+        };
+        let all_asked = looked.iter().all(Result::is_ok);
+        let new = || all_asked.then(|| u64::from_le_bytes(entropy::bytes()));
+        let others = || self.shards().find_map(said).or_else(new);
+        let mut installation = match &looked[self.home.index()] {
+            Ok(at_home) => at_home
+                .as_ref()
+                .map_or_else(others, |home| Some(home.installation)),
+            Err(_) => self.known.load().installation,
+        };
+        let mut shards: Vec<Result<(), NotReady>> = looked
+            .iter()
+            .map(|looked| looked.as_ref().map(|_| ()).map_err(Clone::clone))
+            .collect();
+        let home_first = [self.home]
+            .into_iter()
+            .chain(self.shards().filter(|shard| *shard != self.home));
+        for shard in home_first {
+            let (Some(wanted), Ok(found)) = (installation, &looked[shard.index()]) else {
+                continue;
+            };
+            let wanted = Identity {
+                installation: wanted,
+                shard: self.name(shard).to_owned(),
+            };
+            let found = match found {
+                Some(found) => Ok(found.clone()),
+                None => self.make_ours(shard, &wanted).await,
+            };
+            if shard == self.home {
+                installation = found.as_ref().ok().map(|found| found.installation);
+            }
+            shards[shard.index()] = found.and_then(|found| {
+                let ours = Some(found.installation) == installation && found.shard == wanted.shard;
+                let fault = Fault::Schema(SchemaFault::Identity {
+                    shard: found.shard,
+                    installation: found.installation,
+                });
+                if ours {
+                    Ok(())
+                } else {
+                    Err(fault.of(&wanted.shard))
+                }
+            });
+        }
+        Known {
+            installation,
+            shards,
+        }
+    }
+
+    async fn make_ours(&self, shard: ShardId, wanted: &Identity) -> Result<Identity, NotReady> {
+        let made = async {
+            let lease = self.lease(shard).await?;
+            let limited = errand(async { Ok(schema::identify(&lease, wanted).await) });
+            let identity = limited.await??;
+            lease.done();
+            Ok(identity)
+        };
+        made.await
+            .map_err(|fault: Fault| fault.of(self.name(shard)))
+    }
+}
+
+fn unasked(shard: &str) -> NotReady {
+    NotReady::Unreachable {
+        shard: shard.to_owned(),
+        error: "it was not asked yet".to_owned(),
+    }
+}

@@ -1,0 +1,66 @@
+//! The processes that serve one logical database: each says every few seconds, on the home shard, that it is there.
+//!
+//! What must stay true: times are the home shard's own. Whoever is taken for dead wrongly loses nothing but transactions
+//! that are not decided yet.
+
+use super::{Lease, errand};
+use crate::{clock::Duration, inspect::AskError, metrics::transactions::Proxy};
+
+/// How often a proxy says that it is there.
+pub const HEARTBEAT: Duration = Duration::from_secs(3);
+/// After how long a silent proxy is taken for dead.
+pub const SILENCE: Duration = Duration::from_secs(15);
+/// How long a dead proxy is remembered.
+const MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Who this process is.
+#[derive(Clone, Copy, Debug)]
+pub struct Me {
+    pub incarnation: u64,
+    /// `server.id`.
+    pub number: Option<u8>,
+}
+
+const BEAT: &str = "\
+INSERT INTO shardway.proxy (incarnation, number, version, address) VALUES ($1, $2, $3, host(inet_client_addr())) \
+ON CONFLICT (incarnation) DO UPDATE SET heartbeat = now(), number = excluded.number";
+const EVERYBODY: &str = "\
+SELECT incarnation, number, version, address, started, heartbeat, \
+       heartbeat > now() - make_interval(secs => $1) FROM shardway.proxy ORDER BY started, incarnation";
+const FORGET: &str =
+    "DELETE FROM shardway.proxy WHERE heartbeat < now() - make_interval(secs => $1)";
+
+/// Says that this process is there, and asks who else is.
+pub(super) async fn beat(lease: Lease, me: Me) -> Result<Vec<Proxy>, AskError> {
+    let proxies = errand(async {
+        let number = i32::from(me.number.unwrap_or(0));
+        let incarnation = format!("{:016x}", me.incarnation);
+        let version = env!("CARGO_PKG_VERSION");
+        lease
+            .execute(BEAT, &[&incarnation, &number, &version])
+            .await?;
+        lease.execute(FORGET, &[&MEMORY.as_secs_f64()]).await?;
+        let rows = lease.query(EVERYBODY, &[&SILENCE.as_secs_f64()]).await?;
+        rows.iter()
+            .map(|row| proxy(row, me))
+            .collect::<Result<Vec<_>, _>>()
+    })
+    .await?;
+    lease.done();
+    Ok(proxies)
+}
+
+fn proxy(row: &tokio_postgres::Row, me: Me) -> Result<Proxy, AskError> {
+    let incarnation: String = row.try_get(0)?;
+    let incarnation = u64::from_str_radix(&incarnation, 16).unwrap_or_default();
+    Ok(Proxy {
+        this: incarnation == me.incarnation,
+        incarnation,
+        number: row.try_get(1)?,
+        version: row.try_get(2)?,
+        address: row.try_get(3)?,
+        started: row.try_get(4)?,
+        heartbeat: row.try_get(5)?,
+        alive: row.try_get(6)?,
+    })
+}

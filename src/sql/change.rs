@@ -1,0 +1,111 @@
+//! A schema change or maintenance statement as routing needs it: which tables it is about, and what of them it changes
+//! that sharding depends on. Pure data, built by `parse/change.rs` alone.
+
+use super::tree::Name;
+
+/// A schema change or maintenance statement.
+#[derive(Debug)]
+pub struct Change {
+    /// What it is called in errors.
+    pub command: &'static str,
+    pub what: What,
+    pub block: Block,
+}
+
+/// Whether it can stand in a transaction block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    Allowed,
+    /// It runs by itself: VACUUM, CREATE INDEX CONCURRENTLY.
+    Never,
+}
+
+/// What is changed.
+#[derive(Debug)]
+pub enum What {
+    NewTable(Box<NewTable>),
+    /// These tables, and what belongs to them.
+    Tables {
+        names: Vec<Name>,
+        alter: Box<Alter>,
+    },
+    /// Relations that need not be tables: indexes, sequences, views. Servers know which of them have one.
+    Relations(Vec<Name>),
+    /// The same on every shard: schemas, types, functions, views, rights on all tables.
+    Everywhere,
+    /// The same once on each server: roles.
+    EveryServer,
+    /// Not computed over shards.
+    Unsupported,
+}
+
+/// CREATE TABLE.
+#[derive(Debug, Default)]
+pub struct NewTable {
+    pub name: Option<Name>,
+    pub columns: Vec<Column>,
+    pub holds: Holds,
+    /// The table that it is a partition of, or inherits from.
+    pub parents: Vec<Name>,
+    /// Tables whose columns it copies.
+    pub likes: Vec<Name>,
+    /// OF a composite type: its columns are not known.
+    pub typed: bool,
+}
+
+/// A column of a new table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    /// The type's name without schema, as the grammar calls it (`int4`, `text`); an array has none.
+    pub type_name: Option<String>,
+    pub modifier: Modifier,
+}
+
+/// Whether a type has a length or precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Modifier {
+    None,
+    Some,
+}
+
+/// What an ALTER changes that sharding depends on.
+#[derive(Debug, Default)]
+pub struct Alter {
+    pub holds: Holds,
+    /// Columns that are dropped, renamed or get another type.
+    pub columns: Vec<String>,
+    pub name: Renamed,
+    /// Other tables that it ties to the table: a partition, a parent.
+    pub ties: Vec<Name>,
+}
+
+/// Whether a table's own name or schema changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Renamed {
+    #[default]
+    No,
+    Yes,
+}
+
+/// Constraints that hold over rows of several shards only if they keep to the shard key.
+#[derive(Debug, Default)]
+pub struct Holds {
+    pub uniques: Vec<Unique>,
+    pub references: Vec<Reference>,
+}
+
+/// UNIQUE, PRIMARY KEY, EXCLUDE or a unique index: its columns, `None` for an expression.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unique {
+    pub columns: Vec<Option<String>>,
+}
+
+/// A foreign key.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reference {
+    pub columns: Vec<String>,
+    pub table: Name,
+    /// Empty: the primary key of that table.
+    pub referenced: Vec<String>,
+}

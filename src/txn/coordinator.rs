@@ -1,0 +1,320 @@
+//! Begins transactions over several shards, and brings to an end what a session has lost sight of.
+//!
+//! What must stay true: what `settle` says once is the outcome for ever; what it does not know it does not guess.
+
+use super::{
+    decision::{self, Finish, Finished},
+    gid::{Gid, TransactionId},
+    live::{Incarnation, Number},
+    recover,
+};
+use crate::{
+    catalog::shard::ShardId,
+    clock::Duration,
+    config::settings::Database,
+    inspect::AskError,
+    metrics::{
+        Metrics,
+        transactions::{Distributed, Outcome},
+    },
+    registry::{Me, NotReady, Registry},
+};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// How soon a server that could not say is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long one question waits for a commit that is under way.
+const WAIT: Duration = Duration::from_secs(1);
+/// How often every proxy looks for what was left in doubt.
+pub const ROUND: Duration = Duration::from_secs(5);
+
+/// The transactions over several shards of one logical database.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// `None`: one shard, or no control role.
+    registry: Option<Registry>,
+    incarnation: Arc<Incarnation>,
+    /// How long decisions are kept.
+    retention: Duration,
+    view: Arc<Distributed>,
+    standing: watch::Sender<Standing>,
+}
+
+/// Whether recovery goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The shards have not been asked yet.
+    New,
+    Working,
+    /// The database was replaced: its successor recovers.
+    Retired,
+}
+
+/// A transaction over several shards; live, so that recovery leaves it alone, until it is dropped.
+#[derive(Debug)]
+pub struct Transaction {
+    id: TransactionId,
+    text: String,
+    decider: ShardId,
+    owner: String,
+    names: Arc<[String]>,
+    /// Keeps it live.
+    _number: Number,
+}
+
+/// What has become of a transaction.
+#[derive(Debug)]
+pub enum Settled {
+    Committed,
+    /// And nobody can commit it any more.
+    Aborted,
+    /// The decider cannot be asked, or its commit is still under way. Nothing may be rolled back.
+    Unknown(AskError),
+}
+
+/// Why a prepared part was not finished. Recovery will try again.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfinished {
+    #[error("{0}")]
+    NotReady(NotReady),
+    #[error("shard {shard}: {error}")]
+    Server { shard: String, error: AskError },
+}
+
+impl Coordinator {
+    /// Of a database; opens nothing.
+    #[must_use]
+    pub fn new(database: &Database, incarnation: Arc<Incarnation>, metrics: &Metrics) -> Arc<Self> {
+        let registry = Registry::new(database);
+        let view = match &registry {
+            Some(_) => metrics.transactions.of(&database.name),
+            None => Arc::default(),
+        };
+        Arc::new(Self {
+            registry,
+            incarnation,
+            retention: database.two_phase_retention,
+            view,
+            standing: watch::Sender::new(Standing::New),
+        })
+    }
+
+    /// Whether there is anything to look after: several shards and a control role.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.registry.is_some()
+    }
+
+    /// Resolves once the shards have been asked for the first time; at once where they never are.
+    pub async fn looked(&self) {
+        if self.is_wanted() {
+            let mut standing = self.standing.subscribe();
+            // The sender lives in `self`, so it cannot be gone.
+            drop(standing.wait_for(|now| *now != Standing::New).await);
+        }
+    }
+
+    /// The database was replaced: rounds are its successor's.
+    pub fn retire(&self) {
+        self.standing.send_replace(Standing::Retired);
+    }
+
+    /// Whether rounds are another's.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        *self.standing.borrow() == Standing::Retired
+    }
+
+    /// Begins a transaction that `decider` decides and in which `others` are prepared, for the role `owner`, as which all
+    /// its backends logged in. Asks nobody.
+    ///
+    /// # Errors
+    /// [`NotReady`]: it could not be finished if something went wrong.
+    pub fn begin(
+        &self,
+        decider: ShardId,
+        others: &[ShardId],
+        owner: &str,
+    ) -> Result<Transaction, NotReady> {
+        let registry = self.registry()?;
+        let installation = registry.ready([decider].into_iter().chain(others.iter().copied()))?;
+        let number = self.incarnation.begin();
+        let names = registry.names();
+        let id = TransactionId {
+            installation,
+            incarnation: number.incarnation(),
+            number: number.number(),
+            decider: names[decider.index()].clone(),
+        };
+        Ok(Transaction {
+            text: id.to_string(),
+            id,
+            decider,
+            owner: owner.to_owned(),
+            names,
+            _number: number,
+        })
+    }
+
+    /// Whether the decider's COMMIT, whose answer was lost, has happened; if it has not, it never will. Asks until
+    /// `patience` is at its end.
+    pub async fn settle(&self, transaction: &Transaction, patience: Duration) -> Settled {
+        let Ok(registry) = self.registry() else {
+            return Settled::Unknown(AskError::Connection(NotReady::NoControl.to_string()));
+        };
+        let last = Last::default();
+        let asking = async {
+            loop {
+                let (id, owner) = (transaction.id(), transaction.owner.as_str());
+                let asked = match registry.lease(transaction.decider).await {
+                    Ok(lease) => decision::decide(lease, id, owner, WAIT).await,
+                    Err(error) => Err(error),
+                };
+                match asked {
+                    Ok(outcome) => return outcome,
+                    Err(error) => last.set(error),
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        match tokio::time::timeout(patience, asking).await {
+            Ok(Outcome::Committed) => Settled::Committed,
+            Ok(Outcome::Aborted) => Settled::Aborted,
+            Err(_) => Settled::Unknown(last.take()),
+        }
+    }
+
+    /// Finishes the part of `shard` as the control role, where the session's own backend cannot. Tries until `patience`
+    /// is at its end.
+    ///
+    /// # Errors
+    /// [`Unfinished`]: recovery goes on trying.
+    pub async fn finish(
+        &self,
+        transaction: &Transaction,
+        shard: ShardId,
+        how: Finish,
+        patience: Duration,
+    ) -> Result<Finished, Unfinished> {
+        let registry = self.registry().map_err(Unfinished::NotReady)?;
+        let gid = transaction.gid(shard);
+        let last = Last::default();
+        let trying = async {
+            loop {
+                let tried = match registry.lease(shard).await {
+                    Ok(lease) => decision::finish(lease, &gid, &transaction.owner, how).await,
+                    Err(error) => Err(error),
+                };
+                match tried {
+                    Ok(finished) => return finished,
+                    Err(error) => last.set(error),
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        let finished = tokio::time::timeout(patience, trying).await;
+        finished.map_err(|_elapsed| Unfinished::Server {
+            shard: registry.name(shard).to_owned(),
+            error: last.take(),
+        })
+    }
+
+    /// Says on the home shard that this process is there; `number` is its `server.id`. Nothing before the first round.
+    pub async fn beat(&self, number: Option<u8>) {
+        let Some(registry) = self.registry.as_ref().filter(|it| it.is_known()) else {
+            return;
+        };
+        match registry.beat(self.me(number)).await {
+            Ok(proxies) => self.view.set_proxies(proxies),
+            Err(problem) => {
+                let database = registry.database();
+                tracing::warn!(database, %problem, "the home shard does not take this proxy's heartbeat");
+            }
+        }
+    }
+
+    /// Looks whether the shards can take part in transactions over several, and finishes what was left in doubt, by
+    /// whomever. Every few seconds, one at a time.
+    pub async fn round(&self, number: Option<u8>) {
+        let Some(registry) = &self.registry else {
+            return;
+        };
+        let me = self.me(number);
+        registry.look(me).await;
+        self.standing.send_if_modified(|standing| {
+            let first = *standing == Standing::New;
+            if first {
+                *standing = Standing::Working;
+            }
+            first
+        });
+        let Ok(installation) = registry.ready([]) else {
+            return;
+        };
+        let proxies = registry.beat(me).await;
+        if let Ok(proxies) = &proxies {
+            self.view.set_proxies(proxies.clone());
+        }
+        let round = recover::Round {
+            registry,
+            installation,
+            incarnation: &self.incarnation,
+            proxies: proxies.as_deref().ok(),
+            retention: self.retention,
+            view: &self.view,
+        };
+        round.run().await;
+    }
+
+    fn me(&self, number: Option<u8>) -> Me {
+        Me {
+            incarnation: self.incarnation.id(),
+            number,
+        }
+    }
+
+    fn registry(&self) -> Result<&Registry, NotReady> {
+        self.registry.as_ref().ok_or(NotReady::NoControl)
+    }
+}
+
+impl Transaction {
+    /// Its name: the key of its decision.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.text
+    }
+
+    /// The name of a shard's part, which needs no quoting but quotation marks around it.
+    #[must_use]
+    pub fn gid(&self, shard: ShardId) -> String {
+        let part: Gid = self.id.part(&self.names[shard.index()]);
+        part.to_string()
+    }
+
+    /// The shard whose commit decides.
+    #[must_use]
+    pub fn decider(&self) -> ShardId {
+        self.decider
+    }
+}
+
+/// The last fault, kept past the future that met it.
+#[derive(Default)]
+struct Last(std::sync::Mutex<Option<AskError>>);
+
+impl Last {
+    fn set(&self, error: AskError) {
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+    }
+
+    fn take(self) -> AskError {
+        let last = self.0.into_inner();
+        last.unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or(AskError::Timeout)
+    }
+}
