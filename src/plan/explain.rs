@@ -89,16 +89,17 @@ fn scattered(
     let text = std::str::from_utf8(values.text).ok()?;
     let combine = plan.combine.as_ref()?;
     let set = combine.shards(why, snapshot)?;
-    let steps = combine.parts(text)?.steps();
+    let parts = combine.parts(text)?;
     Some(Description {
         rows: vec![
             ("route", "scatter".to_owned()),
             ("shards", shards(&Route::Some(set), snapshot).join(", ")),
             (
                 "reason",
-                "each shard gives its part of the answer".to_owned(),
+                "every shard gives its part of the answer".to_owned(),
             ),
-            ("merge", steps),
+            ("each shard", parts.question()?),
+            ("merge", parts.steps()),
             ("access", "read".to_owned()),
         ],
         refused: None,

@@ -43,6 +43,8 @@ use pump::Step;
 use shape::Shape;
 use std::sync::Arc;
 
+/// `FirstNormalObjectId` of transam.h: types below it are the same on every server.
+const FIRST_OWN_OID: u16 = 16384;
 /// Settings that values are written by.
 const OF_VALUES: [&[u8]; 4] = [
     b"DateStyle",
@@ -200,7 +202,7 @@ impl Session {
             return Ok(true);
         }
         let bound = Bound {
-            types: prepared.told.raw_types().unwrap_or(&prepared.raw_types),
+            types: types_everywhere(prepared),
             tail: Some(bind),
         };
         let opened = self
@@ -482,6 +484,16 @@ impl Session {
             self.wait_for_room().await?;
         }
     }
+}
+
+/// The parameters' types as the client was told them, unless one of them has another number on each shard.
+fn types_everywhere(prepared: &Prepared) -> &[u8] {
+    let same = |raw: &&[u8]| {
+        let mut types = raw.chunks_exact(4);
+        types.all(|oid| matches!(oid, [0, 0, a, b] if u16::from_be_bytes([*a, *b]) < FIRST_OWN_OID))
+    };
+    let told = prepared.told.raw_types().filter(same);
+    told.unwrap_or(&prepared.raw_types)
 }
 
 /// The value of a parameter of LIMIT or OFFSET, `None` inside for NULL; outer `None`: it is not known here, or negative.

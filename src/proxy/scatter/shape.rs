@@ -61,7 +61,8 @@ impl Shape {
                 let of_database = one.oid >= FIRST_OWN_OID && other.oid >= FIRST_OWN_OID;
                 let type_agrees = one.oid == other.oid || of_database;
                 let in_binary = at < visible && formats.is_binary(at);
-                let numbered = one.oid != other.oid || RECORDS.contains(&one.oid);
+                // Arrays and rows of a database's own types hold those types' numbers.
+                let numbered = one.oid >= FIRST_OWN_OID || RECORDS.contains(&one.oid);
                 if !same || !type_agrees || (in_binary && numbered) {
                     return None;
                 }
