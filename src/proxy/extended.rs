@@ -62,8 +62,8 @@ impl Session {
         ] = planned.plan.statements.as_slice()
             && !failed
             && planned.plan.statements[0].gather.is_none()
-            && planned.plan.statements[0].combine.is_none()
             && planned.plan.statements[0].spread.is_none()
+            && planned.plan.statements[0].combine.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -98,11 +98,7 @@ impl Session {
     }
 
     pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let bind = if self.client_rest.bytes > 0 {
-            Bind::head(body).ok_or_else(reply::malformed)?
-        } else {
-            Bind::decode(body).map_err(|_malformed| reply::malformed())?
-        };
+        let bind = self.bind_of(body)?;
         self.settle_effects().await?;
         if self.skip {
             return Ok(());
@@ -173,6 +169,15 @@ impl Session {
         Ok(())
     }
 
+    /// The Bind, of which only the head is there when it passes on as it arrives.
+    fn bind_of<'a>(&self, body: &'a [u8]) -> Result<Bind<'a>, Notice> {
+        if self.client_rest.bytes > 0 {
+            Bind::head(body).ok_or_else(reply::malformed)
+        } else {
+            Bind::decode(body).map_err(|_malformed| reply::malformed())
+        }
+    }
+
     /// Binds what we do not understand: PostgreSQL's error, or a refusal.
     async fn bind_judged(&mut self) -> Result<(), Stop> {
         self.reach(Place {
@@ -225,9 +230,9 @@ impl Session {
                 self.client_rest.bytes,
             );
         }
-        link.named |= prepared
-            .statement()
-            .is_some_and(|statement| statement.names_transaction);
+        if let Some(statement) = prepared.statement() {
+            link.sends(statement);
+        }
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing
@@ -294,7 +299,19 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.make_fit_to_execute(&prepared).await?;
+                if let Err(stop) = self.make_fit_to_execute(&prepared).await {
+                    if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
+                        // As PostgreSQL, which finds out about the columns only after the parameters.
+                        let mut out = Vec::new();
+                        put(&mut out, b't', |out| {
+                            let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
+                            out.extend_from_slice(&count.to_be_bytes());
+                            out.extend_from_slice(types);
+                        });
+                        self.made(out, Note::Nothing);
+                    }
+                    return Err(stop);
+                }
                 if !self.skip {
                     self.send_describe(&prepared, Origin::Client);
                 }
@@ -304,16 +321,9 @@ impl Session {
     }
 
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let mut body = frame::Body::new(body);
-        let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
-        let most = body
-            .u32()
-            .and_then(|most| body.end().map(|()| most))
-            .map_err(|_malformed| reply::malformed())?;
+        let (portal, most) = execute_of(body).map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
         if self.scattered_portal(portal).is_some() {
-            // Zero and below are all.
-            let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
             return Box::pin(self.execute_scattered(most)).await;
         }
         let note = match self.portals.get(portal) {
@@ -330,8 +340,6 @@ impl Session {
                 };
             }
             Some(Portal::Writing(_)) => {
-                // Zero and below are all.
-                let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
                 return Box::pin(self.execute_spread(portal, most as usize)).await;
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
@@ -601,6 +609,7 @@ impl Session {
                 // before may be of other types.
                 link.lease.statements.spoil(prepared.id);
             }
+            self.send_what_it_executes(&prepared);
             self.send_parse(&prepared, Origin::Client);
         }
     }
@@ -744,6 +753,16 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The portal of an Execute, and how many rows it asks for; 0: all of them.
+fn execute_of(body: &[u8]) -> Result<(&[u8], u32), frame::DecodeError> {
+    let mut body = frame::Body::new(body);
+    let portal = body.cstr()?;
+    let most = body.i32()?;
+    body.end()?;
+    // Zero and below are all.
+    Ok((portal, u32::try_from(most).unwrap_or(0)))
 }
 
 /// Whether a backend has fewer prepared statements after it.

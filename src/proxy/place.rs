@@ -105,6 +105,14 @@ impl Session {
         if statement.names_transaction {
             self.may_name_at(place.shard)?;
         }
+        if statement.effect == Effect::Cursor
+            && let Some(shard) = self.shard_of_cursors()?
+        {
+            return Ok(Place {
+                shard,
+                hold: Hold::Bound,
+            });
+        }
         match bound {
             // The shared listeners hear every shard.
             Some(shard)

@@ -489,6 +489,7 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         named: false,
+                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -939,9 +940,7 @@ impl Session {
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
-            link.savepoints.clear();
-            link.unpreparable = false;
-            link.named = false;
+            link.transaction_ended();
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }

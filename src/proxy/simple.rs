@@ -188,7 +188,7 @@ impl Session {
         frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
-        link.named |= plan.statements.iter().any(|one| one.names_transaction);
+        plan.statements.iter().for_each(|one| link.sends(one));
         link.opaque |= plan
             .statements
             .iter()

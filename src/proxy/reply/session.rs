@@ -307,6 +307,18 @@ pub fn role_over_several() -> Notice {
     }
 }
 
+/// FETCH, MOVE or CLOSE in a transaction that has declared cursors on two shards.
+#[must_use]
+pub fn cursors_over_several(first: &str, second: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The transaction has declared cursors on shard \"{first}\" and on shard \"{second}\". (SW301)"
+        )),
+        hint: Some("Use cursors of one shard in a transaction.".to_owned()),
+        ..error("0A000", "cursors on several shards are not supported")
+    }
+}
+
 /// A transaction that cannot be prepared on two of its shards.
 #[must_use]
 pub fn cannot_prepare(first: &str, second: &str) -> Notice {
@@ -535,6 +547,19 @@ pub fn too_many_rows(limit: usize) -> Notice {
         ..error(
             "53200",
             "the rows of the shards are more than a statement may hold",
+        )
+    }
+}
+
+/// An EXECUTE of what is not followed.
+#[must_use]
+pub fn execute_of_command() -> Notice {
+    Notice {
+        detail: Some("What it does to the session would not be followed. (SW129)".to_owned()),
+        hint: Some("Send the command itself, or Bind and Execute it.".to_owned()),
+        ..error(
+            "0A000",
+            "EXECUTE of a command that is no query is not supported",
         )
     }
 }
