@@ -11,6 +11,7 @@ use shardway::{
         load, options,
         settings::{ClientAuth, Secret, Settings},
     },
+    txn::gid,
 };
 use std::{fs, path::Path};
 
@@ -195,5 +196,30 @@ fn a_verifier_that_is_cut_short_is_refused_and_never_taken_for_a_password() {
         let cut = &whole[..whole.len() - cut];
         let errors = accepted(cut).unwrap_err().to_string();
         assert!(errors.contains("verifier"), "{errors}");
+    }
+}
+
+#[test]
+fn shards_of_several_have_names_that_prepared_transactions_can_bear() {
+    let with = |names: &[&str]| {
+        let shard =
+            |name: &&str| format!("shards.\"{name}\" = {{ primary = \"postgres://h/d\" }}\n");
+        let shards: String = names.iter().map(shard).collect();
+        let text = format!("[databases.app]\n{shards}[users.app]\nauth = \"trust\"\n");
+        load::load_str("test.toml", &text, Path::new("."))
+    };
+    let long = "a".repeat(63);
+    for name in ["s0", "eu-west.1_a", &long] {
+        assert!(with(&[name, "other"]).is_ok(), "{name}");
+        assert!(gid::fits(name), "{name}");
+    }
+    for name in ["a:b", "é", "it's", "", &format!("{long}a")] {
+        let refused = with(&[name, "other"]).unwrap_err().render();
+        assert!(
+            refused.contains("cannot name one of several shards"),
+            "{refused}"
+        );
+        assert!(!gid::fits(name), "{name}");
+        assert!(with(&[name]).is_ok(), "{name} as the only shard");
     }
 }

@@ -53,6 +53,9 @@ pub enum Show {
     Refusals,
     Plans,
     Listeners,
+    Peers,
+    Transactions,
+    Proxies,
     /// `SHOW server_version` and the like, which drivers ask.
     Parameter(Parameter),
 }
@@ -167,6 +170,21 @@ pub const VERBS: &[Verb] = &[
         "SHOW LISTENERS",
         Show::Listeners,
         "per database and shard: the connection that listens for sessions",
+    ),
+    show(
+        "SHOW PEERS",
+        Show::Peers,
+        "the proxies behind the same address, to which cancel requests are passed on",
+    ),
+    show(
+        "SHOW TRANSACTIONS",
+        Show::Transactions,
+        "what transactions over several shards have prepared: who will finish it, what is in the way",
+    ),
+    show(
+        "SHOW PROXIES",
+        Show::Proxies,
+        "per database: every proxy that serves it, and its last heartbeat",
     ),
     show(
         "SHOW REFUSALS",

@@ -3,6 +3,7 @@
 //! Not here: whether the asker may see it (`command`), the parameters of a session's own SHOW (`proxy`).
 
 mod catalog;
+mod distributed;
 mod people;
 mod settings;
 mod traffic;
@@ -46,6 +47,9 @@ pub fn reply(console: &Console, what: Show, now: Now) -> Reply {
         Show::Refusals => traffic::refusals(console),
         Show::Plans => traffic::plans(console),
         Show::Listeners => traffic::listeners(console),
+        Show::Peers => settings::peers(console),
+        Show::Transactions => distributed::transactions(console),
+        Show::Proxies => distributed::proxies(console),
         Show::Databases => settings::databases(console),
         Show::Users => settings::users(console),
         Show::Config => settings::config(console),

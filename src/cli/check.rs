@@ -6,9 +6,10 @@ use super::{Exit, output::Output};
 use crate::{
     config::{
         load::load,
-        settings::{Database, Settings},
+        settings::{Address, Database, Host, Settings},
     },
     inspect::{Finding, Severity, credentials_for, judge, survey},
+    registry::{Lack, lacks},
 };
 use serde_json::{Value, json};
 use std::{io, path::PathBuf};
@@ -19,9 +20,12 @@ pub(super) struct CheckArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE", env = "SHARDWAY_CONFIG")]
     config: PathBuf,
-    /// Also ask every shard: version, tables, key columns, roles.
+    /// Also ask every shard: version, tables, key columns, roles, and what transactions over several shards need.
     #[arg(long)]
     connect: bool,
+    /// Print nothing but the SQL that an administrator has to run, for psql.
+    #[arg(long, requires = "connect")]
+    print_sql: bool,
 }
 
 /// Runs the command.
@@ -36,19 +40,55 @@ pub(super) fn run(args: &CheckArgs, output: &Output) -> Exit {
     };
     let worst = found
         .iter()
-        .flat_map(|(_, findings)| findings)
-        .map(Finding::severity)
+        .flat_map(|(_, said)| said)
+        .map(|said| said.severity)
         .max();
     let passed = worst != Some(Severity::Error);
-    let written = output.result(
-        &in_text(args, &settings, &found, passed),
-        &in_json(&found, passed),
-    );
+    let written = if args.print_sql {
+        let sql = as_sql(&settings, &found);
+        output.result(&sql, &json!({ "sql": sql }))
+    } else {
+        output.result(
+            &in_text(args, &settings, &found, passed),
+            &in_json(&found, passed),
+        )
+    };
     if passed { written } else { Exit::Refused }
 }
 
 /// What was found, per database.
-type Found = Vec<(String, Vec<Finding>)>;
+type Found = Vec<(String, Vec<Said>)>;
+
+/// One thing that was found.
+struct Said {
+    shard: Option<String>,
+    severity: Severity,
+    message: String,
+    /// What an administrator can do about it, on that shard.
+    sql: Option<String>,
+}
+
+impl From<Finding> for Said {
+    fn from(finding: Finding) -> Self {
+        Self {
+            shard: finding.shard().map(str::to_owned),
+            severity: finding.severity(),
+            message: finding.to_string(),
+            sql: None,
+        }
+    }
+}
+
+impl From<Lack> for Said {
+    fn from(lack: Lack) -> Self {
+        Self {
+            severity: lack.severity(),
+            message: lack.to_string(),
+            sql: lack.sql(),
+            shard: lack.shard,
+        }
+    }
+}
 
 fn ask(settings: &Settings) -> io::Result<Found> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -63,30 +103,78 @@ fn ask(settings: &Settings) -> io::Result<Found> {
     }))
 }
 
-async fn ask_database(settings: &Settings, database: &Database) -> Vec<Finding> {
+async fn ask_database(settings: &Settings, database: &Database) -> Vec<Said> {
     let Some(credentials) = credentials_for(settings, database) else {
-        return vec![Finding::NoCredentials];
+        return vec![Finding::NoCredentials.into()];
     };
     let users = settings.users.values();
     let entering =
         users.filter(|user| user.databases.is_empty() || user.databases.contains(&database.name));
     let roles: Vec<String> = entering.map(|user| user.backend.user.clone()).collect();
     let survey = survey(database, credentials, &roles).await;
-    judge(&database.snapshot, &survey, &roles)
+    let findings = judge(&database.snapshot, &survey, &roles);
+    let lacks = lacks(database, &roles).await;
+    let findings = findings.into_iter().map(Said::from);
+    findings.chain(lacks.into_iter().map(Said::from)).collect()
+}
+
+/// A script for psql, which goes from server to server as the role that runs it.
+fn as_sql(settings: &Settings, found: &Found) -> String {
+    let mut lines = Vec::new();
+    for (name, said) in found {
+        let Some(database) = settings.databases.get(name) else {
+            continue;
+        };
+        for shard in &database.shards {
+            let here = said
+                .iter()
+                .filter(|it| it.shard.as_ref() == Some(&shard.name));
+            let sql: Vec<_> = here.filter_map(|it| it.sql.clone()).collect();
+            if !sql.is_empty() {
+                lines.push(format!("-- database {name}, shard {}", shard.name));
+                lines.push(connect(&shard.primary));
+                lines.extend(sql);
+            }
+        }
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn connect(address: &Address) -> String {
+    let host = match &address.host {
+        Host::Tcp(host) => host.clone(),
+        Host::Unix(directory) => directory.display().to_string(),
+    };
+    let value = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
+    let target = format!(
+        "host={} port={} dbname={}",
+        value(&host),
+        address.port,
+        value(&address.database)
+    );
+    let quoted = target.replace('"', "\"\"");
+    format!("\\connect -reuse-previous=on \"{quoted}\"")
 }
 
 fn in_text(args: &CheckArgs, settings: &Settings, found: &Found, passed: bool) -> String {
     let mut lines = Vec::new();
-    for (database, findings) in found {
-        for finding in findings {
-            let place = finding
-                .shard()
+    for (database, said) in found {
+        for said in said {
+            let place = said
+                .shard
+                .as_ref()
                 .map(|shard| format!(", shard {shard}"))
                 .unwrap_or_default();
             lines.push(format!(
-                "{}: database {database}{place}: {finding}",
-                severity(finding.severity())
+                "{}: database {database}{place}: {}",
+                severity(said.severity),
+                said.message
             ));
+            lines.extend(
+                said.sql
+                    .as_ref()
+                    .map(|sql| format!("    an administrator can run there: {sql}")),
+            );
         }
     }
     let (databases, users) = (
@@ -105,13 +193,14 @@ fn in_text(args: &CheckArgs, settings: &Settings, found: &Found, passed: bool) -
 fn in_json(found: &Found, passed: bool) -> Value {
     let findings: Vec<_> = found
         .iter()
-        .flat_map(|(database, findings)| findings.iter().map(move |finding| (database, finding)))
-        .map(|(database, finding)| {
+        .flat_map(|(database, said)| said.iter().map(move |said| (database, said)))
+        .map(|(database, said)| {
             json!({
                 "database": database,
-                "shard": finding.shard(),
-                "severity": severity(finding.severity()),
-                "message": finding.to_string(),
+                "shard": said.shard,
+                "severity": severity(said.severity),
+                "message": said.message,
+                "sql": said.sql,
             })
         })
         .collect();

@@ -154,7 +154,12 @@ fn read_shards(reader: &mut Reader, node: &Node<'_>, database: &str, span: &Plac
     let mut shards = BTreeMap::new();
     // An address without a database names the one that the client gave, or the logical one.
     let default = if database == "*" { "" } else { database };
-    for (name, _, shard) in reader.children(node, "shards", Section::Shard) {
+    let tables = reader.children(node, "shards", Section::Shard);
+    let several = tables.len() > 1;
+    for (name, place, shard) in tables {
+        if several && !can_be_in_a_name(&name) {
+            reader.fail(&place, Problem::ShardName(name.clone()));
+        }
         let text = reader.needed(&shard, "primary");
         let primary =
             text.and_then(|text| read_address(reader, &text, &shard.place("primary"), default));
@@ -187,6 +192,12 @@ fn read_shards(reader: &mut Reader, node: &Node<'_>, database: &str, span: &Plac
         reader.fail(span, Problem::TooManyShards(database.to_owned()));
     }
     shards.into_values().collect()
+}
+
+/// Whether names of transactions over several shards can hold it: they are short and parted by colons.
+fn can_be_in_a_name(shard: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    !shard.is_empty() && shard.len() <= 63 && shard.bytes().all(fits)
 }
 
 fn read_control(reader: &mut Reader, node: &Node<'_>) -> Option<Credentials> {

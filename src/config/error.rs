@@ -144,6 +144,8 @@ pub enum Problem {
     PoolSizes,
     #[error("a database cannot be named `shardway`: that is the console")]
     ConsoleName,
+    #[error("`{0}` cannot name one of several shards")]
+    ShardName(String),
     #[error("database `{0}` has more than 65,535 shards")]
     TooManyShards(String),
     #[error(transparent)]
@@ -216,6 +218,7 @@ impl Problem {
             Self::FoundUsers => Some("write `auth = \"passthrough\"`, and `backend_user` where backends are opened as one role".to_owned()),
             Self::NotAnObject(_) => Some("write \"schema.table.name\" as PostgreSQL stores the names, unquoted; `*` stands for every name".to_owned()),
             Self::NoDatabases => Some("name the databases that the user may enter, or leave `databases` out for every one".to_owned()),
+            Self::ShardName(_) => Some("use at most 63 letters, digits, `_`, `-` and `.` of ASCII: names of prepared transactions hold it".to_owned()),
             Self::Rule(problem) => problem.help(),
             Self::TlsIncomplete => Some("give both, or `mode = \"disable\"`".to_owned()),
             _ => None,

@@ -5,6 +5,7 @@ use super::{
     Metrics,
     listeners::Condition,
     sessions::{BackendState, SessionState},
+    transactions::Outcome,
 };
 use crate::clock::{Duration, Instant};
 use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, Unit};
@@ -48,6 +49,7 @@ pub fn render(metrics: &Metrics, facts: &Facts) -> String {
     page.servers(metrics);
     page.pools(metrics);
     page.listeners(metrics);
+    page.transactions(metrics);
     page.recorder.handle().render()
 }
 
@@ -318,6 +320,36 @@ impl Page {
                 ),
             ] {
                 self.counter(name, help, &labels, value);
+            }
+        }
+    }
+
+    fn transactions(&self, metrics: &Metrics) {
+        for (database, distributed) in metrics.transactions.all() {
+            self.gauge(
+                "shardway_transactions_in_doubt",
+                "Prepared parts of transactions over several shards that no session will finish",
+                &[("database", &*database)],
+                distributed.in_doubt() as f64,
+            );
+            let alive = distributed.proxies().iter().filter(|it| it.alive).count();
+            self.gauge(
+                "shardway_proxies",
+                "Proxies that the home shard has heard of lately",
+                &[("database", &*database)],
+                alive as f64,
+            );
+            let outcomes = [
+                (Outcome::Committed, &distributed.committed),
+                (Outcome::Aborted, &distributed.aborted),
+            ];
+            for (outcome, counter) in outcomes {
+                self.counter(
+                    "shardway_transactions_recovered_total",
+                    "Prepared parts that recovery finished",
+                    &[("database", &*database), ("outcome", outcome.word())],
+                    counter.get(),
+                );
             }
         }
     }

@@ -223,6 +223,10 @@ impl Session {
 
     /// Makes the link a backend at that place, giving up one that is not bound.
     pub(super) async fn reach(&mut self, place: Place) -> Result<(), Stop> {
+        if self.scattered.is_some() {
+            // Its backends are not held while others are waited for.
+            Box::pin(self.leave_scattered()).await?;
+        }
         if let Some(link) = &self.link {
             let same = link.shard == place.shard;
             let aside = matches!(link.hold, Hold::Aside | Hold::AsideTransaction)

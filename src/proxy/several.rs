@@ -81,6 +81,12 @@ impl Several {
         std::mem::take(&mut self.enlisted)
     }
 
+    /// A link of the transaction on which its time was told.
+    pub(super) fn named(&self) -> Option<ShardId> {
+        let told = self.enlisted.iter().find(|link| link.named);
+        told.map(|link| link.shard)
+    }
+
     /// Links of the transaction, each at rest within it.
     pub(super) fn enlist_again(&mut self, links: Vec<Box<Link>>) {
         self.enlisted.extend(links);

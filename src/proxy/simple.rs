@@ -89,12 +89,7 @@ impl Session {
                     {
                         return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
                     }
-                    let scatter = self.scatters(&planned.plan, &values);
-                    let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
-                    let Some(scatter) = scatter.filter(|_| at_rest) else {
-                        return Err(refused.into());
-                    };
-                    return Box::pin(self.query_gathered(&scatter, text)).await;
+                    return Box::pin(self.query_shards(refused, &planned.plan, &values)).await;
                 }
             };
             chosen = Some(match chosen {
@@ -148,6 +143,27 @@ impl Session {
             Box::pin(self.at_backend(statements)).await?;
         }
         Ok(())
+    }
+
+    /// What no shard alone can answer is answered by several, or refused.
+    async fn query_shards(
+        &mut self,
+        refused: Notice,
+        plan: &Arc<Plan>,
+        values: &Values<'_>,
+    ) -> Result<(), Stop> {
+        if self.phase != Phase::Idle || !self.pipeline.is_empty() {
+            return Err(refused.into());
+        }
+        if let Some(scattered) = self.streams(plan, values)
+            && self.query_scattered(&scattered, values.text).await?
+        {
+            return Ok(());
+        }
+        match self.scatters(plan, values) {
+            Some(scatter) => Box::pin(self.query_gathered(&scatter, values.text)).await,
+            None => Err(refused.into()),
+        }
     }
 
     async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {

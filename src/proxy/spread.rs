@@ -10,6 +10,7 @@ mod answers;
 
 use super::{
     link::{Hold, Link},
+    numbers::Drew,
     place::Place,
     prepared::Prepared,
     reply::{self as wording, session as reply},
@@ -369,7 +370,7 @@ impl Session {
         self.begin_own().await?;
         self.reach_shards(writing).await?;
         let time = match writing.spread.time {
-            Time::Asked => self.ask(TIME.as_bytes()).await??,
+            Time::Asked => self.ask_time(&writing.shares).await?,
             Time::NotAsked => None,
         };
         let mut parts = Vec::new();
@@ -387,7 +388,8 @@ impl Session {
         }
         self.client.out().extend_from_slice(&heard.notices);
         self.gather_in(&writing.shares).await?;
-        self.drew = super::numbers::Drew::default();
+        // What it drew, it drew on several.
+        self.drew = Drew::default();
         if let Some(body) = heard.problem {
             return Err(Words::Servers(writing.own_error(&body)).into());
         }
@@ -400,6 +402,22 @@ impl Session {
         let rows: Vec<Vec<u32>> = rows.map(|(_, rows)| rows.clone()).collect();
         let what = heard.what;
         together(&heard.answers, what, &rows).map_err(|discord| discord_words(discord, what))
+    }
+
+    /// The time of the transaction: that which it has been told already, or from now on this.
+    async fn ask_time(&mut self, shares: &Shares) -> Result<Option<String>, Stop> {
+        let here = self.link.as_ref().filter(|link| link.named);
+        let told = here.map(|link| link.shard).or(self.several.named());
+        let first = shares.shards.first().map(|(shard, _)| *shard);
+        if let Some(shard) = told.or(first) {
+            let hold = Hold::Bound;
+            self.reach(Place { shard, hold }).await?;
+        }
+        let time = self.ask(TIME.as_bytes()).await??;
+        if let Some(link) = &mut self.link {
+            link.named = true;
+        }
+        Ok(time)
     }
 
     /// Asks the shards and hears their answers. One after the other: a statement that waits for another's rows holds none
@@ -468,8 +486,7 @@ impl Session {
         let mut links = self.several.take_enlisted();
         links.extend(self.link.take());
         let works = |link: &Box<Link>| shares.shards.iter().any(|(shard, _)| *shard == link.shard);
-        let (mut working, resting): (Vec<Box<Link>>, Vec<Box<Link>>) =
-            links.into_iter().partition(works);
+        let (mut working, resting): (Vec<_>, Vec<_>) = links.into_iter().partition(works);
         working.sort_by_key(|link| link.shard);
         self.several.enlist_again(resting);
         self.begin_fan(working);

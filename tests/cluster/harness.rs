@@ -24,6 +24,12 @@ pub(crate) const SHARDWAY: &str = env!("CARGO_BIN_EXE_shardway");
 /// What waits for a condition gives up after this.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Shardway's own schema, as its control role makes it.
+const OWN_SCHEMA: &str = concat!(
+    "SET ROLE shardway; CREATE SCHEMA shardway;",
+    include_str!("../../src/registry/schema/1.sql")
+);
+
 /// Prints the program's number and runs it. It ends with its pipe to the owner: statics are never dropped, and a test
 /// process may be killed.
 const WITH_OWNER: &str = r#"exec 3<&0 </dev/null
@@ -146,6 +152,8 @@ fn open() -> Shop {
     block_on(async {
         shop::create(whole).await.unwrap();
         shop::fill_whole(whole).await.unwrap();
+        // As on every shard: tools see it, and applications may not look inside.
+        whole.execute(shop::DATABASE, OWN_SCHEMA).await.unwrap();
     });
     let proxy = Proxy::start(sandbox.root(), &Recipe::default().write(shards));
     Shop {

@@ -39,6 +39,9 @@ const ROLES: &str = "CREATE ROLE app LOGIN; CREATE ROLE other LOGIN; CREATE ROLE
 pub(crate) struct Stage {
     pub(crate) name: String,
     pub(crate) servers: &'static [Cluster],
+    /// The role that its proxies act as, and the one that their users' backends are opened as.
+    pub(crate) control: String,
+    pub(crate) app: String,
 }
 
 /// A proxy, as far as transactions over several shards go.
@@ -50,24 +53,33 @@ pub(crate) struct Proxy {
 
 fn sandbox() -> &'static Sandbox {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
-    SANDBOX.get_or_init(|| {
-        let environment = SandboxEnv {
-            pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-            path: std::env::var_os("PATH")
-                .iter()
-                .flat_map(std::env::split_paths)
-                .collect(),
-            tmp: std::env::temp_dir(),
-            template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
-        };
-        let sandbox = Sandbox::builder(environment).clusters(2).start().unwrap();
-        block_on(async {
-            for server in sandbox.clusters() {
-                server.execute("postgres", ROLES).await.unwrap();
-            }
-        });
-        sandbox
-    })
+    SANDBOX.get_or_init(|| start("20"))
+}
+
+fn unprepared() -> &'static Sandbox {
+    static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+    SANDBOX.get_or_init(|| start("0"))
+}
+
+fn start(max_prepared: &str) -> Sandbox {
+    let environment = SandboxEnv {
+        pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
+        path: std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .collect(),
+        tmp: std::env::temp_dir(),
+        template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
+    };
+    let builder = Sandbox::builder(environment).clusters(2);
+    let builder = builder.setting("max_prepared_transactions", max_prepared);
+    let sandbox = builder.start().unwrap();
+    block_on(async {
+        for server in sandbox.clusters() {
+            server.execute("postgres", ROLES).await.unwrap();
+        }
+    });
+    sandbox
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -81,21 +93,33 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 impl Stage {
     /// A database in which the control role may make its schema, and may act as the applications' roles.
     pub(crate) async fn new() -> Self {
-        let stage = Self::bare().await;
-        for server in stage.servers {
-            let name = &stage.name;
+        Self::bare().await.granted().await
+    }
+
+    /// The same, on servers on which nothing can be prepared.
+    pub(crate) async fn unprepared() -> Self {
+        Self::on(unprepared).await.granted().await
+    }
+
+    async fn granted(self) -> Self {
+        for server in self.servers {
+            let name = &self.name;
             let grants =
                 format!("GRANT CREATE ON DATABASE {name} TO control; GRANT app, other TO control");
             server.execute(name, &grants).await.unwrap();
         }
-        stage
+        self
     }
 
     /// A database in which the control role may nothing.
     pub(crate) async fn bare() -> Self {
+        Self::on(sandbox).await
+    }
+
+    async fn on(sandbox: fn() -> &'static Sandbox) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let name = format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let servers = tokio::task::spawn_blocking(|| sandbox().clusters())
+        let servers = tokio::task::spawn_blocking(move || sandbox().clusters())
             .await
             .unwrap();
         for server in servers {
@@ -104,7 +128,12 @@ impl Stage {
             let table = "CREATE TABLE t (a int PRIMARY KEY); GRANT ALL ON t TO app, other";
             server.execute(&name, table).await.unwrap();
         }
-        Self { name, servers }
+        Self {
+            name,
+            servers,
+            control: "control".to_owned(),
+            app: "app".to_owned(),
+        }
     }
 
     /// The configuration of a proxy; `shards` by name and server.
@@ -121,8 +150,9 @@ impl Stage {
         };
         let shards: String = shards.into_iter().map(shard).collect();
         format!(
-            "[databases.app]\n{shards}control = {{ user = \"control\" }}\n{more}\n\
-             [users.app]\nauth = \"trust\"\n[users.other]\nauth = \"trust\"\n"
+            "[databases.app]\n{shards}control = {{ user = \"{}\" }}\n{more}\n\
+             [users.{}]\nauth = \"trust\"\n",
+            self.control, self.app
         )
     }
 

@@ -407,7 +407,7 @@ fn a_pipeline_is_committed_by_its_sync_and_undone_by_its_error() {
     stand.same_rows();
     let parts = batch()
         .parse("d", "delete from t where n < $1 returning id")
-        .bind("p", "d", &["100"])
+        .bind("p", "d", &["3"])
         .describe_portal("p")
         .execute("p", 1)
         .execute("p", 2)

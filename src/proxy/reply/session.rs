@@ -361,7 +361,7 @@ pub fn two_phase_not_ready(why: &NotReady) -> Notice {
 
 /// A shard that was lost before a transaction over several was decided.
 #[must_use]
-pub fn lost_undecided(shard: &str) -> Notice {
+pub fn shard_lost(shard: &str) -> Notice {
     Notice {
         detail: Some(format!(
             "Shard \"{shard}\" closed the connection before the transaction was decided. (SW307)"
@@ -619,6 +619,16 @@ pub fn shard_lost_at_work(shard: &str) -> Notice {
         )),
         hint: Some("Check that its server runs, and repeat the statement.".to_owned()),
         ..error("08006", "a shard was lost while it worked on the statement")
+    }
+}
+
+/// A portal over several shards that was left before its end.
+#[must_use]
+pub fn portal_left() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards at once; another statement, or the end of the batch, has ended that. (SW128)".to_owned()),
+        hint: Some("Read all of its rows, or Execute it again before the next Sync and before another statement.".to_owned()),
+        ..error("0A000", "portal over several shards cannot go on")
     }
 }
 

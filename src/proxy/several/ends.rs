@@ -162,7 +162,7 @@ impl Session {
     async fn lost(&self, links: &mut [Box<Link>], at: usize) -> Ended {
         let shard = links[at].shard;
         roll_back(links).await;
-        reply::lost_undecided(self.database.shard_name(shard)).into()
+        reply::shard_lost(self.database.shard_name(shard)).into()
     }
 
     /// Commits on several shards that wrote.
@@ -289,7 +289,7 @@ impl Session {
                 because: Some(place),
             } => match said[*place].take() {
                 Some(words) => Ended::RolledBack(words),
-                None => reply::lost_undecided(name(place)).into(),
+                None => reply::shard_lost(name(place)).into(),
             },
             Verdict::Aborted { because: None } => reply::undecided(id).into(),
             Verdict::InDoubt => Ended::Doubtful {
