@@ -139,9 +139,6 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
-                        return Ok(());
-                    }
                     return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
                 }
             };
@@ -153,11 +150,8 @@ impl Session {
                 Box::pin(self.at_backend(alone)).await?;
             }
         } else {
-            self.reach(Place {
-                shard: self.link_shard().unwrap_or(self.any),
-                hold: Hold::Loose,
-            })
-            .await?;
+            let (shard, hold) = (self.link_shard().unwrap_or(self.any), Hold::Loose);
+            self.reach(Place { shard, hold }).await?;
         }
         if self.skip {
             return Ok(());
@@ -314,11 +308,7 @@ impl Session {
                     self.execute_made(&prepared).await
                 };
             }
-            Some(Portal::Writing(_)) => {
-                // Zero and below are all.
-                let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
-                return Box::pin(self.execute_spread(portal, most as usize)).await;
-            }
+            Some(Portal::Writing(_)) => return Box::pin(self.execute_spread(portal, most)).await,
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
         };

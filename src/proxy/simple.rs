@@ -84,17 +84,7 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
-                    if let [statement] = statements
-                        && let Some(shares) = self.spreads(statement, &values)?
-                    {
-                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
-                    }
-                    let scatter = self.scatters(&planned.plan, &values);
-                    let at_rest = self.phase == Phase::Idle && self.pipeline.is_empty();
-                    let Some(scatter) = scatter.filter(|_| at_rest) else {
-                        return Err(refused.into());
-                    };
-                    return Box::pin(self.query_gathered(&scatter, text)).await;
+                    return Box::pin(self.query_shards(refused, &planned.plan, &values)).await;
                 }
             };
             chosen = Some(match chosen {
@@ -151,6 +141,27 @@ impl Session {
             Box::pin(self.at_backend(statements)).await?;
         }
         Ok(())
+    }
+
+    /// What no shard alone can answer or write is answered or written by several, or refused.
+    async fn query_shards(
+        &mut self,
+        refused: Notice,
+        plan: &Arc<Plan>,
+        values: &Values<'_>,
+    ) -> Result<(), Stop> {
+        if self.phase != Phase::Idle || !self.pipeline.is_empty() {
+            return Err(refused.into());
+        }
+        if let [statement] = plan.statements.as_slice()
+            && let Some(shares) = self.spreads(statement, values)?
+        {
+            return self.query_spread(plan, shares, values).await;
+        }
+        let Some(scatter) = self.scatters(plan, values) else {
+            return Err(refused.into());
+        };
+        self.query_gathered(&scatter, values.text).await
     }
 
     async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {
