@@ -215,6 +215,8 @@ async fn end(life: &Life, sessions: &Tasks) {
     {
         tracing::warn!(clients = sessions.open(), "left behind");
     }
+    let leaving = Arc::clone(life.service()).leave();
+    drop(tokio::time::timeout(LAST_WORDS, leaving).await);
     tracing::info!("ended");
 }
 

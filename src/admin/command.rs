@@ -53,6 +53,7 @@ pub enum Show {
     Refusals,
     Plans,
     Listeners,
+    Peers,
     Transactions,
     Proxies,
     /// `SHOW server_version` and the like, which drivers ask.
@@ -169,6 +170,11 @@ pub const VERBS: &[Verb] = &[
         "SHOW LISTENERS",
         Show::Listeners,
         "per database and shard: the connection that listens for sessions",
+    ),
+    show(
+        "SHOW PEERS",
+        Show::Peers,
+        "the proxies behind the same address, to which cancel requests are passed on",
     ),
     show(
         "SHOW TRANSACTIONS",

@@ -47,6 +47,7 @@ pub fn reply(console: &Console, what: Show, now: Now) -> Reply {
         Show::Refusals => traffic::refusals(console),
         Show::Plans => traffic::plans(console),
         Show::Listeners => traffic::listeners(console),
+        Show::Peers => settings::peers(console),
         Show::Transactions => distributed::transactions(console),
         Show::Proxies => distributed::proxies(console),
         Show::Databases => settings::databases(console),

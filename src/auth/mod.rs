@@ -148,6 +148,12 @@ impl Exchange {
         ))
     }
 
+    /// Whether the next message takes a processor's time to check.
+    #[must_use]
+    pub fn takes_effort(&self) -> bool {
+        matches!(self.expect, Expect::Password(Stored::Scram(_)))
+    }
+
     /// Takes the body of a `p` message.
     ///
     /// # Errors

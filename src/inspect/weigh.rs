@@ -54,8 +54,8 @@ pub(super) fn effects_of_single(
     let mut found = Effects::default();
     for trigger in objects.triggers.iter().filter(|one| one.table == *table) {
         let function = function(trigger);
-        let known = matches!(trigger.language.as_str(), "plpgsql" | "sql");
-        if !contained(function, "") && !(known && !reach.has(&trigger.function)) {
+        let unknown = !matches!(trigger.language.as_str(), "plpgsql" | "sql");
+        if !contained(function, "") && (unknown || reach.has(&trigger.function)) {
             let fired = trigger.fired;
             found.add(&trigger.name, HazardKind::Trigger, fired);
         }

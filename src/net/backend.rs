@@ -8,6 +8,7 @@ mod rows;
 pub use rows::rows;
 
 use super::{
+    effort::aside,
     tls::{self, ClientTls, TlsError},
     transport::Transport,
 };
@@ -497,10 +498,14 @@ async fn log_in(
         first => first?,
     };
     loop {
-        match state
-            .handle_message(tag, &body)
-            .map_err(|error| ConnectError::from(ProtocolError::Startup(error)))?
-        {
+        let handled = if takes_effort(tag, &body) {
+            let message = std::mem::take(&mut body);
+            let work = move || state.handle_message(tag, &message);
+            aside(work).await.map_err(ConnectError::Unreachable)?
+        } else {
+            state.handle_message(tag, &body)
+        };
+        match handled.map_err(|error| ConnectError::from(ProtocolError::Startup(error)))? {
             Step::Continue(next, reply) => {
                 state = next;
                 if !reply.is_empty() {
@@ -514,6 +519,11 @@ async fn log_in(
         }
         tag = receive(transport, &mut body).await?;
     }
+}
+
+/// AuthenticationSASLContinue: the server says how often the password is to be hashed.
+fn takes_effort(tag: u8, body: &[u8]) -> bool {
+    tag == b'R' && body.starts_with(&[0, 0, 0, 11])
 }
 
 /// What servers from before version negotiation say, and poolers.

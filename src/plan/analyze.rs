@@ -259,7 +259,7 @@ fn of_another_encoding(
             end: place(statement.end),
             effect,
             access,
-            names_transaction: false,
+            names_transaction: names_transaction(read.as_bytes(), &[]),
             target,
             numbers,
             gather: None,

@@ -13,9 +13,13 @@
 use super::{
     block::{Analysis, Place},
     scope::Nullable,
+    unroutable::Unroutable,
 };
 use crate::{
-    catalog::snapshot::Table,
+    catalog::{
+        shard::ShardSet,
+        snapshot::{Snapshot, Table},
+    },
     merge::key::{Direction, Nulls, Text},
     sql::{
         clauses::{Kind as Sign, Token, tokens},
@@ -29,7 +33,7 @@ use std::fmt::Write as _;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Combine {
     /// How many sharded relations it reads: the shards that one of them needs are all only if it is alone.
-    pub relations: usize,
+    relations: usize,
     /// Columns of text that compare byte by byte in every table of the statement.
     bytewise: Vec<String>,
     /// Columns of text that another collation compares.
@@ -164,13 +168,14 @@ const OVER_ROWS: [&str; 64] = [
     "grouping",
 ];
 /// Functions that depend on settings, which are a session's own on every shard, and on nothing else.
-const BY_SETTINGS: [&str; 10] = [
+const BY_SETTINGS: [&str; 11] = [
     "concat",
     "concat_ws",
     "date_part",
     "date_trunc",
     "extract",
     "format",
+    "generate_series",
     "timezone",
     "to_char",
     "to_date",
@@ -250,8 +255,8 @@ impl Tables<'_, '_> {
 
     fn select(&mut self, select: &Select) -> bool {
         let own = select.from.iter().all(|item| self.item(item));
-        let rest = select.filter.iter().chain(&select.rest);
-        own && rest.fold(true, |whole, expr| whole && self.expr(expr))
+        let mut rest = select.filter.iter().chain(&select.rest);
+        own && rest.all(|expr| self.expr(expr))
             && select.targets.iter().all(|target| self.expr(&target.value))
     }
 
@@ -346,6 +351,23 @@ fn is_bytewise(source: &str) -> bool {
 }
 
 impl Combine {
+    /// The shards that give a part each, when no shard alone can answer for this reason.
+    #[must_use]
+    pub fn shards(&self, why: &Unroutable, snapshot: &Snapshot) -> Option<ShardSet> {
+        match why {
+            Unroutable::SeveralShards { shards } if self.relations == 1 => {
+                let mut set = ShardSet::new();
+                for name in shards {
+                    set.insert(snapshot.shard_named(name)?);
+                }
+                Some(set)
+            }
+            // With several tables those that are named are the shards of one of them.
+            Unroutable::SeveralShards { .. } | Unroutable::Unpinned { .. } => Some(snapshot.all()),
+            _ => None,
+        }
+    }
+
     /// Takes a text of this statement apart; `None`: this one does not combine.
     #[must_use]
     pub fn parts<'a>(&self, text: &'a str) -> Option<Parts<'a>> {
@@ -473,6 +495,8 @@ enum OutputName<'t> {
     Named(&'t Token<'t>),
     /// All columns of one or of all relations.
     Star,
+    /// No name of a column.
+    None,
     /// PostgreSQL finds one for it.
     Unknown,
 }
@@ -480,30 +504,51 @@ enum OutputName<'t> {
 fn outputs<'t>(tokens: &'t [Token<'t>], items: &[std::ops::Range<usize>]) -> Vec<Output<'t>> {
     let outputs = items.iter().map(|item| {
         let item = &tokens[item.clone()];
-        match item {
-            [.., star] if star.text == "*" => Output {
-                name: OutputName::Star,
-                expression: item,
-            },
-            [expression @ .., word, name] if word.is("as") && !expression.is_empty() => Output {
-                name: OutputName::Named(name),
-                expression,
-            },
-            [expression @ .., name] if is_column(expression) && is_name(name) => Output {
-                name: OutputName::Named(name),
-                expression,
-            },
-            [.., name] if is_column(item) => Output {
-                name: OutputName::Named(name),
-                expression: item,
-            },
-            _ => Output {
-                name: OutputName::Unknown,
-                expression: item,
-            },
-        }
+        let (name, expression) = match item {
+            [.., star] if star.text == "*" => (OutputName::Star, item),
+            [expression @ .., word, name] if word.is("as") && !expression.is_empty() => {
+                (OutputName::Named(name), expression)
+            }
+            [expression @ .., name] if is_column(expression) && is_name(name) => {
+                (OutputName::Named(name), expression)
+            }
+            [.., name] if is_column(item) => (OutputName::Named(name), item),
+            [name, rest @ ..] if is_call(name, rest) => (OutputName::Named(name), item),
+            _ if is_operation(item) => (OutputName::None, item),
+            _ => (OutputName::Unknown, item),
+        };
+        Output { name, expression }
     });
     outputs.collect()
+}
+
+/// `f(…)` of a function whose name the column gets; what only looks like one (`cast`, `trim`) has a name of another kind.
+fn is_call(name: &Token<'_>, rest: &[Token<'_>]) -> bool {
+    let known = ["coalesce", "greatest", "least", "nullif"];
+    let word = name.text.to_ascii_lowercase();
+    let named = known.contains(&word.as_str()) || is_immutable(&word);
+    let closes = |token: &Token<'_>| token.text == ")" && token.depth == name.depth;
+    name.kind == Sign::Word
+        && named
+        && rest.first().is_some_and(|token| token.text == "(")
+        && rest.iter().position(closes) == Some(rest.len() - 1)
+}
+
+/// An operator's result, which has no name that could be meant; without an alias.
+fn is_operation(item: &[Token<'_>]) -> bool {
+    let Some(first) = item.first() else {
+        return false;
+    };
+    let is_operator = |token: &Token<'_>| {
+        token.kind == Sign::Sign && token.text.chars().all(|c| "+-*/%|<>=^&#~".contains(c))
+    };
+    let outer = || item.iter().filter(|token| token.depth == first.depth);
+    let bare = match item {
+        [.., before, last] => !is_name(last) || is_operator(before) || before.text == ".",
+        _ => first.kind == Sign::Value,
+    };
+    let computes = outer().any(is_operator) || item.len() == 1;
+    bare && computes && !outer().any(|token| token.is("case"))
 }
 
 fn is_name(token: &Token<'_>) -> bool {
@@ -534,7 +579,7 @@ fn output_named<'t>(name: &Token<'_>, outputs: &[Output<'t>]) -> Option<Option<&
     for output in outputs {
         match output.name {
             OutputName::Unknown => return None,
-            OutputName::Star => {}
+            OutputName::Star | OutputName::None => {}
             OutputName::Named(known) if known.names(&identifier) => {
                 let same = |other: &[Token<'_>]| {
                     let texts = |tokens: &[Token<'_>]| -> Vec<String> {
@@ -676,7 +721,6 @@ fn is_of_now(literal: &str) -> bool {
 }
 
 /// LIMIT and OFFSET, in any order and spelling; `None`: something else.
-#[expect(clippy::type_complexity, reason = "LIMIT, then OFFSET")]
 fn counts(mut tokens: &[Token<'_>]) -> Option<(Option<Count>, Option<Count>)> {
     let (mut limit, mut offset) = (None, None);
     let rows = |token: &Token<'_>| token.is("row") || token.is("rows");
@@ -743,6 +787,29 @@ fn count(token: &Token<'_>) -> Option<Count> {
 }
 
 impl Parts<'_> {
+    /// How the shards' rows become the answer.
+    #[must_use]
+    pub fn steps(&self) -> String {
+        let mut steps = if self.keys.is_empty() {
+            "one after the other".to_owned()
+        } else {
+            let keys: Vec<&str> = self
+                .keys
+                .iter()
+                .map(|key| key.expression.as_str())
+                .collect();
+            format!("ordered by {}", keys.join(", "))
+        };
+        for (word, count) in [("offset", self.offset), ("limit", self.limit)] {
+            let _ = match count {
+                None => Ok(()),
+                Some(Count::Number(number)) => write!(steps, ", {word} {number}"),
+                Some(Count::Parameter(number)) => write!(steps, ", {word} ${number}"),
+            };
+        }
+        steps
+    }
+
     /// What each shard is asked: the keys as columns behind the client's, and as many rows as may be needed of it.
     /// `None`: LIMIT and OFFSET together are beyond all numbers.
     #[must_use]
@@ -822,6 +889,11 @@ mod tests {
             ),
             ("select id from t limit all", "select id from t "),
             (
+                "select lower(x), n + 1, -n, 'a' from t order by id, lower",
+                "select lower(x), n + 1, -n, 'a', id AS \"shardway key 0\", lower(x) AS \"shardway key 1\" from t \
+                 order by id, lower",
+            ),
+            (
                 "select n is distinct from 3 as d from t order by code",
                 "select n is distinct from 3 as d, code AS \"shardway key 0\" from t order by code",
             ),
@@ -839,6 +911,9 @@ mod tests {
             "select id from t order by id using >",
             "select *, n from t order by 3",
             "select n::text from t order by n",
+            "select cast(n as text) from t order by n",
+            "select n + 1 n from t order by n",
+            "select case when n + 1 > 2 then 1 else n end from t order by n",
             "select n as x, id as x from t order by x",
             "select id from t order by 'a'",
             "select id from t order by id fetch first 3 rows with ties",

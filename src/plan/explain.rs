@@ -89,6 +89,12 @@ fn over_several(
     if let Some(changes) = &plan.changes {
         return Some(changed(changes, snapshot));
     }
+    if let Some(rows) = scattered(plan, why, snapshot, values) {
+        return Some(Description {
+            rows,
+            refused: None,
+        });
+    }
     let question = gathered(plan, snapshot, why, values)?;
     let reason = "needs rows of several shards: one of them computes it over the rows of all";
     Some(Description {
@@ -159,6 +165,32 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
         rows,
         refused: None,
     }
+}
+
+/// What is told of a read whose answer is that of several shards, each its part.
+fn scattered(
+    plan: &StatementPlan,
+    why: &Unroutable,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Vec<(&'static str, String)>> {
+    let text = std::str::from_utf8(values.text).ok()?;
+    let combine = plan.combine.as_ref()?;
+    let shards = combine.shards(why, snapshot)?;
+    let steps = combine.parts(text)?.steps();
+    let names = shards
+        .iter()
+        .filter_map(|shard| snapshot.shards.get(shard.index()).cloned());
+    Some(vec![
+        ("route", "scatter".to_owned()),
+        ("shards", names.collect::<Vec<_>>().join(", ")),
+        (
+            "reason",
+            "each shard gives its part of the answer".to_owned(),
+        ),
+        ("merge", steps),
+        ("access", "read".to_owned()),
+    ])
 }
 
 /// What each shard is asked where no shard alone can answer.

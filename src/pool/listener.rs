@@ -21,7 +21,7 @@ use crate::{
     net::tls::ClientTls,
 };
 use mailbox::{Mailbox, Overflown};
-use state::{MemberId, Phase, Standing, State};
+use state::{MemberId, Standing, State};
 use std::{
     fmt,
     future::Future,
@@ -83,7 +83,7 @@ pub struct Parts {
 /// The shared listeners of one database.
 #[derive(Debug)]
 pub struct Hub {
-    state: Mutex<State<Arc<Mailbox>>>,
+    state: Mutex<State<Arc<Mailbox>, oneshot::Sender<()>>>,
     lines: Vec<Line>,
     /// Something was acknowledged, or has failed.
     progress: Notify,
@@ -97,8 +97,6 @@ struct Line {
     login: Login,
     /// There is something to tell the server.
     wake: Notify,
-    /// Sessions that wait until all that was notified before has arrived.
-    waiting: Mutex<Vec<oneshot::Sender<()>>>,
     info: Registered,
 }
 
@@ -126,7 +124,6 @@ impl Hub {
             info: metrics.register(login.listener.clone()),
             login,
             wake: Notify::new(),
-            waiting: Mutex::default(),
         };
         Arc::new(Self {
             state: Mutex::new(State::new(logins.len())),
@@ -187,13 +184,8 @@ impl Hub {
             let Some(line) = self.lines.get(at) else {
                 return;
             };
-            {
-                let state = self.lock();
-                if state.phase(at) != Phase::Open {
-                    continue;
-                }
-                // Under the state's lock: a line that is lost forgets who waits only after it has said so there.
-                line.waiting().push(arrived);
+            if !self.lock().wait(at, arrived) {
+                continue;
             }
             line.wake.notify_one();
             waits.push(all);
@@ -211,14 +203,8 @@ impl Hub {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<Arc<Mailbox>>> {
+    fn lock(&self) -> MutexGuard<'_, State<Arc<Mailbox>, oneshot::Sender<()>>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Line {
-    fn waiting(&self) -> MutexGuard<'_, Vec<oneshot::Sender<()>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -639,4 +639,41 @@ mod tests {
         assert_eq!(items("''"), Some(vec![String::new()]));
         assert_eq!(items("a b"), None);
     }
+
+    #[test]
+    fn a_part_of_datestyle_is_told_to_the_servers_own_as_who_may_set_it() {
+        let map = |pairs: &[(&str, &str)]| -> Map {
+            let value = |text: &str| Value::Sql(text.to_owned());
+            pairs
+                .iter()
+                .map(|(name, text)| ((*name).to_owned(), value(text)))
+                .collect()
+        };
+        let told = |pairs: &[(&str, &str)]| Applied::Known(Arc::new(map(pairs)), 0);
+        let order = |applied, wanted: &[(&str, &str)], parts: &[&str]| {
+            let sql = difference(&applied, &map(wanted)).unwrap();
+            let places: Vec<_> = parts.iter().map(|part| sql.find(part)).collect();
+            assert!(
+                places.iter().all(Option::is_some) && places.is_sorted(),
+                "{sql}: {parts:?}"
+            );
+        };
+        order(
+            told(&[("datestyle", "german")]),
+            &[("datestyle", "ymd")],
+            &["RESET datestyle", "SET \"datestyle\""],
+        );
+        order(
+            told(&[("datestyle", "german"), ("role", "a")]),
+            &[("datestyle", "ymd"), ("role", "b")],
+            &["RESET ROLE", "RESET datestyle", "SET \"datestyle\"", "b"],
+        );
+        let fresh = difference(&told(&[]), &map(&[("datestyle", "ymd")])).unwrap();
+        assert!(!fresh.contains("RESET"), "{fresh}");
+        order(
+            Applied::Unknown,
+            &[("datestyle", "ymd")],
+            &["RESET ALL", "SET \"datestyle\""],
+        );
+    }
 }

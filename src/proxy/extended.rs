@@ -20,7 +20,7 @@ use crate::{
     wire::{
         backend::{Status, put_complete},
         frame::{self},
-        frontend::{self, Bind, Named, Parse, put_bind_head, put_named, put_parse},
+        frontend::{self, Bind, Named, Parse, put, put_bind_head, put_named, put_parse},
         notice::Notice,
     },
 };
@@ -63,6 +63,7 @@ impl Session {
             && !failed
             && planned.plan.statements[0].gather.is_none()
             && planned.plan.statements[0].spread.is_none()
+            && planned.plan.statements[0].combine.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -106,6 +107,7 @@ impl Session {
         if self.skip {
             return Ok(());
         }
+        self.unbind_scattered(bind.portal).await?;
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.executes_now(bind.statement, prepared)?;
         let prepared = self.planned_anew(bind.statement, prepared);
@@ -139,7 +141,7 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    return Box::pin(self.bind_elsewhere(refused, &prepared, &bind, &values)).await;
+                    return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
             let Some(place) = placed else {
@@ -217,9 +219,9 @@ impl Session {
                 self.client_rest.bytes,
             );
         }
-        link.named |= prepared
-            .statement()
-            .is_some_and(|statement| statement.names_transaction);
+        if let Some(statement) = prepared.statement() {
+            link.sends(statement);
+        }
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
             Note::Nothing
@@ -244,6 +246,14 @@ impl Session {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Portal(portal) => {
                 self.flush_pending().await?;
+                if let Some(scattered) = self.scattered_portal(portal) {
+                    let mut out = Vec::new();
+                    put(&mut out, b'T', |out| {
+                        out.extend_from_slice(&scattered.columns);
+                    });
+                    self.made(out, Note::Nothing);
+                    return Ok(());
+                }
                 if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
                     let mut out = Vec::new();
                     describe_here(prepared, &mut out);
@@ -278,7 +288,19 @@ impl Session {
                 }
                 self.reach_any(&prepared).await?;
                 self.send_pending();
-                self.make_fit_to_execute(&prepared).await?;
+                if let Err(stop) = self.make_fit_to_execute(&prepared).await {
+                    if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
+                        // As PostgreSQL, which finds out about the columns only after the parameters.
+                        let mut out = Vec::new();
+                        put(&mut out, b't', |out| {
+                            let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
+                            out.extend_from_slice(&count.to_be_bytes());
+                            out.extend_from_slice(types);
+                        });
+                        self.made(out, Note::Nothing);
+                    }
+                    return Err(stop);
+                }
                 if !self.skip {
                     self.send_describe(&prepared, Origin::Client);
                 }
@@ -291,10 +313,13 @@ impl Session {
         let mut body = frame::Body::new(body);
         let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
         let most = body
-            .u32()
+            .i32()
             .and_then(|most| body.end().map(|()| most))
             .map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
+        if self.scattered_portal(portal).is_some() {
+            return Box::pin(self.execute_scattered(u32::try_from(most).unwrap_or(0))).await;
+        }
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
                 let prepared = Arc::clone(prepared);
@@ -401,6 +426,11 @@ impl Session {
             }
             Named::Portal(portal) => {
                 self.flush_pending().await?;
+                if self.scattered_portal(portal).is_some() {
+                    Box::pin(self.close_scattered()).await?;
+                    self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
+                    return Ok(());
+                }
                 let here = matches!(
                     self.portals.remove(portal),
                     Some(Portal::Here(_) | Portal::Writing(_))
@@ -443,6 +473,11 @@ impl Session {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => self.refuse(&notice),
+        }
+        if self.scattered.is_some()
+            && let Err(Stop::End(end)) = Box::pin(self.leave_scattered()).await
+        {
+            return Err(end);
         }
         let needed = self.link.as_ref().is_some_and(|link| {
             // A backend that took part in the batch ends its implicit transaction; a kept one that did not needs none.
@@ -566,6 +601,7 @@ impl Session {
                 // before may be of other types.
                 link.lease.statements.spoil(prepared.id);
             }
+            self.send_what_it_executes(&prepared);
             self.send_parse(&prepared, Origin::Client);
         }
     }

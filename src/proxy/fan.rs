@@ -269,7 +269,7 @@ impl Fan {
         self.members[at].link.shard
     }
 
-    /// A member's link, to note what becomes of it.
+    /// A member's link.
     pub(super) fn link(&mut self, at: usize) -> &mut Link {
         &mut self.members[at].link
     }
@@ -399,7 +399,7 @@ impl Session {
             Hold::Loose
         };
         // What is held meanwhile is the session's, whatever ends the wait for the next.
-        self.fan = Some(Box::default());
+        self.begin_fan(Vec::new());
         for shard in shards.iter() {
             let reached = self.reach(Place { shard, hold }).await;
             if let Err(Stop::Refused(words)) = reached {

@@ -81,7 +81,7 @@ pub(super) struct Answer {
 
 /// What PostgreSQL says of a statement.
 #[derive(Debug, Default)]
-struct Described {
+pub(super) struct Described {
     /// Its parameters' types, as they stand in Parse.
     types: Vec<u8>,
     /// The RowDescription's body.
@@ -178,14 +178,21 @@ impl Session {
 
     /// Outside of a transaction that has begun anywhere, and with values that read back as they were written.
     fn may_scatter(&self, statement: &StatementPlan) -> bool {
+        let reported = |name: &[u8], start: &[u8]| {
+            let value = self.reported.get(name);
+            value.is_some_and(|value| value.starts_with(start))
+        };
+        self.may_ask_shards(statement)
+            && reported(b"DateStyle", b"ISO")
+            && reported(b"IntervalStyle", b"postgres")
+    }
+
+    /// Outside of a transaction that has begun anywhere.
+    pub(super) fn may_ask_shards(&self, statement: &StatementPlan) -> bool {
         let beside = if self.deferred.is_none() {
             self.begins_read_committed()
         } else {
             statement.access == Access::Read && self.reads_beside()
-        };
-        let reported = |name: &[u8], start: &[u8]| {
-            let value = self.reported.get(name);
-            value.is_some_and(|value| value.starts_with(start))
         };
         beside
             && self.phase != Phase::Answering
@@ -197,8 +204,6 @@ impl Session {
                 .link
                 .as_ref()
                 .is_none_or(|link| is_free(link, self.phase))
-            && reported(b"DateStyle", b"ISO")
-            && reported(b"IntervalStyle", b"postgres")
     }
 
     /// Binds a statement that no shard alone can answer: it is computed over several, or refused.
@@ -387,7 +392,7 @@ impl Session {
     }
 
     /// The types of a text's parameters; PostgreSQL's error if it does not take it.
-    async fn parses(
+    pub(super) async fn parses(
         &mut self,
         text: &[u8],
         types: &[u8],

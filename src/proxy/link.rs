@@ -1,8 +1,8 @@
 //! The backend that a session uses now, and what the session has done on it.
 
 use crate::{
-    catalog::shard::ShardId, clock::Instant, net::stream::Stream, pool::lease::Lease,
-    wire::backend::Status,
+    catalog::shard::ShardId, clock::Instant, net::stream::Stream, plan::StatementPlan,
+    pool::lease::Lease, sql::statement::Effect, wire::backend::Status,
 };
 use smallvec::SmallVec;
 
@@ -28,6 +28,8 @@ pub(super) struct Link {
     pub(super) opaque: bool,
     /// The transaction's time, number or snapshot was asked for here.
     pub(super) named: bool,
+    /// The transaction has declared a cursor here.
+    pub(super) cursors: bool,
     /// What was done in the transaction keeps PostgreSQL from preparing it: NOTIFY, temporary tables and the like.
     pub(super) unpreparable: bool,
     /// A Query came in the middle of an extended batch: PostgreSQL 18 answers the statement behind with XX000
@@ -57,6 +59,18 @@ impl Link {
     /// The connection.
     pub(super) fn stream(&mut self) -> &mut Stream {
         &mut self.lease.stream
+    }
+
+    /// A statement of the transaction is sent here.
+    pub(super) fn sends(&mut self, statement: &StatementPlan) {
+        self.named |= statement.names_transaction;
+        self.cursors |= matches!(statement.effect, Effect::Declare { .. });
+    }
+
+    /// The transaction is over.
+    pub(super) fn transaction_ended(&mut self) {
+        self.savepoints.clear();
+        (self.named, self.cursors, self.unpreparable) = (false, false, false);
     }
 
     /// Whether a statement is prepared here, or is being prepared.

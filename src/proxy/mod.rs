@@ -22,6 +22,7 @@ pub mod replication;
 pub mod reply;
 mod request;
 mod resetting;
+mod scatter;
 pub mod session;
 mod several;
 mod simple;

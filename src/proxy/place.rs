@@ -105,6 +105,14 @@ impl Session {
         if statement.names_transaction {
             self.may_name_at(place.shard)?;
         }
+        if statement.effect == Effect::Cursor
+            && let Some(shard) = self.shard_of_cursors()?
+        {
+            return Ok(Place {
+                shard,
+                hold: Hold::Bound,
+            });
+        }
         match bound {
             // The shared listeners hear every shard.
             Some(shard)
@@ -215,6 +223,10 @@ impl Session {
 
     /// Makes the link a backend at that place, giving up one that is not bound.
     pub(super) async fn reach(&mut self, place: Place) -> Result<(), Stop> {
+        if self.scattered.is_some() {
+            // Its backends are not held while others are waited for.
+            Box::pin(self.leave_scattered()).await?;
+        }
         if let Some(link) = &self.link {
             let same = link.shard == place.shard;
             let aside = matches!(link.hold, Hold::Aside | Hold::AsideTransaction)

@@ -56,8 +56,8 @@ impl Session {
                 break;
             };
             let here = (bytes.len() - at).min(header.size);
-            if here < header.size && !may_be_partial(header) {
-                if header.size > LONGEST_WHOLE {
+            if here < header.size && !may_be_partial(header, self.compares()) {
+                if header.size > LONGEST_DESCRIPTION {
                     return Err(broken(&"a message is too long"));
                 }
                 break;
@@ -99,7 +99,8 @@ impl Session {
                 forward,
             };
             if header.tag == b't' {
-                self.half_described = self.is_for_us(header).then(|| body.into());
+                let named = matches!(self.pipeline.notes().next(), Some(Note::Described(_)));
+                self.half_described = named.then(|| body.into());
             }
             if !matches!(event, Event::None) || self.pipeline.made_is_next() {
                 self.client.out().extend_from_slice(&bytes[run..at]);
@@ -160,14 +161,14 @@ impl Session {
             Event::Done(Request::Describe, Note::Described(prepared)) => {
                 let rows = (header.tag == b'T').then_some(body);
                 let parameters = self.half_described.take();
-                if let (Some(parameters), true) = (parameters, header.size <= LONGEST_WHOLE) {
+                if let Some(parameters) = parameters {
                     self.described(&prepared, Some(&parameters), rows)?;
                 }
             }
             Event::Done(Request::Describe, Note::DescribedPortal(prepared)) => {
                 // Drivers may keep the first answer for all that follow.
                 let first = header.tag == b'T' && !prepared.told.has_columns();
-                if first && header.size <= LONGEST_WHOLE {
+                if first {
                     self.described(&prepared, None, Some(body))?;
                 }
             }
@@ -205,11 +206,10 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the ParameterDescription is of a statement that is compared from backend to backend; one that is too
-    /// long to be held is not.
-    fn is_for_us(&self, header: Header) -> bool {
-        header.size <= LONGEST_WHOLE
-            && matches!(self.pipeline.notes().next(), Some(Note::Described(_)))
+    /// Whether the next description is of a statement that is compared from backend to backend, so that it is held whole.
+    fn compares(&self) -> bool {
+        let next = self.pipeline.notes().next();
+        matches!(next, Some(Note::Described(_) | Note::DescribedPortal(_)))
     }
 
     /// A statement has been described: to the client, or only to us.
@@ -353,11 +353,13 @@ impl Session {
 }
 
 /// Frames of these types need not be looked into: they pass on as they arrive, however long they are.
-fn may_be_partial(header: Header) -> bool {
+fn may_be_partial(header: Header, compares: bool) -> bool {
     match header.tag {
         b'D' | b'd' | b'V' | b'N' | b'A' => true,
-        // Whether it is the end of the connection is looked up in it; what a statement was described as is kept.
-        b'E' | b'T' | b't' => header.size > LONGEST_WHOLE,
+        // What a statement was described as is kept.
+        b'T' | b't' => !compares && header.size > LONGEST_WHOLE,
+        // Whether it is the end of the connection is looked up in it.
+        b'E' => header.size > LONGEST_WHOLE,
         _ => false,
     }
 }
@@ -370,3 +372,5 @@ fn is_fatal(body: &[u8]) -> bool {
 
 /// Longest frame that is held until it is whole.
 const LONGEST_WHOLE: usize = 64 * 1024;
+/// Longest description of a statement: 65,535 parameters are 256 kB, 1,664 columns with the longest names less.
+const LONGEST_DESCRIPTION: usize = 512 * 1024;

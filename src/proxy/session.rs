@@ -22,6 +22,7 @@ use super::{
     numbers::Drew,
     prepared::Prepared,
     reply::session as reply,
+    scatter::Scattering,
     several::Several,
     spread::WritingPortal,
     sql_prepared::Renamed,
@@ -160,6 +161,8 @@ pub struct Session {
     pub(super) parked: Vec<Box<Link>>,
     /// Backends that are at work on one statement together.
     pub(super) fan: Option<Box<Fan>>,
+    /// A portal whose rows come from all of them.
+    pub(super) scattered: Option<Box<Scattering>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -486,6 +489,7 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         named: false,
+                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -915,6 +919,7 @@ impl Session {
         self.renamed = None;
         if status == Status::Idle {
             self.portals.clear();
+            self.scattered = None;
             self.tally.transactions += 1;
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
@@ -935,9 +940,7 @@ impl Session {
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
-            link.savepoints.clear();
-            link.unpreparable = false;
-            link.named = false;
+            link.transaction_ended();
             if changed {
                 link.lease.applied = link.at_begin.clone();
             }

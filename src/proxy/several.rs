@@ -223,6 +223,22 @@ impl Session {
         ))
     }
 
+    /// The shard on which the transaction over several has declared its cursors.
+    pub(super) fn shard_of_cursors(&self) -> Result<Option<ShardId>, Notice> {
+        if !self.several.is_several() {
+            return Ok(None);
+        }
+        let links = self.link.iter().chain(&self.several.enlisted);
+        let mut shards = links.filter(|link| link.cursors).map(|link| link.shard);
+        match (shards.next(), shards.next()) {
+            (Some(first), Some(second)) => Err(reply::cursors_over_several(
+                self.database.shard_name(first),
+                self.database.shard_name(second),
+            )),
+            (found, _) => Ok(found),
+        }
+    }
+
     fn stays(&self, shard: ShardId) -> Option<Stays> {
         let Some(begun) = &self.several.begun else {
             return Some(Stays::Implicit);
@@ -313,6 +329,7 @@ impl Session {
             savepoints: here.savepoints.clone(),
             opaque: false,
             named: false,
+            cursors: false,
             unpreparable: false,
             spent: false,
             listens: false,

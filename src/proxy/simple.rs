@@ -156,12 +156,17 @@ impl Session {
         if let [statement] = plan.statements.as_slice()
             && let Some(shares) = self.spreads(statement, values)?
         {
-            return self.query_spread(plan, shares, values).await;
+            return Box::pin(self.query_spread(plan, shares, values)).await;
         }
-        let Some(scatter) = self.scatters(plan, values) else {
-            return Err(refused.into());
-        };
-        self.query_gathered(&scatter, values.text).await
+        if let Some(scattered) = self.streams(plan, values)
+            && self.query_scattered(&scattered, values.text).await?
+        {
+            return Ok(());
+        }
+        match self.scatters(plan, values) {
+            Some(scatter) => Box::pin(self.query_gathered(&scatter, values.text)).await,
+            None => Err(refused.into()),
+        }
     }
 
     async fn query_gathered(&mut self, scatter: &Scatter, text: &[u8]) -> Result<(), Stop> {
@@ -183,7 +188,7 @@ impl Session {
         frontend::put_query(link.lease.stream.out(), own.as_deref().unwrap_or(text));
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
-        link.named |= plan.statements.iter().any(|one| one.names_transaction);
+        plan.statements.iter().for_each(|one| link.sends(one));
         link.opaque |= plan
             .statements
             .iter()

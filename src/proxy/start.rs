@@ -200,7 +200,7 @@ fn register(entered: &login::Session, shared: &Shared) -> Option<Registered> {
 }
 
 /// Of what was said while the first backend was made ready, the client is told notices, and what is less only if it asked
-/// for that: whoever had the backend before may have. Its settings come whole.
+/// for that: whoever had the backend before may have. Settings come whole, later.
 fn keep_notices(out: &mut Vec<u8>, asks_for_more: bool) {
     let mut kept = Vec::new();
     let mut rest = out.as_slice();
@@ -274,6 +274,7 @@ impl Session {
             link: None,
             parked: Vec::new(),
             fan: None,
+            scattered: None,
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),
@@ -322,16 +323,16 @@ impl Session {
     /// Tells a new client what PostgreSQL tells: its settings as the server has them, a cancel key, and ReadyForQuery.
     async fn welcome(&mut self, settings: Vec<Setting>) -> Result<(), End> {
         let base = self.startup_settings(settings)?;
+        let asks_for_more = matches!(base.get("client_min_messages"), Some(Value::Config(level))
+            if !matches!(level.to_ascii_lowercase().as_str(), "notice" | "warning" | "error"));
+        if asks_for_more {
+            // What is said while the settings of whoever was there before are taken back is nobody's.
+            self.greet().await?;
+        }
         self.parameters = Parameters::new(base);
         self.welcoming = true;
-        let reached = self.link_to(self.any, super::link::Hold::Loose).await?;
+        self.greet().await?;
         self.welcoming = false;
-        if let Err(words) = reached {
-            return Err(End::Told(Box::new(words.fatal())));
-        }
-        let level = self.parameters.wanted().get("client_min_messages");
-        let asks_for_more = matches!(level, Some(Value::Config(level))
-            if !matches!(level.to_ascii_lowercase().as_str(), "notice" | "warning" | "error"));
         keep_notices(self.client.out(), asks_for_more);
         if let Some(link) = &self.link {
             self.reported = link.lease.reported.clone();
@@ -360,6 +361,12 @@ impl Session {
         });
         put_ready(out, Status::Idle);
         Ok(())
+    }
+
+    /// Gets a first backend, which is told the settings as they are known so far.
+    async fn greet(&mut self) -> Result<(), End> {
+        let reached = self.link_to(self.any, super::link::Hold::Loose).await?;
+        reached.map_err(|words| End::Told(Box::new(words.fatal())))
     }
 
     /// Asks for the settings that routing depends on and that the role or the database may have set. The client's own

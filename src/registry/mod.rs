@@ -57,6 +57,8 @@ pub struct Registry {
     home: ShardId,
     names: Arc<[String]>,
     controls: Vec<Control>,
+    /// To the home shard, for heartbeats alone: nothing else makes one late.
+    pulse: Control,
     known: ArcSwap<Known>,
 }
 
@@ -80,6 +82,7 @@ impl Registry {
     fn of(database: &Database, credentials: &Credentials) -> Self {
         let limit = database.pool.connect_timeout;
         let shards = database.shards.iter();
+        let home = &database.shards[database.snapshot.home.index()];
         let unasked = shards
             .clone()
             .map(|shard| Err(unasked(&shard.name)))
@@ -91,6 +94,7 @@ impl Registry {
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
                 .collect(),
+            pulse: Control::new(&home.primary, credentials, limit),
             known: ArcSwap::from_pointee(Known {
                 installation: None,
                 shards: unasked,
@@ -171,7 +175,15 @@ impl Registry {
     /// # Errors
     /// [`AskError`].
     pub async fn beat(&self, me: Me) -> Result<Vec<Proxy>, AskError> {
-        proxies::beat(self.lease(self.home).await?, me).await
+        proxies::beat(self.pulse.lease().await?, me).await
+    }
+
+    /// Says on the home shard that this process is there no more.
+    ///
+    /// # Errors
+    /// [`AskError`]: its silence will tell.
+    pub async fn leave(&self, me: Me) -> Result<(), AskError> {
+        proxies::leave(self.pulse.lease().await?, me).await
     }
 
     /// Asks every shard at once whether it can take part, and makes or renews its schema where it may. From the first time

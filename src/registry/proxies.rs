@@ -27,6 +27,7 @@ ON CONFLICT (incarnation) DO UPDATE SET heartbeat = now(), number = excluded.num
 const EVERYBODY: &str = "\
 SELECT incarnation, number, version, address, started, heartbeat, \
        heartbeat > now() - make_interval(secs => $1) FROM shardway.proxy ORDER BY started, incarnation";
+const LEAVE: &str = "DELETE FROM shardway.proxy WHERE incarnation = $1";
 const FORGET: &str =
     "DELETE FROM shardway.proxy WHERE heartbeat < now() - make_interval(secs => $1)";
 
@@ -48,6 +49,18 @@ pub(super) async fn beat(lease: Lease, me: Me) -> Result<Vec<Proxy>, AskError> {
     .await?;
     lease.done();
     Ok(proxies)
+}
+
+/// Says that this process is there no more.
+pub(super) async fn leave(lease: Lease, me: Me) -> Result<(), AskError> {
+    errand(async {
+        let incarnation = format!("{:016x}", me.incarnation);
+        lease.execute(LEAVE, &[&incarnation]).await?;
+        Ok(())
+    })
+    .await?;
+    lease.done();
+    Ok(())
 }
 
 fn proxy(row: &tokio_postgres::Row, me: Me) -> Result<Proxy, AskError> {

@@ -27,6 +27,10 @@ pub trait Service: Send + Sync + 'static {
     fn maintain(&self);
     /// Asks the servers what the configuration does not say.
     fn learn(self: Arc<Self>, settings: Arc<Settings>) -> Serving;
+    /// The process ends, and nobody is served any more.
+    fn leave(self: Arc<Self>) -> Serving {
+        Box::pin(std::future::ready(()))
+    }
     /// How each database's cache of plans does, by name.
     fn plan_caches(&self) -> Vec<(String, Stats)>;
     /// Hands over the console that the console database serves; called once, before the first client.

@@ -8,6 +8,8 @@ use crate::{
     admin::Console,
     config::settings::{self, Settings},
     entropy,
+    inspect::at_once,
+    metrics::sessions::Wanted,
     net::{
         login::{Entrance, LoginContext, Place},
         tls::{ClientTls, ServerTls},
@@ -173,6 +175,12 @@ impl Service for Sessions {
         self.logins.store(Arc::new(logins));
         // After the stores: a session that sees the new number finds the new databases.
         shared.generation.fetch_add(1, Ordering::Release);
+        for session in shared.metrics.sessions.list() {
+            if session.replication.is_some() {
+                // Others look when they are asked something; these may wait for bytes for ever.
+                session.ask(Wanted::Nothing);
+            }
+        }
         for pool in replaced.iter().flat_map(|database| database.pools()) {
             pool.pool.retire();
         }
@@ -207,6 +215,14 @@ impl Service for Sessions {
                 }
             };
             drop(tokio::time::timeout(super::FIRST_LOOK, looked).await);
+        })
+    }
+
+    fn leave(self: Arc<Self>) -> Serving {
+        Box::pin(async move {
+            let databases = self.shared.databases.load_full();
+            let leaving = databases.values().map(|it| it.coordinator.leave());
+            at_once(leaving.collect()).await;
         })
     }
 

@@ -15,12 +15,12 @@ use crate::{
     inspect::AskError,
     metrics::{
         Metrics,
-        transactions::{Distributed, Outcome},
+        transactions::{Distributed, Outcome, Proxy},
     },
     registry::{Me, NotReady, Registry},
 };
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 /// How soon a server that could not say is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -39,6 +39,8 @@ pub struct Coordinator {
     retention: Duration,
     view: Arc<Distributed>,
     standing: watch::Sender<Standing>,
+    /// Held for a heartbeat.
+    pulse: Mutex<()>,
 }
 
 /// Whether recovery goes on.
@@ -49,6 +51,8 @@ enum Standing {
     Working,
     /// The database was replaced: its successor recovers.
     Retired,
+    /// The process ends: it has said so.
+    Gone,
 }
 
 /// A transaction over several shards; live, so that recovery leaves it alone, until it is dropped.
@@ -97,6 +101,7 @@ impl Coordinator {
             retention: database.two_phase_retention,
             view,
             standing: watch::Sender::new(Standing::New),
+            pulse: Mutex::default(),
         })
     }
 
@@ -123,7 +128,26 @@ impl Coordinator {
     /// Whether rounds are another's.
     #[must_use]
     pub fn is_retired(&self) -> bool {
-        *self.standing.borrow() == Standing::Retired
+        match *self.standing.borrow() {
+            Standing::New | Standing::Working => false,
+            Standing::Retired | Standing::Gone => true,
+        }
+    }
+
+    /// The process ends: the others need not wait for its silence. Not while one of its transactions is live.
+    pub async fn leave(&self) {
+        self.standing.send_replace(Standing::Gone);
+        // A heartbeat that is on its way must not come after this.
+        let _turn = self.pulse.lock().await;
+        let Some(registry) = self.registry.as_ref().filter(|it| it.is_known()) else {
+            return;
+        };
+        if self.incarnation.is_idle()
+            && let Err(problem) = registry.leave(self.me(None)).await
+        {
+            let database = registry.database();
+            tracing::debug!(database, %problem, "the home shard was not told of the end");
+        }
     }
 
     /// Begins a transaction that `decider` decides and in which `others` are prepared, for the role `owner`, as which all
@@ -222,16 +246,27 @@ impl Coordinator {
 
     /// Says on the home shard that this process is there; `number` is its `server.id`. Nothing before the first round.
     pub async fn beat(&self, number: Option<u8>) {
-        let Some(registry) = self.registry.as_ref().filter(|it| it.is_known()) else {
-            return;
-        };
-        match registry.beat(self.me(number)).await {
-            Ok(proxies) => self.view.set_proxies(proxies),
-            Err(problem) => {
-                let database = registry.database();
-                tracing::warn!(database, %problem, "the home shard does not take this proxy's heartbeat");
-            }
+        if let Some(registry) = self.registry.as_ref().filter(|it| it.is_known())
+            && let Err(problem) = self.beat_once(registry, number).await
+        {
+            let database = registry.database();
+            tracing::warn!(database, %problem, "the home shard does not take this proxy's heartbeat");
         }
+    }
+
+    /// Who is there, this process among them, unless it has left.
+    async fn beat_once(
+        &self,
+        registry: &Registry,
+        number: Option<u8>,
+    ) -> Result<Vec<Proxy>, AskError> {
+        let _turn = self.pulse.lock().await;
+        if *self.standing.borrow() == Standing::Gone {
+            return Ok(self.view.proxies());
+        }
+        let proxies = registry.beat(self.me(number)).await?;
+        self.view.set_proxies(proxies.clone());
+        Ok(proxies)
     }
 
     /// Looks whether the shards can take part in transactions over several, and finishes what was left in doubt, by
@@ -252,10 +287,7 @@ impl Coordinator {
         let Ok(installation) = registry.ready([]) else {
             return;
         };
-        let proxies = registry.beat(me).await;
-        if let Ok(proxies) = &proxies {
-            self.view.set_proxies(proxies.clone());
-        }
+        let proxies = self.beat_once(registry, number).await;
         let round = recover::Round {
             registry,
             installation,

@@ -57,6 +57,11 @@ impl Incarnation {
         self.lock().contains(&number)
     }
 
+    /// Whether no transaction is live.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -380,6 +380,23 @@ fn nobody_enters_while_the_server_that_knows_them_is_away() {
     assert_enters(&ann, "ann");
 }
 
+#[test]
+fn who_has_to_wait_makes_no_server_look_anybody_up() {
+    let servers = Servers::start(Auth::Scram);
+    servers.role("ann", "secret");
+    let proxy = servers.serve(
+        "failed_logins = 1\nfailed_login_delay = \"1h\"",
+        "auth_query = true",
+        "",
+    );
+    assert_refused(&config(&proxy, "ann", "wrong"), "ann");
+    servers.sandbox.cluster(0).stop();
+    let error = asks(&config(&proxy, "ann", "secret"), ON_S1).unwrap_err();
+    let said = error.as_db_error().unwrap_or_else(|| panic!("{error:?}"));
+    assert_eq!(said.code().code(), "28000", "{said:?}");
+    assert!(said.hint().unwrap_or_default().starts_with("Try again in"));
+}
+
 /// Whether a user can listen.
 fn listens(config: &Config) -> Result<(), tokio_postgres::Error> {
     block_on(async { open_session(config).await?.batch_execute("LISTEN c").await })

@@ -21,22 +21,23 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 struct Serving {
     port: u16,
     http: SocketAddr,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Serving {
     fn start(databases: &str) -> Self {
         let text = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 1\n{databases}\
-             [users.ops]\nauth = \"trust\"\nconsole = \"stats\"\n"
+             [users.ops]\nauth = \"trust\"\nconsole = \"admin\"\n"
         );
         let read = move || load::load_str("test.toml", &text, Path::new("."));
         let settings = read().unwrap_or_else(|errors| panic!("{}", errors.render()));
         let (told, ready) = mpsc::channel();
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             let reload: server::Reload =
                 Arc::new(move || read().map_err(|errors| errors.to_string()));
             let tell = move |bound| told.send(bound).unwrap();
-            block_on(server::run(settings, reload, server::sessions, tell))
+            block_on(server::run(settings, reload, server::sessions, tell)).unwrap();
         });
         let bound = ready.recv().unwrap();
         let Listen::Tcp(address) = bound.listen[0] else {
@@ -45,7 +46,13 @@ impl Serving {
         Self {
             port: address.port(),
             http: bound.http.unwrap(),
+            thread,
         }
+    }
+
+    /// Waits for its end, which was asked for.
+    fn end(self) {
+        self.thread.join().unwrap();
     }
 
     async fn client(&self, user: &str, database: &str) -> Client {
@@ -143,6 +150,27 @@ fn what_dead_proxies_left_is_finished_and_shown() {
         serving
             .counts("shardway_transactions_in_doubt{database=\"app\"} 0")
             .await;
+    });
+}
+
+#[test]
+fn a_proxy_that_ends_in_order_says_so() {
+    block_on(async {
+        let stage = Stage::new().await;
+        let serving = Serving::start(&stage.configuration([("s0", 0), ("s1", 1)], ""));
+        serving.counts("shardway_proxies{database=\"app\"} 1").await;
+        let console = serving.client("ops", "shardway").await;
+        console.batch_execute("SHUTDOWN").await.unwrap();
+        drop(console);
+        let proxies = || stage.ask(DECIDER, "SELECT incarnation FROM shardway.proxy");
+        let left = async {
+            while !proxies().await.is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, left).await.unwrap();
+        serving.end();
+        assert_eq!(proxies().await, [""; 0], "no heartbeat comes after");
     });
 }
 

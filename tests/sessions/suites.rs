@@ -56,12 +56,7 @@ fn a_described_statement_whose_columns_have_changed_is_refused_on_every_backend(
         for _ in 0..3 {
             seen.extend(stage.step(&batch().call("a", &["0"]).sync().0, 1));
             // PostgreSQL tells the parameters before it finds that the columns are not the same.
-            let described = stage.step(&batch().describe("a").sync().0, 1);
-            seen.extend(
-                described
-                    .into_iter()
-                    .filter(|answer| !answer.starts_with("t ")),
-            );
+            seen.extend(stage.step(&batch().describe("a").sync().0, 1));
         }
         // What is parsed now is of the types that the table has now.
         seen.extend(types(&prepare(stage, "b", &sql)));

@@ -410,7 +410,16 @@ fn constraints_are_deferred_on_every_shard() {
         "set constraints all immediate",
         "select 1",
         "rollback",
+        "begin",
+        "set constraints all deferred",
+        "insert into child values (2, 2)",
+        // Violated on the other shard only.
+        "insert into t values (102, 1)",
+        "set constraints all immediate",
+        "select n from t where id = 102",
+        "commit",
     ]);
+    assert_eq!(stand.ids(), ["1", "", ""]);
     assert_eq!(stand.seen("select count(*) from child"), ["1", "1", "0"]);
     stand.at_rest();
 }
@@ -574,27 +583,63 @@ fn a_client_that_leaves_takes_its_transactions_with_it() {
 #[test]
 fn backends_serve_others_after_a_transaction_over_several_shards() {
     let mut stand = stand_with("shared", "size = 1", CONTROL);
-    let mut other = stand.proxy.client();
+    for id in [1, 101, 201] {
+        stand.run(&[&format!("insert into t values ({id}, 1)")]);
+    }
+    let name = |id| format!("select current_setting('application_name') from t where id = {id}");
+    let mut others: Vec<Client> = ["second", ""]
+        .map(|name| {
+            let mut other = stand.proxy.client();
+            other.ask(&query(&format!("set application_name = '{name}'")));
+            other
+        })
+        .into();
     stand.run(&["set application_name = 'first'"]);
     for end in ["rollback", "commit"] {
         stand.run(&[
             "begin",
-            "set application_name = 'second'",
             "select n from t where id = 1",
+            "set application_name = 'second'",
             "select n from t where id = 101",
+            "select n from t where id = 201",
             "set local work_mem = '8MB'",
             end,
         ]);
         for id in [1, 101, 201] {
-            let sql = format!(
-                "select current_setting('application_name') || current_setting('work_mem'), n from t right join (select 1) o on true where id = {id} or id is null"
-            );
-            let answers = other.ask(&query(&sql.replace("t right join", "t left join")));
-            assert!(!answers[0].starts_with("E "), "{answers:?}");
+            assert_eq!(others[0].value(&name(id)), "second");
+            assert_eq!(others[1].value(&name(id)), "", "another's settings");
         }
-        let name = other.value("show application_name");
-        assert_eq!(name, "", "another's settings");
+        let own = if end == "commit" { "second" } else { "first" };
+        for id in [1, 101, 201] {
+            assert_eq!(stand.clients.1.value(&name(id)), own);
+        }
     }
+}
+
+#[test]
+fn a_cursor_is_found_from_other_shards() {
+    let mut stand = stand("cursors");
+    stand.all_alike(&[
+        "insert into t values (1, 7)",
+        "insert into t values (101, 8)",
+        "begin",
+        "declare c cursor for select n from t where id = 1",
+        "update t set n = 9 where id = 101",
+        "fetch c",
+        "select n from t where id = 101",
+        "close c",
+        "fetch c",
+        "rollback",
+    ]);
+    stand.run(&[
+        "begin",
+        "declare c cursor for select n from t where id = 1",
+        "declare d cursor for select n from t where id = 101",
+    ]);
+    let refused = stand.ask("fetch c");
+    assert!(refused[0].starts_with("E ERROR 0A000"), "{refused:?}");
+    stand.run(&["rollback"]);
+    stand.at_rest();
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod life;
 #[path = "../oracle/random.rs"]
 mod random;
 mod stage;
+mod wide;
 mod wire;
 
 use client::batch;

@@ -114,6 +114,26 @@ fn lose(victims: &[Victim]) {
 }
 
 #[test]
+fn a_server_that_stays_away_leaves_the_commit_in_doubt_until_it_is_back() {
+    let stage = Stage::open();
+    block_on(async {
+        let proxy = stage.proxy();
+        // The decider at its COMMIT: nobody knows; another behind the decision: it is committed.
+        for (point, shard, committed) in [("deciding", DECIDER, false), ("decided", 0, true)] {
+            let number = stage.number();
+            let told = stage
+                .transfer_to(&proxy, number, point, || stage.kill(shard))
+                .await;
+            assert_eq!(told, Told::Doubtful, "{point}");
+            stage.revive(shard);
+            stage.settles().await;
+            assert_eq!(stage.present(number).await, committed, "{point}");
+        }
+        stage.adds_up().await;
+    });
+}
+
+#[test]
 fn transfers_go_on_while_everything_dies() {
     let stage = Arc::new(Stage::open());
     let seconds = if all() { 120 } else { 10 };

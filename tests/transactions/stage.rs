@@ -141,14 +141,21 @@ impl Stage {
     pub(crate) fn lose(&self, victim: Victim, shard: usize, number: u64) {
         match victim {
             Victim::Server => {
-                let cluster = self.sandbox.cluster(shard);
-                cluster.kill();
-                cluster.start().unwrap();
+                self.kill(shard);
+                self.revive(shard);
             }
             Victim::Connection => {
                 self.terminate(shard, &format!("application_name = 'transfer {number}'"));
             }
         }
+    }
+
+    pub(crate) fn kill(&self, shard: usize) {
+        self.sandbox.cluster(shard).kill();
+    }
+
+    pub(crate) fn revive(&self, shard: usize) {
+        self.sandbox.cluster(shard).start().unwrap();
     }
 
     pub(crate) fn lose_all_connections(&self, shard: usize) {

@@ -1,4 +1,4 @@
-//! SHOW DATABASES, USERS, CONFIG, LISTS, STATE: what the process was told, and how many of everything there is. No secrets.
+//! SHOW DATABASES, USERS, PEERS, CONFIG, LISTS, STATE: what the process was told, and how many of everything there is. No secrets.
 
 use super::{Cell, Table, databases as all_databases, host_word, mode_word, tls_word};
 use crate::{
@@ -85,6 +85,36 @@ pub(super) fn databases(console: &Console) -> Table {
             0_u64.into(),
             database.shards.len().into(),
             database.snapshot.epoch.0.into(),
+        ]);
+    }
+    table
+}
+
+/// This proxy is one of them, without a host.
+pub(super) fn peers(console: &Console) -> Table {
+    let names = ["peer_id", "host", "port", "pool_size", "tls", "own"];
+    let mut table = Table::new(&names, &["peer_id", "port", "pool_size"]);
+    let settings = console.settings.load();
+    let own = settings.server.id;
+    if let Some(own) = own {
+        let number = u64::from(own).into();
+        table.row([
+            number,
+            Cell::Null,
+            Cell::Null,
+            Cell::Null,
+            Cell::Null,
+            "yes".into(),
+        ]);
+    }
+    for (number, address) in &settings.server.peers {
+        table.row([
+            u64::from(*number).into(),
+            host_word(&address.host).into(),
+            address.port.into(),
+            Cell::Null,
+            tls_word(address.tls).into(),
+            "no".into(),
         ]);
     }
     table

@@ -306,3 +306,23 @@ fn times_are_written_as_dates() {
     }
     assert_eq!(civil(11_017), (2000, 3, 1));
 }
+
+#[test]
+fn peers_are_the_proxies_of_the_configuration_and_this_one() {
+    let console = console();
+    let peers = || {
+        console
+            .execute("SHOW PEERS", ConsoleRole::Stats, now())
+            .expect("SHOW is for stats users")
+    };
+    assert!(peers().rows.is_empty());
+    let mut settings = Settings::clone(&console.settings.load());
+    settings.server.id = Some(1);
+    settings.server.peers.insert(2, shard("other").primary);
+    console.settings.store(Arc::new(settings));
+    let reply = peers();
+    assert_eq!(value(&reply, ("peer_id", "1"), "own"), Some("yes"));
+    assert_eq!(value(&reply, ("peer_id", "1"), "host"), None);
+    assert_eq!(value(&reply, ("peer_id", "2"), "host"), Some("10.0.0.1"));
+    assert_eq!(value(&reply, ("peer_id", "2"), "port"), Some("5432"));
+}

@@ -11,7 +11,7 @@ use crate::{
     clock::{Clock, Duration, Instant},
     config::settings::Secret,
     metrics::Metrics,
-    net::transport::Peer,
+    net::{effort::Effort, transport::Peer},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,6 +35,7 @@ pub struct Entrance {
     waiting: Mutex<Waiting>,
     left: Notify,
     verifiers: Mutex<HashMap<String, (Secret, Arc<Verifier>)>>,
+    pub(super) effort: Effort,
 }
 
 /// Who is logging in, oldest first.
@@ -62,6 +63,7 @@ impl Entrance {
             waiting: Mutex::default(),
             left: Notify::new(),
             verifiers: Mutex::default(),
+            effort: Effort::default(),
         })
     }
 

@@ -152,6 +152,11 @@ impl Lookups {
     }
 }
 
+/// Whether a server may have to be asked for who wants to enter.
+pub(super) fn is_looked_up(listed: Option<&Arc<User>>) -> bool {
+    listed.is_none_or(|user| matches!(user.auth, ClientAuth::Found | ClientAuth::FoundPassword))
+}
+
 /// Finds out who wants to enter.
 ///
 /// # Errors
@@ -161,13 +166,12 @@ pub(super) async fn candidate(
     entry: &Entry,
     listed: Option<&Arc<User>>,
 ) -> Result<Candidate, Refusal> {
-    let is_found = |user: &User| matches!(user.auth, ClientAuth::Found | ClientAuth::FoundPassword);
     let not_looked_up = |user: Option<&Arc<User>>| Candidate {
         user: user.cloned(),
         model: None,
         looked_up: None,
     };
-    if listed.is_some_and(|user| !is_found(user)) {
+    if !is_looked_up(listed) {
         return Ok(not_looked_up(listed));
     }
     let lookup = context.lookups.of(context, &entry.database);

@@ -25,6 +25,13 @@ pub(super) struct Entered {
     pub(super) shown: Option<Proof>,
 }
 
+/// Whether an attempt has waited for its turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    ToCome,
+    Taken,
+}
+
 /// What the exchange ended with.
 #[derive(Default)]
 struct Proved {
@@ -46,6 +53,13 @@ pub(super) async fn enter(
     let way = context
         .way(transport, entry, listed.map(Arc::as_ref))
         .map_err(refused)?;
+    let attempt = context.entrance.attempt(transport.peer(), &entry.user);
+    let mut turn = Turn::ToCome;
+    if lookup::is_looked_up(listed) {
+        // A server is not asked about a name for whoever has to wait.
+        wait(attempt, &entry.user, context).await?;
+        turn = Turn::Taken;
+    }
     let candidate = lookup::candidate(context, entry, listed)
         .await
         .map_err(refused)?;
@@ -54,7 +68,15 @@ pub(super) async fn enter(
         .demand(context, way, entry, transport.is_encrypted())
         .map_err(refused)?;
     let mut out = entry.negotiation.clone();
-    let proved = prove(transport, &entry.user, demand, context, &mut out).await;
+    let proved = prove(
+        transport,
+        &entry.user,
+        demand,
+        context,
+        (attempt, turn),
+        &mut out,
+    )
+    .await;
     if let Err(LoginError::Refused(Refusal::Password { .. })) = &proved {
         candidate.failed();
     }
@@ -89,6 +111,7 @@ async fn prove(
     user: &[u8],
     (demand, account): (Demand, Account),
     context: &LoginContext,
+    (attempt, turn): (Attempt, Turn),
     out: &mut Vec<u8>,
 ) -> Result<Received<Proved>, LoginError> {
     let fresh = Fresh {
@@ -103,9 +126,10 @@ async fn prove(
     let Some((mut exchange, ask)) = Exchange::begin(user, demand, account, fresh, end_point) else {
         return Ok(Received::Whole(Proved::default()));
     };
-    let attempt = context.entrance.attempt(transport.peer(), user);
-    // Before the proof is asked for: whoever waits learns nothing by it.
-    wait(attempt, user, context).await?;
+    if turn == Turn::ToCome {
+        // Before the proof is asked for: whoever waits learns nothing by it.
+        wait(attempt, user, context).await?;
+    }
     client_startup::put_ask(out, ask);
     loop {
         transport.write_all(out).await?;
@@ -114,7 +138,13 @@ async fn prove(
         let Received::Whole(body) = read_message(transport).await? else {
             return Ok(Received::Closed);
         };
-        match exchange.handle_message(&body) {
+        let handled = if exchange.takes_effort() {
+            let work = move || exchange.handle_message(&body);
+            context.entrance.effort.spend(work).await?
+        } else {
+            exchange.handle_message(&body)
+        };
+        match handled {
             Ok(Reply::Continue(next, data)) => {
                 client_startup::put_continue(out, data);
                 exchange = next;

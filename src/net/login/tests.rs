@@ -1,6 +1,7 @@
 //! Logins over real sockets: psql and raw bytes against every method, offer and refusal.
 
 mod binding;
+mod effort;
 mod entrance;
 mod places;
 mod rules;

@@ -66,6 +66,7 @@ struct Sent {
 /// Drives a line until nobody wants anything.
 pub(super) async fn run(hub: Arc<Hub>, at: usize) {
     let line = &hub.lines[at];
+    let _driver = Driver { hub: &hub, at };
     let mut pause = FIRST_PAUSE;
     let mut lost_since: Option<Instant> = None;
     loop {
@@ -187,11 +188,9 @@ impl Conversation<'_> {
 
     /// Asks the server for what is new, if anything is.
     fn tell(&mut self, stream: &mut Stream) {
-        let line = &self.hub.lines[self.at];
         let (Changes { listen, unlisten }, waiting) = {
             let mut state = self.hub.lock();
-            let changes = state.changes(self.at);
-            (changes, std::mem::take(&mut *line.waiting()))
+            (state.changes(self.at), state.take_waiting(self.at))
         };
         if listen.is_empty() && unlisten.is_empty() && waiting.is_empty() {
             return;
@@ -306,7 +305,20 @@ impl Conversation<'_> {
         for mailbox in missing {
             mailbox.put(Mail::Lost(Arc::clone(&line.login.listener.shard)));
         }
-        line.waiting().clear();
+    }
+}
+
+/// What drives a line: should it panic, the line rests, and is driven anew by the next LISTEN.
+struct Driver<'a> {
+    hub: &'a Hub,
+    at: usize,
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.hub.lock().ended(self.at);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a database's shared listeners decide: which channels must be listened on, where they are in force, whose
-//! notification it is. Without IO; `M` is where a session's mail goes.
+//! notification it is. Without IO; `M` is where a session's mail goes, `W` what is dropped when what a session waits for
+//! does not come any more.
 //!
 //! ```text
 //!   wanted by a session ──told──▶ LISTEN on its way ──acknowledged, on this line──▶ in force on this line
@@ -7,7 +8,8 @@
 //!          └───────────────────────────── the line is lost ──────────────────────────────┘
 //! ```
 //! What must stay true: a channel is in force only while every line has acknowledged it on the connection that it has
-//! now; a claimed backend is its session's until the claim is given back, and nobody else's.
+//! now; a claimed backend is its session's until the claim is given back, and nobody else's; nobody waits for a line that
+//! is not open.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -19,11 +21,11 @@ pub type MemberId = u64;
 
 /// Channels, who wants them, and what each line has been told.
 #[derive(Debug)]
-pub struct State<M> {
+pub struct State<M, W> {
     channels: HashMap<Arc<str>, Vec<MemberId>, foldhash::fast::RandomState>,
     members: HashMap<MemberId, Member<M>, foldhash::fast::RandomState>,
     next: MemberId,
-    lines: Vec<Line>,
+    lines: Vec<Line<W>>,
     standing: Standing,
     /// Sessions by the line and backend that they may be notifying on.
     claims: HashMap<(usize, u32), u32, foldhash::fast::RandomState>,
@@ -36,9 +38,11 @@ struct Member<M> {
 }
 
 /// One shard's connection.
-#[derive(Debug, Default)]
-struct Line {
+#[derive(Debug)]
+struct Line<W> {
     phase: Phase,
+    /// Sessions that wait until all that was notified before has arrived.
+    waiting: Vec<W>,
     /// Channels that gained their first session or lost their last one since they were looked at.
     changed: Vec<Arc<str>>,
     told: HashSet<Arc<str>, foldhash::fast::RandomState>,
@@ -46,6 +50,20 @@ struct Line {
     /// Sessions that may have missed something since the line was lost.
     missed: Vec<MemberId>,
     failures: u64,
+}
+
+impl<W> Default for Line<W> {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Resting,
+            waiting: Vec::new(),
+            changed: Vec::new(),
+            told: HashSet::default(),
+            in_force: HashSet::default(),
+            missed: Vec::new(),
+            failures: 0,
+        }
+    }
 }
 
 /// Whether these are the listeners of the settings in force.
@@ -75,7 +93,7 @@ pub struct Changes {
     pub unlisten: Vec<Arc<str>>,
 }
 
-impl<M> State<M> {
+impl<M, W> State<M, W> {
     /// Nobody listens; so many lines.
     #[must_use]
     pub fn new(lines: usize) -> Self {
@@ -215,6 +233,27 @@ impl<M> State<M> {
         self.lines[line].phase
     }
 
+    /// Whatever drives the line is gone, and will not say so in another way.
+    pub fn ended(&mut self, line: usize) {
+        self.lost(line);
+        self.lines[line].phase = Phase::Resting;
+    }
+
+    /// A session waits for what was notified on an open line until now; false: there is nothing to wait for.
+    pub fn wait(&mut self, line: usize, waiter: W) -> bool {
+        let line = &mut self.lines[line];
+        let open = line.phase == Phase::Open;
+        if open {
+            line.waiting.push(waiter);
+        }
+        open
+    }
+
+    /// Those who wait, to be told when what is asked of the server now is answered.
+    pub fn take_waiting(&mut self, line: usize) -> Vec<W> {
+        std::mem::take(&mut self.lines[line].waiting)
+    }
+
     /// A line has a connection, which has been told nothing.
     pub fn opened(&mut self, line: usize) {
         let line = &mut self.lines[line];
@@ -237,6 +276,7 @@ impl<M> State<M> {
     pub fn lost(&mut self, line: usize) -> Vec<&M> {
         let state = &mut self.lines[line];
         state.phase = Phase::Opening;
+        state.waiting.clear();
         state.told.clear();
         let in_force = std::mem::take(&mut state.in_force);
         // One that never listened is no better than none; after another a new one is waited for.
@@ -335,7 +375,7 @@ impl<M> State<M> {
 mod tests {
     use super::*;
 
-    fn changes(state: &mut State<&'static str>, line: usize) -> (Vec<String>, Vec<String>) {
+    fn changes(state: &mut State<&'static str, ()>, line: usize) -> (Vec<String>, Vec<String>) {
         let names = |all: Vec<Arc<str>>| {
             let mut names: Vec<String> = all.iter().map(ToString::to_string).collect();
             names.sort();
@@ -346,7 +386,7 @@ mod tests {
     }
 
     fn acknowledge(
-        state: &mut State<&'static str>,
+        state: &mut State<&'static str, ()>,
         line: usize,
         channel: &str,
     ) -> Vec<&'static str> {
@@ -356,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_channel_is_in_force_when_every_line_has_confirmed_it() {
-        let mut state = State::new(2);
+        let mut state: State<&'static str, ()> = State::new(2);
         let id = state.join("one");
         state.want(id, "a");
         assert_eq!(state.wake(), [0, 1]);
@@ -375,7 +415,7 @@ mod tests {
 
     #[test]
     fn the_last_session_that_leaves_a_channel_ends_it() {
-        let mut state = State::new(1);
+        let mut state: State<&'static str, ()> = State::new(1);
         let (one, two) = (state.join("one"), state.join("two"));
         state.want(one, "a");
         state.want(two, "a");
@@ -392,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_channel_given_up_and_wanted_again_is_told_once_more() {
-        let mut state = State::new(1);
+        let mut state: State<&'static str, ()> = State::new(1);
         let id = state.join("one");
         state.want(id, "a");
         state.opened(0);
@@ -408,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_lost_line_concerns_those_whose_channels_were_in_force_there() {
-        let mut state = State::new(2);
+        let mut state: State<&'static str, ()> = State::new(2);
         let (one, two) = (state.join("one"), state.join("two"));
         state.want(one, "a");
         state.want(two, "b");
@@ -425,11 +465,39 @@ mod tests {
 
     #[test]
     fn a_claimed_backend_is_its_sessions() {
-        let mut state: State<&str> = State::new(2);
+        let mut state: State<&str, ()> = State::new(2);
         state.claim(1, 77, 9_000_000);
         assert_eq!(state.notifier(1, 77), 9_000_000);
         assert_eq!(state.notifier(0, 77), 77);
         state.unclaim(1, 77);
         assert_eq!(state.notifier(1, 77), 77);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_line_that_is_not_open() {
+        let mut state: State<&'static str, Arc<()>> = State::new(1);
+        let waiter = Arc::new(());
+        let waits = |state: &mut State<&'static str, Arc<()>>| {
+            let waits = state.wait(0, Arc::clone(&waiter));
+            assert_eq!(waits, Arc::strong_count(&waiter) == 2);
+            waits
+        };
+        assert!(!waits(&mut state), "it rests");
+        state.wake();
+        assert!(!waits(&mut state), "it is being opened");
+        type Ends = fn(&mut State<&'static str, Arc<()>>);
+        let ends: [Ends; 3] = [
+            |state| drop(state.lost(0)),
+            |state| assert!(state.rest(0)),
+            |state| state.ended(0),
+        ];
+        for end in ends {
+            state.opened(0);
+            assert!(waits(&mut state));
+            end(&mut state);
+            assert_eq!(Arc::strong_count(&waiter), 1, "it is told");
+            assert!(!waits(&mut state));
+        }
+        assert_eq!(state.wake(), [0], "it can be driven again");
     }
 }

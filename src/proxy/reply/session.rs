@@ -307,6 +307,18 @@ pub fn role_over_several() -> Notice {
     }
 }
 
+/// FETCH, MOVE or CLOSE in a transaction that has declared cursors on two shards.
+#[must_use]
+pub fn cursors_over_several(first: &str, second: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The transaction has declared cursors on shard \"{first}\" and on shard \"{second}\". (SW301)"
+        )),
+        hint: Some("Use cursors of one shard in a transaction.".to_owned()),
+        ..error("0A000", "cursors on several shards are not supported")
+    }
+}
+
 /// A transaction that cannot be prepared on two of its shards.
 #[must_use]
 pub fn cannot_prepare(first: &str, second: &str) -> Notice {
@@ -539,6 +551,19 @@ pub fn too_many_rows(limit: usize) -> Notice {
     }
 }
 
+/// An EXECUTE of what is not followed.
+#[must_use]
+pub fn execute_of_command() -> Notice {
+    Notice {
+        detail: Some("What it does to the session would not be followed. (SW129)".to_owned()),
+        hint: Some("Send the command itself, or Bind and Execute it.".to_owned()),
+        ..error(
+            "0A000",
+            "EXECUTE of a command that is no query is not supported",
+        )
+    }
+}
+
 /// A table's columns are not those that the statement was made for.
 #[must_use]
 pub fn columns_changed() -> Notice {
@@ -607,6 +632,16 @@ pub fn shard_lost_at_work(shard: &str) -> Notice {
         )),
         hint: Some("Check that its server runs, and repeat the statement.".to_owned()),
         ..error("08006", "a shard was lost while it worked on the statement")
+    }
+}
+
+/// A portal over several shards that was left before its end.
+#[must_use]
+pub fn portal_left() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards at once; another statement, or the end of the batch, has ended that. (SW128)".to_owned()),
+        hint: Some("Read all of its rows, or Execute it again before the next Sync and before another statement.".to_owned()),
+        ..error("0A000", "portal over several shards cannot go on")
     }
 }
 

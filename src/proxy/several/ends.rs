@@ -97,9 +97,7 @@ impl Session {
         );
         self.transaction_ends(committed);
         for link in &mut links {
-            link.savepoints.clear();
-            link.unpreparable = false;
-            link.named = false;
+            link.transaction_ended();
         }
         self.give_links_back(links).await?;
         match ended {
