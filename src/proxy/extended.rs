@@ -137,9 +137,6 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
-                        return Ok(());
-                    }
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
@@ -151,11 +148,8 @@ impl Session {
                 Box::pin(self.at_backend(alone)).await?;
             }
         } else {
-            self.reach(Place {
-                shard: self.link_shard().unwrap_or(self.any),
-                hold: Hold::Loose,
-            })
-            .await?;
+            let (shard, hold) = (self.link_shard().unwrap_or(self.any), Hold::Loose);
+            self.reach(Place { shard, hold }).await?;
         }
         if self.skip {
             return Ok(());
@@ -340,7 +334,7 @@ impl Session {
                 };
             }
             Some(Portal::Writing(_)) => {
-                return Box::pin(self.execute_spread(portal, most as usize)).await;
+                return Box::pin(self.execute_spread(portal, most)).await;
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,

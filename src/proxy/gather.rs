@@ -214,6 +214,9 @@ impl Session {
         bind: &Bind<'_>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        if self.bind_spread(prepared, bind, values).await? {
+            return Ok(());
+        }
         let Some(scatter) = &self.scatters(&prepared.plan, values) else {
             return Err(refused.into());
         };
