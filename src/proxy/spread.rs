@@ -230,9 +230,9 @@ impl Session {
     }
 
     /// Execute of a portal of a write to several shards: the first runs it, and all give rows.
-    pub(super) async fn execute_spread(&mut self, name: &[u8], most: i32) -> Result<(), Stop> {
+    pub(super) async fn execute_spread(&mut self, name: &[u8], most: u32) -> Result<(), Stop> {
         // Zero and below are all.
-        let most = usize::try_from(most).unwrap_or(0);
+        let most = usize::try_from(most.cast_signed()).unwrap_or(0);
         self.settle().await?;
         if self.skip {
             return Ok(());
