@@ -105,7 +105,7 @@ pub struct StatementPlan {
 }
 
 /// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Numbers {
     Apart,
     MayAsk,

@@ -515,6 +515,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Read all rows at once (no fetch size), or restrict the statement to one shard by the shard key.",
     },
     Code {
+        code: "SW129",
+        sqlstate: "0A000",
+        title: "EXECUTE of a command",
+        meaning: "SQL's EXECUTE names what Parse has prepared of a command (BEGIN, RESET, LISTEN, another EXECUTE), or set_config in a transaction over several shards: what it does to the session would not be followed.",
+        what_to_do: "Send the command itself, or Bind and Execute it.",
+    },
+    Code {
         code: "SW131",
         sqlstate: "0A000",
         title: "Sharding cannot hold the schema change",

@@ -560,8 +560,24 @@ fn an_execute_that_is_prepared_itself_outlives_an_error_behind_it() {
         seen.extend(stage.step(&step.0, 1));
         seen.extend(stage.step(&batch().call("named", &[]).sync().0, 1));
         seen.extend(stage.step(&batch().parse("named", "select 2").sync().0, 1));
-        let itself = batch().parse("itself", "execute named").sync();
-        seen.extend(stage.step(&itself.0, 1));
         seen
     });
+}
+
+#[test]
+fn an_execute_of_a_command_is_refused_and_changes_nothing() {
+    let mut stage = Stage::open(Way::Alternating, &[]);
+    let parsed = batch()
+        .parse("begin", "begin")
+        .parse("set", "reset all")
+        .parse("one", "select 1")
+        .parse("nested", "execute one")
+        .sync();
+    stage.step(&parsed.0, 1);
+    for name in ["begin", "set", "nested"] {
+        let seen = stage.query(&format!("execute {name}"));
+        assert!(seen[0].starts_with("E ERROR 0A000"), "{name}: {seen:?}");
+        assert_eq!(seen[1], "Z I");
+    }
+    stage.assert_moves();
 }

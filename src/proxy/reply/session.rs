@@ -551,6 +551,19 @@ pub fn too_many_rows(limit: usize) -> Notice {
     }
 }
 
+/// An EXECUTE of what is not followed.
+#[must_use]
+pub fn execute_of_command() -> Notice {
+    Notice {
+        detail: Some("What it does to the session would not be followed. (SW129)".to_owned()),
+        hint: Some("Send the command itself, or Bind and Execute it.".to_owned()),
+        ..error(
+            "0A000",
+            "EXECUTE of a command that is no query is not supported",
+        )
+    }
+}
+
 /// A table's columns are not those that the statement was made for.
 #[must_use]
 pub fn columns_changed() -> Notice {

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::{
     plan::{Plan, cache::Planned},
+    protocol::pipeline::Origin,
     sql::{executions::Naming, statement::Effect},
-    wire::notice::Notice,
+    wire::{backend::Status, notice::Notice},
 };
 use std::sync::Arc;
 
@@ -171,6 +172,18 @@ impl Session {
             self.statements.insert(name.into(), Arc::clone(&anew));
         }
         Ok(anew)
+    }
+
+    /// Before an EXECUTE is parsed: PostgreSQL keeps the columns of its statement, which must be there.
+    pub(in crate::proxy) fn send_what_it_executes(&mut self, prepared: &Prepared) {
+        let Some(execution) = &prepared.executes else {
+            return;
+        };
+        let id = execution.statement.id;
+        let link = self.link.as_mut();
+        if link.is_some_and(|link| link.status != Status::Failed && !link.knows(id, false)) {
+            self.send_parse(&execution.statement, Origin::Injected);
+        }
     }
 
     /// Makes the link a backend that has the statement, and the one that it executes.

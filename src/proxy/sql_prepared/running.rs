@@ -1,10 +1,6 @@
 //! Where an EXECUTE runs, and what it does to the session: what its statement would do with these values.
 
-use super::super::{
-    prepared::Prepared,
-    reply::{self as wording, session as reply},
-    session::Session,
-};
+use super::super::{prepared::Prepared, reply::session as reply, session::Session};
 use crate::{
     plan::{Route, StatementPlan, Target, Values, unroutable::Unroutable},
     sql::{
@@ -56,8 +52,7 @@ impl Session {
             statement.executes.is_none() && !told_to_all
         });
         let Some(effect) = followed else {
-            let feature = "EXECUTE of a command that is no query";
-            return Err(wording::unroutable(&Unroutable::Unsupported { feature }));
+            return Err(reply::execute_of_command());
         };
         let target = match &outer.target {
             Target::Fixed(Route::Any) => self.target(inner, statement, arguments)?,
@@ -73,8 +68,11 @@ impl Session {
             Within::Itself | Within::ExplainAnalyze => inner.access,
         };
         Ok(StatementPlan {
-            numbers: inner.numbers,
-            ..StatementPlan::new(outer.start..outer.end, effect, access, target)
+            numbers: inner.numbers.max(outer.numbers),
+            effect,
+            access,
+            target,
+            ..outer.clone()
         })
     }
 
@@ -152,13 +150,9 @@ pub(super) fn preparing(outer: &StatementPlan, prepared: &Prepared) -> Statement
         _ => Target::Fixed(Route::Any),
     };
     StatementPlan {
-        numbers: outer.numbers,
-        ..StatementPlan::new(
-            outer.start..outer.end,
-            outer.effect.clone(),
-            Access::Read,
-            target,
-        )
+        access: Access::Read,
+        target,
+        ..outer.clone()
     }
 }
 
