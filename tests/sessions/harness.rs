@@ -30,7 +30,7 @@ pub(crate) fn postgres() -> &'static Cluster {
         };
         Sandbox::builder(env)
             // Proxies live as long as the tests, and keep what idles in their pools.
-            .setting("max_connections", "1000")
+            .setting("max_connections", "3000")
             .start()
             .unwrap()
     };
