@@ -109,17 +109,11 @@ pub fn analyze(
             target,
             numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
-            gather: planner
-                .gather
-                .take()
-                .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            gather: planner.gather.take().filter(|_| queries(&statement.kind)),
             spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
-            combine: planner
-                .combine
-                .take()
-                .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            combine: planner.combine.take().filter(|_| queries(&statement.kind)),
         });
     }
     Plan {
@@ -171,6 +165,11 @@ fn unsettles(effect: &Effect) -> bool {
 /// Whether a statement changes rows, and nothing around it does something else with them.
 fn writes(kind: &Kind) -> bool {
     matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
+}
+
+/// Whether a statement is a query by itself.
+fn queries(kind: &Kind) -> bool {
+    matches!(kind, Kind::Query(_))
 }
 
 /// Whether a statement names tables or functions.

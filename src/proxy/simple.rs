@@ -104,9 +104,6 @@ impl Session {
         self.reach_for(place, statements, listening).await?;
         self.send_pending();
         self.vacate_for(text);
-        if self.several.goes_on() {
-            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
-        }
         self.send_named(text, planned.plan, resolved).await
     }
 
