@@ -428,37 +428,6 @@ fn what_shards_compute_does_not_travel() {
     assert!(answer[0].starts_with("E ERROR 53200"), "{answer:?}");
 }
 
-/// What all statements together hold is given back when it has been computed over, or its client has left.
-#[test]
-fn what_all_statements_hold_is_limited_and_given_back() {
-    let mut stand = stand("parts_total");
-    let big =
-        "insert into t (id, tx) select i, repeat('x', 100000) from generate_series(100, 134) i";
-    stand.shards[2].ask(&query(big));
-    // 3.5 MB are held while the answer is computed: another as large is too much.
-    let slow = "select count(*), min(pg_sleep(0.3)::text) from (select distinct tx, string_agg(tx, '') over () from t where id > 99) s";
-    let all = "select length(string_agg(tx, '')) from t where id > 99";
-    let mut other = stand.proxy.client();
-    other.send(&query(slow));
-    let mut refused = 0;
-    while refused == 0 {
-        let answer = stand.sharded.ask(&query(all));
-        let too_much = answer[0].starts_with("E ERROR 53200");
-        refused += usize::from(too_much);
-        assert!(
-            too_much || answer.iter().any(|line| line == "D 3500000"),
-            "{answer:?}"
-        );
-    }
-    other.answers(1);
-    drop(other);
-    assert_eq!(stand.sharded.value(all), "3500000");
-    for _ in 0..3 {
-        stand.proxy.client().send(&query(slow));
-    }
-    while stand.sharded.ask(&query(all))[0].starts_with("E ERROR 53200") {}
-}
-
 /// A cancel request ends the statement on every shard; one that fails on a shard is ended on the others.
 #[test]
 fn all_shards_stop_when_one_fails_or_the_client_wants_no_more() {
@@ -466,12 +435,12 @@ fn all_shards_stop_when_one_fails_or_the_client_wants_no_more() {
     // Slow to compute where it is large.
     for shard in &mut stand.shards {
         shard.ask(&query(
-            "update t set i8 = case when id > 20 then 300000 else 3 end",
+            "update t set i8 = case when id > 20 then 32000 else 3 end",
         ));
     }
     let working = "select count(*) from pg_stat_activity where datname like 'parts_stop%' and state = 'active' \
                    and query like '%factorial%' and query not like '%pg_stat_activity%'";
-    let slow = "select sum(factorial(i8) % 7) from t where id % 20 = 1";
+    let slow = "select sum(factorial(i8) % 7) from t";
     stand.sharded.send(&query(slow));
     while stand.whole.value(working) != "2" {}
     stand.sharded.cancel(stand.proxy.port);
@@ -485,7 +454,7 @@ fn all_shards_stop_when_one_fails_or_the_client_wants_no_more() {
     drop(other);
     while stand.whole.value(working) != "0" {}
     // One of them fails while others work.
-    let failing = "select sum(factorial(i8) % (i8 - 3)) from t where id % 20 = 1";
+    let failing = "select sum(factorial(i8) % (i8 - 3)) from t";
     let answer = stand.sharded.ask(&query(failing));
     assert!(answer[0].starts_with("E ERROR 22012"), "{answer:?}");
     while stand.whole.value(working) != "0" {}
