@@ -100,14 +100,12 @@ impl Session {
     pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let bind = self.bind_of(body)?;
         self.settle_effects().await?;
+        self.unbind_scattered(bind.portal).await?;
         if self.skip {
             return Ok(());
         }
-        self.unbind_scattered(bind.portal).await?;
         let prepared = self.prepared(bind.statement).await?;
-        let prepared = self.executes_now(bind.statement, prepared)?;
-        let prepared = self.planned_anew(bind.statement, prepared);
-        self.tally.binds += 1;
+        let prepared = self.bound_now(bind.statement, prepared)?;
         let values = Values {
             text: &prepared.text,
             slots: &prepared.slots,
@@ -161,6 +159,13 @@ impl Session {
         }
         self.send_bind(&bind, frame, prepared);
         Ok(())
+    }
+
+    /// What a statement that is bound means now.
+    fn bound_now(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Result<Arc<Prepared>, Stop> {
+        let prepared = self.executes_now(name, prepared)?;
+        self.tally.binds += 1;
+        Ok(self.planned_anew(name, prepared))
     }
 
     /// The Bind, of which only the head is there when it passes on as it arrives.
