@@ -1,5 +1,7 @@
 //! What putting rows of shards together costs: bytes a second on one core. `cargo bench --bench merge`.
 
+#![expect(clippy::print_stdout, reason = "a bench reports to its caller")]
+
 mod timing;
 
 use shardway::{

@@ -68,10 +68,7 @@ impl Session {
                 Err(end) => {
                     // What came before it is the client's.
                     self.client.out().extend_from_slice(&bytes[run..at]);
-                    return Err(match end {
-                        End::BackendGone => self.goodbye(body),
-                        other @ (End::Client | End::Told(_)) => other,
-                    });
+                    return Err(self.last_words(end, body));
                 }
             };
             if let (Event::Ready(_), Err(problem)) = (&event, Status::decode(body)) {
@@ -135,6 +132,14 @@ impl Session {
             return Ok((Pass::Swallow, judged.1));
         }
         Ok(judged)
+    }
+
+    /// The end, with what the server says of it.
+    fn last_words(&mut self, end: End, body: &[u8]) -> End {
+        match end {
+            End::BackendGone => self.goodbye(body),
+            other @ (End::Client | End::Told(_)) => other,
+        }
     }
 
     /// An error that nothing asked for: the server ends the connection, in a transaction of the client's or between two.

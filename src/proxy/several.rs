@@ -252,8 +252,8 @@ impl Session {
         if links.any(|link| link.opaque) {
             return Some(Stays::Code);
         }
-        let known = |link: &Box<Link>| link.shard == shard;
-        if self.several.enlisted.iter().any(known) {
+        let enlisted = &self.several.enlisted;
+        if enlisted.iter().any(|link| link.shard == shard) {
             return None;
         }
         if self.mode != PoolMode::Transaction || self.pinned.is_some() {

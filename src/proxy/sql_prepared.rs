@@ -145,6 +145,10 @@ impl Session {
         Ok(Sql::Resolved(Box::new(resolved)))
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm for each way in which a statement names another"
+    )]
     fn resolved(
         &mut self,
         text: &str,
