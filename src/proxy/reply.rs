@@ -529,6 +529,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Unique constraints need the shard key, foreign keys the shard keys of both tables or a reference table; see Schema changes in docs/routing.md.",
     },
     Code {
+        code: "SW132",
+        sqlstate: "01000",
+        title: "Done on some shards only",
+        meaning: "A command that no transaction can hold (VACUUM, CREATE INDEX CONCURRENTLY) runs on one shard after the other, and failed on one of them. The warning says where it is done; the error behind it says why not everywhere.",
+        what_to_do: "Remove the cause and repeat it on the shards where it is not done, by a comment /* shardway: shard=<shard> */ at its start; drop an index that is invalid first.",
+    },
+    Code {
         code: "SW141",
         sqlstate: "0A000",
         title: "Copies would differ",

@@ -50,6 +50,12 @@ impl Spread {
         rows: &[u32],
         time: Option<&str>,
     ) -> Option<Part> {
+        if self.what == What::Change {
+            return Some(Part {
+                text: text.to_owned(),
+                parameters: None,
+            });
+        }
         let layout = Layout::of(text, slots)?;
         let mut edits = match self.time {
             Time::Asked => layout.times(time?)?,
@@ -57,7 +63,7 @@ impl Spread {
         };
         let end = layout.end()?;
         match &self.what {
-            What::Share(_) => Some(Part {
+            What::Share(_) | What::Change => Some(Part {
                 text: edited(text, 0..end, &edits),
                 parameters: None,
             }),
