@@ -24,7 +24,7 @@ use crate::{
     clock::Duration,
     config::settings::{Host, PoolMode},
     plan::{
-        StatementPlan,
+        StatementPlan, Target,
         change::{Changes, Found, New, Reach},
         spread::{Shares, Spread, Time, What},
     },
@@ -87,6 +87,61 @@ impl Session {
     ) -> Result<(), Stop> {
         let done = self.change(statement, text).await;
         self.conclude(done).await
+    }
+
+    /// Whether a Query is nothing but schema changes that one transaction can hold, and what is refused by itself.
+    pub(super) fn may_change_each(&self, statements: &[StatementPlan]) -> bool {
+        let can = |statement: &StatementPlan| match statement.changes.as_deref() {
+            Some(changes) => changes.block == Block::Allowed && self.may_change(statement),
+            None => {
+                let computed = statement.spread.is_some()
+                    || statement.gather.is_some()
+                    || statement.combine.is_some();
+                matches!(statement.target, Target::Refused(_)) && !computed
+            }
+        };
+        let changes = |statement: &StatementPlan| statement.changes.is_some();
+        statements.len() > 1 && statements.iter().any(changes) && statements.iter().all(can)
+    }
+
+    /// Runs a Query of several schema changes in one transaction.
+    pub(super) async fn query_changes(
+        &mut self,
+        statements: &[StatementPlan],
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        let done = self.change_each(statements, text).await;
+        self.conclude(done).await
+    }
+
+    async fn change_each(
+        &mut self,
+        statements: &[StatementPlan],
+        text: &[u8],
+    ) -> Result<Written, Stop> {
+        let mut last: Option<Written> = None;
+        for statement in statements {
+            if let Some(mut before) = last.take() {
+                before.put_rows(0, self.client.out());
+            }
+            let own = text.get(statement.start as usize..statement.end as usize);
+            let own = own.ok_or_else(reply::malformed)?;
+            // The one before may have changed where it runs.
+            let scratch = self.scratch.get_or_insert_default();
+            let plans = &self.database.plans;
+            let planned = plans.plan(own, &[], &self.context, &self.snapshot, scratch);
+            last = match planned.plan.statements.as_slice() {
+                [one] if one.changes.is_some() => Some(self.change(one, own).await?),
+                [
+                    StatementPlan {
+                        target: Target::Refused(why),
+                        ..
+                    },
+                ] => return Err(wording::unroutable(why).into()),
+                _ => return Err(reply::malformed().into()),
+            };
+        }
+        last.ok_or_else(|| reply::malformed().into())
     }
 
     /// Runs the schema change of a portal.

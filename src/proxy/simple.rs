@@ -89,6 +89,9 @@ impl Session {
                     {
                         return Box::pin(self.query_change(statement, text)).await;
                     }
+                    if self.may_change_each(statements) {
+                        return Box::pin(self.query_changes(statements, text)).await;
+                    }
                     if let [statement] = statements
                         && let Some(shares) = self.spreads(statement, &values)?
                     {

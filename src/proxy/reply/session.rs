@@ -616,12 +616,12 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
     Notice {
         severity: "WARNING",
         sqlstate: "01000",
-        message: format!("{command} was done on some shards only"),
-        detail: Some(format!(
-            "It is done on {}, and not on {}. (SW132)",
+        message: format!(
+            "{command} is done on {}, and not on {}",
             done.join(", "),
             rest.join(", ")
-        )),
+        ),
+        detail: Some("It runs on one shard after the other, and one of them failed. (SW132)".to_owned()),
         hint: Some("Remove the cause and repeat it on each of the others: /* shardway: shard=NAME */ before the command. An index that was begun CONCURRENTLY stays there, invalid: drop it first.".to_owned()),
     }
 }
