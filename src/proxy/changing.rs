@@ -22,7 +22,7 @@ use crate::{
         snapshot::{Other, Placement, Table, TableName, Unlisted},
     },
     clock::Duration,
-    config::settings::{Host, PoolMode},
+    config::settings::PoolMode,
     plan::{
         StatementPlan, Target,
         change::{Changes, Found, New, Reach},
@@ -39,6 +39,11 @@ use std::sync::Arc;
 
 /// How long the client of a change waits at most for the servers to be looked at.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What no two servers have in common.
+const WHICH_SERVER: &str = "SELECT pg_catalog.concat(pg_catalog.current_setting('port'), ' ', \
+     pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
+     'YYYY-MM-DD HH24:MI:SS.US'))";
 
 static CHANGE: Spread = Spread {
     what: What::Change,
@@ -196,7 +201,7 @@ impl Session {
     async fn concerned(&mut self, changes: &Changes) -> Result<(ShardSet, Made), Stop> {
         let shards = match &changes.reach {
             Reach::Shards(shards) => shards.clone(),
-            Reach::Servers => self.one_per_server(),
+            Reach::Servers => self.one_per_server().await?,
             Reach::New(new) => return self.place_of_new(new).await,
             Reach::Holders(names) => {
                 let question = has_one(names);
@@ -236,19 +241,18 @@ impl Session {
         }
     }
 
-    /// The first shard of each server.
-    fn one_per_server(&self) -> ShardSet {
+    /// The first shard of each server, which may have several addresses. A second one would wait for the first.
+    async fn one_per_server(&mut self) -> Result<ShardSet, Stop> {
         let mut shards = ShardSet::new();
-        let mut servers: Vec<(&Host, u16)> = Vec::new();
+        let mut servers: Vec<Option<String>> = Vec::new();
         for shard in self.snapshot.all().iter() {
-            let address = &self.database.settings.shards[shard.index()].primary;
-            let server = (&address.host, address.port);
+            let server = self.ask_within(shard, WHICH_SERVER).await?;
             if !servers.contains(&server) {
                 servers.push(server);
                 shards.insert(shard);
             }
         }
-        shards
+        Ok(shards)
     }
 
     async fn place_of_new(&mut self, new: &New) -> Result<(ShardSet, Made), Stop> {
@@ -319,9 +323,8 @@ impl Session {
     async fn change_apart(&mut self, changes: &Changes, text: &str) -> Result<Written, Stop> {
         let (shards, question) = match &changes.reach {
             Reach::Shards(shards) => (shards.clone(), None),
-            Reach::Servers => (self.one_per_server(), None),
             Reach::Holders(names) => (self.snapshot.all(), Some(has_one(names))),
-            Reach::New(_) => return Err(reply::malformed().into()),
+            Reach::New(_) | Reach::Servers => return Err(reply::malformed().into()),
         };
         if self.link.is_some() {
             // It did nothing that must stay.

@@ -406,7 +406,7 @@ pub const CODES: &[Code] = &[
         code: "SW113",
         sqlstate: "0A000",
         title: "To be run on each shard",
-        meaning: "Schema changes and maintenance are not spread over shards.",
+        meaning: "The schema change or maintenance command is none of those that run over several shards, or the session is in session mode or keeps a backend.",
         what_to_do: "Run it on each shard: SET shardway.shard = '<shard>' for every shard.",
     },
     Code {

@@ -23,8 +23,10 @@ fn stand(name: &str) -> Stand {
         let mut shard = Client::connect_to(server, &format!("{name}_{at}"), &[]);
         shard.ask(&query("create table t (id bigint primary key, n int)"));
         shards.push(shard);
+        // One server by two names.
+        let host = ["127.0.0.1", "localhost", "127.0.0.1"][at];
         listed.push_str(&format!(
-            "shards.s{at} = {{ primary = \"postgres://127.0.0.1:{server}/{name}_{at}?sslmode=disable\" }}\n"
+            "shards.s{at} = {{ primary = \"postgres://{host}:{server}/{name}_{at}?sslmode=disable\" }}\n"
         ));
     }
     let databases = format!(
