@@ -84,18 +84,11 @@ impl Session {
             && !(self.phase == Phase::Batch && self.link.as_deref().is_some_and(begun))
     }
 
-    /// Runs a Query whose only statement is a schema change.
-    pub(super) async fn query_change(
-        &mut self,
-        statement: &StatementPlan,
-        text: &[u8],
-    ) -> Result<(), Stop> {
-        let done = self.change(statement, text).await;
-        self.conclude(done).await
-    }
-
-    /// Whether a Query is nothing but schema changes that one transaction can hold, and what is refused by itself.
-    pub(super) fn may_change_each(&self, statements: &[StatementPlan]) -> bool {
+    /// Whether a Query is a schema change, or several that one transaction can hold, and what is refused by itself.
+    pub(super) fn changes(&self, statements: &[StatementPlan]) -> bool {
+        if let [statement] = statements {
+            return self.may_change(statement);
+        }
         let can = |statement: &StatementPlan| match statement.changes.as_deref() {
             Some(changes) => changes.block == Block::Allowed && self.may_change(statement),
             None => {
@@ -106,16 +99,19 @@ impl Session {
             }
         };
         let changes = |statement: &StatementPlan| statement.changes.is_some();
-        statements.len() > 1 && statements.iter().any(changes) && statements.iter().all(can)
+        statements.iter().any(changes) && statements.iter().all(can)
     }
 
-    /// Runs a Query of several schema changes in one transaction.
+    /// Runs a Query of schema changes, several of them in one transaction.
     pub(super) async fn query_changes(
         &mut self,
         statements: &[StatementPlan],
         text: &[u8],
     ) -> Result<(), Stop> {
-        let done = self.change_each(statements, text).await;
+        let done = match statements {
+            [statement] => self.change(statement, text).await,
+            several => self.change_each(several, text).await,
+        };
         self.conclude(done).await
     }
 

@@ -84,19 +84,6 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
-                    if let [statement] = statements
-                        && self.may_change(statement)
-                    {
-                        return Box::pin(self.query_change(statement, text)).await;
-                    }
-                    if self.may_change_each(statements) {
-                        return Box::pin(self.query_changes(statements, text)).await;
-                    }
-                    if let [statement] = statements
-                        && let Some(shares) = self.spreads(statement, &values)?
-                    {
-                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
-                    }
                     return Box::pin(self.query_shards(refused, &planned.plan, &values)).await;
                 }
             };
@@ -156,13 +143,21 @@ impl Session {
         Ok(())
     }
 
-    /// What no shard alone can answer is answered by several, or refused.
+    /// What no shard alone can do is done by several, or refused.
     async fn query_shards(
         &mut self,
         refused: Notice,
         plan: &Arc<Plan>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        if self.changes(&plan.statements) {
+            return Box::pin(self.query_changes(&plan.statements, values.text)).await;
+        }
+        if let [statement] = plan.statements.as_slice()
+            && let Some(shares) = self.spreads(statement, values)?
+        {
+            return Box::pin(self.query_spread(plan, shares, values)).await;
+        }
         if self.phase != Phase::Idle || !self.pipeline.is_empty() {
             return Err(refused.into());
         }
