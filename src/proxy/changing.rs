@@ -45,11 +45,6 @@ const WHICH_SERVER: &str = "SELECT pg_catalog.concat(pg_catalog.current_setting(
      pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
      'YYYY-MM-DD HH24:MI:SS.US'))";
 
-static CHANGE: Spread = Spread {
-    what: What::Change,
-    time: Time::NotAsked,
-};
-
 /// What a change has made that its transaction must know.
 enum Made {
     /// A table that lives there.
@@ -185,7 +180,11 @@ impl Session {
         let shares = Shares {
             shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
         };
-        let written = self.write(&Writing::same(&CHANGE, text, shares)).await?;
+        let change = Spread {
+            what: What::Change,
+            time: Time::NotAsked,
+        };
+        let written = self.write(&Writing::same(&change, text, shares)).await?;
         if !leaves_schema(changes.command) {
             self.several.schema_changes();
             self.foresee(changes, made);
