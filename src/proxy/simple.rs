@@ -99,9 +99,6 @@ impl Session {
         self.reach_for(place, statements, listening).await?;
         self.send_pending();
         self.vacate_for(text);
-        if self.several.goes_on() {
-            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
-        }
         self.send_named(text, planned.plan, resolved).await
     }
 
@@ -150,6 +147,9 @@ impl Session {
         plan: &Arc<Plan>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        if self.phase != Phase::Idle || !self.pipeline.is_empty() {
+            return Err(refused.into());
+        }
         if self.changes(&plan.statements) {
             return Box::pin(self.query_changes(&plan.statements, values.text)).await;
         }
@@ -157,9 +157,6 @@ impl Session {
             && let Some(shares) = self.spreads(statement, values)?
         {
             return Box::pin(self.query_spread(plan, shares, values)).await;
-        }
-        if self.phase != Phase::Idle || !self.pipeline.is_empty() {
-            return Err(refused.into());
         }
         if let Some(scattered) = self.streams(plan, values)
             && self.query_scattered(&scattered, values.text).await?
