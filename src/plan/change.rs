@@ -28,6 +28,8 @@ pub struct Changes {
     pub command: &'static str,
     pub reach: Reach,
     pub block: Block,
+    /// Tables, whatever their schema, whose columns may be others afterwards.
+    pub tables: Vec<String>,
 }
 
 /// Which shards run it.
@@ -112,6 +114,14 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
         command: change.command,
         reach,
         block: change.block,
+        tables: match &change.what {
+            What::Tables { names, .. } => names.iter().map(|name| name.name.clone()).collect(),
+            What::NewTable(_)
+            | What::Relations(_)
+            | What::Everywhere
+            | What::EveryServer
+            | What::Unsupported => Vec::new(),
+        },
     })
 }
 

@@ -261,7 +261,7 @@ fn spread(
     let reason = match plan.spread.as_ref().map(|spread| &spread.what) {
         Some(What::Rows(_)) => "each row goes to the shard of its key",
         Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
-        Some(What::Share(_)) | None => "every shard changes its own rows",
+        Some(What::Share(_) | What::Change) | None => "every shard changes its own rows",
     };
     let mut rows = vec![
         ("route", "spread".to_owned()),

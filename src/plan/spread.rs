@@ -46,6 +46,8 @@ pub enum What {
     Share(GroupId),
     /// A write to a table that every shard has a copy of: every shard changes its copy.
     Copies(Copies),
+    /// A schema change: the same text on every shard that it concerns.
+    Change,
 }
 
 /// The table that every shard has a copy of.

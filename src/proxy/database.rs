@@ -1,6 +1,6 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::{keyring::Keyring, session::Defaults};
+use super::{keyring::Keyring, learning::Learning, session::Defaults};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
@@ -42,6 +42,8 @@ pub struct Database {
     pub plans: PlanCache,
     /// What the servers have that routing by key would give wrong answers with; nothing is routed while it stands.
     pub unfit: ArcSwapOption<String>,
+    /// Looks at the servers.
+    pub(super) learning: Learning,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
     /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
@@ -119,6 +121,7 @@ impl Database {
             settings,
             plans,
             unfit: ArcSwapOption::empty(),
+            learning: Learning::default(),
             numbers_asked: AtomicBool::new(false),
             pools: Mutex::default(),
             hubs: Mutex::default(),

@@ -64,6 +64,7 @@ impl Session {
             && planned.plan.statements[0].gather.is_none()
             && planned.plan.statements[0].spread.is_none()
             && planned.plan.statements[0].combine.is_none()
+            && planned.plan.statements[0].changes.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }

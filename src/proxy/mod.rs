@@ -2,6 +2,7 @@
 //! relays the answer. It decides nothing about shards (`plan`) and nothing about who is served next (`pool`).
 
 pub mod cancel;
+mod changing;
 pub mod console;
 mod counting;
 pub mod database;
@@ -10,6 +11,7 @@ mod extended;
 mod fan;
 mod gather;
 pub mod keyring;
+pub mod learning;
 mod link;
 mod listening;
 mod local;

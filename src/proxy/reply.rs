@@ -406,7 +406,7 @@ pub const CODES: &[Code] = &[
         code: "SW113",
         sqlstate: "0A000",
         title: "To be run on each shard",
-        meaning: "Schema changes and maintenance are not spread over shards.",
+        meaning: "The schema change or maintenance command is none of those that run over several shards, or the session is in session mode or keeps a backend.",
         what_to_do: "Run it on each shard: SET shardway.shard = '<shard>' for every shard.",
     },
     Code {
@@ -527,6 +527,13 @@ pub const CODES: &[Code] = &[
         title: "Sharding cannot hold the schema change",
         meaning: "A constraint would look at the rows of one shard only, the shard key's column would change, or a table would be where the configuration does not look for it.",
         what_to_do: "Unique constraints need the shard key, foreign keys the shard keys of both tables or a reference table; see Schema changes in docs/routing.md.",
+    },
+    Code {
+        code: "SW132",
+        sqlstate: "01000",
+        title: "Done on some shards only",
+        meaning: "A command that no transaction can hold (VACUUM, CREATE INDEX CONCURRENTLY) runs on one shard after the other, and failed on one of them. The warning says where it is done; the error behind it says why not everywhere.",
+        what_to_do: "Remove the cause and repeat it on the shards where it is not done, by a comment /* shardway: shard=<shard> */ at its start; drop an index that is invalid first.",
     },
     Code {
         code: "SW141",

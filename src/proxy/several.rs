@@ -40,6 +40,16 @@ pub(super) struct Several {
     enlisted: Vec<Box<Link>>,
     /// SET CONSTRAINTS or SET TRANSACTION as it was sent, until it is confirmed.
     sent: Option<Vec<u8>>,
+    /// It has changed the schema: the servers are looked at when it is committed.
+    schema: Schema,
+}
+
+/// Whether the transaction has changed the schema.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Schema {
+    #[default]
+    Same,
+    Changed,
 }
 
 /// Why a transaction stays on its shard.
@@ -71,9 +81,14 @@ impl Several {
         self.begun.as_ref().filter(|_| chain).map(Deferred::chain)
     }
 
-    /// Whether several shards have been reached.
+    /// Whether several shards have been reached, or the end of the transaction is brought about here for another reason.
     pub(super) fn is_several(&self) -> bool {
-        !self.enlisted.is_empty()
+        !self.enlisted.is_empty() || self.schema == Schema::Changed
+    }
+
+    /// The transaction has changed the schema.
+    pub(super) fn schema_changes(&mut self) {
+        self.schema = Schema::Changed;
     }
 
     /// The links that the transaction has beside the session's, to work together with it.
@@ -95,6 +110,7 @@ impl Several {
     /// The transaction or session ends: servers undo what is not committed when their connections close.
     pub(super) fn close(&mut self) {
         self.begun = None;
+        self.schema = Schema::Same;
         self.enlisted.clear();
     }
 

@@ -140,7 +140,7 @@ impl Session {
         Ok(())
     }
 
-    /// What no shard alone can answer or write is answered or written by several, or refused.
+    /// What no shard alone can do is done by several, or refused.
     async fn query_shards(
         &mut self,
         refused: Notice,
@@ -149,6 +149,9 @@ impl Session {
     ) -> Result<(), Stop> {
         if self.phase != Phase::Idle || !self.pipeline.is_empty() {
             return Err(refused.into());
+        }
+        if self.changes(&plan.statements) {
+            return Box::pin(self.query_changes(&plan.statements, values.text)).await;
         }
         if let [statement] = plan.statements.as_slice()
             && let Some(shares) = self.spreads(statement, values)?

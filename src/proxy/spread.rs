@@ -4,9 +4,9 @@
 //! What must stay true: of a statement every shard has done its part, or none. In a transaction of the client's its
 //! shards become part of that. Else a transaction of ours begins, which ends with the batch and before the client is
 //! told so: a Query is committed before its answer, a pipeline at its Sync, as in PostgreSQL. What fails on one shard
-//! has failed the transaction.
+//! has failed the transaction. Schema changes (`changing`) run by the same machinery.
 
-mod answers;
+pub(super) mod answers;
 
 use super::{
     link::{Hold, Link},
@@ -56,11 +56,26 @@ pub(super) struct Writing<'a> {
     bind: Option<&'a Bind<'a>>,
 }
 
+impl<'a> Writing<'a> {
+    /// The same text on each of these shards.
+    pub(super) fn same(spread: &'a Spread, text: &'a str, shares: Shares) -> Self {
+        Self {
+            spread,
+            text,
+            slots: &[],
+            shares,
+            types: &[],
+            bind: None,
+        }
+    }
+}
+
 /// A portal of a write to several shards.
 #[derive(Debug)]
 pub(super) struct WritingPortal {
     prepared: Arc<Prepared>,
-    shares: Shares,
+    /// `None`: a schema change, whose shards are found when it runs.
+    shares: Option<Shares>,
     /// The parameters, as they stand in Bind.
     tail: Vec<u8>,
     /// What is left of its answer, once it has run.
@@ -126,6 +141,11 @@ impl Session {
             bind: None,
         };
         let written = self.write(&writing).await;
+        self.conclude(written).await
+    }
+
+    /// Answers a Query that several shards have done, or has them undo it.
+    pub(super) async fn conclude(&mut self, written: Result<Written, Stop>) -> Result<(), Stop> {
         let own = self.for_batch;
         let mut written = match written {
             Ok(written) => written,
@@ -159,9 +179,10 @@ impl Session {
         let Some(statement) = prepared.statement() else {
             return Ok(false);
         };
-        let Some(shares) = self.spreads(statement, values)? else {
+        let shares = self.spreads(statement, values)?;
+        if shares.is_none() && !self.may_change(statement) {
             return Ok(false);
-        };
+        }
         self.answer_pending().await?;
         self.settle().await?;
         if self.skip {
@@ -244,7 +265,11 @@ impl Session {
             return Err(reply::portal_is_done(name).into());
         }
         if portal.written.is_none() {
-            portal.written = Some(self.write_portal(&portal).await?);
+            let written = match portal.shares {
+                Some(_) => self.write_portal(&portal).await?,
+                None => self.change_portal(&portal.prepared).await?,
+            };
+            portal.written = Some(written);
         }
         let mut out = Vec::new();
         if let Some(written) = &mut portal.written {
@@ -257,11 +282,12 @@ impl Session {
 
     async fn write_portal(&mut self, portal: &WritingPortal) -> Result<Written, Stop> {
         let prepared = &portal.prepared;
-        let parts = prepared.statement().and_then(|statement| {
+        let parts = prepared.statement().zip(portal.shares.clone());
+        let parts = parts.and_then(|(statement, shares)| {
             let text = std::str::from_utf8(&prepared.text).ok()?;
-            Some((statement.spread.as_deref()?, text))
+            Some((statement.spread.as_deref()?, text, shares))
         });
-        let Some((spread, text)) = parts else {
+        let Some((spread, text, shares)) = parts else {
             return Err(reply::malformed().into());
         };
         let bound = [&[0, 0], portal.tail.as_slice()].concat();
@@ -270,7 +296,7 @@ impl Session {
             spread,
             text,
             slots: &prepared.slots,
-            shares: portal.shares.clone(),
+            shares,
             types: &prepared.raw_types,
             bind: Some(&bind),
         };
@@ -332,7 +358,7 @@ impl Session {
     // ---- the transaction ----
 
     /// Begins a transaction of ours, unless the client's is open or ours is.
-    async fn begin_own(&mut self) -> Result<(), Stop> {
+    pub(super) async fn begin_own(&mut self) -> Result<(), Stop> {
         if self.status() != Status::Idle {
             return Ok(());
         }
@@ -373,7 +399,7 @@ impl Session {
     // ---- the shards' work ----
 
     /// Lets every shard do its part within the transaction.
-    async fn write(&mut self, writing: &Writing<'_>) -> Result<Written, Stop> {
+    pub(super) async fn write(&mut self, writing: &Writing<'_>) -> Result<Written, Stop> {
         self.begin_own().await?;
         self.reach_shards(writing).await?;
         let time = match writing.spread.time {
@@ -398,8 +424,10 @@ impl Session {
         }
         self.client.out().extend_from_slice(&heard.notices);
         self.gather_in(&writing.shares).await?;
-        // What it drew, it drew on several.
-        self.drew = Drew::default();
+        if *heard.what != What::Change {
+            // What it drew, it drew on several.
+            self.drew = Drew::default();
+        }
         if let Some(body) = heard.problem {
             return Err(Words::Servers(writing.own_error(&body)).into());
         }
@@ -441,7 +469,7 @@ impl Session {
     ) -> Result<(), Stop> {
         let at_once = match heard.what {
             What::Copies(_) => parts.len(),
-            What::Rows(_) | What::Share(_) => 1,
+            What::Rows(_) | What::Share(_) | What::Change => 1,
         };
         for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
             for (at, part) in some.iter().enumerate() {
@@ -466,7 +494,7 @@ impl Session {
                 "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
                 copies.quoted
             )),
-            What::Rows(_) | What::Share(_) => None,
+            What::Rows(_) | What::Share(_) | What::Change => None,
         };
         for (shard, _) in &writing.shares.shards {
             let hold = Hold::Bound;
@@ -566,8 +594,8 @@ impl<'a> Heard<'a> {
                 added.map_err(|discord| discord_words(discord, self.what))?;
             }
             b'C' => self.answers[at].complete(command_tag(body).unwrap_or_default()),
-            // Every copy's would be the same.
-            b'N' if at == 0 || !matches!(self.what, What::Copies(_)) => {
+            // Those of every copy, or of the same change, would be the same.
+            b'N' if at == 0 || !matches!(self.what, What::Copies(_) | What::Change) => {
                 put(&mut self.notices, b'N', |out| out.extend_from_slice(body));
             }
             _ => {}
@@ -646,8 +674,11 @@ impl Writing<'_> {
 
     /// A server's error as the client may see it: its position is that of a text which the client did not write.
     fn own_error(&self, body: &[u8]) -> Vec<u8> {
-        let same = matches!(self.spread.what, What::Share(_) | What::Copies(_))
-            && self.spread.time == Time::NotAsked;
+        let whole = matches!(
+            self.spread.what,
+            What::Share(_) | What::Copies(_) | What::Change
+        );
+        let same = whole && self.spread.time == Time::NotAsked;
         if same {
             return body.to_vec();
         }

@@ -8,6 +8,7 @@ mod asking;
 mod beginnings;
 mod bytes;
 mod cases;
+mod changing;
 mod client;
 mod code;
 mod copy;

@@ -50,6 +50,13 @@ impl Spread {
         rows: impl Iterator<Item = &'r [u32]>,
         time: Option<&str>,
     ) -> Option<Vec<Part>> {
+        if self.what == What::Change {
+            let same = |_| Part {
+                text: text.to_owned(),
+                parameters: None,
+            };
+            return Some(rows.map(same).collect());
+        }
         let layout = Layout::of(text, slots)?;
         let times = || match self.time {
             Time::Asked => layout.times(time?),
@@ -57,7 +64,7 @@ impl Spread {
         };
         let all = match self.what {
             What::Rows(count) => layout.rows().filter(|all| all.len() == count)?,
-            What::Share(_) | What::Copies(_) => Vec::new(),
+            What::Share(_) | What::Copies(_) | What::Change => Vec::new(),
         };
         rows.map(|own| self.part(text, &layout, &all, own, times()?))
             .collect()
@@ -87,7 +94,7 @@ impl Spread {
             parameters: None,
         };
         match &self.what {
-            What::Share(_) => Some(whole(edited(text, 0..end, &edits))),
+            What::Share(_) | What::Change => Some(whole(edited(text, 0..end, &edits))),
             What::Copies(copies) => {
                 let mut made = edited(text, 0..end, &edits);
                 let word = if layout.returning().is_some() {

@@ -594,6 +594,64 @@ pub fn behind_a_write() -> Notice {
     }
 }
 
+/// What runs by itself, within a transaction.
+#[must_use]
+pub fn cannot_be_in_block(command: &str) -> Notice {
+    let command = match command {
+        "VACUUM or ANALYZE" => "VACUUM",
+        "CREATE INDEX" => "CREATE INDEX CONCURRENTLY",
+        "DROP" => "DROP INDEX CONCURRENTLY",
+        "REINDEX" => "REINDEX CONCURRENTLY",
+        other => other,
+    };
+    error(
+        "25001",
+        format!("{command} cannot run inside a transaction block"),
+    )
+}
+
+/// How far a command has come that runs on one shard after the other.
+#[must_use]
+pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
+    Notice {
+        severity: "WARNING",
+        sqlstate: "01000",
+        message: format!(
+            "{command} is done on {}, and not on {}",
+            done.join(", "),
+            rest.join(", ")
+        ),
+        detail: Some("It runs on one shard after the other, and one of them failed. (SW132)".to_owned()),
+        hint: Some("Remove the cause and repeat it on each of the others: /* shardway: shard=NAME */ before the command. An index that was begun CONCURRENTLY stays there, invalid: drop it first.".to_owned()),
+    }
+}
+
+/// A new table whose place only its CREATE TABLE says.
+#[must_use]
+pub fn place_not_kept(table: &str) -> Notice {
+    Notice {
+        detail: Some("Only a comment or a foreign key says where its rows live, which is not kept: nobody would find them again. (SW131)".to_owned()),
+        hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
+        ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
+    }
+}
+
+/// CREATE VIEW in a transaction, where unlisted tables live on one shard.
+#[must_use]
+pub fn view_within() -> Notice {
+    Notice {
+        detail: Some("Until it is committed, the view would be read like a table on the shard of unlisted tables. (SW101)".to_owned()),
+        hint: Some("Create the view outside of a transaction.".to_owned()),
+        ..error("0A000", "CREATE VIEW in a transaction is not supported over several shards with unlisted_tables")
+    }
+}
+
+/// No schema of the search path is there.
+#[must_use]
+pub fn no_schema() -> Notice {
+    error("3F000", "no schema has been selected to create in")
+}
+
 /// A portal that has given all it has.
 #[must_use]
 pub fn portal_is_done(portal: &[u8]) -> Notice {

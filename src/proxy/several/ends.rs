@@ -11,6 +11,7 @@ use super::{
         request::Stop,
         session::{CANCEL_PATIENCE, End, Session, told},
     },
+    Schema,
     asking::{Answer, ask, ask_each},
 };
 use crate::{
@@ -95,11 +96,16 @@ impl Session {
                     }
             )
         );
+        let schema = self.several.schema;
         self.transaction_ends(committed);
         for link in &mut links {
             link.transaction_ended();
         }
         self.give_links_back(links).await?;
+        if schema == Schema::Changed {
+            // The next statement is planned with what is there now.
+            Box::pin(self.look_again(committed)).await;
+        }
         match ended {
             Some(Ended::Over(end)) => return Err(end.into()),
             Some(Ended::RolledBack(why) | Ended::Doubtful { why, .. }) => return Err(why.into()),

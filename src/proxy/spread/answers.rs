@@ -1,4 +1,4 @@
-//! What several shards answer to one write, put together as one PostgreSQL would answer.
+//! What several shards answer to one write or schema change, put together as one PostgreSQL would answer.
 
 use crate::{
     plan::spread::What,
@@ -10,7 +10,7 @@ const FIRST_OWN_OID: u32 = 16384;
 
 /// What one shard has answered.
 #[derive(Debug, Default)]
-pub(super) struct Answer {
+pub(in crate::proxy) struct Answer {
     /// The body of RowDescription, if rows are returned.
     columns: Option<Vec<u8>>,
     /// The bodies of DataRows, one behind the other, and where each ends.
@@ -30,7 +30,7 @@ struct Prints {
 
 /// Why the answers are not those of one statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Discord {
+pub(in crate::proxy) enum Discord {
     /// The shards' tables have other columns.
     Columns,
     /// Copies of a table would differ.
@@ -41,7 +41,7 @@ pub(super) enum Discord {
 
 /// The answer to the client.
 #[derive(Debug, Default)]
-pub(super) struct Written {
+pub(in crate::proxy) struct Written {
     columns: Option<Vec<u8>>,
     /// DataRows in the order in which they are given.
     rows: std::collections::VecDeque<Vec<u8>>,
@@ -49,16 +49,21 @@ pub(super) struct Written {
 }
 
 impl Answer {
-    pub(super) fn describe(&mut self, body: &[u8]) {
+    pub(in crate::proxy) fn describe(&mut self, body: &[u8]) {
         self.columns = Some(body.to_vec());
     }
 
-    pub(super) fn complete(&mut self, tag: &[u8]) {
+    pub(in crate::proxy) fn complete(&mut self, tag: &[u8]) {
         self.tag = tag.to_vec();
     }
 
     /// Adds a DataRow. Of a copy's the last value is its fingerprint, and only the first shard's rows are the client's.
-    pub(super) fn row(&mut self, body: &[u8], what: &What, first: bool) -> Result<(), Discord> {
+    pub(in crate::proxy) fn row(
+        &mut self,
+        body: &[u8],
+        what: &What,
+        first: bool,
+    ) -> Result<(), Discord> {
         if !matches!(what, What::Copies(_)) {
             self.keep(body);
             return Ok(());
@@ -99,7 +104,7 @@ impl Prints {
 }
 
 /// The statement's answer, made of those of its shards; `rows`: which rows of VALUES each shard was given.
-pub(super) fn together(
+pub(in crate::proxy) fn together(
     answers: &[Answer],
     what: &What,
     rows: &[Vec<u32>],
@@ -114,6 +119,7 @@ pub(super) fn together(
     let mut written = match what {
         What::Copies(_) => copies(answers)?,
         What::Rows(_) | What::Share(_) => shares(answers, rows)?,
+        What::Change => Written::of_change(answers)?,
     };
     written.columns = match (what, columns) {
         (What::Copies(_), Some(columns)) => without_last_column(columns)?,
@@ -177,8 +183,24 @@ fn split_tag(tag: &[u8]) -> Option<(&[u8], u64)> {
 }
 
 impl Written {
+    /// All shards say the same of a schema change.
+    fn of_change(answers: &[Answer]) -> Result<Self, Discord> {
+        let first = &answers[0].tag;
+        let same = answers[1..].iter().all(|other| other.tag == *first);
+        same.then(|| Self::of_command(first.clone()))
+            .ok_or(Discord::Malformed)
+    }
+
+    /// What a command without rows answers.
+    pub(in crate::proxy) fn of_command(tag: Vec<u8>) -> Self {
+        Self {
+            tag,
+            ..Self::default()
+        }
+    }
+
     /// The description of the rows, for the simple protocol.
-    pub(super) fn put_columns(&self, out: &mut Vec<u8>) {
+    pub(in crate::proxy) fn put_columns(&self, out: &mut Vec<u8>) {
         if let Some(columns) = &self.columns {
             put(out, b'T', |out| out.extend_from_slice(columns));
         }
@@ -186,7 +208,7 @@ impl Written {
 
     /// Puts up to so many rows, all for 0; whether these are all that there are. The tag is put behind the last, and
     /// counts, as PostgreSQL's, the rows that were given now.
-    pub(super) fn put_rows(&mut self, most: usize, out: &mut Vec<u8>) -> bool {
+    pub(in crate::proxy) fn put_rows(&mut self, most: usize, out: &mut Vec<u8>) -> bool {
         let mut given = 0;
         while (most == 0 || given < most)
             && let Some(row) = self.rows.pop_front()

@@ -1,0 +1,471 @@
+//! Schema changes over shards: the same text on every shard that it concerns.
+//!
+//! What must stay true: a change that can stand in a transaction is done on all its shards or on none, by the machinery
+//! of writes (`spread`), shard after shard in their order. One that cannot runs on one shard after the other, and where
+//! it stops the client is told how far it came. Before the client is told that a change is committed the servers are
+//! looked at again; until then, within its transaction, statements are planned with what is known of it, and a table
+//! whose columns it may have changed has none that are known.
+
+use super::{
+    fan::Fan,
+    link::{Hold, Link},
+    place::Place,
+    prepared::Prepared,
+    reply::{self as wording, session as reply},
+    request::Stop,
+    session::{Phase, Session, first_value},
+    spread::{Writing, answers::Written},
+};
+use crate::{
+    catalog::{
+        shard::{ShardId, ShardSet},
+        snapshot::{Other, Placement, Table, TableName, Unlisted},
+    },
+    clock::Duration,
+    config::settings::PoolMode,
+    plan::{
+        StatementPlan, Target,
+        change::{Changes, Found, New, Reach},
+        spread::{Shares, Spread, Time, What},
+    },
+    sql::change::Block,
+    wire::{
+        backend::{Status, command_tag},
+        frontend::{put, put_query},
+        notice::Words,
+    },
+};
+use std::sync::Arc;
+
+/// How long the client of a change waits at most for the servers to be looked at.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What no two servers have in common.
+const WHICH_SERVER: &str = "SELECT pg_catalog.concat(pg_catalog.current_setting('port'), ' ', \
+     pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
+     'YYYY-MM-DD HH24:MI:SS.US'))";
+
+/// What a change has made that its transaction must know.
+enum Made {
+    /// A table that lives there.
+    Table {
+        name: TableName,
+        placement: Placement,
+    },
+    Nothing,
+}
+
+/// What has been heard of a change that runs by itself, shard after shard.
+#[derive(Default)]
+struct Heard {
+    /// Members of the fan that it concerns.
+    concerned: Vec<usize>,
+    /// Those on which it is done.
+    done: Vec<usize>,
+    tag: Vec<u8>,
+    notices: Vec<u8>,
+    problem: Option<Words>,
+}
+
+impl Session {
+    /// Whether the statement is a schema change that runs over shards, and the session may do so now.
+    pub(super) fn may_change(&self, statement: &StatementPlan) -> bool {
+        let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
+        statement.changes.is_some()
+            && self.mode == PoolMode::Transaction
+            && self.pinned.is_none()
+            && self.phase != Phase::Answering
+            && !self.snapshot.is_single()
+            && !(self.phase == Phase::Batch && self.link.as_deref().is_some_and(begun))
+    }
+
+    /// Whether a Query is a schema change, or several that one transaction can hold, and what is refused by itself.
+    pub(super) fn changes(&self, statements: &[StatementPlan]) -> bool {
+        if let [statement] = statements {
+            return self.may_change(statement);
+        }
+        let can = |statement: &StatementPlan| match statement.changes.as_deref() {
+            Some(changes) => changes.block == Block::Allowed && self.may_change(statement),
+            None => {
+                let computed = statement.spread.is_some()
+                    || statement.gather.is_some()
+                    || statement.combine.is_some();
+                matches!(statement.target, Target::Refused(_)) && !computed
+            }
+        };
+        let changes = |statement: &StatementPlan| statement.changes.is_some();
+        statements.iter().any(changes) && statements.iter().all(can)
+    }
+
+    /// Runs a Query of schema changes, several of them in one transaction.
+    pub(super) async fn query_changes(
+        &mut self,
+        statements: &[StatementPlan],
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        let done = match statements {
+            [statement] => self.change(statement, text).await,
+            several => self.change_each(several, text).await,
+        };
+        self.conclude(done).await
+    }
+
+    async fn change_each(
+        &mut self,
+        statements: &[StatementPlan],
+        text: &[u8],
+    ) -> Result<Written, Stop> {
+        let mut last: Option<Written> = None;
+        for statement in statements {
+            if let Some(mut before) = last.take() {
+                before.put_rows(0, self.client.out());
+            }
+            let own = text.get(statement.start as usize..statement.end as usize);
+            let own = own.ok_or_else(reply::malformed)?;
+            // The one before may have changed where it runs.
+            let scratch = self.scratch.get_or_insert_default();
+            let plans = &self.database.plans;
+            let planned = plans.plan(own, &[], &self.context, &self.snapshot, scratch);
+            last = match planned.plan.statements.as_slice() {
+                [one] if one.changes.is_some() => Some(self.change(one, own).await?),
+                [
+                    StatementPlan {
+                        target: Target::Refused(why),
+                        ..
+                    },
+                ] => return Err(wording::unroutable(why).into()),
+                _ => return Err(reply::malformed().into()),
+            };
+        }
+        last.ok_or_else(|| reply::malformed().into())
+    }
+
+    /// Runs the schema change of a portal.
+    pub(super) async fn change_portal(&mut self, prepared: &Prepared) -> Result<Written, Stop> {
+        let Some(statement) = prepared.statement() else {
+            return Err(reply::malformed().into());
+        };
+        let done = self.change(statement, &prepared.text).await?;
+        if !self.for_batch {
+            self.tally.queries += 1;
+        }
+        Ok(done)
+    }
+
+    async fn change(&mut self, statement: &StatementPlan, text: &[u8]) -> Result<Written, Stop> {
+        let (Some(changes), Ok(text)) = (&statement.changes, std::str::from_utf8(text)) else {
+            return Err(reply::malformed().into());
+        };
+        let outside = self.status() == Status::Idle;
+        if outside && changes.command == "LOCK TABLE" {
+            return Err(reply::needs_transaction(changes.command).into());
+        }
+        match changes.block {
+            Block::Allowed => self.change_within(changes, text).await,
+            Block::Never if outside => self.change_apart(changes, text).await,
+            Block::Never => Err(reply::cannot_be_in_block(changes.command).into()),
+        }
+    }
+
+    // ---- within a transaction ----
+
+    async fn change_within(&mut self, changes: &Changes, text: &str) -> Result<Written, Stop> {
+        let views = self.for_batch || self.status() != Status::Idle;
+        if views && changes.command == "CREATE VIEW" && self.snapshot.unlisted != Unlisted::Error {
+            // Until it is committed it would be taken for a table on the shard of those that nothing lists.
+            return Err(reply::view_within().into());
+        }
+        self.begin_own().await?;
+        let (shards, made) = self.concerned(changes).await?;
+        let shares = Shares {
+            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
+        };
+        let change = Spread {
+            what: What::Change,
+            time: Time::NotAsked,
+        };
+        let written = self.write(&Writing::same(&change, text, shares)).await?;
+        if !leaves_schema(changes.command) {
+            self.several.schema_changes();
+            self.foresee(changes, made);
+        }
+        Ok(written)
+    }
+
+    /// Which shards the change concerns.
+    async fn concerned(&mut self, changes: &Changes) -> Result<(ShardSet, Made), Stop> {
+        let shards = match &changes.reach {
+            Reach::Shards(shards) => shards.clone(),
+            Reach::Servers => self.one_per_server().await?,
+            Reach::New(new) => return self.place_of_new(new).await,
+            Reach::Holders(names) => {
+                let question = has_one(names);
+                let mut shards = ShardSet::new();
+                for shard in self.snapshot.all().iter() {
+                    let found = self.ask_within(shard, &question).await?;
+                    if found.as_deref() == Some("t") {
+                        shards.insert(shard);
+                    }
+                }
+                self.or_home(shards)
+            }
+        };
+        Ok((shards, Made::Nothing))
+    }
+
+    /// Asks a shard within the transaction.
+    async fn ask_within(&mut self, shard: ShardId, sql: &str) -> Result<Option<String>, Stop> {
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        let there = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
+        if !there {
+            return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+        }
+        Ok(self.ask(sql.as_bytes()).await??)
+    }
+
+    /// What no shard has is said so by the home shard.
+    fn or_home(&self, shards: ShardSet) -> ShardSet {
+        if shards.is_empty() {
+            ShardSet::one(self.snapshot.home)
+        } else {
+            shards
+        }
+    }
+
+    /// The first shard of each server, which may have several addresses. A second one would wait for the first.
+    async fn one_per_server(&mut self) -> Result<ShardSet, Stop> {
+        let mut shards = ShardSet::new();
+        let mut servers: Vec<Option<String>> = Vec::new();
+        for shard in self.snapshot.all().iter() {
+            let server = self.ask_within(shard, WHICH_SERVER).await?;
+            if !servers.contains(&server) {
+                servers.push(server);
+                shards.insert(shard);
+            }
+        }
+        Ok(shards)
+    }
+
+    async fn place_of_new(&mut self, new: &New) -> Result<(ShardSet, Made), Stop> {
+        let schema = match &new.schema {
+            Some(schema) => schema.clone(),
+            None => {
+                let asked = self.ask_within(
+                    self.snapshot.home,
+                    "SELECT pg_catalog.current_schema()::pg_catalog.text",
+                );
+                asked.await?.ok_or_else(reply::no_schema)?
+            }
+        };
+        let placed = new.place(&schema, &self.snapshot);
+        let (placement, found) = placed.map_err(|why| wording::unroutable(&why))?;
+        if found == Found::Stated {
+            return Err(reply::place_not_kept(&new.name).into());
+        }
+        let shards = match &placement {
+            Placement::Sharded { group, .. } => self.snapshot.group(*group).shards(),
+            Placement::Reference => self.snapshot.all(),
+            Placement::Single(shard) => ShardSet::one(*shard),
+        };
+        let name = new.table_name(&schema);
+        let made = Made::Table { name, placement };
+        Ok((shards, made))
+    }
+
+    /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
+    fn foresee(&mut self, changes: &Changes, made: Made) {
+        let mut seen = (*self.snapshot).clone();
+        for (name, table) in &mut seen.tables {
+            if changes.tables.contains(&name.name) {
+                table.columns.clear();
+                table.sources.clear();
+            }
+        }
+        if let Made::Table { name, placement } = made {
+            let listed = seen.tables.contains_key(&name);
+            if listed || !matches!(placement, Placement::Single(_)) {
+                seen.tables.insert(name, Table::unasked(placement));
+            } else {
+                seen.others.insert(name, Other::Table);
+            }
+        }
+        seen.schema = self.database.learning.uncommitted();
+        self.snapshot = Arc::new(seen);
+    }
+
+    /// After a transaction that has changed the schema: what is there now is looked at, and planned with.
+    pub(super) async fn look_again(&mut self, committed: bool) {
+        if committed {
+            let settings = self.shared.settings.load_full();
+            let looked = self.database.learn(&settings);
+            if tokio::time::timeout(LOOK_PATIENCE, looked).await.is_err() {
+                tracing::warn!(
+                    database = self.database.settings.name,
+                    "a schema change is not known of yet: the servers could not be looked at in time"
+                );
+            }
+        }
+        self.snapshot = self.database.snapshot.load_full();
+    }
+
+    // ---- by itself ----
+
+    /// Runs on one shard after the other what no transaction can hold.
+    async fn change_apart(&mut self, changes: &Changes, text: &str) -> Result<Written, Stop> {
+        let (shards, question) = match &changes.reach {
+            Reach::Shards(shards) => (shards.clone(), None),
+            Reach::Holders(names) => (self.snapshot.all(), Some(has_one(names))),
+            Reach::New(_) | Reach::Servers => return Err(reply::malformed().into()),
+        };
+        if self.link.is_some() {
+            // It did nothing that must stay.
+            self.leave_link().await?;
+            self.unlink().await?;
+        }
+        self.lease_fan(&shards).await?;
+        let mut heard = Heard::default();
+        let ran = self.run_apart(question.as_deref(), text, &mut heard).await;
+        match ran {
+            Err(Stop::End(end)) => return Err(Stop::End(end)),
+            Err(Stop::Refused(words)) => heard.problem = heard.problem.or(Some(*words)),
+            Ok(()) => {}
+        }
+        let shards: Vec<ShardId> = shards.iter().collect();
+        let name = |at: &usize| {
+            shards
+                .get(*at)
+                .map(|shard| self.database.shard_name(*shard))
+        };
+        let done: Vec<&str> = heard.done.iter().filter_map(name).collect();
+        let rest = heard.concerned.iter().filter(|at| !heard.done.contains(at));
+        let rest: Vec<&str> = rest.filter_map(name).collect();
+        let partly = (!done.is_empty() && !rest.is_empty())
+            .then(|| reply::done_in_part(changes.command, &done, &rest));
+        self.rest_fan().await?;
+        self.client.out().extend_from_slice(&heard.notices);
+        if let Some(partly) = partly {
+            partly.put(self.client.out());
+        }
+        if !heard.done.is_empty() && !leaves_schema(changes.command) {
+            self.look_again(true).await;
+        }
+        match heard.problem {
+            Some(problem) => Err(problem.into()),
+            None => Ok(Written::of_command(heard.tag)),
+        }
+    }
+
+    async fn run_apart(
+        &mut self,
+        question: Option<&str>,
+        text: &str,
+        heard: &mut Heard,
+    ) -> Result<(), Stop> {
+        let members = self.fan.as_deref().map_or(0, Fan::len);
+        match question {
+            None => heard.concerned = (0..members).collect(),
+            Some(question) => {
+                for at in 0..members {
+                    self.ask_member(at, question);
+                }
+                self.hear_fan(|at, tag, body| {
+                    heard.answer(at, tag, body);
+                    Ok(())
+                })
+                .await?;
+                heard.concerned.sort_unstable();
+                if heard.concerned.is_empty() {
+                    // All shards are members.
+                    heard.concerned.push(self.snapshot.home.index());
+                }
+            }
+        }
+        for at in heard.concerned.clone() {
+            if heard.problem.is_some() {
+                break;
+            }
+            self.ask_member(at, text);
+            self.hear_fan(|at, tag, body| {
+                heard.progress(at, tag, body);
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    fn ask_member(&mut self, at: usize, sql: &str) {
+        if let Some(fan) = self.fan.as_deref_mut() {
+            fan.ask(at, 1, |out| put_query(out, sql.as_bytes()));
+        }
+    }
+}
+
+impl Heard {
+    /// What a shard says of whether it is concerned.
+    fn answer(&mut self, at: usize, tag: u8, body: &[u8]) {
+        match tag {
+            b'D' if first_value(body).as_deref() == Some("t") => self.concerned.push(at),
+            b'E' => self.fail(body),
+            _ => {}
+        }
+    }
+
+    /// What a shard says of the change.
+    fn progress(&mut self, at: usize, tag: u8, body: &[u8]) {
+        match tag {
+            b'E' => self.fail(body),
+            b'C' => {
+                self.tag = command_tag(body).unwrap_or_default().to_vec();
+                self.done.push(at);
+            }
+            // Those of the others would be the same.
+            b'N' if self.concerned.first() == Some(&at) => {
+                put(&mut self.notices, b'N', |out| out.extend_from_slice(body));
+            }
+            _ => {}
+        }
+    }
+
+    fn fail(&mut self, body: &[u8]) {
+        if self.problem.is_none() {
+            self.problem = Some(Words::Servers(body.to_vec()));
+        }
+    }
+}
+
+/// Whether it leaves columns, tables and what they set off as they were.
+fn leaves_schema(command: &str) -> bool {
+    matches!(
+        command,
+        "LOCK TABLE" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
+    )
+}
+
+/// Asks whether a shard has one of these relations, each as SQL names it.
+fn has_one(names: &[String]) -> String {
+    let each = names.iter().map(|name| {
+        let name = name.replace('\\', "\\\\").replace('\'', "''");
+        format!("pg_catalog.to_regclass(E'{name}') IS NOT NULL")
+    });
+    format!("SELECT {}", each.collect::<Vec<_>>().join(" OR "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_names_whatever_is_in_them() {
+        let names = ["\"a'b\\\"".to_owned(), "s.\"T\"".to_owned()];
+        assert_eq!(
+            has_one(&names),
+            "SELECT pg_catalog.to_regclass(E'\"a''b\\\\\"') IS NOT NULL OR \
+             pg_catalog.to_regclass(E's.\"T\"') IS NOT NULL"
+        );
+    }
+}
