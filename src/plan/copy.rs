@@ -3,7 +3,10 @@
 //! What must stay true: a row goes where an INSERT of the same values would put it, or the COPY fails. Every shard gets
 //! the statement as the client wrote it, so that PostgreSQL judges the rest of it.
 
-use super::unroutable::{KeyProblem, Unroutable};
+use super::{
+    spread::Shares,
+    unroutable::{KeyProblem, Unroutable},
+};
 use crate::{
     catalog::{
         group::GroupId,
@@ -73,6 +76,60 @@ impl CopyIn {
         })
     }
 
+    /// The shards that have the table.
+    #[must_use]
+    pub fn shares(&self, snapshot: &Snapshot) -> Shares {
+        let shards = snapshot.group(self.group).shards();
+        Shares {
+            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
+        }
+    }
+
+    /// The key's place among the columns that are listed; `None`: none are.
+    #[must_use]
+    pub fn listed_column(&self) -> Option<usize> {
+        let mut columns = self.columns.as_ref()?.iter();
+        columns.position(|column| *column == self.key)
+    }
+
+    /// Keeps the table's columns as they are, and whoever writes goes on.
+    #[must_use]
+    pub fn lock(&self) -> String {
+        let table = self.quoted();
+        format!("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
+    }
+
+    /// Asks for the columns that a COPY without a list has, in order, behind the key's place among them.
+    #[must_use]
+    pub fn columns_question(&self) -> String {
+        let (table, key) = (literal(&self.quoted()), literal(&self.key));
+        let names = "pg_catalog.array_agg(attname::pg_catalog.text ORDER BY attnum)";
+        format!(
+            "SELECT pg_catalog.concat(pg_catalog.array_position({names}, {key}::pg_catalog.text), ' ', {names}) \
+             FROM pg_catalog.pg_attribute WHERE attrelid OPERATOR(pg_catalog.=) {table}::pg_catalog.regclass \
+             AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped AND attgenerated OPERATOR(pg_catalog.=) ''"
+        )
+    }
+
+    /// The key's place as the answer to [`CopyIn::columns_question`] says.
+    #[must_use]
+    pub fn column_among(&self, answer: &str) -> Option<usize> {
+        let (place, _names) = answer.split_once(' ')?;
+        place.parse::<usize>().ok()?.checked_sub(1)
+    }
+
+    /// A key for which there is no shard.
+    #[must_use]
+    pub fn homeless(&self, snapshot: &Snapshot) -> Unroutable {
+        let group = snapshot.group(self.group).name.clone();
+        Unroutable::NoShardForKey { group }
+    }
+
+    fn quoted(&self) -> String {
+        let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        format!("{}.{}", quote(&self.schema), quote(&self.table))
+    }
+
     /// Where a row with this key lives; `None`: on any shard, which leaves it out.
     ///
     /// # Errors
@@ -110,12 +167,15 @@ impl CopyIn {
             Err(KeyError::Ambiguous) => return Err(problem(KeyProblem::Ambiguous)),
             Err(KeyError::Type(_)) => return Err(problem(KeyProblem::Type)),
         };
-        let none = || {
-            let group = group.name.clone();
-            Box::new(Unroutable::NoShardForKey { group })
-        };
-        group.shard_of(&found).map(Some).ok_or_else(none)
+        let shard = group.shard_of(&found).map(Some);
+        shard.ok_or_else(|| Box::new(self.homeless(snapshot)))
     }
+}
+
+/// A string as SQL writes it whatever the settings are.
+fn literal(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{text}'")
 }
 
 /// Options as `ProcessCopyOptions` of PostgreSQL's copy.c reads them. What is wrong with one is for the servers to say.

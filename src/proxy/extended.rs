@@ -64,6 +64,7 @@ impl Session {
             && planned.plan.statements[0].gather.is_none()
             && planned.plan.statements[0].spread.is_none()
             && planned.plan.statements[0].combine.is_none()
+            && planned.plan.statements[0].copy_in.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -141,6 +142,9 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
+                    if Box::pin(self.bind_copy(&prepared, bind.portal)).await? {
+                        return Ok(());
+                    }
                     if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
                         return Ok(());
                     }
@@ -266,6 +270,10 @@ impl Session {
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
+                if let Some(Portal::Copying(_)) = self.portals.get(portal) {
+                    self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
+                    return Ok(());
+                }
                 if let Some(Portal::Writing(_)) = self.portals.get(portal) {
                     return Box::pin(self.describe_spread(portal)).await;
                 }
@@ -344,6 +352,7 @@ impl Session {
                 let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
                 return Box::pin(self.execute_spread(portal, most as usize)).await;
             }
+            Some(Portal::Copying(_)) => return Box::pin(self.execute_copy(portal)).await,
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
         };
@@ -443,7 +452,7 @@ impl Session {
                 }
                 let here = matches!(
                     self.portals.remove(portal),
-                    Some(Portal::Here(_) | Portal::Writing(_))
+                    Some(Portal::Here(_) | Portal::Writing(_) | Portal::Copying(_))
                 );
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);

@@ -3,6 +3,7 @@
 
 pub mod cancel;
 pub mod console;
+mod copy_in;
 mod counting;
 pub mod database;
 mod ending;

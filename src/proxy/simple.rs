@@ -85,6 +85,11 @@ impl Session {
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
                     if let [statement] = statements
+                        && let Some(copy) = self.copies_in(statement)
+                    {
+                        return Box::pin(self.query_copy(copy, text)).await;
+                    }
+                    if let [statement] = statements
                         && let Some(shares) = self.spreads(statement, &values)?
                     {
                         return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;

@@ -87,7 +87,7 @@ impl Session {
 
     /// Whether several shards can be written: the session keeps no backend, and what it has begun is a transaction, which
     /// says by itself whether it may go on to others, or nothing.
-    fn may_spread(&self) -> bool {
+    pub(super) fn may_spread(&self) -> bool {
         let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
         self.mode == PoolMode::Transaction
             && self.pinned.is_none()
@@ -325,7 +325,7 @@ impl Session {
     // ---- the transaction ----
 
     /// Begins a transaction of ours, unless the client's is open or ours is.
-    async fn begin_own(&mut self) -> Result<(), Stop> {
+    pub(super) async fn begin_own(&mut self) -> Result<(), Stop> {
         if self.status() != Status::Idle {
             return Ok(());
         }
@@ -341,7 +341,7 @@ impl Session {
     }
 
     /// Commits our transaction on all its shards.
-    async fn commit_own(&mut self) -> Result<(), Stop> {
+    pub(super) async fn commit_own(&mut self) -> Result<(), Stop> {
         self.for_batch = false;
         let tag = self.end_several(&Effect::Commit { chain: false }).await?;
         if tag == b"COMMIT" {
@@ -480,7 +480,7 @@ impl Session {
     }
 
     /// Sets the transaction's links to these shards to work together.
-    fn fan_out_over(&mut self, shares: &Shares) {
+    pub(super) fn fan_out_over(&mut self, shares: &Shares) {
         self.fold();
         self.cancel.detach();
         let mut links = self.several.take_enlisted();
@@ -493,7 +493,7 @@ impl Session {
     }
 
     /// Takes the links back into the transaction. The one whose part failed is the session's, so that it has failed.
-    async fn gather_in(&mut self, shares: &Shares) -> Result<(), Stop> {
+    pub(super) async fn gather_in(&mut self, shares: &Shares) -> Result<(), Stop> {
         let mut links = self.end_fan().await;
         let is_missing = |shard: &ShardId| !links.iter().any(|link| link.shard == *shard);
         let mut shards = shares.shards.iter().map(|(shard, _)| *shard);
