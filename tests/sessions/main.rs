@@ -11,6 +11,7 @@ mod cases;
 mod client;
 mod code;
 mod copy;
+mod copying;
 mod dying;
 mod endings;
 mod extended;
