@@ -78,6 +78,7 @@ pub fn analyze(
             gather: Cell::default(),
             spread: Cell::default(),
             copy_in: Cell::default(),
+            copy_out: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
         };
@@ -115,6 +116,7 @@ pub fn analyze(
                 .filter(|_| matches!(statement.kind, Kind::Query(_))),
             spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
+            copy_out: planner.copy_out.take(),
             changes: planner.changes.take(),
             combine: planner
                 .combine
@@ -248,6 +250,7 @@ fn of_another_encoding(
             gather: Cell::default(),
             spread: Cell::default(),
             copy_in: Cell::default(),
+            copy_out: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
         };
@@ -265,6 +268,7 @@ fn of_another_encoding(
             gather: None,
             spread: None,
             copy_in: None,
+            copy_out: None,
             changes: None,
             combine: None,
         }
@@ -334,6 +338,7 @@ fn whole(
         gather: None,
         spread: None,
         copy_in: None,
+        copy_out: None,
         changes: None,
         combine: None,
     };
@@ -358,6 +363,7 @@ struct Planner<'a> {
     spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    copy_out: Cell<Option<Box<super::copy::CopyOut>>>,
     /// How a schema change runs on several shards.
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,

@@ -11,7 +11,7 @@ use crate::{
     catalog::{
         group::GroupId,
         key::{Key, KeyError},
-        shard::ShardId,
+        shard::{ShardId, ShardSet},
         snapshot::Snapshot,
     },
     split::copy::{Field, Forced, Format, Header, Options},
@@ -32,6 +32,38 @@ pub struct CopyIn {
     pub columns: Option<Vec<String>>,
     pub options: Options,
     pub tolerance: Tolerance,
+}
+
+/// A COPY of a sharded table TO STDOUT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyOut {
+    group: GroupId,
+    pub format: Format,
+    pub header: Header,
+}
+
+impl CopyOut {
+    /// What the statement says; `None`: something in it is not known here.
+    pub(super) fn new(copy: &Copy, group: GroupId, key: &str) -> Option<Self> {
+        let mut stated = Stated::default();
+        for (name, value) in &copy.options {
+            if name != "force_quote" {
+                stated.option(name, value, key)?;
+            }
+        }
+        let options = stated.options()?;
+        Some(Self {
+            group,
+            format: options.format,
+            header: options.header,
+        })
+    }
+
+    /// The shards that have the table.
+    #[must_use]
+    pub fn shards(&self, snapshot: &Snapshot) -> ShardSet {
+        snapshot.group(self.group).shards()
+    }
 }
 
 /// What becomes of rows that cannot be read.

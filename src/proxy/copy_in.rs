@@ -13,6 +13,7 @@
 //! shards take data; what a slow shard has not taken is bounded, and so is what the client may send meanwhile.
 
 use super::{
+    copy_out::counted,
     link::Hold,
     place::Place,
     prepared::Prepared,
@@ -27,7 +28,7 @@ use crate::{
     proxy::fan::{Fan, LONGEST, Next},
     split::copy::{Fault, Format, Piece, Splitter},
     wire::{
-        backend::{Status, command_tag, put_complete},
+        backend::{Status, put_complete},
         frame::{self, HEADER, Header},
         frontend::{put, put_bare, put_query},
         notice::{Notice, Words, with_context},
@@ -94,14 +95,16 @@ impl Session {
         Ok(())
     }
 
-    /// Binds a COPY into a sharded table; false: it is none.
+    /// Binds a COPY of a sharded table, in or out; false: it is none.
     pub(super) async fn bind_copy(
         &mut self,
         prepared: &Arc<Prepared>,
         portal: &[u8],
     ) -> Result<bool, Stop> {
-        let found = prepared.statement().and_then(|one| self.copies_in(one));
-        if found.is_none() {
+        let copies = prepared.statement().is_some_and(|statement| {
+            self.copies_in(statement).is_some() || self.copies_out(statement).is_some()
+        });
+        if !copies {
             return Ok(false);
         }
         self.answer_pending().await?;
@@ -115,7 +118,7 @@ impl Session {
         Ok(true)
     }
 
-    /// Execute of a COPY into a sharded table.
+    /// Execute of a COPY of a sharded table.
     pub(super) async fn execute_copy(&mut self, portal: &[u8]) -> Result<(), Stop> {
         self.settle().await?;
         if self.skip {
@@ -124,6 +127,9 @@ impl Session {
         let Some(Portal::Copying(prepared)) = self.portals.remove(portal) else {
             return Err(reply::no_such_portal(portal).into());
         };
+        if let Some(copy) = prepared.statement().and_then(|one| self.copies_out(one)) {
+            return self.copy_out(&copy, &prepared.text).await;
+        }
         let found = prepared.statement().and_then(|one| self.copies_in(one));
         // What came between has bound the session to one shard.
         let copy = found.ok_or_else(reply::bound_before)?;
@@ -205,7 +211,7 @@ impl Session {
         }
         let mut response: Option<Vec<u8>> = None;
         for at in 0..members {
-            let own = self.hear_copy_in(at).await?;
+            let own = self.hear_copy_begin(at, b'G').await?;
             if *response.get_or_insert_with(|| own.clone()) != own {
                 return Err(reply::columns_changed().into());
             }
@@ -213,15 +219,15 @@ impl Session {
         Ok(response.ok_or_else(reply::malformed)?)
     }
 
-    /// The body of a shard's CopyInResponse.
-    async fn hear_copy_in(&mut self, at: usize) -> Result<Vec<u8>, Stop> {
+    /// The body of a shard's CopyInResponse, or CopyOutResponse.
+    pub(super) async fn hear_copy_begin(&mut self, at: usize, wanted: u8) -> Result<Vec<u8>, Stop> {
         while let Some(fan) = self.fan.as_deref_mut() {
             match fan.next(at) {
                 Next::Message(header) => {
                     let body = fan.held(at)[HEADER..header.size].to_vec();
                     fan.take(at, header.size);
                     match header.tag {
-                        b'G' => return Ok(body),
+                        tag if tag == wanted => return Ok(body),
                         b'E' => return Err(Words::Servers(body).into()),
                         b'N' => put(self.client.out(), b'N', |out| out.extend_from_slice(&body)),
                         _ => return Err(reply::malformed().into()),
@@ -236,7 +242,7 @@ impl Session {
         Err(End::Client.into())
     }
 
-    fn shard_of_copy_lost(&self, at: usize) -> Stop {
+    pub(super) fn shard_of_copy_lost(&self, at: usize) -> Stop {
         let shard = self.fan.as_deref().map(|fan| fan.shard(at));
         let name = shard.map_or("", |shard| self.database.shard_name(shard));
         reply::shard_lost_at_work(name).into()
@@ -373,7 +379,7 @@ impl Session {
             .hear_fan(|at, tag, body| {
                 match tag {
                     b'E' if problem.is_none() => problem = Some((at, body.to_vec())),
-                    b'C' => tags[at] = copied(body),
+                    b'C' => tags[at] = counted(body),
                     b'N' => put(&mut notices, b'N', |out| out.extend_from_slice(body)),
                     _ => {}
                 }
@@ -499,12 +505,6 @@ impl Session {
             }
         }
     }
-}
-
-/// The rows of `COPY 5`.
-fn copied(body: &[u8]) -> Option<u64> {
-    let count = command_tag(body).ok()?.strip_prefix(b"COPY ")?;
-    std::str::from_utf8(count).ok()?.parse().ok()
 }
 
 impl Copying {

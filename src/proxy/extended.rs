@@ -65,6 +65,7 @@ impl Session {
             && planned.plan.statements[0].spread.is_none()
             && planned.plan.statements[0].combine.is_none()
             && planned.plan.statements[0].copy_in.is_none()
+            && planned.plan.statements[0].copy_out.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }

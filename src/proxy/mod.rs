@@ -4,6 +4,7 @@
 pub mod cancel;
 pub mod console;
 mod copy_in;
+mod copy_out;
 mod counting;
 pub mod database;
 mod ending;

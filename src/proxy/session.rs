@@ -115,7 +115,7 @@ pub(super) enum Portal {
     Here(Arc<Prepared>),
     /// Of a write to several shards.
     Writing(Box<WritingPortal>),
-    /// Of a COPY into a sharded table.
+    /// Of a COPY of a sharded table, in or out.
     Copying(Arc<Prepared>),
     /// On the backend.
     There(Arc<Prepared>),

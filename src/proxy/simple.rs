@@ -163,6 +163,11 @@ impl Session {
         if self.phase != Phase::Idle || !self.pipeline.is_empty() {
             return Err(refused.into());
         }
+        if let [statement] = plan.statements.as_slice()
+            && let Some(copy) = self.copies_out(statement)
+        {
+            return Box::pin(self.query_copy_out(&copy, values.text)).await;
+        }
         if let Some(scattered) = self.streams(plan, values)
             && self.query_scattered(&scattered, values.text).await?
         {

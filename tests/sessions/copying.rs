@@ -157,7 +157,8 @@ impl Stand {
         // Tables have other numbers elsewhere.
         let mut ask = |client: &mut Client| {
             let said = client.ask(&query(sql)).into_iter();
-            said.filter(|line| !line.starts_with('T')).collect::<Vec<_>>()
+            said.filter(|line| !line.starts_with('T'))
+                .collect::<Vec<_>>()
         };
         let expected = ask(whole);
         assert_eq!(ask(sharded), expected, "{sql}");
@@ -391,7 +392,6 @@ fn an_error_anywhere_leaves_nothing_anywhere() {
         ("1\t999\tx\t\\N\tmore\n", "22P04"),
         ("1\t\\N\tx\t\\N\n", "23502"),
         ("1\t9\tx\t\\N\r\n", "22P04"),
-        ("1\t9\tx\t\\.\n", "22P04"),
         ("1\t9\tx\0\t\\N\n", "22021"),
     ] {
         for (text, way) in [
@@ -451,8 +451,8 @@ fn a_copy_is_part_of_its_transaction() {
         let (whole, sharded) = &mut stand.clients;
         for client in [whole, sharded] {
             let said = copy_extended(client, "copy t (id) from stdin", b"77\n177\n0\n", 100);
-            assert!(said[3].starts_with("E ERROR 23505"), "{said:?}");
-            assert_eq!(said[4], "Z E");
+            assert!(said[4].starts_with("E ERROR 23505"), "{said:?}");
+            assert_eq!(said[5], "Z E");
         }
         stand.both("select 1");
         stand.both("rollback to a");
@@ -613,24 +613,23 @@ fn a_table_is_copied_out_whole_with_one_header_and_one_trailer() {
                 let (expected_said, mut expected) = copied_out(&mut stand.clients.0, &bytes);
                 assert_eq!(said, expected_said, "{sql}");
                 if sql.contains("binary") {
-                    let whole = [&mut found, &mut expected].map(|messages| {
-                        let whole = messages.concat();
-                        let (header, rest) = whole.split_at(19);
-                        assert!(header.starts_with(b"PGCOPY\n\xff\r\n\0"));
-                        assert!(rest.ends_with(&[0xff, 0xff]));
-                        *messages = messages.iter().map(|body| body.to_vec()).collect();
-                        whole.len()
-                    });
-                    assert_eq!(whole[0], whole[1]);
+                    let whole = found.concat();
+                    assert_eq!(whole.len(), expected.concat().len());
+                    assert!(whole.starts_with(b"PGCOPY\n\xff\r\n\0"));
+                    assert!(whole.ends_with(&[0xff, 0xff]));
                     // What was copied out goes in again.
-                    let table = "create table if not exists again (like t); alter table again alter twice drop expression; truncate again";
+                    let table = "create table if not exists again (like t); truncate again";
                     stand.clients.0.ask(&query(table));
-                    let (said, takes) = opens(&mut stand.clients.0, &query("copy again (n, id, note, more) from stdin binary"));
+                    let (said, takes) =
+                        opens(&mut stand.clients.0, &query("copy again from stdin binary"));
                     assert!(takes, "{said:?}");
-                    let mut out = data(&found.concat(), 1000);
+                    let mut out = data(&whole, 1000);
                     put_bare(&mut out, b'c');
                     stand.clients.0.send(&out);
-                    assert_eq!(stand.clients.0.answers(1), [format!("C COPY {rows}\\0"), "Z I".to_owned()]);
+                    assert_eq!(
+                        stand.clients.0.answers(1),
+                        [format!("C COPY {rows}\\0"), "Z I".to_owned()]
+                    );
                 } else {
                     if sql.contains("header") {
                         assert_eq!(found[0], expected[0], "{sql}");

@@ -6,7 +6,7 @@ use crate::{
     plan::{
         Override, Route, Target,
         block::{Analysis, Place, full_name},
-        copy::{self, CopyIn},
+        copy::{self, CopyIn, CopyOut},
         unroutable::Unroutable,
     },
     sql::{
@@ -66,7 +66,23 @@ impl Planner<'_> {
         let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         match analysis.place(table) {
             Place::Sharded { .. } if from => self.copy_split(copy, table, &analysis),
-            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
+            Place::Sharded {
+                group,
+                key,
+                table: known,
+            } => {
+                if let Some(hazard) = known.effects.of(Act::Select) {
+                    return self.one_shard_only(Unroutable::PerShardObject {
+                        table: table.name.clone(),
+                        hazard: hazard.clone(),
+                    });
+                }
+                if self.pinned.is_none() && self.context.utf8 {
+                    let found = CopyOut::new(copy, group, key);
+                    self.copy_out.set(found.map(Box::new));
+                }
+                self.one_shard_only(Unroutable::Copy { table: name })
+            }
             Place::Reference(_) if from => {
                 self.one_shard_only(Unroutable::ReferenceWrite { table: name })
             }
