@@ -620,8 +620,10 @@ fn a_table_is_copied_out_whole_with_one_header_and_one_trailer() {
                     // What was copied out goes in again.
                     let table = "create table if not exists again (like t); truncate again";
                     stand.clients.0.ask(&query(table));
-                    let (said, takes) =
-                        opens(&mut stand.clients.0, &query("copy again from stdin binary"));
+                    let (said, takes) = opens(
+                        &mut stand.clients.0,
+                        &query("copy again (n, id, note, more) from stdin binary"),
+                    );
                     assert!(takes, "{said:?}");
                     let mut out = data(&whole, 1000);
                     put_bare(&mut out, b'c');
