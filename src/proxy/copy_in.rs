@@ -31,7 +31,7 @@ use crate::{
         backend::{Status, put_complete},
         frame::{self, HEADER, Header},
         frontend::{put, put_bare, put_query},
-        notice::{Notice, Words, with_context},
+        notice::{Words, with_context},
     },
 };
 use std::sync::Arc;
@@ -294,7 +294,7 @@ impl Session {
         };
         if let Err(why) = copying.feed(bytes) {
             let words = copying.words_of(&why);
-            return self.copy_failed(words.into()).await;
+            return self.copy_failed(words).await;
         }
         if let Some(fan) = self.fan.as_deref_mut() {
             copying.send(fan, BATCH);
@@ -362,7 +362,7 @@ impl Session {
         };
         if let Err(why) = copying.end() {
             let words = copying.words_of(&why);
-            return self.copy_failed(words.into()).await;
+            return self.copy_failed(words).await;
         }
         let Some(mut copying) = self.copying.take() else {
             return Ok(());
@@ -481,7 +481,7 @@ impl Session {
             }
             (Asked::Query, Err(words)) if own => {
                 let undone = self.undo_own().await;
-                undone.and(Err(words.into()))
+                undone.and_then(|()| Err(words.into()))
             }
             (_, Err(words)) => Err(words.into()),
         };
@@ -574,11 +574,11 @@ impl Copying {
         }
     }
 
-    fn words_of(&self, why: &Wrong) -> Notice {
+    fn words_of(&self, why: &Wrong) -> Words {
         let (table, line) = (self.copy.table.as_str(), self.lines + 1);
         match why {
-            Wrong::Fault(fault) => reply::copy_fault(*fault, table, &self.copy.key, line),
-            Wrong::Place(why) => reply::copy_row(wording::unroutable(why), table, line),
+            Wrong::Fault(fault) => reply::copy_fault(*fault, table, &self.copy.key, line).into(),
+            Wrong::Place(why) => reply::copy_row(wording::unroutable(why), table, line).into(),
         }
     }
 }

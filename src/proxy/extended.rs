@@ -143,9 +143,6 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    if Box::pin(self.bind_copy(&prepared, bind.portal)).await? {
-                        return Ok(());
-                    }
                     if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
                         return Ok(());
                     }

@@ -154,6 +154,9 @@ impl Session {
         let Some(statement) = prepared.statement() else {
             return Ok(false);
         };
+        if self.bind_copy(prepared, bind.portal).await? {
+            return Ok(true);
+        }
         let Some(shares) = self.spreads(statement, values)? else {
             return Ok(false);
         };
