@@ -19,13 +19,14 @@ use crate::{
     wire::types,
 };
 
-/// A COPY into a sharded table.
+/// A COPY into a sharded table, or into one that every shard has a copy of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyIn {
     /// The table as the search path finds it, for asking servers.
     pub schema: String,
     pub table: String,
-    pub(super) group: GroupId,
+    /// `None`: every shard has all rows, and there is no key.
+    pub(super) group: Option<GroupId>,
     /// The key's column.
     pub key: String,
     /// The column list; `None`: every column, in the order that the servers have them.
@@ -100,7 +101,7 @@ impl CopyIn {
         Some(Self {
             schema: target.schema.to_owned(),
             table: target.table.to_owned(),
-            group: target.group,
+            group: Some(target.group),
             key: target.key.to_owned(),
             columns: copy.columns.clone(),
             options,
@@ -108,10 +109,30 @@ impl CopyIn {
         })
     }
 
+    /// A COPY of the same rows into every shard, which read them by themselves.
+    pub(super) fn everywhere(copy: &Copy, schema: &str, table: &str) -> Self {
+        Self {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            group: None,
+            key: String::new(),
+            columns: copy.columns.clone(),
+            options: Options::of(Format::Text),
+            tolerance: Tolerance::None,
+        }
+    }
+
+    /// Whether every shard is sent all rows.
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        self.group.is_none()
+    }
+
     /// The shards that have the table.
     #[must_use]
     pub fn shares(&self, snapshot: &Snapshot) -> Shares {
-        let shards = snapshot.group(self.group).shards();
+        let group = self.group.map(|group| snapshot.group(group).shards());
+        let shards = group.unwrap_or_else(|| snapshot.all());
         Shares {
             shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
         }
@@ -124,11 +145,26 @@ impl CopyIn {
         columns.position(|column| *column == self.key)
     }
 
-    /// Keeps the table's columns as they are, and whoever writes goes on.
+    /// Keeps the table's columns as they are, and whoever writes goes on; only where all shards have all rows, whoever
+    /// writes comes before or behind on all of them.
     #[must_use]
     pub fn lock(&self) -> String {
         let table = self.quoted();
-        format!("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
+        if self.is_everywhere() {
+            format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        } else {
+            format!("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
+        }
+    }
+
+    /// Asks for what tells whether two shards have the same rows.
+    #[must_use]
+    pub fn rows_question(&self) -> String {
+        let table = self.quoted();
+        format!(
+            "SELECT pg_catalog.concat(pg_catalog.count(*), ' ', pg_catalog.sum(pg_catalog.hashtextextended(\
+             (ROW(copied.*)::pg_catalog.text) COLLATE pg_catalog.\"C\", 0))) FROM {table} AS copied"
+        )
     }
 
     /// Asks for the columns that a COPY without a list has, in order, behind the key's place among them.
@@ -153,8 +189,10 @@ impl CopyIn {
     /// A key for which there is no shard.
     #[must_use]
     pub fn homeless(&self, snapshot: &Snapshot) -> Unroutable {
-        let group = snapshot.group(self.group).name.clone();
-        Unroutable::NoShardForKey { group }
+        let group = self.group.map(|group| snapshot.group(group).name.clone());
+        Unroutable::NoShardForKey {
+            group: group.unwrap_or_default(),
+        }
     }
 
     fn quoted(&self) -> String {
@@ -171,7 +209,9 @@ impl CopyIn {
         snapshot: &Snapshot,
         field: Field<'_>,
     ) -> Result<Option<ShardId>, Box<Unroutable>> {
-        let group = snapshot.group(self.group);
+        let Some(group) = self.group.map(|group| snapshot.group(group)) else {
+            return Ok(None);
+        };
         let (table, key) = (self.table.clone(), self.key.clone());
         let value = match field {
             Field::Null => return Err(Box::new(Unroutable::KeyNull { table, key })),

@@ -1,4 +1,4 @@
-//! COPY FROM STDIN into a sharded table: the client's stream is cut into rows, and every shard is sent its own as a COPY
+//! COPY FROM STDIN into a table of several shards. Of a sharded one the client's stream is cut into rows, and every shard is sent its own as a COPY
 //! of the client's own text, so that PostgreSQL itself reads, judges and counts them.
 //!
 //! ```text
@@ -19,7 +19,7 @@ use super::{
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
-    session::{End, Note, Phase, Portal, Rest, Session, told},
+    session::{End, Note, Phase, Portal, Rest, Session, first_value, told},
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
@@ -189,13 +189,18 @@ impl Session {
             if !there {
                 return Err(reply::shard_missing(self.database.shard_name(shard)).into());
             }
-            if listed.is_none() {
+            if listed.is_none() || copy.is_everywhere() {
                 self.prelude(copy.lock().as_bytes()).await??;
+            }
+            if copy.columns.is_none() {
                 let columns = self.ask(copy.columns_question().as_bytes()).await??;
                 if *found.get_or_insert_with(|| columns.clone()) != columns {
                     return Err(reply::columns_changed().into());
                 }
             }
+        }
+        if copy.is_everywhere() {
+            return Ok(0);
         }
         let place = listed.or_else(|| copy.column_among(found.flatten().as_deref()?));
         Ok(place.ok_or_else(reply::columns_changed)?)
@@ -392,8 +397,21 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             heard => heard,
         };
+        let everywhere = copying.copy.is_everywhere();
+        let heard = if everywhere && problem.is_none() && heard.is_ok() {
+            self.compare_copies(&copying.copy).await
+        } else {
+            heard
+        };
+        if let Err(Stop::End(end)) = heard {
+            return Err(end);
+        }
         let gathered = self.gather_in(&copying.shares).await;
-        let rows: Option<u64> = tags.into_iter().sum();
+        let rows: Option<u64> = if everywhere {
+            tags.first().copied().flatten()
+        } else {
+            tags.into_iter().sum()
+        };
         let outcome = match (problem, heard.and(gathered), rows) {
             (_, Err(Stop::End(end)), _) => return Err(end),
             (Some(words), _, _) => Err(words),
@@ -404,6 +422,36 @@ impl Session {
             (None, Ok(()), Some(rows)) => Ok(rows),
         };
         self.end_copy(copying.asked, outcome).await
+    }
+
+    /// Whether every shard has the same rows now.
+    async fn compare_copies(&mut self, copy: &CopyIn) -> Result<(), Stop> {
+        let question = copy.rows_question();
+        let members = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..members {
+            if let Some(fan) = self.fan.as_deref_mut() {
+                fan.ask(at, 1, |out| put_query(out, question.as_bytes()));
+            }
+        }
+        let (mut found, mut problem) = (vec![None; members], None);
+        self.hear_fan(|at, tag, body| {
+            match tag {
+                b'D' => found[at] = first_value(body),
+                b'E' if problem.is_none() => problem = Some(Words::Servers(body.to_vec())),
+                _ => {}
+            }
+            Ok(())
+        })
+        .await?;
+        if let Some(problem) = problem {
+            return Err(problem.into());
+        }
+        let same = found.windows(2).all(|two| two[0] == two[1]);
+        if same && found.first().is_some_and(Option::is_some) {
+            Ok(())
+        } else {
+            Err(reply::copies_differ(&copy.table).into())
+        }
     }
 
     /// CopyFail: the shards are told the client's words, and say what PostgreSQL says then.
@@ -510,6 +558,12 @@ impl Session {
 impl Copying {
     /// Cuts more of the data.
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Wrong> {
+        if self.copy.is_everywhere() {
+            for batch in &mut self.batches {
+                batch.extend_from_slice(bytes);
+            }
+            return Ok(());
+        }
         self.cut(|splitter, each| splitter.feed(bytes, each))
     }
 

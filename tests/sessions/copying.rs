@@ -19,7 +19,8 @@ use std::{
 
 /// The key is not the first column, and the columns before it are not numbered as they stand.
 const TABLES: &str = "create table t (gone int, n int check (n < 1000000), id bigint primary key, note text default 'none', \
-     twice int generated always as (n * 2) stored, more text); alter table t drop column gone";
+     twice int generated always as (n * 2) stored, more text); alter table t drop column gone; \
+     create table colours (code text primary key, name text, made timestamptz default clock_timestamp())";
 
 /// A whole database and one of three shards: ids up to 99, to 199 and above.
 struct Stand {
@@ -48,7 +49,7 @@ fn stand(name: &str) -> Stand {
     let databases = format!(
         "[databases.postgres]\ncontrol = {{ user = \"postgres\" }}\n{}{}{}[databases.postgres.groups.g]\nmethod = \"range\"\nkey_type = \"bigint\"\n\
          ranges = [{{ to = 100, shard = \"s0\" }}, {{ to = 200, shard = \"s1\" }}, {{ shard = \"s2\" }}]\n\
-         tables = {{ \"public.t\" = \"id\" }}\n",
+         tables = {{ \"public.t\" = \"id\" }}\n[databases.postgres.tables]\nreference = [\"public.colours\"]\n",
         shard(0),
         shard(1),
         shard(2)
@@ -575,6 +576,66 @@ fn a_shard_that_takes_no_rows_holds_the_client_back() {
     assert_eq!(said, ["C COPY 6000\\0", "Z I"]);
     sender.join().unwrap();
     assert_eq!(stand.counts(), ["0", "0", "6000"]);
+}
+
+#[test]
+fn a_reference_table_gets_the_same_rows_on_every_shard() {
+    let mut stand = stand("copying_reference");
+    let rows = "select coalesce(string_agg(c::text, '!' order by code), '') from colours c";
+    let alike = |stand: &mut Stand, sql: &str, text: &[u8]| {
+        let (whole, sharded) = &mut stand.clients;
+        for (way, size) in [
+            (
+                copy as fn(&mut Client, &str, &[u8], usize) -> Vec<String>,
+                3,
+            ),
+            (copy_extended, 100),
+        ] {
+            for client in [&mut *whole, &mut *sharded] {
+                client.ask(&query("delete from colours where code < 'x'"));
+            }
+            let expected = way(whole, sql, text, size);
+            assert_eq!(way(sharded, sql, text, size), expected, "{sql}");
+            let expected = whole.value(rows);
+            for shard in &mut stand.shards {
+                assert_eq!(shard.value(rows), expected, "{sql}");
+            }
+        }
+    };
+    alike(
+        &mut stand,
+        "copy colours from stdin",
+        b"a\tred\t\\N\nb\tblue\t2026-01-01 00:00:00+00\n",
+    );
+    alike(
+        &mut stand,
+        "copy colours from stdin (format csv, header)",
+        b"h,h,h\na,\"r\ned\",\n",
+    );
+    alike(
+        &mut stand,
+        "copy colours from stdin",
+        b"c\tred\t\\N\nc\tblue\t\\N\n",
+    );
+    alike(&mut stand, "copy colours from stdin", b"c\tred\n");
+    // Every shard would have a time of its own.
+    let said = copy(
+        &mut stand.clients.1,
+        "copy colours (code) from stdin",
+        b"y\n",
+        9,
+    );
+    assert!(
+        said.iter().any(|line| line.starts_with("E ERROR 0A000")),
+        "{said:?}"
+    );
+    for shard in &mut stand.shards {
+        assert_eq!(
+            shard.value("select count(*) from colours where code = 'y'"),
+            "0"
+        );
+    }
+    stand.at_rest();
 }
 
 /// The lines of COPY TO STDOUT, which SQL leaves in any order, and all else that was said.

@@ -2,7 +2,7 @@
 
 use super::Planner;
 use crate::{
-    catalog::effects::Act,
+    catalog::{effects::Act, snapshot::Table},
     plan::{
         Override, Route, Target,
         block::{Analysis, Place, full_name},
@@ -83,9 +83,7 @@ impl Planner<'_> {
                 }
                 self.one_shard_only(Unroutable::Copy { table: name })
             }
-            Place::Reference(_) if from => {
-                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
-            }
+            Place::Reference(known) if from => self.copy_everywhere(copy, table, known),
             Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
                 feature: "writing to the system catalogs",
             }),
@@ -139,12 +137,7 @@ impl Planner<'_> {
         let calls = self.calls();
         let settled = copy.filtered == Filtered::No || calls.are_harmless();
         let apart = self.pinned.is_none() && self.context.utf8;
-        let mut path = self.context.search_path.iter();
-        let schema = table
-            .schema
-            .as_ref()
-            .or_else(|| path.find(|schema| self.snapshot.table(schema, &table.name).is_some()));
-        if let (true, true, Some(schema)) = (settled, apart, schema) {
+        if let (true, true, Some(schema)) = (settled, apart, self.schema_where(table)) {
             let found = CopyIn::new(
                 copy,
                 &copy::Target {
@@ -157,5 +150,31 @@ impl Planner<'_> {
             self.copy_in.set(found.map(Box::new));
         }
         target
+    }
+
+    /// COPY FROM into a table that every shard has a copy of: on the shard that is named, or the same on all.
+    fn copy_everywhere(&self, copy: &Copy, table: &Name, known: &Table) -> Target {
+        let given = copy::given(copy, &known.columns);
+        if let Some(hazard) = known.effects.of(Act::Insert(given)) {
+            return self.one_shard_only(Unroutable::PerShardObject {
+                table: table.name.clone(),
+                hazard: hazard.clone(),
+            });
+        }
+        let apart = self.pinned.is_none() && copy.filtered == Filtered::No;
+        if let (true, Some(schema)) = (apart, self.schema_where(table)) {
+            let everywhere = CopyIn::everywhere(copy, schema, &table.name);
+            self.copy_in.set(Some(Box::new(everywhere)));
+        }
+        self.one_shard_only(Unroutable::ReferenceWrite {
+            table: full_name(table),
+        })
+    }
+
+    /// The schema in which a listed table is found.
+    fn schema_where<'a>(&'a self, table: &'a Name) -> Option<&'a String> {
+        let mut path = self.context.search_path.iter();
+        let found = |schema: &&String| self.snapshot.table(schema, &table.name).is_some();
+        table.schema.as_ref().or_else(|| path.find(found))
     }
 }
