@@ -1,5 +1,6 @@
-//! COPY FROM STDIN into a table of several shards. Of a sharded one the client's stream is cut into rows, and every shard is sent its own as a COPY
-//! of the client's own text, so that PostgreSQL itself reads, judges and counts them.
+//! COPY FROM STDIN into a table of several shards: the client's stream is cut into rows, and every shard is sent its own
+//! as a COPY of the client's own text, so that PostgreSQL itself reads, judges and counts them. Of a reference table
+//! every shard is sent all of it.
 //!
 //! ```text
 //!   reach all shards ─▶ COPY to each ─▶ CopyInResponse of all ─▶ data ⇄ rows ─▶ CopyDone ─▶ tags ─▶ COPY n
@@ -10,7 +11,8 @@
 //!
 //! What must stay true: every row is sent to the shard of its key and to no other, or the COPY fails; all shards keep
 //! their rows or none does, as of any write to several shards (`spread`); nothing is told to the client before all
-//! shards take data; what a slow shard has not taken is bounded, and so is what the client may send meanwhile.
+//! shards take data; copies of a reference table are the same before the client is told that they have the rows; what a
+//! slow shard has not taken is bounded, and so is what the client may send meanwhile.
 
 use super::{
     copy_out::counted,
