@@ -78,6 +78,7 @@ pub fn analyze(
             gather: Cell::default(),
             spread: Cell::default(),
             copy_in: Cell::default(),
+            copy_out: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
         };
@@ -110,6 +111,7 @@ pub fn analyze(
             gather: planner.gather.take().filter(|_| queries(&statement.kind)),
             spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
+            copy_out: planner.copy_out.take(),
             changes: planner.changes.take(),
             combine: planner.combine.take().filter(|_| queries(&statement.kind)),
         });
@@ -253,6 +255,7 @@ fn of_another_encoding(
             gather: Cell::default(),
             spread: Cell::default(),
             copy_in: Cell::default(),
+            copy_out: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
         };
@@ -270,6 +273,7 @@ fn of_another_encoding(
             gather: None,
             spread: None,
             copy_in: None,
+            copy_out: None,
             changes: None,
             combine: None,
         }
@@ -339,6 +343,7 @@ fn whole(
         gather: None,
         spread: None,
         copy_in: None,
+        copy_out: None,
         changes: None,
         combine: None,
     };
@@ -363,6 +368,7 @@ struct Planner<'a> {
     spread: Cell<Option<Box<Spread>>>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
+    copy_out: Cell<Option<Box<super::copy::CopyOut>>>,
     /// How a schema change runs on several shards.
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,

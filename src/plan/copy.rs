@@ -3,12 +3,15 @@
 //! What must stay true: a row goes where an INSERT of the same values would put it, or the COPY fails. Every shard gets
 //! the statement as the client wrote it, so that PostgreSQL judges the rest of it.
 
-use super::unroutable::{KeyProblem, Unroutable};
+use super::{
+    spread::Shares,
+    unroutable::{KeyProblem, Unroutable},
+};
 use crate::{
     catalog::{
         group::GroupId,
         key::{Key, KeyError},
-        shard::ShardId,
+        shard::{ShardId, ShardSet},
         snapshot::Snapshot,
     },
     split::copy::{Field, Forced, Format, Header, Options},
@@ -16,19 +19,52 @@ use crate::{
     wire::types,
 };
 
-/// A COPY into a sharded table.
+/// A COPY into a sharded table, or into one that every shard has a copy of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyIn {
     /// The table as the search path finds it, for asking servers.
     pub schema: String,
     pub table: String,
-    pub(super) group: GroupId,
+    /// `None`: every shard has all rows, and there is no key.
+    pub(super) group: Option<GroupId>,
     /// The key's column.
     pub key: String,
     /// The column list; `None`: every column, in the order that the servers have them.
     pub columns: Option<Vec<String>>,
     pub options: Options,
     pub tolerance: Tolerance,
+}
+
+/// A COPY of a sharded table TO STDOUT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyOut {
+    group: GroupId,
+    pub format: Format,
+    pub header: Header,
+}
+
+impl CopyOut {
+    /// What the statement says; `None`: something in it is not known here.
+    pub(super) fn new(copy: &Copy, group: GroupId, key: &str) -> Option<Self> {
+        let mut stated = Stated::default();
+        for (name, value) in &copy.options {
+            if name != "force_quote" {
+                stated.option(name, value, key)?;
+            }
+        }
+        let options = stated.options()?;
+        Some(Self {
+            group,
+            format: options.format,
+            header: options.header,
+        })
+    }
+
+    /// The shards that have the table.
+    #[must_use]
+    pub fn shards(&self, snapshot: &Snapshot) -> ShardSet {
+        snapshot.group(self.group).shards()
+    }
 }
 
 /// What becomes of rows that cannot be read.
@@ -65,12 +101,103 @@ impl CopyIn {
         Some(Self {
             schema: target.schema.to_owned(),
             table: target.table.to_owned(),
-            group: target.group,
+            group: Some(target.group),
             key: target.key.to_owned(),
             columns: copy.columns.clone(),
             options,
             tolerance: stated.tolerance,
         })
+    }
+
+    /// A COPY of the same rows into every shard, which read them by themselves.
+    pub(super) fn everywhere(copy: &Copy, schema: &str, table: &str) -> Self {
+        Self {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            group: None,
+            key: String::new(),
+            columns: copy.columns.clone(),
+            options: Options::of(Format::Text),
+            tolerance: Tolerance::None,
+        }
+    }
+
+    /// Whether every shard is sent all rows.
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        self.group.is_none()
+    }
+
+    /// The shards that have the table.
+    #[must_use]
+    pub fn shares(&self, snapshot: &Snapshot) -> Shares {
+        let group = self.group.map(|group| snapshot.group(group).shards());
+        let shards = group.unwrap_or_else(|| snapshot.all());
+        Shares {
+            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
+        }
+    }
+
+    /// The key's place among the columns that are listed; `None`: none are.
+    #[must_use]
+    pub fn listed_column(&self) -> Option<usize> {
+        let mut columns = self.columns.as_ref()?.iter();
+        columns.position(|column| *column == self.key)
+    }
+
+    /// Keeps the table's columns as they are, and whoever writes goes on; only where all shards have all rows, whoever
+    /// writes comes before or behind on all of them.
+    #[must_use]
+    pub fn lock(&self) -> String {
+        let table = self.quoted();
+        if self.is_everywhere() {
+            format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        } else {
+            format!("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
+        }
+    }
+
+    /// Asks for what tells whether two shards have the same rows.
+    #[must_use]
+    pub fn rows_question(&self) -> String {
+        let table = self.quoted();
+        format!(
+            "SELECT pg_catalog.concat(pg_catalog.count(*), ' ', pg_catalog.sum(pg_catalog.hashtextextended(\
+             (ROW(copied.*)::pg_catalog.text) COLLATE pg_catalog.\"C\", 0))) FROM {table} AS copied"
+        )
+    }
+
+    /// Asks for the columns that a COPY without a list has, in order, behind the key's place among them.
+    #[must_use]
+    pub fn columns_question(&self) -> String {
+        let (table, key) = (literal(&self.quoted()), literal(&self.key));
+        let names = "pg_catalog.array_agg(attname::pg_catalog.text ORDER BY attnum)";
+        format!(
+            "SELECT pg_catalog.concat(pg_catalog.array_position({names}, {key}::pg_catalog.text), ' ', {names}) \
+             FROM pg_catalog.pg_attribute WHERE attrelid OPERATOR(pg_catalog.=) {table}::pg_catalog.regclass \
+             AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped AND attgenerated OPERATOR(pg_catalog.=) ''"
+        )
+    }
+
+    /// The key's place as the answer to [`CopyIn::columns_question`] says.
+    #[must_use]
+    pub fn column_among(&self, answer: &str) -> Option<usize> {
+        let (place, _names) = answer.split_once(' ')?;
+        place.parse::<usize>().ok()?.checked_sub(1)
+    }
+
+    /// A key for which there is no shard.
+    #[must_use]
+    pub fn homeless(&self, snapshot: &Snapshot) -> Unroutable {
+        let group = self.group.map(|group| snapshot.group(group).name.clone());
+        Unroutable::NoShardForKey {
+            group: group.unwrap_or_default(),
+        }
+    }
+
+    fn quoted(&self) -> String {
+        let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        format!("{}.{}", quote(&self.schema), quote(&self.table))
     }
 
     /// Where a row with this key lives; `None`: on any shard, which leaves it out.
@@ -82,7 +209,9 @@ impl CopyIn {
         snapshot: &Snapshot,
         field: Field<'_>,
     ) -> Result<Option<ShardId>, Box<Unroutable>> {
-        let group = snapshot.group(self.group);
+        let Some(group) = self.group.map(|group| snapshot.group(group)) else {
+            return Ok(None);
+        };
         let (table, key) = (self.table.clone(), self.key.clone());
         let value = match field {
             Field::Null => return Err(Box::new(Unroutable::KeyNull { table, key })),
@@ -110,12 +239,15 @@ impl CopyIn {
             Err(KeyError::Ambiguous) => return Err(problem(KeyProblem::Ambiguous)),
             Err(KeyError::Type(_)) => return Err(problem(KeyProblem::Type)),
         };
-        let none = || {
-            let group = group.name.clone();
-            Box::new(Unroutable::NoShardForKey { group })
-        };
-        group.shard_of(&found).map(Some).ok_or_else(none)
+        let shard = group.shard_of(&found).map(Some);
+        shard.ok_or_else(|| Box::new(self.homeless(snapshot)))
     }
+}
+
+/// A string as SQL writes it whatever the settings are.
+fn literal(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{text}'")
 }
 
 /// Options as `ProcessCopyOptions` of PostgreSQL's copy.c reads them. What is wrong with one is for the servers to say.

@@ -98,6 +98,8 @@ pub struct StatementPlan {
     pub spread: Option<Box<spread::Spread>>,
     /// How the rows of a COPY FROM STDIN find their shards.
     pub copy_in: Option<Box<copy::CopyIn>>,
+    /// How the rows of a COPY TO STDOUT are put together.
+    pub copy_out: Option<Box<copy::CopyOut>>,
     /// How a schema change runs on several shards.
     pub changes: Option<Box<change::Changes>>,
     /// How the answers of several shards are put together, when each gives its part of the whole.
@@ -171,6 +173,7 @@ impl StatementPlan {
             gather: None,
             spread: None,
             copy_in: None,
+            copy_out: None,
             changes: None,
             combine: None,
         }

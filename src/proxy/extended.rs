@@ -65,6 +65,8 @@ impl Session {
             && planned.plan.statements[0].spread.is_none()
             && planned.plan.statements[0].combine.is_none()
             && planned.plan.statements[0].changes.is_none()
+            && planned.plan.statements[0].copy_in.is_none()
+            && planned.plan.statements[0].copy_out.is_none()
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -271,6 +273,10 @@ impl Session {
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
+                if let Some(Portal::Copying(_)) = self.portals.get(portal) {
+                    self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
+                    return Ok(());
+                }
                 if let Some(Portal::Writing(_)) = self.portals.get(portal) {
                     return Box::pin(self.describe_spread(portal)).await;
                 }
@@ -342,6 +348,7 @@ impl Session {
             Some(Portal::Writing(_)) => {
                 return Box::pin(self.execute_spread(portal, most)).await;
             }
+            Some(Portal::Copying(_)) => return Box::pin(self.execute_copy(portal)).await,
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
         };
@@ -441,7 +448,7 @@ impl Session {
                 }
                 let here = matches!(
                     self.portals.remove(portal),
-                    Some(Portal::Here(_) | Portal::Writing(_))
+                    Some(Portal::Here(_) | Portal::Writing(_) | Portal::Copying(_))
                 );
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);

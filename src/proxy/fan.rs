@@ -154,12 +154,15 @@ impl Member {
         }
         let wants = (self.owed > 0 || self.open) && self.has_room(long);
         let stream = self.stream();
+        let was_full = stream.unsent() >= HIGH_WATER;
         if !stream.is_flushed() && matches!(stream.poll_flush(cx), Poll::Ready(Err(_))) {
             self.lost = true;
             return true;
         }
+        // There is room again for what it is sent.
+        let has_room = was_full && stream.unsent() < HIGH_WATER;
         if !wants {
-            return false;
+            return has_room;
         }
         match self.stream().poll_fill(cx) {
             Poll::Ready(Ok(0) | Err(_)) => {
@@ -167,7 +170,7 @@ impl Member {
                 true
             }
             Poll::Ready(Ok(_)) => true,
-            Poll::Pending => false,
+            Poll::Pending => has_room,
         }
     }
 
@@ -301,6 +304,12 @@ impl Fan {
         self.members.iter().all(Member::is_at_rest)
     }
 
+    /// Whether a member has not taken what it was sent.
+    pub(super) fn is_full(&mut self) -> bool {
+        let mut members = self.members.iter_mut();
+        members.any(|member| !member.lost && member.stream().unsent() >= HIGH_WATER)
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         let mut news = false;
         for member in &mut self.members {
@@ -308,6 +317,13 @@ impl Fan {
         }
         news
     }
+}
+
+/// What ends a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    OfMembers,
+    OfAnyone,
 }
 
 impl Session {
@@ -362,6 +378,18 @@ impl Session {
     /// # Errors
     /// The session is over: the client has left, or an operator ends it.
     pub(super) async fn wait_fan(&mut self) -> Result<(), End> {
+        self.wait_fan_for(News::OfMembers).await
+    }
+
+    /// As [`Session::wait_fan`], or until the client has sent more.
+    ///
+    /// # Errors
+    /// As [`Session::wait_fan`].
+    pub(super) async fn wait_fan_or_client(&mut self) -> Result<(), End> {
+        self.wait_fan_for(News::OfAnyone).await
+    }
+
+    async fn wait_fan_for(&mut self, what: News) -> Result<(), End> {
         let info = Arc::clone(&self.info);
         if info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));
@@ -387,8 +415,12 @@ impl Session {
             if !*closed && client.buffered().len() <= HIGH_WATER {
                 match client.poll_fill(cx) {
                     // What it has said before it left is done first, as in PostgreSQL.
-                    Poll::Ready(Ok(0)) if !client.buffered().is_empty() => *closed = true,
+                    Poll::Ready(Ok(0)) if !client.buffered().is_empty() => {
+                        *closed = true;
+                        news |= what == News::OfAnyone;
+                    }
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::Client)),
+                    Poll::Ready(Ok(_)) if what == News::OfAnyone => news = true,
                     Poll::Ready(Ok(_)) => cx.waker().wake_by_ref(),
                     Poll::Pending => {}
                 }

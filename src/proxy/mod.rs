@@ -4,6 +4,8 @@
 pub mod cancel;
 mod changing;
 pub mod console;
+mod copy_in;
+mod copy_out;
 mod counting;
 pub mod database;
 mod ending;

@@ -441,8 +441,8 @@ pub const CODES: &[Code] = &[
         code: "SW118",
         sqlstate: "0A000",
         title: "COPY of a sharded table",
-        meaning: "COPY is not split or gathered over shards.",
-        what_to_do: "COPY (SELECT … WHERE key = …) TO, or one shard at a time: SET shardway.shard = '<shard>'.",
+        meaning: "This COPY is not split or gathered over shards: its column list lacks the shard key, an option is not known, its condition calls functions of your own, data is not in UTF-8, or the transaction cannot reach several shards.",
+        what_to_do: "List the shard key; or COPY (SELECT … WHERE key = …) TO, or one shard at a time: SET shardway.shard = '<shard>'.",
     },
     Code {
         code: "SW119",

@@ -73,6 +73,9 @@ impl Session {
 
     /// Handles one message, or a part of a long one; how many bytes it took, 0 when it cannot go on yet.
     async fn next_message(&mut self, bytes: &[u8]) -> Result<usize, End> {
+        if self.copying.is_some() {
+            return Box::pin(self.copy_message(bytes)).await;
+        }
         if self.client_rest.bytes > 0 {
             return Ok(self.pass_rest(bytes));
         }
@@ -296,7 +299,7 @@ impl Session {
 
     /// A message in the middle of COPY IN that has no place there. PostgreSQL fails the COPY and then the session, as it
     /// does not read the message; Terminate, too, ends both.
-    fn interrupts_copy(&mut self, tag: u8) -> End {
+    pub(super) fn interrupts_copy(&mut self, tag: u8) -> End {
         if tag == b'X' {
             return End::Client;
         }

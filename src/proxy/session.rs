@@ -12,6 +12,7 @@
 use super::{
     Shared,
     cancel::Slot,
+    copy_in::Copying,
     counting::{Counted, Marks, note_reported},
     database::Database,
     ending,
@@ -114,6 +115,8 @@ pub(super) enum Portal {
     Here(Arc<Prepared>),
     /// Of a write to several shards.
     Writing(Box<WritingPortal>),
+    /// Of a COPY of a sharded table, in or out.
+    Copying(Arc<Prepared>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -163,6 +166,8 @@ pub struct Session {
     pub(super) fan: Option<Box<Fan>>,
     /// A portal whose rows come from all of them.
     pub(super) scattered: Option<Box<Scattering>>,
+    /// A COPY whose rows they are sent.
+    pub(super) copying: Option<Box<Copying>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -265,7 +270,11 @@ impl Session {
                 if done || self.left_in_copy() {
                     return Ok(());
                 }
-                self.wait().await?;
+                if self.copying.is_some() {
+                    Box::pin(self.wait_in_copy()).await?;
+                } else {
+                    self.wait().await?;
+                }
             }
         }
     }
@@ -287,6 +296,7 @@ impl Session {
             self.say_goodbye().await;
         }
         if self.fan.is_some() {
+            self.abandon_copy();
             drop(Box::pin(self.rest_fan()).await);
         }
         let runs = self.pipeline.owes_ready() || self.phase != Phase::Idle;

@@ -84,7 +84,7 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
-                    return Box::pin(self.query_shards(refused, &planned.plan, &values)).await;
+                    return self.query_several(refused, &planned.plan, &values).await;
                 }
             };
             chosen = Some(match chosen {
@@ -100,6 +100,24 @@ impl Session {
         self.send_pending();
         self.vacate_for(text);
         self.send_named(text, planned.plan, resolved).await
+    }
+
+    /// What no shard alone can do is done by several, or refused.
+    async fn query_several(
+        &mut self,
+        refused: Notice,
+        plan: &Arc<Plan>,
+        values: &Values<'_>,
+    ) -> Result<(), Stop> {
+        if let [statement] = plan.statements.as_slice() {
+            if let Some(copy) = self.copies_in(statement) {
+                return Box::pin(self.query_copy(copy, values.text)).await;
+            }
+            if let Some(shares) = self.spreads(statement, values)? {
+                return Box::pin(self.query_spread(plan, shares, values)).await;
+            }
+        }
+        Box::pin(self.query_shards(refused, plan, values)).await
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.
@@ -157,6 +175,11 @@ impl Session {
             && let Some(shares) = self.spreads(statement, values)?
         {
             return Box::pin(self.query_spread(plan, shares, values)).await;
+        }
+        if let [statement] = plan.statements.as_slice()
+            && let Some(copy) = self.copies_out(statement)
+        {
+            return Box::pin(self.query_copy_out(&copy, values.text)).await;
         }
         if let Some(scattered) = self.streams(plan, values)
             && self.query_scattered(&scattered, values.text).await?

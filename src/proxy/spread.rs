@@ -107,7 +107,7 @@ impl Session {
 
     /// Whether several shards can be written: the session keeps no backend, and what it has begun is a transaction, which
     /// says by itself whether it may go on to others, or nothing.
-    fn may_spread(&self) -> bool {
+    pub(super) fn may_spread(&self) -> bool {
         let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
         self.mode == PoolMode::Transaction
             && self.pinned.is_none()
@@ -179,6 +179,9 @@ impl Session {
         let Some(statement) = prepared.statement() else {
             return Ok(false);
         };
+        if self.bind_copy(prepared, bind.portal).await? {
+            return Ok(true);
+        }
         let shares = self.spreads(statement, values)?;
         if shares.is_none() && !self.may_change(statement) {
             return Ok(false);
@@ -374,7 +377,7 @@ impl Session {
     }
 
     /// Commits our transaction on all its shards.
-    async fn commit_own(&mut self) -> Result<(), Stop> {
+    pub(super) async fn commit_own(&mut self) -> Result<(), Stop> {
         self.for_batch = false;
         let tag = self.end_several(&Effect::Commit { chain: false }).await?;
         if tag == b"COMMIT" {
@@ -518,7 +521,7 @@ impl Session {
     }
 
     /// Sets the transaction's links to these shards to work together.
-    fn fan_out_over(&mut self, shares: &Shares) {
+    pub(super) fn fan_out_over(&mut self, shares: &Shares) {
         self.fold();
         self.cancel.detach();
         let mut links = self.several.take_enlisted();
@@ -532,7 +535,7 @@ impl Session {
     }
 
     /// Takes the links back into the transaction. The one whose part failed is the session's, so that it has failed.
-    async fn gather_in(&mut self, shares: &Shares) -> Result<(), Stop> {
+    pub(super) async fn gather_in(&mut self, shares: &Shares) -> Result<(), Stop> {
         let mut links = self.end_fan().await;
         let is_missing = |shard: &ShardId| !links.iter().any(|link| link.shard == *shard);
         let mut shards = shares.shards.iter().map(|(shard, _)| *shard);

@@ -275,6 +275,7 @@ impl Session {
             parked: Vec::new(),
             fan: None,
             scattered: None,
+            copying: None,
             pinned: None,
             pools: Vec::new(),
             pipeline: Pipeline::default(),

@@ -191,7 +191,7 @@ impl Splitter {
     pub fn feed<E: From<Fault>>(
         &mut self,
         bytes: &[u8],
-        each: &mut impl FnMut(Piece<'_>) -> Result<(), E>,
+        each: &mut (impl FnMut(Piece<'_>) -> Result<(), E> + ?Sized),
     ) -> Result<(), E> {
         let mut held = std::mem::take(&mut self.held);
         held.extend_from_slice(bytes);
@@ -210,7 +210,7 @@ impl Splitter {
     /// As [`Splitter::feed`].
     pub fn end<E: From<Fault>>(
         &mut self,
-        each: &mut impl FnMut(Piece<'_>) -> Result<(), E>,
+        each: &mut (impl FnMut(Piece<'_>) -> Result<(), E> + ?Sized),
     ) -> Result<(), E> {
         let held = std::mem::take(&mut self.held);
         self.cut(&held, true, each).map(drop)
@@ -221,7 +221,7 @@ impl Splitter {
         &mut self,
         bytes: &[u8],
         ends: bool,
-        each: &mut impl FnMut(Piece<'_>) -> Result<(), E>,
+        each: &mut (impl FnMut(Piece<'_>) -> Result<(), E> + ?Sized),
     ) -> Result<usize, E> {
         let mut taken = 0;
         while taken < bytes.len() {
@@ -248,7 +248,7 @@ impl Splitter {
         &mut self,
         bytes: &[u8],
         ends: bool,
-        each: &mut impl FnMut(Piece<'_>) -> Result<(), E>,
+        each: &mut (impl FnMut(Piece<'_>) -> Result<(), E> + ?Sized),
     ) -> Result<Option<usize>, E> {
         let Some(line) = self.find_end(bytes, ends)? else {
             return Ok(None);
@@ -387,7 +387,7 @@ impl Splitter {
     fn binary<E: From<Fault>>(
         &mut self,
         bytes: &[u8],
-        each: &mut impl FnMut(Piece<'_>) -> Result<(), E>,
+        each: &mut (impl FnMut(Piece<'_>) -> Result<(), E> + ?Sized),
     ) -> Result<Option<usize>, E> {
         if self.next == Next::Header {
             let Some(size) = binary_header(bytes, self.limit)? else {

@@ -95,6 +95,27 @@ impl Words {
     }
 }
 
+/// The body of an ErrorResponse with one more line where it says how it came to the error; one that does not say so stays
+/// as it is.
+#[must_use]
+pub fn with_context(body: &[u8], line: &str) -> Vec<u8> {
+    let mut made = Vec::with_capacity(body.len() + line.len() + 1);
+    let mut rest = Body::new(body);
+    while let Ok(code) = rest.byte() {
+        made.push(code);
+        let Ok(text) = (if code == 0 { break } else { rest.cstr() }) else {
+            break;
+        };
+        made.extend_from_slice(text);
+        if code == b'W' {
+            made.push(b'\n');
+            made.extend(line.bytes().filter(|byte| *byte != 0));
+        }
+        made.push(0);
+    }
+    made
+}
+
 /// A field of an ErrorResponse or NoticeResponse body; fields are optional, unknown ones are skipped.
 #[must_use]
 pub fn field(body: &[u8], code: u8) -> Option<&[u8]> {

@@ -12,6 +12,7 @@ mod changing;
 mod client;
 mod code;
 mod copy;
+mod copying;
 mod dying;
 mod endings;
 mod extended;

@@ -2,11 +2,11 @@
 
 use super::Planner;
 use crate::{
-    catalog::effects::Act,
+    catalog::{effects::Act, snapshot::Table},
     plan::{
         Override, Route, Target,
         block::{Analysis, Place, full_name},
-        copy::{self, CopyIn},
+        copy::{self, CopyIn, CopyOut},
         unroutable::Unroutable,
     },
     sql::{
@@ -66,10 +66,24 @@ impl Planner<'_> {
         let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         match analysis.place(table) {
             Place::Sharded { .. } if from => self.copy_split(copy, table, &analysis),
-            Place::Sharded { .. } => self.one_shard_only(Unroutable::Copy { table: name }),
-            Place::Reference(_) if from => {
-                self.one_shard_only(Unroutable::ReferenceWrite { table: name })
+            Place::Sharded {
+                group,
+                key,
+                table: known,
+            } => {
+                if let Some(hazard) = known.effects.of(Act::Select) {
+                    return self.one_shard_only(Unroutable::PerShardObject {
+                        table: table.name.clone(),
+                        hazard: hazard.clone(),
+                    });
+                }
+                if self.pinned.is_none() && self.context.utf8 {
+                    let found = CopyOut::new(copy, group, key);
+                    self.copy_out.set(found.map(Box::new));
+                }
+                self.one_shard_only(Unroutable::Copy { table: name })
             }
+            Place::Reference(known) if from => self.copy_everywhere(copy, table, known),
             Place::Catalog if from => self.one_shard_only(Unroutable::Unsupported {
                 feature: "writing to the system catalogs",
             }),
@@ -123,12 +137,7 @@ impl Planner<'_> {
         let calls = self.calls();
         let settled = copy.filtered == Filtered::No || calls.are_harmless();
         let apart = self.pinned.is_none() && self.context.utf8;
-        let mut path = self.context.search_path.iter();
-        let schema = table
-            .schema
-            .as_ref()
-            .or_else(|| path.find(|schema| self.snapshot.table(schema, &table.name).is_some()));
-        if let (true, true, Some(schema)) = (settled, apart, schema) {
+        if let (true, true, Some(schema)) = (settled, apart, self.schema_where(table)) {
             let found = CopyIn::new(
                 copy,
                 &copy::Target {
@@ -141,5 +150,31 @@ impl Planner<'_> {
             self.copy_in.set(found.map(Box::new));
         }
         target
+    }
+
+    /// COPY FROM into a table that every shard has a copy of: on the shard that is named, or the same on all.
+    fn copy_everywhere(&self, copy: &Copy, table: &Name, known: &Table) -> Target {
+        let given = copy::given(copy, &known.columns);
+        if let Some(hazard) = known.effects.of(Act::Insert(given)) {
+            return self.one_shard_only(Unroutable::PerShardObject {
+                table: table.name.clone(),
+                hazard: hazard.clone(),
+            });
+        }
+        let apart = self.pinned.is_none() && copy.filtered == Filtered::No;
+        if let (true, Some(schema)) = (apart, self.schema_where(table)) {
+            let everywhere = CopyIn::everywhere(copy, schema, &table.name);
+            self.copy_in.set(Some(Box::new(everywhere)));
+        }
+        self.one_shard_only(Unroutable::ReferenceWrite {
+            table: full_name(table),
+        })
+    }
+
+    /// The schema in which a listed table is found.
+    fn schema_where<'a>(&'a self, table: &'a Name) -> Option<&'a String> {
+        let mut path = self.context.search_path.iter();
+        let found = |schema: &&String| self.snapshot.table(schema, &table.name).is_some();
+        table.schema.as_ref().or_else(|| path.find(found))
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     protocol::backend_startup::BackendStartupError,
     proxy::several::Stays,
     registry::NotReady,
+    split::copy::Fault,
     wire::notice::{Notice, Words},
 };
 
@@ -60,6 +61,43 @@ pub fn out_of_step() -> Notice {
         "08P01",
         "terminating connection because protocol synchronization was lost",
     )
+}
+
+/// Data of a COPY that cannot be cut into rows, in PostgreSQL's words.
+#[must_use]
+pub fn copy_fault(fault: Fault, table: &str, key: &str, line: u64) -> Notice {
+    let (sqlstate, message) = match fault {
+        Fault::LineEnds => (
+            "22P04",
+            "literal newline or carriage return found in data".to_owned(),
+        ),
+        Fault::EndMarker => ("22P04", "end-of-copy marker corrupt".to_owned()),
+        Fault::Short => ("22P04", format!("missing data for column \"{key}\"")),
+        Fault::OpenQuote => ("22P04", "unterminated CSV quoted field".to_owned()),
+        Fault::Binary => (
+            "22P04",
+            "COPY data in binary format is malformed".to_owned(),
+        ),
+        Fault::AfterEnd => ("22P04", "received copy data after EOF marker".to_owned()),
+        Fault::TooLong => ("54000", "a row of the COPY is too long".to_owned()),
+    };
+    Notice {
+        detail: Some(format!("COPY {table}, line {line}: {fault}.")),
+        ..error(sqlstate, message)
+    }
+}
+
+/// Why a row of a COPY has no shard.
+#[must_use]
+pub fn copy_row(why: Notice, table: &str, line: u64) -> Notice {
+    let place = format!("COPY {table}, line {line}.");
+    let detail = why
+        .detail
+        .map_or_else(|| place.clone(), |detail| format!("{detail} {place}"));
+    Notice {
+        detail: Some(detail),
+        ..why
+    }
 }
 
 /// A message whose body is not what its tag says.

@@ -1,0 +1,645 @@
+//! COPY FROM STDIN into a table of several shards: the client's stream is cut into rows, and every shard is sent its own
+//! as a COPY of the client's own text, so that PostgreSQL itself reads, judges and counts them. Of a reference table
+//! every shard is sent all of it.
+//!
+//! ```text
+//!   reach all shards ─▶ COPY to each ─▶ CopyInResponse of all ─▶ data ⇄ rows ─▶ CopyDone ─▶ tags ─▶ COPY n
+//!                                                                 │ error, CopyFail
+//!                                                                 ▼
+//!                                                     CopyFail to all ─▶ one error
+//! ```
+//!
+//! What must stay true: every row is sent to the shard of its key and to no other, or the COPY fails; all shards keep
+//! their rows or none does, as of any write to several shards (`spread`); nothing is told to the client before all
+//! shards take data; copies of a reference table are the same before the client is told that they have the rows; what a
+//! slow shard has not taken is bounded, and so is what the client may send meanwhile.
+
+use super::{
+    copy_out::counted,
+    link::Hold,
+    place::Place,
+    prepared::Prepared,
+    reply::{self as wording, session as reply},
+    request::Stop,
+    session::{End, Note, Phase, Portal, Rest, Session, first_value, told},
+};
+use crate::{
+    catalog::{shard::ShardId, snapshot::Snapshot},
+    net::stream::HIGH_WATER,
+    plan::{StatementPlan, copy::CopyIn, spread::Shares, unroutable::Unroutable},
+    proxy::fan::{Fan, LONGEST, Next},
+    split::copy::{Fault, Format, Piece, Splitter},
+    wire::{
+        backend::{Status, put_complete},
+        frame::{self, HEADER, Header},
+        frontend::{put, put_bare, put_query},
+        notice::{Words, with_context},
+    },
+};
+use std::sync::Arc;
+
+/// Rows are sent to a shard in messages of about this size.
+const BATCH: usize = 32 << 10;
+/// What a shard reads as the reason when the COPY has failed elsewhere: it is in its server's log.
+const FAILED_ELSEWHERE: &[u8] = b"it has failed on another shard or in the proxy\0";
+
+/// A COPY whose rows are sent to several shards; its backends are the session's fan.
+#[derive(Debug)]
+pub(super) struct Copying {
+    copy: CopyIn,
+    snapshot: Arc<Snapshot>,
+    shares: Shares,
+    splitter: Splitter,
+    /// What each shard is sent next, in the order of the fan.
+    batches: Vec<Vec<u8>>,
+    /// Lines of the client's data, or rows in binary, that were whole.
+    lines: u64,
+    asked: Asked,
+}
+
+/// How the client asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Query,
+    Execute,
+}
+
+/// Why the client's data cannot go on.
+enum Wrong {
+    Fault(Fault),
+    Place(Box<Unroutable>),
+}
+
+impl From<Fault> for Wrong {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Session {
+    /// How the rows of this statement find their shards, if it is a COPY into a sharded table that the session may split
+    /// now.
+    pub(super) fn copies_in(&self, statement: &StatementPlan) -> Option<CopyIn> {
+        let copy = statement.copy_in.as_deref()?;
+        self.may_spread().then(|| copy.clone())
+    }
+
+    /// Runs a Query whose only statement is a COPY into a sharded table.
+    pub(super) async fn query_copy(&mut self, copy: CopyIn, text: &[u8]) -> Result<(), Stop> {
+        let begun = self.begin_copy(copy, text, Asked::Query).await;
+        if let Err(Stop::Refused(_)) = begun
+            && self.for_batch
+        {
+            self.undo_own().await?;
+        }
+        begun?;
+        self.phase = Phase::Answering;
+        Ok(())
+    }
+
+    /// Binds a COPY of a sharded table, in or out; false: it is none.
+    pub(super) async fn bind_copy(
+        &mut self,
+        prepared: &Arc<Prepared>,
+        portal: &[u8],
+    ) -> Result<bool, Stop> {
+        let copies = prepared.statement().is_some_and(|statement| {
+            self.copies_in(statement).is_some() || self.copies_out(statement).is_some()
+        });
+        if !copies {
+            return Ok(false);
+        }
+        self.answer_pending().await?;
+        self.settle().await?;
+        if !self.skip {
+            self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
+            let prepared = Arc::clone(prepared);
+            self.portals
+                .insert(portal.into(), Portal::Copying(prepared));
+        }
+        Ok(true)
+    }
+
+    /// Execute of a COPY of a sharded table.
+    pub(super) async fn execute_copy(&mut self, portal: &[u8]) -> Result<(), Stop> {
+        self.settle().await?;
+        if self.skip {
+            return Ok(());
+        }
+        let Some(Portal::Copying(prepared)) = self.portals.remove(portal) else {
+            return Err(reply::no_such_portal(portal).into());
+        };
+        if let Some(copy) = prepared.statement().and_then(|one| self.copies_out(one)) {
+            return self.copy_out(&copy, &prepared.text).await;
+        }
+        let found = prepared.statement().and_then(|one| self.copies_in(one));
+        // What came between has bound the session to one shard.
+        let copy = found.ok_or_else(reply::bound_before)?;
+        self.begin_copy(copy, &prepared.text, Asked::Execute).await
+    }
+
+    // ---- the beginning ----
+
+    /// Opens the COPY on every shard and tells the client to send its data.
+    async fn begin_copy(&mut self, copy: CopyIn, text: &[u8], asked: Asked) -> Result<(), Stop> {
+        if self.link.is_some() {
+            self.leave_link().await?;
+        }
+        if self.skip || self.status() == Status::Failed {
+            return Err(reply::transaction_failed().into());
+        }
+        self.begin_own().await?;
+        let shares = copy.shares(&self.snapshot);
+        let column = self.reach_to_copy(&copy, &shares).await?;
+        self.fan_out_over(&shares);
+        let opened = self.open_copy(text).await;
+        let response = match opened {
+            Ok(response) => response,
+            Err(Stop::End(end)) => return Err(Stop::End(end)),
+            Err(Stop::Refused(words)) => {
+                self.close_copy(&shares, FAILED_ELSEWHERE).await?;
+                return Err(Stop::Refused(words));
+            }
+        };
+        put(self.client.out(), b'G', |out| {
+            out.extend_from_slice(&response);
+        });
+        self.copying = Some(Box::new(Copying {
+            splitter: Splitter::new(copy.options.clone(), column, LONGEST),
+            snapshot: Arc::clone(&self.snapshot),
+            batches: vec![Vec::new(); shares.shards.len()],
+            lines: 0,
+            copy,
+            shares,
+            asked,
+        }));
+        Ok(())
+    }
+
+    /// Makes every shard a part of the transaction, in their order; the key's place among the values of a row. Where the
+    /// statement does not list its columns, the table is locked so that they stay as they are found.
+    async fn reach_to_copy(&mut self, copy: &CopyIn, shares: &Shares) -> Result<usize, Stop> {
+        let listed = copy.listed_column();
+        let mut found: Option<Option<String>> = None;
+        for (shard, _) in &shares.shards {
+            let (shard, hold) = (*shard, Hold::Bound);
+            self.reach(Place { shard, hold }).await?;
+            let there = self
+                .link
+                .as_ref()
+                .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
+            if !there {
+                return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+            }
+            if listed.is_none() || copy.is_everywhere() {
+                self.prelude(copy.lock().as_bytes()).await??;
+            }
+            if copy.columns.is_none() {
+                let columns = self.ask(copy.columns_question().as_bytes()).await??;
+                if *found.get_or_insert_with(|| columns.clone()) != columns {
+                    return Err(reply::columns_changed().into());
+                }
+            }
+        }
+        if copy.is_everywhere() {
+            return Ok(0);
+        }
+        let place = listed.or_else(|| copy.column_among(found.flatten().as_deref()?));
+        Ok(place.ok_or_else(reply::columns_changed)?)
+    }
+
+    /// Sends every shard the COPY and waits until all take data; what they say about it.
+    async fn open_copy(&mut self, text: &[u8]) -> Result<Vec<u8>, Stop> {
+        let members = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..members {
+            if let Some(fan) = self.fan.as_deref_mut() {
+                fan.ask(at, 1, |out| put_query(out, text));
+            }
+        }
+        let mut response: Option<Vec<u8>> = None;
+        for at in 0..members {
+            let own = self.hear_copy_begin(at, b'G').await?;
+            if *response.get_or_insert_with(|| own.clone()) != own {
+                return Err(reply::columns_changed().into());
+            }
+        }
+        Ok(response.ok_or_else(reply::malformed)?)
+    }
+
+    /// The body of a shard's CopyInResponse, or CopyOutResponse.
+    pub(super) async fn hear_copy_begin(&mut self, at: usize, wanted: u8) -> Result<Vec<u8>, Stop> {
+        while let Some(fan) = self.fan.as_deref_mut() {
+            match fan.next(at) {
+                Next::Message(header) => {
+                    let body = fan.held(at)[HEADER..header.size].to_vec();
+                    fan.take(at, header.size);
+                    match header.tag {
+                        tag if tag == wanted => return Ok(body),
+                        b'E' => return Err(Words::Servers(body).into()),
+                        b'N' => put(self.client.out(), b'N', |out| out.extend_from_slice(&body)),
+                        _ => return Err(reply::malformed().into()),
+                    }
+                }
+                Next::Pending => self.wait_fan().await?,
+                Next::More(_) | Next::TooLong(_) | Next::Rest | Next::Lost => {
+                    return Err(self.shard_of_copy_lost(at));
+                }
+            }
+        }
+        Err(End::Client.into())
+    }
+
+    pub(super) fn shard_of_copy_lost(&self, at: usize) -> Stop {
+        let shard = self.fan.as_deref().map(|fan| fan.shard(at));
+        let name = shard.map_or("", |shard| self.database.shard_name(shard));
+        reply::shard_lost_at_work(name).into()
+    }
+
+    // ---- the data ----
+
+    /// Takes what the client sends to its COPY: one message, or a part of its data; how many bytes it took, 0 when more
+    /// must come first.
+    pub(super) async fn copy_message(&mut self, bytes: &[u8]) -> Result<usize, End> {
+        if self.client_rest.bytes > 0 {
+            let count = self.client_rest.bytes.min(bytes.len());
+            self.client_rest.bytes -= count;
+            self.tally.received_bytes += count as u64;
+            self.copy_data_of(&bytes[..count]).await?;
+            return Ok(count);
+        }
+        let header = match frame::frontend(bytes) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(0),
+            Err(problem) => return Err(told(reply::broken_frame(&problem))),
+        };
+        if header.tag == b'd' {
+            self.client_rest = Rest {
+                bytes: header.size - HEADER,
+                forward: false,
+            };
+            return Ok(HEADER);
+        }
+        let belongs = matches!(header.tag, b'c' | b'f' | b'S' | b'H');
+        if !belongs || header.size > HIGH_WATER {
+            return Err(self.interrupts_copy(header.tag));
+        }
+        if bytes.len() < header.size {
+            return Ok(0);
+        }
+        match header.tag {
+            b'c' => self.copy_done().await?,
+            b'f' => self.copy_stopped(header, bytes).await?,
+            // As in PostgreSQL: these are ignored.
+            _ => {}
+        }
+        Ok(header.size)
+    }
+
+    async fn copy_data_of(&mut self, bytes: &[u8]) -> Result<(), End> {
+        let Some(copying) = self.copying.as_deref_mut() else {
+            return Ok(());
+        };
+        if let Err(why) = copying.feed(bytes) {
+            let words = copying.words_of(&why);
+            return self.copy_failed(words).await;
+        }
+        if let Some(fan) = self.fan.as_deref_mut() {
+            copying.send(fan, BATCH);
+        }
+        self.hear_copy().await?;
+        while self.copying.is_some() && self.fan.as_deref_mut().is_some_and(Fan::is_full) {
+            self.wait_fan().await?;
+            self.hear_copy().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a shard has something to say, or the client has sent more.
+    pub(super) async fn wait_in_copy(&mut self) -> Result<(), End> {
+        self.wait_fan_or_client().await?;
+        self.hear_copy().await
+    }
+
+    /// Hears what the shards say while they take data: an error ends the COPY.
+    async fn hear_copy(&mut self) -> Result<(), End> {
+        let members = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..members {
+            while let Some(fan) = self.fan.as_deref_mut() {
+                let stop = match fan.next(at) {
+                    Next::Message(header) => {
+                        let body = fan.held(at)[HEADER..header.size].to_vec();
+                        fan.take(at, header.size);
+                        match header.tag {
+                            b'N' => {
+                                put(self.client.out(), b'N', |out| out.extend_from_slice(&body));
+                                continue;
+                            }
+                            b'E' => self.words_of_shard(at, &body).into(),
+                            _ => reply::malformed().into(),
+                        }
+                    }
+                    Next::Pending => break,
+                    Next::More(_) | Next::TooLong(_) | Next::Rest | Next::Lost => {
+                        self.shard_of_copy_lost(at)
+                    }
+                };
+                return match stop {
+                    Stop::End(end) => Err(end),
+                    Stop::Refused(words) => self.copy_failed(*words).await,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// A shard's error. The line that it names is one of the rows that it was sent.
+    fn words_of_shard(&self, at: usize, body: &[u8]) -> Words {
+        let shard = self.fan.as_deref().map(|fan| fan.shard(at));
+        let name = shard.map_or("", |shard| self.database.shard_name(shard));
+        let context = format!("shard \"{name}\", which counts the lines that it was sent");
+        Words::Servers(with_context(body, &context))
+    }
+
+    // ---- the end ----
+
+    /// CopyDone: the shards have all their rows.
+    async fn copy_done(&mut self) -> Result<(), End> {
+        let Some(copying) = self.copying.as_deref_mut() else {
+            return Ok(());
+        };
+        if let Err(why) = copying.end() {
+            let words = copying.words_of(&why);
+            return self.copy_failed(words).await;
+        }
+        let Some(mut copying) = self.copying.take() else {
+            return Ok(());
+        };
+        if let Some(fan) = self.fan.as_deref_mut() {
+            copying.send(fan, 1);
+            for at in 0..fan.len() {
+                put_bare(fan.link(at).stream().out(), b'c');
+            }
+        }
+        let (mut problem, mut notices) = (None, Vec::new());
+        let mut tags = vec![None; copying.batches.len()];
+        let heard = self
+            .hear_fan(|at, tag, body| {
+                match tag {
+                    b'E' if problem.is_none() => problem = Some((at, body.to_vec())),
+                    b'C' => tags[at] = counted(body),
+                    b'N' => put(&mut notices, b'N', |out| out.extend_from_slice(body)),
+                    _ => {}
+                }
+                Ok(())
+            })
+            .await;
+        self.client.out().extend_from_slice(&notices);
+        let problem = problem.map(|(at, body)| self.words_of_shard(at, &body));
+        let heard = match heard {
+            Err(Stop::End(end)) => return Err(end),
+            heard => heard,
+        };
+        let everywhere = copying.copy.is_everywhere();
+        let heard = if everywhere && problem.is_none() && heard.is_ok() {
+            self.compare_copies(&copying.copy).await
+        } else {
+            heard
+        };
+        if let Err(Stop::End(end)) = heard {
+            return Err(end);
+        }
+        let gathered = self.gather_in(&copying.shares).await;
+        let rows: Option<u64> = if everywhere {
+            tags.first().copied().flatten()
+        } else {
+            tags.into_iter().sum()
+        };
+        let outcome = match (problem, heard.and(gathered), rows) {
+            (_, Err(Stop::End(end)), _) => return Err(end),
+            (Some(words), _, _) => Err(words),
+            (None, Err(Stop::Refused(words)), _) => Err(*words),
+            // A cancel has hit what came behind.
+            _ if self.status() != Status::Transaction => Err(reply::cancelled().into()),
+            (None, Ok(()), None) => Err(reply::malformed().into()),
+            (None, Ok(()), Some(rows)) => Ok(rows),
+        };
+        self.end_copy(copying.asked, outcome).await
+    }
+
+    /// Whether every shard has the same rows now.
+    async fn compare_copies(&mut self, copy: &CopyIn) -> Result<(), Stop> {
+        let question = copy.rows_question();
+        let members = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..members {
+            if let Some(fan) = self.fan.as_deref_mut() {
+                fan.ask(at, 1, |out| put_query(out, question.as_bytes()));
+            }
+        }
+        let (mut found, mut problem) = (vec![None; members], None);
+        self.hear_fan(|at, tag, body| {
+            match tag {
+                b'D' => found[at] = first_value(body),
+                b'E' if problem.is_none() => problem = Some(Words::Servers(body.to_vec())),
+                _ => {}
+            }
+            Ok(())
+        })
+        .await?;
+        if let Some(problem) = problem {
+            return Err(problem.into());
+        }
+        let same = found.windows(2).all(|two| two[0] == two[1]);
+        if same && found.first().is_some_and(Option::is_some) {
+            Ok(())
+        } else {
+            Err(reply::copies_differ(&copy.table).into())
+        }
+    }
+
+    /// CopyFail: the shards are told the client's words, and say what PostgreSQL says then.
+    async fn copy_stopped(&mut self, header: Header, bytes: &[u8]) -> Result<(), End> {
+        let Some(copying) = self.copying.take() else {
+            return Ok(());
+        };
+        let reason = &bytes[HEADER..header.size];
+        let said = match self.close_copy(&copying.shares, reason).await {
+            Ok(said) => said.unwrap_or_else(|| reply::cancelled().into()),
+            Err(Stop::End(end)) => return Err(end),
+            Err(Stop::Refused(words)) => *words,
+        };
+        self.end_copy(copying.asked, Err(said)).await
+    }
+
+    /// The COPY has failed, here or on a shard: it ends on all of them, and the client is told why.
+    async fn copy_failed(&mut self, words: Words) -> Result<(), End> {
+        let Some(copying) = self.copying.take() else {
+            return Ok(());
+        };
+        match self.close_copy(&copying.shares, FAILED_ELSEWHERE).await {
+            Ok(_) | Err(Stop::Refused(_)) => self.end_copy(copying.asked, Err(words)).await,
+            Err(Stop::End(end)) => Err(end),
+        }
+    }
+
+    /// Ends the COPY on every shard and takes them back into the transaction, which has failed; the first error.
+    async fn close_copy(&mut self, shares: &Shares, reason: &[u8]) -> Result<Option<Words>, Stop> {
+        self.stop_copy(reason);
+        let mut problem = None;
+        let heard = self.hear_fan(|at, tag, body| {
+            if tag == b'E' && problem.is_none() {
+                problem = Some((at, body.to_vec()));
+            }
+            Ok(())
+        });
+        if let Err(Stop::End(end)) = heard.await {
+            return Err(end.into());
+        }
+        let problem = problem.map(|(at, body)| self.words_of_shard(at, &body));
+        self.gather_in(shares).await?;
+        Ok(problem)
+    }
+
+    /// CopyFail to every shard; one that does not copy any more ignores it.
+    pub(super) fn stop_copy(&mut self, reason: &[u8]) {
+        if let Some(fan) = self.fan.as_deref_mut() {
+            for at in 0..fan.len() {
+                put(fan.link(at).stream().out(), b'f', |out| {
+                    out.extend_from_slice(reason);
+                });
+            }
+        }
+    }
+
+    /// The session ends in the middle of a COPY: no shard waits for more of it.
+    pub(super) fn abandon_copy(&mut self) {
+        if self.copying.take().is_some() {
+            self.stop_copy(FAILED_ELSEWHERE);
+        }
+    }
+
+    /// Tells the client how its COPY has ended, when that is sure.
+    async fn end_copy(&mut self, asked: Asked, outcome: Result<u64, Words>) -> Result<(), End> {
+        let own = self.for_batch;
+        if asked == Asked::Query {
+            self.phase = Phase::Idle;
+        }
+        let done = match (asked, outcome) {
+            (Asked::Query, Ok(rows)) if own => self.commit_own().await.map(|()| rows),
+            (_, Ok(rows)) => {
+                self.tally.queries += u64::from(!own);
+                Ok(rows)
+            }
+            (Asked::Query, Err(words)) if own => {
+                let undone = self.undo_own().await;
+                undone.and_then(|()| Err(words.into()))
+            }
+            (_, Err(words)) => Err(words.into()),
+        };
+        match (asked, done) {
+            (_, Err(Stop::End(end))) => Err(end),
+            (Asked::Query, Err(Stop::Refused(words))) => self.refuse_query(&words).await,
+            (Asked::Execute, Err(Stop::Refused(words))) => {
+                self.refuse(&words);
+                Ok(())
+            }
+            (Asked::Query, Ok(rows)) => {
+                put_complete(self.client.out(), format!("COPY {rows}").as_bytes());
+                self.ready_here();
+                Ok(())
+            }
+            (Asked::Execute, Ok(rows)) => {
+                let mut out = Vec::new();
+                put_complete(&mut out, format!("COPY {rows}").as_bytes());
+                self.made(out, Note::Nothing);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Copying {
+    /// Cuts more of the data.
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Wrong> {
+        if self.copy.is_everywhere() {
+            for batch in &mut self.batches {
+                batch.extend_from_slice(bytes);
+            }
+            return Ok(());
+        }
+        self.cut(|splitter, each| splitter.feed(bytes, each))
+    }
+
+    /// The data is over.
+    fn end(&mut self) -> Result<(), Wrong> {
+        self.cut(|splitter, each| splitter.end(each))
+    }
+
+    fn cut(
+        &mut self,
+        cut: impl FnOnce(
+            &mut Splitter,
+            &mut dyn FnMut(Piece<'_>) -> Result<(), Wrong>,
+        ) -> Result<(), Wrong>,
+    ) -> Result<(), Wrong> {
+        let Self {
+            copy,
+            snapshot,
+            shares,
+            splitter,
+            batches,
+            lines,
+            ..
+        } = self;
+        let binary = copy.options.format == Format::Binary;
+        let mut each = |piece: Piece<'_>| {
+            let bytes = match piece {
+                Piece::Everyone(bytes) => {
+                    for batch in batches.iter_mut() {
+                        batch.extend_from_slice(bytes);
+                    }
+                    *lines += u64::from(!binary);
+                    return Ok(());
+                }
+                Piece::Row { bytes, key } => {
+                    let shard = copy.shard(snapshot, key).map_err(Wrong::Place)?;
+                    let at = shard.map_or(Some(0), |shard| place_of(shares, shard));
+                    let none = || Wrong::Place(Box::new(copy.homeless(snapshot)));
+                    batches[at.ok_or_else(none)?].extend_from_slice(bytes);
+                    bytes
+                }
+            };
+            *lines += match copy.options.format {
+                Format::Csv => memchr::memchr_iter(b'\n', bytes).count().max(1) as u64,
+                Format::Text | Format::Binary => 1,
+            };
+            Ok(())
+        };
+        cut(splitter, &mut each)
+    }
+
+    /// Sends what makes a message of at least this size.
+    fn send(&mut self, fan: &mut Fan, least: usize) {
+        for (at, batch) in self.batches.iter_mut().enumerate() {
+            if batch.len() >= least {
+                put(fan.link(at).stream().out(), b'd', |out| {
+                    out.extend_from_slice(batch);
+                });
+                batch.clear();
+                batch.shrink_to(2 * BATCH);
+            }
+        }
+    }
+
+    fn words_of(&self, why: &Wrong) -> Words {
+        let (table, line) = (self.copy.table.as_str(), self.lines + 1);
+        match why {
+            Wrong::Fault(fault) => reply::copy_fault(*fault, table, &self.copy.key, line).into(),
+            Wrong::Place(why) => reply::copy_row(wording::unroutable(why), table, line).into(),
+        }
+    }
+}
+
+fn place_of(shares: &Shares, shard: ShardId) -> Option<usize> {
+    let mut shards = shares.shards.iter();
+    shards.position(|(known, _)| *known == shard)
+}
