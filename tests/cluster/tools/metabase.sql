@@ -63,7 +63,7 @@ SELECT DATE_TRUNC('month', "public"."orders"."placed_at") AS "placed_at", SUM("p
 WHERE "public"."orders"."customer_id" = 5 GROUP BY DATE_TRUNC('month', "public"."orders"."placed_at") ORDER BY DATE_TRUNC('month', "public"."orders"."placed_at") ASC;
 
 -- Its look at a field's values, for fingerprints and filters: of all rows.
--- refused: SW102
+-- in any order
 SELECT SUBSTRING("public"."customers"."name", 1, 1234) AS "substring" FROM "public"."customers" LIMIT 10000;
 
 SELECT "public"."countries"."code" AS "code" FROM "public"."countries" GROUP BY "public"."countries"."code" ORDER BY "public"."countries"."code" ASC LIMIT 1001;
