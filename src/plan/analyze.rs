@@ -99,22 +99,12 @@ pub fn analyze(
         named &= !unsettles(&effect);
         pinned_as_said &= !matches!(&effect, Effect::Set { name, .. } | Effect::Reset(name) if name.starts_with("shardway."))
             && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
-        plans.push(StatementPlan {
-            start: statement.start,
-            end: statement.end,
-            effect,
-            access,
+        let place = statement.start..statement.end;
+        plans.push(planner.with_several(StatementPlan {
             names_transaction: !snapshot.is_single() && names_transaction(text, slots),
-            target,
             numbers,
-            // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
-            gather: planner.gather.take().filter(|_| queries(&statement.kind)),
-            spread: planner.spread.take().filter(|_| writes(&statement.kind)),
-            copy_in: planner.copy_in.take(),
-            copy_out: planner.copy_out.take(),
-            changes: planner.changes.take(),
-            combine: planner.combine.take().filter(|_| queries(&statement.kind)),
-        });
+            ..StatementPlan::new(place, effect, access, target)
+        }));
     }
     Plan {
         statements: plans,
@@ -429,6 +419,21 @@ impl Calls {
 }
 
 impl Planner<'_> {
+    /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
+    /// which does not run by itself.
+    fn with_several(&self, plan: StatementPlan) -> StatementPlan {
+        let kind = &self.statement.kind;
+        StatementPlan {
+            gather: self.gather.take().filter(|_| queries(kind)),
+            spread: self.spread.take().filter(|_| writes(kind)),
+            copy_in: self.copy_in.take(),
+            copy_out: self.copy_out.take(),
+            changes: self.changes.take(),
+            combine: self.combine.take().filter(|_| queries(kind)),
+            ..plan
+        }
+    }
+
     /// Whether literals other than key values decide the plan: settings, options, names in text.
     fn reads_literals(&self) -> bool {
         let query = matches!(

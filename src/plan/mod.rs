@@ -154,6 +154,17 @@ pub struct Values<'a> {
 }
 
 impl StatementPlan {
+    /// Whether several shards may do what no shard alone can.
+    #[must_use]
+    pub fn may_use_several(&self) -> bool {
+        self.gather.is_some()
+            || self.spread.is_some()
+            || self.combine.is_some()
+            || self.changes.is_some()
+            || self.copy_in.is_some()
+            || self.copy_out.is_some()
+    }
+
     /// A statement of a text, from byte to byte, that is not computed over several shards.
     #[must_use]
     pub fn new(

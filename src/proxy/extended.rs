@@ -54,19 +54,10 @@ impl Session {
             executes,
         } = self.meant(parse.text, planned)?;
         let failed = self.status() == Status::Failed;
-        if let [
-            StatementPlan {
-                target: Target::Refused(reason),
-                ..
-            },
-        ] = planned.plan.statements.as_slice()
+        if let [statement] = planned.plan.statements.as_slice()
+            && let Target::Refused(reason) = &statement.target
             && !failed
-            && planned.plan.statements[0].gather.is_none()
-            && planned.plan.statements[0].spread.is_none()
-            && planned.plan.statements[0].combine.is_none()
-            && planned.plan.statements[0].changes.is_none()
-            && planned.plan.statements[0].copy_in.is_none()
-            && planned.plan.statements[0].copy_out.is_none()
+            && !statement.may_use_several()
         {
             return Err(wording::unroutable(reason).into());
         }
