@@ -82,9 +82,7 @@ pub fn analyze(
             combine: Cell::default(),
         };
         if planner.reads_literals() {
-            let inside = |slot: &Slot| slot.start >= statement.start && slot.end <= statement.end;
-            let indices = (0..slots.len()).filter(|at| slots.get(*at).is_some_and(inside));
-            structural.extend(indices.filter_map(|at| u16::try_from(at).ok()));
+            structural.extend(literals_of(statement, slots));
         }
         let (mut effect, access, mut target) = planner.plan(&statement.kind);
         if !context.utf8 {
@@ -109,17 +107,11 @@ pub fn analyze(
             target,
             numbers,
             // Of EXPLAIN, DECLARE or COPY it is the query's within, which does not run by itself.
-            gather: planner
-                .gather
-                .take()
-                .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            gather: planner.gather.take().filter(|_| queries(&statement.kind)),
             spread: planner.spread.take().filter(|_| writes(&statement.kind)),
             copy_in: planner.copy_in.take(),
             changes: planner.changes.take(),
-            combine: planner
-                .combine
-                .take()
-                .filter(|_| matches!(statement.kind, Kind::Query(_))),
+            combine: planner.combine.take().filter(|_| queries(&statement.kind)),
         });
     }
     Plan {
@@ -171,6 +163,19 @@ fn unsettles(effect: &Effect) -> bool {
 /// Whether a statement changes rows, and nothing around it does something else with them.
 fn writes(kind: &Kind) -> bool {
     matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
+}
+
+/// The literals of a statement, by slot.
+fn literals_of(statement: &Statement, slots: &[Slot]) -> impl Iterator<Item = u16> {
+    let (start, end) = (statement.start, statement.end);
+    let inside = move |slot: &Slot| slot.start >= start && slot.end <= end;
+    let indices = (0..slots.len()).filter(move |at| slots.get(*at).is_some_and(inside));
+    indices.filter_map(|at| u16::try_from(at).ok())
+}
+
+/// Whether a statement is a query by itself.
+fn queries(kind: &Kind) -> bool {
+    matches!(kind, Kind::Query(_))
 }
 
 /// Whether a statement names tables or functions.

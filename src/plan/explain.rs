@@ -79,6 +79,33 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     }
 }
 
+/// What is told of a read whose answer is that of several shards, each its part.
+fn scattered(
+    plan: &StatementPlan,
+    why: &Unroutable,
+    snapshot: &Snapshot,
+    values: &Values<'_>,
+) -> Option<Description> {
+    let text = std::str::from_utf8(values.text).ok()?;
+    let combine = plan.combine.as_ref()?;
+    let set = combine.shards(why, snapshot)?;
+    let parts = combine.parts(text)?;
+    Some(Description {
+        rows: vec![
+            ("route", "scatter".to_owned()),
+            ("shards", shards(&Route::Some(set), snapshot).join(", ")),
+            (
+                "reason",
+                "every shard gives its part of the answer".to_owned(),
+            ),
+            ("each shard", parts.question()?),
+            ("merge", parts.steps()),
+            ("access", "read".to_owned()),
+        ],
+        refused: None,
+    })
+}
+
 /// What no shard alone can answer, when several can.
 fn over_several(
     plan: &StatementPlan,
@@ -89,11 +116,8 @@ fn over_several(
     if let Some(changes) = &plan.changes {
         return Some(changed(changes, snapshot));
     }
-    if let Some(rows) = scattered(plan, why, snapshot, values) {
-        return Some(Description {
-            rows,
-            refused: None,
-        });
+    if let Some(description) = scattered(plan, why, snapshot, values) {
+        return Some(description);
     }
     let question = gathered(plan, snapshot, why, values)?;
     let reason = "needs rows of several shards: one of them computes it over the rows of all";
@@ -165,32 +189,6 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
         rows,
         refused: None,
     }
-}
-
-/// What is told of a read whose answer is that of several shards, each its part.
-fn scattered(
-    plan: &StatementPlan,
-    why: &Unroutable,
-    snapshot: &Snapshot,
-    values: &Values<'_>,
-) -> Option<Vec<(&'static str, String)>> {
-    let text = std::str::from_utf8(values.text).ok()?;
-    let combine = plan.combine.as_ref()?;
-    let shards = combine.shards(why, snapshot)?;
-    let steps = combine.parts(text)?.steps();
-    let names = shards
-        .iter()
-        .filter_map(|shard| snapshot.shards.get(shard.index()).cloned());
-    Some(vec![
-        ("route", "scatter".to_owned()),
-        ("shards", names.collect::<Vec<_>>().join(", ")),
-        (
-            "reason",
-            "each shard gives its part of the answer".to_owned(),
-        ),
-        ("merge", steps),
-        ("access", "read".to_owned()),
-    ])
 }
 
 /// What each shard is asked where no shard alone can answer.

@@ -292,7 +292,7 @@ impl Texts<'_> {
     #[must_use]
     pub fn template(&self) -> String {
         let rows = self.bare();
-        self.answer(&rows, &vec![String::new(); rows.width])
+        self.answer(&rows, &[])
     }
 
     /// What reads all columns that are asked for, as the statement reads them, without rows.
@@ -300,7 +300,7 @@ impl Texts<'_> {
     pub fn shape(&self) -> String {
         let rows = self.bare();
         let mut out = "WITH ".to_owned();
-        self.put_cte(&mut out, &rows, &vec![String::new(); rows.width]);
+        self.put_cte(&mut out, &rows, &[]);
         let _ = write!(out, " SELECT * FROM {}", quote(&self.gather.table));
         out
     }
@@ -411,11 +411,11 @@ impl Texts<'_> {
         names.collect::<Vec<_>>().join(", ")
     }
 
-    /// The statement over the rows: one array of values for each column, as `array_element` makes them.
+    /// The statement over the rows: of each shard one array of values for each column, as `array_element` makes them.
     #[must_use]
-    pub fn answer(&self, asked: &Asked, arrays: &[String]) -> String {
-        let size: usize = arrays.iter().map(String::len).sum();
-        let mut out = String::with_capacity(self.text.len() + size + 100 * arrays.len());
+    pub fn answer(&self, asked: &Asked, arrays: &[Vec<String>]) -> String {
+        let size: usize = arrays.iter().flatten().map(String::len).sum();
+        let mut out = String::with_capacity(self.text.len() + size + 200 * asked.width);
         out.push_str(&self.text[..self.at]);
         out.push_str(self.before);
         self.put_cte(&mut out, asked, arrays);
@@ -436,20 +436,24 @@ impl Texts<'_> {
         out
     }
 
-    fn put_cte(&self, out: &mut String, asked: &Asked, arrays: &[String]) {
+    fn put_cte(&self, out: &mut String, asked: &Asked, arrays: &[Vec<String>]) {
         let (table, columns) = (quote(&self.gather.table), asked.columns.join(", "));
         let _ = write!(
             out,
             "{table} AS MATERIALIZED (SELECT {columns} FROM ROWS FROM ("
         );
-        for (at, array) in arrays.iter().enumerate() {
+        for at in 0..asked.width {
             out.push_str(if at == 0 { "" } else { ", " });
             out.push_str("pg_catalog.unnest(E'{");
-            out.push_str(array);
+            let parts = arrays.iter().filter_map(|arrays| arrays.get(at));
+            for (number, part) in parts.filter(|part| !part.is_empty()).enumerate() {
+                out.push_str(if number == 0 { "" } else { "," });
+                out.push_str(part);
+            }
             out.push_str("}'::pg_catalog.text[])");
         }
         out.push_str(") AS gathered(");
-        for at in 0..arrays.len() {
+        for at in 0..asked.width {
             let _ = write!(out, "{}c{}", if at == 0 { "" } else { ", " }, at + 1);
         }
         out.push_str("))");
@@ -534,7 +538,7 @@ mod tests {
         });
         let asked = texts.rows(Push::All, &names);
         let arrays = ["1".to_owned(), "\"a\"".to_owned()];
-        let answer = texts.answer(&asked, &arrays[..asked.width]);
+        let answer = texts.answer(&asked, &[arrays[..asked.width].to_vec()]);
         Some((asked.question, answer))
     }
 
@@ -625,7 +629,7 @@ mod tests {
         let texts = gather.texts(text, &table)?;
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let asked = texts.groups(Push::All, &names)?.finish(types)?;
-        let answer = texts.answer(&asked, &vec!["1".to_owned(); asked.width]);
+        let answer = texts.answer(&asked, &[vec!["1".to_owned(); asked.width]]);
         let (_, cte) = answer.split_once(" AS gathered(")?;
         let (_, statement) = cte.split_once(")) ")?;
         Some((asked.question, statement.to_owned()))

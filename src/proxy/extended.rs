@@ -98,20 +98,14 @@ impl Session {
     }
 
     pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let bind = if self.client_rest.bytes > 0 {
-            Bind::head(body).ok_or_else(reply::malformed)?
-        } else {
-            Bind::decode(body).map_err(|_malformed| reply::malformed())?
-        };
+        let bind = self.bind_of(body)?;
         self.settle_effects().await?;
+        self.unbind_scattered(bind.portal).await?;
         if self.skip {
             return Ok(());
         }
-        self.unbind_scattered(bind.portal).await?;
         let prepared = self.prepared(bind.statement).await?;
-        let prepared = self.executes_now(bind.statement, prepared)?;
-        let prepared = self.planned_anew(bind.statement, prepared);
-        self.tally.binds += 1;
+        let prepared = self.bound_now(bind.statement, prepared)?;
         let values = Values {
             text: &prepared.text,
             slots: &prepared.slots,
@@ -141,9 +135,6 @@ impl Session {
             let placed = match self.place(statement, &values) {
                 Ok(placed) => placed,
                 Err(refused) => {
-                    if Box::pin(self.bind_spread(&prepared, &bind, &values)).await? {
-                        return Ok(());
-                    }
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
@@ -155,11 +146,8 @@ impl Session {
                 Box::pin(self.at_backend(alone)).await?;
             }
         } else {
-            self.reach(Place {
-                shard: self.link_shard().unwrap_or(self.any),
-                hold: Hold::Loose,
-            })
-            .await?;
+            let (shard, hold) = (self.link_shard().unwrap_or(self.any), Hold::Loose);
+            self.reach(Place { shard, hold }).await?;
         }
         if self.skip {
             return Ok(());
@@ -171,6 +159,22 @@ impl Session {
         }
         self.send_bind(&bind, frame, prepared);
         Ok(())
+    }
+
+    /// What a statement that is bound means now.
+    fn bound_now(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Result<Arc<Prepared>, Stop> {
+        let prepared = self.executes_now(name, prepared)?;
+        self.tally.binds += 1;
+        Ok(self.planned_anew(name, prepared))
+    }
+
+    /// The Bind, of which only the head is there when it passes on as it arrives.
+    fn bind_of<'a>(&self, body: &'a [u8]) -> Result<Bind<'a>, Notice> {
+        if self.client_rest.bytes > 0 {
+            Bind::head(body).ok_or_else(reply::malformed)
+        } else {
+            Bind::decode(body).map_err(|_malformed| reply::malformed())
+        }
     }
 
     /// Binds what we do not understand: PostgreSQL's error, or a refusal.
@@ -316,15 +320,10 @@ impl Session {
     }
 
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
-        let mut body = frame::Body::new(body);
-        let portal = body.cstr().map_err(|_malformed| reply::malformed())?;
-        let most = body
-            .i32()
-            .and_then(|most| body.end().map(|()| most))
-            .map_err(|_malformed| reply::malformed())?;
+        let (portal, most) = execute_of(body).map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
         if self.scattered_portal(portal).is_some() {
-            return Box::pin(self.execute_scattered(u32::try_from(most).unwrap_or(0))).await;
+            return Box::pin(self.execute_scattered(most)).await;
         }
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
@@ -340,9 +339,7 @@ impl Session {
                 };
             }
             Some(Portal::Writing(_)) => {
-                // Zero and below are all.
-                let most = i32::try_from(most).map_or(0, i32::cast_unsigned);
-                return Box::pin(self.execute_spread(portal, most as usize)).await;
+                return Box::pin(self.execute_spread(portal, most)).await;
             }
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
@@ -755,6 +752,16 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The portal of an Execute, and how many rows it asks for; 0: all of them.
+fn execute_of(body: &[u8]) -> Result<(&[u8], u32), frame::DecodeError> {
+    let mut body = frame::Body::new(body);
+    let portal = body.cstr()?;
+    let most = body.i32()?;
+    body.end()?;
+    // Zero and below are all.
+    Ok((portal, u32::try_from(most).unwrap_or(0)))
 }
 
 /// Whether a backend has fewer prepared statements after it.

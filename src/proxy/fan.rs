@@ -11,8 +11,9 @@
 //! - whatever ends the statement, each member is at rest before it is given back, or it is closed
 //!   ([`Session::rest_fan`]); a cancel that may still come closes it too.
 
+mod rest;
+
 use super::{
-    ending,
     link::{Hold, Link},
     place::Place,
     reply::session as reply,
@@ -21,19 +22,15 @@ use super::{
 };
 use crate::{
     catalog::shard::{ShardId, ShardSet},
-    clock::Duration,
     metrics::sessions::Wanted,
-    net::{
-        backend,
-        stream::{HIGH_WATER, Stream},
-        tls::ClientTls,
-    },
+    net::stream::{HIGH_WATER, Stream},
     wire::{
         backend::{Status, parameter_status},
         frame::{self, HEADER, Header},
-        frontend::{put_bare, put_query},
+        frontend::put_bare,
     },
 };
+use rest::Hit;
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
@@ -46,10 +43,6 @@ use tokio::time::timeout;
 pub(super) const WINDOW: usize = 256 << 10;
 /// Longest message that is held whole.
 pub(super) const LONGEST: usize = 64 << 20;
-/// How long a member that is not needed any more may go on by itself before it is cancelled.
-const GRACE: Duration = Duration::from_millis(20);
-/// How long the first cancel has before the second is sent; each has twice as long as the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// Links that work on one statement at once.
 #[derive(Debug, Default)]
@@ -188,32 +181,16 @@ impl Member {
         held.len() < WINDOW || (self.rest == 0 && lacks())
     }
 
+    fn is_at_rest(&self) -> bool {
+        self.owed == 0 && !self.open && !self.lost && self.rest == 0
+    }
+
     /// Ends what was asked without a Sync.
     fn sync(&mut self) {
         if self.open {
             put_bare(self.stream().out(), b'S');
             self.open = false;
             self.owed += 1;
-        }
-    }
-
-    /// Throws its answers away until it is at rest or lost.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match self.next(Long::Parts) {
-                Next::Message(header) => self.take(header.size),
-                Next::TooLong(_) => {
-                    let count = self.link.lease.stream.buffered().len();
-                    self.take(count);
-                }
-                Next::More(count) => self.take(count),
-                Next::Rest | Next::Lost => return Poll::Ready(()),
-                Next::Pending => {
-                    if !self.poll(cx, Long::Parts) {
-                        return Poll::Pending;
-                    }
-                }
-            }
         }
     }
 
@@ -269,9 +246,24 @@ impl Fan {
         self.members[at].link.shard
     }
 
-    /// A member's link.
+    /// A member's link, to note what becomes of it.
     pub(super) fn link(&mut self, at: usize) -> &mut Link {
         &mut self.members[at].link
+    }
+
+    /// Whether all members' servers report the same for these settings.
+    pub(super) fn agree_in(&self, settings: &[&[u8]]) -> bool {
+        let Some((first, rest)) = self.members.split_first() else {
+            return true;
+        };
+        let value = |member: &Member, name: &[u8]| {
+            let value = member.link.lease.reported.get(name);
+            value.map(<[u8]>::to_vec)
+        };
+        settings.iter().all(|name| {
+            let own = value(first, name);
+            rest.iter().all(|member| value(member, name) == own)
+        })
     }
 
     /// What is done with long messages from now on.
@@ -316,74 +308,6 @@ impl Fan {
         }
         news
     }
-}
-
-impl Member {
-    fn is_at_rest(&self) -> bool {
-        self.owed == 0 && !self.open && !self.lost && self.rest == 0
-    }
-
-    /// Brings it to rest. What it still does is left to end by itself for a moment and is then cancelled; one that does
-    /// not come to rest within the patience is closed.
-    async fn bring_to_rest(&mut self, hit: Hit, tls: &Arc<ClientTls>) {
-        let quiet = timeout(CANCEL_PATIENCE, self.quieten(hit, tls)).await;
-        if !matches!(quiet, Ok(true)) || !self.is_at_rest() {
-            self.lost = true;
-            ending::stop(&mut self.link, tls).await;
-        }
-    }
-
-    /// Whether it is at rest, and nothing more comes to it.
-    async fn quieten(&mut self, hit: Hit, tls: &Arc<ClientTls>) -> bool {
-        self.sync();
-        let mut hit = hit;
-        if timeout(GRACE, self.drain()).await.is_err() {
-            hit = Hit::Maybe;
-            let target = Arc::clone(&self.link.lease.target);
-            let mut pause = FIRST_PAUSE;
-            loop {
-                let mut cancel = pin!(backend::cancel(
-                    &target.address,
-                    target.pid,
-                    &target.key,
-                    CANCEL_PATIENCE,
-                    tls,
-                ));
-                // A server that cannot get rid of its rows does not look for cancels.
-                let sent = poll_fn(|cx| {
-                    let _at_rest = self.poll_drain(cx);
-                    cancel.as_mut().poll(cx)
-                });
-                if sent.await.is_err() {
-                    // It may come at any time.
-                    return false;
-                }
-                // One that came before the statement had begun was without effect.
-                if timeout(pause, self.drain()).await.is_ok() {
-                    break;
-                }
-                pause *= 2;
-            }
-        }
-        if hit == Hit::Maybe && !self.lost {
-            // It hits this rather than the next client's.
-            put_query(self.stream().out(), b"");
-            self.owed += 1;
-            self.drain().await;
-        }
-        !self.lost
-    }
-
-    async fn drain(&mut self) {
-        poll_fn(|cx| self.poll_drain(cx)).await;
-    }
-}
-
-/// Whether a cancel may have reached a member just now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hit {
-    No,
-    Maybe,
 }
 
 impl Session {

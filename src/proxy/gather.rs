@@ -214,6 +214,9 @@ impl Session {
         bind: &Bind<'_>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        if self.bind_spread(prepared, bind, values).await? {
+            return Ok(());
+        }
         let Some(scatter) = &self.scatters(&prepared.plan, values) else {
             return Err(refused.into());
         };
@@ -330,9 +333,8 @@ impl Session {
                 .await?
             && let Some(asked) = groups.finish(&type_oids(&partial.columns))
         {
-            let empty = vec![String::new(); asked.width];
             let over_parts = self
-                .parses(texts.answer(&asked, &empty).as_bytes(), &over_rows.types)
+                .parses(texts.answer(&asked, &[]).as_bytes(), &over_rows.types)
                 .await?;
             if over_parts
                 .is_ok_and(|over_parts| columns(&over_parts.columns) == columns(&over_rows.columns))
@@ -429,7 +431,7 @@ impl Session {
         &mut self,
         shards: &ShardSet,
         question: &Question,
-    ) -> Result<(Vec<String>, Held), Stop> {
+    ) -> Result<(Vec<Vec<String>>, Held), Stop> {
         self.lease_fan(shards).await?;
         let count = self.fan.as_deref().map_or(0, Fan::len);
         for at in 0..count {
@@ -442,7 +444,8 @@ impl Session {
             shared: Arc::clone(&self.shared),
             own: 0,
         };
-        let mut arrays = vec![String::new(); question.asked.width];
+        // Apart, so that rows come in the order of the shards.
+        let mut arrays = vec![vec![String::new(); question.asked.width]; count];
         let settings = self.shared.settings.load();
         let (limit, total) = (
             settings.server.gather_limit,
@@ -468,7 +471,7 @@ impl Session {
                         if !held.take(body.len(), limit, total) {
                             return Err(reply::too_many_rows(limit.min(total)).into());
                         }
-                        add_row(body, &mut arrays).ok_or_else(reply::rows_not_text)?;
+                        add_row(body, &mut arrays[at]).ok_or_else(reply::rows_not_text)?;
                     }
                     _ => {}
                 }

@@ -296,6 +296,7 @@ impl Session {
         if let Some(deferred) = &mut self.deferred {
             deferred.fail();
         }
+        self.several.batch_failed();
         self.forget_unconfirmed();
         if !self.pipeline.owes_ready() {
             // A Query in the batch was skipped with it, and has no answer of its own: Sync has.

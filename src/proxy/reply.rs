@@ -392,7 +392,7 @@ pub const CODES: &[Code] = &[
         code: "SW111",
         sqlstate: "0A000",
         title: "Write to a reference table",
-        meaning: "Every shard holds a copy of the table, and writing all copies at once is not supported.",
+        meaning: "Every shard holds a copy of the table. Writes change all copies alike (docs/routing.md); this one could not be repeated alike on each, or it locks rows, which excludes nobody who uses another copy.",
         what_to_do: "Write it on each shard: SET shardway.shard = '<shard>' for every shard.",
     },
     Code {

@@ -11,45 +11,47 @@
 //! What must stay true: nothing is told to the client before all shards have said which columns they give, and that they
 //! are the same; the answer is complete or ends in one error; what LIMIT leaves out is not read to its end.
 
+mod pump;
+mod shape;
+
 use super::{
-    fan::{LONGEST, Long, Next},
+    fan::{Long, Next},
     gather::Bound,
     link::Hold,
     place::Place,
-    prepared::{Fit, Prepared, Told},
+    prepared::{Prepared, Told},
     reply::session as reply,
     request::Stop,
-    session::{Note, Rest, Session, told},
+    session::{Note, Session},
 };
 use crate::{
     catalog::shard::ShardSet,
-    merge::{
-        Malformed,
-        key::{Key, Kind},
-        limit::Limit,
-        order::Merge,
-        rows,
-    },
-    net::stream::HIGH_WATER,
+    merge::{limit::Limit, order::Merge},
     plan::{
         Plan, Target, Values,
         combine::{Count, OrderBy},
     },
-    pool::backend as pool,
     wire::{
         backend::put_complete,
-        frame::{Body, HEADER},
+        frame::HEADER,
         frontend::{Bind, Named, put, put_bare, put_bind, put_named, put_parse},
         notice::{self, Notice, Words},
-        types::{self, Oid},
+        types,
     },
 };
+use pump::Step;
+use shape::Shape;
 use std::sync::Arc;
 
 /// `FirstNormalObjectId` of transam.h: types below it are the same on every server.
-const FIRST_OWN_OID: u32 = 16384;
-/// `record` and `record[]`: their binary values hold the numbers of their columns' types.
-const RECORDS: [Oid; 2] = [2249, 2287];
+const FIRST_OWN_OID: u16 = 16384;
+/// Settings that values are written by.
+const OF_VALUES: [&[u8]; 4] = [
+    b"DateStyle",
+    b"IntervalStyle",
+    b"TimeZone",
+    b"client_encoding",
+];
 
 /// A statement that several shards answer in parts.
 #[derive(Debug)]
@@ -200,7 +202,7 @@ impl Session {
             return Ok(true);
         }
         let bound = Bound {
-            types: prepared.told.raw_types().unwrap_or(&prepared.raw_types),
+            types: types_everywhere(prepared),
             tail: Some(bind),
         };
         let opened = self
@@ -307,6 +309,9 @@ impl Session {
         let Some(fan) = self.fan.as_deref_mut() else {
             return Ok(None);
         };
+        if !fan.agree_in(&OF_VALUES) {
+            return Ok(None);
+        }
         let members = fan.len();
         for at in 0..members {
             fan.ask(at, 1, |out| {
@@ -396,7 +401,7 @@ impl Session {
         }
     }
 
-    fn member_lost(&self, at: usize) -> Stop {
+    pub(super) fn member_lost(&self, at: usize) -> Stop {
         let shard = self.fan.as_deref().map(|fan| fan.shard(at));
         let shard = shard.map_or("", |shard| self.database.shard_name(shard));
         reply::shard_lost(shard).into()
@@ -479,385 +484,16 @@ impl Session {
             self.wait_for_room().await?;
         }
     }
-
-    /// Passes on what has come of any shard.
-    async fn concatenate(&mut self, limit: &mut Limit, most: u64) -> Result<Step, Stop> {
-        let (mut given, mut rests, mut waits) = (0, 0, true);
-        let members = self.fan.as_deref().map_or(0, super::fan::Fan::len);
-        for at in 0..members {
-            loop {
-                let Some(fan) = self.fan.as_deref_mut() else {
-                    return Ok(Step::Over(given));
-                };
-                match fan.next(at) {
-                    Next::Message(header) if header.tag == b'D' => {
-                        let skips = limit.skips();
-                        let wanted = if skips > 0 {
-                            skips
-                        } else {
-                            limit.gives().min(most - given)
-                        };
-                        let held = fan.held(at);
-                        let run = rows::run(held, wanted);
-                        if skips > 0 {
-                            limit.skipped(run.rows);
-                        } else {
-                            self.client.out().extend_from_slice(&held[..run.bytes]);
-                            limit.gave(run.rows);
-                            given += run.rows;
-                        }
-                        fan.take(at, run.bytes);
-                        waits = false;
-                        break;
-                    }
-                    Next::TooLong(header) if header.tag == b'D' => {
-                        let forward = if limit.skips() > 0 {
-                            limit.skipped(1);
-                            Forward::No
-                        } else {
-                            limit.gave(1);
-                            given += 1;
-                            Forward::Yes
-                        };
-                        self.long_row(at, header.size, forward).await?;
-                        waits = false;
-                        break;
-                    }
-                    Next::Rest => {
-                        rests += 1;
-                        break;
-                    }
-                    Next::Pending => break,
-                    other @ (Next::Message(_) | Next::TooLong(_) | Next::More(_) | Next::Lost) => {
-                        self.aside(at, other)?;
-                    }
-                }
-            }
-            if given == most || limit.is_met() {
-                return Ok(Step::Gave(given));
-            }
-        }
-        Ok(match waits {
-            _ if rests == members => Step::Over(given),
-            true => Step::Waits,
-            false => Step::Gave(given),
-        })
-    }
-
-    /// Passes on a row that is longer than what is held of a shard, or over it, as it comes.
-    async fn long_row(&mut self, at: usize, size: usize, forward: Forward) -> Result<(), Stop> {
-        let mut left = size;
-        while left > 0 {
-            let Some(fan) = self.fan.as_deref_mut() else {
-                return Ok(());
-            };
-            let held = fan.held(at);
-            let count = held.len().min(left);
-            if forward == Forward::Yes && count > 0 {
-                self.client.out().extend_from_slice(&held[..count]);
-            }
-            fan.take(at, count);
-            left -= count;
-            if forward == Forward::Yes {
-                // Within a message nothing else can be said.
-                self.backend_rest = Rest {
-                    bytes: left,
-                    forward: true,
-                };
-            }
-            if left == 0 {
-                break;
-            }
-            self.wait_for_room().await?;
-            let Some(fan) = self.fan.as_deref_mut() else {
-                return Ok(());
-            };
-            match fan.next(at) {
-                Next::More(_) => {}
-                Next::Pending => self.wait_fan().await?,
-                Next::Message(_) | Next::TooLong(_) | Next::Rest | Next::Lost => {
-                    let shard = self.fan.as_deref().map(|fan| fan.shard(at));
-                    let shard = shard.map_or("", |shard| self.database.shard_name(shard));
-                    return Err(told(reply::shard_lost(shard)).into());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Passes on rows in their order, as far as every shard's next one is known.
-    fn merge_rows(
-        &mut self,
-        merge: &mut Merge,
-        limit: &mut Limit,
-        most: u64,
-    ) -> Result<Step, Stop> {
-        let mut given = 0;
-        let members = self.fan.as_deref().map_or(0, super::fan::Fan::len);
-        loop {
-            for at in 0..members {
-                while merge.awaits(at) {
-                    let Some(fan) = self.fan.as_deref_mut() else {
-                        return Ok(Step::Over(given));
-                    };
-                    match fan.next(at) {
-                        Next::Message(header) if header.tag == b'D' => {
-                            let body = &fan.held(at)[HEADER..header.size];
-                            merge.offer(at, body).map_err(out_of_shape)?;
-                        }
-                        Next::Rest => merge.over(at),
-                        Next::Pending => {
-                            return Ok(if given > 0 {
-                                Step::Gave(given)
-                            } else {
-                                Step::Waits
-                            });
-                        }
-                        other @ (Next::Message(_)
-                        | Next::TooLong(_)
-                        | Next::More(_)
-                        | Next::Lost) => {
-                            self.aside(at, other)?;
-                        }
-                    }
-                }
-            }
-            let (Some(at), Some(fan)) = (merge.first(), self.fan.as_deref_mut()) else {
-                return Ok(Step::Over(given));
-            };
-            let Next::Message(header) = fan.next(at) else {
-                return Err(self.member_lost(at));
-            };
-            let body = &fan.held(at)[HEADER..header.size];
-            if limit.skips() > 0 {
-                limit.skipped(1);
-                merge.take(body, None);
-            } else {
-                merge.take(body, Some(self.client.out()));
-                limit.gave(1);
-                given += 1;
-            }
-            fan.take(at, header.size);
-            if given == most || limit.is_met() || self.client.unsent() >= HIGH_WATER {
-                return Ok(Step::Gave(given));
-            }
-        }
-    }
-
-    /// A member's message that is no row.
-    fn aside(&mut self, at: usize, next: Next) -> Result<(), Stop> {
-        let Some(fan) = self.fan.as_deref_mut() else {
-            return Ok(());
-        };
-        match next {
-            Next::Message(header) => {
-                let held = fan.held(at);
-                match header.tag {
-                    b'E' => {
-                        let body = held[HEADER..header.size].to_vec();
-                        return Err(self.error_of(at, body));
-                    }
-                    b'N' => self.client.out().extend_from_slice(&held[..header.size]),
-                    // CommandComplete, and what else belongs to an answer.
-                    _ => {}
-                }
-                fan.take(at, header.size);
-                Ok(())
-            }
-            Next::More(count) => {
-                fan.take(at, count);
-                Ok(())
-            }
-            Next::TooLong(_) => Err(reply::too_many_rows(LONGEST).into()),
-            Next::Lost => Err(self.member_lost(at)),
-            Next::Pending | Next::Rest => Ok(()),
-        }
-    }
 }
 
-/// What came of looking for rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Gave(u64),
-    /// Nothing has come.
-    Waits,
-    /// Every shard has given all its rows, these the last.
-    Over(u64),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Forward {
-    Yes,
-    No,
-}
-
-fn out_of_shape(_malformed: Malformed) -> Stop {
-    reply::columns_changed().into()
-}
-
-/// What the shards' columns, which are the same, mean for the answer.
-struct Shape {
-    /// RowDescription's body, without the keys: the home shard's first, then the others'.
-    columns: Vec<Vec<u8>>,
-    /// How many columns that are.
-    count: u16,
-    keys: Vec<Key>,
-    /// Bind's, with the formats of the keys.
-    tail: Vec<u8>,
-}
-
-/// A column of a RowDescription.
-struct Column<'a> {
-    name: &'a [u8],
-    oid: Oid,
-    modifier: u32,
-    /// The whole entry.
-    bytes: &'a [u8],
-}
-
-impl Shape {
-    /// `None`: the answers cannot be put together here.
-    fn of(
-        described: &[Vec<u8>],
-        home: usize,
-        scattered: &Scattered,
-        bound: &Bound<'_>,
-    ) -> Option<Self> {
-        let columns = described.iter().map(|body| columns(body));
-        let all = columns.collect::<Option<Vec<_>>>()?;
-        let own = all.get(home)?;
-        let visible = own.len().checked_sub(scattered.keys.len())?;
-        let formats = Formats::of(bound, visible)?;
-        for other in &all {
-            if other.len() != own.len() {
-                return None;
-            }
-            for (at, (one, other)) in own.iter().zip(other).enumerate() {
-                let same = one.name == other.name && one.modifier == other.modifier;
-                let of_database = one.oid >= FIRST_OWN_OID && other.oid >= FIRST_OWN_OID;
-                let type_agrees = one.oid == other.oid || of_database;
-                let in_binary = at < visible && formats.is_binary(at);
-                let numbered = one.oid != other.oid || RECORDS.contains(&one.oid);
-                if !same || !type_agrees || (in_binary && numbered) {
-                    return None;
-                }
-            }
-        }
-        let keys = own[visible..]
-            .iter()
-            .zip(&scattered.keys)
-            .map(|(column, key)| {
-                Some(Key {
-                    kind: Kind::of(column.oid, key.text)?,
-                    direction: key.direction,
-                    nulls: key.nulls,
-                })
-            });
-        let keys = keys.collect::<Option<Vec<Key>>>()?;
-        let count = u16::try_from(visible).ok()?;
-        let without_keys = |columns: &[Column<'_>]| {
-            let mut body = count.to_be_bytes().to_vec();
-            for (at, column) in columns[..visible].iter().enumerate() {
-                let (entry, _format) = column.bytes.split_at(column.bytes.len() - 2);
-                body.extend_from_slice(entry);
-                body.extend_from_slice(&[0, u8::from(formats.is_binary(at))]);
-            }
-            body
-        };
-        let mut columns: Vec<_> = all.iter().map(|columns| without_keys(columns)).collect();
-        columns.swap(0, home);
-        let tail = formats.tail(bound, visible, keys.len());
-        Some(Self {
-            columns,
-            count,
-            keys,
-            tail,
-        })
-    }
-
-    /// The columns as the client knows them already, else the home shard's; `None`: it knows others.
-    fn as_told(&self, told: &Told) -> Option<Vec<u8>> {
-        let knows = |columns: &&Vec<u8>| {
-            let digest = told.columns(Some(columns)).ok();
-            let shape = pool::Shape {
-                types: None,
-                columns: digest,
-            };
-            told.fit(shape) != Fit::Differs
-        };
-        let mut columns = self.columns.iter();
-        let found = if told.has_columns() {
-            columns.find(knows)
-        } else {
-            columns.next()
-        };
-        found.cloned()
-    }
-}
-
-/// The columns of a RowDescription's body.
-fn columns(body: &[u8]) -> Option<Vec<Column<'_>>> {
-    let mut body = Body::new(body);
-    let count = body.u16().ok()?;
-    let mut columns = Vec::with_capacity(usize::from(count));
-    for _ in 0..count {
-        let start = body.rest();
-        let name = body.cstr().ok()?;
-        let _table_and_number = body.bytes(6).ok()?;
-        let oid = body.u32().ok()?;
-        let _length = body.u16().ok()?;
-        let modifier = body.u32().ok()?;
-        let _format = body.u16().ok()?;
-        columns.push(Column {
-            name,
-            oid,
-            modifier,
-            bytes: &start[..start.len() - body.rest().len()],
-        });
-    }
-    Some(columns)
-}
-
-/// The formats that a client asks its columns in.
-struct Formats<'a> {
-    /// As they stand in Bind: none, one for all, or one for each.
-    codes: &'a [u8],
-}
-
-impl<'a> Formats<'a> {
-    /// `None`: there are neither none, one, nor as many as columns, which PostgreSQL refuses.
-    fn of(bound: &Bound<'a>, visible: usize) -> Option<Self> {
-        let codes = bound.tail.map_or(&[][..], Bind::result_formats);
-        let count = codes.len() / 2;
-        (count <= 1 || count == visible).then_some(Self { codes })
-    }
-
-    fn is_binary(&self, at: usize) -> bool {
-        let at = if self.codes.len() == 2 { 0 } else { at };
-        self.codes.get(at * 2..at * 2 + 2) == Some(&[0, 1])
-    }
-
-    /// Bind's tail, where the keys behind the client's columns are in binary.
-    fn tail(&self, bound: &Bound<'_>, visible: usize, keys: usize) -> Vec<u8> {
-        let mut tail = match bound.tail {
-            Some(bind) => bind.tail_for_text(),
-            None => vec![0; 6],
-        };
-        tail.truncate(tail.len() - 2);
-        if keys == 0 {
-            let count = u16::try_from(self.codes.len() / 2).unwrap_or(0);
-            tail.extend_from_slice(&count.to_be_bytes());
-            tail.extend_from_slice(self.codes);
-            return tail;
-        }
-        let count = u16::try_from(visible + keys).unwrap_or(u16::MAX);
-        tail.extend_from_slice(&count.to_be_bytes());
-        for at in 0..visible + keys {
-            let binary = at >= visible || self.is_binary(at);
-            tail.extend_from_slice(&[0, u8::from(binary)]);
-        }
-        tail
-    }
+/// The parameters' types as the client was told them, unless one of them has another number on each shard.
+fn types_everywhere(prepared: &Prepared) -> &[u8] {
+    let same = |raw: &&[u8]| {
+        let mut types = raw.chunks_exact(4);
+        types.all(|oid| matches!(oid, [0, 0, a, b] if u16::from_be_bytes([*a, *b]) < FIRST_OWN_OID))
+    };
+    let told = prepared.told.raw_types().filter(same);
+    told.unwrap_or(&prepared.raw_types)
 }
 
 /// The value of a parameter of LIMIT or OFFSET, `None` inside for NULL; outer `None`: it is not known here, or negative.

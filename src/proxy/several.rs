@@ -98,6 +98,11 @@ impl Several {
         self.enlisted.clear();
     }
 
+    /// A batch has failed: what was sent in it is never confirmed.
+    pub(super) fn batch_failed(&mut self) {
+        self.sent = None;
+    }
+
     /// Whether the transaction has reached a shard from which it may go on.
     pub(super) fn goes_on(&self) -> bool {
         self.begun.is_some()
@@ -381,18 +386,21 @@ impl Session {
         }
     }
 
-    /// Before a statement, alone in its text, goes to the link: what concerns the whole transaction is done on its other shards first. A shard
-    /// on which it fails becomes the link, so that the transaction has failed.
+    /// Before a statement, alone in its text, goes to the link: what concerns the whole transaction is done on its other
+    /// shards first. A shard on which it fails becomes the link, so that the transaction has failed.
     pub(super) async fn others_first(
         &mut self,
         statement: &StatementPlan,
         text: &[u8],
     ) -> Result<(), Stop> {
-        self.several.sent = None;
         if self.several.begun.is_none() || !concerns_all(&statement.effect) {
             return Ok(());
         }
-        self.settle().await?;
+        let keeps_text = statement.effect == Effect::SetTransaction;
+        if self.several.is_several() || (keeps_text && self.several.sent.is_some()) {
+            // What came before it has its answer first; on one shard a pipeline goes on.
+            self.settle().await?;
+        }
         let failed = self
             .link
             .as_ref()
@@ -401,7 +409,7 @@ impl Session {
         if self.skip || (failed && !revives) {
             return Ok(());
         }
-        if statement.effect == Effect::SetTransaction {
+        if keeps_text {
             self.several.sent = Some(text.to_vec());
         }
         if !self.several.is_several() {

@@ -84,11 +84,6 @@ impl Session {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
                 Err(refused) => {
-                    if let [statement] = statements
-                        && let Some(shares) = self.spreads(statement, &values)?
-                    {
-                        return Box::pin(self.query_spread(&planned.plan, shares, &values)).await;
-                    }
                     return Box::pin(self.query_shards(refused, &planned.plan, &values)).await;
                 }
             };
@@ -104,9 +99,6 @@ impl Session {
         self.reach_for(place, statements, listening).await?;
         self.send_pending();
         self.vacate_for(text);
-        if self.several.goes_on() {
-            Box::pin(self.query_everywhere(&planned.plan, text)).await?;
-        }
         self.send_named(text, planned.plan, resolved).await
     }
 
@@ -148,7 +140,7 @@ impl Session {
         Ok(())
     }
 
-    /// What no shard alone can answer is answered by several, or refused.
+    /// What no shard alone can answer or write is answered or written by several, or refused.
     async fn query_shards(
         &mut self,
         refused: Notice,
@@ -157,6 +149,11 @@ impl Session {
     ) -> Result<(), Stop> {
         if self.phase != Phase::Idle || !self.pipeline.is_empty() {
             return Err(refused.into());
+        }
+        if let [statement] = plan.statements.as_slice()
+            && let Some(shares) = self.spreads(statement, values)?
+        {
+            return Box::pin(self.query_spread(plan, shares, values)).await;
         }
         if let Some(scattered) = self.streams(plan, values)
             && self.query_scattered(&scattered, values.text).await?

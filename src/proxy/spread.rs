@@ -81,7 +81,12 @@ impl Session {
         match statement.shares(&self.snapshot, values) {
             None => Ok(None),
             Some(Err(why)) => Err(wording::unroutable(&why).into()),
-            Some(Ok(shares)) => Ok(Some(shares).filter(|_| self.may_spread())),
+            Some(Ok(shares)) => {
+                let text = std::str::from_utf8(values.text).ok();
+                let fits = text.zip(statement.spread.as_ref());
+                let fits = fits.is_some_and(|(text, spread)| spread.fits(text, values.slots));
+                Ok(Some(shares).filter(|_| fits && self.may_spread()))
+            }
         }
     }
 
@@ -225,7 +230,9 @@ impl Session {
     }
 
     /// Execute of a portal of a write to several shards: the first runs it, and all give rows.
-    pub(super) async fn execute_spread(&mut self, name: &[u8], most: usize) -> Result<(), Stop> {
+    pub(super) async fn execute_spread(&mut self, name: &[u8], most: u32) -> Result<(), Stop> {
+        // Zero and below are all.
+        let most = usize::try_from(most.cast_signed()).unwrap_or(0);
         self.settle().await?;
         if self.skip {
             return Ok(());
@@ -373,13 +380,16 @@ impl Session {
             Time::Asked => self.ask_time(&writing.shares).await?,
             Time::NotAsked => None,
         };
-        let mut parts = Vec::new();
-        for (_, rows) in &writing.shares.shards {
-            let spread = writing.spread;
-            let part = spread.part(writing.text, writing.slots, rows, time.as_deref());
-            // The plan is of a text with the same template.
-            parts.push(part.ok_or_else(reply::malformed)?);
-        }
+        let rows = writing
+            .shares
+            .shards
+            .iter()
+            .map(|(_, rows)| rows.as_slice());
+        let parts = writing
+            .spread
+            .parts(writing.text, writing.slots, rows, time.as_deref());
+        // The plan is of a text with the same template.
+        let parts = parts.ok_or_else(reply::malformed)?;
         let mut heard = Heard::new(&writing.spread.what, parts.len());
         self.fan_out_over(&writing.shares);
         let worked = self.work(writing, &parts, &mut heard).await;
@@ -407,7 +417,7 @@ impl Session {
     /// The time of the transaction: that which it has been told already, or from now on this.
     async fn ask_time(&mut self, shares: &Shares) -> Result<Option<String>, Stop> {
         let here = self.link.as_ref().filter(|link| link.named);
-        let told = here.map(|link| link.shard).or(self.several.named());
+        let told = here.map(|link| link.shard).or_else(|| self.several.named());
         let first = shares.shards.first().map(|(shard, _)| *shard);
         if let Some(shard) = told.or(first) {
             let hold = Hold::Bound;
@@ -485,8 +495,9 @@ impl Session {
         self.cancel.detach();
         let mut links = self.several.take_enlisted();
         links.extend(self.link.take());
-        let works = |link: &Box<Link>| shares.shards.iter().any(|(shard, _)| *shard == link.shard);
-        let (mut working, resting): (Vec<_>, Vec<_>) = links.into_iter().partition(works);
+        let works = |shard: ShardId| shares.shards.iter().any(|(own, _)| *own == shard);
+        let (mut working, resting): (Vec<_>, Vec<_>) =
+            links.into_iter().partition(|link| works(link.shard));
         working.sort_by_key(|link| link.shard);
         self.several.enlist_again(resting);
         self.begin_fan(working);

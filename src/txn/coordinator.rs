@@ -40,7 +40,14 @@ pub struct Coordinator {
     view: Arc<Distributed>,
     standing: watch::Sender<Standing>,
     /// Held for a heartbeat.
-    pulse: Mutex<()>,
+    pulse: Mutex<Pulse>,
+}
+
+/// Whether the last heartbeat was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pulse {
+    Felt,
+    Missed,
 }
 
 /// Whether recovery goes on.
@@ -101,7 +108,7 @@ impl Coordinator {
             retention: database.two_phase_retention,
             view,
             standing: watch::Sender::new(Standing::New),
-            pulse: Mutex::default(),
+            pulse: Mutex::new(Pulse::Felt),
         })
     }
 
@@ -246,11 +253,8 @@ impl Coordinator {
 
     /// Says on the home shard that this process is there; `number` is its `server.id`. Nothing before the first round.
     pub async fn beat(&self, number: Option<u8>) {
-        if let Some(registry) = self.registry.as_ref().filter(|it| it.is_known())
-            && let Err(problem) = self.beat_once(registry, number).await
-        {
-            let database = registry.database();
-            tracing::warn!(database, %problem, "the home shard does not take this proxy's heartbeat");
+        if let Some(registry) = self.registry.as_ref().filter(|it| it.is_known()) {
+            drop(self.beat_once(registry, number).await);
         }
     }
 
@@ -260,11 +264,30 @@ impl Coordinator {
         registry: &Registry,
         number: Option<u8>,
     ) -> Result<Vec<Proxy>, AskError> {
-        let _turn = self.pulse.lock().await;
+        let mut pulse = self.pulse.lock().await;
         if *self.standing.borrow() == Standing::Gone {
             return Ok(self.view.proxies());
         }
-        let proxies = registry.beat(self.me(number)).await?;
+        let proxies = registry.beat(self.me(number)).await;
+        let database = registry.database();
+        let now = if proxies.is_ok() {
+            Pulse::Felt
+        } else {
+            Pulse::Missed
+        };
+        match (std::mem::replace(&mut *pulse, now), &proxies) {
+            (Pulse::Felt, Err(problem)) => {
+                tracing::warn!(database, %problem, "the home shard does not take this proxy's heartbeat");
+            }
+            (Pulse::Missed, Ok(_)) => {
+                tracing::info!(
+                    database,
+                    "the home shard takes this proxy's heartbeat again"
+                );
+            }
+            (Pulse::Felt, Ok(_)) | (Pulse::Missed, Err(_)) => {}
+        }
+        let proxies = proxies?;
         self.view.set_proxies(proxies.clone());
         Ok(proxies)
     }

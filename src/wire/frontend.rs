@@ -112,13 +112,6 @@ impl<'a> Bind<'a> {
         self.tail.get(before..).unwrap_or_default()
     }
 
-    /// The formats that the result is asked for in, two bytes each: none, one for all columns, or one for each.
-    #[must_use]
-    pub fn result_formats(&self) -> &'a [u8] {
-        let start = 2 + self.formats.len() + 2 + self.values.len() + 2;
-        self.tail.get(start..).unwrap_or_default()
-    }
-
     /// The names at the start of a body that has not arrived whole; `None` when they have not either. It knows nothing of
     /// the parameters, which are in what has arrived of `tail` and in what follows.
     #[must_use]

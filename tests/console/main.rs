@@ -64,7 +64,7 @@ async fn work(app: &Client) -> Statement {
     }
     for _ in 0..3 {
         let refused = app
-            .simple_query("SELECT o FROM orders o")
+            .simple_query("SELECT o FROM orders o FOR UPDATE")
             .await
             .unwrap_err();
         assert_eq!(code(&refused), "0A000");

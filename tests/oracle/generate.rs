@@ -980,7 +980,7 @@ impl Generator {
                 "SELECT a.n FROM {left} a WHERE {outer} AND a.n = ANY (SELECT b.n FROM {right} b WHERE {inner})"
             ),
             6 => format!(
-                "SELECT a.n FROM {left} a WHERE {ka} = (SELECT {kb} FROM {right} b WHERE {inner} LIMIT 1)"
+                "SELECT a.n FROM {left} a WHERE {ka} = (SELECT {kb} FROM {right} b WHERE {inner} ORDER BY 1 LIMIT 1)"
             ),
             7 => format!(
                 "SELECT a.n FROM {left} a WHERE {outer} ORDER BY (SELECT count(*) FROM {right} b WHERE {inner}), a.n"

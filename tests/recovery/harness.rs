@@ -32,8 +32,9 @@ pub(crate) const OTHER: ShardId = ShardId(1);
 /// What a test waits for happens within that time, or never.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Roles of every test: two that applications use, and Shardway's own, which may do nothing by itself.
-const ROLES: &str = "CREATE ROLE app LOGIN; CREATE ROLE other LOGIN; CREATE ROLE control LOGIN;";
+/// Roles of every test: two that applications use, and Shardway's own, which may act as those.
+const ROLES: &str = "CREATE ROLE app LOGIN; CREATE ROLE other LOGIN; CREATE ROLE control LOGIN; \
+                     GRANT app, other TO control";
 
 /// The database of one test on both servers.
 pub(crate) struct Stage {
@@ -91,7 +92,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 impl Stage {
-    /// A database in which the control role may make its schema, and may act as the applications' roles.
+    /// A database in which the control role may make its schema.
     pub(crate) async fn new() -> Self {
         Self::bare().await.granted().await
     }
@@ -104,14 +105,13 @@ impl Stage {
     async fn granted(self) -> Self {
         for server in self.servers {
             let name = &self.name;
-            let grants =
-                format!("GRANT CREATE ON DATABASE {name} TO control; GRANT app, other TO control");
-            server.execute(name, &grants).await.unwrap();
+            let grant = format!("GRANT CREATE ON DATABASE {name} TO control");
+            server.execute(name, &grant).await.unwrap();
         }
         self
     }
 
-    /// A database in which the control role may nothing.
+    /// A database in which no role of ours may make anything.
     pub(crate) async fn bare() -> Self {
         Self::on(sandbox).await
     }

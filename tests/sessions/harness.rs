@@ -30,7 +30,7 @@ pub(crate) fn postgres() -> &'static Cluster {
         };
         Sandbox::builder(env)
             // Proxies live as long as the tests, and keep what idles in their pools.
-            .setting("max_connections", "1000")
+            .setting("max_connections", "3000")
             .start()
             .unwrap()
     };
@@ -67,8 +67,13 @@ impl Proxy {
 
     /// A proxy with these databases.
     pub(crate) fn with(pool: &str, databases: &str) -> Self {
+        Self::of("", pool, databases)
+    }
+
+    /// A proxy with these settings of its own.
+    pub(crate) fn of(server: &str, pool: &str, databases: &str) -> Self {
         let text = format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n[pool]\n{pool}\n{databases}\n[users.postgres]\nauth = \"trust\"\n"
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n{server}\n[pool]\n{pool}\n{databases}\n[users.postgres]\nauth = \"trust\"\n"
         );
         let read = move || load::load_str("test.toml", &text, Path::new("."));
         let settings = read().unwrap_or_else(|errors| panic!("{}", errors.render()));

@@ -332,13 +332,19 @@ fn active(name: &str) -> usize {
 
 /// A read of which no row is taken, on all three shards.
 fn unread(stand: &Stand, name: &str, sql: &str) -> Client {
+    unread_of(3, stand, name, sql)
+}
+
+/// As [`unread`], where so many shards have rows.
+fn unread_of(shards: usize, stand: &Stand, name: &str, sql: &str) -> Client {
     let mut client = stand.proxy.client();
     client.send(&query(sql));
     let waits = format!(
         "select count(*) from pg_stat_activity where datname like '{name}\\__' and wait_event = 'ClientWrite'"
     );
     // The servers wait until somebody takes their rows.
-    until("all are held back", || observer().value(&waits) == "3");
+    let shards = shards.to_string();
+    until("all are held back", || observer().value(&waits) == shards);
     client
 }
 
@@ -387,6 +393,17 @@ fn a_cancel_reaches_every_shard_and_costs_no_connection() {
     assert_eq!(client.ask(&query("select id from t")).len(), 63);
     let after: Vec<_> = backends(name).into_iter().map(|(pid, _)| pid).collect();
     assert_eq!(after, before, "the same backends serve");
+    // Whichever shard still works, when the others have ended.
+    for only in ["<= 20", "between 21 and 40", "> 40"] {
+        let sql = format!("{ENDLESS} where t.id * 1 {only}");
+        let mut client = unread_of(1, &stand, name, &sql);
+        client.cancel(stand.proxy.port);
+        let end = self::end(&mut client);
+        assert!(
+            end.iter().any(|line| line.starts_with("E ERROR 57014")),
+            "{only}: {end:?}"
+        );
+    }
 }
 
 #[test]
@@ -435,16 +452,16 @@ fn what_a_limit_leaves_out_is_not_read() {
     };
     let before = ended(&mut stand);
     let answer = stand.sharded.ask(&query(&format!(
-        "{ENDLESS} order by id limit 20000 offset 100"
+        "{ENDLESS} order by id limit 30000 offset 100"
     )));
     assert_eq!(
         answer
             .iter()
             .filter(|line| line.starts_with("D 1|"))
             .count(),
-        20000
+        30000
     );
-    assert_eq!(answer[answer.len() - 2], "C SELECT 20000\\0");
+    assert_eq!(answer[answer.len() - 2], "C SELECT 30000\\0");
     until("two were cancelled", || {
         let after = ended(&mut stand);
         after[1] > before[1] && after[2] > before[2]

@@ -8,7 +8,7 @@ use crate::sql::{
     normalize::Slot,
     scan::{Kind, Piece, pieces},
 };
-use std::{fmt::Write as _, ops::Range};
+use std::{collections::HashMap, fmt::Write as _, ops::Range};
 
 /// Whether a statement asks for the transaction's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,27 +40,54 @@ struct Layout<'a> {
 }
 
 impl Spread {
-    /// What a shard is sent for these rows of VALUES. `time`: the transaction's, as text that PostgreSQL reads, if it is
-    /// asked for. `None`: the text is not as it was when it was planned.
+    /// What each shard is sent, for its rows of VALUES. `time`: the transaction's, as text that PostgreSQL reads, if it is
+    /// asked for. `None`: the text is not that of such a statement.
     #[must_use]
-    pub fn part(
+    pub fn parts<'r>(
         &self,
         text: &str,
         slots: &[Slot],
-        rows: &[u32],
+        rows: impl Iterator<Item = &'r [u32]>,
         time: Option<&str>,
-    ) -> Option<Part> {
+    ) -> Option<Vec<Part>> {
         let layout = Layout::of(text, slots)?;
-        let mut edits = match self.time {
-            Time::Asked => layout.times(time?)?,
-            Time::NotAsked => Vec::new(),
+        let times = || match self.time {
+            Time::Asked => layout.times(time?),
+            Time::NotAsked => Some(Vec::new()),
         };
+        let all = match self.what {
+            What::Rows(count) => layout.rows().filter(|all| all.len() == count)?,
+            What::Share(_) | What::Copies(_) => Vec::new(),
+        };
+        rows.map(|own| self.part(text, &layout, &all, own, times()?))
+            .collect()
+    }
+
+    /// Whether the text, all of it, is such a statement as was planned.
+    #[must_use]
+    pub fn fits(&self, text: &str, slots: &[Slot]) -> bool {
+        let whole = Layout::of(text, slots).is_some_and(|layout| layout.from == 0);
+        whole
+            && self
+                .parts(text, slots, std::iter::empty(), Some("epoch"))
+                .is_some()
+    }
+
+    fn part(
+        &self,
+        text: &str,
+        layout: &Layout<'_>,
+        all: &[Range<usize>],
+        own: &[u32],
+        mut edits: Vec<Edit>,
+    ) -> Option<Part> {
         let end = layout.end()?;
+        let whole = |text: String| Part {
+            text,
+            parameters: None,
+        };
         match &self.what {
-            What::Share(_) => Some(Part {
-                text: edited(text, 0..end, &edits),
-                parameters: None,
-            }),
+            What::Share(_) => Some(whole(edited(text, 0..end, &edits))),
             What::Copies(copies) => {
                 let mut made = edited(text, 0..end, &edits);
                 let word = if layout.returning().is_some() {
@@ -69,28 +96,22 @@ impl Spread {
                     " RETURNING"
                 };
                 let _ = write!(made, "{word} {}", fingerprint(&copies.alias));
-                Some(Part {
-                    text: made,
-                    parameters: None,
-                })
+                Some(whole(made))
             }
-            What::Rows(count) => {
-                let all = layout.rows().filter(|all| all.len() == *count)?;
-                let first = all.first()?.start;
-                let last = all.last()?.end;
-                let kept: Option<Vec<Range<usize>>> = rows
-                    .iter()
-                    .map(|row| all.get(*row as usize).cloned())
-                    .collect();
-                let kept = kept?;
+            What::Rows(_) => {
+                let (first, last) = (all.first()?.start, all.last()?.end);
+                let kept = own.iter().map(|row| all.get(*row as usize).cloned());
+                let kept: Vec<Range<usize>> = kept.collect::<Option<_>>()?;
                 let numbers = layout.renumber(&kept, first..last, &mut edits);
                 edits.sort_by_key(|edit| edit.place.start);
-                let mut made = edited(text, 0..first, &edits);
+                let mut edits = Edits::new(text, &edits);
+                let mut made = String::new();
+                edits.copy(0..first, &mut made);
                 for (at, row) in kept.into_iter().enumerate() {
                     made.push_str(if at == 0 { "" } else { ", " });
-                    made.push_str(&edited(text, row, &edits));
+                    edits.copy(row, &mut made);
                 }
-                made.push_str(&edited(text, last..end, &edits));
+                edits.copy(last..end, &mut made);
                 Some(Part {
                     text: made,
                     parameters: Some(numbers),
@@ -109,7 +130,8 @@ impl Spread {
         } else {
             &[]
         };
-        self.part(asked.own, &slots, rows, Some("epoch")).is_some()
+        self.parts(asked.own, &slots, std::iter::once(rows), Some("epoch"))
+            .is_some()
     }
 }
 
@@ -194,15 +216,32 @@ fn own_slots(asked: &Asked<'_>) -> Option<Vec<Slot>> {
 /// A piece of the text with what stands otherwise in it; edits are in order.
 fn edited(text: &str, range: Range<usize>, edits: &[Edit]) -> String {
     let mut made = String::with_capacity(range.len() + 16);
-    let mut at = range.start;
-    let inside = |edit: &&Edit| edit.place.start >= range.start && edit.place.end <= range.end;
-    for edit in edits.iter().filter(inside) {
-        made.push_str(&text[at..edit.place.start]);
-        made.push_str(&edit.new);
-        at = edit.place.end;
-    }
-    made.push_str(&text[at..range.end]);
+    Edits::new(text, edits).copy(range, &mut made);
     made
+}
+
+/// Copies pieces of a text from its beginning to its end, as they are to read.
+struct Edits<'e> {
+    text: &'e str,
+    left: std::iter::Peekable<std::slice::Iter<'e, Edit>>,
+}
+
+impl<'e> Edits<'e> {
+    fn new(text: &'e str, edits: &'e [Edit]) -> Self {
+        let left = edits.iter().peekable();
+        Self { text, left }
+    }
+
+    fn copy(&mut self, range: Range<usize>, out: &mut String) {
+        let mut at = range.start;
+        while self.left.next_if(|edit| edit.place.start < at).is_some() {}
+        while let Some(edit) = self.left.next_if(|edit| edit.place.end <= range.end) {
+            out.push_str(&self.text[at..edit.place.start]);
+            out.push_str(&edit.new);
+            at = edit.place.end;
+        }
+        out.push_str(&self.text[at..range.end]);
+    }
 }
 
 impl<'a> Layout<'a> {
@@ -270,6 +309,7 @@ impl<'a> Layout<'a> {
         edits: &mut Vec<Edit>,
     ) -> Vec<u16> {
         let mut numbers: Vec<u16> = Vec::new();
+        let mut known: HashMap<u16, usize> = HashMap::new();
         let mut kept = kept.iter().peekable();
         for piece in &self.pieces[self.from..self.to] {
             let Kind::Parameter(number) = piece.kind else {
@@ -281,14 +321,13 @@ impl<'a> Layout<'a> {
             let Some(index) = number.checked_sub(1).filter(|_| !left_out) else {
                 continue;
             };
-            let place = numbers.iter().position(|known| *known == index);
-            let place = place.unwrap_or_else(|| {
+            let place = *known.entry(index).or_insert_with(|| {
                 numbers.push(index);
-                numbers.len() - 1
+                numbers.len()
             });
             edits.push(Edit {
                 place: piece.start..piece.end,
-                new: format!("${}", place + 1),
+                new: format!("${place}"),
             });
         }
         numbers

@@ -20,8 +20,10 @@ fn slots(text: &str) -> Slots {
 
 fn made(what: What, text: &str, rows: &[u32]) -> Option<(String, Option<Vec<u16>>)> {
     let time = Time::Asked;
-    let part =
-        Spread { what, time }.part(text, &slots(text), rows, Some("2026-01-02 03:04:05+00"))?;
+    let time_told = Some("2026-01-02 03:04:05+00");
+    let part = Spread { what, time }
+        .parts(text, &slots(text), std::iter::once(rows), time_told)?
+        .remove(0);
     Some((part.text, part.parameters))
 }
 
