@@ -29,7 +29,10 @@ use pg_raw_parse::{
     walk::{Recurse, walk_manual},
 };
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 /// How deep statements may nest before they are not looked into.
 pub const MAX_DEPTH: usize = 150;
@@ -41,16 +44,16 @@ pub struct NotParsed;
 /// The statements of a text, in order; none for an empty text.
 ///
 /// # Errors
-/// [`NotParsed`] when PostgreSQL 18's grammar refuses it.
+/// [`NotParsed`] when PostgreSQL 18's grammar refuses it, or its tree cannot be read.
 pub fn parse(text: &str) -> Result<Vec<Statement>, NotParsed> {
     let Ok(parsed) = pg_raw_parse::parse(text) else {
         return Err(NotParsed);
     };
-    Ok(parsed
-        .into_inner()
-        .iter()
-        .map(|raw| statement(text, raw))
-        .collect())
+    let parsed = parsed.into_inner();
+    let lowered = || parsed.iter().map(|raw| statement(text, raw)).collect();
+    // The crate gives some lists a type that the grammar does not (what CREATE STATISTICS is FROM may be a subquery), and
+    // panics where a node has another.
+    catch_unwind(AssertUnwindSafe(lowered)).map_err(|_panic| NotParsed)
 }
 
 fn statement(text: &str, raw: &nodes::RawStmt) -> Statement {

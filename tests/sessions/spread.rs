@@ -506,6 +506,7 @@ fn copies_are_the_same_whatever_order_clients_write_them_in() {
     let mut stand = stand("spread_race");
     stand.ask("insert into colours (code, name, made) values ('a', 'x', null), ('b', 'x', null), ('c', 'x', null)");
     let port = stand.proxy.port;
+    #[expect(clippy::needless_collect, reason = "all write at once")]
     let writers: Vec<_> = (0..3)
         .map(|writer| {
             thread::spawn(move || {
@@ -593,14 +594,15 @@ fn a_backend_that_dies_takes_the_whole_statement_with_it() {
         let (name, shards) = (stand.name.clone(), &mut stand.shards);
         until("a backend has done its part", || {
             let done = format!(
-                "select count(*) from pg_stat_activity where datname = '{name}_1' and state = 'idle in transaction'"
+                "select count(*) from pg_stat_activity where datname = '{name}_1' and state = 'idle in transaction' and query ilike 'update%'"
             );
             shards[1].value(&done) == "1"
         });
-        shards[1].value(&format!(
+        let ended = shards[1].value(&format!(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{name}_1' \
-             and state = 'idle in transaction'"
+             and state = 'idle in transaction' and query ilike 'update%'"
         ));
+        assert_eq!(ended, "1");
         stand.shards[2].ask(&query("rollback"));
         let answer = writer.join().unwrap();
         assert!(answer[0].starts_with("E "), "{answer:?}");

@@ -6,6 +6,28 @@ use crate::{
 };
 
 #[test]
+fn what_the_grammar_has_and_postgresql_refuses_is_refused_by_postgresql() {
+    same(|stage| {
+        let mut seen = Vec::new();
+        for from in [
+            "(values (x)) as foo",
+            "foo natural join bar",
+            "(select * from pg_class) as foo",
+            "pg_class tablesample system (x)",
+            "xmltable('foo' passing 'bar' columns a text)",
+            "generate_series(1, 2)",
+            "pg_class, pg_proc",
+        ] {
+            let sql = format!("create statistics tst on a from {from}");
+            seen.extend(stage.query(&sql));
+            seen.extend(stage.step(&batch().run(&sql, &[]).sync().0, 1));
+        }
+        seen.extend(stage.query("select 'still here'"));
+        seen
+    });
+}
+
+#[test]
 fn a_statement_that_is_evicted_in_its_batch_is_still_executed() {
     let scene = |client: &mut Client| {
         let mut seen = Vec::new();

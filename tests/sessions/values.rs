@@ -113,7 +113,8 @@ fn settings_that_cannot_be_told_elsewhere_keep_their_backend() {
                 .collect();
             assert!(
                 pids[0] == pids[1] && pids[1] == pids[2],
-                "{statement}: {pids:?}"
+                "{statement} in {:?}: {pids:?}, after {seen:#?}",
+                stage.way
             );
             seen
         });
