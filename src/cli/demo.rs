@@ -164,7 +164,7 @@ Things to try:
     SELECT kind FROM events WHERE day = '2026-02-14';                   placed by ranges of days
     EXPLAIN (ROUTE) SELECT * FROM orders WHERE customer_id = 42;        where it goes, and why
     SELECT status, count(*) FROM orders GROUP BY 1;                     computed over the rows of all shards
-    UPDATE orders SET status = 'open';                                  would write on every shard: refused, with a hint
+    UPDATE orders SET status = 'open';                                  written on every shard, or on none
 
     {program} route --config {configuration} 'SELECT * FROM orders WHERE customer_id = 42'
     curl http://127.0.0.1:{http}/metrics
