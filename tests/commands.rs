@@ -50,7 +50,7 @@ fn no_shard_is_told_when_the_value_of_the_key_is_not_given() {
 #[test]
 fn a_refusal_is_told_with_its_code_and_exits_3() {
     for (sql, code) in [
-        ("SELECT * FROM orders", "SW102"),
+        ("SELECT * FROM orders FOR UPDATE", "SW102"),
         ("SELECT * FROM nowhere", "SW104"),
     ] {
         let (text, exit) = route(&[sql]);
