@@ -5,8 +5,8 @@
 //! the statement means the same over that as over the table, or it is not gathered: the name stands unqualified and is
 //! no other CTE's, no column of the system's is asked for, and types and collations of the columns are the table's.
 //!
-//! What shards can leave out is left out by them: columns that are not named ([`columns`]), rows that WHERE, LIMIT or
-//! DISTINCT ON pass over ([`order`]), and all rows where partial results per group are enough ([`groups`]).
+//! What shards can leave out is left out by them: columns that are not named (`gather/columns.rs`), rows that WHERE, LIMIT or
+//! DISTINCT ON pass over (`gather/order.rs`), and all rows where partial results per group are enough (`gather/groups.rs`).
 
 mod calls;
 mod columns;
