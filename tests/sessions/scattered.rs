@@ -310,11 +310,13 @@ fn errors_end_the_answer_once_wherever_they_come_from() {
 /// 2 GB of each shard.
 const ENDLESS: &str = "select t.id, repeat('y', 1000) from t, generate_series(1, 100000) as i";
 
-/// What the servers' backends for these databases do, by process.
+/// What the servers' backends for these databases do, by process; not those of the control role, which looks when it
+/// likes.
 fn backends(name: &str) -> Vec<(String, String)> {
     let sql = format!(
         "select string_agg(pid || ' ' || state, ',' order by pid) from pg_stat_activity \
-         where datname like '{name}\\__' and datname <> '{name}_3' and query <> '' and application_name <> 'direct'"
+         where datname like '{name}\\__' and datname <> '{name}_3' and query <> '' \
+         and application_name not in ('direct', 'shardway')"
     );
     let found = observer().value(&sql);
     let pairs = found.split(',').filter_map(|pair| pair.split_once(' '));
@@ -325,7 +327,8 @@ fn backends(name: &str) -> Vec<(String, String)> {
 
 fn active(name: &str) -> usize {
     let sql = format!(
-        "select count(*) from pg_stat_activity where datname like '{name}\\__' and state <> 'idle'"
+        "select count(*) from pg_stat_activity where datname like '{name}\\__' and state <> 'idle' \
+         and application_name <> 'shardway'"
     );
     observer().value(&sql).parse().unwrap()
 }
@@ -413,7 +416,8 @@ fn a_shard_that_dies_in_the_middle_ends_the_answer_with_one_error() {
     for sql in [ENDLESS.to_owned(), format!("{ENDLESS} order by 1")] {
         let mut client = unread(&stand, name, &sql);
         let killed = format!(
-            "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{name}_1' and state = 'active'"
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{name}_1' and state = 'active' \
+             and application_name <> 'shardway'"
         );
         assert_eq!(observer().value(&killed), "1");
         let end = end(&mut client);
