@@ -25,7 +25,7 @@ use crate::{
     merge::key::{Direction, Nulls, Text},
     sql::{
         clauses::{Kind as Sign, Token, tokens},
-        functions::is_immutable,
+        functions::{computes_over_rows, is_immutable},
         tree::{Body, Expr, From, Kind, Name, Query, Relation, Select},
     },
 };
@@ -103,73 +103,6 @@ const WORDS: [&str; 27] = [
     "into",
     "using",
 ];
-/// Aggregates and window functions of `pg_catalog`, PostgreSQL 18's among them.
-const OVER_ROWS: [&str; 64] = [
-    "any_value",
-    "array_agg",
-    "avg",
-    "bit_and",
-    "bit_or",
-    "bit_xor",
-    "bool_and",
-    "bool_or",
-    "corr",
-    "count",
-    "covar_pop",
-    "covar_samp",
-    "cume_dist",
-    "dense_rank",
-    "every",
-    "first_value",
-    "json_agg",
-    "json_agg_strict",
-    "json_object_agg",
-    "json_object_agg_strict",
-    "json_object_agg_unique",
-    "json_object_agg_unique_strict",
-    "jsonb_agg",
-    "jsonb_agg_strict",
-    "jsonb_object_agg",
-    "jsonb_object_agg_strict",
-    "jsonb_object_agg_unique",
-    "jsonb_object_agg_unique_strict",
-    "lag",
-    "last_value",
-    "lead",
-    "max",
-    "min",
-    "mode",
-    "nth_value",
-    "ntile",
-    "percent_rank",
-    "percentile_cont",
-    "percentile_disc",
-    "range_agg",
-    "range_intersect_agg",
-    "rank",
-    "regr_avgx",
-    "regr_avgy",
-    "regr_count",
-    "regr_intercept",
-    "regr_r2",
-    "regr_slope",
-    "regr_sxx",
-    "regr_sxy",
-    "regr_syy",
-    "row_number",
-    "stddev",
-    "stddev_pop",
-    "stddev_samp",
-    "string_agg",
-    "sum",
-    "var_pop",
-    "var_samp",
-    "variance",
-    "xmlagg",
-    "json_arrayagg",
-    "json_objectagg",
-    "grouping",
-];
 /// Functions that depend on settings, which are a session's own on every shard, and on nothing else.
 const BY_SETTINGS: [&str; 11] = [
     "concat",
@@ -202,7 +135,7 @@ pub(super) fn find(
             .schema
             .as_deref()
             .is_none_or(|schema| schema == "pg_catalog");
-        !known || !builtin || OVER_ROWS.contains(&name.name.as_str())
+        !known || !builtin || computes_over_rows(&name.name)
     });
     if rows || !tables.query(query) || !share_one_shard(analysis) {
         return None;

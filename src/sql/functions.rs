@@ -81,6 +81,80 @@ const HARMLESS: [&str; 45] = [
     "uuidv7",
 ];
 
+/// Aggregates and window functions of `pg_catalog`, PostgreSQL 18's among them.
+const OVER_ROWS: [&str; 64] = [
+    "any_value",
+    "array_agg",
+    "avg",
+    "bit_and",
+    "bit_or",
+    "bit_xor",
+    "bool_and",
+    "bool_or",
+    "corr",
+    "count",
+    "covar_pop",
+    "covar_samp",
+    "cume_dist",
+    "dense_rank",
+    "every",
+    "first_value",
+    "json_agg",
+    "json_agg_strict",
+    "json_object_agg",
+    "json_object_agg_strict",
+    "json_object_agg_unique",
+    "json_object_agg_unique_strict",
+    "jsonb_agg",
+    "jsonb_agg_strict",
+    "jsonb_object_agg",
+    "jsonb_object_agg_strict",
+    "jsonb_object_agg_unique",
+    "jsonb_object_agg_unique_strict",
+    "lag",
+    "last_value",
+    "lead",
+    "max",
+    "min",
+    "mode",
+    "nth_value",
+    "ntile",
+    "percent_rank",
+    "percentile_cont",
+    "percentile_disc",
+    "range_agg",
+    "range_intersect_agg",
+    "rank",
+    "regr_avgx",
+    "regr_avgy",
+    "regr_count",
+    "regr_intercept",
+    "regr_r2",
+    "regr_slope",
+    "regr_sxx",
+    "regr_sxy",
+    "regr_syy",
+    "row_number",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "string_agg",
+    "sum",
+    "var_pop",
+    "var_samp",
+    "variance",
+    "xmlagg",
+    "json_arrayagg",
+    "json_objectagg",
+    "grouping",
+];
+
+/// Whether a function of `pg_catalog` computes over several rows: an aggregate or a window function.
+#[must_use]
+pub fn computes_over_rows(name: &str) -> bool {
+    OVER_ROWS.contains(&name)
+}
+
 static VOLATILITY: LazyLock<HashMap<&'static str, u8>> = LazyLock::new(|| {
     include_str!("functions.txt")
         .lines()

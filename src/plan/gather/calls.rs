@@ -37,68 +37,8 @@ pub(super) enum Repeats {
     Once,
 }
 
-/// Aggregates and window functions of `pg_catalog`, PostgreSQL 15 to 18, besides those of [`Function`].
-const OTHER_AGGREGATES: [&str; 59] = [
-    "any_value",
-    "array_agg",
-    "bit_and",
-    "bit_or",
-    "bit_xor",
-    "corr",
-    "covar_pop",
-    "covar_samp",
-    "cume_dist",
-    "dense_rank",
-    "first_value",
-    "json_agg",
-    "json_agg_strict",
-    "json_object_agg",
-    "json_object_agg_strict",
-    "json_object_agg_unique",
-    "json_object_agg_unique_strict",
-    "jsonb_agg",
-    "jsonb_agg_strict",
-    "jsonb_object_agg",
-    "jsonb_object_agg_strict",
-    "jsonb_object_agg_unique",
-    "jsonb_object_agg_unique_strict",
-    "lag",
-    "last_value",
-    "lead",
-    "mode",
-    "nth_value",
-    "ntile",
-    "percent_rank",
-    "percentile_cont",
-    "percentile_disc",
-    "range_agg",
-    "range_intersect_agg",
-    "rank",
-    "regr_avgx",
-    "regr_avgy",
-    "regr_count",
-    "regr_intercept",
-    "regr_r2",
-    "regr_slope",
-    "regr_sxx",
-    "regr_sxy",
-    "regr_syy",
-    "row_number",
-    "stddev",
-    "stddev_pop",
-    "stddev_samp",
-    "string_agg",
-    "var_pop",
-    "var_samp",
-    "variance",
-    "xmlagg",
-    "json_arrayagg",
-    "json_objectagg",
-    "grouping",
-    "rollup",
-    "cube",
-    "sets",
-];
+/// What groups by several sets.
+const GROUPING_SETS: [&str; 3] = ["cube", "rollup", "sets"];
 /// Immutable functions of `pg_catalog` that give several rows.
 const SETS: [&str; 19] = [
     "generate_series",
@@ -252,7 +192,10 @@ fn is_plain(outline: &Outline<'_>, at: usize) -> bool {
                 || known(&SYNTAX)
                 || known(&SPELLED)
                 || known(&TYPES)
-                || !known(&OTHER_AGGREGATES) && !known(&SETS) && is_settled(word);
+                || !crate::sql::functions::computes_over_rows(word)
+                    && !known(&GROUPING_SETS)
+                    && !known(&SETS)
+                    && is_settled(word);
             let alone = at > 0 && (tokens[at - 1].text == "." || tokens[at - 1].is("as"));
             let divides = ["over", "within", "natural", "grouping", "variadic"].contains(&word);
             (alone || timeless && !divides) && (!calls || called)
