@@ -1,0 +1,1 @@
+-- Form 2 of Shardway's own schema.
