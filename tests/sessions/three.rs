@@ -57,7 +57,7 @@ impl<'a> Three<'a> {
         let whole = made.remove(3);
         let proxy = self.proxy();
         let sharded = proxy.client();
-        let mut stand = Stand {
+        let stand = Stand {
             whole,
             sharded,
             shards: made,
@@ -107,7 +107,7 @@ pub(crate) struct Stand {
 }
 
 impl Stand {
-    fn ready(&mut self) {
+    fn ready(&self) {
         let mut client = self.proxy.client();
         until("two-phase commit is ready", || {
             client.ask(&query("insert into ready values (1), (101)"))[0].starts_with('C')
