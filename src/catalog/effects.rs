@@ -4,7 +4,7 @@
 //! What must stay true: a statement that sets off one of these is refused unless the configuration says that the
 //! object may act on each shard by itself (`per_shard`).
 
-use super::snapshot::TableName;
+use super::{computed::Computed, snapshot::TableName};
 
 /// What a table's own objects do, once the servers were asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,10 @@ pub struct Effects {
     pub hazards: Vec<Hazard>,
     /// Columns whose default gives no value twice, on whatever shard it is computed.
     pub fresh: Vec<String>,
+    /// Columns whose default is computed before a row has its shard.
+    pub computed: Vec<Computed>,
+    /// Identity columns that only OVERRIDING SYSTEM VALUE gives a value.
+    pub always: Vec<String>,
 }
 
 /// One object that may reach beyond its shard.
@@ -70,6 +74,25 @@ impl Effects {
         self.hazards.iter().find(|hazard| self.fires(hazard, act))
     }
 
+    /// The first object that new rows set off which have a value of their own for the columns `given`, and for `ours` one
+    /// that is never given twice.
+    #[must_use]
+    pub fn of_rows(&self, given: &[String], ours: &[String]) -> Option<&Hazard> {
+        let theirs: Vec<String> = given
+            .iter()
+            .filter(|column| !ours.contains(column))
+            .cloned()
+            .collect();
+        self.hazards.iter().find(|hazard| {
+            let given = if matches!(hazard.kind, HazardKind::Unique(_)) {
+                &theirs
+            } else {
+                given
+            };
+            self.fires(hazard, Act::Insert(given))
+        })
+    }
+
     fn fires(&self, hazard: &Hazard, act: Act<'_>) -> bool {
         let applies = match act {
             Act::Select => hazard.fired.select,
@@ -126,7 +149,7 @@ mod tests {
         let name = "id".to_owned();
         Effects {
             hazards: vec![Hazard { name, kind, fired }],
-            fresh: Vec::new(),
+            ..Effects::default()
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     columns::{Column, Derived},
-    effects::Objects,
+    effects::{Made, Objects},
     finding::{Difference, Finding},
     reach::Reach,
     survey::{Observed, Survey},
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        effects::Effects,
+        effects::{Effects, HazardKind},
         group::GroupId,
         key::KeyType,
         shard::ShardId,
@@ -75,6 +75,7 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
         snapshot.tables.insert(table, Table::unasked(placement));
     }
     snapshot.others = others(snapshot, &observed);
+    snapshot.sequences = sequences(snapshot, survey);
     for (name, effects) in effects(snapshot, survey) {
         match snapshot.tables.get_mut(&name) {
             Some(table) => table.effects = effects,
@@ -148,6 +149,35 @@ fn effects(snapshot: &Snapshot, survey: &Survey) -> Vec<(TableName, Effects)> {
             .filter(|name| name.schema != OWN_SCHEMA);
         for name in others {
             found.extend(single(name, shard).map(|effects| (name.clone(), effects)));
+        }
+    }
+    found
+}
+
+/// The sequences that count for tables of one shard, and on which.
+fn sequences(
+    snapshot: &Snapshot,
+    survey: &Survey,
+) -> HashMap<TableName, ShardId, foldhash::fast::RandomState> {
+    let mut found = HashMap::default();
+    for (answer, at) in survey.shards.iter().zip(0_u16..) {
+        for default in answer.iter().flat_map(|answer| &answer.objects.defaults) {
+            let shard = match snapshot.tables.get(&default.table) {
+                Some(Table {
+                    placement: Placement::Single(shard),
+                    ..
+                }) => Some(*shard),
+                Some(_) => None,
+                None => match snapshot.unlisted {
+                    Unlisted::On(shard) => Some(shard),
+                    Unlisted::Error => None,
+                },
+            };
+            if let (Some(ShardId(shard)), Made::Counted(counter)) = (shard, &default.made)
+                && shard == at
+            {
+                found.insert(counter.sequence.clone(), ShardId(shard));
+            }
         }
     }
     found
@@ -273,7 +303,15 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
         }
     }
     for (name, table) in &listed {
+        let computed = |name: &String| {
+            let mut computed = table.effects.computed.iter();
+            computed.any(|computed| computed.column == *name)
+        };
         for hazard in &table.effects.hazards {
+            if hazard.kind == HazardKind::Default && computed(&hazard.name) {
+                // A proxy gives the value; what it cannot give is refused.
+                continue;
+            }
             findings.push(Finding::PerShard {
                 table: (*name).clone(),
                 hazard: hazard.clone(),

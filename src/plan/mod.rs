@@ -9,6 +9,7 @@ pub mod cache;
 pub mod change;
 pub mod combine;
 pub mod copy;
+pub mod defaults;
 pub mod explain;
 pub mod gather;
 pub mod route;
@@ -46,6 +47,8 @@ pub struct Context {
     pub transform_null_equals: bool,
     /// `SET shardway.shard`, `SET shardway.key`.
     pub pinned: Option<Override>,
+    /// Columns of an INSERT whose values are the proxy's own.
+    pub computed: Vec<String>,
     pub digest: u64,
 }
 
@@ -58,6 +61,7 @@ impl Default for Context {
             utf8: true,
             transform_null_equals: false,
             pinned: None,
+            computed: Vec::new(),
             digest: 0,
         }
     }
@@ -104,6 +108,8 @@ pub struct StatementPlan {
     pub changes: Option<Box<change::Changes>>,
     /// How the answers of several shards are put together, when each gives its part of the whole.
     pub combine: Option<Box<combine::Combine>>,
+    /// What must be computed before it can be planned to its end.
+    pub computes: Option<Box<defaults::Computes>>,
 }
 
 /// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
@@ -163,6 +169,7 @@ impl StatementPlan {
             || self.changes.is_some()
             || self.copy_in.is_some()
             || self.copy_out.is_some()
+            || self.computes.is_some()
     }
 
     /// A statement of a text, from byte to byte, that is not computed over several shards.
@@ -187,6 +194,7 @@ impl StatementPlan {
             copy_out: None,
             changes: None,
             combine: None,
+            computes: None,
         }
     }
 
