@@ -30,7 +30,9 @@ use crate::{
     },
     wire::{frontend::Bind, types::Oid},
 };
+use std::hash::{Hash as _, Hasher as _};
 use unroutable::Unroutable;
+use xxhash_rust::xxh3::Xxh3;
 
 /// What the session knows that changes what a statement's text means. `digest` covers every other field and keys the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,16 @@ pub struct Context {
     /// Columns of an INSERT whose values are the proxy's own.
     pub computed: Vec<String>,
     pub digest: u64,
+}
+
+impl Context {
+    /// The digest of this context with values of the proxy's own for these columns.
+    #[must_use]
+    pub fn digest_with(&self, computed: &[String]) -> u64 {
+        let mut hasher = Xxh3::with_seed(self.digest);
+        computed.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// What PostgreSQL's own settings say at the start.

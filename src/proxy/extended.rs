@@ -2,6 +2,7 @@
 //! each backend that needs it, under a name of its own.
 
 use super::{
+    ids::{Computing, Filled},
     link::{Hold, Link},
     local::put_explanation_columns,
     place::{Place, changes_meaning},
@@ -25,7 +26,7 @@ use crate::{
     },
 };
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 impl Session {
     pub(super) async fn parse(&mut self, body: &[u8]) -> Result<(), Stop> {
@@ -48,11 +49,17 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        let (text, planned, computing) = match self.computing(parse.text, &types, &planned) {
+            Some((Filled { text, planned }, computing)) => {
+                (Cow::Owned(text), planned, Some(computing))
+            }
+            None => (Cow::Borrowed(parse.text), planned, None),
+        };
         let Meant {
             planned,
             sent,
             executes,
-        } = self.meant(parse.text, planned)?;
+        } = self.meant(&text, planned)?;
         let failed = self.status() == Status::Failed;
         if let [statement] = planned.plan.statements.as_slice()
             && let Target::Refused(reason) = &statement.target
@@ -65,11 +72,11 @@ impl Session {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                sent.as_deref().unwrap_or(parse.text),
+                sent.as_deref().unwrap_or(&text),
                 parse.raw_types(),
             ),
             sent: sent.map(Vec::into_boxed_slice),
-            text: parse.text.into(),
+            text: text.into(),
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
@@ -77,6 +84,7 @@ impl Session {
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
+            computing,
             executes,
         });
         if prepared.unnamed {
@@ -100,6 +108,15 @@ impl Session {
         }
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.bound_now(bind.statement, prepared)?;
+        let filled;
+        let (bind, frame) = match &prepared.computing {
+            Some(computing) => {
+                filled = Box::pin(self.bound_with_values(computing, &bind)).await?;
+                let bind = Bind::decode(&filled[frame::HEADER..]);
+                (bind.map_err(|_malformed| reply::malformed())?, filled.as_slice())
+            }
+            None => (bind, frame),
+        };
         let values = Values {
             text: &prepared.text,
             slots: &prepared.slots,
@@ -302,8 +319,10 @@ impl Session {
                         let mut out = Vec::new();
                         put(&mut out, b't', |out| {
                             let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
-                            out.extend_from_slice(&count.to_be_bytes());
-                            out.extend_from_slice(types);
+                            let body = [&count.to_be_bytes(), types].concat();
+                            let own = prepared.computing.as_ref();
+                            let own = own.map(|computing| computing.describe(&body));
+                            out.extend_from_slice(own.as_deref().unwrap_or(&body));
                         });
                         self.made(out, Note::Nothing);
                     }
@@ -538,31 +557,42 @@ impl Session {
         if prepared.meaning == meaning || parsed_just_now || prepared.executes.is_some() {
             return prepared;
         }
-        let (text, types) = (&prepared.text, &prepared.types);
+        let types = &prepared.types;
         let planned = self.database.plans.plan(
-            text,
+            prepared.asked(),
             types,
             &self.context,
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
-        let own = self.with_own_defaults(text, &planned.plan);
+        let (text, planned, computing) = match self.computing(prepared.asked(), types, &planned) {
+            Some((Filled { text, planned }, computing)) => (text, planned, Some(computing)),
+            None => (prepared.asked().to_vec(), planned, None),
+        };
+        let computed = |one: &Option<Arc<Computing>>| one.as_ref().map_or(0, |one| one.count());
+        let told = if computed(&computing) == computed(&prepared.computing) {
+            Arc::clone(&prepared.told)
+        } else {
+            Arc::default()
+        };
+        let own = self.with_own_defaults(&text, &planned.plan);
         let anew = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                own.as_deref().unwrap_or(text),
+                own.as_deref().unwrap_or(&text),
                 &prepared.raw_types,
             ),
             sent: own.map(Vec::into_boxed_slice),
-            text: text.clone(),
+            text: text.into(),
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
             slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
-            told: Arc::clone(&prepared.told),
+            told,
+            computing,
             executes: None,
         });
         if anew.unnamed {
@@ -665,7 +695,7 @@ impl Session {
             b'D',
             Named::Statement(name.as_bytes()),
         );
-        let note = if prepared.unnamed {
+        let note = if prepared.unnamed && prepared.computing.is_none() {
             Note::Nothing
         } else {
             Note::Described(Arc::clone(prepared))

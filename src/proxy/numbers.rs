@@ -24,13 +24,24 @@ const FORGET: &[u8] = b"DISCARD SEQUENCES";
 pub(super) struct Drew {
     at: Option<(u32, Tenure)>,
     drawn: bool,
+    /// Whether a number was drawn for it that no backend knows of.
+    elsewhere: bool,
 }
 
 impl Drew {
     /// The session has a backend again that it kept for itself.
     pub(super) fn returns_to(&mut self, backend: &Backend) {
         let at = Some((backend.target.pid, backend.tenure));
-        *self = Self { at, drawn: true };
+        *self = Self {
+            at,
+            drawn: true,
+            ..*self
+        };
+    }
+
+    /// A number was drawn for the session that no backend knows of.
+    pub(super) fn elsewhere(&mut self) {
+        self.elsewhere = true;
     }
 
     /// The session has this backend from now on.
@@ -42,6 +53,7 @@ impl Drew {
         *self = Self {
             at: here,
             drawn: false,
+            ..*self
         };
         backend.remembered = match backend.remembered {
             Remembered::Nothing => Remembered::Own,
@@ -163,6 +175,9 @@ impl Session {
             return Ok(());
         };
         self.note_asked();
+        if self.drew.elsewhere {
+            return Err(reply::number_of_another());
+        }
         let kept =
             self.mode == PoolMode::Session || matches!(self.pinned, Some((PinReason::Sequence, _)));
         let drawn_before = statements[..at]

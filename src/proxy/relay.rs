@@ -77,10 +77,10 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let restated = if forward && header.tag == b'E' {
-                self.restated(header, body)
-            } else {
-                None
+            let restated = match header.tag {
+                b'E' if forward => self.restated(header, body),
+                b't' if forward => self.without_computed(body),
+                _ => None,
             };
             if forward && restated.is_none() {
                 at += here;
@@ -209,6 +209,19 @@ impl Session {
             self.was_given(note);
         }
         Ok(())
+    }
+
+    /// ParameterDescription as the client knows its statement; `None`: as it is.
+    fn without_computed(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let Some(Note::Described(prepared)) = self.pipeline.notes().next() else {
+            return None;
+        };
+        let computing = prepared.computing.as_ref()?;
+        let mut out = Vec::new();
+        crate::wire::frontend::put(&mut out, b't', |out| {
+            out.extend_from_slice(&computing.describe(body));
+        });
+        Some(out)
     }
 
     /// Whether the next description is of a statement that is compared from backend to backend, so that it is held whole.

@@ -550,6 +550,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Send Sync behind the write, or begin a transaction before it.",
     },
     Code {
+        code: "SW143",
+        sqlstate: "57P03",
+        title: "No value for a default",
+        meaning: "An INSERT leaves a column to its default that is computed before its rows have their shards: by a sequence, whose numbers the home shard gives, or as an id, for which the home shard lends the time. It could not be asked, or no control role is configured. Nothing was written.",
+        what_to_do: "Check that the home shard is up and that the control role may log in there; repeat the statement, or give the value in it.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",

@@ -10,7 +10,7 @@ use super::{
     session::{End, Note, Phase, Session},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -50,6 +50,14 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        if self.computes(&planned).is_some() {
+            return Box::pin(self.query_computed(text, &planned)).await;
+        }
+        self.run_query(text, planned).await
+    }
+
+    /// Runs a Query that is planned.
+    pub(super) async fn run_query(&mut self, text: &[u8], planned: Planned) -> Result<(), Stop> {
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
             return Ok(());
         };

@@ -22,6 +22,7 @@ mod greetings;
 mod harness;
 mod heartbeat;
 mod hostile;
+mod ids;
 mod limits;
 mod listen;
 mod numbers;
