@@ -4,7 +4,10 @@
 //! What must stay true: a statement that sets off one of these is refused unless the configuration says that the
 //! object may act on each shard by itself (`per_shard`).
 
-use super::{computed::Computed, snapshot::TableName};
+use super::{
+    computed::{Computed, Sequence, Sought, Source},
+    snapshot::TableName,
+};
 
 /// What a table's own objects do, once the servers were asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,6 +75,26 @@ impl Effects {
     #[must_use]
     pub fn of(&self, act: Act<'_>) -> Option<&Hazard> {
         self.hazards.iter().find(|hazard| self.fires(hazard, act))
+    }
+
+    /// Sequences that give a column which must be unique by itself: no shard knows whether another has a number already.
+    pub fn unchecked(&self) -> impl Iterator<Item = &TableName> {
+        let alone = |computed: &&Computed| {
+            self.hazards.iter().any(|hazard| {
+                matches!(&hazard.kind, HazardKind::Unique(columns) if columns.contains(&computed.column))
+            })
+        };
+        self.computed.iter().filter(alone).filter_map(|computed| {
+            if let Source::Sequence(Sequence {
+                name: Sought::Known(name),
+                ..
+            }) = &computed.by
+            {
+                Some(name)
+            } else {
+                None
+            }
+        })
     }
 
     /// The first object that new rows set off which have a value of their own for the columns `given`, and for `ours` one

@@ -120,7 +120,9 @@ mod tests {
     fn an_id_says_when_and_where_it_was_given() {
         let now = Clock.now();
         let mut generator = Generator::new(WINDOW, 1_000, now);
-        let ids: Vec<_> = (0..3).map(|_| parts(generator.give(now).unwrap())).collect();
+        let ids: Vec<_> = (0..3)
+            .map(|_| parts(generator.give(now).unwrap()))
+            .collect();
         assert_eq!(ids, [(1_000, 7, 0), (1_000, 7, 1), (1_000, 7, 2)]);
         let later = now + Duration::from_millis(500);
         assert_eq!(parts(generator.give(later).unwrap()), (1_500, 7, 0));

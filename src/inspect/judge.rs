@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        effects::{Effects, HazardKind},
+        effects::{Effects, Hazard, HazardKind},
         group::GroupId,
         key::KeyType,
         shard::ShardId,
@@ -303,20 +303,7 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
         }
     }
     for (name, table) in &listed {
-        let computed = |name: &String| {
-            let mut computed = table.effects.computed.iter();
-            computed.any(|computed| computed.column == *name)
-        };
-        for hazard in &table.effects.hazards {
-            if hazard.kind == HazardKind::Default && computed(&hazard.name) {
-                // A proxy gives the value; what it cannot give is refused.
-                continue;
-            }
-            findings.push(Finding::PerShard {
-                table: (*name).clone(),
-                hazard: hazard.clone(),
-            });
-        }
+        findings.extend(hazards(name, table));
     }
     if snapshot.unlisted == Unlisted::Error {
         let mut told = BTreeSet::new();
@@ -331,6 +318,23 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
             }
         }
     }
+}
+
+/// What a table sets off on one shard alone. Defaults that a proxy computes are none: what it cannot compute is refused.
+fn hazards(name: &TableName, table: &Table) -> impl Iterator<Item = Finding> {
+    let Effects {
+        hazards, computed, ..
+    } = &table.effects;
+    let ours = |hazard: &&Hazard| {
+        let mut computed = computed.iter();
+        hazard.kind == HazardKind::Default
+            && computed.any(|computed| computed.column == hazard.name)
+    };
+    let left = hazards.iter().filter(move |hazard| !ours(hazard));
+    left.map(|hazard| Finding::PerShard {
+        table: name.clone(),
+        hazard: hazard.clone(),
+    })
 }
 
 fn lives_on(placement: &Placement, shard: usize) -> bool {

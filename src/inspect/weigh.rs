@@ -44,7 +44,8 @@ pub(super) fn effects(
         let by = source(&made, shards.len())
             .filter(|by| !counts_elsewhere(snapshot, by))
             .filter(|by| (column == key || !apart) && (column != key || fits(by, key_type)));
-        if apart || by.is_some() {
+        let again = |made: &&Made| matches!(made, Made::Counted(counter) if counter.cycles);
+        if apart || by.is_some() && !made.iter().any(again) {
             found.fresh.push(column.clone());
         }
         if !apart {
@@ -95,7 +96,9 @@ fn source(made: &[&Made], shards: usize) -> Option<Source> {
     match first {
         Made::Counted(counter) => {
             let name = named(first)?;
-            let same = made.iter().all(|other| named(other).as_ref() == Some(&name));
+            let same = made
+                .iter()
+                .all(|other| named(other).as_ref() == Some(&name));
             same.then(|| {
                 Source::Sequence(Sequence {
                     name: Sought::Known(counter.sequence.clone()),

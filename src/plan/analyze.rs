@@ -176,6 +176,11 @@ fn queries(kind: &Kind) -> bool {
     matches!(kind, Kind::Query(_))
 }
 
+/// Whether a function of PostgreSQL's own begins something in its session.
+fn seeds(name: &str) -> bool {
+    matches!(name, "setseed" | "pg_replication_origin_session_setup")
+}
+
 /// Whether a statement names tables or functions.
 fn depends_on_settings(kind: &Kind) -> bool {
     matches!(
@@ -450,7 +455,10 @@ impl Planner<'_> {
             copy_out: self.copy_out.take(),
             changes: self.changes.take(),
             combine: self.combine.take().filter(|_| queries(kind)),
-            computes: self.computes.take().filter(|_| matches!(kind, Kind::Insert(_))),
+            computes: self
+                .computes
+                .take()
+                .filter(|_| matches!(kind, Kind::Insert(_))),
             ..plan
         }
     }
@@ -1021,11 +1029,7 @@ impl Planner<'_> {
                 "nextval" => calls.sequence = calls.sequence.or(Some(Draw::Next)),
                 _ => {}
             }
-            let seeds = matches!(
-                function.name.as_str(),
-                "setseed" | "pg_replication_origin_session_setup"
-            );
-            if seeds && class != Class::Unknown {
+            if seeds(&function.name) && class != Class::Unknown {
                 calls.leaves = calls.leaves.or_else(name);
             }
             if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
@@ -1106,7 +1110,10 @@ impl Planner<'_> {
     fn draws(&self) -> bool {
         let mut functions = self.statement.functions.iter();
         functions.any(|function| {
-            let own = function.schema.as_deref().is_none_or(|schema| schema == "pg_catalog");
+            let own = function
+                .schema
+                .as_deref()
+                .is_none_or(|schema| schema == "pg_catalog");
             own && function.name == "nextval"
         })
     }
@@ -1147,7 +1154,11 @@ impl Planner<'_> {
         };
         let found = match schema {
             Some(schema) => of(schema),
-            None => self.context.search_path.iter().find_map(|schema| of(schema)),
+            None => self
+                .context
+                .search_path
+                .iter()
+                .find_map(|schema| of(schema)),
         };
         Some(found.unwrap_or(self.snapshot.home))
     }

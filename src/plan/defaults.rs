@@ -76,7 +76,12 @@ pub(super) struct Into<'a> {
 
 impl Computes {
     /// What has to be computed for the rows of this statement; `None`: nothing, or it cannot be.
-    pub(super) fn find(insert: &Insert, own: &str, slots: &[Slot], into: &Into<'_>) -> Option<Self> {
+    pub(super) fn find(
+        insert: &Insert,
+        own: &str,
+        slots: &[Slot],
+        into: &Into<'_>,
+    ) -> Option<Self> {
         let rows: Option<&[Vec<Expr>]> = match &insert.source {
             None => None,
             Some(query) => match &query.body {
@@ -134,9 +139,9 @@ impl Computes {
             (_, None) => return None,
             (rows, Some(place)) => {
                 let rows = rows.unwrap_or_default();
-                let left = (0..).zip(rows).filter(|(_, row)| {
-                    matches!(row.get(place), None | Some(Expr::Default))
-                });
+                let left = (0..)
+                    .zip(rows)
+                    .filter(|(_, row)| matches!(row.get(place), None | Some(Expr::Default)));
                 let before = self.replaced.len();
                 self.replaced.extend(left.map(|(row, _)| Replaced {
                     row,
@@ -176,7 +181,10 @@ impl Computes {
     ) -> bool {
         let always = |column: &&String| effects.always.contains(*column);
         let needed = self.added.iter().map(|added| &added.column);
-        let replaced = self.replaced.iter().filter_map(|one| columns.get(one.place));
+        let replaced = self
+            .replaced
+            .iter()
+            .filter_map(|one| columns.get(one.place));
         let needed = needed.chain(replaced).any(|column| always(&column));
         if !needed || insert.overriding == Overriding::SystemValue {
             return true;
@@ -212,7 +220,11 @@ impl Computes {
         let mut draft = Draft {
             edits: Vec::new(),
             needs: Vec::new(),
-            parameters: pieces.iter().filter_map(Piece::parameter).max().unwrap_or(0),
+            parameters: pieces
+                .iter()
+                .filter_map(Piece::parameter)
+                .max()
+                .unwrap_or(0),
         };
         let names = || -> String {
             let names = self.added.iter().map(|added| quote(&added.column));
@@ -238,7 +250,8 @@ impl Computes {
             draft.insert(layout.values().start, "OVERRIDING SYSTEM VALUE ".to_owned());
         }
         for (row, elements) in (0..).zip(layout.rows(Some(count))?) {
-            let mut own: Vec<&Replaced> = self.replaced.iter().filter(|one| one.row == row).collect();
+            let mut own: Vec<&Replaced> =
+                self.replaced.iter().filter(|one| one.row == row).collect();
             own.sort_by_key(|one| one.place);
             for replaced in own {
                 let element = elements.values.get(replaced.place)?.clone();
@@ -410,7 +423,8 @@ impl<'p> Layout<'p> {
         let Some(count) = count else {
             return Some(Vec::new());
         };
-        let sign = |at: usize, sign: &str| self.pieces.get(at).is_some_and(|piece| piece.is_sign(sign));
+        let sign =
+            |at: usize, sign: &str| self.pieces.get(at).is_some_and(|piece| piece.is_sign(sign));
         let (mut rows, mut at) = (Vec::with_capacity(count), self.values.end);
         loop {
             sign(at, "(").then_some(())?;
@@ -560,7 +574,12 @@ mod tests {
 
     fn rewritten(text: &str, always: &[&str]) -> Option<String> {
         let mut slots = Slots::new();
-        normalize(text.as_bytes(), Strings::Standard, &mut Vec::new(), &mut slots);
+        normalize(
+            text.as_bytes(),
+            Strings::Standard,
+            &mut Vec::new(),
+            &mut slots,
+        );
         let parsed = parse(text).ok()?;
         let tree::Kind::Insert(insert) = &parsed[0].kind else {
             return None;
@@ -640,7 +659,11 @@ mod tests {
             "insert into t (id, n) values (default, 1), (2, 1)",
             "insert into t (n) values (1)",
         ] {
-            let always: &[&str] = if text.contains("(n)") { &["id", "n"] } else { &["id"] };
+            let always: &[&str] = if text.contains("(n)") {
+                &["id", "n"]
+            } else {
+                &["id"]
+            };
             assert_eq!(rewritten(text, always), None, "{text}");
         }
     }
@@ -649,7 +672,12 @@ mod tests {
     fn sequences_are_known_by_their_names() {
         let names = |text: &str| {
             let mut slots = Slots::new();
-            normalize(text.as_bytes(), Strings::Standard, &mut Vec::new(), &mut slots);
+            normalize(
+                text.as_bytes(),
+                Strings::Standard,
+                &mut Vec::new(),
+                &mut slots,
+            );
             sequences(text, &slots)
         };
         assert_eq!(names("select nextval('a.b')").unwrap(), ["a.b"]);

@@ -108,15 +108,8 @@ impl Session {
         }
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.bound_now(bind.statement, prepared)?;
-        let filled;
-        let (bind, frame) = match &prepared.computing {
-            Some(computing) => {
-                filled = Box::pin(self.bound_with_values(computing, &bind)).await?;
-                let bind = Bind::decode(&filled[frame::HEADER..]);
-                (bind.map_err(|_malformed| reply::malformed())?, filled.as_slice())
-            }
-            None => (bind, frame),
-        };
+        let filled = self.filled(&prepared, &bind).await?;
+        let (bind, frame) = chosen(filled.as_deref(), bind, frame)?;
         let values = Values {
             text: &prepared.text,
             slots: &prepared.slots,
@@ -318,11 +311,10 @@ impl Session {
                         // As PostgreSQL, which finds out about the columns only after the parameters.
                         let mut out = Vec::new();
                         put(&mut out, b't', |out| {
+                            let types = prepared.own_types(types);
                             let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
-                            let body = [&count.to_be_bytes(), types].concat();
-                            let own = prepared.computing.as_ref();
-                            let own = own.map(|computing| computing.describe(&body));
-                            out.extend_from_slice(own.as_deref().unwrap_or(&body));
+                            out.extend_from_slice(&count.to_be_bytes());
+                            out.extend_from_slice(types);
                         });
                         self.made(out, Note::Nothing);
                     }
@@ -781,6 +773,19 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The Bind that is sent, and its message: with what was computed for it, if anything was.
+fn chosen<'b>(
+    filled: Option<&'b [u8]>,
+    own: Bind<'b>,
+    frame: &'b [u8],
+) -> Result<(Bind<'b>, &'b [u8]), Notice> {
+    let Some(filled) = filled else {
+        return Ok((own, frame));
+    };
+    let bind = Bind::decode(filled.get(frame::HEADER..).unwrap_or_default());
+    Ok((bind.map_err(|_malformed| reply::malformed())?, filled))
 }
 
 /// The portal of an Execute, and how many rows it asks for; 0: all of them.

@@ -19,6 +19,7 @@ use crate::{
         cache::Planned,
         defaults::{Computes, Draft},
     },
+    sql::code::words,
     wire::{
         backend::Status,
         frontend::{Bind, put_bind},
@@ -132,8 +133,22 @@ impl Session {
         Filled { text, planned }
     }
 
+    /// The Bind message of a statement for which something is computed.
+    pub(super) async fn filled(
+        &mut self,
+        prepared: &Prepared,
+        bind: &Bind<'_>,
+    ) -> Result<Option<Vec<u8>>, Stop> {
+        match &prepared.computing {
+            Some(computing) => Ok(Some(
+                Box::pin(self.bound_with_values(computing, bind)).await?,
+            )),
+            None => Ok(None),
+        }
+    }
+
     /// The Bind of a statement with what is computed for it behind the client's parameters.
-    pub(super) async fn bound_with_values(
+    async fn bound_with_values(
         &mut self,
         computing: &Computing,
         bind: &Bind<'_>,
@@ -167,6 +182,37 @@ impl Session {
         let mut frame = Vec::with_capacity(tail.len() + 64);
         put_bind(&mut frame, bind.portal, bind.statement, &tail);
         Ok(frame)
+    }
+
+    /// Whether a schema change may have a sequence begin anew: not while proxies hold numbers that were drawn ahead, nor
+    /// where nobody would notice a number that is given twice.
+    ///
+    /// # Errors
+    /// It may not.
+    pub(super) fn check_restart(&self, command: &str, text: &str) -> Result<(), Stop> {
+        let has = |wanted: &[&str]| words(text).any(|word| wanted.contains(&word.as_str()));
+        if !has(&["restart", "increment"]) {
+            return Ok(());
+        }
+        if has(&["restart"]) && self.database.settings.sequence_block > 1 {
+            return Err(reply::restarts_sequence(
+                "proxies hold numbers that they drew ahead (sequence_block)",
+            )
+            .into());
+        }
+        let truncates = command == "TRUNCATE" || command == "TRUNCATE TABLE";
+        let mut unchecked = self.snapshot.tables.iter().filter(|_| !truncates);
+        let named = unchecked.any(|(table, known)| {
+            let sequences = known.effects.unchecked();
+            let sequences: Vec<String> = sequences.map(|name| name.name.to_lowercase()).collect();
+            let table = table.name.to_lowercase();
+            !sequences.is_empty()
+                && words(text).any(|word| word == table || sequences.contains(&word))
+        });
+        if named {
+            return Err(reply::restarts_sequence("its numbers must be unique over all shards, and no shard knows those of the others").into());
+        }
+        Ok(())
     }
 
     /// A value of each of these sources, in their order.
@@ -222,6 +268,13 @@ impl Session {
 }
 
 impl Prepared {
+    /// Of the types of all its parameters those that are the client's.
+    pub(super) fn own_types<'t>(&self, types: &'t [u8]) -> &'t [u8] {
+        let computing = self.computing.as_ref();
+        let own = computing.and_then(|computing| types.get(..4 * computing.own));
+        own.unwrap_or(types)
+    }
+
     /// The text as the client wrote it.
     pub(super) fn asked(&self) -> &[u8] {
         match &self.computing {

@@ -198,7 +198,10 @@ impl Registry {
             let home = self.lease(self.home).await?;
             let node: i32 = match home.query_opt(NODE, &[&holder]).await? {
                 Some(row) => row.try_get(0)?,
-                None => home.query_one(LEND, &[&holder, &FOR_EVER]).await?.try_get(0)?,
+                None => home
+                    .query_one(LEND, &[&holder, &FOR_EVER])
+                    .await?
+                    .try_get(0)?,
             };
             home.done();
             lease.execute(NAME, &[&node]).await?;
@@ -237,9 +240,12 @@ impl Registry {
         let lease = self.lease(self.home).await?;
         let said = errand(async { Ok(lease.simple_query(&sql).await?) }).await?;
         lease.done();
-        let numbers = said.iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-            _ => None,
+        let numbers = said.iter().filter_map(|message| {
+            if let SimpleQueryMessage::Row(row) = message {
+                row.get(0)?.parse().ok()
+            } else {
+                None
+            }
         });
         let numbers: Vec<i64> = numbers.collect();
         if numbers.is_empty() {

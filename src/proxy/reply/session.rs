@@ -825,9 +825,24 @@ pub fn number_of_another() -> Notice {
 #[must_use]
 pub fn no_numbers(problem: &dyn std::fmt::Display) -> Notice {
     Notice {
-        detail: Some(format!("The home shard, which gives them: {problem}. (SW143)")),
+        detail: Some(format!(
+            "The home shard, which gives them: {problem}. (SW143)"
+        )),
         hint: Some("Nothing was written. Repeat it, or give the values yourself.".to_owned()),
         ..error("57P03", "values for the row's defaults could not be had")
+    }
+}
+
+/// A schema change by which a sequence would give numbers that it gave before.
+#[must_use]
+pub fn restarts_sequence(why: &str) -> Notice {
+    Notice {
+        detail: Some(format!("The sequence would give numbers again: {why}. (SW144)")),
+        hint: Some(
+            "Do it on the home shard, under /* shardway: shard=... */, when you know that no number comes twice."
+                .to_owned(),
+        ),
+        ..error("0A000", "a sequence of a sharded table cannot begin anew")
     }
 }
 
