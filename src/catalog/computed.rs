@@ -20,6 +20,8 @@ pub enum Source {
     /// `shardway.next_id()`.
     Id,
     Uuid(UuidVersion),
+    /// The number that the session drew last: of this sequence, or of any.
+    Drawn(Option<Sought>),
 }
 
 /// A sequence, and as whom it is asked.
@@ -60,8 +62,53 @@ impl Source {
     #[must_use]
     pub fn type_name(&self) -> &'static str {
         match self {
-            Self::Sequence(_) | Self::Id => "pg_catalog.int8",
+            Self::Sequence(_) | Self::Id | Self::Drawn(_) => "pg_catalog.int8",
             Self::Uuid(_) => "pg_catalog.uuid",
+        }
+    }
+}
+
+impl Sought {
+    /// Whether both are the same sequence: a name without a schema is that of the first schema which has one of ours.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Known(one), Self::Known(other)) => one == other,
+            (Self::Known(known), Self::Written { name, path })
+            | (Self::Written { name, path }, Self::Known(known)) => {
+                let schema = path.contains(&known.schema).then_some(&known.schema);
+                match parts(name).as_slice() {
+                    [name] => schema.is_some() && *name == known.name,
+                    [schema, name] => *schema == known.schema && *name == known.name,
+                    _ => false,
+                }
+            }
+            (one, other) => one == other,
+        }
+    }
+}
+
+/// The parts of a name as PostgreSQL reads it from text; none: it is not read.
+fn parts(name: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut rest = name;
+    loop {
+        if let Some(quoted) = rest.strip_prefix('"') {
+            let Some((inside, behind)) = quoted.split_once('"') else {
+                return Vec::new();
+            };
+            found.push(inside.to_owned());
+            rest = behind;
+        } else {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+            let length = rest.bytes().take_while(|byte| plain(*byte)).count();
+            found.push(rest[..length].to_ascii_lowercase());
+            rest = &rest[length..];
+        }
+        match rest.strip_prefix('.') {
+            Some(behind) => rest = behind,
+            None if rest.is_empty() => return found,
+            None => return Vec::new(),
         }
     }
 }
@@ -93,6 +140,39 @@ pub fn uuid(version: UuidVersion, mut bytes: [u8; 16], since_1970: u64) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sequence_is_known_by_any_of_its_names() {
+        let known = Sought::Known(TableName {
+            schema: "public".to_owned(),
+            name: "t_id_seq".to_owned(),
+        });
+        let is = |name: &str| {
+            known.is(&Sought::Written {
+                name: name.to_owned(),
+                path: vec!["postgres".to_owned(), "public".to_owned()],
+            })
+        };
+        for name in [
+            "t_id_seq",
+            "T_ID_SEQ",
+            "public.t_id_seq",
+            "\"t_id_seq\"",
+            "public.\"t_id_seq\"",
+        ] {
+            assert!(is(name), "{name}");
+        }
+        for name in [
+            "t_id",
+            "other.t_id_seq",
+            "\"T_ID_SEQ\"",
+            "a.public.t_id_seq",
+            "t_id_seq ",
+            "\"t_id",
+        ] {
+            assert!(!is(name), "{name}");
+        }
+    }
 
     #[test]
     fn uuids_say_their_version_and_time() {

@@ -77,6 +77,7 @@ fn fits(by: &Source, key_type: Option<KeyType>) -> bool {
         == Some(match by {
             Source::Sequence(_) | Source::Id => KeyType::Bigint,
             Source::Uuid(_) => KeyType::Uuid,
+            Source::Drawn(_) => return false,
         })
 }
 

@@ -42,7 +42,7 @@ use crate::{
     },
     wire::types::Oid,
 };
-use std::cell::Cell;
+use std::{borrow::Cow, cell::Cell};
 
 /// The plan of a text. `slots` are the literals of this very text.
 #[must_use]
@@ -174,6 +174,16 @@ fn literals_of(statement: &Statement, slots: &[Slot]) -> impl Iterator<Item = u1
 /// Whether a statement is a query by itself.
 fn queries(kind: &Kind) -> bool {
     matches!(kind, Kind::Query(_))
+}
+
+/// Whether a function is about the session's numbers of sequences.
+fn draws_or_asks(name: &str) -> bool {
+    matches!(name, "nextval" | "currval" | "lastval")
+}
+
+/// Whether it is one of the functions for everybody in Shardway's own schema.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "next_id" | "currval" | "lastval")
 }
 
 /// Whether a function of PostgreSQL's own begins something in its session.
@@ -664,6 +674,7 @@ impl Planner<'_> {
                 gather: self.gather.take(),
                 combine: self.combine.take(),
                 spread: self.spread.take(),
+                computes: self.computes.take(),
                 ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
@@ -922,13 +933,23 @@ impl Planner<'_> {
             let schema = function.schema.as_deref();
             let own = match schema {
                 Some("information_schema") => true,
+                Some("shardway") if is_ours(&function.name) => true,
                 None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
                 Some(_) => false,
             };
             !own && self.function_leaves(&function.name, false)
         };
-        let asks = self.snapshot.code.asks_in(self.own_text())
-            || self.statement.functions.iter().any(unknown);
+        // Functions of ours have the names of those that ask, and do not.
+        let text = self.own_text();
+        let text = ["shardway.currval(", "shardway.lastval("].iter().fold(
+            Cow::Borrowed(text),
+            |text, ours| match text.contains(ours) {
+                true => Cow::Owned(text.replace(ours, "(")),
+                false => text,
+            },
+        );
+        let asks =
+            self.snapshot.code.asks_in(&text) || self.statement.functions.iter().any(unknown);
         if !asks {
             return Numbers::Apart;
         }
@@ -997,8 +1018,10 @@ impl Planner<'_> {
             let class = match function.schema.as_deref() {
                 Some("pg_catalog") => classify(&function.name),
                 None if !shadowed => classify(&function.name),
-                Some("shardway") if function.name == "next_id" => {
-                    calls.ids = Ids::Asked;
+                Some("shardway") if is_ours(&function.name) => {
+                    if function.name == "next_id" {
+                        calls.ids = Ids::Asked;
+                    }
                     Class::Plain
                 }
                 Some("information_schema") if SCHEMA_VIEWS.contains(&function.name.as_str()) => {
@@ -1016,8 +1039,8 @@ impl Planner<'_> {
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
                 Class::Home(Keeps::SessionLock) => calls.home = Some(Keeps::SessionLock),
                 Class::LargeObject => calls.large_objects = true,
-                // Where its sequence is.
-                Class::OneShard if function.name == "nextval" => {}
+                // Where its sequence is, or where the session is.
+                Class::OneShard if draws_or_asks(&function.name) => {}
                 Class::OneShard => calls.one_shard = calls.one_shard.or_else(name),
                 Class::RunsSql => calls.runs_sql = calls.runs_sql.or_else(name),
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),

@@ -363,6 +363,53 @@ impl Draft {
     }
 }
 
+/// A statement that asks for what its session drew last, with places for these numbers; `None`: not understood.
+#[must_use]
+pub fn asking(text: &str, slots: &[Slot], path: &[String]) -> Option<Draft> {
+    let pieces = pieces(text, slots)?;
+    let mut draft = Draft {
+        edits: Vec::new(),
+        needs: Vec::new(),
+        parameters: pieces
+            .iter()
+            .filter_map(Piece::parameter)
+            .max()
+            .unwrap_or(0),
+    };
+    // Elsewhere its name may be seen.
+    let inserts = pieces.first()?.is("insert");
+    for at in 0..pieces.len() {
+        let called = pieces.get(at + 1).is_some_and(|next| next.is_sign("("));
+        let name = pieces[at].folded();
+        if !called || !matches!(name.as_str(), "currval" | "lastval") {
+            continue;
+        }
+        let end = closing(&pieces, at + 1)?;
+        let qualified = at >= 2 && pieces[at - 1].is_sign(".");
+        if qualified && pieces[at - 2].folded() != "pg_catalog" {
+            return None;
+        }
+        let sought = match (name.as_str(), end - at) {
+            ("lastval", 2) => None,
+            ("currval", _) => Some(Sought::Written {
+                name: sequence_of(&pieces[at..=end], "currval")?,
+                path: path.to_vec(),
+            }),
+            _ => return None,
+        };
+        let start = if qualified { at - 2 } else { at };
+        let (before, behind) = if inserts {
+            (String::new(), "")
+        } else {
+            (format!("shardway.{name}("), ")")
+        };
+        draft.replace(pieces[start].start..pieces[end].end, before);
+        draft.need(Source::Drawn(sought));
+        draft.write(behind);
+    }
+    (!draft.needs.is_empty()).then_some(draft)
+}
+
 /// The parts of an INSERT that matter, by piece.
 struct Layout<'p> {
     pieces: &'p [Piece<'p>],
@@ -475,7 +522,7 @@ fn call(value: &[Piece<'_>], path: &[String]) -> Option<Source> {
     if let ["shardway", ".", "next_id", "(", ")"] = words.as_slice() {
         return Some(Source::Id);
     }
-    let name = sequence_of(value)?;
+    let name = sequence_of(value, "nextval")?;
     // A function of another schema may be meant.
     let shadowed = path.iter().position(|schema| schema == "pg_catalog") > Some(0);
     let qualified = words.first() == Some(&"pg_catalog");
@@ -490,8 +537,8 @@ fn call(value: &[Piece<'_>], path: &[String]) -> Option<Source> {
     })
 }
 
-/// The name, as written, of the sequence that these pieces, and nothing but they, draw from.
-fn sequence_of(value: &[Piece<'_>]) -> Option<String> {
+/// The name, as written, of the sequence that these pieces, and nothing but they, call this function of.
+fn sequence_of(value: &[Piece<'_>], function: &str) -> Option<String> {
     let mut at = 0;
     let mut next = |word: &str| {
         let is = value.get(at).is_some_and(|piece| piece.folded() == word);
@@ -501,7 +548,7 @@ fn sequence_of(value: &[Piece<'_>]) -> Option<String> {
     if next("pg_catalog") {
         next(".").then_some(())?;
     }
-    (next("nextval") && next("(")).then_some(())?;
+    (next(function) && next("(")).then_some(())?;
     let literal = value.get(at)?;
     let mut at = at + 1;
     let mut next = |word: &str| {
@@ -531,7 +578,7 @@ pub(super) fn sequences(text: &str, slots: &[Slot]) -> Option<Vec<String>> {
         pieces[*at].folded() == "nextval" && next.is_some_and(|next| next.is_sign("("))
     });
     calls
-        .map(|at| sequence_of(&pieces[at..=closing(&pieces, at + 1)?]))
+        .map(|at| sequence_of(&pieces[at..=closing(&pieces, at + 1)?], "nextval"))
         .collect()
 }
 
@@ -665,6 +712,32 @@ mod tests {
                 &["id"]
             };
             assert_eq!(rewritten(text, always), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_drawn_is_written_where_it_is_asked_for() {
+        let told = |text: &str| {
+            let mut slots = Slots::new();
+            normalize(
+                text.as_bytes(),
+                Strings::Standard,
+                &mut Vec::new(),
+                &mut slots,
+            );
+            let draft = asking(text, &slots, &["public".to_owned()])?;
+            Some(draft.with_values(text, &["7".to_owned(), "8".to_owned()]))
+        };
+        assert_eq!(
+            told("select currval('s'), pg_catalog.lastval() where 'lastval()' = $1").unwrap(),
+            "select shardway.currval('7'::pg_catalog.int8), shardway.lastval('8'::pg_catalog.int8) where 'lastval()' = $1"
+        );
+        assert_eq!(
+            told("insert into t values (lastval(), 1)").unwrap(),
+            "insert into t values ('7'::pg_catalog.int8, 1)"
+        );
+        for text in ["select currval($1)", "select my.lastval()", "select 1"] {
+            assert_eq!(told(text), None, "{text}");
         }
     }
 

@@ -368,6 +368,7 @@ impl Session {
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
         {
+            self.check_code(statement)?;
             self.pin_before(&statement.effect);
             if statement.effect == Effect::Pins(PinReason::Sequence) {
                 // Where the last number was drawn is known when all before it is answered.
@@ -383,9 +384,7 @@ impl Session {
             }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
-            link.opaque |= prepared.statement().is_some_and(|statement| {
-                matches!(statement.effect, Effect::Opaque | Effect::Channels)
-            });
+            link.opaque |= prepared.statement().is_some_and(is_opaque);
         }
         let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
@@ -801,6 +800,11 @@ fn execute_of(body: &[u8]) -> Result<(&[u8], u32), frame::DecodeError> {
 /// Whether a backend has fewer prepared statements after it.
 fn forgets_statements(statement: &StatementPlan) -> bool {
     matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
+}
+
+/// Whether a backend may have other settings after it.
+fn is_opaque(statement: &StatementPlan) -> bool {
+    matches!(statement.effect, Effect::Opaque | Effect::Channels)
 }
 
 /// What a statement that is answered here returns: rows of text, or nothing.

@@ -17,12 +17,16 @@ use crate::{
     plan::{
         Context, Numbers,
         cache::Planned,
-        defaults::{Computes, Draft},
+        defaults::{Computes, Draft, asking},
     },
-    sql::code::words,
+    sql::{
+        code::words,
+        statement::{Effect, PinReason},
+    },
     wire::{
         backend::Status,
-        frontend::{Bind, put_bind},
+        frame::{Body, HEADER, Header},
+        frontend::{Bind, put, put_bind},
         types::{Format, Oid},
     },
 };
@@ -90,7 +94,28 @@ impl Session {
             return Err(reply::malformed().into());
         };
         let values = self.values(draft.needs()).await?;
-        let filled = self.fill(draft.with_values(text, &values), &[], computes);
+        let filled = self.fill(draft.with_values(text, &values), &[], computes.ours());
+        Box::pin(self.run_query(&filled.text, filled.planned)).await
+    }
+
+    /// Where a text's only statement asks for numbers that were drawn for the session here.
+    pub(super) fn asks_for_ours(&self, text: &[u8], planned: &Planned) -> Option<Draft> {
+        let [statement] = planned.plan.statements.as_slice() else {
+            return None;
+        };
+        let asks = statement.effect == Effect::Pins(PinReason::Sequence);
+        if !asks || !self.drew.has_ours() || self.status() == Status::Failed {
+            return None;
+        }
+        let text = std::str::from_utf8(text).ok()?;
+        asking(text, &planned.slots, &self.context.search_path)
+    }
+
+    /// Runs a Query that asks for numbers that were drawn for the session here.
+    pub(super) async fn query_drawn(&mut self, text: &[u8], draft: &Draft) -> Result<(), Stop> {
+        let values = self.values(draft.needs()).await?;
+        let text = String::from_utf8_lossy(text);
+        let filled = self.fill(draft.with_values(&text, &values), &[], &[]);
         Box::pin(self.run_query(&filled.text, filled.planned)).await
     }
 
@@ -101,14 +126,16 @@ impl Session {
         types: &[Oid],
         planned: &Planned,
     ) -> Option<(Filled, Arc<Computing>)> {
-        let computes = self.computes(planned)?;
         let asked = std::str::from_utf8(text).ok()?;
-        let draft: Draft = computes.draft(asked, &planned.slots)?;
+        let (draft, ours) = match self.computes(planned) {
+            Some(computes) => (computes.draft(asked, &planned.slots)?, computes.ours()),
+            None => (self.asks_for_ours(text, planned)?, &[][..]),
+        };
         let own = types.len().max(usize::from(draft.parameters()));
         if own + draft.needs().len() > MOST_PARAMETERS {
             return None;
         }
-        let filled = self.fill(draft.with_parameters(asked, own + 1), types, computes);
+        let filled = self.fill(draft.with_parameters(asked, own + 1), types, ours);
         let computing = Computing {
             asked: text.into(),
             needs: draft.needs().to_vec(),
@@ -118,8 +145,9 @@ impl Session {
     }
 
     /// Plans a text in which what was left to be computed has its place.
-    fn fill(&mut self, text: String, types: &[Oid], computes: &Computes) -> Filled {
-        let ours = computes.ours().to_vec();
+    fn fill(&mut self, text: String, types: &[Oid], ours: &[String]) -> Filled {
+        self.drew.rewrites();
+        let ours = ours.to_vec();
         let digest = self.context.digest_with(&ours);
         let context = Context {
             computed: ours,
@@ -153,6 +181,7 @@ impl Session {
         computing: &Computing,
         bind: &Bind<'_>,
     ) -> Result<Vec<u8>, Stop> {
+        self.drew.rewrites();
         let failed = self.status() == Status::Failed;
         let values = if failed {
             // PostgreSQL says why not.
@@ -215,6 +244,28 @@ impl Session {
         Ok(())
     }
 
+    /// An error without its place, when that is one in a text which the client did not write.
+    pub(super) fn unplaced(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        let whole = body.len() + HEADER == header.size;
+        if !whole || !self.drew.has_rewritten() {
+            return None;
+        }
+        let mut fields = Body::new(body);
+        let mut out = Vec::new();
+        put(&mut out, b'E', |out| {
+            while let Ok(code @ 1..) = fields.byte() {
+                let Ok(text) = fields.cstr() else { break };
+                if code != b'P' {
+                    out.push(code);
+                    out.extend_from_slice(text);
+                    out.push(0);
+                }
+            }
+            out.push(0);
+        });
+        Some(out)
+    }
+
     /// A value of each of these sources, in their order.
     async fn values(&mut self, needs: &[Source]) -> Result<Vec<String>, Stop> {
         let mut places: HashMap<&Source, SmallVec<[usize; 1]>> = HashMap::new();
@@ -253,8 +304,15 @@ impl Session {
             Source::Sequence(sequence) => {
                 let role = &self.user.backend.user;
                 let drawn = database.ids.draw(registry, sequence, role, count).await;
-                self.drew.elsewhere();
+                if let Ok([.., last]) = drawn.as_deref() {
+                    self.drew.ours(&sequence.name, *last);
+                }
                 drawn
+            }
+            Source::Drawn(sequence) => {
+                let last = self.drew.last(sequence.as_ref());
+                let last = last.ok_or_else(reply::number_of_another)?;
+                Ok(vec![last; count])
             }
         };
         match numbers {

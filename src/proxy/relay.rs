@@ -77,11 +77,7 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let restated = match header.tag {
-                b'E' if forward => self.restated(header, body),
-                b't' if forward => self.without_computed(body),
-                _ => None,
-            };
+            let restated = forward.then(|| self.told_otherwise(header, body)).flatten();
             if forward && restated.is_none() {
                 at += here;
             } else {
@@ -209,6 +205,18 @@ impl Session {
             self.was_given(note);
         }
         Ok(())
+    }
+
+    /// A frame as the client is to see it; `None`: as it is.
+    fn told_otherwise(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        match header.tag {
+            b'E' => {
+                let restated = self.restated(header, body);
+                restated.or_else(|| self.unplaced(header, body))
+            }
+            b't' => self.without_computed(body),
+            _ => None,
+        }
     }
 
     /// ParameterDescription as the client knows its statement; `None`: as it is.

@@ -53,6 +53,9 @@ impl Session {
         if self.computes(&planned).is_some() {
             return Box::pin(self.query_computed(text, &planned)).await;
         }
+        if let Some(draft) = self.asks_for_ours(text, &planned) {
+            return Box::pin(self.query_drawn(text, &draft)).await;
+        }
         self.run_query(text, planned).await
     }
 

@@ -309,8 +309,7 @@ fn nobody_gives_an_id_or_a_number_that_another_gave() {
     assert_eq!(all.len(), 4 * 60 * 5 + 6 * 3000);
     let apart: HashSet<i64> = all.iter().copied().collect();
     assert_eq!(apart.len(), all.len());
-    // Who starts anew gives others, and later ones.
-    drop(blocks);
+    // A proxy that comes later gives others, and greater ones.
     let again = three.proxy();
     until("it is ready", || is_ready(&again));
     let own = "insert into t (id, n) values (shardway.next_id(), 1), (shardway.next_id(), 1) returning id";
@@ -368,13 +367,16 @@ fn tables_made_through_the_proxy_give_their_ids() {
 
 #[test]
 fn what_a_sequence_refuses_is_told_in_its_words() {
-    let mut stand = start(
-        "ids_words",
-        "create sequence s maxvalue 3; create table t (id bigint primary key default nextval('s'), n int); \
-         do $$ begin create role ids_words login; exception when duplicate_object then end $$; \
-         grant insert, select on t to ids_words",
-        &["public.t"],
-    );
+    let mut stand = Three {
+        ddl: "create sequence s maxvalue 3; create table t (id bigint primary key default nextval('s'), n int); \
+              create table i (id int generated always as identity primary key, n int); \
+              do $$ begin create role ids_words login; exception when duplicate_object then end $$; \
+              grant insert, select on t, i to ids_words",
+        tables: &["public.t", "public.i"],
+        pool: "size = 4\n[users.ids_words]\nauth = \"trust\"",
+        ..Three::new("ids_words")
+    }
+    .start();
     ready(&mut stand, "insert into t (n) values (0)");
     stand.whole.ask(&query("insert into t (n) values (0)"));
     stand.all_alike(&[
@@ -382,10 +384,22 @@ fn what_a_sequence_refuses_is_told_in_its_words() {
         "insert into t (n) values (3) returning id",
         "insert into t (id, n) values (nextval('nothing'), 3) returning id",
     ]);
-    let mut other = stand.proxy.client();
-    other.ask(&query("set role ids_words"));
-    let refused = other.ask(&query("insert into t (n) values (3) returning id"));
-    assert!(refused[0].starts_with('E'), "{refused:?}");
+    // Numbers are drawn as the role that inserts.
+    let mut other = Client::connect_as(stand.proxy.port, "ids_words", "postgres", &[]);
+    let mut whole = Client::connect_as(postgres().port(), "ids_words", "ids_words_3", &[]);
+    for sql in [
+        "insert into t (n) values (3) returning id",
+        "insert into t (id, n) values (nextval('s'), 3) returning id",
+        "insert into i (n) values (3) returning id",
+    ] {
+        assert_eq!(other.ask(&query(sql)), whole.ask(&query(sql)), "{sql}");
+    }
+    // Whose they are under another role is not known.
+    stand.ask("set role ids_words");
+    stand.fails(
+        "insert into i (n) values (3) returning id",
+        "null value in shard key",
+    );
 }
 
 #[test]
@@ -397,20 +411,107 @@ fn numbers_drawn_for_a_session_are_its_own() {
     );
     ready(&mut stand, "insert into t (n) values (0)");
     stand.whole.ask(&query("insert into t (n) values (0)"));
-    // Never another's, nor an older one.
-    for sql in ["select lastval()", "select currval('t_id_seq')"] {
-        let whole = stand.whole.ask(&query(sql));
-        let found = stand.ask(sql);
-        let told = |answer: &[String]| answer.iter().find(|line| line.starts_with("D ")).cloned();
-        assert!(
-            found[0].starts_with("E ERROR") || told(&found) == told(&whole),
-            "{found:?}"
-        );
-    }
     stand.all_alike(&[
+        "select lastval()",
+        "select currval('t_id_seq'), lastval() as last",
+        "insert into t (n) values (1), (2)",
+        "select currval('public.t_id_seq'::regclass) + 1 as next, lastval()",
         "begin",
-        "select nextval('other')",
-        "select currval('other')",
-        "commit",
+        "insert into t (n) values (3)",
+        "select lastval()",
+        "insert into t (id, n) values (1000, currval('t_id_seq')) returning n",
+        "rollback",
+        "select currval('t_id_seq')",
+        "select n from t where id = 1000",
+        "insert into t (n, id) values (4, nextval('t_id_seq'))",
     ]);
+    stand.alike(&batch().run("select currval('t_id_seq')", &[]).sync().0, 1);
+    stand.alike(
+        &batch().run("select lastval(), $1::int", &["7"]).sync().0,
+        1,
+    );
+    // Another's are never told, nor what an older draw of its own was.
+    let mut other = stand.proxy.client();
+    let answer = other.ask(&query("select currval('t_id_seq')"));
+    assert!(answer[0].starts_with("E ERROR 55000"), "{answer:?}");
+    stand.fails("select currval('other')", "55000");
+    stand.ask("select nextval('t_id_seq')");
+    for sql in ["select lastval()", "select currval('t_id_seq')"] {
+        stand.fails(sql, "55000");
+    }
+    let mut own = stand.proxy.client();
+    for (sql, expected) in [
+        ("begin", "C BEGIN\\0"),
+        ("select nextval('other')", "D 1"),
+        ("select currval('other')", "D 1"),
+        ("select lastval()", "D 1"),
+        ("commit", "C COMMIT\\0"),
+        ("discard all", "C DISCARD ALL\\0"),
+    ] {
+        let answer = own.ask(&query(sql));
+        assert!(answer.contains(&expected.to_owned()), "{sql}: {answer:?}");
+    }
+}
+
+#[test]
+fn time_is_lent_once_and_a_clock_that_goes_back_gives_no_id_again() {
+    let mut stand = start("ids_lent", "select 1", &[]);
+    shards_have_numbers(&mut stand);
+    let nodes = stand.seen("select node from shardway.this_node");
+    assert_eq!(nodes.iter().collect::<HashSet<_>>().len(), 3, "{nodes:?}");
+    let home = &mut stand.shards[0];
+    let lent = |home: &mut Client, holder: &str| -> Vec<i64> {
+        let sql = format!("select node, \"from\", until from shardway.lend('{holder}', 1000)");
+        let answer = home.ask(&query(&sql));
+        let row = answer[1]
+            .strip_prefix("D ")
+            .unwrap_or_else(|| panic!("{answer:?}"));
+        row.split('|').map(|part| part.parse().unwrap()).collect()
+    };
+    let (first, other, again) = (lent(home, "a"), lent(home, "b"), lent(home, "a"));
+    assert_ne!(first[0], other[0]);
+    assert_eq!(
+        (again[0], again[1]),
+        (first[0], first[2]),
+        "it goes on where it ended"
+    );
+    // When all have been used, the one whose time ended first is lent again, from there.
+    home.ask(&query(
+        "insert into shardway.node select n, 'old ' || n, 2000000000000 + n from generate_series(0, 1023) n \
+         on conflict do nothing; update shardway.node set until = 2000000000000 where until < 2000000000000; \
+         update shardway.node set until = 1900000000000 where holder = 'b'",
+    ));
+    let taken = lent(home, "c");
+    assert_eq!(taken, [other[0], 1_900_000_000_000, 1_900_000_001_000]);
+    // Ids go on from the last, wherever the clock is.
+    for shard in &mut stand.shards {
+        let next = |shard: &mut Client| {
+            shard
+                .value("select shardway.next_id()")
+                .parse::<i64>()
+                .unwrap()
+        };
+        let before = next(shard);
+        shard.ask(&query(
+            "select setval('shardway.id_clock', last_value + (3600000::bigint << 12)) from shardway.id_clock",
+        ));
+        let ahead = [next(shard), next(shard), next(shard)];
+        assert!(ahead[0] > before + (3_000_000 << 22), "{before} {ahead:?}");
+        assert!(ahead.is_sorted_by(|a, b| a + 1 == *b), "{ahead:?}");
+    }
+    // Nobody but the control role is lent anything, or moves a clock.
+    let mut stranger = stand.proxy.client();
+    stranger.ask(&query("create role ids_stranger"));
+    for sql in [
+        "select shardway.lend('x', 1)",
+        "select nextval('shardway.id_clock')",
+        "select * from shardway.node",
+    ] {
+        let mut home = Client::connect_to(postgres().port(), "ids_lent_0", &[]);
+        home.ask(&query("set role ids_stranger"));
+        let answer = home.ask(&query(sql));
+        assert!(answer[0].starts_with("E ERROR 42501"), "{sql}: {answer:?}");
+        assert_eq!(home.ask(&query("select shardway.next_id() > 0"))[1], "D t");
+    }
+    stranger.ask(&query("drop role ids_stranger"));
 }

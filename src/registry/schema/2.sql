@@ -51,6 +51,11 @@ BEGIN
 END';
 GRANT EXECUTE ON FUNCTION shardway.next_id() TO PUBLIC;
 
+-- What PostgreSQL's functions of these names gave, with their names: a session's last numbers, which its proxy knows.
+CREATE FUNCTION shardway.currval(drawn bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT drawn';
+CREATE FUNCTION shardway.lastval(drawn bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT drawn';
+GRANT EXECUTE ON FUNCTION shardway.currval(bigint), shardway.lastval(bigint) TO PUBLIC;
+
 -- Up to so many numbers of a sequence, as the caller may draw them: fewer where it ends.
 CREATE FUNCTION shardway.draw(sequence regclass, wanted int) RETURNS bigint[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
