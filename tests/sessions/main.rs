@@ -43,3 +43,4 @@ mod values;
 mod volume;
 mod waiting;
 mod wide;
+mod within;
