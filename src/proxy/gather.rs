@@ -526,11 +526,12 @@ impl Session {
                 Ok(())
             })
             .await;
-        // What they still do is cancelled.
-        if let (Err(_), Some(fan)) = (&heard, self.fan.as_deref_mut()) {
-            fan.give_up();
+        if heard.is_err() {
+            // What they still do is cancelled.
+            self.give_up_fan().await?;
+        } else {
+            self.rest_fan().await?;
         }
-        self.rest_fan().await?;
         heard?;
         Ok((arrays, held))
     }

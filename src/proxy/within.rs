@@ -96,6 +96,17 @@ impl Session {
         })
     }
 
+    /// The statement has failed: the links of a transaction are taken back into it, others are given back.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub(super) async fn give_up_fan(&mut self) -> Result<(), End> {
+        if let Some(fan) = self.fan.as_deref_mut() {
+            fan.give_up();
+        }
+        self.rest_fan().await
+    }
+
     /// Whether the transaction has failed while the rest of an answer was read that nobody needed.
     ///
     /// # Errors
