@@ -44,3 +44,4 @@ mod values;
 mod volume;
 mod waiting;
 mod wide;
+mod within;
