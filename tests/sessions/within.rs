@@ -225,3 +225,22 @@ fn the_extended_protocol_reads_within_transactions_too() {
     stand.whole.ask(&fails.0);
     stand.all_alike(&["select count(*) from t", "rollback", ROWS]);
 }
+
+#[test]
+fn what_is_wrong_with_a_read_is_told_in_a_transaction_that_has_reached_no_shard() {
+    let mut stand = stand("withinwrong");
+    for sql in [
+        "select sum(nowhere) from t",
+        "select count(*) from t where coalesce(note, 'x') = 5 group by n",
+        "select n from t group by n order by (select nowhere)",
+    ] {
+        stand.all_alike(&[
+            "begin",
+            "savepoint a",
+            sql,
+            "rollback to a",
+            "select count(*) from t",
+            "commit",
+        ]);
+    }
+}
