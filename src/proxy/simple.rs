@@ -33,6 +33,10 @@ impl Session {
             Ok(text) => text,
             Err(_malformed) => return self.refuse_query(&reply::malformed().into()).await,
         };
+        self.query_text(text).await
+    }
+
+    pub(super) async fn query_text(&mut self, text: &[u8]) -> Result<(), End> {
         self.refresh();
         self.unnamed = None;
         match self.try_query(text).await {
@@ -68,8 +72,13 @@ impl Session {
         {
             self.park_at_rest();
         }
-        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
-            return Ok(());
+        if self.several.is_several() {
+            if self.check_message(statements).is_err() && self.may_run_one_by_one(statements) {
+                return Ok(self.run_one_by_one(statements, text)?);
+            }
+            if Box::pin(self.query_of_all(statements)).await? {
+                return Ok(());
+            }
         }
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
@@ -77,7 +86,9 @@ impl Session {
         {
             return Ok(());
         }
-        self.check_together(statements)?;
+        if let Err(refused) = self.check_together(statements) {
+            return self.query_apart(refused, statements, text);
+        }
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
             let place = match self.place(statement, &values) {
@@ -87,10 +98,14 @@ impl Session {
                     return self.query_several(refused, &planned.plan, &values).await;
                 }
             };
-            chosen = Some(match chosen {
-                None => place,
-                Some(first) => self.both(first, place)?,
-            });
+            let both = match chosen {
+                None => Ok(place),
+                Some(first) => self.both(first, place),
+            };
+            chosen = match both {
+                Ok(both) => Some(both),
+                Err(refused) => return self.query_apart(refused, statements, text),
+            };
         }
         let place = chosen.unwrap_or(Place {
             shard: self.any,
@@ -117,7 +132,24 @@ impl Session {
                 return Box::pin(self.query_spread(plan, shares, values)).await;
             }
         }
+        let together = self.changes(&plan.statements);
+        if !together && self.may_run_one_by_one(&plan.statements) {
+            return Ok(self.run_one_by_one(&plan.statements, values.text)?);
+        }
         Box::pin(self.query_shards(refused, plan, values)).await
+    }
+
+    /// Statements that cannot be sent together run one after the other, or are refused.
+    fn query_apart(
+        &mut self,
+        refused: Notice,
+        statements: &[StatementPlan],
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        if self.may_run_one_by_one(statements) {
+            return Ok(self.run_one_by_one(statements, text)?);
+        }
+        Err(refused.into())
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.

@@ -146,7 +146,7 @@ impl Session {
 
     /// Answers a Query that several shards have done, or has them undo it.
     pub(super) async fn conclude(&mut self, written: Result<Written, Stop>) -> Result<(), Stop> {
-        let own = self.for_batch;
+        let own = self.ends_with_query();
         let mut written = match written {
             Ok(written) => written,
             Err(problem) => {
@@ -161,8 +161,8 @@ impl Session {
         } else {
             self.tally.queries += 1;
         }
-        written.put_columns(self.client.out());
-        written.put_rows(0, self.client.out());
+        written.put_columns(self.end_of_answer());
+        written.put_rows(0, self.end_of_answer());
         self.ready_here();
         Ok(())
     }

@@ -225,3 +225,96 @@ fn the_extended_protocol_reads_within_transactions_too() {
     stand.whole.ask(&fails.0);
     stand.all_alike(&["select count(*) from t", "rollback", ROWS]);
 }
+
+/// All rows, which tell what a text has left.
+const LEFT: &str = "select id, n, price, note from t order by id";
+
+#[test]
+fn a_text_of_several_statements_is_one_transaction() {
+    let mut stand = stand("withintext");
+    for text in [
+        // One transaction that nobody has begun.
+        "insert into t values (3, 3), (103, 3), (203, 3); select count(*), sum(n) from t; select id from t order by id",
+        "update t set n = n + 1 where id = 1; update t set n = n + 1 where id = 201; select id, n from t order by id",
+        "select count(*) from t; select n, count(*) from t group by n order by n; select 1; ;",
+        "select 1; select n from t where id = 1; select n from t where id = 101;",
+        "set search_path = public; select count(*) from t; set time zone 'UTC'; select id from t order by id",
+        // An error stops the rest, and undoes it.
+        "insert into t values (4, 4), (104, 4); select sum(1 / n) from t; insert into t values (5)",
+        "insert into t values (4, 4), (104, 4); select nowhere from t; select 1",
+        "select 1; insert into t values (6, 6), (106, 6), (1, 1)",
+        "delete from t where n = 3; select count(*) from t where 1 / (n - n) = 1",
+        // BEGIN and COMMIT within.
+        "begin; insert into t values (7, 7), (107, 7); select count(*) from t; commit",
+        "insert into t values (8, 8), (108, 8); begin; insert into t values (208, 8); commit; select count(*) from t",
+        "insert into t values (9, 9), (109, 9); begin; insert into t values (209, 9); rollback; select count(*) from t",
+        "insert into t values (10, 1), (110, 1); commit; insert into t values (11, 1), (111, 1); select 1 / 0",
+        "insert into t values (12, 1), (112, 1); rollback; insert into t values (13, 1), (113, 1); select count(*) from t",
+        "begin; insert into t values (14, 1), (114, 1); commit; insert into t values (15, 1), (115, 1); select 1 / (n - n) from t",
+        "insert into t values (16, 1), (116, 1); savepoint a; select 1",
+        "insert into t values (16, 1), (116, 1); commit and chain",
+        "begin; insert into t values (16, 1), (116, 1); savepoint a; delete from t; select count(*) from t; rollback to a; select count(*) from t; commit",
+        "start transaction; delete from t where n = 1; select id from t order by id; rollback; select count(*) from t",
+    ] {
+        stand.all_alike(&[text, LEFT]);
+    }
+    // A text leaves its transaction open, or failed.
+    for text in [
+        "begin; update t set n = 0 where n is null; select count(*) from t",
+        "insert into t values (17, 1), (117, 1); begin; select count(*) from t",
+        "begin; insert into t values (18, 1), (118, 1); select sum(1 / n) from t; select 1",
+        "begin read only; select count(*) from t; insert into t values (19, 1), (119, 1)",
+    ] {
+        stand.all_alike(&[text, "select 1", "select count(*) from t", "rollback", LEFT]);
+        stand.all_alike(&[
+            "begin",
+            "update t set n = n where id = 1",
+            "select count(*) from t; select 2",
+        ]);
+        stand.all_alike(&["insert into t values (20, 1), (120, 1); select count(*) from t; rollback; select count(*) from t", LEFT]);
+        stand.all_alike(&[
+            "select 3; begin; delete from t; rollback; select count(*) from t",
+            LEFT,
+        ]);
+    }
+    stand.all_alike(&[
+        "begin",
+        "select 1 / 0",
+        "rollback; select count(*) from t; select id from t order by id",
+    ]);
+}
+
+#[test]
+fn a_text_is_told_done_when_it_is() {
+    let mut stand = stand("withincommit");
+    stand.all_alike(&["alter table part add unique (id, amount) deferrable initially deferred"]);
+    // What is checked at the commit fails before the last statement's answer.
+    stand.all_alike(&[
+        "select count(*) from t; insert into part values (1, 7, 5), (101, 7, 1)",
+        "select count(*) from t; insert into part values (1, 7, 5)",
+        "insert into part values (1, 7, 5); select count(*) from part; select id from t where id = 1",
+        "select id, at, amount from part order by id, at",
+    ]);
+    // Data of a COPY in the middle belongs to it.
+    let copied = batch()
+        .query(
+            "select count(*) from t; copy part from stdin; select count(*), sum(amount) from part",
+        )
+        .copy_data("1\t9\t9\n101\t9\t9\n")
+        .copy_data("201\t9\t9\n")
+        .bare(b'c');
+    stand.alike(&copied.0, 1);
+    let fails = batch()
+        .query("insert into t values (30, 1), (130, 1); copy part from stdin; select count(*) from part")
+        .copy_data("1\t10\t9\n101\tx\t9\n")
+        .bare(b'c');
+    let found = stand.sharded.ask(&fails.0);
+    assert_eq!(found[0], "C INSERT 0 2\\0");
+    assert!(found[2].starts_with("E ERROR 22P02"), "{found:?}");
+    stand.all_alike(&[LEFT, "select id, at, amount from part order by id, at"]);
+    // Another Query behind it waits.
+    let two = batch()
+        .query("insert into t values (31, 1), (131, 1); select count(*) from t")
+        .query("select count(*) from t; select id from t order by id");
+    stand.alike(&two.0, 2);
+}
