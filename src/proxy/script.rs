@@ -288,6 +288,22 @@ impl Session {
         Ok(Turn::Answered)
     }
 
+    /// Ends a transaction of ours that has reached no shard; false: it has.
+    pub(super) async fn end_unreached(&mut self, committed: bool) -> Result<bool, End> {
+        if self.deferred.is_none() {
+            return Ok(false);
+        }
+        if self.link.is_some() {
+            // It ran beside the transaction.
+            self.leave_link().await?;
+            self.unlink().await?;
+        }
+        self.for_batch = false;
+        self.deferred = None;
+        self.transaction_ends(committed);
+        Ok(true)
+    }
+
     /// The text is over: what of it is a transaction that nobody has begun is committed, or undone if it failed.
     async fn end_script(&mut self) -> Result<(), End> {
         let Some(script) = self.script.take() else {

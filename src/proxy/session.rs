@@ -254,7 +254,7 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
-            if self.is_script_due() {
+            while self.is_script_due() {
                 Box::pin(self.go_on_with_script()).await?;
             }
             if self.holds_ready() {

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
-    protocol::pipeline::{Origin, Request},
+    protocol::{
+        pipeline::{Origin, Request},
+        transaction::Deferred,
+    },
     sql::statement::{Effect, PinReason},
     wire::{
         backend::{Status, put_complete},
@@ -71,6 +74,11 @@ impl Session {
         if self.phase == Phase::Idle && statements.iter().any(|statement| self.controls(statement))
         {
             self.park_at_rest();
+        }
+        let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
+        if failed && self.may_run_one_by_one(statements) {
+            // What stands behind its end is not a part of the failed transaction.
+            return Ok(self.run_one_by_one(statements, text)?);
         }
         if self.several.is_several() {
             if self.check_message(statements).is_err() && self.may_run_one_by_one(statements) {

@@ -378,6 +378,9 @@ impl Session {
 
     /// Commits our transaction on all its shards.
     pub(super) async fn commit_own(&mut self) -> Result<(), Stop> {
+        if self.end_unreached(true).await? {
+            return Ok(());
+        }
         self.for_batch = false;
         let tag = self.end_several(&Effect::Commit { chain: false }).await?;
         if tag == b"COMMIT" {
@@ -389,12 +392,10 @@ impl Session {
 
     /// Undoes our transaction, wherever it has come.
     pub(super) async fn undo_own(&mut self) -> Result<(), Stop> {
-        self.for_batch = false;
-        if self.deferred.take().is_some() {
-            // It has reached no shard.
-            self.transaction_ends(false);
+        if self.end_unreached(false).await? {
             return Ok(());
         }
+        self.for_batch = false;
         let ended = self.end_several(&Effect::Rollback { chain: false }).await;
         ended.map(drop)
     }
