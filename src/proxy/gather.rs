@@ -320,6 +320,9 @@ impl Session {
             .await?
         else {
             self.back_to_mark().await?;
+            // A transaction beside a deferred one has failed with it.
+            self.end_aside().await?;
+            self.reach_to_judge(statement).await?;
             let judged = self.parses(text, bound.types).await?;
             return Err(judged.map_or_else(Stop::from, |_| refusal()));
         };

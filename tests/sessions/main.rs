@@ -28,6 +28,7 @@ mod numbers;
 mod pooling;
 mod reaching;
 mod resetting;
+mod right;
 mod scattered;
 mod secrets;
 mod settings;

@@ -318,3 +318,22 @@ fn a_text_is_told_done_when_it_is() {
         .query("select count(*) from t; select id from t order by id");
     stand.alike(&two.0, 2);
 }
+
+#[test]
+fn what_is_wrong_with_a_read_is_told_in_a_transaction_that_has_reached_no_shard() {
+    let mut stand = stand("withinwrong");
+    for sql in [
+        "select sum(nowhere) from t",
+        "select count(*) from t where coalesce(note, 'x') = 5 group by n",
+        "select n from t group by n order by (select nowhere)",
+    ] {
+        stand.all_alike(&[
+            "begin",
+            "savepoint a",
+            sql,
+            "rollback to a",
+            "select count(*) from t",
+            "commit",
+        ]);
+    }
+}
