@@ -84,7 +84,7 @@ pub(super) struct Answer {
 #[derive(Debug, Default)]
 pub(super) struct Described {
     /// Its parameters' types, as they stand in Parse.
-    types: Vec<u8>,
+    pub(super) types: Vec<u8>,
     /// The RowDescription's body.
     columns: Vec<u8>,
 }

@@ -141,13 +141,10 @@ impl Session {
         &mut self,
         scattered: &Scattered,
         text: &[u8],
+        bound: &Bound<'_>,
     ) -> Result<bool, Stop> {
-        let bound = Bound {
-            types: &[],
-            tail: None,
-        };
         let told = Told::default();
-        let opened = self.open_stream(scattered, text, &bound, &told).await?;
+        let opened = self.open_stream(scattered, text, bound, &told).await?;
         if let Opened::No = opened {
             return Ok(false);
         }

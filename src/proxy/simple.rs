@@ -57,6 +57,8 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        // Names of prepared statements stand in it.
+        let named = (planned.plan.statements.len() > 1).then(|| Arc::clone(&planned.plan));
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
             return Ok(());
         };
@@ -67,6 +69,7 @@ impl Session {
             bind: None,
         };
         let statements = planned.plan.statements.as_slice();
+        let apart = named.as_ref().map_or(statements, |plan| &plan.statements);
         let listening = self.concerns_listening(statements);
         if listening {
             Box::pin(self.listens_from_now(statements)).await;
@@ -76,13 +79,13 @@ impl Session {
             self.park_at_rest();
         }
         let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
-        if failed && self.may_run_one_by_one(statements) {
+        if failed && self.may_run_one_by_one(apart) {
             // What stands behind its end is not a part of the failed transaction.
-            return Ok(self.run_one_by_one(statements, text)?);
+            return Ok(self.run_one_by_one(apart, text)?);
         }
         if self.several.is_several() {
-            if self.check_message(statements).is_err() && self.may_run_one_by_one(statements) {
-                return Ok(self.run_one_by_one(statements, text)?);
+            if self.check_message(statements).is_err() && self.may_run_one_by_one(apart) {
+                return Ok(self.run_one_by_one(apart, text)?);
             }
             if Box::pin(self.query_of_all(statements)).await? {
                 return Ok(());
@@ -95,13 +98,19 @@ impl Session {
             return Ok(());
         }
         if let Err(refused) = self.check_together(statements) {
-            return self.query_apart(refused, statements, text);
+            return self.query_apart(refused, apart, text);
         }
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
             let place = match self.place(statement, &values) {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
+                Err(refused) if resolved.is_some() && named.is_none() => {
+                    return Box::pin(self.query_given(refused, text, &planned.plan)).await;
+                }
+                Err(refused) if resolved.is_some() => {
+                    return self.query_apart(refused, apart, text);
+                }
                 Err(refused) => {
                     return self.query_several(refused, &planned.plan, &values).await;
                 }
@@ -112,7 +121,7 @@ impl Session {
             };
             chosen = match both {
                 Ok(both) => Some(both),
-                Err(refused) => return self.query_apart(refused, statements, text),
+                Err(refused) => return self.query_apart(refused, apart, text),
             };
         }
         let place = chosen.unwrap_or(Place {
@@ -221,8 +230,14 @@ impl Session {
         {
             return Box::pin(self.query_copy_out(&copy, values.text)).await;
         }
+        let bound = Bound {
+            types: &[],
+            tail: None,
+        };
         if let Some(scattered) = self.streams(plan, values)
-            && self.query_scattered(&scattered, values.text).await?
+            && self
+                .query_scattered(&scattered, values.text, &bound)
+                .await?
         {
             return Ok(());
         }

@@ -70,6 +70,25 @@ impl<'a> Writing<'a> {
     }
 }
 
+impl<'a> Writing<'a> {
+    /// A prepared statement with values; `None`: it is no such write.
+    pub(super) fn bound(
+        prepared: &'a Prepared,
+        shares: Shares,
+        bind: &'a Bind<'a>,
+    ) -> Option<Self> {
+        let statement = prepared.statement()?;
+        Some(Self {
+            spread: statement.spread.as_deref()?,
+            text: std::str::from_utf8(&prepared.text).ok()?,
+            slots: &prepared.slots,
+            shares,
+            types: &prepared.raw_types,
+            bind: Some(bind),
+        })
+    }
+}
+
 /// A portal of a write to several shards.
 #[derive(Debug)]
 pub(super) struct WritingPortal {

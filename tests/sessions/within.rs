@@ -337,3 +337,82 @@ fn what_is_wrong_with_a_read_is_told_in_a_transaction_that_has_reached_no_shard(
         ]);
     }
 }
+
+#[test]
+fn an_execute_over_several_shards_is_its_statement() {
+    let mut stand = stand("withinexecute");
+    stand.all_alike(&[
+        "prepare every as select count(*), sum(n) from t",
+        "prepare some(int, bigint) as select id, note from t where n = $1 and id > $2 order by id",
+        "prepare first as select id, price from t where price > $1 order by id limit $2",
+        "prepare joined(text) as select t.id, p.amount from t join part p on p.id = t.id where note = $1 order by 1, 2",
+        "prepare grow as update t set n = n + $1 where price > $2",
+        "prepare add(bigint, bigint, int) as insert into t (id, n) values ($1, $3), ($2, $3)",
+        "prepare gone as delete from t where n = $1 returning id",
+        "prepare flags(bool) as select count(*) from t where (n > 0) = $1",
+    ]);
+    for texts in [
+        &["select 1"][..],
+        &["begin", "update t set n = 7 where id = 101"],
+    ] {
+        stand.all_alike(texts);
+        stand.all_alike(&[
+            "execute every",
+            "execute some(1, 0)",
+            "execute some(1, '100')",
+            "execute first(1, 2)",
+            "execute first('0.5', 1)",
+            "execute joined('one')",
+            "execute joined(null)",
+            "execute flags('1')",
+        ]);
+    }
+    stand.all_alike(&[
+        "execute grow(1, 2)",
+        "execute add(5, 105, 40)",
+        "execute every",
+        "rollback",
+        "execute add(5, 105, 40); execute every; execute gone(40)",
+        "execute add(5, 105, 40)",
+        "begin; execute every; execute gone(40); execute every; rollback; execute every",
+        "execute some(1)",
+        "execute some('x', 1)",
+        "execute nobody(1)",
+        "execute add(1, 101, 1)",
+        "execute every",
+    ]);
+    // What PostgreSQL would not take is not bound.
+    stand.fails("execute flags(1)", "0A000");
+    stand.fails("execute some(1 + 1, 0)", "0A000");
+    stand.fails("execute joined(5::text)", "0A000");
+    // In the extended protocol, with statements of both.
+    let texts = batch()
+        .run("execute every", &[])
+        .run("execute some(1, 0)", &[])
+        .run("execute first(0.5, 3)", &[]);
+    assert!(
+        stand
+            .sharded
+            .ask(&texts.sync().0)
+            .concat()
+            .contains("0A000")
+    );
+    let texts = batch()
+        .parse(
+            "own",
+            "select n, count(*) from t where id > $1::int group by n order by n",
+        )
+        .describe("own")
+        .parse("x", "execute some(1, 0)")
+        .call("x", &[])
+        .run("execute every", &[])
+        .run("execute grow(1, 1)", &[])
+        .run("execute some(1, 0)", &[])
+        .sync();
+    stand.alike(&texts.0, 1);
+    stand.all_alike(&["execute own(100)", "execute own('100')", "execute every"]);
+    stand.alike(
+        &batch().call("x", &[]).run("execute own(1)", &[]).sync().0,
+        1,
+    );
+}
