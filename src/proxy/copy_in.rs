@@ -130,7 +130,7 @@ impl Session {
             return Err(reply::no_such_portal(portal).into());
         };
         if let Some(copy) = prepared.statement().and_then(|one| self.copies_out(one)) {
-            return self.copy_out(&copy, &prepared.text).await;
+            return self.execute_copy_out(&copy, &prepared).await;
         }
         let found = prepared.statement().and_then(|one| self.copies_in(one));
         // What came between has bound the session to one shard.

@@ -63,6 +63,14 @@ pub(super) struct Scattered {
     limit: Limit,
 }
 
+impl Scattered {
+    /// The shards, and what each is asked, when its rows are passed on as they come, and all of them.
+    pub(super) fn as_it_comes(&self) -> Option<(&ShardSet, &str)> {
+        let all = self.keys.is_empty() && self.limit.skips() == 0 && self.limit.gives() == u64::MAX;
+        all.then_some((&self.shards, &self.question))
+    }
+}
+
 /// An answer that is being put together; its backends are the session's fan.
 #[derive(Debug)]
 pub(super) struct Scattering {

@@ -228,7 +228,7 @@ impl Session {
         if let [statement] = plan.statements.as_slice()
             && let Some(copy) = self.copies_out(statement)
         {
-            return Box::pin(self.query_copy_out(&copy, values.text)).await;
+            return Box::pin(self.query_copy_out(&copy, plan, values.text)).await;
         }
         let bound = Bound {
             types: &[],

@@ -490,7 +490,6 @@ fn an_execute_runs_on_the_shard_of_its_values() {
     assert_eq!(rows(sharded.ask(&twice.0)), rows(whole.ask(&twice.0)));
     for (sql, code) in [
         ("execute put(1 + 1, 2)", "SW101"),
-        ("prepare every as delete from t", "SW102"),
         ("create table x as execute pair(1)", "SW113"),
     ] {
         let found = sharded.ask(&query(sql));

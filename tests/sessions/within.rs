@@ -343,7 +343,7 @@ fn an_execute_over_several_shards_is_its_statement() {
     let mut stand = stand("withinexecute");
     stand.all_alike(&[
         "prepare every as select count(*), sum(n) from t",
-        "prepare some(int, bigint) as select id, note from t where n = $1 and id > $2 order by id",
+        "prepare these(int, bigint) as select id, note from t where n = $1 and id > $2 order by id",
         "prepare first as select id, price from t where price > $1 order by id limit $2",
         "prepare joined(text) as select t.id, p.amount from t join part p on p.id = t.id where note = $1 order by 1, 2",
         "prepare grow as update t set n = n + $1 where price > $2",
@@ -358,13 +358,13 @@ fn an_execute_over_several_shards_is_its_statement() {
         stand.all_alike(texts);
         stand.all_alike(&[
             "execute every",
-            "execute some(1, 0)",
-            "execute some(1, '100')",
+            "execute these(1, 0)",
+            "execute these(1, '100')",
             "execute first(1, 2)",
             "execute first('0.5', 1)",
             "execute joined('one')",
             "execute joined(null)",
-            "execute flags('1')",
+            "execute flags('t')",
         ]);
     }
     stand.all_alike(&[
@@ -375,20 +375,20 @@ fn an_execute_over_several_shards_is_its_statement() {
         "execute add(5, 105, 40); execute every; execute gone(40)",
         "execute add(5, 105, 40)",
         "begin; execute every; execute gone(40); execute every; rollback; execute every",
-        "execute some(1)",
-        "execute some('x', 1)",
+        "execute these(1)",
+        "execute these('x', 1)",
         "execute nobody(1)",
         "execute add(1, 101, 1)",
         "execute every",
     ]);
     // What PostgreSQL would not take is not bound.
     stand.fails("execute flags(1)", "0A000");
-    stand.fails("execute some(1 + 1, 0)", "0A000");
+    stand.fails("execute these(1 + 1, 0)", "0A000");
     stand.fails("execute joined(5::text)", "0A000");
     // In the extended protocol, with statements of both.
     let texts = batch()
         .run("execute every", &[])
-        .run("execute some(1, 0)", &[])
+        .run("execute these(1, 0)", &[])
         .run("execute first(0.5, 3)", &[]);
     assert!(
         stand
@@ -403,16 +403,101 @@ fn an_execute_over_several_shards_is_its_statement() {
             "select n, count(*) from t where id > $1::int group by n order by n",
         )
         .describe("own")
-        .parse("x", "execute some(1, 0)")
+        .parse("x", "execute these(1, 0)")
         .call("x", &[])
         .run("execute every", &[])
         .run("execute grow(1, 1)", &[])
-        .run("execute some(1, 0)", &[])
+        .run("execute these(1, 0)", &[])
         .sync();
     stand.alike(&texts.0, 1);
     stand.all_alike(&["execute own(100)", "execute own('100')", "execute every"]);
     stand.alike(
         &batch().call("x", &[]).run("execute own(1)", &[]).sync().0,
+        1,
+    );
+}
+
+/// What COPY gives, without the frames that it comes in.
+fn copied(lines: &[String]) -> (String, Vec<String>) {
+    let data = lines.iter().filter_map(|line| line.strip_prefix("d "));
+    let rest = lines.iter().filter(|line| !line.starts_with("d "));
+    (data.collect(), rest.cloned().collect())
+}
+
+#[test]
+fn the_copy_of_a_query_is_that_of_all_rows() {
+    let mut stand = stand("withincopy");
+    for texts in [
+        &["select 1"][..],
+        &["begin", "update t set note = 'mine' where id = 102"],
+    ] {
+        stand.all_alike(texts);
+        for query in READS {
+            for options in [
+                "",
+                " with (format csv)",
+                " (format csv, header, force_quote *)",
+                " (header true, null '-')",
+                " with binary",
+            ] {
+                let text = format!("copy ({query}) to stdout{options}");
+                let (expected, found) = (
+                    stand.whole.ask(&crate::client::query(&text)),
+                    stand.ask(&text),
+                );
+                if query.contains("join part") {
+                    // Merged by its order, which is no COPY's.
+                    assert!(found[0].starts_with("E ERROR 0A000"), "{text}: {found:?}");
+                    if texts.len() > 1 {
+                        stand.ask("rollback");
+                        stand.ask(texts[0]);
+                        stand.ask(texts[1]);
+                    }
+                    continue;
+                }
+                assert_eq!(copied(&found), copied(&expected), "{text}");
+                let run = batch().run(&text, &[]).sync();
+                let (expected, found) = (stand.whole.ask(&run.0), stand.sharded.ask(&run.0));
+                assert_eq!(copied(&found), copied(&expected), "{text}");
+            }
+        }
+        // In no order: the rows of all shards, one header and one trailer.
+        for options in [" (format csv, header)", " with (header)", ""] {
+            let text = format!(
+                "copy (select t.id, n, amount, note from t left join part p on p.id = t.id) to stdout{options}"
+            );
+            let all = |client: &mut crate::client::Client| {
+                let mut lines = client.ask(&crate::client::query(&text));
+                lines[1..].sort();
+                lines
+            };
+            assert_eq!(all(&mut stand.sharded), all(&mut stand.whole), "{text}");
+        }
+        let binary = "copy (select id, note from t where n > 0) to stdout with binary";
+        let size = |lines: &[String]| copied(lines).0.len();
+        let (expected, found) = (
+            stand.whole.ask(&crate::client::query(binary)),
+            stand.ask(binary),
+        );
+        assert_eq!(size(&found), size(&expected));
+        assert_eq!(found[0], expected[0]);
+        stand.all_alike(&["select count(*) from t"]);
+    }
+    for fails in [
+        "copy (select 1 / (n - n) from t order by 1) to stdout",
+        "copy (select nowhere from t) to stdout",
+        "copy (select count(*) from t group by) to stdout",
+    ] {
+        stand.all_alike(&["rollback", "begin", "savepoint a"]);
+        let (expected, found) = (
+            stand.whole.ask(&crate::client::query(fails)),
+            stand.ask(fails),
+        );
+        assert_eq!(found.last(), expected.last(), "{fails}: {found:?}");
+        stand.all_alike(&["rollback to a", "select count(*) from t", "commit"]);
+    }
+    stand.alike(
+        &crate::client::query("copy (select count(*) from t) to stdout; select count(*) from t"),
         1,
     );
 }
