@@ -127,7 +127,15 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let placed = match self.place(statement, &values) {
+            let mut placed = self.place(statement, &values);
+            if placed.is_err() && self.may_take_over(statement) {
+                Box::pin(self.take_over()).await?;
+                if self.skip {
+                    return Ok(());
+                }
+                placed = self.place(statement, &values);
+            }
+            let placed = match placed {
                 Ok(placed) => placed,
                 Err(refused) if prepared.executes.is_some() => {
                     return Box::pin(self.bind_given(refused, &prepared, &bind)).await;

@@ -501,3 +501,80 @@ fn the_copy_of_a_query_is_that_of_all_rows() {
         1,
     );
 }
+
+#[test]
+fn a_pipeline_is_one_transaction_wherever_its_statements_run() {
+    let mut stand = stand("withinpipeline");
+    let insert = "insert into t (id, n) values ($1, 1)";
+    for pipeline in [
+        batch()
+            .run("select n from t where id = 1", &[])
+            .run(COUNT, &[])
+            .run(GROUPS, &[]),
+        batch()
+            .run(COUNT, &[])
+            .run(ROWS, &[])
+            .run(COUNT, &[])
+            .run("select 1", &[]),
+        batch()
+            .run(insert, &["3"])
+            .run(insert, &["103"])
+            .run(COUNT, &[])
+            .run(insert, &["203"]),
+        batch()
+            .run(insert, &["4"])
+            .run("update t set n = n + 1", &[])
+            .run(ROWS, &[]),
+        batch()
+            .run("select 1", &[])
+            .run(COUNT, &[])
+            .run(insert, &["5"])
+            .run(COUNT, &[]),
+        batch()
+            .parse("s", "select count(*) from t where n > $1::int")
+            .bind("a", "s", &["0"])
+            .bind("b", "s", &["1"])
+            .execute("b", 0)
+            .execute("a", 0),
+        // All of it is undone by an error at its end.
+        batch()
+            .run(insert, &["6"])
+            .run(insert, &["106"])
+            .run(insert, &["1"])
+            .run(COUNT, &[]),
+        batch()
+            .run(insert, &["7"])
+            .run(COUNT, &[])
+            .run(insert, &["101"]),
+        batch()
+            .run(insert, &["8"])
+            .run(insert, &["108"])
+            .run("select nowhere", &[]),
+    ] {
+        stand.alike(&pipeline.clone().sync().0, 1);
+        stand.all_alike(&[LEFT]);
+        // And what stands behind its Sync is another one.
+        stand.alike(
+            &batch()
+                .run(COUNT, &[])
+                .sync()
+                .run(COUNT, &[])
+                .run(COUNT, &[])
+                .sync()
+                .0,
+            2,
+        );
+    }
+    // In a transaction the pipeline is a part of it.
+    stand.all_alike(&["begin"]);
+    stand.alike(
+        &batch()
+            .run(insert, &["9"])
+            .run(insert, &["109"])
+            .run(COUNT, &[])
+            .sync()
+            .0,
+        1,
+    );
+    stand.all_alike(&["rollback", LEFT]);
+}
