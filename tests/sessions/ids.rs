@@ -48,6 +48,8 @@ fn numbers_of_a_serial_key_are_those_of_one_postgresql() {
         "insert into t as x (n) values (13) returning x.id",
         "with w as (select 14 n) insert into t (n) values ((select n from w)) returning id",
         "insert into t (n) values (15) returning id",
+        "insert into t (n) values (16) returning id; insert into t (n) values (17), (18) returning id",
+        "begin; insert into t (n) values (19) returning id; select lastval(); commit",
         "select count(*), sum(id), sum(n) from t",
         "insert into t (n, n) values (1, 2)",
         "insert into t (n) values ('x')",
