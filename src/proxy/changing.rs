@@ -284,6 +284,8 @@ impl Session {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();
                 table.sources.clear();
+                // Its defaults may be others.
+                table.effects.computed.clear();
             }
         }
         if let Made::Table { name, placement } = made {
