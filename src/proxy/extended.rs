@@ -250,11 +250,9 @@ impl Session {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                if let Some(scattered) = self.scattered_portal(portal) {
+                if let Some(columns) = self.columns_over_shards(portal) {
                     let mut out = Vec::new();
-                    put(&mut out, b'T', |out| {
-                        out.extend_from_slice(&scattered.columns);
-                    });
+                    put(&mut out, b'T', |out| out.extend_from_slice(columns));
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
@@ -320,8 +318,8 @@ impl Session {
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let (portal, most) = execute_of(body).map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
-        if self.scattered_portal(portal).is_some() {
-            return Box::pin(self.execute_scattered(most)).await;
+        if self.columns_over_shards(portal).is_some() {
+            return Box::pin(self.execute_scattered(portal, most)).await;
         }
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
@@ -432,8 +430,8 @@ impl Session {
             }
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                if self.scattered_portal(portal).is_some() {
-                    Box::pin(self.close_scattered()).await?;
+                if self.columns_over_shards(portal).is_some() {
+                    Box::pin(self.close_over_shards(portal)).await?;
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
                 }
@@ -480,10 +478,12 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => self.refuse(&notice),
         }
-        if self.scattered.is_some()
-            && let Err(Stop::End(end)) = Box::pin(self.leave_scattered()).await
-        {
-            return Err(end);
+        if self.scattered.is_some() {
+            match Box::pin(self.leave_scattered()).await {
+                Ok(()) => {}
+                Err(Stop::End(end)) => return Err(end),
+                Err(Stop::Refused(notice)) => self.refuse(&notice),
+            }
         }
         let needed = self.link.as_ref().is_some_and(|link| {
             // A backend that took part in the batch ends its implicit transaction; a kept one that did not needs none.

@@ -12,6 +12,7 @@
 //!   ([`Session::rest_fan`]); a cancel that may still come closes it too.
 
 mod rest;
+mod within;
 
 use super::{
     link::{Hold, Link},
@@ -49,6 +50,8 @@ pub(super) const LONGEST: usize = 64 << 20;
 pub(super) struct Fan {
     members: Vec<Member>,
     long: Long,
+    /// The shards, when their links are parts of the transaction and go back to it.
+    within: Option<ShardSet>,
 }
 
 /// What happens to messages longer than a window.
@@ -236,6 +239,7 @@ impl Fan {
         Self {
             members: members.collect(),
             long: Long::Whole,
+            within: None,
         }
     }
 
@@ -477,11 +481,15 @@ impl Session {
         at_rest.map(|member| member.link).collect()
     }
 
-    /// Ends the fan and gives its backends back.
+    /// Ends the fan and gives its backends back, or to the transaction whose parts they are.
     ///
     /// # Errors
     /// The session is over.
     pub(super) async fn rest_fan(&mut self) -> Result<(), End> {
+        let within = self.fan.as_deref_mut().and_then(|fan| fan.within.take());
+        if let Some(shards) = within {
+            return self.fan_back(&shards).await;
+        }
         let links = self.end_fan().await;
         // One that is not the fan's.
         let apart = self.link.take();

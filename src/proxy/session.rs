@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     copy_in::Copying,
     counting::{Counted, Marks, note_reported},
+    cursors::Cursors,
     database::Database,
     ending,
     fan::Fan,
@@ -166,6 +167,8 @@ pub struct Session {
     pub(super) fan: Option<Box<Fan>>,
     /// A portal whose rows come from all of them.
     pub(super) scattered: Option<Box<Scattering>>,
+    /// Portals and cursors of the transaction.
+    pub(super) cursors: Cursors,
     /// A COPY whose rows they are sent.
     pub(super) copying: Option<Box<Copying>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
@@ -930,6 +933,7 @@ impl Session {
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;
+            self.cursors.clear();
             self.tally.transactions += 1;
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
@@ -947,6 +951,7 @@ impl Session {
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
         self.several.close();
+        self.cursors.clear();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {

@@ -124,6 +124,11 @@ impl Several {
         self.begun.is_some()
     }
 
+    /// How many savepoints the transaction has.
+    pub(super) fn savepoints(&self) -> usize {
+        self.begun.as_ref().map_or(0, Deferred::savepoints)
+    }
+
     fn follow(&mut self, effect: &Effect, parameters: &Parameters) {
         let Some(begun) = &mut self.begun else {
             return;
@@ -383,6 +388,7 @@ impl Session {
             return;
         }
         self.several.follow(effect, &self.parameters);
+        self.cursors.follow(effect, self.several.savepoints());
         if let Some(link) = &self.link {
             for other in &mut self.several.enlisted {
                 other.lease.applied.clone_from(&link.lease.applied);

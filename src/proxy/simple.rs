@@ -35,6 +35,7 @@ impl Session {
         };
         self.refresh();
         self.unnamed = None;
+        self.cursors.close(b"");
         match self.try_query(text).await {
             Ok(()) => Ok(()),
             Err(Stop::End(end)) => Err(end),

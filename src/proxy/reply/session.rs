@@ -144,6 +144,34 @@ pub fn no_such_portal(portal: &[u8]) -> Notice {
     )
 }
 
+/// A cursor or portal that is not there.
+#[must_use]
+pub fn no_such_cursor(cursor: &[u8]) -> Notice {
+    error(
+        "34000",
+        format!("cursor \"{}\" does not exist", name(cursor)),
+    )
+}
+
+/// A name that a cursor or portal has already.
+#[must_use]
+pub fn cursor_exists(cursor: &[u8]) -> Notice {
+    error(
+        "42P03",
+        format!("cursor \"{}\" already exists", name(cursor)),
+    )
+}
+
+/// A cursor whose next rows have come already, in other formats than are asked for.
+#[must_use]
+pub fn cursor_in_other_formats() -> Notice {
+    Notice {
+        detail: Some("Rows that the shards have given already are in the formats that were asked for before. (SW128)".to_owned()),
+        hint: Some("Ask for all parts of a cursor in the same formats.".to_owned()),
+        ..error("0A000", "another format within a cursor over several shards is not supported")
+    }
+}
+
 /// A statement in a transaction that has failed.
 #[must_use]
 pub fn transaction_failed() -> Notice {
