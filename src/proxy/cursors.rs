@@ -260,12 +260,11 @@ impl Session {
         merge: Option<Merge>,
         limit: Limit,
     ) -> Result<Box<Reading>, Stop> {
-        self.fan_within(&asked.shards).await?;
+        self.enlist_fan(&asked.shards).await?;
         let name = self.cursors.next_name();
         let parsed = Some((asked.question.as_str(), asked.types.as_slice()));
         let bound = self.bind_parts(&name, parsed, &asked.tail).await;
-        self.rest_fan().await?;
-        bound?;
+        self.end_within(bound).await?;
         let level = self.several.savepoints();
         Ok(Box::new(Reading::new(
             name, asked, columns, merge, limit, level,
@@ -357,21 +356,35 @@ impl Session {
         } else {
             self.read_parts(reading, most, sink).await
         };
-        let rested = if self.fan.is_some() {
-            self.rest_fan().await
-        } else {
-            Ok(())
-        };
-        let read = read?;
-        rested?;
+        let read = self.end_within(read).await?;
         reading.state = State::Ready;
         Ok(read)
+    }
+
+    /// Takes the transaction's links back, if they work on something, of which this came.
+    pub(super) async fn end_within<T>(&mut self, done: Result<T, Stop>) -> Result<T, Stop> {
+        match done {
+            Ok(done) => {
+                if self.fan.is_some() {
+                    self.rest_fan().await?;
+                }
+                self.check_unheard()?;
+                Ok(done)
+            }
+            Err(stop @ Stop::Refused(_)) => {
+                if self.fan.is_some() {
+                    self.give_up_fan().await?;
+                }
+                Err(stop)
+            }
+            Err(end @ Stop::End(_)) => Err(end),
+        }
     }
 
     /// All rows of it, as they come.
     async fn read_whole(&mut self, reading: &mut Reading) -> Result<Pumped, Stop> {
         let mut merge = reading.parts.take_merge();
-        self.fan_within(&reading.shards).await?;
+        self.enlist_fan(&reading.shards).await?;
         self.begin_rows(merge.as_ref(), |out| reading.put(None, out));
         let mut limit = Limit::new(0, None);
         let pumped = self.pump_rows(&mut merge, &mut limit, u64::MAX).await?;
@@ -402,7 +415,7 @@ impl Session {
                 Gave::Full => {}
                 Gave::Lacking => {
                     if self.fan.is_none() {
-                        self.fan_within(&reading.shards).await?;
+                        self.enlist_fan(&reading.shards).await?;
                     }
                     self.ask_parts(reading, most - given).await?;
                 }

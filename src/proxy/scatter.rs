@@ -135,7 +135,8 @@ impl Session {
             return None;
         };
         let combine = statement.combine.as_ref()?;
-        if !self.may_ask_shards(statement) && !self.may_read_within() {
+        let within = self.is_within() && self.may_ask_within(statement);
+        if !within && !self.may_ask_shards(statement) {
             return None;
         }
         let shards = match (&statement.target, statement.route(&self.snapshot, values)) {
@@ -173,7 +174,7 @@ impl Session {
             tail: None,
         };
         let told = Told::default();
-        if self.may_read_within() && !scattered.limit.is_all() {
+        if self.is_within() && !scattered.limit.is_all() {
             return Box::pin(self.query_parts(scattered)).await;
         }
         let opened = self.open_stream(scattered, text, &bound, &told).await?;
@@ -265,7 +266,7 @@ impl Session {
             types: types_everywhere(prepared),
             tail: Some(bind),
         };
-        if self.may_read_within() {
+        if self.is_within() {
             let opened = self.open_reading(scattered, &bound, &prepared.told);
             let Some(reading) = Box::pin(opened).await? else {
                 return Ok(false);
@@ -363,12 +364,8 @@ impl Session {
         bound: &Bound<'_>,
         told: &Told,
     ) -> Result<Opened, Stop> {
-        let within = self.may_read_within();
-        if within {
-            self.fan_within(&scattered.shards).await?;
-        } else {
-            self.lease_fan(&scattered.shards).await?;
-        }
+        let within = self.is_within();
+        self.lease_fan(&scattered.shards).await?;
         let opened = self.try_open(scattered, bound, told, Way::Stream).await;
         match opened {
             Ok(Some(stream)) => {
@@ -381,11 +378,11 @@ impl Session {
             }
             Err(Stop::Refused(words)) if within => {
                 // The transaction has failed: nothing more can be asked.
-                self.rest_fan().await?;
+                self.give_up_fan().await?;
                 Err(in_own_text(Stop::Refused(words), scattered.places))
             }
             Err(Stop::Refused(words)) => {
-                self.rest_fan().await?;
+                self.give_up_fan().await?;
                 // An error in the statement is told as PostgreSQL tells it of the client's own text.
                 self.judged(text, bound.types).await?;
                 Err(Stop::Refused(words))
@@ -416,12 +413,12 @@ impl Session {
         bound: &Bound<'_>,
         told: &Told,
     ) -> Result<Option<Box<Reading>>, Stop> {
-        self.fan_within(&scattered.shards).await?;
+        self.enlist_fan(&scattered.shards).await?;
         let name = self.cursors.next_name();
         let opened = self
             .try_open(scattered, bound, told, Way::Parts(&name))
             .await;
-        self.rest_fan().await?;
+        let opened = self.end_within(opened).await;
         let Some(stream) = opened.map_err(|stop| in_own_text(stop, scattered.places))? else {
             return Ok(None);
         };
@@ -579,12 +576,13 @@ impl Session {
             Ok(Pumped::Complete(rows)) => {
                 stream.state = State::Complete;
                 self.rest_fan().await?;
+                self.check_unheard()?;
                 put_complete(self.client.out(), format!("SELECT {rows}").as_bytes());
                 self.tally.queries += 1;
             }
             Err(stop) => {
                 if let Stop::Refused(_) = stop {
-                    self.rest_fan().await?;
+                    self.give_up_fan().await?;
                 }
                 return Err(stop);
             }
