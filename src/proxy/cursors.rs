@@ -10,7 +10,12 @@
 //! asked for is held here, one part of each shard at most; a cursor ends where PostgreSQL's ends, with the transaction or
 //! the savepoint behind which it was made; one in whose reading something failed gives no row more.
 
+mod commands;
+
+pub(super) use commands::CommandPortal;
+
 use super::{
+    fan::LONGEST,
     named::Named,
     reply::session as reply,
     request::Stop,
@@ -24,7 +29,7 @@ use crate::{
         order::Merge,
         parts::{Gave, PART, Parts},
     },
-    sql::statement::Effect,
+    sql::{cursor::Scroll, statement::Effect},
     wire::{
         backend::{Status, command_tag, put_complete},
         frontend::{Named as Name, put, put_bare, put_bind, put_named, put_parse},
@@ -40,10 +45,19 @@ pub(super) struct Cursors {
 #[derive(Debug, Default)]
 struct All {
     open: Named<Box<Reading>>,
+    /// Those that are on one shard, or were: which shard that is.
+    there: Named<There>,
     /// Portals on shards that are not needed any more, and are closed when the shard is asked something.
     stale: Vec<(ShardId, String)>,
     /// How many portals there have been on shards.
     named: u64,
+}
+
+/// A portal or cursor of one shard.
+#[derive(Clone, Copy, Debug)]
+struct There {
+    shard: ShardId,
+    level: usize,
 }
 
 /// Rows of several shards that are read in parts.
@@ -62,6 +76,9 @@ pub(super) struct Reading {
     state: State,
     /// How many savepoints there were when it was made.
     level: usize,
+    pub(super) scroll: Scroll,
+    /// How FETCH of the simple protocol gives its rows.
+    pub(super) simple: Format,
 }
 
 pub(super) type Format = crate::wire::types::Format;
@@ -73,9 +90,11 @@ enum State {
 }
 
 /// Where rows go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sink {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sink<'a> {
     Client,
+    /// They are kept for later.
+    Held(&'a mut Vec<u8>),
     /// They are passed over.
     Nowhere,
 }
@@ -87,9 +106,21 @@ impl Cursors {
         all.open.get(name).map(|reading| &**reading)
     }
 
-    /// Whether there is any.
+    /// Whether the transaction has had none.
     pub(super) fn is_empty(&self) -> bool {
-        self.all.as_deref().is_none_or(|all| all.open.is_empty())
+        self.all.is_none()
+    }
+
+    /// The shard that has a portal or cursor of this name, if one has it.
+    pub(super) fn there(&self, name: &[u8]) -> Option<ShardId> {
+        let all = self.all.as_deref()?;
+        all.there.get(name).map(|there| there.shard)
+    }
+
+    /// A shard is asked to make a portal or cursor of this name.
+    fn goes_there(&mut self, name: &[u8], shard: ShardId, level: usize) {
+        let all = self.all.get_or_insert_default();
+        all.there.insert(name.into(), There { shard, level });
     }
 
     /// A name for portals on shards.
@@ -118,16 +149,6 @@ impl Cursors {
         true
     }
 
-    /// Every cursor ends.
-    pub(super) fn close_all(&mut self) {
-        let Some(all) = self.all.as_deref_mut() else {
-            return;
-        };
-        for reading in all.open.take_all() {
-            reading.is_left(&mut all.stale);
-        }
-    }
-
     /// What a cursor has on the shards is not needed any more.
     pub(super) fn leave(&mut self, reading: Reading) {
         let all = self.all.get_or_insert_default();
@@ -147,9 +168,12 @@ impl Cursors {
         if let Effect::RollbackTo(_) = effect {
             // The shards' own portals end with it.
             all.open.retain(|reading| reading.level < savepoints);
+            all.there.retain(|there| there.level < savepoints);
         } else if let Effect::Release(_) = effect {
             all.open
                 .each(|reading| reading.level = reading.level.min(savepoints));
+            all.there
+                .each(|there| there.level = there.level.min(savepoints));
         }
     }
 
@@ -188,6 +212,8 @@ impl Reading {
             shards: asked.shards,
             state: State::Ready,
             level,
+            scroll: Scroll::NotSaid,
+            simple: Format::Text,
         }
     }
 
@@ -346,7 +372,7 @@ impl Session {
         &mut self,
         reading: &mut Reading,
         most: u64,
-        sink: Sink,
+        sink: Sink<'_>,
     ) -> Result<Pumped, Stop> {
         // What becomes of it is not known until it is done.
         reading.state = State::Failed;
@@ -398,12 +424,16 @@ impl Session {
         &mut self,
         reading: &mut Reading,
         most: u64,
-        sink: Sink,
+        mut sink: Sink<'_>,
     ) -> Result<Pumped, Stop> {
         let mut given = 0;
         loop {
-            let out = match sink {
+            let out = match &mut sink {
                 Sink::Client => Some(self.client.out()),
+                Sink::Held(rows) if rows.len() > LONGEST => {
+                    return Err(reply::too_many_rows(LONGEST).into());
+                }
+                Sink::Held(rows) => Some(&mut **rows),
                 Sink::Nowhere => None,
             };
             let gave = reading.parts.give(most - given, PART, out);
@@ -420,7 +450,7 @@ impl Session {
                     self.ask_parts(reading, most - given).await?;
                 }
             }
-            if self.fan.is_some() {
+            if self.fan.is_some() && sink == Sink::Client {
                 self.wait_for_room().await?;
             }
         }

@@ -116,6 +116,11 @@ impl Session {
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
+            if self.concerns_cursors(std::slice::from_ref(statement))
+                && Box::pin(self.bind_cursor(&prepared, &bind)).await?
+            {
+                return Ok(());
+            }
             if self.answered_here(statement) {
                 self.answer_pending().await?;
                 self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
@@ -132,9 +137,13 @@ impl Session {
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
-            let Some(place) = placed else {
+            let Some(mut place) = placed else {
                 return self.bind_judged().await;
             };
+            if place.hold == Hold::AsideTransaction && !bind.portal.is_empty() {
+                // It lives to the end of the transaction, and may be read in parts.
+                place.hold = Hold::Bound;
+            }
             self.reach(place).await?;
             if listening {
                 Box::pin(self.at_backend(alone)).await?;
@@ -225,6 +234,10 @@ impl Session {
         }
         if let Some(statement) = prepared.statement() {
             link.sends(statement);
+            self.cursors_go_there(std::slice::from_ref(statement), &prepared.text);
+        }
+        if !bind.portal.is_empty() {
+            self.portal_goes_there(bind.portal);
         }
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
@@ -269,6 +282,16 @@ impl Session {
                 if let Some(Portal::Writing(_)) = self.portals.get(portal) {
                     return Box::pin(self.describe_spread(portal)).await;
                 }
+                if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
+                    let mut out = Vec::new();
+                    self.describe_command(command, &mut out);
+                    self.made(out, Note::Nothing);
+                    return Ok(());
+                }
+                self.go_to_portal(portal).await?;
+                if self.skip {
+                    return Ok(());
+                }
                 let note = match &self.bound {
                     Some((name, prepared)) if **name == *portal => {
                         Note::DescribedPortal(Arc::clone(prepared))
@@ -290,6 +313,13 @@ impl Session {
                     let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
                     describe_here(&prepared, &mut out);
                     self.made(out, Note::Nothing);
+                    return Ok(());
+                }
+                if prepared
+                    .statement()
+                    .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
+                    && self.describe_fetch(&prepared).await?
+                {
                     return Ok(());
                 }
                 self.reach_any(&prepared).await?;
@@ -338,9 +368,14 @@ impl Session {
                 return Box::pin(self.execute_spread(portal, most)).await;
             }
             Some(Portal::Copying(_)) => return Box::pin(self.execute_copy(portal)).await,
+            Some(Portal::Cursor(_)) => return Box::pin(self.execute_command(portal, most)).await,
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
         };
+        self.go_to_portal(portal).await?;
+        if self.skip {
+            return Ok(());
+        }
         if let Note::Executed(prepared) = &note {
             self.unsettled |= prepared
                 .statement()
@@ -437,8 +472,19 @@ impl Session {
                 }
                 let here = matches!(
                     self.portals.remove(portal),
-                    Some(Portal::Here(_) | Portal::Writing(_) | Portal::Copying(_))
+                    Some(
+                        Portal::Here(_)
+                            | Portal::Writing(_)
+                            | Portal::Copying(_)
+                            | Portal::Cursor(_)
+                    )
                 );
+                if !here {
+                    self.go_to_portal(portal).await?;
+                }
+                if self.skip {
+                    return Ok(());
+                }
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());

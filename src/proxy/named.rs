@@ -93,13 +93,6 @@ impl<V> Named<V> {
         });
     }
 
-    /// Takes all out, in no order.
-    pub(super) fn take_all(&mut self) -> Vec<V> {
-        let few = std::mem::take(&mut self.few).into_iter();
-        let many = self.many.take().into_iter().flat_map(|many| *many);
-        few.chain(many).map(|(_, value)| value).collect()
-    }
-
     /// Takes all out.
     pub(super) fn clear(&mut self) {
         self.few.clear();

@@ -29,10 +29,11 @@ use crate::{
     catalog::shard::ShardSet,
     merge::{limit::Limit, order::Merge},
     plan::{
-        Plan, Target, Values,
+        Plan, StatementPlan, Target, Values,
         combine::{Count, OrderBy, Places},
     },
     protocol::transaction::Deferred,
+    sql::statement::Effect,
     wire::{
         backend::{Status, put_complete},
         frame::{Body, HEADER},
@@ -225,6 +226,10 @@ impl Session {
         bind: &Bind<'_>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        let declares = |one: &StatementPlan| matches!(one.effect, Effect::Declare { .. });
+        if prepared.statement().is_some_and(declares) {
+            return self.bind_declare(refused, prepared, bind).await;
+        }
         if let Some(scattered) = self.streams(&prepared.plan, values)
             && self.bind_scattered(&scattered, prepared, bind).await?
         {
@@ -682,7 +687,7 @@ fn in_own_text(stop: Stop, places: Places) -> Stop {
 }
 
 /// The parameters' types as the client was told them, unless one of them has another number on each shard.
-fn types_everywhere(prepared: &Prepared) -> &[u8] {
+pub(super) fn types_everywhere(prepared: &Prepared) -> &[u8] {
     let same = |raw: &&[u8]| {
         let mut types = raw.chunks_exact(4);
         types.all(|oid| matches!(oid, [0, 0, a, b] if u16::from_be_bytes([*a, *b]) < FIRST_OWN_OID))

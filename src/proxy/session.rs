@@ -14,7 +14,7 @@ use super::{
     cancel::Slot,
     copy_in::Copying,
     counting::{Counted, Marks, note_reported},
-    cursors::Cursors,
+    cursors::{CommandPortal, Cursors},
     database::Database,
     ending,
     fan::Fan,
@@ -118,6 +118,8 @@ pub(super) enum Portal {
     Writing(Box<WritingPortal>),
     /// Of a COPY of a sharded table, in or out.
     Copying(Arc<Prepared>),
+    /// Of a command about a cursor over several shards.
+    Cursor(Box<CommandPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -502,7 +504,6 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         named: false,
-                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,

@@ -72,6 +72,11 @@ impl Session {
         if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
             return Ok(());
         }
+        if self.concerns_cursors(statements)
+            && Box::pin(self.query_cursor(statements, text)).await?
+        {
+            return Ok(());
+        }
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -111,6 +116,9 @@ impl Session {
         values: &Values<'_>,
     ) -> Result<(), Stop> {
         if let [statement] = plan.statements.as_slice() {
+            if matches!(statement.effect, Effect::Declare { .. }) {
+                return Box::pin(self.query_declare(refused, plan, values.text)).await;
+            }
             if let Some(copy) = self.copies_in(statement) {
                 return Box::pin(self.query_copy(copy, values.text)).await;
             }
@@ -213,6 +221,10 @@ impl Session {
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         plan.statements.iter().for_each(|one| link.sends(one));
+        self.cursors_go_there(&plan.statements, text);
+        let Some(link) = &mut self.link else {
+            return;
+        };
         link.opaque |= plan
             .statements
             .iter()
