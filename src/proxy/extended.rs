@@ -58,6 +58,7 @@ impl Session {
             && let Target::Refused(reason) = &statement.target
             && !failed
             && !statement.may_use_several()
+            && !matches!(statement.effect, Effect::Declare { .. })
         {
             return Err(wording::unroutable(reason).into());
         }

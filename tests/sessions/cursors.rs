@@ -367,7 +367,6 @@ fn cursors_are_fetched_from_as_of_one_postgresql() {
     stand.ask("rollback to s");
     stand.ask("declare c cursor for select id from t order by n");
     stand.fails("select 1; fetch 1 from c", "together with other statements");
-    stand.ask("rollback");
     stand.all_alike(&["rollback"]);
 }
 

@@ -187,10 +187,7 @@ impl Session {
             return Err(refused.into());
         };
         let told = Told::default();
-        match self
-            .declare(&declare, refused, text, &[], &bound, &told)
-            .await?
-        {
+        match self.declare(&declare, text, &[], &bound, &told).await? {
             Declared::Here => {
                 put_complete(self.client.out(), b"DECLARE CURSOR");
                 self.tally.queries += 1;
@@ -410,7 +407,6 @@ impl Session {
         prepared: &Arc<Prepared>,
         tail: &[u8],
     ) -> Result<(), Stop> {
-        let refused = reply::malformed();
         let head = [&[0, 0], tail].concat();
         let bind = Bind::decode(&head).map_err(|_malformed| reply::malformed())?;
         // What the cursor gives is FETCH's to say.
@@ -422,7 +418,7 @@ impl Session {
         };
         let told = Told::default();
         let text = &prepared.text;
-        let declared = self.declare(declare, refused, text, &prepared.types, &bound, &told);
+        let declared = self.declare(declare, text, &prepared.types, &bound, &told);
         match declared.await? {
             Declared::Here => {
                 put_complete(self.client.out(), b"DECLARE CURSOR");
@@ -478,7 +474,6 @@ impl Session {
     async fn declare(
         &mut self,
         declare: &Declare,
-        refused: Notice,
         text: &[u8],
         types: &[u32],
         bound: &Bound<'_>,
@@ -524,11 +519,23 @@ impl Session {
                 }
                 match self.scatters(&planned.plan, &values) {
                     Some(scatter) => self.gather_for(declare, &scatter, text, bound).await,
-                    None => Err(refused.into()),
+                    None => Err(self.why_not(&planned.plan, &values).into()),
                 }
             }
             Some(Query::Gathered(scatter)) => self.gather_for(declare, &scatter, text, bound).await,
-            None => Err(refused.into()),
+            None => Err(self.why_not(&planned.plan, &values).into()),
+        }
+    }
+
+    /// Why a query is not one that a cursor over several shards reads.
+    fn why_not(&self, plan: &Plan, values: &Values<'_>) -> Notice {
+        let [query] = plan.statements.as_slice() else {
+            return reply::malformed();
+        };
+        match self.place(query, values) {
+            Err(why) => why,
+            // It was, when DECLARE was bound.
+            Ok(_) => reply::columns_changed(),
         }
     }
 
@@ -573,8 +580,11 @@ impl Session {
             Count::Back => Err(reply::cursor_goes_back()),
         };
         let read = match most {
-            Err(notice) => Err(notice.into()),
-            Ok(_) if reading.state == State::Failed => Err(reply::portal_is_done(name).into()),
+            _ if reading.state == State::Failed => Err(reply::portal_is_done(name).into()),
+            Err(notice) => {
+                reading.state = State::Failed;
+                Err(notice.into())
+            }
             Ok(_) if sink != Sink::Nowhere && !reading.turn_to(formats) => {
                 Err(reply::cursor_in_other_formats().into())
             }
