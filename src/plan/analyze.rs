@@ -77,6 +77,7 @@ pub fn analyze(
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
+            leaves_time: Cell::default(),
             copy_in: Cell::default(),
             copy_out: Cell::default(),
             changes: Cell::default(),
@@ -101,7 +102,8 @@ pub fn analyze(
             && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
         let place = statement.start..statement.end;
         plans.push(planner.with_several(StatementPlan {
-            names_transaction: !snapshot.is_single() && names_transaction(text, slots),
+            names_transaction: !snapshot.is_single()
+                && (planner.leaves_time.get() || names_transaction(text, slots)),
             numbers,
             ..StatementPlan::new(place, effect, access, target)
         }));
@@ -244,6 +246,7 @@ fn of_another_encoding(
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
+            leaves_time: Cell::default(),
             copy_in: Cell::default(),
             copy_out: Cell::default(),
             changes: Cell::default(),
@@ -356,6 +359,8 @@ struct Planner<'a> {
     gather: Cell<Option<Box<Gather>>>,
     /// How it is written to several shards, found with its target.
     spread: Cell<Option<Box<Spread>>>,
+    /// Whether columns are left to defaults that ask for the transaction's time.
+    leaves_time: Cell<bool>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     copy_out: Cell<Option<Box<super::copy::CopyOut>>>,
@@ -688,6 +693,7 @@ impl Planner<'_> {
             Access::Read
         };
         let effect = self.effect(kind, &calls);
+        self.leaves_time.set(spread::leaves_time(kind, &analysis));
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));

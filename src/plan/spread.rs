@@ -11,10 +11,12 @@
     reason = "what has no rule of its own is not spread"
 )]
 
+mod fill;
+mod layout;
 mod text;
 
 use super::{
-    StatementPlan, Target, Values,
+    Route, StatementPlan, Target, Values,
     block::Analysis,
     route::{Pin, Role},
     unroutable::Unroutable,
@@ -27,6 +29,8 @@ use crate::{
         tree::{Body, Cte, Insert, Kind, Name, Query, Relation},
     },
 };
+pub(super) use fill::leaves_time;
+pub use fill::{Fill, Given, asks_for_time, is_each_rows};
 pub use text::{Part, Time};
 
 /// How a write is made of parts for several shards.
@@ -35,6 +39,8 @@ pub struct Spread {
     pub what: What,
     /// Whether it asks for the transaction's time, which is then one for all shards.
     pub time: Time,
+    /// Defaults that are written out.
+    pub fill: Fill,
 }
 
 /// What is written.
@@ -94,6 +100,7 @@ pub(super) fn spread(
     };
     let spread = Spread {
         time: text::time_asked(asked, &what)?,
+        fill: fill::fill(asked, analysis, &what)?,
         what,
     };
     let computed = asked.functions.iter().all(|name| spread.computes(name));
@@ -125,7 +132,7 @@ fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<Wh
             ..
         }]
     );
-    (plain && own && rows.len() > 1).then_some(What::Rows(rows.len()))
+    (plain && own).then_some(What::Rows(rows.len()))
 }
 
 fn changed(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
@@ -167,6 +174,18 @@ fn copies(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin])
 }
 
 impl Spread {
+    /// Whether the transaction's time stands in what the shards are sent.
+    #[must_use]
+    pub fn asks_for_time(&self) -> bool {
+        self.time == Time::Asked || self.fill.asks_for_time()
+    }
+
+    /// Whether every shard is sent the text as it stands, but for what is behind it.
+    #[must_use]
+    pub fn keeps_text(&self) -> bool {
+        !matches!(self.what, What::Rows(_)) && self.time == Time::NotAsked && self.fill.is_empty()
+    }
+
     /// Whether a function gives the same on every shard, or may be each row's own.
     fn computes(&self, name: &Name) -> bool {
         let own = name
@@ -213,6 +232,29 @@ impl StatementPlan {
             (What::Copies(_), Target::Refused(_)) => several(whole(snapshot.all())),
             _ => None,
         }
+    }
+}
+
+impl StatementPlan {
+    /// Where this execution writes when one shard does, and the transaction's time is another shard's; `None`: its text
+    /// cannot be given that time.
+    #[must_use]
+    pub fn share_of_one(&self, snapshot: &Snapshot, values: &Values<'_>) -> Option<Shares> {
+        let spread = self
+            .spread
+            .as_ref()
+            .filter(|spread| spread.asks_for_time())?;
+        let Ok(Route::One(shard)) = self.route(snapshot, values) else {
+            return None;
+        };
+        let rows = match spread.what {
+            What::Rows(count) => (0..u32::try_from(count).ok()?).collect(),
+            What::Share(_) => Vec::new(),
+            What::Copies(_) | What::Change => return None,
+        };
+        Some(Shares {
+            shards: vec![(shard, rows)],
+        })
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         Plan, StatementPlan, Values,
-        spread::{Part, Shares, Spread, Time, What},
+        spread::{Fill, Given, Part, Shares, Spread, What},
     },
     protocol::transaction::Deferred,
     sql::{normalize::Slot, statement::Effect},
@@ -93,7 +93,13 @@ impl Session {
         statement: &StatementPlan,
         values: &Values<'_>,
     ) -> Result<Option<Shares>, Stop> {
-        match statement.shares(&self.snapshot, values) {
+        let told = || {
+            let shares = statement.share_of_one(&self.snapshot, values)?;
+            let (shard, _) = shares.shards.first()?;
+            let elsewhere = self.may_name_at(*shard).is_err() && self.may_go_to(*shard).is_ok();
+            elsewhere.then_some(Ok(shares))
+        };
+        match statement.shares(&self.snapshot, values).or_else(told) {
             None => Ok(None),
             Some(Err(why)) => Err(wording::unroutable(&why).into()),
             Some(Ok(shares)) => {
@@ -405,9 +411,15 @@ impl Session {
     pub(super) async fn write(&mut self, writing: &Writing<'_>) -> Result<Written, Stop> {
         self.begin_own().await?;
         self.reach_shards(writing).await?;
-        let time = match writing.spread.time {
-            Time::Asked => self.ask_time(&writing.shares).await?,
-            Time::NotAsked => None,
+        let time = if writing.spread.asks_for_time() {
+            self.ask_time(&writing.shares).await?
+        } else {
+            None
+        };
+        let drawn = self.draw(writing).await?;
+        let given = Given {
+            time: time.as_deref(),
+            drawn: &drawn,
         };
         let rows = writing
             .shares
@@ -416,7 +428,7 @@ impl Session {
             .map(|(_, rows)| rows.as_slice());
         let parts = writing
             .spread
-            .parts(writing.text, writing.slots, rows, time.as_deref());
+            .parts(writing.text, writing.slots, rows, &given);
         // The plan is of a text with the same template.
         let parts = parts.ok_or_else(reply::malformed)?;
         let mut heard = Heard::new(&writing.spread.what, parts.len());
@@ -459,6 +471,17 @@ impl Session {
             link.named = true;
         }
         Ok(time)
+    }
+
+    /// The values of defaults that are each row's own, drawn once for all copies.
+    async fn draw(&mut self, writing: &Writing<'_>) -> Result<Vec<Vec<Option<String>>>, Stop> {
+        let Some(sql) = writing.spread.draw(writing.text, writing.slots) else {
+            return Ok(Vec::new());
+        };
+        let (shard, hold) = (self.snapshot.home, Hold::Bound);
+        self.reach(Place { shard, hold }).await?;
+        let answer = self.ask(sql.as_bytes()).await??;
+        Ok(Fill::drawn(answer.as_deref().unwrap_or_default()))
     }
 
     /// Asks the shards and hears their answers. One after the other: a statement that waits for another's rows holds none
@@ -677,12 +700,7 @@ impl Writing<'_> {
 
     /// A server's error as the client may see it: its position is that of a text which the client did not write.
     fn own_error(&self, body: &[u8]) -> Vec<u8> {
-        let whole = matches!(
-            self.spread.what,
-            What::Share(_) | What::Copies(_) | What::Change
-        );
-        let same = whole && self.spread.time == Time::NotAsked;
-        if same {
+        if self.spread.keeps_text() {
             return body.to_vec();
         }
         let mut made = Vec::with_capacity(body.len());
