@@ -478,10 +478,20 @@ impl Session {
         let Some(sql) = writing.spread.draw(writing.text, writing.slots) else {
             return Ok(Vec::new());
         };
-        let (shard, hold) = (self.snapshot.home, Hold::Bound);
-        self.reach(Place { shard, hold }).await?;
-        let answer = self.ask(sql.as_bytes()).await??;
-        Ok(Fill::drawn(answer.as_deref().unwrap_or_default()))
+        let (home, hold) = (self.snapshot.home, Hold::Bound);
+        let mut drawn = Vec::new();
+        for (shard, _) in &writing.shares.shards {
+            // The other sequences keep step, for statements that draw on each shard.
+            if *shard == home || writing.spread.fill.counts() {
+                let shard = *shard;
+                self.reach(Place { shard, hold }).await?;
+                let answer = self.ask(sql.as_bytes()).await??;
+                if shard == home {
+                    drawn = Fill::drawn(answer.as_deref().unwrap_or_default());
+                }
+            }
+        }
+        Ok(drawn)
     }
 
     /// Asks the shards and hears their answers. One after the other: a statement that waits for another's rows holds none

@@ -260,6 +260,13 @@ impl Spread {
 }
 
 impl Fill {
+    /// Whether numbers of a sequence are drawn.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.own()
+            .any(|filled| filled.expression.contains("nextval("))
+    }
+
     fn add(&mut self, computed: &Computed, place: Where) {
         self.columns.push(Filled {
             column: computed.column.clone(),
