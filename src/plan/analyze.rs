@@ -804,6 +804,7 @@ impl Planner<'_> {
             own: self.own_text(),
             start: self.statement.start as usize,
             slots: self.slots,
+            reading: self.reading(),
         };
         spread::spread(&asked, analysis, pins)
     }
@@ -1142,15 +1143,18 @@ impl Planner<'_> {
                 Some(fixed) => Route::One(fixed.shard),
             });
         }
-        let reading = Reading {
-            standard_conforming_strings: self.context.standard_conforming_strings,
-            utf8: self.context.utf8,
-        };
         Target::ByKey(Pins {
             pins: pins.into(),
             fixed,
-            reading,
+            reading: self.reading(),
         })
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            standard_conforming_strings: self.context.standard_conforming_strings,
+            utf8: self.context.utf8,
+        }
     }
 }
 

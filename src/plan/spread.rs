@@ -13,6 +13,7 @@
 
 mod fill;
 mod layout;
+mod moving;
 mod text;
 
 use super::{
@@ -20,6 +21,7 @@ use super::{
     block::Analysis,
     route::{Pin, Role},
     unroutable::Unroutable,
+    value::Reading,
 };
 use crate::{
     catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
@@ -31,20 +33,23 @@ use crate::{
 };
 pub(super) use fill::leaves_time;
 pub use fill::{Fill, Given, asks_for_time, is_each_rows};
+pub use moving::{Columns, Moving, Texts, examine, examined};
 pub use text::{Part, Time};
 
 /// How a write is made of parts for several shards.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Spread {
     pub what: What,
     /// Whether it asks for the transaction's time, which is then one for all shards.
     pub time: Time,
     /// Defaults that are written out.
     pub fill: Fill,
+    /// A number of the table whose rows are changed or moved, by which movers keep apart from others.
+    pub lock: Option<i32>,
 }
 
 /// What is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum What {
     /// `INSERT … VALUES` of this many rows, each to the shard of its key.
     Rows(usize),
@@ -52,6 +57,8 @@ pub enum What {
     Share(GroupId),
     /// A write to a table that every shard has a copy of: every shard changes its copy.
     Copies(Copies),
+    /// UPDATE of the shard key: rows may move to other shards.
+    Move(Box<Moving>),
     /// A schema change: the same text on every shard that it concerns.
     Change,
 }
@@ -81,6 +88,7 @@ pub(super) struct Asked<'a> {
     pub(super) own: &'a str,
     pub(super) start: usize,
     pub(super) slots: &'a [Slot],
+    pub(super) reading: Reading,
 }
 
 /// How a write is spread over shards when its keys do not choose one; `None`: it is not.
@@ -94,17 +102,35 @@ pub(super) fn spread(
     }
     let what = match asked.kind {
         Kind::Insert(insert) => inserted(insert, analysis, pins)?,
-        Kind::Update(update) => changed(&update.ctes, &update.table, analysis, pins)?,
+        Kind::Update(update) => {
+            changed(&update.ctes, &update.table, analysis, pins).or_else(|| {
+                let moving = moving::moving(update, asked, analysis, pins)?;
+                Some(What::Move(Box::new(moving)))
+            })?
+        }
         Kind::Delete(delete) => changed(&delete.ctes, &delete.table, analysis, pins)?,
         _ => return None,
     };
     let spread = Spread {
         time: text::time_asked(asked, &what)?,
         fill: fill::fill(asked, analysis, &what)?,
+        lock: number_of(asked.kind),
         what,
     };
     let computed = asked.functions.iter().all(|name| spread.computes(name));
     (computed && spread.can_be_made(asked)).then(|| Box::new(spread))
+}
+
+/// The same number wherever the table is named, by whatever proxy; FNV-1a of its name.
+fn number_of(kind: &Kind) -> Option<i32> {
+    let table = match kind {
+        Kind::Update(update) => &update.table,
+        Kind::Delete(delete) => &delete.table,
+        _ => return None,
+    };
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let hash = table.name.name.bytes().fold(0x811c_9dc5, step);
+    Some(hash.cast_signed())
 }
 
 fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
@@ -230,6 +256,10 @@ impl StatementPlan {
                 several(whole(snapshot.group(*group).shards()))
             }
             (What::Copies(_), Target::Refused(_)) => several(whole(snapshot.all())),
+            (What::Move(_), Target::ByKey(pins)) if pins.route(snapshot, values).is_ok() => None,
+            (What::Move(moving), Target::ByKey(_) | Target::Refused(_)) => {
+                moving.shares(snapshot, values)
+            }
             _ => None,
         }
     }
@@ -250,7 +280,7 @@ impl StatementPlan {
         let rows = match spread.what {
             What::Rows(count) => (0..u32::try_from(count).ok()?).collect(),
             What::Share(_) => Vec::new(),
-            What::Copies(_) | What::Change => return None,
+            What::Copies(_) | What::Move(_) | What::Change => return None,
         };
         Some(Shares {
             shards: vec![(shard, rows)],

@@ -182,6 +182,7 @@ impl Session {
         };
         let change = Spread {
             fill: Fill::default(),
+            lock: None,
             what: What::Change,
             time: Time::NotAsked,
         };

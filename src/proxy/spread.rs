@@ -7,6 +7,7 @@
 //! has failed the transaction. Schema changes (`changing`) run by the same machinery.
 
 pub(super) mod answers;
+mod moving;
 
 use super::{
     link::{Hold, Link},
@@ -35,6 +36,7 @@ use crate::{
     },
 };
 use answers::{Answer, Discord, Written, together};
+use moving::keep_apart;
 use std::sync::Arc;
 
 /// What the answers of one statement may hold of rows.
@@ -411,6 +413,11 @@ impl Session {
     pub(super) async fn write(&mut self, writing: &Writing<'_>) -> Result<Written, Stop> {
         self.begin_own().await?;
         self.reach_shards(writing).await?;
+        if let What::Move(moving) = &writing.spread.what {
+            let moved = Box::pin(self.move_rows(writing, moving)).await;
+            self.drew = Drew::default();
+            return moved;
+        }
         let time = if writing.spread.asks_for_time() {
             self.ask_time(&writing.shares).await?
         } else {
@@ -505,7 +512,7 @@ impl Session {
     ) -> Result<(), Stop> {
         let at_once = match heard.what {
             What::Copies(_) => parts.len(),
-            What::Rows(_) | What::Share(_) | What::Change => 1,
+            What::Rows(_) | What::Share(_) | What::Move(_) | What::Change => 1,
         };
         for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
             for (at, part) in some.iter().enumerate() {
@@ -530,6 +537,10 @@ impl Session {
                 "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
                 copies.quoted
             )),
+            What::Move(_) => writing.spread.lock.map(|table| keep_apart(table, true)),
+            What::Share(_) if writing.shares.shards.len() > 1 => {
+                writing.spread.lock.map(|table| keep_apart(table, false))
+            }
             What::Rows(_) | What::Share(_) | What::Change => None,
         };
         for (shard, _) in &writing.shares.shards {
@@ -713,21 +724,26 @@ impl Writing<'_> {
         if self.spread.keeps_text() {
             return body.to_vec();
         }
-        let mut made = Vec::with_capacity(body.len());
-        let mut fields = Body::new(body);
-        while let Ok(code) = fields.byte() {
-            let Ok(text) = (if code == 0 { break } else { fields.cstr() }) else {
-                break;
-            };
-            if code != b'P' {
-                made.push(code);
-                made.extend_from_slice(text);
-                made.push(0);
-            }
-        }
-        made.push(0);
-        made
+        without_position(body)
     }
+}
+
+/// A server's error without the place in its text.
+fn without_position(body: &[u8]) -> Vec<u8> {
+    let mut made = Vec::with_capacity(body.len());
+    let mut fields = Body::new(body);
+    while let Ok(code) = fields.byte() {
+        let Ok(text) = (if code == 0 { break } else { fields.cstr() }) else {
+            break;
+        };
+        if code != b'P' {
+            made.push(code);
+            made.extend_from_slice(text);
+            made.push(0);
+        }
+    }
+    made.push(0);
+    made
 }
 
 /// Why the shards' answers are not the answer of one statement.

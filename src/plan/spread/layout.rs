@@ -19,7 +19,7 @@ impl Layout<'_> {
         (from..self.to).find(|at| self.is_keyword(*at, word))
     }
 
-    fn is_keyword(&self, at: usize, word: &str) -> bool {
+    pub(super) fn is_keyword(&self, at: usize, word: &str) -> bool {
         let piece = &self.pieces[at];
         let before = at.checked_sub(1).map(|before| &self.pieces[before]);
         let is_name = before.is_some_and(|before| before.is("as") || before.is_sign("."));

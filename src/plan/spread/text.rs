@@ -77,7 +77,7 @@ impl Spread {
         };
         let all = match self.what {
             What::Rows(count) => layout.rows().filter(|all| all.len() == count)?,
-            What::Share(_) | What::Copies(_) | What::Change => Vec::new(),
+            What::Share(_) | What::Copies(_) | What::Move(_) | What::Change => Vec::new(),
         };
         rows.map(|own| self.part(text, &layout, &all, own, times()?))
             .collect()
@@ -87,6 +87,9 @@ impl Spread {
     #[must_use]
     pub fn fits(&self, text: &str, slots: &[Slot]) -> bool {
         let whole = Layout::of(text, slots).is_some_and(|layout| layout.from == 0);
+        if let What::Move(moving) = &self.what {
+            return whole && moving.can_be_made(text, slots);
+        }
         whole
             && self
                 .parts(text, slots, std::iter::empty(), &Given::TRIED)
@@ -107,7 +110,9 @@ impl Spread {
             parameters: None,
         };
         match &self.what {
-            What::Share(_) | What::Change => Some(whole(edited(text, 0..end, &edits))),
+            What::Share(_) | What::Move(_) | What::Change => {
+                Some(whole(edited(text, 0..end, &edits)))
+            }
             What::Copies(copies) => {
                 let mut made = edited(text, 0..end, &edits);
                 let word = if layout.returning().is_some() {
@@ -145,6 +150,9 @@ impl Spread {
         let Some(slots) = own_slots(asked) else {
             return false;
         };
+        if let What::Move(moving) = &self.what {
+            return moving.can_be_made(asked.own, &slots);
+        }
         let rows: &[u32] = if matches!(self.what, What::Rows(_)) {
             &[0]
         } else {
@@ -354,7 +362,7 @@ impl<'a> Layout<'a> {
     }
 
     /// Where the transaction's time is asked for, and what stands there instead; `None`: not understood.
-    fn times(&self, time: &str) -> Option<Vec<Edit>> {
+    pub(super) fn times(&self, time: &str) -> Option<Vec<Edit>> {
         at_time(&self.pieces[self.from..self.to], time)
     }
 }

@@ -25,9 +25,15 @@ fn made(what: What, text: &str, rows: &[u32]) -> Option<(String, Option<Vec<u16>
         drawn: &[],
     };
     let fill = Fill::default();
-    let part = Spread { what, time, fill }
-        .parts(text, &slots(text), std::iter::once(rows), &given)?
-        .remove(0);
+    let lock = None;
+    let part = Spread {
+        what,
+        time,
+        fill,
+        lock,
+    }
+    .parts(text, &slots(text), std::iter::once(rows), &given)?
+    .remove(0);
     Some((part.text, part.parameters))
 }
 
