@@ -233,13 +233,6 @@ impl Moving {
                 None => format!(", {called}.{}", quote(name)),
             });
         }
-        if self
-            .assigned
-            .iter()
-            .any(|one| !columns.names.contains(&one.column))
-        {
-            return None;
-        }
         let table = match &self.alias {
             Some(alias) => format!("{} AS {alias}", self.quoted),
             None => self.quoted.clone(),
@@ -328,12 +321,9 @@ pub fn examine(moving: &Moving) -> String {
     )
 }
 
-/// What keeps rows from being moved: its kind and its name.
-pub type Obstacle = (String, String);
-
-/// The answer to [`examine`].
+/// The answer to [`examine`]: what keeps rows from being moved, its kind and name, and the columns.
 #[must_use]
-pub fn examined(answer: &str) -> Option<(Option<Obstacle>, Columns)> {
+pub fn examined(answer: &str) -> Option<(Option<(String, String)>, Columns)> {
     let parts: Vec<&str> = answer.split('\u{2}').collect();
     let [kind, name, key_type, names] = parts.as_slice() else {
         return None;
