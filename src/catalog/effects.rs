@@ -13,12 +13,12 @@ pub struct Effects {
     /// Columns whose default gives no value twice, on whatever shard it is computed.
     pub fresh: Vec<String>,
     /// Columns whose default another shard would compute to something else.
-    pub computed: Vec<Computed>,
+    pub varying: Vec<Varying>,
 }
 
 /// A default that is not the same wherever and whenever it is computed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Computed {
+pub struct Varying {
     pub column: String,
     /// As SQL names it under any `search_path`.
     pub expression: String,

@@ -5,7 +5,7 @@ use super::{code::pieces, connect::AskError};
 use crate::{
     catalog::{
         code::Piece,
-        effects::{Computed, Fired, Once},
+        effects::{Fired, Once, Varying},
         snapshot::TableName,
     },
     plan::spread::{asks_for_time, is_each_rows},
@@ -23,7 +23,7 @@ pub struct Objects {
     pub uniques: Vec<Unique>,
     pub defaults: Vec<DefaultValue>,
     /// Defaults that another server would compute to something else.
-    pub computed: Vec<(TableName, Computed)>,
+    pub varying: Vec<(TableName, Varying)>,
     pub actions: Vec<Action>,
     /// Columns that the server computes of others.
     pub generated: Vec<(TableName, String)>,
@@ -162,7 +162,7 @@ WHERE a.attnum > 0 AND NOT a.attisdropped AND (s.oid IS NOT NULL OR a.attgenerat
 ORDER BY 1, 2, 3";
 
 /// Of each table its own: those of its partitions are not those of rows that are inserted by its name.
-const COMPUTED: &str = "\
+const VARYING: &str = "\
 SELECT n.nspname::text, c.relname::text, a.attname::text, a.attidentity::text, \
   CASE WHEN a.attidentity = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) \
     ELSE pg_catalog.format('pg_catalog.nextval(%L)', pg_catalog.pg_get_serial_sequence(pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname)) END \
@@ -229,9 +229,9 @@ pub(super) async fn objects(client: &Client) -> Result<Objects, AskError> {
             });
         }
     }
-    for row in client.query(COMPUTED, &[]).await? {
-        if let Some(computed) = computed(&row)? {
-            found.computed.push((table(&row, 0)?, computed));
+    for row in client.query(VARYING, &[]).await? {
+        if let Some(varying) = varying(&row)? {
+            found.varying.push((table(&row, 0)?, varying));
         }
     }
     for row in ask(client, ACTIONS).await? {
@@ -298,7 +298,7 @@ fn made(row: &Row) -> Result<Made, AskError> {
 }
 
 /// `None`: it is the same everywhere, or not known.
-fn computed(row: &Row) -> Result<Option<Computed>, AskError> {
+fn varying(row: &Row) -> Result<Option<Varying>, AskError> {
     let (identity, expression): (String, Option<String>) = (row.try_get(3)?, row.try_get(4)?);
     let Some(expression) = expression else {
         return Ok(None);
@@ -312,7 +312,7 @@ fn computed(row: &Row) -> Result<Option<Computed>, AskError> {
     } else {
         return Ok(None);
     };
-    Ok(Some(Computed {
+    Ok(Some(Varying {
         column: row.try_get(2)?,
         expression,
         once,

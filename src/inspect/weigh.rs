@@ -40,7 +40,7 @@ pub(super) fn effects(
             });
         }
     }
-    found.computes(shards, table);
+    found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -84,7 +84,7 @@ pub(super) fn effects_of_single(
             );
         }
     }
-    found.computes(&[objects], table);
+    found.varies(&[objects], table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -118,7 +118,7 @@ pub(super) fn effects_of_copies(
             }
         }
     }
-    found.computes(shards, table);
+    found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -143,15 +143,15 @@ fn function(trigger: &Trigger) -> Function<'_> {
 
 impl Effects {
     /// What the table's defaults compute, as the first shard says that has one for a column.
-    fn computes(&mut self, shards: &[&Objects], table: &TableName) {
-        let all = shards.iter().flat_map(|objects| &objects.computed);
-        for (_, computed) in all.filter(|(on, _)| on == table) {
+    fn varies(&mut self, shards: &[&Objects], table: &TableName) {
+        let all = shards.iter().flat_map(|objects| &objects.varying);
+        for (_, varying) in all.filter(|(on, _)| on == table) {
             if !self
-                .computed
+                .varying
                 .iter()
-                .any(|known| known.column == computed.column)
+                .any(|known| known.column == varying.column)
             {
-                self.computed.push(computed.clone());
+                self.varying.push(varying.clone());
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{
     text::{Edit, Layout, at_time, quote},
 };
 use crate::{
-    catalog::effects::{Computed, Once},
+    catalog::effects::{Varying, Once},
     plan::block::{Analysis, Place},
     sql::{
         normalize::{Slot, Slots, Strings, normalize},
@@ -123,10 +123,10 @@ fn with_time(expression: &str, time: &str) -> Option<String> {
 pub(in crate::plan) fn leaves_time(kind: &Kind, analysis: &Analysis<'_>) -> bool {
     let timed = |table: &Relation| {
         let effects = analysis.effects(&table.name);
-        let computed = effects.map(|effects| effects.computed.as_slice());
-        let computed = computed.unwrap_or_default().iter();
-        computed
-            .filter(|computed| computed.once == Once::Transaction)
+        let varying = effects.map(|effects| effects.varying.as_slice());
+        let varying = varying.unwrap_or_default().iter();
+        varying
+            .filter(|varying| varying.once == Once::Transaction)
             .collect::<Vec<_>>()
     };
     match kind {
@@ -136,18 +136,18 @@ pub(in crate::plan) fn leaves_time(kind: &Kind, analysis: &Analysis<'_>) -> bool
                 .iter()
                 .flat_map(|conflict| &conflict.assignments);
             let assigned: Vec<&Target> = conflict.collect();
-            timed(&insert.table).into_iter().any(|computed| {
-                of_insert(insert, analysis, computed) != Leaves::Nothing
+            timed(&insert.table).into_iter().any(|varying| {
+                of_insert(insert, analysis, varying) != Leaves::Nothing
                     || assigned
                         .iter()
-                        .any(|target| assigns_default(target, computed))
+                        .any(|target| assigns_default(target, varying))
             })
         }
-        Kind::Update(update) => timed(&update.table).into_iter().any(|computed| {
+        Kind::Update(update) => timed(&update.table).into_iter().any(|varying| {
             update
                 .assignments
                 .iter()
-                .any(|one| assigns_default(one, computed))
+                .any(|one| assigns_default(one, varying))
         }),
         // What its actions leave out is not looked at.
         Kind::Merge(merge) => !timed(&merge.table).is_empty(),
@@ -163,9 +163,9 @@ enum Leaves {
     Some(Where),
 }
 
-fn of_insert(insert: &Insert, analysis: &Analysis<'_>, computed: &Computed) -> Leaves {
+fn of_insert(insert: &Insert, analysis: &Analysis<'_>, varying: &Varying) -> Leaves {
     let columns = columns_of(insert, analysis);
-    let at = columns.iter().position(|column| *column == computed.column);
+    let at = columns.iter().position(|column| *column == varying.column);
     let body = insert.source.as_ref().map(|source| &source.body);
     match (at, body) {
         (None, _) | (_, None) => Leaves::Some(Where::Behind),
@@ -204,8 +204,8 @@ fn has_star(select: &Select) -> bool {
     select.targets.iter().any(stars)
 }
 
-fn assigns_default(target: &Target, computed: &Computed) -> bool {
-    target.name.as_deref() == Some(&computed.column) && matches!(target.value, Expr::Default)
+fn assigns_default(target: &Target, varying: &Varying) -> bool {
+    target.name.as_deref() == Some(&varying.column) && matches!(target.value, Expr::Default)
 }
 
 /// What of a statement's defaults is to be written out; `None`: it cannot be.
@@ -220,11 +220,11 @@ pub(super) fn fill(asked: &Asked<'_>, analysis: &Analysis<'_>, what: &What) -> O
         _ => return Some(Fill::default()),
     };
     let effects = analysis.effects(&table.name);
-    let computed = effects.map(|effects| effects.computed.as_slice());
+    let varying = effects.map(|effects| effects.varying.as_slice());
     let matters =
-        |one: &&Computed| one.once == Once::Transaction || matches!(what, What::Copies(_));
+        |one: &&Varying| one.once == Once::Transaction || matches!(what, What::Copies(_));
     let mut fill = Fill::default();
-    for one in computed.unwrap_or_default().iter().filter(matters) {
+    for one in varying.unwrap_or_default().iter().filter(matters) {
         let assigned = assignments
             .iter()
             .filter(|target| assigns_default(target, one))
@@ -267,11 +267,11 @@ impl Fill {
             .any(|filled| filled.expression.contains("nextval("))
     }
 
-    fn add(&mut self, computed: &Computed, place: Where) {
+    fn add(&mut self, varying: &Varying, place: Where) {
         self.columns.push(Filled {
-            column: computed.column.clone(),
-            expression: computed.expression.clone(),
-            once: computed.once,
+            column: varying.column.clone(),
+            expression: varying.expression.clone(),
+            once: varying.once,
             place,
         });
     }
