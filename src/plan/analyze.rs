@@ -156,7 +156,10 @@ fn unsettles(effect: &Effect) -> bool {
 
 /// Whether a statement changes rows, and nothing around it does something else with them.
 fn writes(kind: &Kind) -> bool {
-    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
+    matches!(
+        kind,
+        Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_) | Kind::Merge(_)
+    )
 }
 
 /// The literals of a statement, by slot.

@@ -28,7 +28,7 @@ use crate::{
     sql::{
         functions::is_immutable,
         normalize::Slot,
-        tree::{Body, Cte, Insert, Kind, Name, Query, Relation},
+        tree::{Body, Cte, Insert, Kind, Merge, MergeAct, MergeAction, Name, Query, Relation},
     },
 };
 pub(super) use fill::leaves_time;
@@ -109,6 +109,7 @@ pub(super) fn spread(
             })?
         }
         Kind::Delete(delete) => changed(&delete.ctes, &delete.table, analysis, pins)?,
+        Kind::Merge(merge) => merged(merge, analysis, pins)?,
         _ => return None,
     };
     let spread = Spread {
@@ -124,6 +125,7 @@ pub(super) fn spread(
 /// The same number wherever the table is named, by whatever proxy; FNV-1a of its name.
 fn number_of(kind: &Kind) -> Option<i32> {
     let table = match kind {
+        Kind::Merge(merge) => &merge.table,
         Kind::Update(update) => &update.table,
         Kind::Delete(delete) => &delete.table,
         _ => return None,
@@ -137,12 +139,16 @@ fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<Wh
     if let Some(copies) = copies(&insert.ctes, &insert.table, analysis, pins) {
         return Some(copies);
     }
+    let source = insert.source.as_ref()?;
+    if matches!(source.body, Body::Select(_)) {
+        return selected(insert, source, analysis, pins);
+    }
     let Query {
         ctes,
         body: Body::Values(rows),
         locking,
         ..
-    } = insert.source.as_ref()?
+    } = source
     else {
         return None;
     };
@@ -161,17 +167,56 @@ fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<Wh
     (plain && own).then_some(What::Rows(rows.len()))
 }
 
+/// `INSERT … SELECT` whose rows take over the key of rows that are read, so that they stay with these.
+fn selected(
+    insert: &Insert,
+    source: &Query,
+    analysis: &Analysis<'_>,
+    pins: &[Pin],
+) -> Option<What> {
+    let carried = analysis.carried?;
+    let ctes = insert.ctes.iter().chain(&source.ctes);
+    let fits = ctes.count() == 0 && source.locking.is_empty() && source.into.is_none();
+    (fits && are_with(carried, analysis, pins))
+        .then(|| What::Share(analysis.instances[carried].group))
+}
+
+/// MERGE whose rows are with those that they are merged into: by their keys, or because every shard has all of them and
+/// none is inserted.
+fn merged(merge: &Merge, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
+    let target = analysis.changed.filter(|target| *target == 0)?;
+    let reads = merge
+        .ctes
+        .iter()
+        .all(|cte| matches!(cte.body, Kind::Query(_)));
+    let inserts = |action: &MergeAction| matches!(action.act, MergeAct::Insert { .. });
+    let placed = analysis.carried.is_some() || !merge.actions.iter().any(inserts);
+    // ON restricts the table's rows, and leaves those of the source that match none.
+    let with_it = analysis.equal_to(target);
+    let with_it = |at: usize| with_it.contains(&at) || analysis.equal_to(at).contains(&target);
+    (reads && placed && (0..analysis.instances.len()).all(with_it) && only_unpinned(analysis, pins))
+        .then(|| What::Share(analysis.instances[target].group))
+}
+
+/// Whether all rows that are read are on the shard of those of this relation, and nothing but their number of shards is
+/// in the way.
+fn are_with(instance: usize, analysis: &Analysis<'_>, pins: &[Pin]) -> bool {
+    (0..analysis.instances.len()).all(|at| analysis.equal_to(at).contains(&instance))
+        && only_unpinned(analysis, pins)
+}
+
+fn only_unpinned(analysis: &Analysis<'_>, pins: &[Pin]) -> bool {
+    let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+    pins.iter().all(|pin| matches!(pin.role, Role::Match)) && analysis.refusals.iter().all(unpinned)
+}
+
 fn changed(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
     if let Some(copies) = copies(ctes, table, analysis, pins) {
         return Some(copies);
     }
     let target = analysis.changed?;
-    let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
-    let with_it = (0..analysis.instances.len()).all(|at| analysis.equal_to(at).contains(&target));
-    let keeps_keys = pins.iter().all(|pin| matches!(pin.role, Role::Match));
     let reads = ctes.iter().all(|cte| matches!(cte.body, Kind::Query(_)));
-    let only_unpinned = analysis.refusals.iter().all(unpinned);
-    (target == 0 && with_it && keeps_keys && reads && only_unpinned)
+    (target == 0 && reads && are_with(target, analysis, pins))
         .then(|| What::Share(analysis.instances[target].group))
 }
 

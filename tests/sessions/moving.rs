@@ -314,3 +314,55 @@ fn movers_and_writers_at_once_lose_nothing() {
     let sum: i32 = sums.iter().map(|sum| sum.parse::<i32>().unwrap()).sum();
     assert_eq!(sum, added);
 }
+
+#[test]
+fn rows_are_made_of_those_that_they_stay_with() {
+    let mut stand = stand("moving_selected");
+    for text in [
+        "insert into t (id, n, name, number) overriding system value select id, n + 10, v, 100 + n from items",
+        "insert into items (id, n, v) select id, count(*) + 20, max(v) from items group by id",
+        "insert into items (id, n) select i.id, i.n + 30 from items i join t on t.id = i.id and t.n = i.n where exists (select from countries where code = i.v)",
+        "insert into items select id, n, 'again' from items where id in (1, 101) on conflict (id, n) do update set v = excluded.v",
+        "insert into items (id, n) select id, n from items",
+        "insert into items (v, id, n) select c.name, i.id, 40 from items i join countries c on c.code = i.v",
+    ] {
+        stand.alike(&query(text), 1);
+        same_rows(&mut stand, "items");
+    }
+    stand.alike(
+        &batch()
+            .run(
+                "insert into items (id, n, v) select id, $1 + n, $2 from t where n < $3",
+                &["60", "p", "4"],
+            )
+            .sync()
+            .0,
+        1,
+    );
+    same_rows(&mut stand, "items");
+    stand.ask("insert into t (id, n, number) overriding system value select id, n + 100, 7 from items where n < 5");
+    let times = stand.seen(
+        "select coalesce(max(at)::text, 'none') || count(distinct at) from t where number = 7",
+    );
+    assert!(times.iter().all(|time| *time == times[0]), "{times:?}");
+}
+
+#[test]
+fn merge_does_on_every_shard_what_is_with_its_rows() {
+    let mut stand = stand("moving_merged");
+    for text in [
+        "merge into items i using t on i.id = t.id and i.n = t.n when matched then update set v = t.name when not matched then insert (id, n, v) values (t.id, t.n + 50, 'new')",
+        "merge into items using countries c on items.v = c.code when matched then delete",
+        "merge into items i using (values (1, 'x'), (201, 'y'), (7, 'z')) s (id, v) on i.id = s.id and i.n < 50 when matched then update set v = s.v",
+        "merge into items i using t on i.id = t.id when matched and t.n < 0 then delete when not matched then do nothing",
+        "merge into items i using (values (1), (1)) s (id) on i.id = s.id when matched then update set v = 'twice'",
+    ] {
+        stand.alike(&query(text), 1);
+        same_rows(&mut stand, "items");
+    }
+    stand.alike(&batch().run("merge into items i using t on i.id = t.id and t.n = $1 when matched then update set v = $2", &["4", "far"]).sync().0, 1);
+    same_rows(&mut stand, "items");
+    stand.ask("merge into t using items i on t.id = i.id and t.n = i.n + 100 when not matched then insert (id, n, number) overriding system value values (i.id, i.n + 100, 8)");
+    let times = stand.seen("select max(at) || ' ' || count(distinct at) from t where number = 8");
+    assert!(times.iter().all(|time| *time == times[0]), "{times:?}");
+}

@@ -10,12 +10,12 @@ use super::{
     text::{Edit, Layout, at_time, quote},
 };
 use crate::{
-    catalog::effects::{Varying, Once},
+    catalog::effects::{Once, Varying},
     plan::block::{Analysis, Place},
     sql::{
         normalize::{Slot, Slots, Strings, normalize},
         scan::{self, pieces},
-        tree::{Body, Expr, Insert, Kind, Overriding, Relation, Select, Target},
+        tree::{Body, Expr, Insert, Kind, Merge, MergeAct, Overriding, Relation, Select, Target},
     },
 };
 
@@ -28,6 +28,8 @@ pub struct Fill {
     list: Option<Vec<String>>,
     /// How often one of the columns is assigned DEFAULT.
     assigned: usize,
+    /// How often an action of a MERGE gives one of them a value.
+    given: usize,
 }
 
 /// One column that is left to its default.
@@ -58,6 +60,8 @@ enum Source {
     Select,
     /// DEFAULT VALUES.
     Defaults,
+    /// WHEN NOT MATCHED THEN INSERT.
+    Actions,
 }
 
 /// What is filled in.
@@ -217,12 +221,12 @@ pub(super) fn fill(asked: &Asked<'_>, analysis: &Analysis<'_>, what: &What) -> O
             (&insert.table, assignments.unwrap_or_default())
         }
         Kind::Update(update) => (&update.table, update.assignments.as_slice()),
+        Kind::Merge(merge) => return of_merge(merge, analysis),
         _ => return Some(Fill::default()),
     };
     let effects = analysis.effects(&table.name);
     let varying = effects.map(|effects| effects.varying.as_slice());
-    let matters =
-        |one: &&Varying| one.once == Once::Transaction || matches!(what, What::Copies(_));
+    let matters = |one: &&Varying| one.once == Once::Transaction || matches!(what, What::Copies(_));
     let mut fill = Fill::default();
     for one in varying.unwrap_or_default().iter().filter(matters) {
         let assigned = assignments
@@ -246,6 +250,47 @@ pub(super) fn fill(asked: &Asked<'_>, analysis: &Analysis<'_>, what: &What) -> O
         fill.source_of(insert, analysis)?;
     }
     Some(fill)
+}
+
+/// What of a MERGE's defaults is to be written out: columns that none of its actions names.
+fn of_merge(merge: &Merge, analysis: &Analysis<'_>) -> Option<Fill> {
+    let mut fill = Fill {
+        source: Source::Actions,
+        ..Fill::default()
+    };
+    let effects = analysis.effects(&merge.table.name)?;
+    let timed = |varying: &&Varying| varying.once == Once::Transaction;
+    for varying in effects.varying.iter().filter(timed) {
+        let mut left = 0;
+        for action in &merge.actions {
+            match &action.act {
+                MergeAct::Insert {
+                    columns, values, ..
+                } => {
+                    let at = columns.iter().position(|column| *column == varying.column);
+                    match at.map(|at| values.get(at)) {
+                        None if !columns.is_empty() => left += 1,
+                        Some(Some(value)) if !matches!(value, Expr::Default) => fill.given += 1,
+                        _ => return None,
+                    }
+                }
+                MergeAct::Update(targets) => {
+                    if targets
+                        .iter()
+                        .any(|target| assigns_default(target, varying))
+                    {
+                        return None;
+                    }
+                }
+                MergeAct::Other => {}
+            }
+        }
+        if left > 0 {
+            fill.add(varying, Where::Behind);
+        }
+    }
+    // Which action leaves which column is not told apart.
+    (fill.given == 0 || fill.columns.is_empty()).then_some(fill)
 }
 
 impl Spread {
@@ -359,10 +404,18 @@ impl Fill {
             return Some(edits);
         }
         self.assigned_edits(layout, given, &mut edits)?;
-        if self.adds() {
+        if self.adds() && self.source != Source::Actions {
             self.list_edit(layout, &mut edits)?;
         }
         match self.source {
+            Source::Actions => {
+                let names = self.added_names().join(", ");
+                let values = self.added(0, given)?.join(", ");
+                for (list, row) in layout.inserting_actions()? {
+                    edits.push(Edit::insert(list, &format!(", {names}")));
+                    edits.push(Edit::insert(row, &format!(", {values}")));
+                }
+            }
             Source::Values => self.row_edits(layout, given, &mut edits)?,
             Source::Select => {
                 let values = self.added(0, given)?;

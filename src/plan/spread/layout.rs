@@ -102,6 +102,25 @@ impl Layout<'_> {
         })
     }
 
+    /// Where the lists of columns and of values end of each `INSERT (…) VALUES (…)` of a MERGE.
+    pub(super) fn inserting_actions(&self) -> Option<Vec<(usize, usize)>> {
+        let mut found = Vec::new();
+        let mut next = self.from;
+        while let Some(insert) = self.find(next, "insert") {
+            let closes = |from: usize| {
+                self.piece(from).filter(|piece| piece.is_sign("("))?;
+                let closing = |piece: &Piece<'_>| piece.depth == 0 && piece.is_sign(")");
+                let length = self.pieces[from..self.to].iter().position(closing)?;
+                Some(from + length)
+            };
+            let list = closes(insert + 1)?;
+            let row = closes(self.find(list, "values")? + 1)?;
+            found.push((self.pieces[list].start, self.pieces[row].start));
+            next = row;
+        }
+        Some(found)
+    }
+
     /// DEFAULT at this place of a row of VALUES.
     pub(super) fn default_cell(&self, row: &Range<usize>, place: usize) -> Option<Range<usize>> {
         let inside = |piece: &&Piece<'_>| piece.start > row.start && piece.end < row.end;

@@ -414,7 +414,7 @@ pub(super) fn at_time(pieces: &[Piece<'_>], time: &str) -> Option<Vec<Edit>> {
 }
 
 /// Words that begin a write.
-const BEGINNINGS: [&str; 4] = ["insert", "update", "delete", "with"];
+const BEGINNINGS: [&str; 5] = ["insert", "update", "delete", "merge", "with"];
 /// Times of the transaction that are keywords, and their types.
 const WORDS: [(&str, &str); 5] = [
     ("current_date", "date"),
