@@ -84,8 +84,12 @@ impl Session {
                     (false, Access::Read) => Hold::Loose,
                     (false, Access::Write) => Hold::Bound,
                 };
+                let told = self
+                    .several
+                    .named()
+                    .filter(|_| statement.names_transaction && here.is_none_or(|link| !link.named));
                 Place {
-                    shard: bound.unwrap_or(self.any),
+                    shard: told.or(bound).unwrap_or(self.any),
                     hold,
                 }
             }

@@ -680,6 +680,39 @@ pub fn copies_differ(table: &str) -> Notice {
     }
 }
 
+/// What keeps the rows of a table from moving to another shard.
+#[must_use]
+pub fn rows_stay(table: &str, kind: &str, name: &str) -> Notice {
+    let why = match kind {
+        "trigger" => format!("Trigger \"{name}\" would see a deletion and an insertion instead of an update."),
+        "reference" => format!("Foreign key \"{name}\" references the rows, and would see them go."),
+        "rule" => format!("Rule \"{name}\" rewrites the statement."),
+        "policy" => "Row security applies to the table, and has other rules for a deletion and an insertion.".to_owned(),
+        _ => "It is no plain table, or has partitions or children.".to_owned(),
+    };
+    Notice {
+        detail: Some(format!("{why} (SW125)")),
+        hint: Some("Delete the rows, and insert them with their new shard key.".to_owned()),
+        ..error(
+            "0A000",
+            format!("rows of table \"{table}\" cannot be moved to another shard"),
+        )
+    }
+}
+
+/// A row is not what it was when it was found.
+#[must_use]
+pub fn row_changed() -> Notice {
+    Notice {
+        detail: Some("Its new shard key was another one a moment later. (SW108)".to_owned()),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error(
+            "40001",
+            "could not serialize access due to concurrent update",
+        )
+    }
+}
+
 /// What cannot stand behind a write to several shards in one pipeline.
 #[must_use]
 pub fn behind_a_write() -> Notice {
