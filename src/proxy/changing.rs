@@ -25,7 +25,7 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         StatementPlan, Target,
-        change::{Changes, Found, New, Reach},
+        change::{Changes, Found, Locks, New, Reach},
         spread::{Shares, Spread, Time, What},
     },
     sql::change::Block,
@@ -176,7 +176,20 @@ impl Session {
             return Err(reply::view_within().into());
         }
         self.begin_own().await?;
+        if let Reach::Locks(locks) = &changes.reach {
+            return self.lock_each(locks, text).await;
+        }
         let (shards, made) = self.concerned(changes).await?;
+        let written = self.run_on(&shards, text).await?;
+        if !leaves_schema(changes.command) {
+            self.several.schema_changes();
+            self.foresee(changes, made);
+        }
+        Ok(written)
+    }
+
+    /// Runs the same text on each of these shards.
+    async fn run_on(&mut self, shards: &ShardSet, text: &str) -> Result<Written, Stop> {
         let shares = Shares {
             shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
         };
@@ -184,12 +197,38 @@ impl Session {
             what: What::Change,
             time: Time::NotAsked,
         };
-        let written = self.write(&Writing::same(&change, text, shares)).await?;
-        if !leaves_schema(changes.command) {
-            self.several.schema_changes();
-            self.foresee(changes, made);
+        self.write(&Writing::same(&change, text, shares)).await
+    }
+
+    /// Locks tables that are on different shards, each shard its own, in the order of shards.
+    async fn lock_each(&mut self, locks: &Locks, text: &str) -> Result<Written, Stop> {
+        let each = locks.unknown().map(|name| to_regclass(name));
+        let each = each.collect::<Vec<_>>().join(", ',', ");
+        let question = (!each.is_empty()).then(|| format!("SELECT pg_catalog.concat({each})"));
+        let mut found = vec![false; locks.unknown().count()];
+        let mut own = Vec::new();
+        for shard in self.snapshot.all().iter() {
+            let has = match &question {
+                Some(question) => self.ask_within(shard, question).await?.unwrap_or_default(),
+                None => String::new(),
+            };
+            let has: Vec<bool> = has.split(',').map(|has| has == "t").collect();
+            found
+                .iter_mut()
+                .zip(&has)
+                .for_each(|(found, has)| *found |= has);
+            own.extend(locks.text(shard, &has).map(|text| (shard, text)));
         }
-        Ok(written)
+        if found.contains(&false) {
+            // What no shard has is said so by the home shard.
+            let home = ShardSet::one(self.snapshot.home);
+            return self.run_on(&home, text).await;
+        }
+        let mut last = None;
+        for (shard, text) in own {
+            last = Some(self.run_on(&ShardSet::one(shard), &text).await?);
+        }
+        last.ok_or_else(|| reply::malformed().into())
     }
 
     /// Which shards the change concerns.
@@ -198,6 +237,7 @@ impl Session {
             Reach::Shards(shards) => shards.clone(),
             Reach::Servers => self.one_per_server().await?,
             Reach::New(new) => return self.place_of_new(new).await,
+            Reach::Locks(_) => return Err(reply::malformed().into()),
             Reach::Holders(names) => {
                 let question = has_one(names);
                 let mut shards = ShardSet::new();
@@ -319,7 +359,9 @@ impl Session {
         let (shards, question) = match &changes.reach {
             Reach::Shards(shards) => (shards.clone(), None),
             Reach::Holders(names) => (self.snapshot.all(), Some(has_one(names))),
-            Reach::New(_) | Reach::Servers => return Err(reply::malformed().into()),
+            Reach::New(_) | Reach::Servers | Reach::Locks(_) => {
+                return Err(reply::malformed().into());
+            }
         };
         if self.link.is_some() {
             // It did nothing that must stay.
@@ -448,11 +490,14 @@ fn leaves_schema(command: &str) -> bool {
 
 /// Asks whether a shard has one of these relations, each as SQL names it.
 fn has_one(names: &[String]) -> String {
-    let each = names.iter().map(|name| {
-        let name = name.replace('\\', "\\\\").replace('\'', "''");
-        format!("pg_catalog.to_regclass(E'{name}') IS NOT NULL")
-    });
+    let each = names.iter().map(|name| to_regclass(name));
     format!("SELECT {}", each.collect::<Vec<_>>().join(" OR "))
+}
+
+/// Asks whether a shard has this relation, as SQL names it.
+fn to_regclass(name: &str) -> String {
+    let name = name.replace('\\', "\\\\").replace('\'', "''");
+    format!("pg_catalog.to_regclass(E'{name}') IS NOT NULL")
 }
 
 #[cfg(test)]

@@ -129,8 +129,8 @@ impl Session {
         let Some(Portal::Copying(prepared)) = self.portals.remove(portal) else {
             return Err(reply::no_such_portal(portal).into());
         };
-        if let Some(copy) = prepared.statement().and_then(|one| self.copies_out(one)) {
-            return self.copy_out(&copy, &prepared.text).await;
+        if let Some((copy, whose)) = prepared.statement().and_then(|one| self.copies_out(one)) {
+            return self.copy_out((&copy, whose), &prepared.text).await;
         }
         let found = prepared.statement().and_then(|one| self.copies_in(one));
         // What came between has bound the session to one shard.

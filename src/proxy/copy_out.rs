@@ -4,13 +4,20 @@
 //! is told to the client before all shards have said that they give rows of the same shape. A shard whose turn has not
 //! come, and a client that does not take its rows, hold the servers back.
 
-use super::{fan::Fan, fan::Next, request::Stop, session::Session};
+use super::{
+    fan::{Fan, Next},
+    link::Hold,
+    place::Place,
+    request::Stop,
+    session::Session,
+};
 use crate::{
-    plan::{StatementPlan, copy::CopyOut},
+    catalog::shard::ShardSet,
+    plan::{StatementPlan, copy::CopyOut, spread::Shares},
     proxy::reply::session as reply,
     split::copy::{Format, Header},
     wire::{
-        backend::{command_tag, put_complete},
+        backend::{Status, command_tag, put_complete},
         frame::HEADER,
         frontend::{put, put_bare, put_query},
         notice::Words,
@@ -24,34 +31,89 @@ const BINARY_TRAILER: [u8; 2] = [0xff, 0xff];
 
 impl Session {
     /// How this statement's rows are put together, if it is a COPY of a sharded table that the session may gather now.
-    pub(super) fn copies_out(&self, statement: &StatementPlan) -> Option<CopyOut> {
+    pub(super) fn copies_out(&self, statement: &StatementPlan) -> Option<(CopyOut, Whose)> {
         let copy = statement.copy_out.as_deref()?;
-        self.may_ask_shards(statement).then(|| copy.clone())
+        let whose = if self.may_ask_shards(statement) {
+            Whose::Apart
+        } else if self.status() == Status::Transaction && self.may_spread() {
+            Whose::Transaction
+        } else {
+            return None;
+        };
+        Some((copy.clone(), whose))
     }
 
     /// Runs a Query whose only statement is a COPY of a sharded table.
-    pub(super) async fn query_copy_out(&mut self, copy: &CopyOut, text: &[u8]) -> Result<(), Stop> {
-        self.copy_out(copy, text).await?;
+    pub(super) async fn query_copy_out(
+        &mut self,
+        (copy, whose): (&CopyOut, Whose),
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        self.copy_out((copy, whose), text).await?;
         self.ready_here();
         Ok(())
     }
 
     /// Gives the rows of all shards, and the command's tag.
-    pub(super) async fn copy_out(&mut self, copy: &CopyOut, text: &[u8]) -> Result<(), Stop> {
+    pub(super) async fn copy_out(
+        &mut self,
+        (copy, whose): (&CopyOut, Whose),
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        let shards = copy.shards(&self.snapshot);
+        let rows = match whose {
+            Whose::Apart => self.copy_apart(copy, &shards, text).await?,
+            Whose::Transaction => self.copy_within(copy, &shards, text).await?,
+        };
+        put_bare(self.client.out(), b'c');
+        put_complete(self.client.out(), format!("COPY {rows}").as_bytes());
+        self.tally.queries += 1;
+        Ok(())
+    }
+
+    /// On backends that nothing else is done on.
+    async fn copy_apart(
+        &mut self,
+        copy: &CopyOut,
+        shards: &ShardSet,
+        text: &[u8],
+    ) -> Result<u64, Stop> {
         if self.link.is_some() {
             self.leave_link().await?;
         }
-        self.lease_fan(&copy.shards(&self.snapshot)).await?;
+        self.lease_fan(shards).await?;
         let given = self.give_copy(copy, text).await;
         if let Err(Stop::End(end)) = given {
             return Err(Stop::End(end));
         }
         self.rest_fan().await?;
-        let rows = given?;
-        put_bare(self.client.out(), b'c');
-        put_complete(self.client.out(), format!("COPY {rows}").as_bytes());
-        self.tally.queries += 1;
-        Ok(())
+        given
+    }
+
+    /// On the transaction's own backends, which see what it has written.
+    async fn copy_within(
+        &mut self,
+        copy: &CopyOut,
+        shards: &ShardSet,
+        text: &[u8],
+    ) -> Result<u64, Stop> {
+        for shard in shards.iter() {
+            let hold = Hold::Bound;
+            self.reach(Place { shard, hold }).await?;
+        }
+        if self.status() != Status::Transaction {
+            return Err(reply::transaction_failed().into());
+        }
+        let shares = Shares {
+            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
+        };
+        self.fan_out_over(&shares);
+        let given = self.give_copy(copy, text).await;
+        if let Err(Stop::End(end)) = given {
+            return Err(Stop::End(end));
+        }
+        self.gather_in(&shares).await?;
+        given
     }
 
     async fn give_copy(&mut self, copy: &CopyOut, text: &[u8]) -> Result<u64, Stop> {
@@ -114,6 +176,13 @@ impl Session {
         }
         Err(reply::malformed().into())
     }
+}
+
+/// Whose backends give the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    Apart,
+    Transaction,
 }
 
 /// Where one shard's rows stand in the whole.

@@ -84,7 +84,7 @@ impl Session {
                     (false, Access::Write) => Hold::Bound,
                 };
                 Place {
-                    shard: bound.unwrap_or(self.any),
+                    shard: self.any_shard(bound),
                     hold,
                 }
             }

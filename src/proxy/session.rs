@@ -595,8 +595,13 @@ impl Session {
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
         } else {
-            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
-            self.several.begun(may_go_on.then_some(deferred));
+            let one_each = deferred.statement_snapshots() && self.begins_read_committed();
+            let snapshots = !one_each && self.has_snapshots();
+            self.several
+                .begun((one_each || snapshots).then_some(deferred));
+            if snapshots {
+                return Box::pin(self.take_snapshots()).await;
+            }
         }
         Ok(Ok(()))
     }

@@ -7,6 +7,7 @@
 
 mod asking;
 mod ends;
+pub(super) mod snapshots;
 
 use super::{
     link::{Hold, Link},

@@ -177,9 +177,9 @@ impl Session {
             return Box::pin(self.query_spread(plan, shares, values)).await;
         }
         if let [statement] = plan.statements.as_slice()
-            && let Some(copy) = self.copies_out(statement)
+            && let Some((copy, whose)) = self.copies_out(statement)
         {
-            return Box::pin(self.query_copy_out(&copy, values.text)).await;
+            return Box::pin(self.query_copy_out((&copy, whose), values.text)).await;
         }
         if let Some(scattered) = self.streams(plan, values)
             && self.query_scattered(&scattered, values.text).await?

@@ -253,7 +253,7 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
         ),
         Stays::Isolation => (
             "it promises one snapshot, and shards have each their own",
-            "Use READ COMMITTED, or keys of one shard.",
+            "Use READ COMMITTED, or keys of one shard; or SET shardway.read_consistency = 'per_shard' before BEGIN, for one snapshot on each shard.",
         ),
         Stays::Kept => (
             "the session keeps its server connection",
@@ -661,6 +661,27 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
         ),
         detail: Some("It runs on one shard after the other, and one of them failed. (SW132)".to_owned()),
         hint: Some("Remove the cause and repeat it on each of the others: /* shardway: shard=NAME */ before the command. An index that was begun CONCURRENTLY stays there, invalid: drop it first.".to_owned()),
+    }
+}
+
+/// A transaction whose catalogs one shard shows, which has not all there is; `home`: the shard of the large objects, if
+/// it is another.
+#[must_use]
+pub(in crate::proxy) fn left_out(shard: &str, tables: &[String], home: Option<&str>) -> Notice {
+    let mut lacks = tables.join(", ");
+    if let Some(home) = home {
+        let and = if lacks.is_empty() { "" } else { "; " };
+        lacks.push_str(&format!("{and}large objects, which are on \"{home}\""));
+    }
+    Notice {
+        severity: "WARNING",
+        sqlstate: "01000",
+        message: format!("the catalogs of shard \"{shard}\" do not show everything"),
+        detail: Some(format!("They lack: {lacks}. (SW341)")),
+        hint: Some(
+            "A dump leaves that out: dump it with SET shardway.shard, each shard's own by itself."
+                .to_owned(),
+        ),
     }
 }
 

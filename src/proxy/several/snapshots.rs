@@ -1,0 +1,181 @@
+//! Transactions that promise one snapshot, REPEATABLE READ and SERIALIZABLE, over several shards: for sessions that have
+//! asked for it with `shardway.read_consistency`, as a dump of the whole database does.
+//!
+//! What must stay true: such a transaction has a snapshot on every shard before its first statement has run anywhere, and
+//! no other later; all its catalog queries are answered by one shard, which is chosen alike at any time.
+
+use super::super::{
+    link::Hold,
+    reply::session as reply,
+    request::Stop,
+    session::{End, Session},
+};
+use crate::{
+    catalog::{
+        shard::ShardId,
+        snapshot::{Placement, Snapshot, Unlisted},
+    },
+    config::settings::PoolMode,
+    plan::spread::Shares,
+    wire::{frontend::put_query, notice::Words},
+};
+
+/// The setting by which a session asks for it.
+pub(in crate::proxy) const SETTING: &str = "shardway.read_consistency";
+/// Each shard has one snapshot, taken at about the same time.
+pub(in crate::proxy) const PER_SHARD: &str = "per_shard";
+
+/// What makes a server take the transaction's snapshot.
+const TAKE: &[u8] = b"SELECT 1";
+
+impl Session {
+    /// Whether a transaction that promises one snapshot may have one on each shard.
+    pub(in crate::proxy) fn has_snapshots(&self) -> bool {
+        let named = ["shardway.shard", "shardway.key"];
+        self.overridden.get(SETTING).is_some()
+            && named.iter().all(|name| self.overridden.get(name).is_none())
+            && self.mode == PoolMode::Transaction
+            && self.pinned.is_none()
+            && !self.snapshot.is_single()
+    }
+
+    /// The shard for what any can answer, in a transaction or batch that is bound to this one.
+    pub(in crate::proxy) fn any_shard(&self, bound: Option<ShardId>) -> ShardId {
+        let whole = bound.is_none() || self.several.is_several();
+        if whole && self.has_snapshots() {
+            return most_complete(&self.snapshot);
+        }
+        bound.unwrap_or(self.any)
+    }
+
+    /// The transaction has begun on its first shard: begins it on all others and takes a snapshot on each, all at once.
+    pub(in crate::proxy) async fn take_snapshots(&mut self) -> Result<Result<(), Words>, End> {
+        match self.begin_everywhere().await {
+            Ok(()) => {
+                if let Some(left_out) = left_out(&self.snapshot) {
+                    left_out.put(self.client.out());
+                }
+                Ok(Ok(()))
+            }
+            Err(Stop::Refused(words)) => Ok(Err(*words)),
+            Err(Stop::End(end)) => Err(end),
+        }
+    }
+
+    async fn begin_everywhere(&mut self) -> Result<(), Stop> {
+        self.fold();
+        self.cancel.detach();
+        let Some(here) = self.link.take() else {
+            return Err(End::Client.into());
+        };
+        let first = here.shard;
+        let all = self.snapshot.all();
+        for shard in all.iter().filter(|shard| *shard != first) {
+            let enlisted = self.enlist(shard, &here).await?;
+            self.cancel.detach();
+            match enlisted {
+                Ok(()) => self.several.enlisted.extend(self.link.take()),
+                Err(problem) => {
+                    self.attach(here);
+                    return Err(problem.into());
+                }
+            }
+        }
+        self.attach(here);
+        let shares = Shares {
+            shards: all.iter().map(|shard| (shard, Vec::new())).collect(),
+        };
+        self.fan_out_over(&shares);
+        let mut problem = None;
+        if let Some(fan) = self.fan.as_deref_mut() {
+            for at in 0..fan.len() {
+                fan.ask(at, 1, |out| put_query(out, TAKE));
+            }
+        }
+        let heard = self.hear_fan(|_, tag, body| {
+            if tag == b'E' && problem.is_none() {
+                problem = Some(Words::Servers(body.to_vec()));
+            }
+            Ok(())
+        });
+        let heard = heard.await;
+        if let Err(Stop::End(end)) = heard {
+            return Err(end.into());
+        }
+        self.gather_in(&shares).await?;
+        heard?;
+        match problem {
+            Some(words) => Err(words.into()),
+            None => self.return_to(first),
+        }
+    }
+
+    /// Makes the link that of a shard which the transaction has reached.
+    fn return_to(&mut self, shard: ShardId) -> Result<(), Stop> {
+        if self.link_shard() == Some(shard) {
+            return Ok(());
+        }
+        let mut enlisted = self.several.enlisted.iter();
+        let Some(at) = enlisted.position(|link| link.shard == shard) else {
+            return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+        };
+        let mut there = self.several.enlisted.swap_remove(at);
+        there.hold = Hold::Bound;
+        self.cancel.detach();
+        self.several.enlisted.extend(self.link.take());
+        self.attach(there);
+        Ok(())
+    }
+}
+
+/// The shard that has the most tables: where those live that nothing lists, else where most of those live that the
+/// configuration places on single shards; the home shard if several have as many.
+fn most_complete(snapshot: &Snapshot) -> ShardId {
+    if let Unlisted::On(shard) = snapshot.unlisted {
+        return shard;
+    }
+    let count = |shard: ShardId| {
+        let tables = snapshot.tables.values();
+        tables
+            .filter(|table| has(snapshot, &table.placement, shard))
+            .count()
+    };
+    let (all, home) = (snapshot.all(), snapshot.home);
+    let mut best = (count(home), home);
+    for shard in all.iter() {
+        let tables = count(shard);
+        if tables > best.0 {
+            best = (tables, shard);
+        }
+    }
+    best.1
+}
+
+/// Whether a shard has a table that is placed so.
+fn has(snapshot: &Snapshot, placement: &Placement, shard: ShardId) -> bool {
+    match placement {
+        Placement::Sharded { group, .. } => snapshot.group(*group).shards().contains(shard),
+        Placement::Reference => true,
+        Placement::Single(own) => *own == shard,
+    }
+}
+
+/// What the catalogs of the shard that answers for all do not show.
+fn left_out(snapshot: &Snapshot) -> Option<crate::wire::notice::Notice> {
+    let shard = most_complete(snapshot);
+    let tables = snapshot.tables.iter();
+    let absent = tables.filter(|(_, table)| !has(snapshot, &table.placement, shard));
+    let mut absent: Vec<String> = absent
+        .map(|(name, _)| format!("{}.{}", name.schema, name.name))
+        .collect();
+    absent.sort_unstable();
+    let name = |shard: ShardId| {
+        snapshot
+            .shards
+            .get(shard.index())
+            .map_or("", String::as_str)
+    };
+    let elsewhere = (shard != snapshot.home).then(|| name(snapshot.home));
+    (!absent.is_empty() || elsewhere.is_some())
+        .then(|| reply::left_out(name(shard), &absent, elsewhere))
+}
