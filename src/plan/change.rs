@@ -145,6 +145,16 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
     })
 }
 
+/// How `setval` runs over several shards: on each that has the sequence.
+pub(super) fn numbered(sequence: &Name) -> Changes {
+    Changes {
+        command: "setval",
+        reach: Reach::Holders(vec![sql_name(sequence)]),
+        block: Block::Allowed,
+        tables: Vec::new(),
+    }
+}
+
 struct Planner<'a, 'b> {
     analysis: &'b Analysis<'a>,
 }

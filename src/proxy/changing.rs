@@ -9,6 +9,7 @@
 use super::{
     fan::Fan,
     link::{Hold, Link},
+    numbers::Drew,
     place::Place,
     prepared::Prepared,
     reply::{self as wording, session as reply},
@@ -181,6 +182,10 @@ impl Session {
         }
         let (shards, made) = self.concerned(changes).await?;
         let written = self.run_on(&shards, text).await?;
+        if changes.command == "setval" {
+            // It is no shard's alone.
+            self.drew = Drew::default();
+        }
         if !leaves_schema(changes.command) {
             self.several.schema_changes();
             self.foresee(changes, made);
@@ -484,7 +489,7 @@ impl Heard {
 fn leaves_schema(command: &str) -> bool {
     matches!(
         command,
-        "LOCK TABLE" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
+        "LOCK TABLE" | "setval" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
     )
 }
 

@@ -596,11 +596,13 @@ impl Session {
             self.deferred = Some(deferred);
         } else {
             let one_each = deferred.statement_snapshots() && self.begins_read_committed();
-            let snapshots = !one_each && self.has_snapshots();
-            self.several
-                .begun((one_each || snapshots).then_some(deferred));
-            if snapshots {
+            if one_each {
+                self.several.begun(Some(deferred));
+            } else if self.has_snapshots() {
+                self.several.begun(Some(deferred));
                 return Box::pin(self.take_snapshots()).await;
+            } else {
+                self.several.stays_with_its_snapshot();
             }
         }
         Ok(Ok(()))

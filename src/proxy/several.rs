@@ -37,6 +37,8 @@ use smallvec::SmallVec;
 pub(super) struct Several {
     /// What another shard is told of it; `None`: it stays on its shard.
     begun: Option<Deferred>,
+    /// It stays there because it promises one snapshot.
+    one_snapshot: bool,
     /// The shards of the transaction beside the link's, each at rest within it.
     enlisted: Vec<Box<Link>>,
     /// SET CONSTRAINTS or SET TRANSACTION as it was sent, until it is confirmed.
@@ -74,7 +76,14 @@ impl Several {
     /// A deferred transaction has reached its first shard, from which it may go on.
     pub(super) fn begun(&mut self, deferred: Option<Deferred>) {
         self.begun = deferred;
+        self.one_snapshot = false;
         self.sent = None;
+    }
+
+    /// A deferred transaction has reached the shard on which it stays, as it promises one snapshot.
+    pub(super) fn stays_with_its_snapshot(&mut self) {
+        self.begun(None);
+        self.one_snapshot = true;
     }
 
     /// What the next transaction is told when this one ends AND CHAIN.
@@ -110,7 +119,7 @@ impl Several {
 
     /// The transaction or session ends: servers undo what is not committed when their connections close.
     pub(super) fn close(&mut self) {
-        self.begun = None;
+        self.begun(None);
         self.schema = Schema::Same;
         self.enlisted.clear();
     }
@@ -263,7 +272,11 @@ impl Session {
 
     fn stays(&self, shard: ShardId) -> Option<Stays> {
         let Some(begun) = &self.several.begun else {
-            return Some(Stays::Implicit);
+            return Some(if self.several.one_snapshot {
+                Stays::Isolation
+            } else {
+                Stays::Implicit
+            });
         };
         let mut links = self.link.iter().chain(&self.several.enlisted);
         if links.any(|link| link.opaque) {

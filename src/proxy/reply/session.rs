@@ -253,7 +253,7 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
         ),
         Stays::Isolation => (
             "it promises one snapshot, and shards have each their own",
-            "Use READ COMMITTED, or keys of one shard; or SET shardway.read_consistency = 'per_shard' before BEGIN, for one snapshot on each shard.",
+            "Use READ COMMITTED, or keys of one shard; or SET shardway.read_consistency = 'per_shard' before BEGIN (pg_dump: PGOPTIONS='-c shardway.read_consistency=per_shard'), for one snapshot on each shard.",
         ),
         Stays::Kept => (
             "the session keeps its server connection",

@@ -70,7 +70,10 @@ impl Lower {
                 ("CREATE STATISTICS", tables(ranges(statistics.relations())))
             }
             Node::AlterSeqStmt(sequence) => {
-                ("ALTER SEQUENCE", What::Relations(one(sequence.sequence())))
+                // Where the table is not, the sequence cannot be its own.
+                let owner = super::sequence::owner(sequence);
+                let of = owner.map_or_else(|| one(sequence.sequence()), |table| vec![table]);
+                ("ALTER SEQUENCE", What::Relations(of))
             }
             Node::CommentStmt(comment) => ("COMMENT", commented(comment)),
             Node::GrantStmt(grant) => ("GRANT or REVOKE", granted(grant)),

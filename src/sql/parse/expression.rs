@@ -176,19 +176,10 @@ impl Lower {
     /// `SELECT set_config('…', '…', …)` and nothing else; or of the one row of `pg_settings` that is the setting's own, as
     /// pgAdmin and pg_dump say it.
     pub(super) fn set_config(&self, select: &nodes::SelectStmt) -> Option<Kind> {
-        let bare = select.op == raw::SetOperation::SETOP_NONE
-            && select.target_list().len() == 1
-            && select.with_clause().is_none()
-            && select.into_clause().is_none()
-            && matches!(select.limit_count(), Node::None)
-            && matches!(select.limit_offset(), Node::None)
-            && matches!(select.having_clause(), Node::None)
-            && select.group_clause().is_empty()
-            && self.depth == 1;
-        if !bare {
+        if self.depth != 1 {
             return None;
         }
-        let Node::FuncCall(call) = select.target_list().into_iter().next()?.val() else {
+        let Node::FuncCall(call) = sole_target(select)? else {
             return None;
         };
         let name = function_name(call);
@@ -209,6 +200,20 @@ impl Lower {
             local,
         })
     }
+}
+
+/// What is selected, if it is one value and nothing but FROM and WHERE stands behind it.
+pub(super) fn sole_target(select: &nodes::SelectStmt) -> Option<Node<'_>> {
+    let bare = select.op == raw::SetOperation::SETOP_NONE
+        && select.target_list().len() == 1
+        && select.with_clause().is_none()
+        && select.into_clause().is_none()
+        && matches!(select.limit_count(), Node::None)
+        && matches!(select.limit_offset(), Node::None)
+        && matches!(select.having_clause(), Node::None)
+        && select.group_clause().is_empty();
+    let target = select.target_list().into_iter().next()?;
+    bare.then(|| target.val())
 }
 
 /// The setting that is named, if what is selected is computed for one row at most: there is no FROM, or it is
@@ -384,7 +389,7 @@ fn comparison(name: &str) -> Option<Compare> {
     })
 }
 
-fn text_of(node: Node<'_>) -> Option<String> {
+pub(super) fn text_of(node: Node<'_>) -> Option<String> {
     match node {
         Node::A_Const(constant) => match constant.val() {
             Some(ConstValue::String(text)) => Some(text.to_owned()),
