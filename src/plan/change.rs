@@ -41,6 +41,11 @@ pub enum Reach {
     Holders(Vec<String>),
     /// Locks of tables that are not all on the same shards.
     Locks(Locks),
+    /// All of them, each of which has the view afterwards. `schema` `None`: that which the search path gives.
+    View {
+        schema: Option<String>,
+        name: String,
+    },
     /// One shard of each server.
     Servers,
     /// Those where the new table lives, which its schema decides.
@@ -121,6 +126,10 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
         What::Tables { names, alter } => planner.tables(names, alter)?,
         What::Locks(locks) => planner.locks(locks)?,
         What::Relations(names) => Reach::Holders(names.iter().map(sql_name).collect()),
+        What::NewView(name) => Reach::View {
+            schema: name.schema.clone(),
+            name: name.name.clone(),
+        },
         What::Everywhere => Reach::Shards(analysis.snapshot.all()),
         What::EveryServer => Reach::Servers,
         What::Unsupported => {
@@ -137,6 +146,7 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
             What::Tables { names, .. } => names.iter().map(|name| name.name.clone()).collect(),
             What::NewTable(_)
             | What::Locks(_)
+            | What::NewView(_)
             | What::Relations(_)
             | What::Everywhere
             | What::EveryServer

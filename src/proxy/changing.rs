@@ -20,7 +20,7 @@ use super::{
 use crate::{
     catalog::{
         shard::{ShardId, ShardSet},
-        snapshot::{Other, Placement, Table, TableName, Unlisted},
+        snapshot::{Other, Placement, Table, TableName},
     },
     clock::Duration,
     config::settings::PoolMode,
@@ -53,6 +53,7 @@ enum Made {
         name: TableName,
         placement: Placement,
     },
+    View(TableName),
     Nothing,
 }
 
@@ -161,6 +162,9 @@ impl Session {
         if outside && changes.command == "LOCK TABLE" {
             return Err(reply::needs_transaction(changes.command).into());
         }
+        if changes.command == "LOCK TABLE" {
+            self.check_found()?;
+        }
         match changes.block {
             Block::Allowed => self.change_within(changes, text).await,
             Block::Never if outside => self.change_apart(changes, text).await,
@@ -171,11 +175,6 @@ impl Session {
     // ---- within a transaction ----
 
     async fn change_within(&mut self, changes: &Changes, text: &str) -> Result<Written, Stop> {
-        let views = self.for_batch || self.status() != Status::Idle;
-        if views && changes.command == "CREATE VIEW" && self.snapshot.unlisted != Unlisted::Error {
-            // Until it is committed it would be taken for a table on the shard of those that nothing lists.
-            return Err(reply::view_within().into());
-        }
         self.begin_own().await?;
         if let Reach::Locks(locks) = &changes.reach {
             return self.lock_each(locks, text).await;
@@ -242,6 +241,12 @@ impl Session {
             Reach::Shards(shards) => shards.clone(),
             Reach::Servers => self.one_per_server().await?,
             Reach::New(new) => return self.place_of_new(new).await,
+            Reach::View { schema, name } => {
+                let schema = self.schema_of(schema.as_ref()).await?;
+                let name = name.clone();
+                let made = Made::View(TableName { schema, name });
+                return Ok((self.snapshot.all(), made));
+            }
             Reach::Locks(_) => return Err(reply::malformed().into()),
             Reach::Holders(names) => {
                 let question = has_one(names);
@@ -295,17 +300,18 @@ impl Session {
         Ok(shards)
     }
 
+    /// The schema in which something new is made.
+    async fn schema_of(&mut self, named: Option<&String>) -> Result<String, Stop> {
+        if let Some(schema) = named {
+            return Ok(schema.clone());
+        }
+        let question = "SELECT pg_catalog.current_schema()::pg_catalog.text";
+        let asked = self.ask_within(self.snapshot.home, question).await?;
+        Ok(asked.ok_or_else(reply::no_schema)?)
+    }
+
     async fn place_of_new(&mut self, new: &New) -> Result<(ShardSet, Made), Stop> {
-        let schema = match &new.schema {
-            Some(schema) => schema.clone(),
-            None => {
-                let asked = self.ask_within(
-                    self.snapshot.home,
-                    "SELECT pg_catalog.current_schema()::pg_catalog.text",
-                );
-                asked.await?.ok_or_else(reply::no_schema)?
-            }
-        };
+        let schema = self.schema_of(new.schema.as_ref()).await?;
         let placed = new.place(&schema, &self.snapshot);
         let (placement, found) = placed.map_err(|why| wording::unroutable(&why))?;
         if found == Found::Stated {
@@ -330,7 +336,9 @@ impl Session {
                 table.sources.clear();
             }
         }
-        if let Made::Table { name, placement } = made {
+        if let Made::View(name) = made {
+            seen.others.insert(name, Other::Derived);
+        } else if let Made::Table { name, placement } = made {
             let listed = seen.tables.contains_key(&name);
             if listed || !matches!(placement, Placement::Single(_)) {
                 seen.tables.insert(name, Table::unasked(placement));
@@ -364,7 +372,7 @@ impl Session {
         let (shards, question) = match &changes.reach {
             Reach::Shards(shards) => (shards.clone(), None),
             Reach::Holders(names) => (self.snapshot.all(), Some(has_one(names))),
-            Reach::New(_) | Reach::Servers | Reach::Locks(_) => {
+            Reach::New(_) | Reach::Servers | Reach::Locks(_) | Reach::View { .. } => {
                 return Err(reply::malformed().into());
             }
         };

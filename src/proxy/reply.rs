@@ -240,6 +240,9 @@ fn hint(why: &Unroutable) -> Option<String> {
         Unroutable::Unpinned { table, key } => Some(format!(
             "Add a predicate such as {table}.{key} = $1 to the query block that reads {table}."
         )),
+        Unroutable::Function { name } if name == "pg_export_snapshot" => Some(
+            "Every shard has a snapshot of its own: run pg_dump without -j, or on one shard by shardway.shard.".to_owned(),
+        ),
         Unroutable::UnknownTable { table } if is_own(table) => Some(
             "It is Shardway's own, on every shard for that shard alone: leave it out (pg_dump --exclude-schema=shardway), or name a shard by SET shardway.shard.".to_owned(),
         ),
@@ -744,10 +747,10 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "SW341",
-        sqlstate: "01000",
-        title: "Catalogs that lack something",
-        meaning: "A warning: a transaction with a snapshot on every shard (shardway.read_consistency) reads the catalogs of one shard, and there are tables, or large objects, that it does not have. A dump leaves them out.",
-        what_to_do: "Dump them with shardway.shard set to the shard that has them, or keep all tables that are not sharded on one shard, the home shard.",
+        sqlstate: "0A000",
+        title: "Dump that would lack tables",
+        meaning: "A transaction with a snapshot on every shard (shardway.read_consistency) reads the catalogs of one shard and locks the tables that it finds there, as pg_dump does; other shards have tables that it has not.",
+        what_to_do: "Dump each shard by itself (shardway.shard), or keep all tables that are not sharded on one shard.",
     },
 ];
 

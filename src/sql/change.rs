@@ -33,6 +33,8 @@ pub enum What {
     Locks(Locks),
     /// Relations that need not be tables: indexes, sequences, views. Servers know which of them have one.
     Relations(Vec<Name>),
+    /// A view of this name on every shard.
+    NewView(Name),
     /// The same on every shard: schemas, types, functions, views, rights on all tables.
     Everywhere,
     /// The same once on each server: roles.

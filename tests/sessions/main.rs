@@ -13,6 +13,7 @@ mod client;
 mod code;
 mod copy;
 mod copying;
+mod dumps;
 mod dying;
 mod endings;
 mod extended;

@@ -664,24 +664,18 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
     }
 }
 
-/// A transaction whose catalogs one shard shows, which has not all there is; `home`: the shard of the large objects, if
-/// it is another.
+/// Locks in a transaction that has found the tables of one shard only, where others have more.
 #[must_use]
-pub(in crate::proxy) fn left_out(shard: &str, tables: &[String], home: Option<&str>) -> Notice {
-    let mut lacks = tables.join(", ");
-    if let Some(home) = home {
-        let and = if lacks.is_empty() { "" } else { "; " };
-        lacks.push_str(&format!("{and}large objects, which are on \"{home}\""));
-    }
+pub(in crate::proxy) fn left_out(shard: &str, tables: &[String]) -> Notice {
     Notice {
-        severity: "WARNING",
-        sqlstate: "01000",
-        message: format!("the catalogs of shard \"{shard}\" do not show everything"),
-        detail: Some(format!("They lack: {lacks}. (SW341)")),
+        detail: Some(format!(
+            "Its catalogs are those of shard \"{shard}\", which lack: {}. (SW341)",
+            tables.join(", ")
+        )),
         hint: Some(
-            "A dump leaves that out: dump it with SET shardway.shard, each shard's own by itself."
-                .to_owned(),
+            "Dump each shard by itself: SET shardway.shard, or PGOPTIONS='-c shardway.shard=<shard>'; or keep all tables that are not sharded on one shard.".to_owned(),
         ),
+        ..error("0A000", "a dump of all shards would lack tables")
     }
 }
 
@@ -692,16 +686,6 @@ pub fn place_not_kept(table: &str) -> Notice {
         detail: Some("Only a comment or a foreign key says where its rows live, which is not kept: nobody would find them again. (SW131)".to_owned()),
         hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
         ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
-    }
-}
-
-/// CREATE VIEW in a transaction, where unlisted tables live on one shard.
-#[must_use]
-pub fn view_within() -> Notice {
-    Notice {
-        detail: Some("Until it is committed, the view would be read like a table on the shard of unlisted tables. (SW101)".to_owned()),
-        hint: Some("Create the view outside of a transaction.".to_owned()),
-        ..error("0A000", "CREATE VIEW in a transaction is not supported over several shards with unlisted_tables")
     }
 }
 

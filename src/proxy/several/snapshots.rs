@@ -17,7 +17,10 @@ use crate::{
     },
     config::settings::PoolMode,
     plan::spread::Shares,
-    wire::{frontend::put_query, notice::Words},
+    wire::{
+        frontend::put_query,
+        notice::{Notice, Words},
+    },
 };
 
 /// The setting by which a session asks for it.
@@ -51,15 +54,23 @@ impl Session {
     /// The transaction has begun on its first shard: begins it on all others and takes a snapshot on each, all at once.
     pub(in crate::proxy) async fn take_snapshots(&mut self) -> Result<Result<(), Words>, End> {
         match self.begin_everywhere().await {
-            Ok(()) => {
-                if let Some(left_out) = left_out(&self.snapshot) {
-                    left_out.put(self.client.out());
-                }
-                Ok(Ok(()))
-            }
+            Ok(()) => Ok(Ok(())),
             Err(Stop::Refused(words)) => Ok(Err(*words)),
             Err(Stop::End(end)) => Err(end),
         }
+    }
+
+    /// Before tables are locked, as a dump locks all that it has found: whether it can have found all there are.
+    pub(in crate::proxy) fn check_found(&self) -> Result<(), Notice> {
+        if !self.has_snapshots() {
+            return Ok(());
+        }
+        let absent = left_out(&self.snapshot);
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let shard = most_complete(&self.snapshot);
+        Err(reply::left_out(self.database.shard_name(shard), &absent))
     }
 
     async fn begin_everywhere(&mut self) -> Result<(), Stop> {
@@ -160,22 +171,13 @@ fn has(snapshot: &Snapshot, placement: &Placement, shard: ShardId) -> bool {
     }
 }
 
-/// What the catalogs of the shard that answers for all do not show.
-fn left_out(snapshot: &Snapshot) -> Option<crate::wire::notice::Notice> {
+/// The tables that the catalogs of the shard which answers for all do not show.
+fn left_out(snapshot: &Snapshot) -> Vec<String> {
     let shard = most_complete(snapshot);
     let tables = snapshot.tables.iter();
     let absent = tables.filter(|(_, table)| !has(snapshot, &table.placement, shard));
-    let mut absent: Vec<String> = absent
-        .map(|(name, _)| format!("{}.{}", name.schema, name.name))
-        .collect();
+    let absent = absent.map(|(name, _)| format!("{}.{}", name.schema, name.name));
+    let mut absent: Vec<String> = absent.collect();
     absent.sort_unstable();
-    let name = |shard: ShardId| {
-        snapshot
-            .shards
-            .get(shard.index())
-            .map_or("", String::as_str)
-    };
-    let elsewhere = (shard != snapshot.home).then(|| name(snapshot.home));
-    (!absent.is_empty() || elsewhere.is_some())
-        .then(|| reply::left_out(name(shard), &absent, elsewhere))
+    absent
 }

@@ -514,7 +514,10 @@ fn everywhere(node: &Node<'_>) -> Option<Change> {
         }
         Node::CreateCastStmt(_) => ("CREATE CAST", What::Everywhere),
         Node::CreateSeqStmt(_) => ("CREATE SEQUENCE", What::Everywhere),
-        Node::ViewStmt(_) => ("CREATE VIEW", What::Everywhere),
+        Node::ViewStmt(create) => {
+            let view = create.view().map(|view| relation(view).name);
+            ("CREATE VIEW", view.map_or(What::Unsupported, What::NewView))
+        }
         Node::AlterDefaultPrivilegesStmt(_) => ("ALTER DEFAULT PRIVILEGES", What::Everywhere),
         Node::DropOwnedStmt(_) => ("DROP OWNED", What::Everywhere),
         Node::ReassignOwnedStmt(_) => ("REASSIGN OWNED", What::Everywhere),
