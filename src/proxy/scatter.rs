@@ -171,6 +171,7 @@ impl Session {
         bind: &Bind<'_>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        self.begin_with_snapshots().await?;
         // The transaction's backends are not held from Bind to Execute.
         if !self.is_within()
             && let Some(scattered) = self.streams(&prepared.plan, values)

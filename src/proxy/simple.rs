@@ -78,6 +78,15 @@ impl Session {
             return Ok(());
         }
         self.check_together(statements)?;
+        if self.several.is_several()
+            && self.has_snapshots()
+            && let Some(shard) = Box::pin(self.shard_of_sequence(text)).await?
+        {
+            let hold = Hold::Bound;
+            self.reach(Place { shard, hold }).await?;
+            self.send_query(text, planned.plan);
+            return Ok(());
+        }
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
             let place = match self.place(statement, &values) {
@@ -109,6 +118,7 @@ impl Session {
         plan: &Arc<Plan>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        self.begin_with_snapshots().await?;
         if let [statement] = plan.statements.as_slice() {
             if let Some(copy) = self.copies_in(statement) {
                 return Box::pin(self.query_copy(copy, values.text)).await;

@@ -16,6 +16,7 @@ mod sequence;
 mod utility;
 
 pub(in crate::sql) use namings::namings;
+pub use sequence::relation_name;
 
 use super::tree::{
     Alias, Body, Conflict, Cte, Delete, Depth, From, Insert, Into, Join, JoinKind, Kind, Literal,

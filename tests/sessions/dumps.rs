@@ -3,7 +3,7 @@
 
 use crate::{
     client::{Client, query},
-    harness::postgres,
+    harness::{postgres, until},
     three::{Stand, Three},
 };
 use std::{
@@ -425,6 +425,68 @@ fn a_dump_that_would_lack_tables_is_refused() {
 }
 
 #[test]
+fn a_sequence_is_dumped_as_far_as_any_shard_has_come() {
+    let three = Three {
+        ddl: "create table t (id bigint, n bigserial, primary key (id, n)); create sequence \"Odd s\"",
+        ..Three::new("dump_numbers")
+    };
+    let mut stand = three.start();
+    for (at, number) in [(0, 5), (1, 900), (2, 17)] {
+        stand.shards[at].ask(&query(&format!("select setval('t_n_seq', {number})")));
+    }
+    stand.shards[2].ask(&query("select setval('\"Odd s\"', 31)"));
+    let lines = through(&stand).dump(&[]);
+    let mut set: Vec<&String> = lines
+        .iter()
+        .filter(|line| line.contains("setval"))
+        .collect();
+    set.sort_unstable();
+    assert_eq!(
+        set,
+        [
+            "SELECT pg_catalog.setval('public.\"Odd s\"', 31, true);",
+            "SELECT pg_catalog.setval('public.t_n_seq', 900, true);"
+        ]
+    );
+}
+
+#[test]
+fn a_cancel_ends_what_a_dump_waits_for() {
+    let mut stand = filled("dump_cancel");
+    let mut client = stand.proxy.client();
+    client.ask(&query("set shardway.read_consistency = 'per_shard'"));
+    client.ask(&query("begin isolation level repeatable read"));
+    client.ask(&query("select 1"));
+    // On the last shard only.
+    stand.shards[2].ask(&query("begin"));
+    stand.shards[2].ask(&query("lock table customers in access exclusive mode"));
+    for waiting in [
+        "lock table customers in access share mode",
+        "copy customers to stdout",
+    ] {
+        client.ask(&query("savepoint before"));
+        client.send(&query(waiting));
+        until("the shard waits", || {
+            let waits = "select count(*) from pg_locks where not granted and relation = 'customers'::regclass";
+            stand.shards[2].value(waits) == "1"
+        });
+        client.cancel(stand.proxy.port);
+        let answers = client.answers(1);
+        assert!(
+            answers.iter().any(|line| line.contains("57014")),
+            "{answers:?}"
+        );
+        client.ask(&query("rollback to before"));
+    }
+    stand.shards[2].ask(&query("commit"));
+    let answers = client.ask(&query("lock table customers in access share mode"));
+    assert_eq!(answers[0], "C LOCK TABLE\\0");
+    let copied = client.ask(&query("copy (select 1) to stdout"));
+    assert!(copied.iter().any(|line| line.starts_with("C COPY 1")));
+    client.ask(&query("commit"));
+}
+
+#[test]
 fn a_transaction_keeps_one_snapshot_on_each_shard() {
     let mut stand = filled("dump_keeps");
     let mut other = stand.proxy.client();
@@ -444,11 +506,18 @@ fn a_transaction_keeps_one_snapshot_on_each_shard() {
             let count = format!("select count(*) from \"Odd orders\" where id = {id} and no = 101");
             assert_eq!(stand.ask(&count)[1], "D 0", "{begin}");
         }
+        // Rows of all shards are read from the same snapshots, be it by the first statement.
+        let all = "select count(*) from \"Odd orders\" where no = 101";
+        assert_eq!(stand.ask(all)[1], "D 0", "{begin}");
         stand.ask("commit");
-        assert_eq!(
-            stand.ask("select count(*) from \"Odd orders\" where id = 201 and no = 101")[1],
-            "D 1"
-        );
+        stand.ask(begin);
+        assert_eq!(stand.ask(all)[1], "D 3", "{begin}");
+        other.ask(&query("delete from \"Odd orders\" where no = 101"));
+        assert_eq!(stand.ask(all)[1], "D 3", "{begin}");
+        let rows = stand.ask("select id from \"Odd orders\" where no = 101 order by id");
+        assert_eq!(rows[1..4], ["D 1", "D 101", "D 201"]);
+        stand.ask("commit");
+        assert_eq!(stand.ask(all)[1], "D 0");
     }
     stand.fails("set shardway.read_consistency = 'nonsense'", "22023");
     stand.ask("reset shardway.read_consistency");

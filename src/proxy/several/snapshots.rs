@@ -6,6 +6,7 @@
 
 use super::super::{
     link::Hold,
+    place::Place,
     reply::session as reply,
     request::Stop,
     session::{End, Session},
@@ -17,6 +18,7 @@ use crate::{
     },
     config::settings::PoolMode,
     plan::spread::Shares,
+    sql::{parse::relation_name, tree::Name},
     wire::{
         frontend::put_query,
         notice::{Notice, Words},
@@ -71,6 +73,55 @@ impl Session {
         }
         let shard = most_complete(&self.snapshot);
         Err(reply::left_out(self.database.shard_name(shard), &absent))
+    }
+
+    /// Before a statement that several shards answer: a transaction that has a snapshot on each begins there.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub(in crate::proxy) async fn begin_with_snapshots(&mut self) -> Result<(), Stop> {
+        let begun = self.deferred.as_ref();
+        let begins = begun.is_some_and(|deferred| !deferred.failed()) && !self.reads_beside();
+        if begins && self.has_snapshots() {
+            let (shard, hold) = (most_complete(&self.snapshot), Hold::Bound);
+            Box::pin(self.reach(Place { shard, hold })).await?;
+        }
+        Ok(())
+    }
+
+    /// Where the sequence is read that a dump asks for: every shard may have one of that name, and the dump has how far
+    /// any of them has come. `None`: the statement is another.
+    ///
+    /// # Errors
+    /// A shard cannot be asked.
+    pub(in crate::proxy) async fn shard_of_sequence(
+        &mut self,
+        text: &[u8],
+    ) -> Result<Option<ShardId>, Stop> {
+        let Some(name) = dumped_sequence(text) else {
+            return Ok(None);
+        };
+        let quoted = quoted(&name);
+        let kind = format!(
+            "SELECT c.relkind FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) \
+             pg_catalog.to_regclass({})",
+            literal(&quoted)
+        );
+        let value = format!("SELECT last_value FROM {quoted}");
+        let mut furthest: Option<(i64, ShardId)> = None;
+        for shard in self.snapshot.all().iter() {
+            let hold = Hold::Bound;
+            self.reach(Place { shard, hold }).await?;
+            if self.ask(kind.as_bytes()).await??.as_deref() != Some("S") {
+                continue;
+            }
+            let value = self.ask(value.as_bytes()).await??;
+            let value = value.and_then(|value| value.parse().ok()).unwrap_or(0);
+            if furthest.is_none_or(|(most, _)| value > most) {
+                furthest = Some((value, shard));
+            }
+        }
+        Ok(furthest.map(|(_, shard)| shard))
     }
 
     async fn begin_everywhere(&mut self) -> Result<(), Stop> {
@@ -137,6 +188,25 @@ impl Session {
         self.attach(there);
         Ok(())
     }
+}
+
+/// The sequence whose state is asked for as pg_dump does.
+fn dumped_sequence(text: &[u8]) -> Option<Name> {
+    let text = std::str::from_utf8(text).ok()?;
+    relation_name(text.strip_prefix("SELECT last_value, is_called FROM ")?)
+}
+
+fn quoted(name: &Name) -> String {
+    let quoted = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
+    match &name.schema {
+        Some(schema) => format!("{}.{}", quoted(schema), quoted(&name.name)),
+        None => quoted(&name.name),
+    }
+}
+
+fn literal(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{text}'")
 }
 
 /// The shard that has the most tables: where those live that nothing lists, else where most of those live that the

@@ -58,7 +58,8 @@ pub(super) fn owner(alter: &nodes::AlterSeqStmt) -> Option<Name> {
 }
 
 /// A relation as `regclass` reads its name.
-fn relation_name(text: &str) -> Option<Name> {
+#[must_use]
+pub fn relation_name(text: &str) -> Option<Name> {
     let mut parts = Vec::new();
     let mut rest = text.trim();
     loop {
