@@ -75,7 +75,7 @@ impl Session {
         let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
         statement.changes.is_some()
             && self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.phase != Phase::Answering
             && !self.snapshot.is_single()
             && !(self.phase == Phase::Batch && self.link.as_deref().is_some_and(begun))
@@ -379,7 +379,7 @@ impl Session {
         if self.link.is_some() {
             // It did nothing that must stay.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         self.lease_fan(&shards).await?;
         let mut heard = Heard::default();

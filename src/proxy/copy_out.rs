@@ -1,4 +1,5 @@
-//! COPY of a sharded table TO STDOUT: the shards' streams one behind the other, as one stream.
+//! COPY of a sharded table TO STDOUT: the shards' streams one behind the other, as one stream. COPY of a query likewise,
+//! where each shard has its share of the answer; else the query is computed by one shard, which copies it.
 //!
 //! What must stay true: every shard's rows are in it, or it ends in an error; it has one header and one trailer; nothing
 //! is told to the client before all shards have said that they give rows of the same shape. A shard whose turn has not
@@ -6,23 +7,33 @@
 
 use super::{
     fan::{Fan, Next},
-    link::Hold,
-    place::Place,
+    gather::Bound,
+    prepared::Prepared,
+    reply::{self as wording, session as reply},
     request::Stop,
-    session::Session,
+    scatter::Scattered,
+    session::{End, Note, Session},
 };
 use crate::{
     catalog::shard::ShardSet,
-    plan::{StatementPlan, copy::CopyOut, spread::Shares},
-    proxy::reply::session as reply,
+    plan::{
+        Plan, StatementPlan, Values,
+        copy::{CopyOut, query_within},
+        unroutable::Unroutable,
+    },
+    protocol::pipeline::{Origin, Request},
     split::copy::{Format, Header},
     wire::{
-        backend::{Status, command_tag, put_complete},
+        backend::{command_tag, put_complete},
         frame::HEADER,
-        frontend::{put, put_bare, put_query},
+        frontend::{put, put_bare, put_bind, put_parse, put_query},
         notice::Words,
     },
 };
+use std::sync::Arc;
+
+/// The rest of a Bind without parameters, with a result in text.
+const NOTHING_BOUND: [u8; 6] = [0; 6];
 
 /// What binary data begins with: the signature, flags, and the length of nothing.
 const BINARY_HEADER: usize = 19;
@@ -31,53 +42,112 @@ const BINARY_TRAILER: [u8; 2] = [0xff, 0xff];
 
 impl Session {
     /// How this statement's rows are put together, if it is a COPY of a sharded table that the session may gather now.
-    pub(super) fn copies_out(&self, statement: &StatementPlan) -> Option<(CopyOut, Whose)> {
+    pub(super) fn copies_out(&self, statement: &StatementPlan) -> Option<CopyOut> {
         let copy = statement.copy_out.as_deref()?;
-        let whose = if self.may_ask_shards(statement) {
-            Whose::Apart
-        } else if self.status() == Status::Transaction && self.may_spread() {
-            Whose::Transaction
-        } else {
-            return None;
-        };
-        Some((copy.clone(), whose))
+        let within = self.is_within() && self.may_ask_within(statement);
+        (within || self.may_ask_shards(statement)).then(|| copy.clone())
     }
 
-    /// Runs a Query whose only statement is a COPY of a sharded table.
+    /// Runs a Query whose only statement is such a COPY.
     pub(super) async fn query_copy_out(
         &mut self,
-        (copy, whose): (&CopyOut, Whose),
+        copy: &CopyOut,
+        plan: &Arc<Plan>,
         text: &[u8],
     ) -> Result<(), Stop> {
-        self.copy_out((copy, whose), text).await?;
-        self.ready_here();
+        match self.who_copies(copy, text).await? {
+            Copied::ByAll { shards, text } => {
+                self.copy_from_all(copy, &shards, &text).await?;
+                self.ready_here();
+            }
+            Copied::ByOne(text) => self.send_query(&text, Arc::clone(plan)),
+        }
         Ok(())
+    }
+
+    /// Execute of such a COPY.
+    pub(super) async fn execute_copy_out(
+        &mut self,
+        copy: &CopyOut,
+        prepared: &Prepared,
+    ) -> Result<(), Stop> {
+        let text = match self.who_copies(copy, &prepared.text).await? {
+            Copied::ByAll { shards, text } => {
+                return self.copy_from_all(copy, &shards, &text).await;
+            }
+            Copied::ByOne(text) => text,
+        };
+        let Some(link) = &mut self.link else {
+            return Err(End::Client.into());
+        };
+        let out = link.lease.stream.out();
+        put_parse(out, b"", &text, b"");
+        put_bind(out, b"", b"", &NOTHING_BOUND);
+        put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        link.lease.unnamed = None;
+        prepared
+            .statement()
+            .into_iter()
+            .for_each(|one| link.sends(one));
+        for (request, origin) in [
+            (Request::Parse, Origin::Injected),
+            (Request::Bind, Origin::Injected),
+            (Request::Execute, Origin::Client),
+        ] {
+            self.pipeline.asked(request, origin, Note::Nothing);
+        }
+        Ok(())
+    }
+
+    /// Who copies, and what.
+    async fn who_copies(&mut self, copy: &CopyOut, text: &[u8]) -> Result<Copied, Stop> {
+        if let Some(shards) = copy.shards(&self.snapshot) {
+            let text = text.to_vec();
+            return Ok(Copied::ByAll { shards, text });
+        }
+        let refusal = || {
+            let feature = "COPY of a query of this form over several shards";
+            wording::unroutable(&Unroutable::Unsupported { feature })
+        };
+        let whole = std::str::from_utf8(text).map_err(|_not_utf8| refusal())?;
+        let place = query_within(whole).ok_or_else(refusal)?;
+        let (before, behind) = (&whole[..place.start], &whole[place.end..]);
+        // Where it stands, so that errors name places in the client's text.
+        let own = " ".repeat(before.chars().count()) + &whole[place];
+        let scratch = self.scratch.get_or_insert_default();
+        let plans = &self.database.plans;
+        let planned = plans.plan(own.as_bytes(), &[], &self.context, &self.snapshot, scratch);
+        let values = Values {
+            text: own.as_bytes(),
+            slots: &planned.slots,
+            types: &[],
+            bind: None,
+        };
+        let streams = self.streams(&planned.plan, &values);
+        if let Some((shards, question)) = streams.as_deref().and_then(Scattered::as_it_comes) {
+            return Ok(Copied::ByAll {
+                shards: shards.clone(),
+                text: [before, question, behind].concat().into_bytes(),
+            });
+        }
+        let scatter = self.scatters(&planned.plan, &values).ok_or_else(refusal)?;
+        let bound = Bound {
+            types: &[],
+            tail: None,
+        };
+        let answer = self.gather(&scatter, own.as_bytes(), &bound).await?;
+        Ok(Copied::ByOne(
+            [before, &answer.text, behind].concat().into_bytes(),
+        ))
     }
 
     /// Gives the rows of all shards, and the command's tag.
-    pub(super) async fn copy_out(
-        &mut self,
-        (copy, whose): (&CopyOut, Whose),
-        text: &[u8],
-    ) -> Result<(), Stop> {
-        let shards = copy.shards(&self.snapshot);
-        let rows = match whose {
-            Whose::Apart => self.copy_apart(copy, &shards, text).await?,
-            Whose::Transaction => self.copy_within(copy, &shards, text).await?,
-        };
-        put_bare(self.client.out(), b'c');
-        put_complete(self.client.out(), format!("COPY {rows}").as_bytes());
-        self.tally.queries += 1;
-        Ok(())
-    }
-
-    /// On backends that nothing else is done on.
-    async fn copy_apart(
+    async fn copy_from_all(
         &mut self,
         copy: &CopyOut,
         shards: &ShardSet,
         text: &[u8],
-    ) -> Result<u64, Stop> {
+    ) -> Result<(), Stop> {
         if self.link.is_some() {
             self.leave_link().await?;
         }
@@ -86,34 +156,16 @@ impl Session {
         if let Err(Stop::End(end)) = given {
             return Err(Stop::End(end));
         }
-        self.rest_fan().await?;
-        given
-    }
-
-    /// On the transaction's own backends, which see what it has written.
-    async fn copy_within(
-        &mut self,
-        copy: &CopyOut,
-        shards: &ShardSet,
-        text: &[u8],
-    ) -> Result<u64, Stop> {
-        for shard in shards.iter() {
-            let hold = Hold::Bound;
-            self.reach(Place { shard, hold }).await?;
+        if given.is_err() {
+            self.give_up_fan().await?;
+        } else {
+            self.rest_fan().await?;
         }
-        if self.status() != Status::Transaction {
-            return Err(reply::transaction_failed().into());
-        }
-        let shares = Shares {
-            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
-        };
-        self.fan_out_over(&shares);
-        let given = self.give_copy(copy, text).await;
-        if let Err(Stop::End(end)) = given {
-            return Err(Stop::End(end));
-        }
-        self.gather_in(&shares).await?;
-        given
+        let rows = given?;
+        put_bare(self.client.out(), b'c');
+        put_complete(self.client.out(), format!("COPY {rows}").as_bytes());
+        self.tally.queries += 1;
+        Ok(())
     }
 
     async fn give_copy(&mut self, copy: &CopyOut, text: &[u8]) -> Result<u64, Stop> {
@@ -178,11 +230,12 @@ impl Session {
     }
 }
 
-/// Whose backends give the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose {
-    Apart,
-    Transaction,
+/// Who copies.
+enum Copied {
+    /// Each of these shards its share, told so.
+    ByAll { shards: ShardSet, text: Vec<u8> },
+    /// The link, told so.
+    ByOne(Vec<u8>),
 }
 
 /// Where one shard's rows stand in the whole.

@@ -326,7 +326,7 @@ impl Session {
             .is_some_and(|link| matches!(link.hold, Hold::Aside | Hold::AsideTransaction));
         if beside && self.deferred.is_some() {
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         Ok(())
     }

@@ -63,6 +63,14 @@ pub(super) struct Scattered {
     limit: Limit,
 }
 
+impl Scattered {
+    /// The shards, and what each is asked, when its rows are passed on as they come, and all of them.
+    pub(super) fn as_it_comes(&self) -> Option<(&ShardSet, &str)> {
+        let all = self.keys.is_empty() && self.limit.skips() == 0 && self.limit.gives() == u64::MAX;
+        all.then_some((&self.shards, &self.question))
+    }
+}
+
 /// An answer that is being put together; its backends are the session's fan.
 #[derive(Debug)]
 pub(super) struct Scattering {
@@ -141,13 +149,10 @@ impl Session {
         &mut self,
         scattered: &Scattered,
         text: &[u8],
+        bound: &Bound<'_>,
     ) -> Result<bool, Stop> {
-        let bound = Bound {
-            types: &[],
-            tail: None,
-        };
         let told = Told::default();
-        let opened = self.open_stream(scattered, text, &bound, &told).await?;
+        let opened = self.open_stream(scattered, text, bound, &told).await?;
         if let Opened::No = opened {
             return Ok(false);
         }

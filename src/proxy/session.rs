@@ -24,6 +24,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     scatter::Scattering,
+    script::Script,
     several::Several,
     spread::WritingPortal,
     sql_prepared::Renamed,
@@ -168,6 +169,8 @@ pub struct Session {
     pub(super) scattered: Option<Box<Scattering>>,
     /// A COPY whose rows they are sent.
     pub(super) copying: Option<Box<Copying>>,
+    /// A Query whose statements run one after the other.
+    pub(super) script: Option<Box<Script>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -251,6 +254,9 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
+            while self.is_script_due() {
+                Box::pin(self.go_on_with_script()).await?;
+            }
             if self.holds_ready() {
                 Box::pin(self.give_ready()).await?;
             }
@@ -351,6 +357,13 @@ impl Session {
             }
         };
         drop(tokio::time::timeout(GOODBYE_PATIENCE, flushed).await);
+    }
+
+    /// Whether the session keeps a backend for what its statements may depend on. An advisory lock is nothing that other
+    /// backends lack.
+    pub(super) fn is_kept(&self) -> bool {
+        let lock = |(reason, _): &(PinReason, ShardId)| *reason == PinReason::SessionAdvisoryLock;
+        self.pinned.is_some_and(|pin| !lock(&pin))
     }
 
     /// Whether the link is at rest: answered everything, no transaction.
@@ -912,6 +925,9 @@ impl Session {
 
     /// Appends ReadyForQuery of a batch that was answered here.
     pub(super) fn ready_here(&mut self) {
+        if self.script.is_some() && self.statement_is_over() {
+            return;
+        }
         let status = self.status();
         if status == Status::Idle && self.hold_ready() {
             return;
@@ -976,6 +992,13 @@ impl Session {
 
     /// The session keeps its backend from now on.
     pub(super) fn pin(&mut self, reason: PinReason) {
+        if let (Some((PinReason::SessionAdvisoryLock, shard)), true) =
+            (self.pinned, reason != PinReason::SessionAdvisoryLock)
+            && self.link_shard() == Some(shard)
+        {
+            // It has more there than the lock from now on.
+            self.pinned = None;
+        }
         if let (None, Some(shard)) = (self.pinned, self.link_shard()) {
             self.pinned = Some((reason, shard));
             self.any = shard;

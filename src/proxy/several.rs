@@ -298,7 +298,7 @@ impl Session {
         if enlisted.iter().any(|link| link.shard == shard) {
             return None;
         }
-        if self.mode != PoolMode::Transaction || self.pinned.is_some() {
+        if self.mode != PoolMode::Transaction || self.is_kept() {
             Some(Stays::Kept)
         } else if !begun.statement_snapshots() {
             Some(Stays::Isolation)
@@ -353,9 +353,14 @@ impl Session {
 
     /// Leases a backend of another shard and tells it all that `here` was told since BEGIN.
     async fn enlist(&mut self, shard: ShardId, here: &Link) -> Result<Result<(), Words>, End> {
-        let lease = match self.checkout_for(shard, Hold::Bound).await? {
-            Ok((lease, _)) => lease,
-            Err(problem) => return Ok(Err(problem)),
+        // A backend that is kept for a lock is there already.
+        let mut parked = self.parked.iter();
+        let lease = match parked.position(|link| link.shard == shard) {
+            Some(at) => self.parked.swap_remove(at).lease,
+            None => match self.checkout_for(shard, Hold::Bound).await? {
+                Ok((lease, _)) => lease,
+                Err(problem) => return Ok(Err(problem)),
+            },
         };
         let Applied::Known(at_begin, _) = &here.at_begin else {
             return Ok(Err(reply::second_shard(

@@ -40,7 +40,7 @@ impl Session {
         self.overridden.get(SETTING).is_some()
             && named.iter().all(|name| self.overridden.get(name).is_none())
             && self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && !self.snapshot.is_single()
     }
 
