@@ -208,7 +208,7 @@ impl Session {
         };
         (self.may_ask_shards(statement) || self.may_ask_within(statement))
             && reported(b"DateStyle", b"ISO")
-            && reported(b"IntervalStyle", b"postgres")
+            && (reported(b"IntervalStyle", b"postgres") || reported(b"IntervalStyle", b"iso_8601"))
     }
 
     /// Outside of a transaction that has begun anywhere.

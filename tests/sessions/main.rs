@@ -25,6 +25,7 @@ mod heartbeat;
 mod hostile;
 mod limits;
 mod listen;
+mod migrating;
 mod numbers;
 mod pooling;
 mod reaching;
