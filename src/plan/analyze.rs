@@ -703,7 +703,16 @@ impl Planner<'_> {
             self.spread
                 .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
-        (effect, access, self.target(analysis, pins, &calls))
+        let target = self.target(analysis, pins, &calls);
+        if let (Some(sequence), Target::Refused(why), None) =
+            (&self.statement.numbers, &target, self.pinned)
+            && matches!(**why, Unroutable::Function { .. })
+            && queries(kind)
+        {
+            let own = super::change::numbered(sequence);
+            self.changes.set(Some(Box::new(own)));
+        }
+        (effect, access, target)
     }
 
     /// How the answers of several shards are put together, when each gives its part of the whole.

@@ -142,6 +142,14 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
     let mut rows = Vec::new();
     let (shards, reason) = match &changes.reach {
         Reach::Shards(set) => (names(set), "a schema change of these shards".to_owned()),
+        Reach::View { .. } => (
+            snapshot.shards.join(", "),
+            "a schema change of these shards".to_owned(),
+        ),
+        Reach::Locks(_) => (
+            snapshot.shards.join(", "),
+            "each locks those of the tables that it has".to_owned(),
+        ),
         Reach::Servers => (
             snapshot.shards.join(", "),
             "a change of every server, once on each".to_owned(),

@@ -323,7 +323,7 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
         ),
         Stays::Isolation => (
             "it promises one snapshot, and shards have each their own",
-            "Use READ COMMITTED, or keys of one shard.",
+            "Use READ COMMITTED, or keys of one shard; or SET shardway.read_consistency = 'per_shard' before BEGIN (pg_dump: PGOPTIONS='-c shardway.read_consistency=per_shard'), for one snapshot on each shard.",
         ),
         Stays::Kept => (
             "the session keeps its server connection",
@@ -755,6 +755,21 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
     }
 }
 
+/// Locks in a transaction that has found the tables of one shard only, where others have more.
+#[must_use]
+pub(in crate::proxy) fn left_out(shard: &str, tables: &[String]) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Its catalogs are those of shard \"{shard}\", which lack: {}. (SW341)",
+            tables.join(", ")
+        )),
+        hint: Some(
+            "Dump each shard by itself: SET shardway.shard, or PGOPTIONS='-c shardway.shard=<shard>'; or keep all tables that are not sharded on one shard.".to_owned(),
+        ),
+        ..error("0A000", "a dump of all shards would lack tables")
+    }
+}
+
 /// A new table whose place only its CREATE TABLE says.
 #[must_use]
 pub fn place_not_kept(table: &str) -> Notice {
@@ -762,16 +777,6 @@ pub fn place_not_kept(table: &str) -> Notice {
         detail: Some("Only a comment or a foreign key says where its rows live, which is not kept: nobody would find them again. (SW131)".to_owned()),
         hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
         ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
-    }
-}
-
-/// CREATE VIEW in a transaction, where unlisted tables live on one shard.
-#[must_use]
-pub fn view_within() -> Notice {
-    Notice {
-        detail: Some("Until it is committed, the view would be read like a table on the shard of unlisted tables. (SW101)".to_owned()),
-        hint: Some("Create the view outside of a transaction.".to_owned()),
-        ..error("0A000", "CREATE VIEW in a transaction is not supported over several shards with unlisted_tables")
     }
 }
 
