@@ -54,6 +54,7 @@ pub(super) fn effects(
         found.computed.extend(by.map(|by| Computed { column, by }));
     }
     found.always = always(shards, table);
+    found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -165,6 +166,7 @@ pub(super) fn effects_of_single(
             );
         }
     }
+    found.varies(&[objects], table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -203,6 +205,7 @@ pub(super) fn effects_of_copies(
         found.computed.extend(by.map(|by| Computed { column, by }));
     }
     found.always = always(shards, table);
+    found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -226,6 +229,20 @@ fn function(trigger: &Trigger) -> Function<'_> {
 }
 
 impl Effects {
+    /// What the table's defaults compute, as the first shard says that has one for a column.
+    fn varies(&mut self, shards: &[&Objects], table: &TableName) {
+        let all = shards.iter().flat_map(|objects| &objects.varying);
+        for (_, varying) in all.filter(|(on, _)| on == table) {
+            if !self
+                .varying
+                .iter()
+                .any(|known| known.column == varying.column)
+            {
+                self.varying.push(varying.clone());
+            }
+        }
+    }
+
     fn add(&mut self, name: &str, kind: HazardKind, fired: Fired) {
         let name = name.to_owned();
         self.hazards.push(Hazard { name, kind, fired });

@@ -208,7 +208,7 @@ impl Session {
         };
         (self.may_ask_shards(statement) || self.may_ask_within(statement))
             && reported(b"DateStyle", b"ISO")
-            && reported(b"IntervalStyle", b"postgres")
+            && (reported(b"IntervalStyle", b"postgres") || reported(b"IntervalStyle", b"iso_8601"))
     }
 
     /// Outside of a transaction that has begun anywhere.
@@ -220,7 +220,7 @@ impl Session {
         };
         beside
             && self.phase != Phase::Answering
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
@@ -255,7 +255,15 @@ impl Session {
             types: &prepared.raw_types,
             tail: Some(bind),
         };
+        if !bind.portal.is_empty() && self.deferred.is_some() {
+            // It lives to the end of the transaction, and may be read in parts.
+            let (shard, hold) = (self.any, Hold::Bound);
+            self.reach(Place { shard, hold }).await?;
+        }
         let answer = self.gather(scatter, &prepared.text, &bound).await?;
+        if !bind.portal.is_empty() {
+            self.portal_goes_there(bind.portal);
+        }
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
         };

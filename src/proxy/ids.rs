@@ -220,9 +220,11 @@ impl Session {
     /// It may not.
     pub(super) fn check_restart(&self, command: &str, text: &str) -> Result<(), Stop> {
         let has = |wanted: &[&str]| words(text).any(|word| wanted.contains(&word.as_str()));
-        if !has(&["restart", "increment"]) {
+        if !has(&["restart", "increment", "setval"]) {
             return Ok(());
         }
+        // As for sessions of PostgreSQL: what others have cached they still give.
+        self.database.ids.forget();
         if has(&["restart"]) && self.database.settings.sequence_block > 1 {
             return Err(reply::restarts_sequence(
                 "proxies hold numbers that they drew ahead (sequence_block)",

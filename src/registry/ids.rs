@@ -156,6 +156,14 @@ impl Ids {
         Ok(numbers)
     }
 
+    /// What was drawn ahead is not given any more.
+    pub fn forget(&self) {
+        self.blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     /// Numbers that were drawn ahead.
     fn take(&self, asked: &Asked, count: usize) -> Vec<i64> {
         if self.block <= 1 {

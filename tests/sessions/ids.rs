@@ -154,6 +154,13 @@ fn a_number_that_is_no_key_is_one_sequences_for_all_shards() {
         "would set off",
     );
     stand.fails("insert into t (id) select 1", "would set off");
+    for sql in [
+        "select setval('t_n_seq', 1)",
+        "alter sequence t_n_seq restart",
+        "alter table t alter n type bigint; alter sequence t_n_seq increment by -1",
+    ] {
+        stand.fails(sql, "cannot begin anew");
+    }
 }
 
 #[test]
@@ -360,6 +367,11 @@ fn tables_made_through_the_proxy_give_their_ids() {
     stand.fails("insert into a (n) values (4)", "null value in shard key");
     stand.ask("rollback");
     // What starts anew starts anew for all shards.
+    stand.ask("select setval('a_id_seq', 40)");
+    assert_eq!(
+        numbers(&stand.ask("insert into a (n) values (1) returning id")),
+        [41]
+    );
     stand.ask("truncate a restart identity");
     assert_eq!(
         numbers(&stand.ask("insert into a (n) values (1) returning id")),
