@@ -138,14 +138,10 @@ impl Session {
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
-            let Some(mut place) = placed else {
+            let Some(place) = placed else {
                 return self.bind_judged().await;
             };
-            if place.hold == Hold::AsideTransaction && !bind.portal.is_empty() {
-                // It lives to the end of the transaction, and may be read in parts.
-                place.hold = Hold::Bound;
-            }
-            self.reach(place).await?;
+            self.reach(for_portal(place, bind.portal)).await?;
             if listening {
                 Box::pin(self.at_backend(alone)).await?;
             }
@@ -262,88 +258,92 @@ impl Session {
 
     pub(super) async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
-            Named::Portal(portal) => {
-                self.flush_pending().await?;
-                if let Some(columns) = self.columns_over_shards(portal) {
-                    let mut out = Vec::new();
-                    put(&mut out, b'T', |out| out.extend_from_slice(columns));
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
-                    let mut out = Vec::new();
-                    describe_here(prepared, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Copying(_)) = self.portals.get(portal) {
-                    self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Writing(_)) = self.portals.get(portal) {
-                    return Box::pin(self.describe_spread(portal)).await;
-                }
-                if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
-                    let mut out = Vec::new();
-                    self.describe_command(command, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                self.go_to_portal(portal).await?;
-                if self.skip {
-                    return Ok(());
-                }
-                let note = match &self.bound {
-                    Some((name, prepared)) if **name == *portal => {
-                        Note::DescribedPortal(Arc::clone(prepared))
-                    }
-                    _ => Note::Nothing,
-                };
-                self.forward(frame, Request::Describe, note, || {
-                    reply::no_such_portal(portal)
-                })
-            }
-            Named::Statement(name) => {
-                let prepared = self.prepared(name).await?;
-                let prepared = self.executes_now(name, prepared)?;
-                if prepared
-                    .statement()
-                    .is_some_and(|statement| self.answered_here(statement))
-                {
-                    self.answer_pending().await?;
-                    let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
-                    describe_here(&prepared, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if prepared
-                    .statement()
-                    .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
-                    && self.describe_fetch(&prepared).await?
-                {
-                    return Ok(());
-                }
-                self.reach_any(&prepared).await?;
-                self.send_pending();
-                if let Err(stop) = self.make_fit_to_execute(&prepared).await {
-                    if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
-                        // As PostgreSQL, which finds out about the columns only after the parameters.
-                        let mut out = Vec::new();
-                        put(&mut out, b't', |out| {
-                            let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
-                            out.extend_from_slice(&count.to_be_bytes());
-                            out.extend_from_slice(types);
-                        });
-                        self.made(out, Note::Nothing);
-                    }
-                    return Err(stop);
-                }
-                if !self.skip {
-                    self.send_describe(&prepared, Origin::Client);
-                }
-                Ok(())
-            }
+            Named::Portal(portal) => self.describe_portal(frame, portal).await,
+            Named::Statement(name) => self.describe_statement(name).await,
         }
+    }
+
+    async fn describe_portal(&mut self, frame: &[u8], portal: &[u8]) -> Result<(), Stop> {
+        self.flush_pending().await?;
+        if let Some(columns) = self.columns_over_shards(portal) {
+            let mut out = Vec::new();
+            put(&mut out, b'T', |out| out.extend_from_slice(columns));
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
+            let mut out = Vec::new();
+            describe_here(prepared, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Copying(_)) = self.portals.get(portal) {
+            self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Writing(_)) = self.portals.get(portal) {
+            return Box::pin(self.describe_spread(portal)).await;
+        }
+        if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
+            let mut out = Vec::new();
+            self.describe_command(command, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        self.go_to_portal(portal).await?;
+        if self.skip {
+            return Ok(());
+        }
+        let note = match &self.bound {
+            Some((name, prepared)) if **name == *portal => {
+                Note::DescribedPortal(Arc::clone(prepared))
+            }
+            _ => Note::Nothing,
+        };
+        self.forward(frame, Request::Describe, note, || {
+            reply::no_such_portal(portal)
+        })
+    }
+
+    async fn describe_statement(&mut self, name: &[u8]) -> Result<(), Stop> {
+        let prepared = self.prepared(name).await?;
+        let prepared = self.executes_now(name, prepared)?;
+        if prepared
+            .statement()
+            .is_some_and(|statement| self.answered_here(statement))
+        {
+            self.answer_pending().await?;
+            let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
+            describe_here(&prepared, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if prepared
+            .statement()
+            .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
+            && self.describe_fetch(&prepared).await?
+        {
+            return Ok(());
+        }
+        self.reach_any(&prepared).await?;
+        self.send_pending();
+        if let Err(stop) = self.make_fit_to_execute(&prepared).await {
+            if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
+                // As PostgreSQL, which finds out about the columns only after the parameters.
+                let mut out = Vec::new();
+                put(&mut out, b't', |out| {
+                    let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
+                    out.extend_from_slice(&count.to_be_bytes());
+                    out.extend_from_slice(types);
+                });
+                self.made(out, Note::Nothing);
+            }
+            return Err(stop);
+        }
+        if !self.skip {
+            self.send_describe(&prepared, Origin::Client);
+        }
+        Ok(())
     }
 
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -391,16 +391,7 @@ impl Session {
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
         {
-            self.pin_before(&statement.effect);
-            if statement.effect == Effect::Pins(PinReason::Sequence) {
-                // Where the last number was drawn is known when all before it is answered.
-                self.settle().await?;
-                if self.skip {
-                    return Ok(());
-                }
-                self.check_numbers(std::slice::from_ref(statement))?;
-            }
-            self.forget_within(statement).await?;
+            self.before_execute(statement).await?;
             if self.skip {
                 return Ok(());
             }
@@ -422,6 +413,21 @@ impl Session {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
         }
+        Ok(())
+    }
+
+    /// Before a statement runs on the link: what it leaves there, and what must be known before it.
+    async fn before_execute(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
+        self.pin_before(&statement.effect);
+        if statement.effect == Effect::Pins(PinReason::Sequence) {
+            // Where the last number was drawn is known when all before it is answered.
+            self.settle().await?;
+            if self.skip {
+                return Ok(());
+            }
+            self.check_numbers(std::slice::from_ref(statement))?;
+        }
+        self.forget_within(statement).await?;
         Ok(())
     }
 
@@ -797,6 +803,18 @@ impl Session {
             self.made(vec![b'1', 0, 0, 0, 4], Note::Parsed(prepared));
         }
         Ok(())
+    }
+}
+
+/// A named portal lives to the end of the transaction, and may be read in parts.
+fn for_portal(place: Place, portal: &[u8]) -> Place {
+    if place.hold == Hold::AsideTransaction && !portal.is_empty() {
+        Place {
+            hold: Hold::Bound,
+            ..place
+        }
+    } else {
+        place
     }
 }
 

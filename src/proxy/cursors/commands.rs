@@ -519,23 +519,23 @@ impl Session {
                 }
                 match self.scatters(&planned.plan, &values) {
                     Some(scatter) => self.gather_for(declare, &scatter, text, bound).await,
-                    None => Err(self.why_not(&planned.plan, &values).into()),
+                    None => Err(self.why_not(&planned.plan, &values)),
                 }
             }
             Some(Query::Gathered(scatter)) => self.gather_for(declare, &scatter, text, bound).await,
-            None => Err(self.why_not(&planned.plan, &values).into()),
+            None => Err(self.why_not(&planned.plan, &values)),
         }
     }
 
     /// Why a query is not one that a cursor over several shards reads.
-    fn why_not(&self, plan: &Plan, values: &Values<'_>) -> Notice {
+    fn why_not(&self, plan: &Plan, values: &Values<'_>) -> Stop {
         let [query] = plan.statements.as_slice() else {
-            return reply::malformed();
+            return reply::malformed().into();
         };
         match self.place(query, values) {
-            Err(why) => why,
+            Err(why) => why.into(),
             // It was, when DECLARE was bound.
-            Ok(_) => reply::columns_changed(),
+            Ok(_) => reply::columns_changed().into(),
         }
     }
 
