@@ -357,7 +357,7 @@ impl Session {
         match read? {
             Pumped::Suspended(_) => put_bare(self.client.out(), b's'),
             Pumped::Complete(rows) => {
-                put_complete(self.client.out(), format!("SELECT {rows}").as_bytes());
+                put_complete(self.end_of_answer(), format!("SELECT {rows}").as_bytes());
                 self.tally.queries += 1;
             }
         }

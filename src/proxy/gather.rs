@@ -16,7 +16,10 @@ use super::{
     within::{BACK, MARK, UNMARK},
 };
 use crate::{
-    catalog::{shard::ShardSet, snapshot::Table},
+    catalog::{
+        shard::{ShardId, ShardSet},
+        snapshot::Table,
+    },
     config::settings::PoolMode,
     plan::{
         Plan, Route, StatementPlan, Target, Values,
@@ -84,7 +87,7 @@ pub(super) struct Answer {
 #[derive(Debug, Default)]
 pub(super) struct Described {
     /// Its parameters' types, as they stand in Parse.
-    types: Vec<u8>,
+    pub(super) types: Vec<u8>,
     /// The RowDescription's body.
     columns: Vec<u8>,
 }
@@ -321,6 +324,7 @@ impl Session {
             return Err(refusal());
         };
         self.reach_to_judge(statement).await?;
+        let judges = self.link_shard();
         self.mark().await?;
         // PostgreSQL says what is wrong with the statement; what it accepts means something else over rows.
         let Ok(over_rows) = self
@@ -328,6 +332,9 @@ impl Session {
             .await?
         else {
             self.back_to_mark().await?;
+            // A transaction beside a deferred one has failed with it.
+            self.end_aside().await?;
+            self.reach_to_judge(statement).await?;
             let judged = self.parses(text, bound.types).await?;
             return Err(judged.map_or_else(Stop::from, |_| refusal()));
         };
@@ -341,7 +348,7 @@ impl Session {
         // Two sessions that lease several shards in the same order never wait for each other.
         self.leave_link().await?;
         let (arrays, held) = self.ask_all(&scatter.shards, &question).await?;
-        self.reach_to_compute(statement).await?;
+        self.reach_to_compute(statement, judges).await?;
         if let Some(link) = &mut self.link {
             // Until the backend has answered, and is given back.
             link.gathered = Some(held);
@@ -430,9 +437,15 @@ impl Session {
         self.reach(Place { shard, hold }).await
     }
 
-    /// Makes the link a backend that computes the statement: in a transaction whose time was told, that which told it.
-    async fn reach_to_compute(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
-        match self.named_at().filter(|_| statement.names_transaction) {
+    /// Makes the link a backend that computes the statement: in a transaction the one that has judged it, since portals
+    /// may be open there; if its time was told, that which told it.
+    async fn reach_to_compute(
+        &mut self,
+        statement: &StatementPlan,
+        judges: Option<ShardId>,
+    ) -> Result<(), Stop> {
+        let named = self.named_at().filter(|_| statement.names_transaction);
+        match named.or(judges) {
             Some(shard) if self.is_within() => {
                 let hold = Hold::Bound;
                 self.reach(Place { shard, hold }).await

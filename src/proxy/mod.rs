@@ -28,6 +28,7 @@ pub mod reply;
 mod request;
 mod resetting;
 mod scatter;
+mod script;
 pub mod session;
 mod several;
 mod simple;

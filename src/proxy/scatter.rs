@@ -67,6 +67,14 @@ pub(super) struct Scattered {
     places: Places,
 }
 
+impl Scattered {
+    /// The shards, and what each is asked, when its rows are passed on as they come, and all of them.
+    pub(super) fn as_it_comes(&self) -> Option<(&ShardSet, &str)> {
+        let all = self.keys.is_empty() && self.limit.skips() == 0 && self.limit.gives() == u64::MAX;
+        all.then_some((&self.shards, &self.question))
+    }
+}
+
 /// An answer that is being put together; its backends are the session's fan.
 #[derive(Debug)]
 pub(super) struct Scattering {
@@ -169,16 +177,13 @@ impl Session {
         &mut self,
         scattered: &Scattered,
         text: &[u8],
+        bound: &Bound<'_>,
     ) -> Result<bool, Stop> {
-        let bound = Bound {
-            types: &[],
-            tail: None,
-        };
         let told = Told::default();
         if self.is_within() && !scattered.limit.is_all() {
-            return Box::pin(self.query_parts(scattered)).await;
+            return Box::pin(self.query_parts(scattered, bound)).await;
         }
-        let opened = self.open_stream(scattered, text, &bound, &told).await?;
+        let opened = self.open_stream(scattered, text, bound, &told).await?;
         if let Opened::No = opened {
             return Ok(false);
         }
@@ -196,13 +201,13 @@ impl Session {
 
     /// Answers a simple Query within the transaction: what LIMIT leaves out is not asked for, since a cancel would fail
     /// the transaction.
-    async fn query_parts(&mut self, scattered: &Scattered) -> Result<bool, Stop> {
-        let bound = Bound {
-            types: &[],
-            tail: None,
-        };
+    async fn query_parts(
+        &mut self,
+        scattered: &Scattered,
+        bound: &Bound<'_>,
+    ) -> Result<bool, Stop> {
         let told = Told::default();
-        let opened = self.open_reading(scattered, &bound, &told).await?;
+        let opened = self.open_reading(scattered, bound, &told).await?;
         let Some(mut reading) = opened else {
             return Ok(false);
         };
@@ -212,7 +217,7 @@ impl Session {
         let read = self.read(&mut reading, u64::MAX, Sink::Client).await;
         self.cursors.leave(*reading);
         let (Pumped::Complete(rows) | Pumped::Suspended(rows)) = read?;
-        put_complete(self.client.out(), format!("SELECT {rows}").as_bytes());
+        put_complete(self.end_of_answer(), format!("SELECT {rows}").as_bytes());
         self.tally.queries += 1;
         self.ready_here();
         Ok(true)
@@ -582,7 +587,7 @@ impl Session {
                 stream.state = State::Complete;
                 self.rest_fan().await?;
                 self.check_unheard()?;
-                put_complete(self.client.out(), format!("SELECT {rows}").as_bytes());
+                put_complete(self.end_of_answer(), format!("SELECT {rows}").as_bytes());
                 self.tally.queries += 1;
             }
             Err(stop) => {

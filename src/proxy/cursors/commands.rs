@@ -155,7 +155,7 @@ impl Session {
             }
             Some(other) => {
                 let tag = self.close_cursors(&other).await?;
-                put_complete(self.client.out(), tag);
+                put_complete(self.end_of_answer(), tag);
             }
         }
         self.tally.queries += 1;
@@ -166,7 +166,7 @@ impl Session {
     async fn query_fetch(&mut self, name: &[u8], count: Count, rows: Rows) -> Result<(), Stop> {
         let sink = sink_of(rows);
         let count = self.fetch(name, count, None, sink).await?;
-        put_complete(self.client.out(), tag_of(rows, count).as_bytes());
+        put_complete(self.end_of_answer(), tag_of(rows, count).as_bytes());
         Ok(())
     }
 
@@ -189,7 +189,7 @@ impl Session {
         let told = Told::default();
         match self.declare(&declare, text, &[], &bound, &told).await? {
             Declared::Here => {
-                put_complete(self.client.out(), b"DECLARE CURSOR");
+                put_complete(self.end_of_answer(), b"DECLARE CURSOR");
                 self.tally.queries += 1;
                 self.ready_here();
             }
@@ -389,12 +389,12 @@ impl Session {
                     if rows == Rows::Given {
                         command.state = Given::Rows(Vec::new(), 0);
                     }
-                    put_complete(self.client.out(), tag_of(rows, count).as_bytes());
+                    put_complete(self.end_of_answer(), tag_of(rows, count).as_bytes());
                 }
             }
             other @ (Command::Close(_) | Command::CloseAll) => {
                 let tag = self.close_cursors(&other).await?;
-                put_complete(self.client.out(), tag);
+                put_complete(self.end_of_answer(), tag);
             }
         }
         self.tally.queries += 1;
@@ -421,7 +421,7 @@ impl Session {
         let declared = self.declare(declare, text, &prepared.types, &bound, &told);
         match declared.await? {
             Declared::Here => {
-                put_complete(self.client.out(), b"DECLARE CURSOR");
+                put_complete(self.end_of_answer(), b"DECLARE CURSOR");
                 self.tally.queries += 1;
             }
             Declared::There { text, types } => {
