@@ -118,9 +118,7 @@ impl Session {
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
-            if self.concerns_cursors(std::slice::from_ref(statement))
-                && Box::pin(self.bind_cursor(&prepared, &bind)).await?
-            {
+            if self.concerns_cursors(alone) && Box::pin(self.bind_cursor(&prepared, &bind)).await? {
                 return Ok(());
             }
             if self.answered_here(statement) {
@@ -133,15 +131,8 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let mut placed = self.place(statement, &values);
-            if placed.is_err() && self.may_take_over(statement) {
-                Box::pin(self.take_over()).await?;
-                if self.skip {
-                    return Ok(());
-                }
-                placed = self.place(statement, &values);
-            }
-            let placed = match placed {
+            let placed = match self.place_or_take_over(statement, &values).await? {
+                _ if self.skip => return Ok(()),
                 Ok(placed) => placed,
                 Err(refused) if prepared.executes.is_some() => {
                     return Box::pin(self.bind_given(refused, &prepared, &bind)).await;
@@ -171,6 +162,20 @@ impl Session {
         }
         self.send_bind(&bind, frame, prepared);
         Ok(())
+    }
+
+    /// Where a statement runs, for which the pipeline under way may become a transaction.
+    async fn place_or_take_over(
+        &mut self,
+        statement: &StatementPlan,
+        values: &Values<'_>,
+    ) -> Result<Result<Option<Place>, Notice>, Stop> {
+        let placed = self.place(statement, values);
+        if placed.is_err() && self.may_take_over(statement) {
+            Box::pin(self.take_over()).await?;
+            return Ok(self.place(statement, values));
+        }
+        Ok(placed)
     }
 
     /// What a statement that is bound means now.
