@@ -84,8 +84,12 @@ impl Session {
                     (false, Access::Read) => Hold::Loose,
                     (false, Access::Write) => Hold::Bound,
                 };
+                let told = self
+                    .several
+                    .named()
+                    .filter(|_| statement.names_transaction && here.is_none_or(|link| !link.named));
                 Place {
-                    shard: bound.unwrap_or(self.any),
+                    shard: told.unwrap_or_else(|| self.any_shard(bound)),
                     hold,
                 }
             }
@@ -328,7 +332,7 @@ impl Session {
             .is_some_and(|link| matches!(link.hold, Hold::Aside | Hold::AsideTransaction));
         if beside && self.deferred.is_some() {
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         Ok(())
     }

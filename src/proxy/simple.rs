@@ -106,6 +106,15 @@ impl Session {
         if let Err(refused) = self.check_together(statements) {
             return self.query_apart(refused, apart, text);
         }
+        if self.several.is_several()
+            && self.has_snapshots()
+            && let Some(shard) = Box::pin(self.shard_of_sequence(text)).await?
+        {
+            let hold = Hold::Bound;
+            self.reach(Place { shard, hold }).await?;
+            self.send_query(text, planned.plan);
+            return Ok(());
+        }
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
             let place = match self.place(statement, &values) {
@@ -147,6 +156,7 @@ impl Session {
         plan: &Arc<Plan>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        self.begin_with_snapshots().await?;
         if let [statement] = plan.statements.as_slice() {
             if matches!(statement.effect, Effect::Declare { .. }) {
                 return Box::pin(self.query_declare(refused, plan, values.text)).await;

@@ -323,7 +323,7 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
         ),
         Stays::Isolation => (
             "it promises one snapshot, and shards have each their own",
-            "Use READ COMMITTED, or keys of one shard.",
+            "Use READ COMMITTED, or keys of one shard; or SET shardway.read_consistency = 'per_shard' before BEGIN (pg_dump: PGOPTIONS='-c shardway.read_consistency=per_shard'), for one snapshot on each shard.",
         ),
         Stays::Kept => (
             "the session keeps its server connection",
@@ -680,6 +680,39 @@ pub fn copies_differ(table: &str) -> Notice {
     }
 }
 
+/// What keeps the rows of a table from moving to another shard.
+#[must_use]
+pub fn rows_stay(table: &str, kind: &str, name: &str) -> Notice {
+    let why = match kind {
+        "trigger" => format!("Trigger \"{name}\" would see a deletion and an insertion instead of an update."),
+        "reference" => format!("Foreign key \"{name}\" references the rows, and would see them go."),
+        "rule" => format!("Rule \"{name}\" rewrites the statement."),
+        "policy" => "Row security applies to the table, and has other rules for a deletion and an insertion.".to_owned(),
+        _ => "It is no plain table, or has partitions or children.".to_owned(),
+    };
+    Notice {
+        detail: Some(format!("{why} (SW125)")),
+        hint: Some("Delete the rows, and insert them with their new shard key.".to_owned()),
+        ..error(
+            "0A000",
+            format!("rows of table \"{table}\" cannot be moved to another shard"),
+        )
+    }
+}
+
+/// A row is not what it was when it was found.
+#[must_use]
+pub fn row_changed() -> Notice {
+    Notice {
+        detail: Some("Its new shard key was another one a moment later. (SW108)".to_owned()),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error(
+            "40001",
+            "could not serialize access due to concurrent update",
+        )
+    }
+}
+
 /// What cannot stand behind a write to several shards in one pipeline.
 #[must_use]
 pub fn behind_a_write() -> Notice {
@@ -722,6 +755,21 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
     }
 }
 
+/// Locks in a transaction that has found the tables of one shard only, where others have more.
+#[must_use]
+pub(in crate::proxy) fn left_out(shard: &str, tables: &[String]) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Its catalogs are those of shard \"{shard}\", which lack: {}. (SW341)",
+            tables.join(", ")
+        )),
+        hint: Some(
+            "Dump each shard by itself: SET shardway.shard, or PGOPTIONS='-c shardway.shard=<shard>'; or keep all tables that are not sharded on one shard.".to_owned(),
+        ),
+        ..error("0A000", "a dump of all shards would lack tables")
+    }
+}
+
 /// A new table whose place only its CREATE TABLE says.
 #[must_use]
 pub fn place_not_kept(table: &str) -> Notice {
@@ -729,16 +777,6 @@ pub fn place_not_kept(table: &str) -> Notice {
         detail: Some("Only a comment or a foreign key says where its rows live, which is not kept: nobody would find them again. (SW131)".to_owned()),
         hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
         ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
-    }
-}
-
-/// CREATE VIEW in a transaction, where unlisted tables live on one shard.
-#[must_use]
-pub fn view_within() -> Notice {
-    Notice {
-        detail: Some("Until it is committed, the view would be read like a table on the shard of unlisted tables. (SW101)".to_owned()),
-        hint: Some("Create the view outside of a transaction.".to_owned()),
-        ..error("0A000", "CREATE VIEW in a transaction is not supported over several shards with unlisted_tables")
     }
 }
 
