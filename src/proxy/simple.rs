@@ -104,7 +104,7 @@ impl Session {
             }
         }
         if self.concerns_cursors(statements)
-            && Box::pin(self.query_cursor(statements, text)).await?
+            && Box::pin(self.query_cursor(statements, apart, text)).await?
         {
             return Ok(());
         }
@@ -187,7 +187,7 @@ impl Session {
     }
 
     /// Statements that cannot be sent together run one after the other, or are refused.
-    fn query_apart(
+    pub(super) fn query_apart(
         &mut self,
         refused: Notice,
         statements: &[StatementPlan],
