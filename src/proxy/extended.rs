@@ -127,15 +127,8 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let mut placed = self.place(statement, &values);
-            if placed.is_err() && self.may_take_over(statement) {
-                Box::pin(self.take_over()).await?;
-                if self.skip {
-                    return Ok(());
-                }
-                placed = self.place(statement, &values);
-            }
-            let placed = match placed {
+            let placed = match self.place_in_batch(statement, &values).await? {
+                _ if self.skip => return Ok(()),
                 Ok(placed) => placed,
                 Err(refused) if prepared.executes.is_some() => {
                     return Box::pin(self.bind_given(refused, &prepared, &bind)).await;
