@@ -66,6 +66,8 @@ pub(super) struct Analysis<'a> {
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
+    /// The relation whose key new rows take over.
+    pub(super) carried: Option<usize>,
 }
 
 /// How a parameter is read as a key.
@@ -122,6 +124,7 @@ impl<'a> Analysis<'a> {
             writes: false,
             changes: 0,
             changed: None,
+            carried: None,
         }
     }
 

@@ -260,6 +260,7 @@ fn spread(
         });
     let reason = match plan.spread.as_ref().map(|spread| &spread.what) {
         Some(What::Rows(_)) => "each row goes to the shard of its key",
+        Some(What::Move(_)) => "rows whose new key belongs to another shard are moved there",
         Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
         Some(What::Share(_) | What::Change) | None => "every shard changes its own rows",
     };

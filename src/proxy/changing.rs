@@ -26,7 +26,7 @@ use crate::{
     plan::{
         StatementPlan, Target,
         change::{Changes, Found, New, Reach},
-        spread::{Shares, Spread, Time, What},
+        spread::{Fill, Shares, Spread, Time, What},
     },
     sql::change::Block,
     wire::{
@@ -181,6 +181,8 @@ impl Session {
             shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
         };
         let change = Spread {
+            fill: Fill::default(),
+            lock: None,
             what: What::Change,
             time: Time::NotAsked,
         };

@@ -548,7 +548,7 @@ impl Session {
         at_rest.map(|member| member.link).collect()
     }
 
-    /// Ends the fan and gives its backends back.
+    /// Ends the fan and gives its backends back, or to the transaction whose parts they are.
     ///
     /// # Errors
     /// The session is over.

@@ -255,7 +255,15 @@ impl Session {
             types: &prepared.raw_types,
             tail: Some(bind),
         };
+        if !bind.portal.is_empty() && self.deferred.is_some() {
+            // It lives to the end of the transaction, and may be read in parts.
+            let (shard, hold) = (self.any, Hold::Bound);
+            self.reach(Place { shard, hold }).await?;
+        }
         let answer = self.gather(scatter, &prepared.text, &bound).await?;
+        if !bind.portal.is_empty() {
+            self.portal_goes_there(bind.portal);
+        }
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
         };

@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     copy_in::Copying,
     counting::{Counted, Marks, note_reported},
+    cursors::{CommandPortal, Cursors},
     database::Database,
     ending,
     fan::Fan,
@@ -118,6 +119,8 @@ pub(super) enum Portal {
     Writing(Box<WritingPortal>),
     /// Of a COPY of a sharded table, in or out.
     Copying(Arc<Prepared>),
+    /// Of a command about a cursor over several shards.
+    Cursor(Box<CommandPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -167,6 +170,8 @@ pub struct Session {
     pub(super) fan: Option<Box<Fan>>,
     /// A portal whose rows come from all of them.
     pub(super) scattered: Option<Box<Scattering>>,
+    /// Portals and cursors of the transaction.
+    pub(super) cursors: Cursors,
     /// A COPY whose rows they are sent.
     pub(super) copying: Option<Box<Copying>>,
     /// A Query whose statements run one after the other.
@@ -505,7 +510,6 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         named: false,
-                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -942,6 +946,7 @@ impl Session {
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;
+            self.cursors.clear();
             self.tally.transactions += 1;
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
@@ -959,6 +964,7 @@ impl Session {
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
         self.several.close();
+        self.cursors.clear();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {

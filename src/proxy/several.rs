@@ -136,6 +136,17 @@ impl Several {
         self.begun.is_some()
     }
 
+    /// The shards of the transaction, `own` being the link's.
+    pub(super) fn shards(&self, own: Option<ShardId>) -> Vec<ShardId> {
+        let others = self.enlisted.iter().map(|link| link.shard);
+        own.into_iter().chain(others).collect()
+    }
+
+    /// How many savepoints the transaction has.
+    pub(super) fn savepoints(&self) -> usize {
+        self.begun.as_ref().map_or(0, Deferred::savepoints)
+    }
+
     fn follow(&mut self, effect: &Effect, parameters: &Parameters) {
         let Some(begun) = &mut self.begun else {
             return;
@@ -256,22 +267,6 @@ impl Session {
         ))
     }
 
-    /// The shard on which the transaction over several has declared its cursors.
-    pub(super) fn shard_of_cursors(&self) -> Result<Option<ShardId>, Notice> {
-        if !self.several.is_several() {
-            return Ok(None);
-        }
-        let links = self.link.iter().chain(&self.several.enlisted);
-        let mut shards = links.filter(|link| link.cursors).map(|link| link.shard);
-        match (shards.next(), shards.next()) {
-            (Some(first), Some(second)) => Err(reply::cursors_over_several(
-                self.database.shard_name(first),
-                self.database.shard_name(second),
-            )),
-            (found, _) => Ok(found),
-        }
-    }
-
     fn stays(&self, shard: ShardId) -> Option<Stays> {
         let Some(begun) = &self.several.begun else {
             return Some(Stays::Implicit);
@@ -362,7 +357,6 @@ impl Session {
             savepoints: here.savepoints.clone(),
             opaque: false,
             named: false,
-            cursors: false,
             unpreparable: false,
             spent: false,
             listens: false,
@@ -395,6 +389,7 @@ impl Session {
             return;
         }
         self.several.follow(effect, &self.parameters);
+        self.cursors.follow(effect, self.several.savepoints());
         if let Some(link) = &self.link {
             for other in &mut self.several.enlisted {
                 other.lease.applied.clone_from(&link.lease.applied);

@@ -42,6 +42,7 @@ impl Session {
     pub(super) async fn query_text(&mut self, text: &[u8]) -> Result<(), End> {
         self.refresh();
         self.unnamed = None;
+        self.cursors.close(b"");
         match self.try_query(text).await {
             Ok(()) => Ok(()),
             Err(Stop::End(end)) => Err(end),
@@ -84,6 +85,11 @@ impl Session {
         if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
             return Ok(());
         }
+        if self.concerns_cursors(statements)
+            && Box::pin(self.query_cursor(statements, text)).await?
+        {
+            return Ok(());
+        }
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -115,6 +121,9 @@ impl Session {
         values: &Values<'_>,
     ) -> Result<(), Stop> {
         if let [statement] = plan.statements.as_slice() {
+            if matches!(statement.effect, Effect::Declare { .. }) {
+                return Box::pin(self.query_declare(refused, plan, values.text)).await;
+            }
             if let Some(copy) = self.copies_in(statement) {
                 return Box::pin(self.query_copy(copy, values.text)).await;
             }
@@ -257,6 +266,10 @@ impl Session {
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         plan.statements.iter().for_each(|one| link.sends(one));
+        self.cursors_go_there(&plan.statements, text);
+        let Some(link) = &mut self.link else {
+            return;
+        };
         link.opaque |= plan
             .statements
             .iter()
