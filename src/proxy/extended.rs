@@ -141,7 +141,7 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let placed = match self.place_or_take_over(statement, &values).await? {
+            let placed = match self.place_in_batch(statement, &values).await? {
                 _ if self.skip => return Ok(()),
                 Ok(placed) => placed,
                 Err(refused) if prepared.executes.is_some() => {
@@ -172,20 +172,6 @@ impl Session {
         }
         self.send_bind(&bind, frame, prepared);
         Ok(())
-    }
-
-    /// Where a statement runs, for which the pipeline under way may become a transaction.
-    async fn place_or_take_over(
-        &mut self,
-        statement: &StatementPlan,
-        values: &Values<'_>,
-    ) -> Result<Result<Option<Place>, Notice>, Stop> {
-        let placed = self.place(statement, values);
-        if placed.is_err() && self.may_take_over(statement) {
-            Box::pin(self.take_over()).await?;
-            return Ok(self.place(statement, values));
-        }
-        Ok(placed)
     }
 
     /// What a statement that is bound means now.
