@@ -77,8 +77,9 @@ impl Session {
             },
             Route::Any => {
                 let own = self.deferred.is_some();
+                let stays = matches!(statement.effect, Effect::Declare { .. });
                 let hold = match (own, statement.access) {
-                    (true, Access::Read) if self.reads_beside() => Hold::AsideTransaction,
+                    (true, Access::Read) if self.reads_beside() && !stays => Hold::AsideTransaction,
                     (true, _) => Hold::Bound,
                     (false, Access::Read) => Hold::Loose,
                     (false, Access::Write) => Hold::Bound,
@@ -96,7 +97,7 @@ impl Session {
                 return Err(wording::unroutable(&self.several_shards(&route)));
             }
         };
-        self.within(bound, statement, place).map(Some)
+        self.within(bound, statement, place, values.text).map(Some)
     }
 
     /// The place of a statement in the transaction or batch that is bound to a shard.
@@ -105,12 +106,13 @@ impl Session {
         bound: Option<ShardId>,
         statement: &StatementPlan,
         place: Place,
+        text: &[u8],
     ) -> Result<Place, Notice> {
         if statement.names_transaction {
             self.may_name_at(place.shard)?;
         }
         if statement.effect == Effect::Cursor
-            && let Some(shard) = self.shard_of_cursors()?
+            && let Some(shard) = self.shard_of_cursor(statement, text)
         {
             return Ok(Place {
                 shard,
@@ -279,6 +281,9 @@ impl Session {
                     .asked(Request::Sync, Origin::Injected, Note::Nothing);
             }
             self.settle().await?;
+        }
+        if let Some(link) = &mut self.link {
+            link.gathered = None;
         }
         self.end_aside().await
     }

@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     copy_in::Copying,
     counting::{Counted, Marks, note_reported},
+    cursors::{CommandPortal, Cursors},
     database::Database,
     ending,
     fan::Fan,
@@ -24,6 +25,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     scatter::Scattering,
+    script::Script,
     several::Several,
     spread::WritingPortal,
     sql_prepared::Renamed,
@@ -117,6 +119,8 @@ pub(super) enum Portal {
     Writing(Box<WritingPortal>),
     /// Of a COPY of a sharded table, in or out.
     Copying(Arc<Prepared>),
+    /// Of a command about a cursor over several shards.
+    Cursor(Box<CommandPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -166,8 +170,12 @@ pub struct Session {
     pub(super) fan: Option<Box<Fan>>,
     /// A portal whose rows come from all of them.
     pub(super) scattered: Option<Box<Scattering>>,
+    /// Portals and cursors of the transaction.
+    pub(super) cursors: Cursors,
     /// A COPY whose rows they are sent.
     pub(super) copying: Option<Box<Copying>>,
+    /// A Query whose statements run one after the other.
+    pub(super) script: Option<Box<Script>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -251,6 +259,9 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
+            while self.is_script_due() {
+                Box::pin(self.go_on_with_script()).await?;
+            }
             if self.holds_ready() {
                 Box::pin(self.give_ready()).await?;
             }
@@ -499,7 +510,6 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         named: false,
-                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -905,6 +915,9 @@ impl Session {
 
     /// Appends ReadyForQuery of a batch that was answered here.
     pub(super) fn ready_here(&mut self) {
+        if self.script.is_some() && self.statement_is_over() {
+            return;
+        }
         let status = self.status();
         if status == Status::Idle && self.hold_ready() {
             return;
@@ -927,9 +940,13 @@ impl Session {
         self.unconfirmed.clear();
         self.closed.clear();
         self.renamed = None;
+        if let Some(link) = &mut self.link {
+            link.gathered = None;
+        }
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;
+            self.cursors.clear();
             self.tally.transactions += 1;
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
@@ -947,6 +964,7 @@ impl Session {
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
         self.several.close();
+        self.cursors.clear();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {

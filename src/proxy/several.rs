@@ -42,6 +42,8 @@ pub(super) struct Several {
     sent: Option<Vec<u8>>,
     /// It has changed the schema: the servers are looked at when it is committed.
     schema: Schema,
+    /// Why it has failed in what was not needed of an answer.
+    unheard: Option<Words>,
 }
 
 /// Whether the transaction has changed the schema.
@@ -86,6 +88,16 @@ impl Several {
         !self.enlisted.is_empty() || self.schema == Schema::Changed
     }
 
+    /// The transaction has failed, if it has, in what was not needed of an answer.
+    pub(super) fn unheard(&mut self, words: Option<Words>) {
+        self.unheard = words;
+    }
+
+    /// Why it has, once.
+    pub(super) fn take_unheard(&mut self) -> Option<Words> {
+        self.unheard.take()
+    }
+
     /// The transaction has changed the schema.
     pub(super) fn schema_changes(&mut self) {
         self.schema = Schema::Changed;
@@ -122,6 +134,17 @@ impl Several {
     /// Whether the transaction has reached a shard from which it may go on.
     pub(super) fn goes_on(&self) -> bool {
         self.begun.is_some()
+    }
+
+    /// The shards of the transaction, `own` being the link's.
+    pub(super) fn shards(&self, own: Option<ShardId>) -> Vec<ShardId> {
+        let others = self.enlisted.iter().map(|link| link.shard);
+        own.into_iter().chain(others).collect()
+    }
+
+    /// How many savepoints the transaction has.
+    pub(super) fn savepoints(&self) -> usize {
+        self.begun.as_ref().map_or(0, Deferred::savepoints)
     }
 
     fn follow(&mut self, effect: &Effect, parameters: &Parameters) {
@@ -244,22 +267,6 @@ impl Session {
         ))
     }
 
-    /// The shard on which the transaction over several has declared its cursors.
-    pub(super) fn shard_of_cursors(&self) -> Result<Option<ShardId>, Notice> {
-        if !self.several.is_several() {
-            return Ok(None);
-        }
-        let links = self.link.iter().chain(&self.several.enlisted);
-        let mut shards = links.filter(|link| link.cursors).map(|link| link.shard);
-        match (shards.next(), shards.next()) {
-            (Some(first), Some(second)) => Err(reply::cursors_over_several(
-                self.database.shard_name(first),
-                self.database.shard_name(second),
-            )),
-            (found, _) => Ok(found),
-        }
-    }
-
     fn stays(&self, shard: ShardId) -> Option<Stays> {
         let Some(begun) = &self.several.begun else {
             return Some(Stays::Implicit);
@@ -350,7 +357,6 @@ impl Session {
             savepoints: here.savepoints.clone(),
             opaque: false,
             named: false,
-            cursors: false,
             unpreparable: false,
             spent: false,
             listens: false,
@@ -383,6 +389,7 @@ impl Session {
             return;
         }
         self.several.follow(effect, &self.parameters);
+        self.cursors.follow(effect, self.several.savepoints());
         if let Some(link) = &self.link {
             for other in &mut self.several.enlisted {
                 other.lease.applied.clone_from(&link.lease.applied);

@@ -144,6 +144,76 @@ pub fn no_such_portal(portal: &[u8]) -> Notice {
     )
 }
 
+/// A cursor or portal that is not there.
+#[must_use]
+pub fn no_such_cursor(cursor: &[u8]) -> Notice {
+    error(
+        "34000",
+        format!("cursor \"{}\" does not exist", name(cursor)),
+    )
+}
+
+/// A name that a cursor or portal has already.
+#[must_use]
+pub fn cursor_exists(cursor: &[u8]) -> Notice {
+    error(
+        "42P03",
+        format!("cursor \"{}\" already exists", name(cursor)),
+    )
+}
+
+/// A cursor that was declared NO SCROLL and is to go back.
+#[must_use]
+pub fn only_forward() -> Notice {
+    Notice {
+        hint: Some("Declare it with SCROLL option to enable backward scan.".to_owned()),
+        ..error("55000", "cursor can only scan forward")
+    }
+}
+
+/// A cursor over several shards that is to go back.
+#[must_use]
+pub fn cursor_goes_back() -> Notice {
+    Notice {
+        detail: Some("Rows that the shards have given are not kept. (SW128)".to_owned()),
+        hint: Some("Fetch forward only, with NEXT, a count, FORWARD or ALL; or restrict the query to one shard by the shard key.".to_owned()),
+        ..error("0A000", "going back in a cursor over several shards is not supported")
+    }
+}
+
+/// A cursor over several shards that is to outlive its transaction.
+#[must_use]
+pub fn cursor_with_hold() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards, each of which would have to keep its part. (SW128)".to_owned()),
+        hint: Some("Read it within the transaction, without WITH HOLD; or restrict the query to one shard by the shard key.".to_owned()),
+        ..error("0A000", "a cursor WITH HOLD over several shards is not supported")
+    }
+}
+
+/// FETCH, MOVE or CLOSE of a cursor over several shards among other statements.
+#[must_use]
+pub fn cursor_among_others() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards. (SW128)".to_owned()),
+        hint: Some("Send FETCH, MOVE and CLOSE in messages of their own.".to_owned()),
+        ..error(
+            "0A000",
+            "a command about a cursor over several shards together with other statements is not supported",
+        )
+    }
+}
+
+/// A cursor whose next rows have come already, in other formats than are asked for.
+#[must_use]
+pub fn cursor_in_other_formats() -> Notice {
+    Notice {
+        detail: Some("Rows that the shards have given already are in the formats that were asked for before. (SW128)".to_owned()),
+        hint: Some("Ask for all parts of a cursor in the same formats.".to_owned()),
+        ..error("0A000", "another format within a cursor over several shards is not supported")
+    }
+}
+
 /// A statement in a transaction that has failed.
 #[must_use]
 pub fn transaction_failed() -> Notice {
@@ -342,18 +412,6 @@ pub fn role_over_several() -> Notice {
             "0A000",
             "a transaction over several shards cannot run as another role",
         )
-    }
-}
-
-/// FETCH, MOVE or CLOSE in a transaction that has declared cursors on two shards.
-#[must_use]
-pub fn cursors_over_several(first: &str, second: &str) -> Notice {
-    Notice {
-        detail: Some(format!(
-            "The transaction has declared cursors on shard \"{first}\" and on shard \"{second}\". (SW301)"
-        )),
-        hint: Some("Use cursors of one shard in a transaction.".to_owned()),
-        ..error("0A000", "cursors on several shards are not supported")
     }
 }
 
