@@ -10,7 +10,7 @@ use super::{
     session::{End, Note, Phase, Session},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -58,6 +58,17 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        if self.computes(&planned).is_some() {
+            return Box::pin(self.query_computed(text, &planned)).await;
+        }
+        if let Some(draft) = self.asks_for_ours(text, &planned) {
+            return Box::pin(self.query_drawn(text, &draft)).await;
+        }
+        self.run_query(text, planned).await
+    }
+
+    /// Runs a Query that is planned.
+    pub(super) async fn run_query(&mut self, text: &[u8], planned: Planned) -> Result<(), Stop> {
         // Names of prepared statements stand in it.
         let named = (planned.plan.statements.len() > 1).then(|| Arc::clone(&planned.plan));
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
@@ -93,7 +104,7 @@ impl Session {
             }
         }
         if self.concerns_cursors(statements)
-            && Box::pin(self.query_cursor(statements, text)).await?
+            && Box::pin(self.query_cursor(statements, apart, text)).await?
         {
             return Ok(());
         }
@@ -176,7 +187,7 @@ impl Session {
     }
 
     /// Statements that cannot be sent together run one after the other, or are refused.
-    fn query_apart(
+    pub(super) fn query_apart(
         &mut self,
         refused: Notice,
         statements: &[StatementPlan],
