@@ -4,9 +4,10 @@ use super::{
     code::Code,
     effects::Effects,
     group::{Group, GroupId},
+    oids::Oids,
     shard::{ShardId, ShardSet},
 };
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 /// The number of a catalog snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +41,8 @@ pub struct Snapshot {
     pub per_shard: Vec<ObjectName>,
     /// What the database's own functions may leave in a session.
     pub code: Code,
+    /// Which numbers of own types mean the same; `None`: those of all shards, or nobody was asked.
+    pub oids: Option<Arc<Oids>>,
 }
 
 /// A table's trigger, constraint, index, policy, rule or column; `*` stands for every name.
@@ -129,6 +132,7 @@ impl Snapshot {
             effects_of_others: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,
+            oids: None,
         }
     }
 

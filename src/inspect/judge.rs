@@ -13,6 +13,7 @@ use crate::{
         effects::Effects,
         group::GroupId,
         key::KeyType,
+        oids::Oids,
         shard::ShardId,
         snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
@@ -20,7 +21,10 @@ use crate::{
         BPCHAR, BYTEA, DATE, INT2, INT4, INT8, NUMERIC, Oid, TEXT, TIMESTAMPTZ, UUID, VARCHAR,
     },
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 const VERSIONS: std::ops::Range<u32> = 140_000..190_000;
 /// The schema that Shardway keeps for itself.
@@ -75,6 +79,7 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
         snapshot.tables.insert(table, Table::unasked(placement));
     }
     snapshot.others = others(snapshot, &observed);
+    snapshot.oids = oids(snapshot, survey);
     for (name, effects) in effects(snapshot, survey) {
         match snapshot.tables.get_mut(&name) {
             Some(table) => table.effects = effects,
@@ -103,6 +108,16 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
             None => Vec::new(),
         };
     }
+}
+
+/// Which numbers of types mean the same, where the shards' differ.
+fn oids(snapshot: &Snapshot, survey: &Survey) -> Option<Arc<Oids>> {
+    if snapshot.is_single() {
+        return None;
+    }
+    let shards = survey.shards.iter();
+    let observed = shards.map(|shard| shard.as_ref().ok().map(|observed| &observed.oids));
+    Oids::of(&observed.collect::<Vec<_>>(), snapshot.home)
 }
 
 /// What each table sets off by itself.

@@ -8,6 +8,7 @@ mod connect;
 mod effects;
 mod finding;
 mod judge;
+mod oids;
 mod reach;
 mod survey;
 mod tls;

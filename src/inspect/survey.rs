@@ -6,9 +6,13 @@ use super::{
     effects::{Objects, objects},
     finding::Finding,
     judge::{complete, judge},
+    oids::oids,
 };
 use crate::{
-    catalog::snapshot::{Snapshot, TableName},
+    catalog::{
+        oids,
+        snapshot::{Snapshot, TableName},
+    },
     clock::Duration,
     config::settings::{Address, BackendProof, Credentials, Database, Settings},
 };
@@ -31,6 +35,8 @@ pub struct Observed {
     pub derived: BTreeMap<TableName, Derived>,
     /// What its tables set off by themselves.
     pub objects: Objects,
+    /// The numbers of its own types and relations.
+    pub oids: oids::Observed,
     pub roles: BTreeSet<String>,
     /// Which of the roles asked about may not read which tables.
     pub unreadable: BTreeSet<(String, TableName)>,
@@ -108,6 +114,7 @@ async fn observe(
         tables: columns(&client).await?,
         derived: derived(&client).await?,
         objects: objects(&client).await?,
+        oids: oids(&client).await?,
         ..Observed::default()
     };
     if roles.is_empty() {

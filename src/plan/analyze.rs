@@ -102,6 +102,7 @@ pub fn analyze(
         let place = statement.start..statement.end;
         plans.push(planner.with_several(StatementPlan {
             names_transaction: !snapshot.is_single() && names_transaction(text, slots),
+            shows_oids: snapshot.oids.is_some() && shows_oids(text, slots),
             numbers,
             ..StatementPlan::new(place, effect, access, target)
         }));
@@ -258,6 +259,7 @@ fn of_another_encoding(
             effect,
             access,
             names_transaction: names_transaction(read.as_bytes(), &[]),
+            shows_oids: false,
             target,
             numbers,
             gather: None,
@@ -328,6 +330,7 @@ fn whole(
         },
         access: Access::Write,
         names_transaction: true,
+        shows_oids: false,
         target,
         numbers: Numbers::MayAsk,
         gather: None,
@@ -1197,6 +1200,34 @@ fn names_transaction(text: &[u8], slots: &[Slot]) -> bool {
         b"localtimestamp",
         b"pg_export_snapshot",
     ];
+    let mut found = false;
+    each_word(text, slots, |word, rest| {
+        let called = || rest.trim_ascii_start().first() == Some(&b'(');
+        found |= WORDS.contains(&word) || (CALLS.contains(&word) && called());
+    });
+    found
+}
+
+/// Whether a text may ask for numbers of types or relations: it names a system catalog, or a function or type that tells
+/// them. What only looks so runs on the home shard without need.
+fn shows_oids(text: &[u8], slots: &[Slot]) -> bool {
+    const WORDS: [&[u8]; 6] = [
+        b"regtype",
+        b"regclass",
+        b"to_regtype",
+        b"to_regclass",
+        b"format_type",
+        b"tableoid",
+    ];
+    let mut found = false;
+    each_word(text, slots, |word, _| {
+        found |= word.starts_with(b"pg_") || WORDS.contains(&word);
+    });
+    found
+}
+
+/// Every word outside of literals, in lower case, and what follows it.
+fn each_word(text: &[u8], slots: &[Slot], mut each: impl FnMut(&[u8], &[u8])) {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80;
     let mut slots = slots.iter().peekable();
     let mut at = 0;
@@ -1212,10 +1243,6 @@ fn names_transaction(text: &[u8], slots: &[Slot]) -> bool {
         }
         let word = text[at..at + length].to_ascii_lowercase();
         at += length;
-        let called = text[at..].trim_ascii_start().first() == Some(&b'(');
-        if WORDS.contains(&word.as_slice()) || (called && CALLS.contains(&word.as_slice())) {
-            return true;
-        }
+        each(&word, &text[at..]);
     }
-    false
 }

@@ -83,8 +83,9 @@ impl Session {
                     (false, Access::Read) => Hold::Loose,
                     (false, Access::Write) => Hold::Bound,
                 };
+                let home = statement.shows_oids.then_some(self.snapshot.home);
                 Place {
-                    shard: bound.unwrap_or(self.any),
+                    shard: home.or(bound).unwrap_or(self.any),
                     hold,
                 }
             }

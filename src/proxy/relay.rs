@@ -3,6 +3,7 @@
 
 use super::{
     link::Hold,
+    oids::{Holding, Unseen},
     prepared::Prepared,
     session::{End, Note, Phase, Rest, Session, broken},
 };
@@ -56,13 +57,20 @@ impl Session {
                 break;
             };
             let here = (bytes.len() - at).min(header.size);
-            if here < header.size && !may_be_partial(header, self.compares()) {
-                if header.size > LONGEST_DESCRIPTION {
+            let renumbers = self.renumbers(header.tag);
+            if here < header.size && (renumbers || !may_be_partial(header, self.compares())) {
+                if header.size > LONGEST_DESCRIPTION && header.tag != b'D' {
                     return Err(broken(&"a message is too long"));
                 }
                 break;
             }
-            let body = &bytes[at + HEADER..at + here];
+            let seen = match self.renumbered(header, &bytes[at..at + here]) {
+                Ok(seen) => seen,
+                Err(Unseen::Type(_)) => break,
+                Err(Unseen::Malformed) => return Err(broken(&"a description is malformed")),
+            };
+            let body = seen.as_deref().unwrap_or(&bytes[at..at + here]);
+            let body = &body[HEADER..];
             let (pass, event) = match self.judge_frame(header) {
                 Ok(judged) => judged,
                 Err(end) => {
@@ -82,12 +90,13 @@ impl Session {
             } else {
                 None
             };
-            if forward && restated.is_none() {
+            let told = restated.as_deref().or(seen.as_deref());
+            if forward && told.is_none() {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                let restated = restated.unwrap_or_default();
-                self.client.out().extend_from_slice(&restated);
+                let told = told.filter(|_| forward).unwrap_or_default();
+                self.client.out().extend_from_slice(told);
                 at += here;
                 run = at;
             }
@@ -226,6 +235,11 @@ impl Session {
     ) -> Result<(), End> {
         let types = parameters.map(|body| prepared.told.parameters(body));
         let types = types.transpose().map_err(|problem| broken(&problem))?;
+        if let Some(oids) = &self.snapshot.oids {
+            let holding = rows.map(|rows| Holding::of(rows, oids)).transpose();
+            let holding = holding.map_err(|problem| broken(&problem))?;
+            prepared.told.hold(holding.unwrap_or_default());
+        }
         let columns = prepared.told.columns(rows);
         let columns = columns.map_err(|problem| broken(&problem))?;
         if let Some(link) = &mut self.link {

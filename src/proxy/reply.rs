@@ -550,6 +550,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Send Sync behind the write, or begin a transaction before it.",
     },
     Code {
+        code: "SW151",
+        sqlstate: "0A000",
+        title: "Numbers of types in binary values",
+        meaning: "A result was asked for in binary format that holds composite values, or arrays or ranges of them: these hold the numbers of the database's own types, which differ from shard to shard.",
+        what_to_do: "Ask for the result in text format, or select the composite's columns one by one.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
