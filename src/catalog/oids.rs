@@ -109,7 +109,10 @@ impl ShardOids {
     ) -> Self {
         let mut found = Self::default();
         for (name, (oid, holds)) in &there.types {
-            let seen = home.types.get(name).map_or_else(|| foreign(name), |(oid, _)| *oid);
+            let seen = home
+                .types
+                .get(name)
+                .map_or_else(|| foreign(name), |(oid, _)| *oid);
             // Of two that meet, neither is passed on.
             if found.own.insert(seen, *oid).is_none() {
                 found.seen.insert(*oid, seen);
@@ -167,7 +170,9 @@ mod tests {
 
     fn observed(types: &[(&str, Oid)], relations: &[(&str, Oid, &str)]) -> Observed {
         let named = |name: &str| ("public".to_owned(), name.to_owned());
-        let types = types.iter().map(|(name, oid)| (named(name), (*oid, Holds::Nothing)));
+        let types = types
+            .iter()
+            .map(|(name, oid)| (named(name), (*oid, Holds::Nothing)));
         let relations = relations
             .iter()
             .map(|(name, oid, columns)| (named(name), (*oid, (*columns).to_owned())));
@@ -180,12 +185,18 @@ mod tests {
     #[test]
     fn shards_that_agree_cost_nothing() {
         let one = observed(&[("mood", 20_000)], &[("t", 20_010, "a")]);
-        assert_eq!(Oids::of(&[Some(&one), Some(&one.clone())], ShardId(0)), None);
+        assert_eq!(
+            Oids::of(&[Some(&one), Some(&one.clone())], ShardId(0)),
+            None
+        );
     }
 
     #[test]
     fn clients_see_the_home_shards_numbers() {
-        let home = observed(&[("mood", 20_000), ("other", 20_001)], &[("t", 20_010, "a")]);
+        let home = observed(
+            &[("mood", 20_000), ("other", 20_001)],
+            &[("t", 20_010, "a")],
+        );
         let there = observed(&[("mood", 20_001)], &[("t", 20_000, "a")]);
         let found = Oids::of(&[Some(&home), Some(&there)], ShardId(0)).unwrap();
         assert_eq!(found.of_shard(ShardId(0)), None);

@@ -110,11 +110,15 @@ mod tests {
             (20_007, row("d", 0, 23)),
             (20_008, row("b", 20_002, 0)),
         ]);
-        let found: Vec<_> = (20_000..=20_008).map(|oid| holds(oid, &rows, DEEPEST)).collect();
+        let found: Vec<_> = (20_000..=20_008)
+            .map(|oid| holds(oid, &rows, DEEPEST))
+            .collect();
         use Holds::{Element, Nothing, Within};
         assert_eq!(
             found,
-            [Nothing, Element, Element, Within, Within, Nothing, Within, Nothing, Within]
+            [
+                Nothing, Element, Element, Within, Within, Nothing, Within, Nothing, Within
+            ]
         );
     }
 }

@@ -77,6 +77,8 @@ pub(super) struct Bound<'a> {
 pub(super) struct Answer {
     pub(super) text: String,
     pub(super) types: Vec<u8>,
+    /// Its RowDescription's body.
+    pub(super) columns: Vec<u8>,
 }
 
 /// What PostgreSQL says of a statement.
@@ -232,7 +234,10 @@ impl Session {
             tail: Some(bind),
         };
         let answer = self.gather(scatter, &prepared.text, &bound).await?;
-        let types = self.link_shard().map(|shard| self.types_for(shard, &answer.types));
+        self.judge_answer(&prepared.told, &answer.columns, bind)?;
+        let types = self
+            .link_shard()
+            .map(|shard| self.types_for(shard, &answer.types));
         let (Some(link), Some(types)) = (&mut self.link, types) else {
             return Err(End::Client.into());
         };
@@ -245,6 +250,7 @@ impl Session {
         self.pipeline
             .asked(Request::Bind, Origin::Client, Note::Nothing);
         self.portals.remove(bind.portal);
+        self.note_arrays(bind.portal, prepared);
         Ok(())
     }
 
@@ -300,6 +306,7 @@ impl Session {
         let Ok(shape) = self.parses(texts.shape().as_bytes(), b"").await? else {
             return Err(reply::columns_changed().into());
         };
+        let columns = over_rows.columns.clone();
         let question = self
             .question(&texts, over_rows, shape.columns, bound)
             .await?;
@@ -314,6 +321,7 @@ impl Session {
         Ok(Answer {
             text: texts.answer(&question.asked, &arrays),
             types: question.types,
+            columns,
         })
     }
 

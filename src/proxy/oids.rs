@@ -5,7 +5,7 @@
 //! those of the catalogs that it reads.
 
 use super::{
-    prepared::Prepared,
+    prepared::{Prepared, Told},
     reply::session as reply,
     request::Stop,
     session::{Note, Portal, Session},
@@ -88,7 +88,11 @@ impl Holding {
     fn in_formats(&self, formats: &[u8]) -> Holds {
         let codes = formats.get(2..).unwrap_or_default();
         let is_binary = |at: u16| {
-            let at = if codes.len() == 2 { 0 } else { usize::from(at) * 2 };
+            let at = if codes.len() == 2 {
+                0
+            } else {
+                usize::from(at) * 2
+            };
             codes.get(at..at + 2) == Some(&[0, 1])
         };
         let mut found = Holds::Nothing;
@@ -126,11 +130,7 @@ impl Holding {
     }
 }
 
-fn replace(
-    bytes: &mut [u8],
-    at: usize,
-    with: impl FnOnce(Oid) -> Oid,
-) -> Result<(), DecodeError> {
+fn replace(bytes: &mut [u8], at: usize, with: impl FnOnce(Oid) -> Oid) -> Result<(), DecodeError> {
     let place = bytes.get_mut(at..at + 4).ok_or(DecodeError)?;
     let mut oid = [0; 4];
     oid.copy_from_slice(place);
@@ -159,11 +159,7 @@ fn seen_types(raw: &mut [u8], of: &ShardOids, looked: &[Oid]) -> Result<(), Unse
 }
 
 /// A RowDescription's body as clients see it: the numbers of types, and of tables whose columns stand as on the home shard.
-pub(super) fn seen_columns(
-    body: &mut [u8],
-    of: &ShardOids,
-    looked: &[Oid],
-) -> Result<(), Unseen> {
+pub(super) fn seen_columns(body: &mut [u8], of: &ShardOids, looked: &[Oid]) -> Result<(), Unseen> {
     let count = Body::new(body).u16()?;
     let mut at = 2;
     for _ in 0..count {
@@ -348,7 +344,8 @@ impl Session {
                 continue;
             };
             self.columns_seen(*shard, columns).await;
-            let (Some(oids), Some(of)) = (self.snapshot.oids.as_deref(), self.oids_of(*shard)) else {
+            let (Some(oids), Some(of)) = (self.snapshot.oids.as_deref(), self.oids_of(*shard))
+            else {
                 continue;
             };
             let holding = Holding::of(columns, oids).map_err(|_malformed| reply::malformed())?;
@@ -387,10 +384,39 @@ impl Session {
             let name = Named::Statement(name.as_bytes());
             put_named(link.lease.stream.out(), b'D', name);
             let note = Note::Described(Arc::clone(prepared));
-            self.pipeline.asked(Request::Describe, Origin::Injected, note);
+            self.pipeline
+                .asked(Request::Describe, Origin::Injected, note);
             self.settle().await?;
         }
-        let holding = prepared.told.holding().filter(|_| !self.skip);
+        if self.skip {
+            return Ok(());
+        }
+        self.judge_formats(&prepared.told, formats)
+    }
+
+    /// As [`Session::judge_binary`], of a statement that is computed over rows of several shards; `columns`: as clients see
+    /// them.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub(super) fn judge_answer(
+        &mut self,
+        told: &Told,
+        columns: &[u8],
+        bind: &Bind<'_>,
+    ) -> Result<(), Stop> {
+        if self.oids_here().is_none() {
+            return Ok(());
+        }
+        if let Some(oids) = self.snapshot.oids.as_deref() {
+            let holding = Holding::of(columns, oids).map_err(|_malformed| reply::malformed())?;
+            told.hold(holding);
+        }
+        self.judge_formats(told, bind.raw_results())
+    }
+
+    fn judge_formats(&mut self, told: &Told, formats: &[u8]) -> Result<(), Stop> {
+        let holding = told.holding();
         match holding.map_or(Holds::Nothing, |holding| holding.in_formats(formats)) {
             Holds::Nothing => Ok(()),
             Holds::Element => {
@@ -416,7 +442,12 @@ fn formats_of(columns: &[u8]) -> Vec<u8> {
     let mut formats = columns.get(..2).unwrap_or_default().to_vec();
     for _ in 0..body.u16().unwrap_or(0) {
         let format = body.cstr().and_then(|_name| body.bytes(18));
-        formats.extend_from_slice(format.ok().and_then(|entry| entry.get(16..)).unwrap_or(&[0, 0]));
+        formats.extend_from_slice(
+            format
+                .ok()
+                .and_then(|entry| entry.get(16..))
+                .unwrap_or(&[0, 0]),
+        );
     }
     formats
 }
@@ -461,9 +492,17 @@ mod tests {
     fn descriptions_are_told_in_the_home_shards_numbers() {
         let oids = oids();
         let of = oids.of_shard(ShardId(1)).unwrap();
-        let mut body = description(&[("a", 30_100, 2, 30_000), ("b", 30_101, 1, 23), ("c", 0, 0, 30_002)]);
+        let mut body = description(&[
+            ("a", 30_100, 2, 30_000),
+            ("b", 30_101, 1, 23),
+            ("c", 0, 0, 30_002),
+        ]);
         seen_columns(&mut body, of, &[]).unwrap();
-        let expected = description(&[("a", 20_100, 2, 20_000), ("b", 0, 0, 23), ("c", 0, 0, 20_002)]);
+        let expected = description(&[
+            ("a", 20_100, 2, 20_000),
+            ("b", 0, 0, 23),
+            ("c", 0, 0, 20_002),
+        ]);
         assert_eq!(body, expected);
         let mut raw = [0x75, 0x30, 0, 0].map(|_: u8| 0);
         raw.copy_from_slice(&30_001_u32.to_be_bytes());
@@ -482,7 +521,10 @@ mod tests {
         let mut body = description(&[("a", 0, 0, 20_000)]);
         seen_columns(&mut body, of, &[20_000]).unwrap();
         assert_eq!(body, description(&[("a", 0, 0, UNKNOWN)]));
-        assert_eq!(seen_columns(&mut [0, 1, b'a'], of, &[]), Err(Unseen::Malformed));
+        assert_eq!(
+            seen_columns(&mut [0, 1, b'a'], of, &[]),
+            Err(Unseen::Malformed)
+        );
     }
 
     #[test]
@@ -513,11 +555,21 @@ mod tests {
 
     #[test]
     fn what_a_result_holds_is_asked_of_its_binary_columns() {
-        let seen = description(&[("a", 0, 0, 20_002), ("b", 0, 0, 20_001), ("c", 0, 0, 20_000)]);
+        let seen = description(&[
+            ("a", 0, 0, 20_002),
+            ("b", 0, 0, 20_001),
+            ("c", 0, 0, 20_000),
+        ]);
         let holding = Holding::of(&seen, &oids()).unwrap();
         assert_eq!(holding.in_formats(&[0, 0]), Holds::Nothing);
         assert_eq!(holding.in_formats(&[0, 1, 0, 1]), Holds::Within);
-        assert_eq!(holding.in_formats(&[0, 3, 0, 0, 0, 1, 0, 1]), Holds::Element);
-        assert_eq!(holding.in_formats(&[0, 3, 0, 0, 0, 0, 0, 1]), Holds::Nothing);
+        assert_eq!(
+            holding.in_formats(&[0, 3, 0, 0, 0, 1, 0, 1]),
+            Holds::Element
+        );
+        assert_eq!(
+            holding.in_formats(&[0, 3, 0, 0, 0, 0, 0, 1]),
+            Holds::Nothing
+        );
     }
 }

@@ -922,6 +922,7 @@ impl Session {
 
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
+        self.looking.arrays &= status != Status::Idle;
         self.count_end();
         self.phase = if self.pipeline.owes_ready() {
             Phase::Answering

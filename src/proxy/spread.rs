@@ -484,7 +484,9 @@ impl Session {
                     let Some(fan) = self.fan.as_deref_mut() else {
                         continue;
                     };
-                    fan.ask(round * at_once + at, 1, |out| writing.put(part, &types, out));
+                    fan.ask(round * at_once + at, 1, |out| {
+                        writing.put(part, &types, out)
+                    });
                 }
             }
             self.hear_fan(|at, tag, body| heard.hear(at, tag, body))

@@ -39,6 +39,7 @@ mod styles;
 mod suites;
 mod three;
 mod transactions_over_shards;
+mod types;
 mod values;
 mod volume;
 mod waiting;
