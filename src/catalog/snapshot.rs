@@ -58,8 +58,32 @@ pub struct ObjectName {
 pub enum Other {
     /// With rows of its own.
     Table,
-    /// A view, a partition, an inheritance child: its rows are those of tables that may be elsewhere too.
+    /// A partition, an inheritance child, or a parent of such: its rows are also those of tables that may be elsewhere.
     Derived,
+    /// A view of which it is not known where its rows are.
+    View,
+}
+
+/// What a relation is whose place is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nature {
+    /// A table, or what the configuration lists as one.
+    #[default]
+    Table,
+    /// A partition or an inheritance child, which is where its parent is.
+    Child,
+    /// A view: every shard shows its part of it.
+    View,
+    /// A view that shows what is of the moment, of the session, or in an order: only of one shard.
+    ViewOfOneShard,
+}
+
+impl Nature {
+    /// Whether it has no rows of its own.
+    #[must_use]
+    pub fn is_view(self) -> bool {
+        matches!(self, Self::View | Self::ViewOfOneShard)
+    }
 }
 
 /// A table's name with its schema, both as the catalog stores them (case folded already).
@@ -79,6 +103,7 @@ pub struct Table {
     pub sources: Vec<String>,
     /// What its own triggers, constraints and defaults do, when the servers have been asked.
     pub effects: Effects,
+    pub nature: Nature,
 }
 
 /// Where a table's rows live.
@@ -110,6 +135,7 @@ impl Table {
             columns: Vec::new(),
             sources: Vec::new(),
             effects: Effects::default(),
+            nature: Nature::Table,
         }
     }
 }

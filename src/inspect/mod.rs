@@ -13,6 +13,7 @@ mod reach;
 mod survey;
 mod tls;
 mod trigger;
+mod views;
 mod weigh;
 
 pub use code::code;
@@ -22,3 +23,4 @@ pub use effects::{Action, Counter, DefaultValue, Made, Objects, Trigger, Unique}
 pub use finding::{Difference, Finding, Severity};
 pub use judge::{complete, judge};
 pub use survey::{Observed, Survey, at_once, complete_snapshot, credentials_for, survey};
+pub use views::{View, ViewKind};

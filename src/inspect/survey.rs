@@ -7,6 +7,7 @@ use super::{
     finding::Finding,
     judge::{complete, judge},
     oids::oids,
+    views::{View, parents, views},
 };
 use crate::{
     catalog::{
@@ -33,6 +34,9 @@ pub struct Observed {
     pub tables: Tables,
     /// Those of them that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
+    pub views: BTreeMap<TableName, View>,
+    /// Partitions and inheritance children, each with a parent of its.
+    pub parents: BTreeSet<(TableName, TableName)>,
     /// What its tables set off by themselves.
     pub objects: Objects,
     /// The numbers of its own types and relations.
@@ -113,6 +117,8 @@ async fn observe(
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
         derived: derived(&client).await?,
+        views: views(&client).await?,
+        parents: parents(&client).await?,
         objects: objects(&client).await?,
         oids: oids(&client).await?,
         ..Observed::default()

@@ -10,6 +10,9 @@
 
 mod changing;
 mod copying;
+mod viewing;
+
+pub use viewing::{Shown, shown};
 
 use super::scope::Instance;
 use super::{
@@ -67,21 +70,7 @@ pub fn analyze(
             .as_ref()
             .filter(|_| at == 0)
             .or(context.pinned.as_ref());
-        let planner = Planner {
-            text,
-            types,
-            slots,
-            context,
-            snapshot,
-            pinned,
-            statement,
-            gather: Cell::default(),
-            spread: Cell::default(),
-            copy_in: Cell::default(),
-            copy_out: Cell::default(),
-            changes: Cell::default(),
-            combine: Cell::default(),
-        };
+        let planner = Planner::new(text, types, slots, context, snapshot, pinned, statement);
         if planner.reads_literals() {
             structural.extend(literals_of(statement, slots));
         }
@@ -101,7 +90,8 @@ pub fn analyze(
             && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
         let place = statement.start..statement.end;
         plans.push(planner.with_several(StatementPlan {
-            names_transaction: !snapshot.is_single() && names_transaction(text, slots),
+            names_transaction: planner.momentary.get()
+                || (!snapshot.is_single() && names_transaction(text, slots)),
             shows_oids: snapshot.oids.is_some() && shows_oids(text, slots),
             numbers,
             ..StatementPlan::new(place, effect, access, target)
@@ -235,21 +225,15 @@ fn of_another_encoding(
     };
     let statements = parse::parse(&read).ok()?;
     let plans = statements.iter().map(|statement| {
-        let planner = Planner {
-            text: read.as_bytes(),
-            types: &[],
-            slots: &[],
+        let planner = Planner::new(
+            read.as_bytes(),
+            &[],
+            &[],
             context,
             snapshot,
-            pinned: None,
+            None,
             statement,
-            gather: Cell::default(),
-            spread: Cell::default(),
-            copy_in: Cell::default(),
-            copy_out: Cell::default(),
-            changes: Cell::default(),
-            combine: Cell::default(),
-        };
+        );
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
         let numbers = planner.numbers(&mut effect);
@@ -365,6 +349,8 @@ struct Planner<'a> {
     /// How a schema change runs on several shards.
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,
+    /// Whether it reads a view that shows what is of the moment.
+    momentary: Cell<bool>,
 }
 
 /// What the functions of a statement do.
@@ -421,7 +407,34 @@ impl Calls {
     }
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(
+        text: &'a [u8],
+        types: &'a [Oid],
+        slots: &'a [Slot],
+        context: &'a Context,
+        snapshot: &'a Snapshot,
+        pinned: Option<&'a Override>,
+        statement: &'a Statement,
+    ) -> Self {
+        Self {
+            text,
+            types,
+            slots,
+            context,
+            snapshot,
+            pinned,
+            statement,
+            gather: Cell::default(),
+            spread: Cell::default(),
+            copy_in: Cell::default(),
+            copy_out: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
+            momentary: Cell::default(),
+        }
+    }
+
     /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
     /// which does not run by itself.
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
@@ -684,6 +697,7 @@ impl Planner<'_> {
             || opaque
             || calls.home.is_some()
             || calls.large_objects
+            || analysis.momentary
             || names_transaction(self.text, self.slots)
         {
             Access::Write
@@ -691,7 +705,8 @@ impl Planner<'_> {
             Access::Read
         };
         let effect = self.effect(kind, &calls);
-        if effect == Effect::None {
+        self.momentary.set(analysis.momentary);
+        if effect == Effect::None && !analysis.momentary {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
             self.spread

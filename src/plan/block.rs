@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Other, Placement, Snapshot, Table, Unlisted},
+        snapshot::{Nature, Other, Placement, Snapshot, Table, Unlisted},
     },
     sql::{
         normalize::Slot,
@@ -63,6 +63,8 @@ pub(super) struct Analysis<'a> {
     /// Why it is refused, unless an override lifts it; the first is told.
     pub(super) refusals: Vec<Unroutable>,
     pub(super) writes: bool,
+    /// Whether a view is read that shows what is of the moment, which no two shards show alike.
+    pub(super) momentary: bool,
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
@@ -120,6 +122,7 @@ impl<'a> Analysis<'a> {
             references: Vec::new(),
             refusals: Vec::new(),
             writes: false,
+            momentary: false,
             changes: 0,
             changed: None,
         }
@@ -370,6 +373,7 @@ impl<'a> Analysis<'a> {
         let mut instance = None;
         let (outputs, kind) = match self.place(&relation.name) {
             Place::Sharded { group, key, table } => {
+                self.momentary |= table.nature == Nature::ViewOfOneShard;
                 if let Some(hazard) = table.effects.of(Act::Select) {
                     self.refuse(Unroutable::PerShardObject {
                         table: relation.name.name.clone(),
@@ -393,6 +397,7 @@ impl<'a> Analysis<'a> {
                 (outputs, EntryKind::Table)
             }
             Place::Reference(table) => {
+                self.momentary |= table.nature == Nature::ViewOfOneShard;
                 self.references.push(relation.name.name.clone());
                 (table_outputs(table, None), EntryKind::Reference)
             }
@@ -411,9 +416,7 @@ impl<'a> Analysis<'a> {
                 (Outputs::unknown(), EntryKind::Table)
             }
             Place::Unknown => {
-                self.refuse(Unroutable::UnknownTable {
-                    table: full_name(&relation.name),
-                });
+                self.refuse(self.not_placed(&relation.name));
                 (Outputs::unknown(), EntryKind::Table)
             }
         };
@@ -504,10 +507,35 @@ impl<'a> Analysis<'a> {
         }
     }
 
+    /// Why a relation has no place.
+    pub(super) fn not_placed(&self, name: &Name) -> Unroutable {
+        let path = match &name.schema {
+            Some(schema) => std::slice::from_ref(schema),
+            None => &self.context.search_path,
+        };
+        let mut others = path
+            .iter()
+            .filter_map(|schema| self.snapshot.other(schema, &name.name));
+        match others.next() {
+            Some(Other::View) => Unroutable::ViewOverShards {
+                view: full_name(name),
+            },
+            Some(Other::Table | Other::Derived) | None => Unroutable::UnknownTable {
+                table: full_name(name),
+            },
+        }
+    }
+
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {
         match self.snapshot.unlisted {
             // Its rows may be on every shard.
-            _ if self.snapshot.other(schema, name) == Some(Other::Derived) => Place::Unknown,
+            _ if matches!(
+                self.snapshot.other(schema, name),
+                Some(Other::Derived | Other::View)
+            ) =>
+            {
+                Place::Unknown
+            }
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
         }

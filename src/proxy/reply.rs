@@ -94,6 +94,12 @@ fn message(why: &Unroutable) -> (String, String) {
             text("statement needs rows of several shards"),
             format!("Its tables and keys live on shards {}.", shards.join(", ")),
         ),
+        Unroutable::ViewOverShards { view } => (
+            format!("view \"{view}\" takes rows of several shards together"),
+            text(
+                "Its rows are not each shard's own, or its definition is not the same on all shards.",
+            ),
+        ),
         Unroutable::UnknownTable { table } => (
             format!("relation \"{table}\" belongs to no group"),
             text("No group, reference table or single table has that name."),
@@ -197,6 +203,9 @@ fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
             "Trigger \"{name}\" may change the shard key, or read or write rows that are on other shards."
         ),
         HazardKind::Rule => format!("Rule \"{name}\" rewrites the statement."),
+        HazardKind::View => {
+            "It is a view that shows more than one table's own columns, and writes through it are not followed.".to_owned()
+        }
         HazardKind::Policy => {
             format!("Policy \"{name}\" looks at rows that may be on other shards.")
         }
@@ -309,6 +318,7 @@ fn per_shard_hint(table: &str, hazard: &Hazard) -> String {
     let remedy = match &hazard.kind {
         HazardKind::Default => format!("Give \"{name}\" a value; or let the sequences of the shards step over each other (ALTER SEQUENCE … INCREMENT BY <shards> START WITH <number of the shard> RESTART)"),
         HazardKind::Unique(_) => "Make the shard key part of it; or leave its column to a default that no other shard repeats (gen_random_uuid(), or sequences that step over each other)".to_owned(),
+        HazardKind::View => return "Write to the tables themselves.".to_owned(),
         _ => "Let it keep to its own row".to_owned(),
     };
     format!(
@@ -557,6 +567,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Ask for the result in text format, or select the composite's columns one by one.",
     },
     Code {
+        code: "SW152",
+        sqlstate: "0A000",
+        title: "View over rows of several shards",
+        meaning: "The view takes rows of several shards together (aggregates without the shard key in GROUP BY, DISTINCT, LIMIT, windows, UNION, joins off the key), is materialized over sharded tables, or is not defined alike on all shards.",
+        what_to_do: "Write its query in place of its name: what one table's rows decide is then computed over all shards. Or GROUP BY the shard key; or read one shard's: SET shardway.shard = '<shard>'.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -755,6 +772,7 @@ mod tests {
             },
             Unroutable::SeveralShards { shards: vec![] },
             Unroutable::UnknownTable { table: table() },
+            Unroutable::ViewOverShards { view: table() },
             Unroutable::KeyMissing {
                 table: table(),
                 key: table(),
@@ -809,7 +827,8 @@ mod tests {
     fn every_refusal_has_its_code_in_the_table() {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
-            ("SW101"..="SW121").contains(&code.code) || matches!(code.code, "SW125" | "SW131")
+            ("SW101"..="SW121").contains(&code.code)
+                || matches!(code.code, "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

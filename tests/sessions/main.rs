@@ -41,6 +41,7 @@ mod three;
 mod transactions_over_shards;
 mod types;
 mod values;
+mod views;
 mod volume;
 mod waiting;
 mod wide;
