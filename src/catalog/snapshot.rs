@@ -74,15 +74,20 @@ pub enum Nature {
     Child,
     /// A view: every shard shows its part of it.
     View,
-    /// A view that shows what is of the moment, of the session, or in an order: only of one shard.
+    /// A view that shows what is of the moment, of the session, of the server, or in an order: only of one shard.
     ViewOfOneShard,
+    /// As above, and it calls functions that are not PostgreSQL's own.
+    ViewWithCode,
 }
 
 impl Nature {
     /// Whether it has no rows of its own.
     #[must_use]
     pub fn is_view(self) -> bool {
-        matches!(self, Self::View | Self::ViewOfOneShard)
+        match self {
+            Self::Table | Self::Child => false,
+            Self::View | Self::ViewOfOneShard | Self::ViewWithCode => true,
+        }
     }
 }
 
@@ -206,6 +211,21 @@ impl Snapshot {
                 name: name.to_owned(),
             })
             .copied()
+    }
+
+    /// The views of which it is known where their rows are.
+    pub fn views(&self) -> impl Iterator<Item = &TableName> {
+        let tables = self.tables.iter();
+        tables.filter_map(|(name, table)| table.nature.is_view().then_some(name))
+    }
+
+    /// From now on it is not known where the rows of views are.
+    pub fn forget_views(&mut self) {
+        let views: Vec<TableName> = self.views().cloned().collect();
+        for view in views {
+            self.tables.remove(&view);
+            self.others.insert(view, Other::View);
+        }
     }
 
     /// Every shard.

@@ -172,6 +172,7 @@ pub(super) fn place_views(
         *known = known.filter(|known| *known == view);
     }
     views.retain(|name, view| view.is_some() && !snapshot.tables.contains_key(*name));
+    let is_everywhere = |name: &TableName| observed.iter().all(|one| one.views.contains_key(name));
     // A view may be made of others, in any order.
     loop {
         let mut added: Vec<(&TableName, Table)> = Vec::new();
@@ -179,8 +180,8 @@ pub(super) fn place_views(
             let shown = view.and_then(|view| Some((view, shown(&view.definition, snapshot)?)));
             if let Some((view, shown)) = shown
                 && let Some((columns, sources)) = columns(name)
-                && (view.kind != ViewKind::Stored
-                    || matches!(shown.placement, Placement::Single(_)))
+                && (matches!(shown.placement, Placement::Single(_))
+                    || (view.kind != ViewKind::Stored && is_everywhere(name)))
             {
                 let table = Table {
                     columns,

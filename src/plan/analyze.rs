@@ -92,7 +92,8 @@ pub fn analyze(
         plans.push(planner.with_several(StatementPlan {
             names_transaction: planner.momentary.get()
                 || (!snapshot.is_single() && names_transaction(text, slots)),
-            shows_oids: snapshot.oids.is_some() && shows_oids(text, slots),
+            shows_oids: snapshot.oids.is_some()
+                && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             ..StatementPlan::new(place, effect, access, target)
         }));
@@ -704,7 +705,10 @@ impl<'a> Planner<'a> {
         } else {
             Access::Read
         };
-        let effect = self.effect(kind, &calls);
+        let effect = match self.effect(kind, &calls) {
+            Effect::None if analysis.calls_code => Effect::Opaque,
+            effect => effect,
+        };
         self.momentary.set(analysis.momentary);
         if effect == Effect::None && !analysis.momentary {
             self.gather.set(self.gathered(kind, &analysis, &calls));

@@ -65,6 +65,10 @@ pub(super) struct Analysis<'a> {
     pub(super) writes: bool,
     /// Whether a view is read that shows what is of the moment, which no two shards show alike.
     pub(super) momentary: bool,
+    /// Whether a view is read that calls functions which are not PostgreSQL's own.
+    pub(super) calls_code: bool,
+    /// Whether a system catalog is read.
+    pub(super) catalogs: bool,
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
@@ -123,6 +127,8 @@ impl<'a> Analysis<'a> {
             refusals: Vec::new(),
             writes: false,
             momentary: false,
+            calls_code: false,
+            catalogs: false,
             changes: 0,
             changed: None,
         }
@@ -373,7 +379,7 @@ impl<'a> Analysis<'a> {
         let mut instance = None;
         let (outputs, kind) = match self.place(&relation.name) {
             Place::Sharded { group, key, table } => {
-                self.momentary |= table.nature == Nature::ViewOfOneShard;
+                self.views(table);
                 if let Some(hazard) = table.effects.of(Act::Select) {
                     self.refuse(Unroutable::PerShardObject {
                         table: relation.name.name.clone(),
@@ -397,16 +403,20 @@ impl<'a> Analysis<'a> {
                 (outputs, EntryKind::Table)
             }
             Place::Reference(table) => {
-                self.momentary |= table.nature == Nature::ViewOfOneShard;
+                self.views(table);
                 self.references.push(relation.name.name.clone());
                 (table_outputs(table, None), EntryKind::Reference)
             }
             Place::Single(shard) => {
+                if let Some(table) = self.listed(&relation.name) {
+                    self.views(table);
+                }
                 self.sets_off(relation, Act::Select);
                 self.fix_table(shard, &relation.name.name);
                 (Outputs::unknown(), EntryKind::Table)
             }
             Place::Catalog => {
+                self.catalogs = true;
                 if relation.name.name.starts_with("pg_largeobject") {
                     self.fixed.push(Fixed {
                         shard: self.snapshot.home,
@@ -505,6 +515,21 @@ impl<'a> Analysis<'a> {
             },
             Place::Catalog | Place::Unknown => None,
         }
+    }
+
+    fn listed(&self, name: &Name) -> Option<&'a Table> {
+        let path = match &name.schema {
+            Some(schema) => std::slice::from_ref(schema),
+            None => self.context.search_path.as_slice(),
+        };
+        let snapshot = self.snapshot;
+        let mut found = path.iter().map(|schema| snapshot.table(schema, &name.name));
+        found.find_map(|table| table)
+    }
+
+    fn views(&mut self, table: &Table) {
+        self.momentary |= matches!(table.nature, Nature::ViewOfOneShard | Nature::ViewWithCode);
+        self.calls_code |= table.nature == Nature::ViewWithCode;
     }
 
     /// Why a relation has no place.

@@ -49,6 +49,8 @@ impl Looking {
 pub(super) enum Unseen {
     /// This type's name is not known.
     Type(Oid),
+    /// Its values hold numbers that are not told as clients see them.
+    InBinary,
     Malformed,
 }
 
@@ -250,7 +252,18 @@ impl Session {
         if let Err(Unseen::Type(oid)) = judged {
             self.looking.wanted = Some(oid);
         }
-        judged.map(|()| Some(made))
+        judged?;
+        if header.tag == b'T' && self.running.is_some() {
+            // A cursor that gives its rows in binary, read by a Query.
+            let oids = self.snapshot.oids.as_deref();
+            let columns = made.get(HEADER..).unwrap_or_default();
+            let holding = oids.map(|oids| Holding::of(columns, oids)).transpose()?;
+            let holds = holding.map(|holding| holding.in_formats(&formats_of(columns)));
+            if holds.is_some_and(|holds| holds != Holds::Nothing) {
+                return Err(Unseen::InBinary);
+            }
+        }
+        Ok(Some(made))
     }
 
     /// Whether an answer waits for a look at the servers.

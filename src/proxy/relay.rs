@@ -5,6 +5,7 @@ use super::{
     link::Hold,
     oids::{Holding, Unseen},
     prepared::Prepared,
+    reply::session as reply,
     session::{End, Note, Phase, Rest, Session, broken},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     wire::{
         backend::{Status, command_tag, parameter_status, put_ready},
         frame::{self, HEADER, Header},
-        notice,
+        notice::{self, Words},
     },
 };
 
@@ -67,6 +68,11 @@ impl Session {
             let seen = match self.renumbered(header, &bytes[at..at + here]) {
                 Ok(seen) => seen,
                 Err(Unseen::Type(_)) => break,
+                Err(Unseen::InBinary) => {
+                    self.client.out().extend_from_slice(&bytes[run..at]);
+                    let words = Words::from(reply::numbers_in_binary());
+                    return Err(End::Told(Box::new(words.fatal())));
+                }
                 Err(Unseen::Malformed) => return Err(broken(&"a description is malformed")),
             };
             let body = seen.as_deref().unwrap_or(&bytes[at..at + here]);

@@ -368,6 +368,19 @@ fn rows_in_binary_that_hold_numbers_are_refused_where_these_are_others() {
             );
         }
     }
+    // A binary cursor, read by a Query.
+    for (id, refused) in [(1, false), (101, true)] {
+        let client = &mut stand.proxy.client();
+        client.ask(&query("begin"));
+        client.ask(&query(&format!(
+            "declare c binary cursor for select ms from t where id = {id}"
+        )));
+        let found = client.ask(&query("fetch c"));
+        let ended = found.iter().any(|line| line.starts_with("E FATAL 0A000"));
+        assert_eq!(ended, refused, "{id}: {found:?}");
+        assert_eq!(found.iter().any(|line| line.starts_with("D ")), !refused);
+    }
+    let client = &mut stand.sharded;
     let scalar = bind_binary(batch().parse("", "select m from t order by m, id"), "", &[]);
     let found = client.ask(&scalar.execute("", 0).sync().0);
     assert_eq!(

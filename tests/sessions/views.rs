@@ -21,6 +21,9 @@ const DDL: &str = "create table t (id bigint primary key, n int, note text); \
     create view first_three as select id from t order by id limit 3; \
     create view ordered as select id, n from t order by n desc, id; \
     create view moment as select id, now() as at from t where n > extract(epoch from now() - now()); \
+    create function doubled(int) returns int language sql as 'select $1 * 2'; \
+    create view with_code as select id, doubled(n) as twice from t; \
+    create view types as select t.oid, t.typname from pg_type t join colours c on c.n = 0 where t.typname in ('t', 'item'); \
     create view palette as select n, upper(name) as name from colours; \
     create view of_seven as select n, note from t where id = 7; \
     create view alone as select id, what from lone; \
@@ -90,6 +93,8 @@ fn what_reads_a_view_reads_its_tables() {
         "select * from of_seven",
         "select * from alone",
         "select * from kept_alone",
+        "select * from with_code where id = 102",
+        "select typname from types",
         // Of all shards.
         "select * from named",
         "select * from hidden",
@@ -137,6 +142,7 @@ fn a_view_that_takes_rows_of_several_shards_together_is_refused() {
         stand.fails(sql, "takes rows of several shards together");
     }
     for sql in [
+        "select twice from with_code",
         "select * from ordered",
         "select id from moment",
         "select count(*) from moment",
@@ -228,6 +234,14 @@ fn a_view_made_through_the_proxy_is_understood_and_forgotten() {
     for sql in ["drop view all_of_them, fresh", "drop view before"] {
         stand.alike(&query(sql), 1);
     }
+    // Until its transaction has ended nobody looks at what it is now.
+    stand.fails("begin; create view early as select 1", "another");
+    for sql in ["begin", "alter view plain rename to simple"] {
+        stand.alike(&query(sql), 1);
+    }
+    stand.fails("select count(*) from simple", "");
+    stand.alike(&query("rollback"), 1);
+    same_rows(&mut stand, "select * from plain");
     // Views that shards define differently say nothing.
     for (at, shard) in stand.shards.iter_mut().enumerate() {
         shard.ask(&query(&format!(

@@ -5,7 +5,7 @@
 //! with all rows would show; the view's key column is the key of a table whose row each of its rows holds. When in doubt
 //! nothing is said, and the view is refused.
 
-use super::{Planner, Target};
+use super::{Calls, Planner, Target};
 use crate::{
     catalog::{
         group::GroupId,
@@ -22,7 +22,6 @@ use crate::{
     sql::{
         normalize::{Slot, Slots, Strings, normalize},
         parse,
-        statement::Effect,
         tree::{Body, Column, Depth, Expr, From, Kind, Query, SettingCalls, Statement},
     },
 };
@@ -90,44 +89,59 @@ impl Viewed<'_> {
             None,
             self.statement,
         );
-        let calls = planner.calls();
         let plain = self.query.locking.is_empty() && self.query.into.is_none();
         let whole =
             self.statement.depth == Depth::Whole && self.statement.settings == SettingCalls::None;
-        let (effect, _, target) = planner.plan(&self.statement.kind);
-        if !plain || !whole || !calls.are_harmless() || effect != Effect::None {
+        let calls = planner.calls();
+        let own = calls.unknown.is_none();
+        let harmless = Calls {
+            unknown: None,
+            leaves: None,
+            ..calls
+        }
+        .are_harmless();
+        if !(plain && whole && harmless) {
             return None;
         }
-        let single = |shard| Some((Placement::Single(shard), None));
-        let pinned = |target: &Target| match target {
-            Target::ByKey(pins) => match pins.route(self.snapshot, &self.values()).ok()? {
-                Route::One(shard) => Some(shard),
-                Route::Some(_) | Route::All | Route::Any | Route::Home => None,
-            },
-            _ => None,
-        };
+        let mut analysis = Analysis::new(
+            self.text.as_bytes(),
+            self.slots,
+            self.context,
+            self.snapshot,
+        );
+        let outputs = analysis.kind(&self.statement.kind, None);
+        let (_, _, target) = planner.plan(&self.statement.kind);
         let shape = combine::shape(self.query, self.text, &self.statement.functions);
-        let (placement, of) = match &target {
-            Target::Fixed(Route::Any) => Some((Placement::Reference, None)),
-            Target::Fixed(Route::One(shard)) => {
-                Some((Placement::Single(*shard), self.table_of_shard(*shard)))
-            }
-            target => match pinned(target) {
-                Some(shard) => single(shard),
-                None => self.sharded(target, shape),
-            },
-        }?;
-        let alone = matches!(placement, Placement::Single(_));
-        let nature = if alone || shape.is_settled() {
-            Nature::View
-        } else {
-            Nature::ViewOfOneShard
+        let (placement, of) = match self.fixed(&target) {
+            Some(Route::Any) if own => (Placement::Reference, None),
+            Some(Route::One(shard)) => (Placement::Single(shard), self.table_of_shard(shard)),
+            Some(_) => return None,
+            None => self.sharded(&target, shape, &analysis, &outputs)?,
+        };
+        let nature = match placement {
+            // What it shows is that shard's.
+            Placement::Single(_) if own => Nature::View,
+            _ if !own || analysis.calls_code => Nature::ViewWithCode,
+            _ if shape.is_settled() && !analysis.catalogs && !analysis.momentary => Nature::View,
+            _ => Nature::ViewOfOneShard,
         };
         Some(Shown {
             placement,
             nature,
             of,
         })
+    }
+
+    /// Where it runs, whatever those who read it say.
+    fn fixed(&self, target: &Target) -> Option<Route> {
+        match target {
+            Target::Fixed(route) => Some(route.clone()),
+            Target::ByKey(pins) => {
+                let route = pins.route(self.snapshot, &self.values()).ok()?;
+                matches!(route, Route::One(_)).then_some(route)
+            }
+            Target::Refused(_) | Target::Explain(_) | Target::Judge => None,
+        }
     }
 
     fn values(&self) -> Values<'_> {
@@ -140,14 +154,13 @@ impl Viewed<'_> {
     }
 
     /// A view of which each shard shows its part.
-    fn sharded(&self, target: &Target, shape: Shape) -> Option<(Placement, Option<TableName>)> {
-        let mut analysis = Analysis::new(
-            self.text.as_bytes(),
-            self.slots,
-            self.context,
-            self.snapshot,
-        );
-        let outputs = analysis.kind(&self.statement.kind, None);
+    fn sharded(
+        &self,
+        target: &Target,
+        shape: Shape,
+        analysis: &Analysis<'_>,
+        outputs: &Outputs,
+    ) -> Option<(Placement, Option<TableName>)> {
         let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
         let refused = match target {
             Target::Refused(why) => !unpinned(why),
@@ -157,16 +170,16 @@ impl Viewed<'_> {
         let fits = !refused
             && analysis.refusals.iter().all(unpinned)
             && analysis.fixed.is_empty()
-            && combine::shares(self.query, &analysis);
+            && combine::shares(self.query, analysis);
         if !fits || shape == Shape::Other {
             return None;
         }
-        if shape.is_grouped() && !self.groups_by_key(&analysis) {
+        if shape.is_grouped() && !self.groups_by_key(analysis) {
             return None;
         }
-        let (group, key_column) = key_of(&analysis, &outputs)?;
+        let (group, key_column) = key_of(analysis, outputs)?;
         let placement = Placement::Sharded { group, key_column };
-        Some((placement, self.table_of(&analysis)))
+        Some((placement, self.table_of(analysis)))
     }
 
     /// Whether every group's rows are on one shard.
@@ -320,10 +333,10 @@ mod tests {
             Placement::Reference => "anywhere".to_owned(),
             Placement::Single(shard) => format!("on {}", shard.0),
         };
-        let nature = if shown.nature == Nature::View {
-            ""
-        } else {
-            ", one shard"
+        let nature = match shown.nature {
+            Nature::View => "",
+            Nature::ViewWithCode => ", with code",
+            _ => ", one shard",
         };
         let of = shown
             .of
@@ -377,7 +390,8 @@ mod tests {
             "SELECT o.customer_id FROM public.orders o WHERE NOT EXISTS ( SELECT 1 FROM public.items i WHERE i.order_id = o.id)",
             "SELECT l.id, o.id FROM public.orders o, public.logs l",
             "SELECT nextval('public.s'::regclass) FROM public.orders",
-            "SELECT public.f(orders.id) FROM public.orders",
+            "SELECT public.f(countries.code) FROM public.countries",
+            "SELECT public.f(orders.id) FROM public.orders GROUP BY orders.id",
             "SELECT nothing.id FROM public.nothing",
             "WITH x AS ( SELECT orders.id FROM public.orders) SELECT x.id FROM x",
             "SELECT s.n FROM ( SELECT count(*) AS n FROM public.orders) s",
