@@ -11,7 +11,7 @@ use super::{
     request::{Stop, ends_transaction},
     resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
-    sql_prepared::Meant,
+    sql_prepared::{Execution, Meant},
 };
 use crate::{
     catalog::snapshot::Snapshot,
@@ -60,6 +60,7 @@ impl Session {
             && let Target::Refused(reason) = &statement.target
             && !failed
             && !statement.may_use_several()
+            && !executes.as_deref().is_some_and(Execution::may_use_several)
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -128,8 +129,19 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let placed = match self.place(statement, &values) {
+            let mut placed = self.place(statement, &values);
+            if placed.is_err() && self.may_take_over(statement) {
+                Box::pin(self.take_over()).await?;
+                if self.skip {
+                    return Ok(());
+                }
+                placed = self.place(statement, &values);
+            }
+            let placed = match placed {
                 Ok(placed) => placed,
+                Err(refused) if prepared.executes.is_some() => {
+                    return Box::pin(self.bind_given(refused, &prepared, &bind)).await;
+                }
                 Err(refused) => {
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }

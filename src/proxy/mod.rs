@@ -28,6 +28,7 @@ pub mod reply;
 mod request;
 mod resetting;
 mod scatter;
+mod script;
 pub mod session;
 mod several;
 mod simple;
@@ -35,6 +36,7 @@ mod spread;
 mod sql_prepared;
 pub mod start;
 mod vacate;
+mod within;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};
 use arc_swap::ArcSwap;

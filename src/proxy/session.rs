@@ -25,6 +25,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     scatter::Scattering,
+    script::Script,
     several::Several,
     spread::WritingPortal,
     sql_prepared::Renamed,
@@ -169,6 +170,8 @@ pub struct Session {
     pub(super) scattered: Option<Box<Scattering>>,
     /// A COPY whose rows they are sent.
     pub(super) copying: Option<Box<Copying>>,
+    /// A Query whose statements run one after the other.
+    pub(super) script: Option<Box<Script>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -254,6 +257,9 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
+            while self.is_script_due() {
+                Box::pin(self.go_on_with_script()).await?;
+            }
             if self.holds_ready() {
                 Box::pin(self.give_ready()).await?;
             }
@@ -912,6 +918,9 @@ impl Session {
 
     /// Appends ReadyForQuery of a batch that was answered here.
     pub(super) fn ready_here(&mut self) {
+        if self.script.is_some() && self.statement_is_over() {
+            return;
+        }
         let status = self.status();
         if status == Status::Idle && self.hold_ready() {
             return;
@@ -935,6 +944,9 @@ impl Session {
         self.unconfirmed.clear();
         self.closed.clear();
         self.renamed = None;
+        if let Some(link) = &mut self.link {
+            link.gathered = None;
+        }
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;

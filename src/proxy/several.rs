@@ -42,6 +42,8 @@ pub(super) struct Several {
     sent: Option<Vec<u8>>,
     /// It has changed the schema: the servers are looked at when it is committed.
     schema: Schema,
+    /// Why it has failed in what was not needed of an answer.
+    unheard: Option<Words>,
 }
 
 /// Whether the transaction has changed the schema.
@@ -84,6 +86,16 @@ impl Several {
     /// Whether several shards have been reached, or the end of the transaction is brought about here for another reason.
     pub(super) fn is_several(&self) -> bool {
         !self.enlisted.is_empty() || self.schema == Schema::Changed
+    }
+
+    /// The transaction has failed, if it has, in what was not needed of an answer.
+    pub(super) fn unheard(&mut self, words: Option<Words>) {
+        self.unheard = words;
+    }
+
+    /// Why it has, once.
+    pub(super) fn take_unheard(&mut self) -> Option<Words> {
+        self.unheard.take()
     }
 
     /// The transaction has changed the schema.

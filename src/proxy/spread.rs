@@ -70,6 +70,25 @@ impl<'a> Writing<'a> {
     }
 }
 
+impl<'a> Writing<'a> {
+    /// A prepared statement with values; `None`: it is no such write.
+    pub(super) fn bound(
+        prepared: &'a Prepared,
+        shares: Shares,
+        bind: &'a Bind<'a>,
+    ) -> Option<Self> {
+        let statement = prepared.statement()?;
+        Some(Self {
+            spread: statement.spread.as_deref()?,
+            text: std::str::from_utf8(&prepared.text).ok()?,
+            slots: &prepared.slots,
+            shares,
+            types: &prepared.raw_types,
+            bind: Some(bind),
+        })
+    }
+}
+
 /// A portal of a write to several shards.
 #[derive(Debug)]
 pub(super) struct WritingPortal {
@@ -146,7 +165,7 @@ impl Session {
 
     /// Answers a Query that several shards have done, or has them undo it.
     pub(super) async fn conclude(&mut self, written: Result<Written, Stop>) -> Result<(), Stop> {
-        let own = self.for_batch;
+        let own = self.ends_with_query();
         let mut written = match written {
             Ok(written) => written,
             Err(problem) => {
@@ -161,8 +180,8 @@ impl Session {
         } else {
             self.tally.queries += 1;
         }
-        written.put_columns(self.client.out());
-        written.put_rows(0, self.client.out());
+        written.put_columns(self.end_of_answer());
+        written.put_rows(0, self.end_of_answer());
         self.ready_here();
         Ok(())
     }
@@ -378,6 +397,9 @@ impl Session {
 
     /// Commits our transaction on all its shards.
     pub(super) async fn commit_own(&mut self) -> Result<(), Stop> {
+        if self.end_unreached(true).await? {
+            return Ok(());
+        }
         self.for_batch = false;
         let tag = self.end_several(&Effect::Commit { chain: false }).await?;
         if tag == b"COMMIT" {
@@ -389,12 +411,10 @@ impl Session {
 
     /// Undoes our transaction, wherever it has come.
     pub(super) async fn undo_own(&mut self) -> Result<(), Stop> {
-        self.for_batch = false;
-        if self.deferred.take().is_some() {
-            // It has reached no shard.
-            self.transaction_ends(false);
+        if self.end_unreached(false).await? {
             return Ok(());
         }
+        self.for_batch = false;
         let ended = self.end_several(&Effect::Rollback { chain: false }).await;
         ended.map(drop)
     }

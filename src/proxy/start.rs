@@ -297,6 +297,7 @@ impl Session {
             overridden: Overridden::new(),
             deferred: None,
             for_batch: false,
+            script: None,
             several: super::several::Several::default(),
             listening: None,
             welcoming: false,
