@@ -213,18 +213,31 @@ impl Snapshot {
             .copied()
     }
 
-    /// The views of which it is known where their rows are.
-    pub fn views(&self) -> impl Iterator<Item = &TableName> {
-        let tables = self.tables.iter();
-        tables.filter_map(|(name, table)| table.nature.is_view().then_some(name))
-    }
-
-    /// From now on it is not known where the rows of views are.
-    pub fn forget_views(&mut self) {
-        let views: Vec<TableName> = self.views().cloned().collect();
+    /// After a change that nobody has looked at: where rows of views are now is not known, and what a view or a child is
+    /// called. Names that are not known are not taken for tables that nothing lists any more.
+    pub fn forget_derived(&mut self, command: &str, tables: &[String]) {
+        let derived = self.tables.iter();
+        let derived = derived.filter(|(_, table)| table.nature != Nature::Table);
+        let mut touched = derived.filter(|(name, _)| tables.contains(&name.name));
+        // A view's, a schema's or a type's.
+        let renames = command == "RENAME" && tables.is_empty();
+        if !renames && !command.contains("VIEW") && touched.next().is_none() {
+            return;
+        }
+        let views = self.tables.iter();
+        let views = views.filter(|(_, table)| table.nature.is_view());
+        let views: Vec<TableName> = views.map(|(name, _)| name.clone()).collect();
         for view in views {
             self.tables.remove(&view);
             self.others.insert(view, Other::View);
+        }
+        if let Unlisted::On(shard) = std::mem::replace(&mut self.unlisted, Unlisted::Error) {
+            let plain = self.others.iter();
+            let plain = plain.filter(|(_, other)| **other == Other::Table);
+            for (name, _) in plain {
+                let table = Table::unasked(Placement::Single(shard));
+                self.tables.insert(name.clone(), table);
+            }
         }
     }
 

@@ -279,11 +279,7 @@ impl Session {
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
         let mut seen = (*self.snapshot).clone();
-        let touches = |name: &TableName| changes.tables.contains(&name.name);
-        if changes.command.contains("VIEW") || seen.views().any(touches) {
-            // Where its rows are now, and those of views made of it, nobody has looked.
-            seen.forget_views();
-        }
+        seen.forget_derived(changes.command, &changes.tables);
         for (name, table) in &mut seen.tables {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();

@@ -364,6 +364,8 @@ mod tests {
             (format!("SELECT orders.id {orders} WHERE orders.customer_id = 42"), "on 0"),
             (format!("SELECT count(*) {orders} WHERE orders.customer_id = 342"), "on 1"),
             ("SELECT countries.name FROM public.countries WHERE countries.code > 'a'::text".to_owned(), "anywhere"),
+            (format!("SELECT orders.customer_id, public.f(orders.total) AS f {orders}"), "by \"customer_id\", with code"),
+            ("SELECT t.oid FROM pg_type t JOIN public.countries ON true".to_owned(), "anywhere, one shard"),
             ("SELECT logs.id, logs.what FROM public.logs".to_owned(), "on 1, of logs"),
             ("SELECT logs.id, count(*) FROM public.logs JOIN public.countries ON true GROUP BY logs.id".to_owned(), "on 1"),
         ] {
