@@ -17,7 +17,7 @@ pub use viewing::{Shown, shown};
 use super::scope::Instance;
 use super::{
     Context, Numbers, Override, Plan, Route, StatementPlan, Target,
-    block::Analysis,
+    block::{Analysis, Moment},
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
@@ -70,7 +70,11 @@ pub fn analyze(
             .as_ref()
             .filter(|_| at == 0)
             .or(context.pinned.as_ref());
-        let planner = Planner::new(text, types, slots, context, snapshot, pinned, statement);
+        let planner = Planner {
+            types,
+            pinned,
+            ..Planner::new(text, slots, context, snapshot, statement)
+        };
         if planner.reads_literals() {
             structural.extend(literals_of(statement, slots));
         }
@@ -226,15 +230,7 @@ fn of_another_encoding(
     };
     let statements = parse::parse(&read).ok()?;
     let plans = statements.iter().map(|statement| {
-        let planner = Planner::new(
-            read.as_bytes(),
-            &[],
-            &[],
-            context,
-            snapshot,
-            None,
-            statement,
-        );
+        let planner = Planner::new(read.as_bytes(), &[], context, snapshot, statement);
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
         let numbers = planner.numbers(&mut effect);
@@ -411,20 +407,18 @@ impl Calls {
 impl<'a> Planner<'a> {
     fn new(
         text: &'a [u8],
-        types: &'a [Oid],
         slots: &'a [Slot],
         context: &'a Context,
         snapshot: &'a Snapshot,
-        pinned: Option<&'a Override>,
         statement: &'a Statement,
     ) -> Self {
         Self {
             text,
-            types,
+            types: &[],
             slots,
             context,
             snapshot,
-            pinned,
+            pinned: None,
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
@@ -698,7 +692,7 @@ impl<'a> Planner<'a> {
             || opaque
             || calls.home.is_some()
             || calls.large_objects
-            || analysis.momentary
+            || analysis.moment != Moment::Any
             || names_transaction(self.text, self.slots)
         {
             Access::Write
@@ -706,11 +700,12 @@ impl<'a> Planner<'a> {
             Access::Read
         };
         let effect = match self.effect(kind, &calls) {
-            Effect::None if analysis.calls_code => Effect::Opaque,
+            Effect::None if analysis.moment == Moment::OfCode => Effect::Opaque,
             effect => effect,
         };
-        self.momentary.set(analysis.momentary);
-        if effect == Effect::None && !analysis.momentary {
+        let momentary = analysis.moment != Moment::Any;
+        self.momentary.set(momentary);
+        if effect == Effect::None && !momentary {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
             self.spread

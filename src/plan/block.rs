@@ -63,10 +63,8 @@ pub(super) struct Analysis<'a> {
     /// Why it is refused, unless an override lifts it; the first is told.
     pub(super) refusals: Vec<Unroutable>,
     pub(super) writes: bool,
-    /// Whether a view is read that shows what is of the moment, which no two shards show alike.
-    pub(super) momentary: bool,
-    /// Whether a view is read that calls functions which are not PostgreSQL's own.
-    pub(super) calls_code: bool,
+    /// What the views that are read show.
+    pub(super) moment: Moment,
     /// Whether a system catalog is read.
     pub(super) catalogs: bool,
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
@@ -88,6 +86,17 @@ struct Keyed {
 enum Count {
     One,
     Array,
+}
+
+/// What views show that is not in their tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Moment {
+    /// Nothing.
+    Any,
+    /// The moment, the session, the server: no two shards show it alike.
+    Own,
+    /// What functions compute that are not PostgreSQL's own.
+    OfCode,
 }
 
 /// Where a table is.
@@ -126,8 +135,7 @@ impl<'a> Analysis<'a> {
             references: Vec::new(),
             refusals: Vec::new(),
             writes: false,
-            momentary: false,
-            calls_code: false,
+            moment: Moment::Any,
             catalogs: false,
             changes: 0,
             changed: None,
@@ -528,8 +536,12 @@ impl<'a> Analysis<'a> {
     }
 
     fn views(&mut self, table: &Table) {
-        self.momentary |= matches!(table.nature, Nature::ViewOfOneShard | Nature::ViewWithCode);
-        self.calls_code |= table.nature == Nature::ViewWithCode;
+        let shows = match table.nature {
+            Nature::Table | Nature::Child | Nature::View => Moment::Any,
+            Nature::ViewOfOneShard => Moment::Own,
+            Nature::ViewWithCode => Moment::OfCode,
+        };
+        self.moment = self.moment.max(shows);
     }
 
     /// Why a relation has no place.

@@ -157,6 +157,16 @@ impl Session {
             let (shard, hold) = (self.link_shard().unwrap_or(self.any), Hold::Loose);
             self.reach(Place { shard, hold }).await?;
         }
+        self.bind_there(&bind, frame, prepared).await
+    }
+
+    /// Binds on the link, which has been reached.
+    async fn bind_there(
+        &mut self,
+        bind: &Bind<'_>,
+        frame: &[u8],
+        prepared: Arc<Prepared>,
+    ) -> Result<(), Stop> {
         if self.skip {
             return Ok(());
         }
@@ -165,11 +175,11 @@ impl Session {
         if self.skip {
             return Ok(());
         }
-        self.judge_binary(&prepared, &bind).await?;
+        self.judge_binary(&prepared, bind).await?;
         if self.skip {
             return Ok(());
         }
-        self.send_bind(&bind, frame, Arc::clone(&prepared));
+        self.send_bind(bind, frame, Arc::clone(&prepared));
         self.note_arrays(bind.portal, &prepared);
         Ok(())
     }

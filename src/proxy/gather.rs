@@ -518,7 +518,7 @@ impl Session {
             if let (Some(fan), Some(types)) = (self.fan.as_deref_mut(), types) {
                 let preparations = question.preparations(&fan.link(at).lease.reported);
                 fan.ask(at, 1, |out| {
-                    question.put(&preparations, &types, stands, out)
+                    question.put(&preparations, &types, stands, out);
                 });
             }
         }

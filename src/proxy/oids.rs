@@ -8,7 +8,7 @@ use super::{
     prepared::{Prepared, Told},
     reply::session as reply,
     request::Stop,
-    session::{Note, Portal, Session},
+    session::{End, Note, Portal, Session, broken},
     spread::answers::Answer,
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     wire::{
         frame::{Body, DecodeError, HEADER, Header},
         frontend::{Bind, Named, put_named},
+        notice::Words,
         types::{Oid, UNKNOWN},
     },
 };
@@ -42,6 +43,14 @@ impl Looking {
     pub(super) fn forget(&mut self) {
         self.looked.clear();
     }
+}
+
+/// A message, as the client sees it.
+pub(super) enum Seen {
+    AsItIs,
+    Made(Vec<u8>),
+    /// A type must be looked for first: [`Session::look_for_types`].
+    Later,
 }
 
 /// Why a description cannot be told as it is.
@@ -220,50 +229,65 @@ impl Session {
         }
     }
 
-    /// A message of the link as the client sees it, whole; `None`: as it is.
+    /// A message of the link as the client sees it.
     ///
     /// # Errors
-    /// A type must be looked for first: [`Session::look_for_types`].
-    pub(super) fn renumbered(
-        &mut self,
-        header: Header,
-        frame: &[u8],
-    ) -> Result<Option<Vec<u8>>, Unseen> {
+    /// It cannot be told: the session is over.
+    pub(super) fn renumbered(&mut self, header: Header, frame: &[u8]) -> Result<Seen, End> {
         if !self.renumbers(header.tag) {
-            return Ok(None);
+            return Ok(Seen::AsItIs);
         }
+        match self.made_of(header, frame) {
+            Ok(Some(made)) => Ok(Seen::Made(made)),
+            Ok(None) => Ok(Seen::AsItIs),
+            Err(Unseen::Type(oid)) => {
+                self.looking.wanted = Some(oid);
+                Ok(Seen::Later)
+            }
+            Err(Unseen::InBinary) => {
+                let words = Words::from(reply::numbers_in_binary());
+                Err(End::Told(Box::new(words.fatal())))
+            }
+            Err(Unseen::Malformed) => Err(broken(&"a description is malformed")),
+        }
+    }
+
+    fn made_of(&self, header: Header, frame: &[u8]) -> Result<Option<Vec<u8>>, Unseen> {
         let Some(of) = self.oids_here() else {
             return Ok(None);
         };
         let mut made = frame.to_vec();
         let body = made.get_mut(HEADER..).unwrap_or_default();
         let looked = &self.looking.looked;
-        let judged = match header.tag {
-            b'T' => seen_columns(body, of, looked),
-            b't' => seen_types(body.get_mut(2..).unwrap_or_default(), of, looked),
-            _ => match self.pipeline.notes().next() {
-                Some(Note::Executed(prepared)) => match prepared.told.holding() {
-                    Some(holding) => holding.renumber(body, of).map_err(Unseen::from),
-                    None => return Ok(None),
-                },
-                _ => return Ok(None),
-            },
-        };
-        if let Err(Unseen::Type(oid)) = judged {
-            self.looking.wanted = Some(oid);
-        }
-        judged?;
-        if header.tag == b'T' && self.running.is_some() {
-            // A cursor that gives its rows in binary, read by a Query.
-            let oids = self.snapshot.oids.as_deref();
-            let columns = made.get(HEADER..).unwrap_or_default();
-            let holding = oids.map(|oids| Holding::of(columns, oids)).transpose()?;
-            let holds = holding.map(|holding| holding.in_formats(&formats_of(columns)));
-            if holds.is_some_and(|holds| holds != Holds::Nothing) {
-                return Err(Unseen::InBinary);
+        match header.tag {
+            b'T' => {
+                seen_columns(body, of, looked)?;
+                self.judge_cursor(body)?;
+            }
+            b't' => seen_types(body.get_mut(2..).unwrap_or_default(), of, looked)?,
+            _ => {
+                let Some(Note::Executed(prepared)) = self.pipeline.notes().next() else {
+                    return Ok(None);
+                };
+                let Some(holding) = prepared.told.holding() else {
+                    return Ok(None);
+                };
+                holding.renumber(body, of)?;
             }
         }
         Ok(Some(made))
+    }
+
+    /// A cursor that gives its rows in binary, read by a Query: nobody has judged it.
+    fn judge_cursor(&self, columns: &[u8]) -> Result<(), Unseen> {
+        let (Some(oids), true) = (self.snapshot.oids.as_deref(), self.running.is_some()) else {
+            return Ok(());
+        };
+        let holding = Holding::of(columns, oids)?;
+        match holding.in_formats(&formats_of(columns)) {
+            Holds::Nothing => Ok(()),
+            Holds::Element | Holds::Within => Err(Unseen::InBinary),
+        }
     }
 
     /// Whether an answer waits for a look at the servers.

@@ -3,9 +3,8 @@
 
 use super::{
     link::Hold,
-    oids::{Holding, Unseen},
+    oids::{Holding, Seen},
     prepared::Prepared,
-    reply::session as reply,
     session::{End, Note, Phase, Rest, Session, broken},
 };
 use crate::{
@@ -16,7 +15,7 @@ use crate::{
     wire::{
         backend::{Status, command_tag, parameter_status, put_ready},
         frame::{self, HEADER, Header},
-        notice::{self, Words},
+        notice,
     },
 };
 
@@ -58,24 +57,20 @@ impl Session {
                 break;
             };
             let here = (bytes.len() - at).min(header.size);
-            let renumbers = self.renumbers(header.tag);
-            if here < header.size && (renumbers || !may_be_partial(header, self.compares())) {
-                if header.size > LONGEST_DESCRIPTION && header.tag != b'D' {
-                    return Err(broken(&"a message is too long"));
-                }
+            if here < header.size && self.is_held_whole(header)? {
                 break;
             }
-            let seen = match self.renumbered(header, &bytes[at..at + here]) {
-                Ok(seen) => seen,
-                Err(Unseen::Type(_)) => break,
-                Err(Unseen::InBinary) => {
+            let frame = &bytes[at..at + here];
+            let seen = match self.renumbered(header, frame) {
+                Ok(Seen::AsItIs) => None,
+                Ok(Seen::Made(made)) => Some(made),
+                Ok(Seen::Later) => break,
+                Err(end) => {
                     self.client.out().extend_from_slice(&bytes[run..at]);
-                    let words = Words::from(reply::numbers_in_binary());
-                    return Err(End::Told(Box::new(words.fatal())));
+                    return Err(end);
                 }
-                Err(Unseen::Malformed) => return Err(broken(&"a description is malformed")),
             };
-            let body = seen.as_deref().unwrap_or(&bytes[at..at + here]);
+            let body = seen.as_deref().unwrap_or(frame);
             let body = &body[HEADER..];
             let (pass, event) = match self.judge_frame(header) {
                 Ok(judged) => judged,
@@ -101,11 +96,7 @@ impl Session {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                if header.tag == b'C' && self.holds_end() {
-                    self.hold_end(body);
-                }
-                let told = told.filter(|_| forward).unwrap_or_default();
-                self.client.out().extend_from_slice(told);
+                self.pass_on(header, body, told.filter(|_| forward));
                 at += here;
                 run = at;
             }
@@ -129,6 +120,25 @@ impl Session {
         }
         self.client.out().extend_from_slice(&bytes[run..at]);
         Ok(at)
+    }
+
+    /// Whether a message that has not arrived whole waits until it has.
+    fn is_held_whole(&self, header: Header) -> Result<bool, End> {
+        let held = self.renumbers(header.tag) || !may_be_partial(header, self.compares());
+        if held && header.tag != b'D' && header.size > LONGEST_DESCRIPTION {
+            return Err(broken(&"a message is too long"));
+        }
+        Ok(held)
+    }
+
+    /// A message that does not pass on as it stands; `told`: what the client is told in its place.
+    fn pass_on(&mut self, header: Header, body: &[u8], told: Option<&[u8]>) {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
+        self.client
+            .out()
+            .extend_from_slice(told.unwrap_or_default());
     }
 
     fn judge_frame(&mut self, header: Header) -> Result<(Pass, Event<Note>), End> {

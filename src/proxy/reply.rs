@@ -94,12 +94,7 @@ fn message(why: &Unroutable) -> (String, String) {
             text("statement needs rows of several shards"),
             format!("Its tables and keys live on shards {}.", shards.join(", ")),
         ),
-        Unroutable::ViewOverShards { view } => (
-            format!("view \"{view}\" takes rows of several shards together"),
-            text(
-                "Its rows are not each shard's own, or its definition is not the same on all shards.",
-            ),
-        ),
+        Unroutable::ViewOverShards { view } => view_over_shards(view),
         Unroutable::UnknownTable { table } => (
             format!("relation \"{table}\" belongs to no group"),
             text("No group, reference table or single table has that name."),
@@ -193,6 +188,14 @@ fn rare_message(why: &Unroutable) -> (String, String) {
             ),
         ),
     }
+}
+
+fn view_over_shards(view: &str) -> (String, String) {
+    let why = "Its rows are not each shard's own, or its definition is not the same on all shards.";
+    (
+        format!("view \"{view}\" takes rows of several shards together"),
+        why.to_owned(),
+    )
 }
 
 /// What a table's own object would do on one shard only.

@@ -14,7 +14,7 @@ use crate::{
     },
     plan::{
         Context, Route, Values,
-        block::{Analysis, Place},
+        block::{Analysis, Moment, Place},
         combine::{self, Shape},
         scope::{Nullable, Outputs, resolve},
         unroutable::Unroutable,
@@ -82,11 +82,9 @@ impl Viewed<'_> {
     fn shown(&self) -> Option<Shown> {
         let planner = Planner::new(
             self.text.as_bytes(),
-            &[],
             self.slots,
             self.context,
             self.snapshot,
-            None,
             self.statement,
         );
         let plain = self.query.locking.is_empty() && self.query.into.is_none();
@@ -121,8 +119,10 @@ impl Viewed<'_> {
         let nature = match placement {
             // What it shows is that shard's.
             Placement::Single(_) if own => Nature::View,
-            _ if !own || analysis.calls_code => Nature::ViewWithCode,
-            _ if shape.is_settled() && !analysis.catalogs && !analysis.momentary => Nature::View,
+            _ if !own || analysis.moment == Moment::OfCode => Nature::ViewWithCode,
+            _ if shape.is_settled() && !analysis.catalogs && analysis.moment == Moment::Any => {
+                Nature::View
+            }
             _ => Nature::ViewOfOneShard,
         };
         Some(Shown {
