@@ -217,7 +217,7 @@ fn effects(snapshot: &Snapshot, view: &View, shown: &Shown) -> Effects {
                 kind: HazardKind::View,
                 fired: Fired::WRITES,
             }],
-            fresh: Vec::new(),
+            ..Effects::default()
         },
     }
 }

@@ -95,7 +95,8 @@ pub fn analyze(
         let place = statement.start..statement.end;
         plans.push(planner.with_several(StatementPlan {
             names_transaction: planner.momentary.get()
-                || (!snapshot.is_single() && names_transaction(text, slots)),
+                || (!snapshot.is_single()
+                    && (planner.leaves_time.get() || names_transaction(text, slots))),
             shows_oids: snapshot.oids.is_some()
                 && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
@@ -150,7 +151,10 @@ fn unsettles(effect: &Effect) -> bool {
 
 /// Whether a statement changes rows, and nothing around it does something else with them.
 fn writes(kind: &Kind) -> bool {
-    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
+    matches!(
+        kind,
+        Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_) | Kind::Merge(_)
+    )
 }
 
 /// The literals of a statement, by slot.
@@ -340,6 +344,8 @@ struct Planner<'a> {
     gather: Cell<Option<Box<Gather>>>,
     /// How it is written to several shards, found with its target.
     spread: Cell<Option<Box<Spread>>>,
+    /// Whether columns are left to defaults that ask for the transaction's time.
+    leaves_time: Cell<bool>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     copy_out: Cell<Option<Box<super::copy::CopyOut>>>,
@@ -422,6 +428,7 @@ impl<'a> Planner<'a> {
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
+            leaves_time: Cell::default(),
             copy_in: Cell::default(),
             copy_out: Cell::default(),
             changes: Cell::default(),
@@ -703,6 +710,7 @@ impl<'a> Planner<'a> {
             Effect::None if analysis.moment == Moment::OfCode => Effect::Opaque,
             effect => effect,
         };
+        self.leaves_time.set(spread::leaves_time(kind, &analysis));
         let momentary = analysis.moment != Moment::Any;
         self.momentary.set(momentary);
         if effect == Effect::None && !momentary {
@@ -711,7 +719,16 @@ impl<'a> Planner<'a> {
             self.spread
                 .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
-        (effect, access, self.target(analysis, pins, &calls))
+        let target = self.target(analysis, pins, &calls);
+        if let (Some(sequence), Target::Refused(why), None) =
+            (&self.statement.numbers, &target, self.pinned)
+            && matches!(**why, Unroutable::Function { .. })
+            && queries(kind)
+        {
+            let own = super::change::numbered(sequence);
+            self.changes.set(Some(Box::new(own)));
+        }
+        (effect, access, target)
     }
 
     /// How the answers of several shards are put together, when each gives its part of the whole.
@@ -815,6 +832,7 @@ impl<'a> Planner<'a> {
             own: self.own_text(),
             start: self.statement.start as usize,
             slots: self.slots,
+            reading: self.reading(),
         };
         spread::spread(&asked, analysis, pins)
     }
@@ -1153,15 +1171,18 @@ impl<'a> Planner<'a> {
                 Some(fixed) => Route::One(fixed.shard),
             });
         }
-        let reading = Reading {
-            standard_conforming_strings: self.context.standard_conforming_strings,
-            utf8: self.context.utf8,
-        };
         Target::ByKey(Pins {
             pins: pins.into(),
             fixed,
-            reading,
+            reading: self.reading(),
         })
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            standard_conforming_strings: self.context.standard_conforming_strings,
+            utf8: self.context.utf8,
+        }
     }
 }
 

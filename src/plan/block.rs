@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Nature, Other, Placement, Snapshot, Table, Unlisted},
+        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted},
     },
     sql::{
         normalize::Slot,
@@ -70,6 +70,8 @@ pub(super) struct Analysis<'a> {
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
+    /// The relation whose key new rows take over.
+    pub(super) carried: Option<usize>,
 }
 
 /// How a parameter is read as a key.
@@ -139,6 +141,7 @@ impl<'a> Analysis<'a> {
             catalogs: false,
             changes: 0,
             changed: None,
+            carried: None,
         }
     }
 
@@ -573,6 +576,8 @@ impl<'a> Analysis<'a> {
             {
                 Place::Unknown
             }
+            // Every shard has its own, which is nobody's data.
+            _ if schema == OWN_SCHEMA => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
         }

@@ -210,7 +210,7 @@ impl Session {
         };
         (self.may_ask_shards(statement) || self.may_ask_within(statement))
             && reported(b"DateStyle", b"ISO")
-            && reported(b"IntervalStyle", b"postgres")
+            && (reported(b"IntervalStyle", b"postgres") || reported(b"IntervalStyle", b"iso_8601"))
     }
 
     /// Outside of a transaction that has begun anywhere.
@@ -222,7 +222,7 @@ impl Session {
         };
         beside
             && self.phase != Phase::Answering
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
@@ -257,8 +257,16 @@ impl Session {
             types: &prepared.raw_types,
             tail: Some(bind),
         };
+        if !bind.portal.is_empty() && self.deferred.is_some() {
+            // It lives to the end of the transaction, and may be read in parts.
+            let (shard, hold) = (self.any, Hold::Bound);
+            self.reach(Place { shard, hold }).await?;
+        }
         let answer = self.gather(scatter, &prepared.text, &bound).await?;
         self.judge_answer(&prepared.told, &answer.columns, bind)?;
+        if !bind.portal.is_empty() {
+            self.portal_goes_there(bind.portal);
+        }
         let types = self
             .link_shard()
             .map(|shard| self.types_for(shard, &answer.types));

@@ -7,6 +7,7 @@ pub mod console;
 mod copy_in;
 mod copy_out;
 mod counting;
+mod cursors;
 pub mod database;
 mod ending;
 mod extended;

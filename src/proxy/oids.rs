@@ -452,6 +452,21 @@ impl Session {
         self.judge_formats(told, bind.raw_results())
     }
 
+    /// As [`Session::judge_binary`], of an answer that is put together of several shards' rows as they come.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub(super) fn judge_parts(&self, columns: &[u8], formats: &[u8]) -> Result<(), Stop> {
+        let Some(oids) = self.snapshot.oids.as_deref() else {
+            return Ok(());
+        };
+        let holding = Holding::of(columns, oids).map_err(|_malformed| reply::malformed())?;
+        match holding.in_formats(formats) {
+            Holds::Nothing => Ok(()),
+            Holds::Element | Holds::Within => Err(reply::numbers_in_binary().into()),
+        }
+    }
+
     fn judge_formats(&mut self, told: &Told, formats: &[u8]) -> Result<(), Stop> {
         let holding = told.holding();
         match holding.map_or(Holds::Nothing, |holding| holding.in_formats(formats)) {

@@ -101,7 +101,7 @@ impl Session {
             && self.pipeline.is_empty()
             && self.pending.is_empty()
             && self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && !self.snapshot.is_single()
             && (self.status() != Status::Idle || self.begins_read_committed())
     }

@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     copy_in::Copying,
     counting::{Counted, Marks, note_reported},
+    cursors::{CommandPortal, Cursors},
     database::Database,
     ending,
     fan::Fan,
@@ -119,6 +120,8 @@ pub(super) enum Portal {
     Writing(Box<WritingPortal>),
     /// Of a COPY of a sharded table, in or out.
     Copying(Arc<Prepared>),
+    /// Of a command about a cursor over several shards.
+    Cursor(Box<CommandPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -168,6 +171,8 @@ pub struct Session {
     pub(super) fan: Option<Box<Fan>>,
     /// A portal whose rows come from all of them.
     pub(super) scattered: Option<Box<Scattering>>,
+    /// Portals and cursors of the transaction.
+    pub(super) cursors: Cursors,
     /// A COPY whose rows they are sent.
     pub(super) copying: Option<Box<Copying>>,
     /// A Query whose statements run one after the other.
@@ -362,6 +367,13 @@ impl Session {
         drop(tokio::time::timeout(GOODBYE_PATIENCE, flushed).await);
     }
 
+    /// Whether the session keeps a backend for what its statements may depend on. An advisory lock is nothing that other
+    /// backends lack.
+    pub(super) fn is_kept(&self) -> bool {
+        let lock = |(reason, _): &(PinReason, ShardId)| *reason == PinReason::SessionAdvisoryLock;
+        self.pinned.is_some_and(|pin| !lock(&pin))
+    }
+
     /// Whether the link is at rest: answered everything, no transaction.
     pub(super) fn at_rest(&self) -> bool {
         self.pipeline.is_empty()
@@ -508,7 +520,6 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         named: false,
-                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -604,8 +615,15 @@ impl Session {
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
         } else {
-            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
-            self.several.begun(may_go_on.then_some(deferred));
+            let one_each = deferred.statement_snapshots() && self.begins_read_committed();
+            if one_each {
+                self.several.begun(Some(deferred));
+            } else if self.has_snapshots() {
+                self.several.begun(Some(deferred));
+                return Box::pin(self.take_snapshots()).await;
+            } else {
+                self.several.stays_with_its_snapshot();
+            }
         }
         Ok(Ok(()))
     }
@@ -950,6 +968,7 @@ impl Session {
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;
+            self.cursors.clear();
             self.tally.transactions += 1;
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
@@ -967,6 +986,7 @@ impl Session {
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
         self.several.close();
+        self.cursors.clear();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
@@ -986,6 +1006,13 @@ impl Session {
 
     /// The session keeps its backend from now on.
     pub(super) fn pin(&mut self, reason: PinReason) {
+        if let (Some((PinReason::SessionAdvisoryLock, shard)), true) =
+            (self.pinned, reason != PinReason::SessionAdvisoryLock)
+            && self.link_shard() == Some(shard)
+        {
+            // It has more there than the lock from now on.
+            self.pinned = None;
+        }
         if let (None, Some(shard)) = (self.pinned, self.link_shard()) {
             self.pinned = Some((reason, shard));
             self.any = shard;

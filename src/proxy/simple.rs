@@ -42,6 +42,7 @@ impl Session {
     pub(super) async fn query_text(&mut self, text: &[u8]) -> Result<(), End> {
         self.refresh();
         self.unnamed = None;
+        self.cursors.close(b"");
         match self.try_query(text).await {
             Ok(()) => Ok(()),
             Err(Stop::End(end)) => Err(end),
@@ -91,6 +92,11 @@ impl Session {
                 return Ok(());
             }
         }
+        if self.concerns_cursors(statements)
+            && Box::pin(self.query_cursor(statements, text)).await?
+        {
+            return Ok(());
+        }
         if (self.link.is_none() || self.phase == Phase::Idle)
             && self.pending.is_empty()
             && self.query_here(statements, &values)?
@@ -99,6 +105,15 @@ impl Session {
         }
         if let Err(refused) = self.check_together(statements) {
             return self.query_apart(refused, apart, text);
+        }
+        if self.several.is_several()
+            && self.has_snapshots()
+            && let Some(shard) = Box::pin(self.shard_of_sequence(text)).await?
+        {
+            let hold = Hold::Bound;
+            self.reach(Place { shard, hold }).await?;
+            self.send_query(text, planned.plan);
+            return Ok(());
         }
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
@@ -141,7 +156,11 @@ impl Session {
         plan: &Arc<Plan>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        self.begin_with_snapshots().await?;
         if let [statement] = plan.statements.as_slice() {
+            if matches!(statement.effect, Effect::Declare { .. }) {
+                return Box::pin(self.query_declare(refused, plan, values.text)).await;
+            }
             if let Some(copy) = self.copies_in(statement) {
                 return Box::pin(self.query_copy(copy, values.text)).await;
             }
@@ -267,6 +286,10 @@ impl Session {
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         plan.statements.iter().for_each(|one| link.sends(one));
+        self.cursors_go_there(&plan.statements, text);
+        let Some(link) = &mut self.link else {
+            return;
+        };
         link.opaque |= plan
             .statements
             .iter()
