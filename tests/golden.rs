@@ -423,7 +423,7 @@ fn with_views(mut snapshot: Snapshot) -> Snapshot {
             columns: columns.collect(),
             effects: Effects {
                 hazards: vec![hazard],
-                fresh: Vec::new(),
+                ..Effects::default()
             },
             nature: shown.nature,
             ..Table::unasked(shown.placement)
