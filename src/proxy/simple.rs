@@ -119,11 +119,8 @@ impl Session {
         }
         if self.several.is_several()
             && self.has_snapshots()
-            && let Some(shard) = Box::pin(self.shard_of_sequence(text)).await?
+            && Box::pin(self.query_sequence(text, &planned.plan)).await?
         {
-            let hold = Hold::Bound;
-            self.reach(Place { shard, hold }).await?;
-            self.send_query(text, planned.plan);
             return Ok(());
         }
         let mut chosen: Option<Place> = None;
@@ -197,6 +194,17 @@ impl Session {
             return Ok(self.run_one_by_one(statements, text)?);
         }
         Err(refused.into())
+    }
+
+    /// A Query of a dump for the state of a sequence; true: it has been sent to the shard where that has come furthest.
+    async fn query_sequence(&mut self, text: &[u8], plan: &Arc<Plan>) -> Result<bool, Stop> {
+        let Some(shard) = self.shard_of_sequence(text).await? else {
+            return Ok(false);
+        };
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        self.send_query(text, Arc::clone(plan));
+        Ok(true)
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.
