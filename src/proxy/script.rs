@@ -105,7 +105,7 @@ impl Session {
             && self.pipeline.is_empty()
             && self.pending.is_empty()
             && self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && !self.snapshot.is_single()
             && (self.status() != Status::Idle || self.begins_read_committed())
     }
@@ -300,7 +300,7 @@ impl Session {
         if self.link.is_some() {
             // It ran beside the transaction.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         self.for_batch = false;
         self.deferred = None;

@@ -10,7 +10,7 @@ use super::{
     session::{End, Note, Phase, Session},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -58,6 +58,17 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        if self.computes(&planned).is_some() {
+            return Box::pin(self.query_computed(text, &planned)).await;
+        }
+        if let Some(draft) = self.asks_for_ours(text, &planned) {
+            return Box::pin(self.query_drawn(text, &draft)).await;
+        }
+        self.run_query(text, planned).await
+    }
+
+    /// Runs a Query that is planned.
+    pub(super) async fn run_query(&mut self, text: &[u8], planned: Planned) -> Result<(), Stop> {
         // Names of prepared statements stand in it.
         let named = (planned.plan.statements.len() > 1).then(|| Arc::clone(&planned.plan));
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
@@ -96,6 +107,11 @@ impl Session {
         {
             return Ok(());
         }
+        if self.several.is_several()
+            && Box::pin(self.query_of_sequence(text, &planned.plan)).await?
+        {
+            return Ok(());
+        }
         let place = match self.place_together(statements, &values) {
             Ok(Some(place)) => place,
             Ok(None) => return self.judge(text).await,
@@ -113,6 +129,20 @@ impl Session {
         self.send_named(text, planned.plan, resolved).await
     }
 
+    /// A Query of a sequence in a transaction whose shards share a snapshot; true: it has been sent.
+    async fn query_of_sequence(&mut self, text: &[u8], plan: &Arc<Plan>) -> Result<bool, Stop> {
+        if !self.has_snapshots() {
+            return Ok(false);
+        }
+        let Some(shard) = Box::pin(self.shard_of_sequence(text)).await? else {
+            return Ok(false);
+        };
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        self.send_query(text, Arc::clone(plan));
+        Ok(true)
+    }
+
     /// What no shard alone can do is done by several, or refused.
     async fn query_several(
         &mut self,
@@ -120,6 +150,7 @@ impl Session {
         plan: &Arc<Plan>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        self.begin_with_snapshots().await?;
         if let [statement] = plan.statements.as_slice() {
             if matches!(statement.effect, Effect::Declare { .. }) {
                 return Box::pin(self.query_declare(refused, plan, values.text)).await;

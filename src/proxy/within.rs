@@ -54,7 +54,7 @@ impl Session {
         };
         begun
             && self.phase != Phase::Answering
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
@@ -90,7 +90,7 @@ impl Session {
             // What was set in it would have to be told to the others.
             && !self.parameters.in_transaction()
             && self.begins_read_committed()
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
     }
