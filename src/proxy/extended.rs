@@ -2,6 +2,7 @@
 //! each backend that needs it, under a name of its own.
 
 use super::{
+    ids::{Computing, Filled},
     link::{Hold, Link},
     local::put_explanation_columns,
     place::{Place, changes_meaning},
@@ -25,7 +26,7 @@ use crate::{
     },
 };
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 impl Session {
     pub(super) async fn parse(&mut self, body: &[u8]) -> Result<(), Stop> {
@@ -48,11 +49,17 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        let (text, planned, computing) = match self.computing(parse.text, &types, &planned) {
+            Some((Filled { text, planned }, computing)) => {
+                (Cow::Owned(text), planned, Some(computing))
+            }
+            None => (Cow::Borrowed(parse.text), planned, None),
+        };
         let Meant {
             planned,
             sent,
             executes,
-        } = self.meant(parse.text, planned)?;
+        } = self.meant(&text, planned)?;
         let failed = self.status() == Status::Failed;
         if let [statement] = planned.plan.statements.as_slice()
             && let Target::Refused(reason) = &statement.target
@@ -67,11 +74,11 @@ impl Session {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                sent.as_deref().unwrap_or(parse.text),
+                sent.as_deref().unwrap_or(&text),
                 parse.raw_types(),
             ),
             sent: sent.map(Vec::into_boxed_slice),
-            text: parse.text.into(),
+            text: text.into(),
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
@@ -79,6 +86,7 @@ impl Session {
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
+            computing,
             executes,
         });
         if prepared.unnamed {
@@ -102,6 +110,8 @@ impl Session {
         }
         let prepared = self.prepared(bind.statement).await?;
         let prepared = self.bound_now(bind.statement, prepared)?;
+        let filled = self.filled(&prepared, &bind).await?;
+        let (bind, frame) = chosen(filled.as_deref(), bind, frame)?;
         let values = Values {
             text: &prepared.text,
             slots: &prepared.slots,
@@ -131,7 +141,7 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let placed = match self.place_or_take_over(statement, &values).await? {
+            let placed = match self.place_in_batch(statement, &values).await? {
                 _ if self.skip => return Ok(()),
                 Ok(placed) => placed,
                 Err(refused) if prepared.executes.is_some() => {
@@ -162,20 +172,6 @@ impl Session {
         }
         self.send_bind(&bind, frame, prepared);
         Ok(())
-    }
-
-    /// Where a statement runs, for which the pipeline under way may become a transaction.
-    async fn place_or_take_over(
-        &mut self,
-        statement: &StatementPlan,
-        values: &Values<'_>,
-    ) -> Result<Result<Option<Place>, Notice>, Stop> {
-        let placed = self.place(statement, values);
-        if placed.is_err() && self.may_take_over(statement) {
-            Box::pin(self.take_over()).await?;
-            return Ok(self.place(statement, values));
-        }
-        Ok(placed)
     }
 
     /// What a statement that is bound means now.
@@ -349,6 +345,7 @@ impl Session {
                 // As PostgreSQL, which finds out about the columns only after the parameters.
                 let mut out = Vec::new();
                 put(&mut out, b't', |out| {
+                    let types = prepared.own_types(types);
                     let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
                     out.extend_from_slice(&count.to_be_bytes());
                     out.extend_from_slice(types);
@@ -414,9 +411,7 @@ impl Session {
             }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
-            link.opaque |= prepared.statement().is_some_and(|statement| {
-                matches!(statement.effect, Effect::Opaque | Effect::Channels)
-            });
+            link.opaque |= prepared.statement().is_some_and(is_opaque);
         }
         let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
@@ -435,6 +430,7 @@ impl Session {
 
     /// Before a statement runs on the link: what it leaves there, and what must be known before it.
     async fn before_execute(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
+        self.check_code(statement)?;
         self.pin_before(&statement.effect);
         if statement.effect == Effect::Pins(PinReason::Sequence) {
             // Where the last number was drawn is known when all before it is answered.
@@ -608,31 +604,42 @@ impl Session {
         if prepared.meaning == meaning || parsed_just_now || prepared.executes.is_some() {
             return prepared;
         }
-        let (text, types) = (&prepared.text, &prepared.types);
+        let types = &prepared.types;
         let planned = self.database.plans.plan(
-            text,
+            prepared.asked(),
             types,
             &self.context,
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
-        let own = self.with_own_defaults(text, &planned.plan);
+        let (text, planned, computing) = match self.computing(prepared.asked(), types, &planned) {
+            Some((Filled { text, planned }, computing)) => (text, planned, Some(computing)),
+            None => (prepared.asked().to_vec(), planned, None),
+        };
+        let computed = |one: &Option<Arc<Computing>>| one.as_ref().map_or(0, |one| one.count());
+        let told = if computed(&computing) == computed(&prepared.computing) {
+            Arc::clone(&prepared.told)
+        } else {
+            Arc::default()
+        };
+        let own = self.with_own_defaults(&text, &planned.plan);
         let anew = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                own.as_deref().unwrap_or(text),
+                own.as_deref().unwrap_or(&text),
                 &prepared.raw_types,
             ),
             sent: own.map(Vec::into_boxed_slice),
-            text: text.clone(),
+            text: text.into(),
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
             slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
-            told: Arc::clone(&prepared.told),
+            told,
+            computing,
             executes: None,
         });
         if anew.unnamed {
@@ -735,7 +742,7 @@ impl Session {
             b'D',
             Named::Statement(name.as_bytes()),
         );
-        let note = if prepared.unnamed {
+        let note = if prepared.unnamed && prepared.computing.is_none() {
             Note::Nothing
         } else {
             Note::Described(Arc::clone(prepared))
@@ -823,6 +830,19 @@ impl Session {
     }
 }
 
+/// The Bind that is sent, and its message: with what was computed for it, if anything was.
+fn chosen<'b>(
+    filled: Option<&'b [u8]>,
+    own: Bind<'b>,
+    frame: &'b [u8],
+) -> Result<(Bind<'b>, &'b [u8]), Notice> {
+    let Some(filled) = filled else {
+        return Ok((own, frame));
+    };
+    let bind = Bind::decode(filled.get(frame::HEADER..).unwrap_or_default());
+    Ok((bind.map_err(|_malformed| reply::malformed())?, filled))
+}
+
 /// A named portal lives to the end of the transaction, and may be read in parts.
 fn for_portal(place: Place, portal: &[u8]) -> Place {
     if place.hold == Hold::AsideTransaction && !portal.is_empty() {
@@ -848,6 +868,11 @@ fn execute_of(body: &[u8]) -> Result<(&[u8], u32), frame::DecodeError> {
 /// Whether a backend has fewer prepared statements after it.
 fn forgets_statements(statement: &StatementPlan) -> bool {
     matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
+}
+
+/// Whether a backend may have other settings after it.
+fn is_opaque(statement: &StatementPlan) -> bool {
+    matches!(statement.effect, Effect::Opaque | Effect::Channels)
 }
 
 /// What a statement that is answered here returns: rows of text, or nothing.
