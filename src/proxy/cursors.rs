@@ -57,9 +57,9 @@ struct All {
 /// Settings that values are written by. Rows that wait to be given were written by those of their time, where PostgreSQL
 /// would write them when they are given.
 const WRITTEN_BY: [&str; 8] = [
-    "DateStyle",
-    "IntervalStyle",
-    "TimeZone",
+    "datestyle",
+    "intervalstyle",
+    "timezone",
     "client_encoding",
     "bytea_output",
     "extra_float_digits",

@@ -496,9 +496,12 @@ fn formats_are_those_that_fetch_asks_for() {
         "move all in c",
         "close c",
         "declare c cursor for select date '2026-01-02' + n, id from t order by n",
-        "move 3 in c",
+        // No row has come yet.
         "set local datestyle = 'german'",
         "fetch 3 from c",
+        "close c",
+        "declare c cursor for select date '2026-01-02' + n, id from t order by n",
+        "move 3 in c",
     ]);
     stand.ask("set local datestyle = 'iso'");
     stand.fails("fetch 3 from c", "another format within a cursor");
