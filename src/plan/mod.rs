@@ -182,6 +182,8 @@ impl StatementPlan {
             || self.copy_in.is_some()
             || self.copy_out.is_some()
             || self.computes.is_some()
+            // Its query decides, when it runs.
+            || matches!(self.effect, Effect::Declare { .. })
     }
 
     /// A statement of a text, from byte to byte, that is not computed over several shards.

@@ -128,9 +128,7 @@ impl Session {
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
-            if self.concerns_cursors(std::slice::from_ref(statement))
-                && Box::pin(self.bind_cursor(&prepared, &bind)).await?
-            {
+            if self.concerns_cursors(alone) && Box::pin(self.bind_cursor(&prepared, &bind)).await? {
                 return Ok(());
             }
             if self.answered_here(statement) {
@@ -143,15 +141,8 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let mut placed = self.place(statement, &values);
-            if placed.is_err() && self.may_take_over(statement) {
-                Box::pin(self.take_over()).await?;
-                if self.skip {
-                    return Ok(());
-                }
-                placed = self.place(statement, &values);
-            }
-            let placed = match placed {
+            let placed = match self.place_in_batch(statement, &values).await? {
+                _ if self.skip => return Ok(()),
                 Ok(placed) => placed,
                 Err(refused) if prepared.executes.is_some() => {
                     return Box::pin(self.bind_given(refused, &prepared, &bind)).await;
@@ -160,14 +151,10 @@ impl Session {
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
-            let Some(mut place) = placed else {
+            let Some(place) = placed else {
                 return self.bind_judged().await;
             };
-            if place.hold == Hold::AsideTransaction && !bind.portal.is_empty() {
-                // It lives to the end of the transaction, and may be read in parts.
-                place.hold = Hold::Bound;
-            }
-            self.reach(place).await?;
+            self.reach(for_portal(place, bind.portal)).await?;
             if listening {
                 Box::pin(self.at_backend(alone)).await?;
             }
@@ -284,89 +271,93 @@ impl Session {
 
     pub(super) async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
-            Named::Portal(portal) => {
-                self.flush_pending().await?;
-                if let Some(columns) = self.columns_over_shards(portal) {
-                    let mut out = Vec::new();
-                    put(&mut out, b'T', |out| out.extend_from_slice(columns));
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
-                    let mut out = Vec::new();
-                    describe_here(prepared, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Copying(_)) = self.portals.get(portal) {
-                    self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Writing(_)) = self.portals.get(portal) {
-                    return Box::pin(self.describe_spread(portal)).await;
-                }
-                if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
-                    let mut out = Vec::new();
-                    self.describe_command(command, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                self.go_to_portal(portal).await?;
-                if self.skip {
-                    return Ok(());
-                }
-                let note = match &self.bound {
-                    Some((name, prepared)) if **name == *portal => {
-                        Note::DescribedPortal(Arc::clone(prepared))
-                    }
-                    _ => Note::Nothing,
-                };
-                self.forward(frame, Request::Describe, note, || {
-                    reply::no_such_portal(portal)
-                })
-            }
-            Named::Statement(name) => {
-                let prepared = self.prepared(name).await?;
-                let prepared = self.executes_now(name, prepared)?;
-                if prepared
-                    .statement()
-                    .is_some_and(|statement| self.answered_here(statement))
-                {
-                    self.answer_pending().await?;
-                    let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
-                    describe_here(&prepared, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if prepared
-                    .statement()
-                    .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
-                    && self.describe_fetch(&prepared).await?
-                {
-                    return Ok(());
-                }
-                self.reach_any(&prepared).await?;
-                self.send_pending();
-                if let Err(stop) = self.make_fit_to_execute(&prepared).await {
-                    if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
-                        // As PostgreSQL, which finds out about the columns only after the parameters.
-                        let mut out = Vec::new();
-                        put(&mut out, b't', |out| {
-                            let types = prepared.own_types(types);
-                            let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
-                            out.extend_from_slice(&count.to_be_bytes());
-                            out.extend_from_slice(types);
-                        });
-                        self.made(out, Note::Nothing);
-                    }
-                    return Err(stop);
-                }
-                if !self.skip {
-                    self.send_describe(&prepared, Origin::Client);
-                }
-                Ok(())
-            }
+            Named::Portal(portal) => self.describe_portal(frame, portal).await,
+            Named::Statement(name) => self.describe_statement(name).await,
         }
+    }
+
+    async fn describe_portal(&mut self, frame: &[u8], portal: &[u8]) -> Result<(), Stop> {
+        self.flush_pending().await?;
+        if let Some(columns) = self.columns_over_shards(portal) {
+            let mut out = Vec::new();
+            put(&mut out, b'T', |out| out.extend_from_slice(columns));
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
+            let mut out = Vec::new();
+            describe_here(prepared, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Copying(_)) = self.portals.get(portal) {
+            self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Writing(_)) = self.portals.get(portal) {
+            return Box::pin(self.describe_spread(portal)).await;
+        }
+        if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
+            let mut out = Vec::new();
+            self.describe_command(command, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        self.go_to_portal(portal).await?;
+        if self.skip {
+            return Ok(());
+        }
+        let note = match &self.bound {
+            Some((name, prepared)) if **name == *portal => {
+                Note::DescribedPortal(Arc::clone(prepared))
+            }
+            _ => Note::Nothing,
+        };
+        self.forward(frame, Request::Describe, note, || {
+            reply::no_such_portal(portal)
+        })
+    }
+
+    async fn describe_statement(&mut self, name: &[u8]) -> Result<(), Stop> {
+        let prepared = self.prepared(name).await?;
+        let prepared = self.executes_now(name, prepared)?;
+        if prepared
+            .statement()
+            .is_some_and(|statement| self.answered_here(statement))
+        {
+            self.answer_pending().await?;
+            let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
+            describe_here(&prepared, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if prepared
+            .statement()
+            .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
+            && self.describe_fetch(&prepared).await?
+        {
+            return Ok(());
+        }
+        self.reach_any(&prepared).await?;
+        self.send_pending();
+        if let Err(stop) = self.make_fit_to_execute(&prepared).await {
+            if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
+                // As PostgreSQL, which finds out about the columns only after the parameters.
+                let mut out = Vec::new();
+                put(&mut out, b't', |out| {
+                    let types = prepared.own_types(types);
+                    let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
+                    out.extend_from_slice(&count.to_be_bytes());
+                    out.extend_from_slice(types);
+                });
+                self.made(out, Note::Nothing);
+            }
+            return Err(stop);
+        }
+        if !self.skip {
+            self.send_describe(&prepared, Origin::Client);
+        }
+        Ok(())
     }
 
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -414,17 +405,7 @@ impl Session {
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
         {
-            self.check_code(statement)?;
-            self.pin_before(&statement.effect);
-            if statement.effect == Effect::Pins(PinReason::Sequence) {
-                // Where the last number was drawn is known when all before it is answered.
-                self.settle().await?;
-                if self.skip {
-                    return Ok(());
-                }
-                self.check_numbers(std::slice::from_ref(statement))?;
-            }
-            self.forget_within(statement).await?;
+            self.before_execute(statement).await?;
             if self.skip {
                 return Ok(());
             }
@@ -444,6 +425,22 @@ impl Session {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
         }
+        Ok(())
+    }
+
+    /// Before a statement runs on the link: what it leaves there, and what must be known before it.
+    async fn before_execute(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
+        self.check_code(statement)?;
+        self.pin_before(&statement.effect);
+        if statement.effect == Effect::Pins(PinReason::Sequence) {
+            // Where the last number was drawn is known when all before it is answered.
+            self.settle().await?;
+            if self.skip {
+                return Ok(());
+            }
+            self.check_numbers(std::slice::from_ref(statement))?;
+        }
+        self.forget_within(statement).await?;
         Ok(())
     }
 
@@ -844,6 +841,18 @@ fn chosen<'b>(
     };
     let bind = Bind::decode(filled.get(frame::HEADER..).unwrap_or_default());
     Ok((bind.map_err(|_malformed| reply::malformed())?, filled))
+}
+
+/// A named portal lives to the end of the transaction, and may be read in parts.
+fn for_portal(place: Place, portal: &[u8]) -> Place {
+    if place.hold == Hold::AsideTransaction && !portal.is_empty() {
+        Place {
+            hold: Hold::Bound,
+            ..place
+        }
+    } else {
+        place
+    }
 }
 
 /// The portal of an Execute, and how many rows it asks for; 0: all of them.

@@ -82,9 +82,6 @@ impl Session {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                if header.tag == b'C' && self.holds_end() {
-                    self.hold_end(body);
-                }
                 let restated = restated.unwrap_or_default();
                 self.client.out().extend_from_slice(&restated);
                 at += here;
@@ -152,6 +149,9 @@ impl Session {
     }
 
     fn happened(&mut self, event: Event<Note>, header: Header, body: &[u8]) -> Result<(), End> {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
         match event {
             Event::None => {}
             Event::Done(Request::Parse, Note::Parsed(prepared)) => {

@@ -385,8 +385,8 @@ pub const CODES: &[Code] = &[
         code: "SW108",
         sqlstate: "0A000",
         title: "Shard key changed",
-        meaning: "An UPDATE, ON CONFLICT or MERGE may change a row's shard key, and with it the row's shard.",
-        what_to_do: "Delete the row and insert it with the new key.",
+        meaning: "A statement may change a row's shard key in a way in which rows cannot be moved: ON CONFLICT, MERGE, DEFAULT, RETURNING of what an INSERT cannot return, or a row that FROM sends to several shards (docs/routing.md).",
+        what_to_do: "Update the key in an UPDATE of its own, or delete the row and insert it with the new key.",
     },
     Code {
         code: "SW109",
