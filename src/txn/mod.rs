@@ -10,6 +10,7 @@
 //! whoever comes first decides and nobody can decide otherwise later. A lost connection alone decides nothing.
 
 pub mod coordinator;
+pub mod deadlock;
 mod decision;
 pub mod gid;
 mod live;
