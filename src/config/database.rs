@@ -105,6 +105,9 @@ fn read_database(
     let two_phase_retention = reader
         .duration(node, "two_phase_retention")
         .unwrap_or_default();
+    let deadlock_interval = reader
+        .duration(node, "deadlock_interval")
+        .unwrap_or_default();
     Database {
         name: name.to_owned(),
         snapshot: Arc::new(snapshot),
@@ -113,6 +116,7 @@ fn read_database(
         control,
         auth_query,
         two_phase_retention,
+        deadlock_interval,
     }
 }
 

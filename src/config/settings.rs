@@ -125,6 +125,9 @@ pub struct Database {
     pub auth_query: Option<AuthQuery>,
     /// How long the decisions of transactions over several shards are kept.
     pub two_phase_retention: Duration,
+    /// How long a statement of a transaction over several shards goes without an answer before rings of waits are looked
+    /// for; zero: never.
+    pub deadlock_interval: Duration,
 }
 
 /// How roles are looked up on the home shard, by the control role.

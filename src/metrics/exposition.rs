@@ -339,6 +339,12 @@ impl Page {
                 &[("database", &*database)],
                 alive as f64,
             );
+            self.counter(
+                "shardway_deadlocks_total",
+                "Transactions that this proxy ended because they waited over shards for each other",
+                &[("database", &*database)],
+                distributed.deadlocks.get(),
+            );
             let outcomes = [
                 (Outcome::Committed, &distributed.committed),
                 (Outcome::Aborted, &distributed.aborted),

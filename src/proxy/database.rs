@@ -1,6 +1,6 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::{keyring::Keyring, learning::Learning, session::Defaults};
+use super::{keyring::Keyring, learning::Learning, session::Defaults, waits::Waits};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
@@ -46,6 +46,8 @@ pub struct Database {
     pub(super) learning: Learning,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
+    /// Sessions on several shards, where rings of waits are looked for.
+    pub waits: Option<Arc<Waits>>,
     /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
     pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
@@ -111,13 +113,13 @@ impl Database {
     /// A database with no backend yet.
     #[must_use]
     pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
+        let coordinator =
+            Coordinator::new(&settings, Arc::clone(&parts.incarnation), &parts.metrics);
+        let looks = coordinator.is_wanted() && !settings.deadlock_interval.is_zero();
         Arc::new(Self {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
-            coordinator: Coordinator::new(
-                &settings,
-                Arc::clone(&parts.incarnation),
-                &parts.metrics,
-            ),
+            coordinator,
+            waits: looks.then(Arc::default),
             settings,
             plans,
             unfit: ArcSwapOption::empty(),

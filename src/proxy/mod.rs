@@ -34,6 +34,7 @@ mod spread;
 mod sql_prepared;
 pub mod start;
 mod vacate;
+pub mod waits;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};
 use arc_swap::ArcSwap;

@@ -78,7 +78,7 @@ impl Session {
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
             let restated = if forward && header.tag == b'E' {
-                self.restated(header, body)
+                self.worded_anew(header, body)
             } else {
                 None
             };
@@ -132,6 +132,17 @@ impl Session {
             return Ok((Pass::Swallow, judged.1));
         }
         Ok(judged)
+    }
+
+    /// What the client is told in place of a server's error.
+    fn worded_anew(&mut self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        let Some(words) = self.sentenced(body) else {
+            return self.restated(header, body);
+        };
+        let mut made = Vec::new();
+        words.put(&mut made);
+        self.count_refusal(&words);
+        Some(made)
     }
 
     /// The end, with what the server says of it.

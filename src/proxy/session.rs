@@ -257,6 +257,9 @@ impl Session {
             if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
                 self.rest().await?;
             }
+            if self.several.fails_elsewhere() && self.phase == Phase::Idle {
+                Box::pin(self.fail_elsewhere()).await;
+            }
             if self.listening.is_some() {
                 self.deliver()?;
                 if self.must_join_others() {
@@ -940,6 +943,7 @@ impl Session {
             self.complete_date_style();
         }
         self.failed = false;
+        self.several.batch_ends();
         self.info.set_in_transaction(status != Status::Idle);
     }
 

@@ -16,6 +16,7 @@ pub mod gid;
 mod live;
 mod recover;
 pub mod state;
+pub mod waiting;
 
 pub use decision::{Finish, Finished};
 pub use live::Incarnation;

@@ -2,6 +2,7 @@
 
 use crate::{
     auth::scram::ScramError,
+    catalog::shard::ShardId,
     clock::Duration,
     net::backend::{ConnectError, ProtocolError},
     pool::{
@@ -12,6 +13,7 @@ use crate::{
     proxy::several::Stays,
     registry::NotReady,
     split::copy::Fault,
+    txn::deadlock::{Blocker, Wait},
     wire::notice::{Notice, Words},
 };
 
@@ -369,6 +371,37 @@ pub fn cannot_prepare(first: &str, second: &str) -> Notice {
             "0A000",
             "the transaction cannot be prepared, and was rolled back",
         )
+    }
+}
+
+/// A statement that was ended because its transaction and others wait for each other, on different shards.
+#[must_use]
+pub fn deadlock<'a>(ring: &[Wait], name: impl Fn(ShardId) -> &'a str) -> Notice {
+    let told = ring.iter().enumerate().map(|(at, wait)| {
+        let shard = name(wait.shard);
+        let pid = wait.pid;
+        let next = &ring[(at + 1) % ring.len()];
+        let blocker = match &wait.blocker {
+            Blocker::Running { pid, .. } => format!("process {pid}"),
+            Blocker::Prepared { name } => format!("prepared transaction {name}"),
+        };
+        let same = next.shard == wait.shard
+            && matches!(wait.blocker, Blocker::Running { pid, .. } if pid == next.pid);
+        if same {
+            format!("On shard \"{shard}\" process {pid} waits for {blocker}.")
+        } else {
+            format!(
+                "On shard \"{shard}\" process {pid} waits for {blocker}, whose transaction is process {} on shard \"{}\".",
+                next.pid,
+                name(next.shard)
+            )
+        }
+    });
+    let told: Vec<String> = told.collect();
+    Notice {
+        detail: Some(format!("{} (SW311)", told.join("\n"))),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error("40P01", "deadlock detected")
     }
 }
 
