@@ -194,6 +194,8 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Pool, "mode", Kind::Choice(&["transaction", "session"]), "When a backend goes back to the pool: after each transaction, or when its client leaves.")
         .or("\"transaction\"").pool(|pool| show_mode(pool.mode).to_owned()),
     opt(Section::Pool, "size", COUNT, "Backends per user and placement.").or("20").pool(|pool| pool.size.to_string()),
+    opt(Section::Pool, "reserve_size", Kind::Integer { least: 0, most: 1_000_000 }, "Backends per user and placement beyond `size`, for transactions that hold a backend of one shard and go on to another: two that cross would else wait for each other's. The server's `max_connections` must bear both.")
+        .or("5").pool(|pool| pool.reserve_size.to_string()),
     opt(Section::Pool, "replication_size", Kind::Integer { least: 0, most: 1_000_000 }, "Replication connections (`replication=database` or `true`) to one shard open at once, beside the pools; 0 refuses them.")
         .or("10").pool(|pool| pool.replication_size.to_string()),
     opt(Section::Pool, "min_size", Kind::Integer { least: 0, most: 1_000_000 }, "Backends per user and placement kept open once a user has come.")

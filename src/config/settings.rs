@@ -175,6 +175,8 @@ pub struct Pool {
     pub mode: PoolMode,
     /// Backends per user and placement.
     pub size: usize,
+    /// Backends beyond that, for transactions that go on to another shard.
+    pub reserve_size: usize,
     /// Replication connections to one shard open at once, beside the pools.
     pub replication_size: usize,
     /// Backends kept open once a user has come.

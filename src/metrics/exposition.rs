@@ -468,6 +468,11 @@ impl Page {
                     "Waits that ended without a backend",
                     sum.wait_timeouts,
                 ),
+                (
+                    "shardway_reserve_assignments_total",
+                    "Backends beyond pool.size, handed to transactions that go on to another shard",
+                    sum.reserve_assignments,
+                ),
             ] {
                 self.counter(name, help, &labels, value);
             }

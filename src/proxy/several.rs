@@ -21,6 +21,7 @@ use crate::{
     catalog::shard::ShardId,
     config::settings::PoolMode,
     plan::{Plan, StatementPlan},
+    pool::state::Claim,
     protocol::{
         parameters::{self, Applied, Parameters, set_to},
         transaction::Deferred,
@@ -351,7 +352,7 @@ impl Session {
 
     /// Leases a backend of another shard and tells it all that `here` was told since BEGIN.
     async fn enlist(&mut self, shard: ShardId, here: &Link) -> Result<Result<(), Words>, End> {
-        let lease = match self.checkout_for(shard, Hold::Bound).await? {
+        let lease = match self.checkout_for(shard, Hold::Bound, Claim::GoesOn).await? {
             Ok((lease, _)) => lease,
             Err(problem) => return Ok(Err(problem)),
         };

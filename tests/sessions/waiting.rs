@@ -106,12 +106,6 @@ fn a_ring_through_transactions_of_one_shard_and_past_the_proxy_is_found() {
     let told = answer(ended).expect("an error");
     assert!(told.starts_with("40P01 "), "{told}");
     // Who waited for the one that ended goes on at once, and then the others.
-    for client in [&mut local, &mut direct] {
-        if client.has_answer() {
-            assert_eq!(answer(client), None);
-            assert_done(&client.ask(&query("commit")));
-        }
-    }
     let mut done = 0;
     until("the others go on", || {
         for client in [&mut local, &mut direct, &mut *goes_on] {
@@ -234,6 +228,53 @@ fn a_savepoint_before_the_ring_keeps_what_came_before_it() {
     assert_done(&one.ask(&query("commit")));
     assert_done(&other.ask(&query("commit")));
     assert_eq!(stand.seen("select sum(n) from t"), ["5", "5", "5"]);
+}
+
+#[test]
+fn two_that_cross_in_pools_of_one_backend_both_go_on() {
+    let mut three = Three::new("reserve");
+    three.pool = "size = 1";
+    let mut stand = three.start();
+    stand.ask(ROWS);
+    let (mut one, mut other) = (stand.proxy.client(), stand.proxy.client());
+    for (client, id) in [(&mut one, 1), (&mut other, 101)] {
+        client.ask(&query("begin"));
+        assert_done(&client.ask(&update(id)));
+    }
+    for (client, id) in [(&mut one, 102), (&mut other, 2)] {
+        assert_done(&client.ask(&update(id)));
+    }
+    // Nobody else draws on it.
+    let mut third = stand.proxy.client();
+    third.send(&query("select n from t where id = 2"));
+    for client in [&mut one, &mut other] {
+        assert!(!third.has_answer());
+        assert_eq!(client.ask(&query("commit"))[0], "C COMMIT\\0");
+    }
+    assert!(third.answers(1).contains(&"D 3".to_owned()));
+    assert_eq!(
+        stand.seen("select coalesce(sum(n), 0) from t"),
+        ["5", "5", "3"]
+    );
+}
+
+#[test]
+fn without_a_reserve_who_goes_on_is_told_why_it_got_no_backend() {
+    let mut three = Three::new("no_reserve");
+    three.pool = "size = 1\nreserve_size = 0\nwait_timeout = \"500ms\"";
+    let mut stand = three.start();
+    stand.ask(ROWS);
+    let (mut one, mut other) = (stand.proxy.client(), stand.proxy.client());
+    for (client, id) in [(&mut one, 1), (&mut other, 101)] {
+        client.ask(&query("begin"));
+        assert_done(&client.ask(&update(id)));
+    }
+    one.send(&update(102));
+    let told = answer(&mut one).expect("an error");
+    assert!(told.starts_with("53300 "), "{told}");
+    assert!(told.contains("that go on from another shard"), "{told}");
+    one.ask(&query("rollback"));
+    assert_done(&other.ask(&update(2)));
 }
 
 /// How many wait for a lock.

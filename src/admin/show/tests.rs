@@ -75,6 +75,7 @@ fn database() -> Database {
         lifetime: Duration::from_secs(3600),
         wait_timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(5),
+        reserve_size: 5,
         connect_limit: 4,
         prepared_statements: 100,
         listen_gap: ListenGap::End,

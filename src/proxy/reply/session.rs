@@ -8,6 +8,7 @@ use crate::{
     pool::{
         lease::CheckoutError,
         listener::{ListenError, mailbox::Overflown},
+        state::Claim,
     },
     protocol::backend_startup::BackendStartupError,
     proxy::several::Stays,
@@ -549,9 +550,14 @@ pub fn bad_setting(setting: &str, detail: String) -> Notice {
 #[must_use]
 pub fn checkout(shard: &str, problem: &CheckoutError) -> Notice {
     match problem {
-        CheckoutError::Timeout(waited) => Notice {
+        CheckoutError::Timeout(waited, Claim::Begins) => Notice {
             detail: Some(format!("Every connection of this user to shard \"{shard}\" was in use for {} s. (SW201)", waited.as_secs_f32())),
             hint: Some("Raise pool.size, or end transactions sooner; SHOW POOLS in the console shows who waits.".to_owned()),
+            ..error("53300", "no server connection became free in time")
+        },
+        CheckoutError::Timeout(waited, Claim::GoesOn) => Notice {
+            detail: Some(format!("Every connection of this user to shard \"{shard}\" was in use for {} s, those for transactions that go on from another shard too. (SW201)", waited.as_secs_f32())),
+            hint: Some("Raise pool.reserve_size, or end transactions sooner; SHOW POOLS in the console shows who waits.".to_owned()),
             ..error("53300", "no server connection became free in time")
         },
         CheckoutError::Connect(problem) => connect(shard, problem),
