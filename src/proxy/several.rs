@@ -51,6 +51,8 @@ pub(super) struct Several {
     seen: Option<Seen>,
     /// What came of a ring that it was on.
     ring: Ring,
+    /// Why it has failed in what was not needed of an answer.
+    unheard: Option<Words>,
 }
 
 /// Whether the statement under way was ended for a ring of waits over shards.
@@ -104,6 +106,16 @@ impl Several {
     /// Whether several shards have been reached, or the end of the transaction is brought about here for another reason.
     pub(super) fn is_several(&self) -> bool {
         !self.enlisted.is_empty() || self.schema == Schema::Changed
+    }
+
+    /// The transaction has failed, if it has, in what was not needed of an answer.
+    pub(super) fn unheard(&mut self, words: Option<Words>) {
+        self.unheard = words;
+    }
+
+    /// Why it has, once.
+    pub(super) fn take_unheard(&mut self) -> Option<Words> {
+        self.unheard.take()
     }
 
     /// The transaction has changed the schema.
