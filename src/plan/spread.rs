@@ -35,6 +35,16 @@ pub struct Spread {
     pub what: What,
     /// Whether it asks for the transaction's time, which is then one for all shards.
     pub time: Time,
+    pub turns: Turns,
+}
+
+/// Whether the shards do their parts at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turns {
+    /// Whom it waits for on one shard does not wait for it on another but by chance: rows that are new, or locked already.
+    AtOnce,
+    /// Rows that others change, too, are locked in the order of the shards, so that two alike do not wait for each other.
+    ByShard,
 }
 
 /// What is written.
@@ -94,10 +104,20 @@ pub(super) fn spread(
     };
     let spread = Spread {
         time: text::time_asked(asked, &what)?,
+        turns: turns(asked.kind, &what),
         what,
     };
     let computed = asked.functions.iter().all(|name| spread.computes(name));
     (computed && spread.can_be_made(asked)).then(|| Box::new(spread))
+}
+
+fn turns(kind: &Kind, what: &What) -> Turns {
+    match (kind, what) {
+        // Locked as a whole.
+        (_, What::Copies(_)) => Turns::AtOnce,
+        (Kind::Insert(insert), What::Rows(_)) if insert.conflict.is_none() => Turns::AtOnce,
+        _ => Turns::ByShard,
+    }
 }
 
 fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {

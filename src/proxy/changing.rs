@@ -26,7 +26,7 @@ use crate::{
     plan::{
         StatementPlan, Target,
         change::{Changes, Found, New, Reach},
-        spread::{Shares, Spread, Time, What},
+        spread::{Shares, Spread, Time, Turns, What},
     },
     sql::change::Block,
     wire::{
@@ -183,6 +183,7 @@ impl Session {
         let change = Spread {
             what: What::Change,
             time: Time::NotAsked,
+            turns: Turns::ByShard,
         };
         let written = self.write(&Writing::same(&change, text, shares)).await?;
         if !leaves_schema(changes.command) {

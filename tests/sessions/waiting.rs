@@ -237,6 +237,7 @@ fn two_that_cross_in_pools_of_one_backend_both_go_on() {
     let mut stand = three.start();
     stand.ask(ROWS);
     let (mut one, mut other) = (stand.proxy.client(), stand.proxy.client());
+    let mut third = stand.proxy.client();
     for (client, id) in [(&mut one, 1), (&mut other, 101)] {
         client.ask(&query("begin"));
         assert_done(&client.ask(&update(id)));
@@ -245,7 +246,6 @@ fn two_that_cross_in_pools_of_one_backend_both_go_on() {
         assert_done(&client.ask(&update(id)));
     }
     // Nobody else draws on it.
-    let mut third = stand.proxy.client();
     third.send(&query("select n from t where id = 2"));
     for client in [&mut one, &mut other] {
         assert!(!third.has_answer());
@@ -275,6 +275,39 @@ fn without_a_reserve_who_goes_on_is_told_why_it_got_no_backend() {
     assert!(told.contains("that go on from another shard"), "{told}");
     one.ask(&query("rollback"));
     assert_done(&other.ask(&update(2)));
+}
+
+#[test]
+fn writes_of_the_same_rows_wait_one_for_the_other_and_rows_that_are_new_for_nobody() {
+    let mut stand = Three::new("turns").start();
+    stand.ask(ROWS);
+    let mut direct = stand.direct(0);
+    direct.ask(&query("begin"));
+    assert_done(&direct.ask(&update(1)));
+    let (mut one, mut other) = (stand.proxy.client(), stand.proxy.client());
+    for client in [&mut one, &mut other] {
+        client.send(&query("update t set n = n + 1"));
+    }
+    stand.waits_on(0, 2);
+    let begun = "select count(*) from pg_locks where relation = 't'::regclass and mode = 'RowExclusiveLock'";
+    assert_eq!(stand.seen(begun), ["3", "0", "0"]);
+    direct.ask(&query("commit"));
+    for client in [&mut one, &mut other] {
+        assert_eq!(answer(client), None);
+    }
+    assert_eq!(stand.seen("select sum(n) from t"), ["8", "7", "7"]);
+    // New rows: each shard has begun, and an error of one does not wait for another.
+    direct.ask(&query("begin"));
+    assert_done(&direct.ask(&query("insert into t values (10, 0)")));
+    one.send(&query("insert into t values (10, 1), (110, 1), (210, 1)"));
+    stand.waits_on(0, 1);
+    until("they have begun", || stand.seen(begun) == ["2", "1", "1"]);
+    other.send(&query("insert into t values (10, 2), (201, 2)"));
+    let told = answer(&mut other).expect("an error");
+    assert!(told.starts_with("23505 "), "{told}");
+    direct.ask(&query("rollback"));
+    assert_eq!(answer(&mut one), None);
+    assert_eq!(stand.seen("select sum(n) from t"), ["9", "8", "8"]);
 }
 
 /// How many wait for a lock.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     catalog::group::GroupId,
-    plan::spread::Copies,
+    plan::spread::{Copies, Turns},
     sql::normalize::{Slots, Strings, normalize},
 };
 
@@ -21,9 +21,13 @@ fn slots(text: &str) -> Slots {
 fn made(what: What, text: &str, rows: &[u32]) -> Option<(String, Option<Vec<u16>>)> {
     let time = Time::Asked;
     let time_told = Some("2026-01-02 03:04:05+00");
-    let part = Spread { what, time }
-        .parts(text, &slots(text), std::iter::once(rows), time_told)?
-        .remove(0);
+    let part = Spread {
+        what,
+        time,
+        turns: Turns::AtOnce,
+    }
+    .parts(text, &slots(text), std::iter::once(rows), time_told)?
+    .remove(0);
     Some((part.text, part.parameters))
 }
 
