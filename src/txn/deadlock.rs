@@ -340,13 +340,10 @@ mod tests {
 
     #[test]
     fn only_what_both_looks_have_seen_counts() {
-        let (one, mut other) = (wait(0, 11, 12), wait(0, 11, 12));
-        assert_eq!(
-            confirmed(std::slice::from_ref(&one), &[other.clone()]),
-            [one.clone()]
-        );
-        other.since = "later".into();
-        assert_eq!(confirmed(&[one], &[other]), []);
+        let (first, mut second) = ([wait(0, 11, 12)], [wait(0, 11, 12)]);
+        assert_eq!(confirmed(&first, &second), first);
+        second[0].since = "later".into();
+        assert_eq!(confirmed(&first, &second), []);
     }
 
     /// Some transactions with a backend on each of three shards, and waits between any two of them, but no ring that one

@@ -1,7 +1,7 @@
 //! Transactions over several shards that wait for each other's rows.
 
 use crate::{
-    client::{Client, query},
+    client::{Client, batch, query},
     harness::{postgres, until},
     three::{Stand, Three},
 };
@@ -228,6 +228,125 @@ fn a_savepoint_before_the_ring_keeps_what_came_before_it() {
     assert_done(&one.ask(&query("commit")));
     assert_done(&other.ask(&query("commit")));
     assert_eq!(stand.seen("select sum(n) from t"), ["5", "5", "5"]);
+}
+
+/// What the younger of two does that waits on one shard for the older, who then waits for it on another.
+struct Crossing {
+    name: &'static str,
+    /// The older one has done this, and then waits at the second.
+    older: [&'static str; 2],
+    /// What the younger one does before, and how it comes to wait.
+    before: &'static [&'static str],
+    waits: Vec<u8>,
+    /// Where it waits.
+    on: usize,
+}
+
+#[test]
+fn whatever_a_transaction_waits_at_it_is_ended_there() {
+    let crossings = [
+        Crossing {
+            name: "the extended protocol",
+            older: [
+                "update t set n = 0 where id = 1",
+                "update t set n = 0 where id = 101",
+            ],
+            before: &["update t set n = 0 where id = 101"],
+            waits: batch()
+                .run("update t set n = $1 where id = $2", &["5", "1"])
+                .sync()
+                .0,
+            on: 0,
+        },
+        Crossing {
+            name: "COPY",
+            older: [
+                "insert into t values (20, 0)",
+                "update t set n = 0 where id = 101",
+            ],
+            before: &["update t set n = 0 where id = 101"],
+            waits: batch()
+                .query("copy t from stdin")
+                .copy_data("220\t1\n20\t1\n")
+                .bare(b'c')
+                .0,
+            on: 0,
+        },
+        Crossing {
+            name: "an advisory lock",
+            older: [
+                "select pg_advisory_xact_lock(5)",
+                "update t set n = 0 where id = 101",
+            ],
+            before: &["update t set n = 0 where id = 101"],
+            waits: query("select pg_advisory_xact_lock(5)"),
+            on: 0,
+        },
+        Crossing {
+            name: "the decision of a commit, with a part prepared",
+            older: [
+                "insert into late values (7)",
+                "update t set n = 0 where id = 102",
+            ],
+            before: &[
+                "update t set n = 0 where id = 102",
+                "insert into late values (7)",
+            ],
+            waits: query("commit"),
+            on: 0,
+        },
+        Crossing {
+            name: "the preparing of a part",
+            older: [
+                "insert into late values (107)",
+                "update t set n = 0 where id = 2",
+            ],
+            before: &[
+                "insert into late values (107)",
+                "update t set n = 0 where id = 2",
+            ],
+            waits: query("commit"),
+            on: 1,
+        },
+        Crossing {
+            name: "a write to a table that all have a copy of",
+            older: ["update r set n = 1", "update t set n = 0 where id = 101"],
+            before: &["update t set n = 0 where id = 101"],
+            waits: query("update r set n = 2"),
+            on: 0,
+        },
+    ];
+    let mut three = Three::new("crossing_kinds");
+    three.ddl = "create table t (id bigint primary key, n int); create table r (n int); insert into r values (0); \
+         create table late (id bigint primary key deferrable initially deferred)";
+    three.tables = &["public.t", "public.late"];
+    three.reference = &["public.r"];
+    let mut stand = three.start();
+    assert_done(&stand.ask(ROWS));
+    for crossing in crossings {
+        let (mut older, mut younger) = (stand.proxy.client(), stand.proxy.client());
+        assert_done(&older.ask(&query("begin")));
+        assert_done(&older.ask(&query(crossing.older[0])));
+        assert_done(&younger.ask(&query("begin")));
+        for sql in crossing.before {
+            assert_done(&younger.ask(&query(sql)));
+        }
+        younger.send(&crossing.waits);
+        stand.waits_on(crossing.on, 1);
+        older.send(&query(crossing.older[1]));
+        let name = crossing.name;
+        let told = answer(&mut younger).unwrap_or_default();
+        assert!(
+            told.starts_with("40P01 deadlock detected"),
+            "{name}: {told}"
+        );
+        assert_eq!(answer(&mut older), None, "{name}");
+        assert_done(&younger.ask(&query("rollback")));
+        assert_done(&older.ask(&query("rollback")));
+        let left = "select count(*) from pg_prepared_xacts where database = current_database()";
+        assert_eq!(stand.seen(left), ["0", "0", "0"], "{name}");
+    }
+    assert_eq!(stand.seen("select sum(n) from t"), ["3", "3", "3"]);
 }
 
 #[test]
