@@ -303,12 +303,7 @@ impl Coordinator {
         let Some(registry) = self.registry.as_ref().filter(|it| it.is_known()) else {
             return Vec::new();
         };
-        let found = watch.round(registry, suspects, interval).await;
-        found.unwrap_or_else(|problem| {
-            let database = registry.database();
-            tracing::warn!(database, %problem, "the home shard does not say who waits: rings of waits over shards are not found");
-            Vec::new()
-        })
+        watch.round(registry, suspects, interval).await
     }
 
     /// One of a ring was ended.

@@ -52,6 +52,8 @@ pub struct Condemned {
 pub struct Watch {
     owner: u64,
     standing: Standing,
+    /// What could not be asked at the last round, so that it is said once.
+    deaf: BTreeSet<Option<ShardId>>,
 }
 
 /// Whether the others have been told of waits.
@@ -71,6 +73,7 @@ impl Watch {
         Self {
             owner: u64::from_le_bytes(entropy::bytes()),
             standing: Standing::Silent,
+            deaf: BTreeSet::new(),
         }
     }
 
@@ -81,10 +84,32 @@ impl Watch {
     }
 
     /// Looks once; `interval` is how often it does.
-    ///
-    /// # Errors
-    /// The home shard cannot be asked: [`AskError`].
     pub(super) async fn round(
+        &mut self,
+        registry: &Registry,
+        suspects: &[Suspect],
+        interval: Duration,
+    ) -> Vec<Condemned> {
+        let found = self.try_round(registry, suspects, interval).await;
+        let said = found.as_ref().map(drop);
+        self.note(registry, None, said);
+        found.unwrap_or_default()
+    }
+
+    /// The home shard (`None`) or a shard has answered, or has not.
+    fn note(&mut self, registry: &Registry, shard: Option<ShardId>, said: Result<(), &AskError>) {
+        match said {
+            Ok(()) => drop(self.deaf.remove(&shard)),
+            Err(problem) if self.deaf.insert(shard) => {
+                let database = registry.database();
+                let shard = shard.map(|shard| registry.name(shard));
+                tracing::warn!(database, shard, %problem, "rings of waits over shards are not found: the home shard or a shard does not say who waits");
+            }
+            Err(_) => {}
+        }
+    }
+
+    async fn try_round(
         &mut self,
         registry: &Registry,
         suspects: &[Suspect],
@@ -94,7 +119,7 @@ impl Watch {
         for (shard, pid) in suspects.iter().flat_map(|suspect| &suspect.backends) {
             roots.entry(*shard).or_default().insert(pid.cast_signed());
         }
-        let looks = look(registry, &roots).await;
+        let looks = self.look(registry, &roots).await;
         let own = waiting(registry, suspects, &looks);
         if own.is_empty() && self.is_silent() {
             return Ok(Vec::new());
@@ -108,16 +133,17 @@ impl Watch {
             return Ok(Vec::new());
         }
         let members = members(registry, &told);
-        let mine = |victim: &Victim| victim.member.owner == self.owner;
+        let owner = self.owner;
+        let mine = |victim: &Victim| victim.member.owner == owner;
         let mut roots: BTreeMap<ShardId, BTreeSet<i32>> = BTreeMap::new();
         for part in members.iter().flat_map(|member| &member.parts) {
             roots.entry(part.shard).or_default().insert(part.pid);
         }
-        let first = waits(&look(registry, &roots).await);
+        let first = waits(&self.look(registry, &roots).await);
         if !victims(&members, &first).iter().any(mine) {
             return Ok(Vec::new());
         }
-        let second = waits(&look(registry, &roots).await);
+        let second = waits(&self.look(registry, &roots).await);
         let still = confirmed(&first, &second);
         let found = victims(&members, &still);
         let condemned = found.into_iter().filter(mine).filter_map(|victim| {
@@ -131,6 +157,26 @@ impl Watch {
             })
         });
         Ok(condemned.collect())
+    }
+}
+
+impl Watch {
+    /// Asks all these shards at once.
+    async fn look(
+        &mut self,
+        registry: &Registry,
+        roots: &BTreeMap<ShardId, BTreeSet<i32>>,
+    ) -> Looks {
+        let asked = roots.iter().map(|(shard, pids)| async move {
+            let pids: Vec<i32> = pids.iter().copied().collect();
+            (*shard, registry.look_at_waits(*shard, &pids).await)
+        });
+        let mut looks = Looks::new();
+        for (shard, found) in at_once(asked.collect()).await {
+            self.note(registry, Some(shard), found.as_ref().map(drop));
+            looks.insert(shard, found.unwrap_or_default());
+        }
+        looks
     }
 }
 
@@ -150,20 +196,6 @@ fn waits_on(suspect: &Suspect, waits: &[Wait]) -> Vec<ShardId> {
     };
     let backends = suspect.backends.iter().filter(waits);
     backends.map(|(shard, _)| *shard).collect()
-}
-
-/// Asks all these shards at once.
-async fn look(registry: &Registry, roots: &BTreeMap<ShardId, BTreeSet<i32>>) -> Looks {
-    let asked = roots.iter().map(|(shard, pids)| async move {
-        let pids: Vec<i32> = pids.iter().copied().collect();
-        let found = registry.look_at_waits(*shard, &pids).await;
-        if let Err(problem) = &found {
-            let (database, shard) = (registry.database(), registry.name(*shard));
-            tracing::warn!(database, shard, %problem, "rings of waits through the shard cannot be found");
-        }
-        (*shard, found.unwrap_or_default())
-    });
-    at_once(asked.collect()).await.into_iter().collect()
 }
 
 /// Those of one's own that wait for a lock, with all their backends.
