@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Other, Placement, Snapshot, Table, Unlisted},
+        snapshot::{OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted},
     },
     sql::{
         normalize::Slot,
@@ -66,6 +66,8 @@ pub(super) struct Analysis<'a> {
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
+    /// The relation whose key new rows take over.
+    pub(super) carried: Option<usize>,
 }
 
 /// How a parameter is read as a key.
@@ -122,6 +124,7 @@ impl<'a> Analysis<'a> {
             writes: false,
             changes: 0,
             changed: None,
+            carried: None,
         }
     }
 
@@ -508,6 +511,8 @@ impl<'a> Analysis<'a> {
         match self.snapshot.unlisted {
             // Its rows may be on every shard.
             _ if self.snapshot.other(schema, name) == Some(Other::Derived) => Place::Unknown,
+            // Every shard has its own, which is nobody's data.
+            _ if schema == OWN_SCHEMA => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
         }

@@ -138,12 +138,12 @@ impl Entry {
 }
 
 impl Seen {
-    /// It has this backend, too.
+    /// It has this backend of a shard.
     pub(super) fn joins(&self, shard: ShardId, target: &Arc<CancelTarget>) {
         let mut state = self.entry.lock();
-        if !state.backends.iter().any(|(known, _)| *known == shard) {
-            state.backends.push((shard, Arc::clone(target)));
-        }
+        // One that could not be told what the others were is gone.
+        state.backends.retain(|(known, _)| *known != shard);
+        state.backends.push((shard, Arc::clone(target)));
     }
 
     /// A batch begins. A sentence that came too late for the last one is void, unless it may still hit.
