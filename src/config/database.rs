@@ -108,6 +108,7 @@ fn read_database(
     let deadlock_interval = reader
         .duration(node, "deadlock_interval")
         .unwrap_or_default();
+    let sequence_block = reader.integer(node, "sequence_block").unwrap_or(1);
     Database {
         name: name.to_owned(),
         snapshot: Arc::new(snapshot),
@@ -117,6 +118,7 @@ fn read_database(
         auth_query,
         two_phase_retention,
         deadlock_interval,
+        sequence_block,
     }
 }
 

@@ -128,6 +128,8 @@ pub struct Database {
     /// How long a statement of a transaction over several shards goes without an answer before rings of waits are looked
     /// for; zero: never.
     pub deadlock_interval: Duration,
+    /// How many numbers of a sequence are drawn at once.
+    pub sequence_block: usize,
 }
 
 /// How roles are looked up on the home shard, by the control role.

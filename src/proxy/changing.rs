@@ -158,6 +158,7 @@ impl Session {
         let (Some(changes), Ok(text)) = (&statement.changes, std::str::from_utf8(text)) else {
             return Err(reply::malformed().into());
         };
+        self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
             return Err(reply::needs_transaction(changes.command).into());
@@ -337,6 +338,8 @@ impl Session {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();
                 table.sources.clear();
+                // Its defaults may be others.
+                table.effects.computed.clear();
             }
         }
         if let Made::View(name) = made {

@@ -23,6 +23,7 @@ use crate::{
         listener::{self, Hub, Spawner, state::Standing},
     },
     protocol::parameters::Applied,
+    registry::Ids,
     txn::{Incarnation, coordinator::Coordinator},
     wire::startup::Replication,
 };
@@ -48,6 +49,8 @@ pub struct Database {
     pub coordinator: Arc<Coordinator>,
     /// Sessions on several shards, where rings of waits are looked for.
     pub waits: Option<Arc<Waits>>,
+    /// Ids and numbers of sequences for its tables' defaults.
+    pub(super) ids: Ids,
     /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
     pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
@@ -120,6 +123,7 @@ impl Database {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
             coordinator,
             waits: looks.then(Arc::default),
+            ids: Ids::new(parts.clock, settings.sequence_block),
             settings,
             plans,
             unfit: ArcSwapOption::empty(),

@@ -77,8 +77,8 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let restated = if forward && header.tag == b'E' {
-                self.worded_anew(header, body)
+            let restated = if forward {
+                self.told_otherwise(header, body)
             } else {
                 None
             };
@@ -86,9 +86,6 @@ impl Session {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                if header.tag == b'C' && self.holds_end() {
-                    self.hold_end(body);
-                }
                 let restated = restated.unwrap_or_default();
                 self.client.out().extend_from_slice(&restated);
                 at += here;
@@ -140,17 +137,6 @@ impl Session {
         Ok(judged)
     }
 
-    /// What the client is told in place of a server's error.
-    fn worded_anew(&mut self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
-        let Some(words) = self.sentenced(body) else {
-            return self.restated(header, body);
-        };
-        let mut made = Vec::new();
-        words.put(&mut made);
-        self.count_refusal(&words);
-        Some(made)
-    }
-
     /// The end, with what the server says of it.
     fn last_words(&mut self, end: End, body: &[u8]) -> End {
         match end {
@@ -167,6 +153,9 @@ impl Session {
     }
 
     fn happened(&mut self, event: Event<Note>, header: Header, body: &[u8]) -> Result<(), End> {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
         match event {
             Event::None => {}
             Event::Done(Request::Parse, Note::Parsed(prepared)) => {
@@ -226,6 +215,37 @@ impl Session {
             self.was_given(note);
         }
         Ok(())
+    }
+
+    /// A frame as the client is to see it; `None`: as it is.
+    fn told_otherwise(&mut self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        match header.tag {
+            b'E' => {
+                if let Some(words) = self.sentenced(body) {
+                    let mut made = Vec::new();
+                    words.put(&mut made);
+                    self.count_refusal(&words);
+                    return Some(made);
+                }
+                let restated = self.restated(header, body);
+                restated.or_else(|| self.unplaced(header, body))
+            }
+            b't' => self.without_computed(body),
+            _ => None,
+        }
+    }
+
+    /// ParameterDescription as the client knows its statement; `None`: as it is.
+    fn without_computed(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let Some(Note::Described(prepared)) = self.pipeline.notes().next() else {
+            return None;
+        };
+        let computing = prepared.computing.as_ref()?;
+        let mut out = Vec::new();
+        crate::wire::frontend::put(&mut out, b't', |out| {
+            out.extend_from_slice(&computing.describe(body));
+        });
+        Some(out)
     }
 
     /// Whether the next description is of a statement that is compared from backend to backend, so that it is held whole.

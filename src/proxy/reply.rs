@@ -564,6 +564,20 @@ pub const CODES: &[Code] = &[
         what_to_do: "Send Sync behind the write, or begin a transaction before it.",
     },
     Code {
+        code: "SW143",
+        sqlstate: "57P03",
+        title: "No value for a default",
+        meaning: "An INSERT leaves a column to its default that is computed before its rows have their shards: by a sequence, whose numbers the home shard gives, or as an id, for which the home shard lends the time. It could not be asked, or no control role is configured. Nothing was written.",
+        what_to_do: "Check that the home shard is up and that the control role may log in there; repeat the statement, or give the value in it.",
+    },
+    Code {
+        code: "SW144",
+        sqlstate: "0A000",
+        title: "A sequence that begins anew",
+        meaning: "RESTART, setval, or another INCREMENT, of a sequence that gives numbers to sharded tables: proxies hold numbers that were drawn ahead (`sequence_block` above 1), or its numbers must be unique and a unique index without the shard key cannot see those of other shards.",
+        what_to_do: "Do it on the home shard under a comment /* shardway: shard=<home> */ when no number can come twice; TRUNCATE … RESTART IDENTITY is possible with sequence_block = 1.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",

@@ -5,12 +5,14 @@
 //! belongs to another shard than the configuration says, is not used; a database of one shard opens no connection here.
 
 mod control;
+mod ids;
 mod lack;
 mod proxies;
 mod schema;
 pub mod waiting;
 
 pub use control::{Control, Lease, errand};
+pub use ids::Ids;
 pub use lack::{Lack, lacks};
 pub use proxies::{HEARTBEAT, Me, SILENCE};
 
@@ -24,7 +26,10 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use schema::{Fault, Identity};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// Why there are no transactions over several shards.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +67,8 @@ pub struct Registry {
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
     known: ArcSwap<Known>,
+    /// Whether every shard has its number for ids.
+    numbered: AtomicBool,
 }
 
 /// What the servers said when they were last asked.
@@ -101,6 +108,7 @@ impl Registry {
                 installation: None,
                 shards: unasked,
             }),
+            numbered: AtomicBool::new(false),
         }
     }
 
@@ -234,7 +242,16 @@ impl Registry {
             }
             self.tell(shard, before, now);
         }
+        let all = new.shards.iter().all(Result::is_ok);
         self.known.store(Arc::new(new));
+        if all && !self.numbered.load(Ordering::Relaxed) {
+            let numbered = self.number_shards().await;
+            self.numbered.store(numbered.is_ok(), Ordering::Relaxed);
+            if let Err(problem) = numbered {
+                let database = &self.database;
+                tracing::warn!(database, %problem, "shards have no numbers for ids yet");
+            }
+        }
     }
 
     fn tell(&self, shard: ShardId, before: &Result<(), NotReady>, now: &Result<(), NotReady>) {

@@ -93,6 +93,7 @@ fn database() -> Database {
         auth_query: None,
         two_phase_retention: Duration::from_secs(6 * 60 * 60),
         deadlock_interval: Duration::from_secs(1),
+        sequence_block: 1,
     }
 }
 
