@@ -27,7 +27,7 @@ use crate::{
     plan::{
         StatementPlan, Target,
         change::{Changes, Found, Locks, New, Reach},
-        spread::{Fill, Shares, Spread, Time, What},
+        spread::{Fill, Shares, Spread, Time, Turns, What},
     },
     sql::change::Block,
     wire::{
@@ -203,6 +203,7 @@ impl Session {
             lock: None,
             what: What::Change,
             time: Time::NotAsked,
+            turns: Turns::ByShard,
         };
         self.write(&Writing::same(&change, text, shares)).await
     }

@@ -38,6 +38,7 @@ mod spread;
 mod sql_prepared;
 pub mod start;
 mod vacate;
+pub mod waits;
 mod within;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};

@@ -242,9 +242,15 @@ impl Session {
     }
 
     /// A frame as the client is to see it; `None`: as it is.
-    fn told_otherwise(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+    fn told_otherwise(&mut self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
         match header.tag {
             b'E' => {
+                if let Some(words) = self.sentenced(body) {
+                    let mut made = Vec::new();
+                    words.put(&mut made);
+                    self.count_refusal(&words);
+                    return Some(made);
+                }
                 let restated = self.restated(header, body);
                 restated.or_else(|| self.unplaced(header, body))
             }

@@ -787,6 +787,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Do not repeat it. SHOW TRANSACTIONS in the console lists what is not finished; the log names parts that were gone.",
     },
     Code {
+        code: "SW311",
+        sqlstate: "40P01",
+        title: "Deadlock over shards",
+        meaning: "Transactions waited for each other's locks on different shards, so that no server could see it. The youngest of them was ended, as PostgreSQL ends one of those that wait on one server; DETAIL tells who waited for whom.",
+        what_to_do: "Repeat the transaction. If it comes often, let transactions take their locks in one order, as by the shard key.",
+    },
+    Code {
         code: "SW341",
         sqlstate: "0A000",
         title: "Dump that would lack tables",

@@ -40,6 +40,7 @@ use crate::{
     pool::{
         backend::Reported,
         lease::{CheckoutError, Lease, Pool},
+        state::Claim,
     },
     protocol::{
         parameters::{self, Applied, Parameters},
@@ -270,6 +271,9 @@ impl Session {
             }
             if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
                 self.rest().await?;
+            }
+            if self.several.fails_elsewhere() && self.phase == Phase::Idle {
+                Box::pin(self.fail_elsewhere()).await;
             }
             if self.listening.is_some() {
                 self.deliver()?;
@@ -506,7 +510,8 @@ impl Session {
                     self.attach(link);
                 }
                 None => {
-                    let (lease, shard) = match self.checkout_for(shard, hold).await? {
+                    let claim = Claim::Begins;
+                    let (lease, shard) = match self.checkout_for(shard, hold, claim).await? {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
@@ -711,9 +716,10 @@ impl Session {
         &mut self,
         wanted: ShardId,
         hold: Hold,
+        claim: Claim,
     ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
-        let problem = match self.checkout(wanted).await? {
+        let problem = match self.checkout(wanted, claim).await? {
             Waited::Lease(lease) => return Ok(Ok((lease, wanted))),
             Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
             Waited::Failed(problem) => problem,
@@ -721,7 +727,7 @@ impl Session {
         let may_move = hold != Hold::Bound && problem.is_of_the_place();
         for step in 1..if may_move { count } else { 1 } {
             let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
-            match self.checkout(next).await? {
+            match self.checkout(next, claim).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
                     return Ok(Ok((lease, next)));
@@ -739,15 +745,15 @@ impl Session {
     }
 
     /// What comes of waiting for a backend on this shard; a cancel or the client's end stops the wait.
-    async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
+    async fn checkout(&mut self, shard: ShardId, claim: Claim) -> Result<Waited, End> {
         let pool = self.pool(shard);
-        if let Some(lease) = pool.try_acquire() {
+        if let Some(lease) = pool.try_acquire(claim) {
             return Ok(Waited::Lease(lease));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
         self.cancel.wait_begins();
-        let outcome = Box::pin(self.wait_for(&pool)).await;
+        let outcome = Box::pin(self.wait_for(&pool, claim)).await;
         self.cancel.wait_ends();
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
@@ -755,8 +761,8 @@ impl Session {
         outcome
     }
 
-    async fn wait_for(&mut self, pool: &Arc<Pool>) -> Result<Waited, End> {
-        let mut acquire = pin!(pool.acquire());
+    async fn wait_for(&mut self, pool: &Arc<Pool>, claim: Claim) -> Result<Waited, End> {
+        let mut acquire = pin!(pool.acquire(claim));
         let mut cancelled = pin!(self.cancel.cancelled());
         let mut asked = pin!(self.info.asked());
         let (client, info) = (&mut self.client, &self.info);
@@ -979,6 +985,7 @@ impl Session {
             self.complete_date_style();
         }
         self.failed = false;
+        self.several.batch_ends();
         self.info.set_in_transaction(status != Status::Idle);
     }
 

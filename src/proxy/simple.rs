@@ -379,6 +379,8 @@ impl Session {
 
     /// Refuses a Query: an error, then ReadyForQuery; a transaction on a backend fails with it.
     pub(super) async fn refuse_query(&mut self, notice: &Words) -> Result<(), End> {
+        let reworded = self.reworded(notice);
+        let notice = reworded.as_ref().unwrap_or(notice);
         self.count_refusal(notice);
         self.failed = true;
         let open = self

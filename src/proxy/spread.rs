@@ -23,7 +23,7 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         Plan, StatementPlan, Values,
-        spread::{Fill, Given, Part, Shares, Spread, What},
+        spread::{Fill, Given, Part, Shares, Spread, Turns, What},
     },
     protocol::transaction::Deferred,
     sql::{normalize::Slot, statement::Effect},
@@ -363,6 +363,7 @@ impl Session {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(words)) => {
+                let words = self.reworded(&words).unwrap_or(*words);
                 self.count_refusal(&words);
                 self.failed = true;
                 words.put(self.client.out());
@@ -523,18 +524,18 @@ impl Session {
         Ok(drawn)
     }
 
-    /// Asks the shards and hears their answers. One after the other: a statement that waits for another's rows holds none
-    /// on shards behind, so that two of them never wait for each other on different shards, which no server would notice.
-    /// Copies are locked, so that nobody else has any of them: all at once.
+    /// Asks the shards and hears their answers. By turns: a statement that waits for another's rows holds none on shards
+    /// behind, so that two that change the same rows wait one for the other, as they do on one PostgreSQL, and not each
+    /// for the other on different shards. At once otherwise; the first error that is heard ends the others' work.
     async fn work(
         &mut self,
         writing: &Writing<'_>,
         parts: &[Part],
         heard: &mut Heard<'_>,
     ) -> Result<(), Stop> {
-        let at_once = match heard.what {
-            What::Copies(_) => parts.len(),
-            What::Rows(_) | What::Share(_) | What::Move(_) | What::Whole | What::Change => 1,
+        let at_once = match writing.spread.turns {
+            Turns::AtOnce => parts.len(),
+            Turns::ByShard => 1,
         };
         for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
             for (at, part) in some.iter().enumerate() {
@@ -549,8 +550,15 @@ impl Session {
                     });
                 }
             }
-            self.hear_fan(|at, tag, body| heard.hear(at, tag, body))
-                .await?;
+            self.hear_fan(|at, tag, body| {
+                heard.hear(at, tag, body)?;
+                match heard.problem {
+                    // The others may wait for long for what is not needed any more.
+                    Some(_) if at_once > 1 => Err(reply::cancelled().into()),
+                    _ => Ok(()),
+                }
+            })
+            .await?;
             if heard.problem.is_some() {
                 break;
             }
