@@ -70,8 +70,7 @@ impl Session {
                     return Err(end);
                 }
             };
-            let body = seen.as_deref().unwrap_or(frame);
-            let body = &body[HEADER..];
+            let body = &seen.as_deref().unwrap_or(frame)[HEADER..];
             let (pass, event) = match self.judge_frame(header) {
                 Ok(judged) => judged,
                 Err(end) => {
@@ -86,11 +85,8 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let restated = if forward && header.tag == b'E' {
-                self.restated(header, body)
-            } else {
-                None
-            };
+            let is_error = forward && header.tag == b'E';
+            let restated = is_error.then(|| self.restated(header, body)).flatten();
             let told = restated.as_deref().or(seen.as_deref());
             if forward && told.is_none() {
                 at += here;
@@ -104,10 +100,7 @@ impl Session {
                 bytes: header.size - here,
                 forward,
             };
-            if header.tag == b't' {
-                let named = matches!(self.pipeline.notes().next(), Some(Note::Described(_)));
-                self.half_described = named.then(|| body.into());
-            }
+            self.keep_parameters(header, body);
             if !matches!(event, Event::None) || self.pipeline.made_is_next() {
                 self.client.out().extend_from_slice(&bytes[run..at]);
                 run = at;
@@ -120,6 +113,14 @@ impl Session {
         }
         self.client.out().extend_from_slice(&bytes[run..at]);
         Ok(at)
+    }
+
+    /// A statement's parameters are described before its columns.
+    fn keep_parameters(&mut self, header: Header, body: &[u8]) {
+        if header.tag == b't' {
+            let named = matches!(self.pipeline.notes().next(), Some(Note::Described(_)));
+            self.half_described = named.then(|| body.into());
+        }
     }
 
     /// Whether a message that has not arrived whole waits until it has.
