@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
     /// What those of them set off that are on one shard, where it reaches beyond that.
     pub effects_of_others: HashMap<TableName, Effects, foldhash::fast::RandomState>,
+    /// Sequences that count for tables of one shard, and on which.
+    pub sequences: HashMap<TableName, ShardId, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
     pub per_shard: Vec<ObjectName>,
     /// What the database's own functions may leave in a session.
@@ -164,6 +166,7 @@ impl Snapshot {
             unlisted: Unlisted::Error,
             others: HashMap::default(),
             effects_of_others: HashMap::default(),
+            sequences: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,
             oids: None,

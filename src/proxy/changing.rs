@@ -158,6 +158,7 @@ impl Session {
         let (Some(changes), Ok(text)) = (&statement.changes, std::str::from_utf8(text)) else {
             return Err(reply::malformed().into());
         };
+        self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
             return Err(reply::needs_transaction(changes.command).into());
@@ -208,7 +209,7 @@ impl Session {
 
     /// Locks tables that are on different shards, each shard its own, in the order of shards.
     async fn lock_each(&mut self, locks: &Locks, text: &str) -> Result<Written, Stop> {
-        let each = locks.unknown().map(|name| to_regclass(name));
+        let each = locks.unknown().map(to_regclass);
         let each = each.collect::<Vec<_>>().join(", ',', ");
         let question = (!each.is_empty()).then(|| format!("SELECT pg_catalog.concat({each})"));
         let mut found = vec![false; locks.unknown().count()];
@@ -337,6 +338,8 @@ impl Session {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();
                 table.sources.clear();
+                // Its defaults may be others.
+                table.effects.computed.clear();
             }
         }
         if let Made::View(name) = made {

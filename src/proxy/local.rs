@@ -696,6 +696,7 @@ impl Session {
             utf8: matches!(encoding.as_str(), "utf8" | "unicode" | "sqlascii"),
             transform_null_equals: is_on(text("transform_null_equals"), false),
             pinned,
+            computed: Vec::new(),
             digest: 0,
         };
         context.digest = digest(self.shared.seed, &context, self.meaning_digest());

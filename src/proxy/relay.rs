@@ -70,7 +70,8 @@ impl Session {
                     return Err(end);
                 }
             };
-            let body = &seen.as_deref().unwrap_or(frame)[HEADER..];
+            let body = seen.as_deref().unwrap_or(frame);
+            let body = &body[HEADER..];
             let (pass, event) = match self.judge_frame(header) {
                 Ok(judged) => judged,
                 Err(end) => {
@@ -85,8 +86,7 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let is_error = forward && header.tag == b'E';
-            let restated = is_error.then(|| self.restated(header, body)).flatten();
+            let restated = forward.then(|| self.told_otherwise(header, body)).flatten();
             let told = restated.as_deref().or(seen.as_deref());
             if forward && told.is_none() {
                 at += here;
@@ -100,7 +100,10 @@ impl Session {
                 bytes: header.size - here,
                 forward,
             };
-            self.keep_parameters(header, body);
+            if header.tag == b't' {
+                let named = matches!(self.pipeline.notes().next(), Some(Note::Described(_)));
+                self.half_described = named.then(|| body.into());
+            }
             if !matches!(event, Event::None) || self.pipeline.made_is_next() {
                 self.client.out().extend_from_slice(&bytes[run..at]);
                 run = at;
@@ -113,14 +116,6 @@ impl Session {
         }
         self.client.out().extend_from_slice(&bytes[run..at]);
         Ok(at)
-    }
-
-    /// A statement's parameters are described before its columns.
-    fn keep_parameters(&mut self, header: Header, body: &[u8]) {
-        if header.tag == b't' {
-            let named = matches!(self.pipeline.notes().next(), Some(Note::Described(_)));
-            self.half_described = named.then(|| body.into());
-        }
     }
 
     /// Whether a message that has not arrived whole waits until it has.
@@ -182,6 +177,9 @@ impl Session {
     }
 
     fn happened(&mut self, event: Event<Note>, header: Header, body: &[u8]) -> Result<(), End> {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
         match event {
             Event::None => {}
             Event::Done(Request::Parse, Note::Parsed(prepared)) => {
@@ -241,6 +239,31 @@ impl Session {
             self.was_given(note);
         }
         Ok(())
+    }
+
+    /// A frame as the client is to see it; `None`: as it is.
+    fn told_otherwise(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        match header.tag {
+            b'E' => {
+                let restated = self.restated(header, body);
+                restated.or_else(|| self.unplaced(header, body))
+            }
+            b't' => self.without_computed(body),
+            _ => None,
+        }
+    }
+
+    /// ParameterDescription as the client knows its statement; `None`: as it is.
+    fn without_computed(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let Some(Note::Described(prepared)) = self.pipeline.notes().next() else {
+            return None;
+        };
+        let computing = prepared.computing.as_ref()?;
+        let mut out = Vec::new();
+        crate::wire::frontend::put(&mut out, b't', |out| {
+            out.extend_from_slice(&computing.describe(body));
+        });
+        Some(out)
     }
 
     /// Whether the next description is of a statement that is compared from backend to backend, so that it is held whole.

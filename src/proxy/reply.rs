@@ -398,8 +398,8 @@ pub const CODES: &[Code] = &[
         code: "SW108",
         sqlstate: "0A000",
         title: "Shard key changed",
-        meaning: "An UPDATE, ON CONFLICT or MERGE may change a row's shard key, and with it the row's shard.",
-        what_to_do: "Delete the row and insert it with the new key.",
+        meaning: "A statement may change a row's shard key in a way in which rows cannot be moved: ON CONFLICT, MERGE, DEFAULT, RETURNING of what an INSERT cannot return, or a row that FROM sends to several shards (docs/routing.md).",
+        what_to_do: "Update the key in an UPDATE of its own, or delete the row and insert it with the new key.",
     },
     Code {
         code: "SW109",
@@ -575,6 +575,20 @@ pub const CODES: &[Code] = &[
         title: "Behind a write to several shards",
         meaning: "In a pipeline outside of a transaction, a command that is no read or write of rows follows a write to several shards, which is committed at the Sync.",
         what_to_do: "Send Sync behind the write, or begin a transaction before it.",
+    },
+    Code {
+        code: "SW143",
+        sqlstate: "57P03",
+        title: "No value for a default",
+        meaning: "An INSERT leaves a column to its default that is computed before its rows have their shards: by a sequence, whose numbers the home shard gives, or as an id, for which the home shard lends the time. It could not be asked, or no control role is configured. Nothing was written.",
+        what_to_do: "Check that the home shard is up and that the control role may log in there; repeat the statement, or give the value in it.",
+    },
+    Code {
+        code: "SW144",
+        sqlstate: "0A000",
+        title: "A sequence that begins anew",
+        meaning: "RESTART, setval, or another INCREMENT, of a sequence that gives numbers to sharded tables: proxies hold numbers that were drawn ahead (`sequence_block` above 1), or its numbers must be unique and a unique index without the shard key cannot see those of other shards.",
+        what_to_do: "Do it on the home shard under a comment /* shardway: shard=<home> */ when no number can come twice; TRUNCATE … RESTART IDENTITY is possible with sequence_block = 1.",
     },
     Code {
         code: "SW151",

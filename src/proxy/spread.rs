@@ -534,7 +534,7 @@ impl Session {
     ) -> Result<(), Stop> {
         let at_once = match heard.what {
             What::Copies(_) => parts.len(),
-            What::Rows(_) | What::Share(_) | What::Move(_) | What::Change => 1,
+            What::Rows(_) | What::Share(_) | What::Move(_) | What::Whole | What::Change => 1,
         };
         for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
             for (at, part) in some.iter().enumerate() {
@@ -570,7 +570,7 @@ impl Session {
             What::Share(_) if writing.shares.shards.len() > 1 => {
                 writing.spread.lock.map(|table| keep_apart(table, false))
             }
-            What::Rows(_) | What::Share(_) | What::Change => None,
+            What::Rows(_) | What::Share(_) | What::Whole | What::Change => None,
         };
         for (shard, _) in &writing.shares.shards {
             let hold = Hold::Bound;

@@ -25,6 +25,7 @@ mod greetings;
 mod harness;
 mod heartbeat;
 mod hostile;
+mod ids;
 mod limits;
 mod listen;
 mod migrating;

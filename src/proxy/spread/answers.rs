@@ -134,7 +134,7 @@ pub(in crate::proxy) fn together(
     }
     let mut written = match what {
         What::Copies(_) => copies(answers)?,
-        What::Rows(_) | What::Share(_) => shares(answers, rows)?,
+        What::Rows(_) | What::Share(_) | What::Whole => shares(answers, rows)?,
         What::Change | What::Move(_) => Written::of_change(answers)?,
     };
     written.columns = match (what, columns) {
