@@ -546,7 +546,7 @@ impl Session {
                         continue;
                     };
                     fan.ask(round * at_once + at, 1, |out| {
-                        writing.put(part, &types, out)
+                        writing.put(part, &types, out);
                     });
                 }
             }
