@@ -333,6 +333,7 @@ impl Session {
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
         let mut seen = (*self.snapshot).clone();
+        seen.forget_derived(changes.command, &changes.tables);
         for (name, table) in &mut seen.tables {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();

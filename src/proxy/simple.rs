@@ -90,18 +90,11 @@ impl Session {
         {
             self.park_at_rest();
         }
-        let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
-        if failed && self.may_run_one_by_one(apart) {
-            // What stands behind its end is not a part of the failed transaction.
+        if self.must_run_one_by_one(statements) && self.may_run_one_by_one(apart) {
             return Ok(self.run_one_by_one(apart, text)?);
         }
-        if self.several.is_several() {
-            if self.check_message(statements).is_err() && self.may_run_one_by_one(apart) {
-                return Ok(self.run_one_by_one(apart, text)?);
-            }
-            if Box::pin(self.query_of_all(statements)).await? {
-                return Ok(());
-            }
+        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
+            return Ok(());
         }
         if self.concerns_cursors(statements)
             && Box::pin(self.query_cursor(statements, apart, text)).await?
@@ -114,43 +107,23 @@ impl Session {
         {
             return Ok(());
         }
-        if let Err(refused) = self.check_together(statements) {
-            return self.query_apart(refused, apart, text);
-        }
         if self.several.is_several()
             && self.has_snapshots()
             && Box::pin(self.query_sequence(text, &planned.plan)).await?
         {
             return Ok(());
         }
-        let mut chosen: Option<Place> = None;
-        for statement in &planned.plan.statements {
-            let place = match self.place(statement, &values) {
-                Ok(Some(place)) => place,
-                Ok(None) => return self.judge(text).await,
-                Err(refused) if resolved.is_some() && named.is_none() => {
-                    return Box::pin(self.query_given(refused, text, &planned.plan)).await;
-                }
-                Err(refused) if resolved.is_some() => {
-                    return self.query_apart(refused, apart, text);
-                }
-                Err(refused) => {
-                    return self.query_several(refused, &planned.plan, &values).await;
-                }
-            };
-            let both = match chosen {
-                None => Ok(place),
-                Some(first) => self.both(first, place),
-            };
-            chosen = match both {
-                Ok(both) => Some(both),
-                Err(refused) => return self.query_apart(refused, apart, text),
-            };
-        }
-        let place = chosen.unwrap_or(Place {
-            shard: self.any,
-            hold: Hold::Loose,
-        });
+        let place = match self.place_together(statements, &values) {
+            Ok(Some(place)) => place,
+            Ok(None) => return self.judge(text).await,
+            Err(refused) if resolved.is_some() && named.is_none() => {
+                return Box::pin(self.query_given(refused, text, &planned.plan)).await;
+            }
+            Err(refused) => {
+                let plan = named.as_ref().unwrap_or(&planned.plan);
+                return self.query_several(refused, plan, &values).await;
+            }
+        };
         self.reach_for(place, statements, listening).await?;
         self.send_pending();
         self.vacate_for(text);
@@ -205,6 +178,36 @@ impl Session {
         self.reach(Place { shard, hold }).await?;
         self.send_query(text, Arc::clone(plan));
         Ok(true)
+    }
+
+    /// Where the statements of a Query run together; `None`: PostgreSQL must judge them first.
+    fn place_together(
+        &self,
+        statements: &[StatementPlan],
+        values: &Values<'_>,
+    ) -> Result<Option<Place>, Notice> {
+        self.check_together(statements)?;
+        let mut chosen: Option<Place> = None;
+        for statement in statements {
+            let Some(place) = self.place(statement, values)? else {
+                return Ok(None);
+            };
+            chosen = Some(match chosen {
+                None => place,
+                Some(first) => self.both(first, place)?,
+            });
+        }
+        Ok(Some(chosen.unwrap_or(Place {
+            shard: self.any,
+            hold: Hold::Loose,
+        })))
+    }
+
+    /// Whether a text's statements mean something else together than one after the other.
+    fn must_run_one_by_one(&self, statements: &[StatementPlan]) -> bool {
+        // What stands behind the end of a failed transaction is no part of it.
+        let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
+        statements.len() > 1 && (failed || self.check_message(statements).is_err())
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.
