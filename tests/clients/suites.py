@@ -82,6 +82,7 @@ class Suite:
     port = None  # where the suite looks for its server, if it cannot be told
     alternate = "postgres"  # the database in which backends alternate, if any
     pool = ""  # lines for the proxy's section `pool`
+    databases = ()  # on the server before the proxy starts
 
     def prepare(self):
         """Fetches and builds what is missing."""
@@ -336,6 +337,7 @@ class OrmIds(Smoke):
 
     users = SHARDED
     alternate = None
+    databases = ("ids", "ids_0", "ids_1", "ids_2")
 
     def __init__(self, orm):
         self.name = f"{orm}-ids"
@@ -348,8 +350,6 @@ class OrmIds(Smoke):
         self.python = own.python
 
     def run(self, target, report):
-        for name in ("ids", "ids_0", "ids_1", "ids_2"):
-            target.psql(f"CREATE DATABASE {name}")
         return self.checks([self.python, self.sources / "orm_ids.py", self.orm, str(target.port)], target, report)
 
 
