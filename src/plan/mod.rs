@@ -106,6 +106,8 @@ pub struct StatementPlan {
     pub access: Access,
     /// Whether it asks for the running transaction's time, number or snapshot.
     pub names_transaction: bool,
+    /// Whether it may tell numbers of types or relations, which are others on each shard: clients are told the home shard's.
+    pub shows_oids: bool,
     pub target: Target,
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
@@ -182,6 +184,8 @@ impl StatementPlan {
             || self.copy_in.is_some()
             || self.copy_out.is_some()
             || self.computes.is_some()
+            // Its query decides, when it runs.
+            || matches!(self.effect, Effect::Declare { .. })
     }
 
     /// A statement of a text, from byte to byte, that is not computed over several shards.
@@ -198,6 +202,7 @@ impl StatementPlan {
             effect,
             access,
             names_transaction: false,
+            shows_oids: false,
             target,
             numbers: Numbers::Apart,
             gather: None,

@@ -97,7 +97,7 @@ impl Session {
             return Ok(());
         }
         if self.concerns_cursors(statements)
-            && Box::pin(self.query_cursor(statements, text)).await?
+            && Box::pin(self.query_cursor(statements, apart, text)).await?
         {
             return Ok(());
         }
@@ -108,7 +108,8 @@ impl Session {
             return Ok(());
         }
         if self.several.is_several()
-            && Box::pin(self.query_of_sequence(text, &planned.plan)).await?
+            && self.has_snapshots()
+            && Box::pin(self.query_sequence(text, &planned.plan)).await?
         {
             return Ok(());
         }
@@ -127,20 +128,6 @@ impl Session {
         self.send_pending();
         self.vacate_for(text);
         self.send_named(text, planned.plan, resolved).await
-    }
-
-    /// A Query of a sequence in a transaction whose shards share a snapshot; true: it has been sent.
-    async fn query_of_sequence(&mut self, text: &[u8], plan: &Arc<Plan>) -> Result<bool, Stop> {
-        if !self.has_snapshots() {
-            return Ok(false);
-        }
-        let Some(shard) = Box::pin(self.shard_of_sequence(text)).await? else {
-            return Ok(false);
-        };
-        let hold = Hold::Bound;
-        self.reach(Place { shard, hold }).await?;
-        self.send_query(text, Arc::clone(plan));
-        Ok(true)
     }
 
     /// What no shard alone can do is done by several, or refused.
@@ -167,6 +154,19 @@ impl Session {
             return Ok(self.run_one_by_one(&plan.statements, values.text)?);
         }
         Box::pin(self.query_shards(refused, plan, values)).await
+    }
+
+    /// Statements that cannot be sent together run one after the other, or are refused.
+    pub(super) fn query_apart(
+        &mut self,
+        refused: Notice,
+        statements: &[StatementPlan],
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        if self.may_run_one_by_one(statements) {
+            return Ok(self.run_one_by_one(statements, text)?);
+        }
+        Err(refused.into())
     }
 
     /// Where the statements of a Query run together; `None`: PostgreSQL must judge them first.
@@ -197,6 +197,17 @@ impl Session {
         // What stands behind the end of a failed transaction is no part of it.
         let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
         statements.len() > 1 && (failed || self.check_message(statements).is_err())
+    }
+
+    /// A Query of a dump for the state of a sequence; true: it has been sent to the shard where that has come furthest.
+    async fn query_sequence(&mut self, text: &[u8], plan: &Arc<Plan>) -> Result<bool, Stop> {
+        let Some(shard) = self.shard_of_sequence(text).await? else {
+            return Ok(false);
+        };
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        self.send_query(text, Arc::clone(plan));
+        Ok(true)
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.
