@@ -538,7 +538,7 @@ pub const CODES: &[Code] = &[
         code: "SW128",
         sqlstate: "0A000",
         title: "Cursor or portal over several shards",
-        meaning: "The rows of a cursor or portal come from several shards, and it was to go back (SCROLL, PRIOR, ABSOLUTE and their like), to outlive its transaction (WITH HOLD), to give its rows in another format than before, or to go on behind another statement of the same batch outside of a transaction.",
+        meaning: "The rows of a cursor or portal come from several shards, and it was to go back (SCROLL, PRIOR, ABSOLUTE and their like), to outlive its transaction (WITH HOLD), to give its rows in another format or by another DateStyle (or the like) than before, or to go on behind another statement of the same batch outside of a transaction.",
         what_to_do: "Read it forward within a transaction, with FETCH, MOVE and CLOSE in messages of their own; or restrict the query to one shard by the shard key.",
     },
     Code {

@@ -576,7 +576,12 @@ impl Session {
             return Err(reply::no_such_cursor(name).into());
         };
         let simple = vec![reading.simple; reading.formats.len()];
-        let formats = asked.unwrap_or(&simple);
+        let own = reading.formats.clone();
+        let formats = match sink {
+            // Their format does not matter.
+            Sink::Nowhere => &own,
+            Sink::Client | Sink::Held(_) => asked.unwrap_or(&simple),
+        };
         let most = match count {
             Count::Next(count) => Ok(count),
             Count::All => Ok(u64::MAX),
@@ -589,7 +594,7 @@ impl Session {
                 reading.state = State::Failed;
                 Err(notice.into())
             }
-            Ok(_) if sink != Sink::Nowhere && !reading.turn_to(formats) => {
+            Ok(_) if !reading.turn_to(formats, self.written_by()) => {
                 Err(reply::cursor_in_other_formats().into())
             }
             Ok(most) => {

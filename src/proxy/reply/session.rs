@@ -204,12 +204,12 @@ pub fn cursor_among_others() -> Notice {
     }
 }
 
-/// A cursor whose next rows have come already, in other formats than are asked for.
+/// A cursor whose next rows have come already, in other formats than are asked for or by other settings.
 #[must_use]
 pub fn cursor_in_other_formats() -> Notice {
     Notice {
-        detail: Some("Rows that the shards have given already are in the formats that were asked for before. (SW128)".to_owned()),
-        hint: Some("Ask for all parts of a cursor in the same formats.".to_owned()),
+        detail: Some("Rows that the shards have given already are in the formats that were asked for before, and written by the settings of that time. (SW128)".to_owned()),
+        hint: Some("Ask for all parts of a cursor in the same formats, without a change of DateStyle, TimeZone and their like in between.".to_owned()),
         ..error("0A000", "another format within a cursor over several shards is not supported")
     }
 }
