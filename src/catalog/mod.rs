@@ -2,10 +2,12 @@
 
 mod array;
 pub mod code;
+pub mod computed;
 mod datetime;
 pub mod effects;
 pub mod group;
 pub mod hash;
+pub mod id;
 pub mod key;
 pub mod numeric;
 pub mod shard;

@@ -12,6 +12,9 @@ use std::collections::HashMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
+/// The schema that Shardway has on every shard for itself.
+pub const OWN_SCHEMA: &str = "shardway";
+
 /// One immutable version of what lives where in one database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
@@ -36,6 +39,8 @@ pub struct Snapshot {
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
     /// What those of them set off that are on one shard, where it reaches beyond that.
     pub effects_of_others: HashMap<TableName, Effects, foldhash::fast::RandomState>,
+    /// Sequences that count for tables of one shard, and on which.
+    pub sequences: HashMap<TableName, ShardId, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
     pub per_shard: Vec<ObjectName>,
     /// What the database's own functions may leave in a session.
@@ -127,6 +132,7 @@ impl Snapshot {
             unlisted: Unlisted::Error,
             others: HashMap::default(),
             effects_of_others: HashMap::default(),
+            sequences: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,
         }

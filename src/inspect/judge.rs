@@ -2,7 +2,7 @@
 
 use super::{
     columns::{Column, Derived},
-    effects::Objects,
+    effects::{Made, Objects},
     finding::{Difference, Finding},
     reach::Reach,
     survey::{Observed, Survey},
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        effects::Effects,
+        effects::{Effects, Hazard, HazardKind},
         group::GroupId,
         key::KeyType,
         shard::ShardId,
@@ -75,6 +75,7 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
         snapshot.tables.insert(table, Table::unasked(placement));
     }
     snapshot.others = others(snapshot, &observed);
+    snapshot.sequences = sequences(snapshot, survey);
     for (name, effects) in effects(snapshot, survey) {
         match snapshot.tables.get_mut(&name) {
             Some(table) => table.effects = effects,
@@ -148,6 +149,35 @@ fn effects(snapshot: &Snapshot, survey: &Survey) -> Vec<(TableName, Effects)> {
             .filter(|name| name.schema != OWN_SCHEMA);
         for name in others {
             found.extend(single(name, shard).map(|effects| (name.clone(), effects)));
+        }
+    }
+    found
+}
+
+/// The sequences that count for tables of one shard, and on which.
+fn sequences(
+    snapshot: &Snapshot,
+    survey: &Survey,
+) -> HashMap<TableName, ShardId, foldhash::fast::RandomState> {
+    let mut found = HashMap::default();
+    for (answer, at) in survey.shards.iter().zip(0_u16..) {
+        for default in answer.iter().flat_map(|answer| &answer.objects.defaults) {
+            let shard = match snapshot.tables.get(&default.table) {
+                Some(Table {
+                    placement: Placement::Single(shard),
+                    ..
+                }) => Some(*shard),
+                Some(_) => None,
+                None => match snapshot.unlisted {
+                    Unlisted::On(shard) => Some(shard),
+                    Unlisted::Error => None,
+                },
+            };
+            if let (Some(ShardId(shard)), Made::Counted(counter)) = (shard, &default.made)
+                && shard == at
+            {
+                found.insert(counter.sequence.clone(), ShardId(shard));
+            }
         }
     }
     found
@@ -273,12 +303,7 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
         }
     }
     for (name, table) in &listed {
-        for hazard in &table.effects.hazards {
-            findings.push(Finding::PerShard {
-                table: (*name).clone(),
-                hazard: hazard.clone(),
-            });
-        }
+        findings.extend(hazards(name, table));
     }
     if snapshot.unlisted == Unlisted::Error {
         let mut told = BTreeSet::new();
@@ -293,6 +318,23 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
             }
         }
     }
+}
+
+/// What a table sets off on one shard alone. Defaults that a proxy computes are none: what it cannot compute is refused.
+fn hazards(name: &TableName, table: &Table) -> impl Iterator<Item = Finding> {
+    let Effects {
+        hazards, computed, ..
+    } = &table.effects;
+    let ours = |hazard: &&Hazard| {
+        let mut computed = computed.iter();
+        hazard.kind == HazardKind::Default
+            && computed.any(|computed| computed.column == hazard.name)
+    };
+    let left = hazards.iter().filter(move |hazard| !ours(hazard));
+    left.map(|hazard| Finding::PerShard {
+        table: name.clone(),
+        hazard: hazard.clone(),
+    })
 }
 
 fn lives_on(placement: &Placement, shard: usize) -> bool {

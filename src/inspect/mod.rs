@@ -17,7 +17,7 @@ mod weigh;
 pub use code::code;
 pub use columns::{Column, Derived, Tables, columns};
 pub use connect::{AskError, Limits, connect, pool};
-pub use effects::{Action, Counter, DefaultValue, Made, Objects, Trigger, Unique};
+pub use effects::{Action, Counted, Counter, DefaultValue, Made, Objects, Trigger, Unique};
 pub use finding::{Difference, Finding, Severity};
 pub use judge::{complete, judge};
 pub use survey::{Observed, Survey, at_once, complete_snapshot, credentials_for, survey};

@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Other, Placement, Snapshot, Table, Unlisted},
+        snapshot::{OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted},
     },
     sql::{
         normalize::Slot,
@@ -511,6 +511,8 @@ impl<'a> Analysis<'a> {
         match self.snapshot.unlisted {
             // Its rows may be on every shard.
             _ if self.snapshot.other(schema, name) == Some(Other::Derived) => Place::Unknown,
+            // Every shard has its own, which is nobody's data.
+            _ if schema == OWN_SCHEMA => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
         }

@@ -3,6 +3,7 @@
 use super::{
     Route, StatementPlan, Target, Values,
     change::{Changes, Reach},
+    defaults::Computes,
     route::{Condition, Edge, Pin, Pins, Role, Why},
     spread::{Shares, What},
     unroutable::Unroutable,
@@ -35,6 +36,9 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     };
     if let Some(undecided) = undecided(plan, snapshot, values) {
         return undecided;
+    }
+    if let Some(computes) = &plan.computes {
+        return computed(computes);
     }
     let mut rows = Vec::new();
     let routed = plan.route(snapshot, values);
@@ -76,6 +80,24 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     Description {
         rows,
         refused: routed.err(),
+    }
+}
+
+/// What is told of an INSERT that leaves values to be computed.
+fn computed(computes: &Computes) -> Description {
+    let columns = match computes.ours() {
+        [] => "values of some rows".to_owned(),
+        columns => columns.join(", "),
+    };
+    let reason = "defaults give these values before the rows have their shards".to_owned();
+    Description {
+        rows: vec![
+            ("route", "by what is computed".to_owned()),
+            ("computed", columns),
+            ("reason", reason),
+            ("access", "write".to_owned()),
+        ],
+        refused: None,
     }
 }
 
@@ -142,6 +164,14 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
     let mut rows = Vec::new();
     let (shards, reason) = match &changes.reach {
         Reach::Shards(set) => (names(set), "a schema change of these shards".to_owned()),
+        Reach::View { .. } => (
+            snapshot.shards.join(", "),
+            "a schema change of these shards".to_owned(),
+        ),
+        Reach::Locks(_) => (
+            snapshot.shards.join(", "),
+            "each locks those of the tables that it has".to_owned(),
+        ),
         Reach::Servers => (
             snapshot.shards.join(", "),
             "a change of every server, once on each".to_owned(),

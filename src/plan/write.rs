@@ -146,7 +146,7 @@ impl<'a> Analysis<'a> {
             self.query(source, parent);
             return;
         };
-        self.sets_off(&insert.table, Act::Insert(&given(columns, &source.body)));
+        self.rows_set_off(&insert.table, &given(columns, &source.body));
         let first_scope = self.scopes.len();
         self.query(source, parent);
         match &source.body {
@@ -182,6 +182,19 @@ impl<'a> Analysis<'a> {
             return;
         };
         if let Some(hazard) = effects.of(act) {
+            self.refuse(Unroutable::PerShardObject {
+                table: table.name.name.clone(),
+                hazard: hazard.clone(),
+            });
+        }
+    }
+
+    /// As [`Self::sets_off`], of new rows with values for these columns.
+    fn rows_set_off(&mut self, table: &Relation, given: &[String]) {
+        let effects = self.effects(&table.name);
+        if let Some(hazard) =
+            effects.and_then(|effects| effects.of_rows(given, &self.context.computed))
+        {
             self.refuse(Unroutable::PerShardObject {
                 table: table.name.name.clone(),
                 hazard: hazard.clone(),

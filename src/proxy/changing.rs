@@ -9,6 +9,7 @@
 use super::{
     fan::Fan,
     link::{Hold, Link},
+    numbers::Drew,
     place::Place,
     prepared::Prepared,
     reply::{self as wording, session as reply},
@@ -19,13 +20,13 @@ use super::{
 use crate::{
     catalog::{
         shard::{ShardId, ShardSet},
-        snapshot::{Other, Placement, Table, TableName, Unlisted},
+        snapshot::{Other, Placement, Table, TableName},
     },
     clock::Duration,
     config::settings::PoolMode,
     plan::{
         StatementPlan, Target,
-        change::{Changes, Found, New, Reach},
+        change::{Changes, Found, Locks, New, Reach},
         spread::{Fill, Shares, Spread, Time, What},
     },
     sql::change::Block,
@@ -52,6 +53,7 @@ enum Made {
         name: TableName,
         placement: Placement,
     },
+    View(TableName),
     Nothing,
 }
 
@@ -73,7 +75,7 @@ impl Session {
         let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
         statement.changes.is_some()
             && self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.phase != Phase::Answering
             && !self.snapshot.is_single()
             && !(self.phase == Phase::Batch && self.link.as_deref().is_some_and(begun))
@@ -156,9 +158,13 @@ impl Session {
         let (Some(changes), Ok(text)) = (&statement.changes, std::str::from_utf8(text)) else {
             return Err(reply::malformed().into());
         };
+        self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
             return Err(reply::needs_transaction(changes.command).into());
+        }
+        if changes.command == "LOCK TABLE" {
+            self.check_found()?;
         }
         match changes.block {
             Block::Allowed => self.change_within(changes, text).await,
@@ -170,13 +176,25 @@ impl Session {
     // ---- within a transaction ----
 
     async fn change_within(&mut self, changes: &Changes, text: &str) -> Result<Written, Stop> {
-        let views = self.for_batch || self.status() != Status::Idle;
-        if views && changes.command == "CREATE VIEW" && self.snapshot.unlisted != Unlisted::Error {
-            // Until it is committed it would be taken for a table on the shard of those that nothing lists.
-            return Err(reply::view_within().into());
-        }
         self.begin_own().await?;
+        if let Reach::Locks(locks) = &changes.reach {
+            return self.lock_each(locks, text).await;
+        }
         let (shards, made) = self.concerned(changes).await?;
+        let written = self.run_on(&shards, text).await?;
+        if changes.command == "setval" {
+            // It is no shard's alone.
+            self.drew = Drew::default();
+        }
+        if !leaves_schema(changes.command) {
+            self.several.schema_changes();
+            self.foresee(changes, made);
+        }
+        Ok(written)
+    }
+
+    /// Runs the same text on each of these shards.
+    async fn run_on(&mut self, shards: &ShardSet, text: &str) -> Result<Written, Stop> {
         let shares = Shares {
             shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
         };
@@ -186,12 +204,38 @@ impl Session {
             what: What::Change,
             time: Time::NotAsked,
         };
-        let written = self.write(&Writing::same(&change, text, shares)).await?;
-        if !leaves_schema(changes.command) {
-            self.several.schema_changes();
-            self.foresee(changes, made);
+        self.write(&Writing::same(&change, text, shares)).await
+    }
+
+    /// Locks tables that are on different shards, each shard its own, in the order of shards.
+    async fn lock_each(&mut self, locks: &Locks, text: &str) -> Result<Written, Stop> {
+        let each = locks.unknown().map(|name| to_regclass(name));
+        let each = each.collect::<Vec<_>>().join(", ',', ");
+        let question = (!each.is_empty()).then(|| format!("SELECT pg_catalog.concat({each})"));
+        let mut found = vec![false; locks.unknown().count()];
+        let mut own = Vec::new();
+        for shard in self.snapshot.all().iter() {
+            let has = match &question {
+                Some(question) => self.ask_within(shard, question).await?.unwrap_or_default(),
+                None => String::new(),
+            };
+            let has: Vec<bool> = has.split(',').map(|has| has == "t").collect();
+            found
+                .iter_mut()
+                .zip(&has)
+                .for_each(|(found, has)| *found |= has);
+            own.extend(locks.text(shard, &has).map(|text| (shard, text)));
         }
-        Ok(written)
+        if found.contains(&false) {
+            // What no shard has is said so by the home shard.
+            let home = ShardSet::one(self.snapshot.home);
+            return self.run_on(&home, text).await;
+        }
+        let mut last = None;
+        for (shard, text) in own {
+            last = Some(self.run_on(&ShardSet::one(shard), &text).await?);
+        }
+        last.ok_or_else(|| reply::malformed().into())
     }
 
     /// Which shards the change concerns.
@@ -200,6 +244,13 @@ impl Session {
             Reach::Shards(shards) => shards.clone(),
             Reach::Servers => self.one_per_server().await?,
             Reach::New(new) => return self.place_of_new(new).await,
+            Reach::View { schema, name } => {
+                let schema = self.schema_of(schema.as_ref()).await?;
+                let name = name.clone();
+                let made = Made::View(TableName { schema, name });
+                return Ok((self.snapshot.all(), made));
+            }
+            Reach::Locks(_) => return Err(reply::malformed().into()),
             Reach::Holders(names) => {
                 let question = has_one(names);
                 let mut shards = ShardSet::new();
@@ -252,17 +303,18 @@ impl Session {
         Ok(shards)
     }
 
+    /// The schema in which something new is made.
+    async fn schema_of(&mut self, named: Option<&String>) -> Result<String, Stop> {
+        if let Some(schema) = named {
+            return Ok(schema.clone());
+        }
+        let question = "SELECT pg_catalog.current_schema()::pg_catalog.text";
+        let asked = self.ask_within(self.snapshot.home, question).await?;
+        Ok(asked.ok_or_else(reply::no_schema)?)
+    }
+
     async fn place_of_new(&mut self, new: &New) -> Result<(ShardSet, Made), Stop> {
-        let schema = match &new.schema {
-            Some(schema) => schema.clone(),
-            None => {
-                let asked = self.ask_within(
-                    self.snapshot.home,
-                    "SELECT pg_catalog.current_schema()::pg_catalog.text",
-                );
-                asked.await?.ok_or_else(reply::no_schema)?
-            }
-        };
+        let schema = self.schema_of(new.schema.as_ref()).await?;
         let placed = new.place(&schema, &self.snapshot);
         let (placement, found) = placed.map_err(|why| wording::unroutable(&why))?;
         if found == Found::Stated {
@@ -285,9 +337,13 @@ impl Session {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();
                 table.sources.clear();
+                // Its defaults may be others.
+                table.effects.computed.clear();
             }
         }
-        if let Made::Table { name, placement } = made {
+        if let Made::View(name) = made {
+            seen.others.insert(name, Other::Derived);
+        } else if let Made::Table { name, placement } = made {
             let listed = seen.tables.contains_key(&name);
             if listed || !matches!(placement, Placement::Single(_)) {
                 seen.tables.insert(name, Table::unasked(placement));
@@ -321,12 +377,14 @@ impl Session {
         let (shards, question) = match &changes.reach {
             Reach::Shards(shards) => (shards.clone(), None),
             Reach::Holders(names) => (self.snapshot.all(), Some(has_one(names))),
-            Reach::New(_) | Reach::Servers => return Err(reply::malformed().into()),
+            Reach::New(_) | Reach::Servers | Reach::Locks(_) | Reach::View { .. } => {
+                return Err(reply::malformed().into());
+            }
         };
         if self.link.is_some() {
             // It did nothing that must stay.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         self.lease_fan(&shards).await?;
         let mut heard = Heard::default();
@@ -444,17 +502,20 @@ impl Heard {
 fn leaves_schema(command: &str) -> bool {
     matches!(
         command,
-        "LOCK TABLE" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
+        "LOCK TABLE" | "setval" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
     )
 }
 
 /// Asks whether a shard has one of these relations, each as SQL names it.
 fn has_one(names: &[String]) -> String {
-    let each = names.iter().map(|name| {
-        let name = name.replace('\\', "\\\\").replace('\'', "''");
-        format!("pg_catalog.to_regclass(E'{name}') IS NOT NULL")
-    });
+    let each = names.iter().map(|name| to_regclass(name));
     format!("SELECT {}", each.collect::<Vec<_>>().join(" OR "))
+}
+
+/// Asks whether a shard has this relation, as SQL names it.
+fn to_regclass(name: &str) -> String {
+    let name = name.replace('\\', "\\\\").replace('\'', "''");
+    format!("pg_catalog.to_regclass(E'{name}') IS NOT NULL")
 }
 
 #[cfg(test)]

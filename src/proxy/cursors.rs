@@ -152,7 +152,7 @@ impl Cursors {
     /// What a cursor has on the shards is not needed any more.
     pub(super) fn leave(&mut self, reading: Reading) {
         let all = self.all.get_or_insert_default();
-        reading.is_left(&mut all.stale);
+        reading.end(&mut all.stale);
     }
 
     /// The transaction is over, and what it had on the shards with it.
@@ -217,7 +217,7 @@ impl Reading {
         }
     }
 
-    fn is_left(self, stale: &mut Vec<(ShardId, String)>) {
+    fn end(self, stale: &mut Vec<(ShardId, String)>) {
         let shards = self.shards.iter();
         stale.extend(shards.map(|shard| (shard, self.name.clone())));
     }

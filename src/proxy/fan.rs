@@ -571,7 +571,7 @@ impl Session {
             self.cancel.attach(&link.lease.target);
             self.link = Some(link);
             self.end_aside().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         if let Some(link) = apart {
             self.cancel.attach(&link.lease.target);

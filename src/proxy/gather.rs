@@ -208,7 +208,7 @@ impl Session {
         };
         (self.may_ask_shards(statement) || self.may_ask_within(statement))
             && reported(b"DateStyle", b"ISO")
-            && reported(b"IntervalStyle", b"postgres")
+            && (reported(b"IntervalStyle", b"postgres") || reported(b"IntervalStyle", b"iso_8601"))
     }
 
     /// Outside of a transaction that has begun anywhere.
@@ -220,7 +220,7 @@ impl Session {
         };
         beside
             && self.phase != Phase::Answering
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()

@@ -13,6 +13,7 @@ mod ending;
 mod extended;
 mod fan;
 mod gather;
+mod ids;
 pub mod keyring;
 pub mod learning;
 mod link;

@@ -89,7 +89,7 @@ impl Session {
                     .named()
                     .filter(|_| statement.names_transaction && here.is_none_or(|link| !link.named));
                 Place {
-                    shard: told.or(bound).unwrap_or(self.any),
+                    shard: told.unwrap_or_else(|| self.any_shard(bound)),
                     hold,
                 }
             }
@@ -332,7 +332,7 @@ impl Session {
             .is_some_and(|link| matches!(link.hold, Hold::Aside | Hold::AsideTransaction));
         if beside && self.deferred.is_some() {
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //! (text, declared types, the session's planning context), so sessions that prepare the same share it and no table of
 //! names is needed; the client's own names never leave the session.
 
-use super::sql_prepared::Execution;
+use super::{ids::Computing, sql_prepared::Execution};
 use crate::{
     plan::{Plan, StatementPlan},
     pool::backend::Shape,
@@ -150,6 +150,8 @@ pub(super) struct Prepared {
     pub(super) meaning: Meaning,
     /// What the first Describe of it said.
     pub(super) told: Arc<Told>,
+    /// `text` has parameters for what is computed for each execution, which the client did not write.
+    pub(super) computing: Option<Arc<Computing>>,
     /// It is an EXECUTE of another, and `plan` is that one's.
     pub(super) executes: Option<Box<Execution>>,
 }

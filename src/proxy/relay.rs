@@ -77,18 +77,11 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let restated = if forward && header.tag == b'E' {
-                self.restated(header, body)
-            } else {
-                None
-            };
+            let restated = forward.then(|| self.told_otherwise(header, body)).flatten();
             if forward && restated.is_none() {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                if header.tag == b'C' && self.holds_end() {
-                    self.hold_end(body);
-                }
                 let restated = restated.unwrap_or_default();
                 self.client.out().extend_from_slice(&restated);
                 at += here;
@@ -156,6 +149,9 @@ impl Session {
     }
 
     fn happened(&mut self, event: Event<Note>, header: Header, body: &[u8]) -> Result<(), End> {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
         match event {
             Event::None => {}
             Event::Done(Request::Parse, Note::Parsed(prepared)) => {
@@ -215,6 +211,31 @@ impl Session {
             self.was_given(note);
         }
         Ok(())
+    }
+
+    /// A frame as the client is to see it; `None`: as it is.
+    fn told_otherwise(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        match header.tag {
+            b'E' => {
+                let restated = self.restated(header, body);
+                restated.or_else(|| self.unplaced(header, body))
+            }
+            b't' => self.without_computed(body),
+            _ => None,
+        }
+    }
+
+    /// ParameterDescription as the client knows its statement; `None`: as it is.
+    fn without_computed(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let Some(Note::Described(prepared)) = self.pipeline.notes().next() else {
+            return None;
+        };
+        let computing = prepared.computing.as_ref()?;
+        let mut out = Vec::new();
+        crate::wire::frontend::put(&mut out, b't', |out| {
+            out.extend_from_slice(&computing.describe(body));
+        });
+        Some(out)
     }
 
     /// Whether the next description is of a statement that is compared from backend to backend, so that it is held whole.

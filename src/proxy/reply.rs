@@ -11,7 +11,10 @@ pub mod console;
 pub mod session;
 
 use crate::{
-    catalog::effects::{Hazard, HazardKind},
+    catalog::{
+        effects::{Hazard, HazardKind},
+        snapshot::OWN_SCHEMA,
+    },
     plan::unroutable::{KeyProblem, Unheld, Unroutable},
     wire::notice::{Notice, Words},
 };
@@ -226,12 +229,23 @@ fn problem_text(problem: KeyProblem) -> String {
     .to_owned()
 }
 
+fn is_own(table: &str) -> bool {
+    let schema = table.split_once('.').map(|(schema, _)| schema);
+    schema == Some(OWN_SCHEMA)
+}
+
 /// A hint that names what the statement names; otherwise the table's is used.
 fn hint(why: &Unroutable) -> Option<String> {
     match why {
         Unroutable::Unpinned { table, key } => Some(format!(
             "Add a predicate such as {table}.{key} = $1 to the query block that reads {table}."
         )),
+        Unroutable::Function { name } if name == "pg_export_snapshot" => Some(
+            "Every shard has a snapshot of its own: run pg_dump without -j, or on one shard by shardway.shard.".to_owned(),
+        ),
+        Unroutable::UnknownTable { table } if is_own(table) => Some(
+            "It is Shardway's own, on every shard for that shard alone: leave it out (pg_dump --exclude-schema=shardway), or name a shard by SET shardway.shard.".to_owned(),
+        ),
         Unroutable::UnknownTable { table } => Some(format!(
             "Add \"{table}\" to a group, or to the reference or single tables, in the configuration; or set unlisted_tables."
         )),
@@ -550,6 +564,20 @@ pub const CODES: &[Code] = &[
         what_to_do: "Send Sync behind the write, or begin a transaction before it.",
     },
     Code {
+        code: "SW143",
+        sqlstate: "57P03",
+        title: "No value for a default",
+        meaning: "An INSERT leaves a column to its default that is computed before its rows have their shards: by a sequence, whose numbers the home shard gives, or as an id, for which the home shard lends the time. It could not be asked, or no control role is configured. Nothing was written.",
+        what_to_do: "Check that the home shard is up and that the control role may log in there; repeat the statement, or give the value in it.",
+    },
+    Code {
+        code: "SW144",
+        sqlstate: "0A000",
+        title: "A sequence that begins anew",
+        meaning: "RESTART, setval, or another INCREMENT, of a sequence that gives numbers to sharded tables: proxies hold numbers that were drawn ahead (`sequence_block` above 1), or its numbers must be unique and a unique index without the shard key cannot see those of other shards.",
+        what_to_do: "Do it on the home shard under a comment /* shardway: shard=<home> */ when no number can come twice; TRUNCATE … RESTART IDENTITY is possible with sequence_block = 1.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -730,6 +758,13 @@ pub const CODES: &[Code] = &[
         title: "Committed, not finished everywhere",
         meaning: "The transaction is committed; a shard was lost before it could be told, or somebody else has ended its part. Recovery finishes what is left.",
         what_to_do: "Do not repeat it. SHOW TRANSACTIONS in the console lists what is not finished; the log names parts that were gone.",
+    },
+    Code {
+        code: "SW341",
+        sqlstate: "0A000",
+        title: "Dump that would lack tables",
+        meaning: "A transaction with a snapshot on every shard (shardway.read_consistency) reads the catalogs of one shard and locks the tables that it finds there, as pg_dump does; other shards have tables that it has not.",
+        what_to_do: "Dump each shard by itself (shardway.shard), or keep all tables that are not sharded on one shard.",
     },
 ];
 

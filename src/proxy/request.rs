@@ -132,6 +132,7 @@ impl Session {
         self.tally.received_bytes += frame.len() as u64;
         if self.phase == Phase::Idle {
             self.count_begin();
+            self.drew.begins();
             self.refresh();
         }
         if self.for_batch && matches!(header.tag, b'Q' | b'F') {

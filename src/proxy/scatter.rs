@@ -231,6 +231,7 @@ impl Session {
         bind: &Bind<'_>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        self.begin_with_snapshots().await?;
         let declares = |one: &StatementPlan| matches!(one.effect, Effect::Declare { .. });
         if prepared.statement().is_some_and(declares) {
             return self.bind_declare(refused, prepared, bind).await;

@@ -364,6 +364,13 @@ impl Session {
         drop(tokio::time::timeout(GOODBYE_PATIENCE, flushed).await);
     }
 
+    /// Whether the session keeps a backend for what its statements may depend on. An advisory lock is nothing that other
+    /// backends lack.
+    pub(super) fn is_kept(&self) -> bool {
+        let lock = |(reason, _): &(PinReason, ShardId)| *reason == PinReason::SessionAdvisoryLock;
+        self.pinned.is_some_and(|pin| !lock(&pin))
+    }
+
     /// Whether the link is at rest: answered everything, no transaction.
     pub(super) fn at_rest(&self) -> bool {
         self.pipeline.is_empty()
@@ -605,8 +612,15 @@ impl Session {
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
         } else {
-            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
-            self.several.begun(may_go_on.then_some(deferred));
+            let one_each = deferred.statement_snapshots() && self.begins_read_committed();
+            if one_each {
+                self.several.begun(Some(deferred));
+            } else if self.has_snapshots() {
+                self.several.begun(Some(deferred));
+                return Box::pin(self.take_snapshots()).await;
+            } else {
+                self.several.stays_with_its_snapshot();
+            }
         }
         Ok(Ok(()))
     }
@@ -984,6 +998,13 @@ impl Session {
 
     /// The session keeps its backend from now on.
     pub(super) fn pin(&mut self, reason: PinReason) {
+        if let (Some((PinReason::SessionAdvisoryLock, shard)), true) =
+            (self.pinned, reason != PinReason::SessionAdvisoryLock)
+            && self.link_shard() == Some(shard)
+        {
+            // It has more there than the lock from now on.
+            self.pinned = None;
+        }
         if let (None, Some(shard)) = (self.pinned, self.link_shard()) {
             self.pinned = Some((reason, shard));
             self.any = shard;

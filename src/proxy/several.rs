@@ -7,6 +7,7 @@
 
 mod asking;
 mod ends;
+pub(super) mod snapshots;
 
 use super::{
     link::{Hold, Link},
@@ -36,6 +37,8 @@ use smallvec::SmallVec;
 pub(super) struct Several {
     /// What another shard is told of it; `None`: it stays on its shard.
     begun: Option<Deferred>,
+    /// It stays there because it promises one snapshot.
+    one_snapshot: bool,
     /// The shards of the transaction beside the link's, each at rest within it.
     enlisted: Vec<Box<Link>>,
     /// SET CONSTRAINTS or SET TRANSACTION as it was sent, until it is confirmed.
@@ -75,7 +78,14 @@ impl Several {
     /// A deferred transaction has reached its first shard, from which it may go on.
     pub(super) fn begun(&mut self, deferred: Option<Deferred>) {
         self.begun = deferred;
+        self.one_snapshot = false;
         self.sent = None;
+    }
+
+    /// A deferred transaction has reached the shard on which it stays, as it promises one snapshot.
+    pub(super) fn stays_with_its_snapshot(&mut self) {
+        self.begun(None);
+        self.one_snapshot = true;
     }
 
     /// What the next transaction is told when this one ends AND CHAIN.
@@ -121,7 +131,7 @@ impl Several {
 
     /// The transaction or session ends: servers undo what is not committed when their connections close.
     pub(super) fn close(&mut self) {
-        self.begun = None;
+        self.begun(None);
         self.schema = Schema::Same;
         self.enlisted.clear();
     }
@@ -269,7 +279,11 @@ impl Session {
 
     fn stays(&self, shard: ShardId) -> Option<Stays> {
         let Some(begun) = &self.several.begun else {
-            return Some(Stays::Implicit);
+            return Some(if self.several.one_snapshot {
+                Stays::Isolation
+            } else {
+                Stays::Implicit
+            });
         };
         let mut links = self.link.iter().chain(&self.several.enlisted);
         if links.any(|link| link.opaque) {
@@ -279,7 +293,7 @@ impl Session {
         if enlisted.iter().any(|link| link.shard == shard) {
             return None;
         }
-        if self.mode != PoolMode::Transaction || self.pinned.is_some() {
+        if self.mode != PoolMode::Transaction || self.is_kept() {
             Some(Stays::Kept)
         } else if !begun.statement_snapshots() {
             Some(Stays::Isolation)
@@ -291,7 +305,7 @@ impl Session {
     }
 
     /// Whether statements run as another role than the one that logged in.
-    fn has_other_role(&self) -> bool {
+    pub(super) fn has_other_role(&self) -> bool {
         let who = ["role", "session_authorization"];
         who.iter().any(|name| self.parameters.get(name).is_some())
     }
@@ -334,9 +348,14 @@ impl Session {
 
     /// Leases a backend of another shard and tells it all that `here` was told since BEGIN.
     async fn enlist(&mut self, shard: ShardId, here: &Link) -> Result<Result<(), Words>, End> {
-        let lease = match self.checkout_for(shard, Hold::Bound).await? {
-            Ok((lease, _)) => lease,
-            Err(problem) => return Ok(Err(problem)),
+        // A backend that is kept for a lock is there already.
+        let mut parked = self.parked.iter();
+        let lease = match parked.position(|link| link.shard == shard) {
+            Some(at) => self.parked.swap_remove(at).lease,
+            None => match self.checkout_for(shard, Hold::Bound).await? {
+                Ok((lease, _)) => lease,
+                Err(problem) => return Ok(Err(problem)),
+            },
         };
         let Applied::Known(at_begin, _) = &here.at_begin else {
             return Ok(Err(reply::second_shard(

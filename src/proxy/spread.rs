@@ -137,7 +137,7 @@ impl Session {
     pub(super) fn may_spread(&self) -> bool {
         let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
         self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.phase != Phase::Answering
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
@@ -395,7 +395,7 @@ impl Session {
         if self.link.is_some() {
             // It did nothing that must stay.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         self.deferred = Some(Deferred::begin(b"BEGIN"));
         self.parameters.begin();

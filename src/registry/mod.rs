@@ -5,11 +5,13 @@
 //! belongs to another shard than the configuration says, is not used; a database of one shard opens no connection here.
 
 mod control;
+mod ids;
 mod lack;
 mod proxies;
 mod schema;
 
 pub use control::{Control, Lease, errand};
+pub use ids::Ids;
 pub use lack::{Lack, lacks};
 pub use proxies::{HEARTBEAT, Me, SILENCE};
 
@@ -22,7 +24,10 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use schema::{Fault, Identity};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// Why there are no transactions over several shards.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +65,8 @@ pub struct Registry {
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
     known: ArcSwap<Known>,
+    /// Whether every shard has its number for ids.
+    numbered: AtomicBool,
 }
 
 /// What the servers said when they were last asked.
@@ -99,6 +106,7 @@ impl Registry {
                 installation: None,
                 shards: unasked,
             }),
+            numbered: AtomicBool::new(false),
         }
     }
 
@@ -207,7 +215,16 @@ impl Registry {
             }
             self.tell(shard, before, now);
         }
+        let all = new.shards.iter().all(Result::is_ok);
         self.known.store(Arc::new(new));
+        if all && !self.numbered.load(Ordering::Relaxed) {
+            let numbered = self.number_shards().await;
+            self.numbered.store(numbered.is_ok(), Ordering::Relaxed);
+            if let Err(problem) = numbered {
+                let database = &self.database;
+                tracing::warn!(database, %problem, "shards have no numbers for ids yet");
+            }
+        }
     }
 
     fn tell(&self, shard: ShardId, before: &Result<(), NotReady>, now: &Result<(), NotReady>) {

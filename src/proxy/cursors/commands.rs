@@ -127,18 +127,21 @@ impl Session {
 
     // ---- the simple protocol ----
 
-    /// Answers a Query about a cursor over several shards; false: it is none.
+    /// Answers a Query about a cursor over several shards; false: it is none. `apart`: its statements as they are when
+    /// they run one by one.
     pub(in crate::proxy) async fn query_cursor(
         &mut self,
         statements: &[StatementPlan],
+        apart: &[StatementPlan],
         text: &[u8],
     ) -> Result<bool, Stop> {
         let [statement] = statements else {
             let mut all = statements.iter();
-            return match all.find_map(|one| self.command_over_shards(one, text)) {
-                Some(_) => Err(reply::cursor_among_others().into()),
-                None => Ok(false),
-            };
+            let ours = all.find_map(|one| self.command_over_shards(one, text));
+            if ours.is_some() {
+                self.query_apart(reply::cursor_among_others(), apart, text)?;
+            }
+            return Ok(ours.is_some());
         };
         let declares = match command_of(statement, text) {
             Some(Command::Declare(declare)) => Some(declare.name),
@@ -479,7 +482,7 @@ impl Session {
         bound: &Bound<'_>,
         told: &Told,
     ) -> Result<Declared, Stop> {
-        if self.status() == Status::Idle || self.for_batch {
+        if self.status() == Status::Idle || (self.for_batch && self.script.is_none()) {
             return Err(reply::needs_transaction("DECLARE CURSOR").into());
         }
         if declare.hold {
@@ -519,23 +522,23 @@ impl Session {
                 }
                 match self.scatters(&planned.plan, &values) {
                     Some(scatter) => self.gather_for(declare, &scatter, text, bound).await,
-                    None => Err(self.why_not(&planned.plan, &values).into()),
+                    None => Err(self.why_not(&planned.plan, &values)),
                 }
             }
             Some(Query::Gathered(scatter)) => self.gather_for(declare, &scatter, text, bound).await,
-            None => Err(self.why_not(&planned.plan, &values).into()),
+            None => Err(self.why_not(&planned.plan, &values)),
         }
     }
 
     /// Why a query is not one that a cursor over several shards reads.
-    fn why_not(&self, plan: &Plan, values: &Values<'_>) -> Notice {
+    fn why_not(&self, plan: &Plan, values: &Values<'_>) -> Stop {
         let [query] = plan.statements.as_slice() else {
-            return reply::malformed();
+            return reply::malformed().into();
         };
         match self.place(query, values) {
-            Err(why) => why,
+            Err(why) => why.into(),
             // It was, when DECLARE was bound.
-            Ok(_) => reply::columns_changed(),
+            Ok(_) => reply::columns_changed().into(),
         }
     }
 

@@ -323,7 +323,7 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
         ),
         Stays::Isolation => (
             "it promises one snapshot, and shards have each their own",
-            "Use READ COMMITTED, or keys of one shard.",
+            "Use READ COMMITTED, or keys of one shard; or SET shardway.read_consistency = 'per_shard' before BEGIN (pg_dump: PGOPTIONS='-c shardway.read_consistency=per_shard'), for one snapshot on each shard.",
         ),
         Stays::Kept => (
             "the session keeps its server connection",
@@ -755,6 +755,21 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
     }
 }
 
+/// Locks in a transaction that has found the tables of one shard only, where others have more.
+#[must_use]
+pub(in crate::proxy) fn left_out(shard: &str, tables: &[String]) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Its catalogs are those of shard \"{shard}\", which lack: {}. (SW341)",
+            tables.join(", ")
+        )),
+        hint: Some(
+            "Dump each shard by itself: SET shardway.shard, or PGOPTIONS='-c shardway.shard=<shard>'; or keep all tables that are not sharded on one shard.".to_owned(),
+        ),
+        ..error("0A000", "a dump of all shards would lack tables")
+    }
+}
+
 /// A new table whose place only its CREATE TABLE says.
 #[must_use]
 pub fn place_not_kept(table: &str) -> Notice {
@@ -762,16 +777,6 @@ pub fn place_not_kept(table: &str) -> Notice {
         detail: Some("Only a comment or a foreign key says where its rows live, which is not kept: nobody would find them again. (SW131)".to_owned()),
         hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
         ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
-    }
-}
-
-/// CREATE VIEW in a transaction, where unlisted tables live on one shard.
-#[must_use]
-pub fn view_within() -> Notice {
-    Notice {
-        detail: Some("Until it is committed, the view would be read like a table on the shard of unlisted tables. (SW101)".to_owned()),
-        hint: Some("Create the view outside of a transaction.".to_owned()),
-        ..error("0A000", "CREATE VIEW in a transaction is not supported over several shards with unlisted_tables")
     }
 }
 
@@ -910,6 +915,49 @@ pub fn number_of_another() -> Notice {
         ),
         ..error("55000", "the last number of a sequence is not known here")
     }
+}
+
+/// An id or a number of a sequence that could not be had; nothing was written.
+#[must_use]
+pub fn no_numbers(problem: &dyn std::fmt::Display) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The home shard, which gives them: {problem}. (SW143)"
+        )),
+        hint: Some("Nothing was written. Repeat it, or give the values yourself.".to_owned()),
+        ..error("57P03", "values for the row's defaults could not be had")
+    }
+}
+
+/// A schema change by which a sequence would give numbers that it gave before.
+#[must_use]
+pub fn restarts_sequence(why: &str) -> Notice {
+    Notice {
+        detail: Some(format!("The sequence would give numbers again: {why}. (SW144)")),
+        hint: Some(
+            "Do it on the home shard, under /* shardway: shard=... */, when you know that no number comes twice."
+                .to_owned(),
+        ),
+        ..error("0A000", "a sequence of a sharded table cannot begin anew")
+    }
+}
+
+/// What the home shard said when numbers were to be drawn from a sequence.
+#[must_use]
+pub fn said_of_numbers(sqlstate: &str, message: &str) -> Words {
+    let mut body = Vec::new();
+    for (code, text) in [
+        (b'S', "ERROR"),
+        (b'V', "ERROR"),
+        (b'C', sqlstate),
+        (b'M', message),
+    ] {
+        body.push(code);
+        body.extend_from_slice(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    Words::Servers(body)
 }
 
 /// A database that is not configured.

@@ -183,12 +183,16 @@ fn split_tag(tag: &[u8]) -> Option<(&[u8], u64)> {
 }
 
 impl Written {
-    /// All shards say the same of a schema change.
+    /// All shards say the same of a schema change; `setval` gives a row.
     fn of_change(answers: &[Answer]) -> Result<Self, Discord> {
-        let first = &answers[0].tag;
-        let same = answers[1..].iter().all(|other| other.tag == *first);
-        same.then(|| Self::of_command(first.clone()))
-            .ok_or(Discord::Malformed)
+        let first = &answers[0];
+        let alike = |other: &Answer| other.tag == first.tag && other.rows == first.rows;
+        let written = Self {
+            rows: first.rows().map(<[u8]>::to_vec).collect(),
+            ..Self::of_command(first.tag.clone())
+        };
+        let same = answers[1..].iter().all(alike);
+        same.then_some(written).ok_or(Discord::Malformed)
     }
 
     /// These rows, as described.
