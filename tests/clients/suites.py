@@ -342,12 +342,10 @@ class OrmIds(Smoke):
         self.orm = orm
 
     def prepare(self):
-        driver = {"sqlalchemy": [f"psycopg2-binary=={fetch.PINNED['psycopg2']}"], "django": fetch.pinned("psycopg", "psycopg-binary")}
-        self.python = fetch.venv(self.orm, *driver[self.orm], *fetch.pinned(self.orm, *self.others()))
-
-    def others(self):
-        """What the ORM's own suite needs of its environment, which is the same."""
-        return {"sqlalchemy": ("pytest", "pytest-timeout"), "django": ("jinja2",)}[self.orm]
+        # The environment of the ORM's own suite.
+        own = next(suite for suite in ALL if suite.name == self.orm)
+        own.prepare()
+        self.python = own.python
 
     def run(self, target, report):
         for name in ("ids", "ids_0", "ids_1", "ids_2"):

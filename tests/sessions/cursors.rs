@@ -486,6 +486,25 @@ fn formats_are_those_that_fetch_asks_for() {
             .any(|line| line.starts_with("E ERROR 0A000 another format")),
         "{found:?}"
     );
+    stand.all_alike(&[
+        "rollback",
+        "begin",
+        "declare c cursor for select date '2026-01-02' + n, id from t order by n",
+        "fetch 3 from c",
+        "set local work_mem = '2MB'",
+        "fetch 3 from c",
+        "move all in c",
+        "close c",
+        "declare c cursor for select date '2026-01-02' + n, id from t order by n",
+        // No row has come yet.
+        "set local datestyle = 'german'",
+        "fetch 3 from c",
+        "close c",
+        "declare c cursor for select date '2026-01-02' + n, id from t order by n",
+        "move 3 in c",
+    ]);
+    stand.ask("set local datestyle = 'iso'");
+    stand.fails("fetch 3 from c", "another format within a cursor");
     stand.all_alike(&["rollback"]);
 }
 

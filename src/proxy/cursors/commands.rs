@@ -16,7 +16,7 @@ use crate::{
         prepared::{Prepared, Told},
         reply::session as reply,
         request::Stop,
-        scatter::{Pumped, Scattered, shape, types_everywhere},
+        scatter::{Pumped, Scattered, shape},
         session::{End, Note, Portal, Session},
     },
     sql::{
@@ -416,7 +416,7 @@ impl Session {
         let values = [&[0, 0][..], &bind.tail_for_text()].concat();
         let bind = Bind::decode(&values).map_err(|_malformed| reply::malformed())?;
         let bound = Bound {
-            types: types_everywhere(prepared),
+            types: prepared.told.raw_types().unwrap_or(&prepared.raw_types),
             tail: Some(&bind),
         };
         let told = Told::default();
@@ -429,7 +429,8 @@ impl Session {
             }
             Declared::There { text, types } => {
                 self.portal_goes_there(declare.name.as_bytes());
-                let Some(link) = &mut self.link else {
+                let types = self.link_shard().map(|shard| self.types_for(shard, &types));
+                let (Some(link), Some(types)) = (&mut self.link, types) else {
                     return Err(End::Client.into());
                 };
                 let out = link.lease.stream.out();
@@ -575,7 +576,12 @@ impl Session {
             return Err(reply::no_such_cursor(name).into());
         };
         let simple = vec![reading.simple; reading.formats.len()];
-        let formats = asked.unwrap_or(&simple);
+        let own = reading.formats.clone();
+        let formats = match sink {
+            // Their format does not matter.
+            Sink::Nowhere => &own,
+            Sink::Client | Sink::Held(_) => asked.unwrap_or(&simple),
+        };
         let most = match count {
             Count::Next(count) => Ok(count),
             Count::All => Ok(u64::MAX),
@@ -588,7 +594,7 @@ impl Session {
                 reading.state = State::Failed;
                 Err(notice.into())
             }
-            Ok(_) if sink != Sink::Nowhere && !reading.turn_to(formats) => {
+            Ok(_) if !reading.turn_to(formats, self.written_by()) => {
                 Err(reply::cursor_in_other_formats().into())
             }
             Ok(most) => {

@@ -204,12 +204,12 @@ pub fn cursor_among_others() -> Notice {
     }
 }
 
-/// A cursor whose next rows have come already, in other formats than are asked for.
+/// A cursor whose next rows have come already, in other formats than are asked for or by other settings.
 #[must_use]
 pub fn cursor_in_other_formats() -> Notice {
     Notice {
-        detail: Some("Rows that the shards have given already are in the formats that were asked for before. (SW128)".to_owned()),
-        hint: Some("Ask for all parts of a cursor in the same formats.".to_owned()),
+        detail: Some("Rows that the shards have given already are in the formats that were asked for before, and written by the settings of that time. (SW128)".to_owned()),
+        hint: Some("Ask for all parts of a cursor in the same formats, without a change of DateStyle, TimeZone and their like in between.".to_owned()),
         ..error("0A000", "another format within a cursor over several shards is not supported")
     }
 }
@@ -667,6 +667,15 @@ pub fn columns_changed() -> Notice {
         detail: Some("A shard's table has other columns than were known. (SW127)".to_owned()),
         hint: Some("Repeat the statement when the servers have been looked at again, within half a minute.".to_owned()),
         ..error("0A000", "the table has changed")
+    }
+}
+
+/// Values in binary that hold numbers of types, which are others on each shard.
+#[must_use]
+pub fn numbers_in_binary() -> Notice {
+    Notice {
+        detail: Some("A value of a composite type holds the numbers of its columns' types, which differ from shard to shard. (SW151)".to_owned()),
+        ..error("0A000", "this result in binary format is not supported over several shards")
     }
 }
 
