@@ -7,6 +7,7 @@
 //! configuration at a reload); only this module spawns tasks that outlive their maker, all of them counted.
 
 mod accept;
+mod deadlocks;
 mod health;
 mod learn;
 pub mod life;

@@ -105,6 +105,9 @@ fn read_database(
     let two_phase_retention = reader
         .duration(node, "two_phase_retention")
         .unwrap_or_default();
+    let deadlock_interval = reader
+        .duration(node, "deadlock_interval")
+        .unwrap_or_default();
     let sequence_block = reader.integer(node, "sequence_block").unwrap_or(1);
     Database {
         name: name.to_owned(),
@@ -114,6 +117,7 @@ fn read_database(
         control,
         auth_query,
         two_phase_retention,
+        deadlock_interval,
         sequence_block,
     }
 }

@@ -123,6 +123,7 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
         None => reader.integer(node, key).unwrap_or_default(),
     };
     let size = integer("size", |pool| pool.size);
+    let reserve_size = integer("reserve_size", |pool| pool.reserve_size);
     let replication_size = integer("replication_size", |pool| pool.replication_size);
     let min_size = integer("min_size", |pool| pool.min_size);
     let connect_limit = integer("connect_limit", |pool| pool.connect_limit);
@@ -158,6 +159,7 @@ pub(super) fn read_pool(reader: &mut Reader, node: &Node<'_>, base: Option<&Pool
     Pool {
         mode,
         size,
+        reserve_size,
         replication_size,
         min_size,
         idle_timeout,

@@ -194,6 +194,8 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Pool, "mode", Kind::Choice(&["transaction", "session"]), "When a backend goes back to the pool: after each transaction, or when its client leaves.")
         .or("\"transaction\"").pool(|pool| show_mode(pool.mode).to_owned()),
     opt(Section::Pool, "size", COUNT, "Backends per user and placement.").or("20").pool(|pool| pool.size.to_string()),
+    opt(Section::Pool, "reserve_size", Kind::Integer { least: 0, most: 1_000_000 }, "Backends per user and placement beyond `size`, for transactions that hold a backend of one shard and go on to another: two that cross would else wait for each other's. The server's `max_connections` must bear both.")
+        .or("5").pool(|pool| pool.reserve_size.to_string()),
     opt(Section::Pool, "replication_size", Kind::Integer { least: 0, most: 1_000_000 }, "Replication connections (`replication=database` or `true`) to one shard open at once, beside the pools; 0 refuses them.")
         .or("10").pool(|pool| pool.replication_size.to_string()),
     opt(Section::Pool, "min_size", Kind::Integer { least: 0, most: 1_000_000 }, "Backends per user and placement kept open once a user has come.")
@@ -219,6 +221,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Database, "auth_query", Kind::TextOrTrue, "Looks up on the home shard, as `control`, who is not listed in `users` or has `auth = \"passthrough\"`: a query of `$1`, the name, for one row of the name and its stored password. `true`: `pg_authid`, of roles that may log in and whose password has not expired."),
     opt(Section::Database, "auth_query_cache", Kind::Duration, "How long what `auth_query` found is believed; a wrong password ends that at once.").or("\"10s\""),
     opt(Section::Database, "two_phase_retention", Kind::Duration, "How long the outcome of a transaction over several shards is kept on its deciding shard: longer than a failed server or standby may take to come back. A part that was prepared more than half of that ago, of whose transaction no outcome is known, is left to an operator.").or("\"6h\""),
+    opt(Section::Database, "deadlock_interval", Kind::Duration, "A statement of a transaction over several shards that has been without an answer for so long is looked at, and again as often: does it wait on one shard for who waits for it on another? Then the youngest of such a ring gets error 40P01. Needs `control`; 0: nobody looks, as without it.").or("\"1s\""),
     opt(Section::Database, "sequence_block", Kind::Integer { least: 1, most: 100_000 }, "How many numbers of a sequence a proxy draws from the home shard at once for the defaults of sharded and reference tables. 1 gives them in PostgreSQL's order; more saves a round trip for each INSERT, as a sequence's CACHE does, and leaves gaps.").or("1"),
     opt(Section::Database, "shards", Kind::Tables, "The shards by name; their order is that of their names. One shard: a plain pooler."),
     opt(Section::Database, "unlisted_tables", Kind::Text, "Where tables live that nothing lists: a shard's name, or `error` to refuse them."),

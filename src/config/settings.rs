@@ -125,6 +125,9 @@ pub struct Database {
     pub auth_query: Option<AuthQuery>,
     /// How long the decisions of transactions over several shards are kept.
     pub two_phase_retention: Duration,
+    /// How long a statement of a transaction over several shards goes without an answer before rings of waits are looked
+    /// for; zero: never.
+    pub deadlock_interval: Duration,
     /// How many numbers of a sequence are drawn at once.
     pub sequence_block: usize,
 }
@@ -174,6 +177,8 @@ pub struct Pool {
     pub mode: PoolMode,
     /// Backends per user and placement.
     pub size: usize,
+    /// Backends beyond that, for transactions that go on to another shard.
+    pub reserve_size: usize,
     /// Replication connections to one shard open at once, beside the pools.
     pub replication_size: usize,
     /// Backends kept open once a user has come.

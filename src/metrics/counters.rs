@@ -152,6 +152,8 @@ pool_counters! {
     errors,
     /// Waits that ended without a backend.
     wait_timeouts,
+    /// Backends beyond the size of their pool, handed to transactions that go on to another shard.
+    reserve_assignments,
 }
 
 /// A reading of counters.

@@ -339,6 +339,12 @@ impl Page {
                 &[("database", &*database)],
                 alive as f64,
             );
+            self.counter(
+                "shardway_deadlocks_total",
+                "Transactions that this proxy ended because they waited over shards for each other",
+                &[("database", &*database)],
+                distributed.deadlocks.get(),
+            );
             let outcomes = [
                 (Outcome::Committed, &distributed.committed),
                 (Outcome::Aborted, &distributed.aborted),
@@ -461,6 +467,11 @@ impl Page {
                     "shardway_wait_timeouts_total",
                     "Waits that ended without a backend",
                     sum.wait_timeouts,
+                ),
+                (
+                    "shardway_reserve_assignments_total",
+                    "Backends beyond pool.size, handed to transactions that go on to another shard",
+                    sum.reserve_assignments,
                 ),
             ] {
                 self.counter(name, help, &labels, value);

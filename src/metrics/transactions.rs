@@ -19,6 +19,8 @@ pub struct Distributed {
     pub committed: Counter,
     /// Prepared parts that recovery rolled back.
     pub aborted: Counter,
+    /// Transactions of this proxy that were ended because they were on a ring of waits over shards.
+    pub deadlocks: Counter,
     parts: Mutex<Vec<Part>>,
     proxies: Mutex<Vec<Proxy>>,
 }

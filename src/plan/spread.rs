@@ -42,10 +42,20 @@ pub struct Spread {
     pub what: What,
     /// Whether it asks for the transaction's time, which is then one for all shards.
     pub time: Time,
+    pub turns: Turns,
     /// Defaults that are written out.
     pub fill: Fill,
     /// A number of the table whose rows are changed or moved, by which movers keep apart from others.
     pub lock: Option<i32>,
+}
+
+/// Whether the shards do their parts at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turns {
+    /// Whom it waits for on one shard does not wait for it on another but by chance: rows that are new, or locked already.
+    AtOnce,
+    /// Rows that others change, too, are locked in the order of the shards, so that two alike do not wait for each other.
+    ByShard,
 }
 
 /// What is written.
@@ -108,6 +118,7 @@ pub(super) fn spread(
         time: text::time_asked(asked, &what)?,
         fill: fill::fill(asked, analysis, &what)?,
         lock: number_of(asked.kind),
+        turns: turns(asked.kind, &what),
         what,
     };
     let computed = asked.functions.iter().all(|name| spread.computes(name));
@@ -132,6 +143,15 @@ fn over_shards(asked: &Asked<'_>, analysis: &Analysis<'_>, pins: &[Pin]) -> Opti
         Kind::Merge(merge) => merged(merge, analysis, pins)?,
         _ => return None,
     })
+}
+
+fn turns(kind: &Kind, what: &What) -> Turns {
+    match (kind, what) {
+        // Locked as a whole.
+        (_, What::Copies(_)) => Turns::AtOnce,
+        (Kind::Insert(insert), What::Rows(_)) if insert.conflict.is_none() => Turns::AtOnce,
+        _ => Turns::ByShard,
+    }
 }
 
 /// The same number wherever the table is named, by whatever proxy; FNV-1a of its name.

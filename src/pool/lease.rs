@@ -2,7 +2,7 @@
 
 use super::{
     backend::Backend,
-    state::{Figures, Freed, Limits, State},
+    state::{Claim, Figures, Freed, Limits, State},
 };
 use crate::{
     clock::{Clock, Duration, Instant},
@@ -27,7 +27,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::timeout_at};
 pub enum CheckoutError {
     /// Every backend was in use until the deadline.
     #[error("waited {0:?} for a server connection")]
-    Timeout(Duration),
+    Timeout(Duration, Claim),
     /// No connection could be made.
     #[error("no connection to the server: {0}")]
     Connect(Arc<ConnectError>),
@@ -41,7 +41,7 @@ impl CheckoutError {
     #[must_use]
     pub fn is_of_the_place(&self) -> bool {
         match self {
-            Self::Timeout(_) | Self::Closed => false,
+            Self::Timeout(..) | Self::Closed => false,
             Self::Connect(problem) => match &**problem {
                 ConnectError::Unreachable(_) | ConnectError::Timeout => true,
                 // cannot_connect_now: it starts, stops or recovers.
@@ -100,6 +100,7 @@ impl Pool {
     ) -> Arc<Self> {
         let limits = Limits {
             size: settings.size.max(1),
+            reserve: settings.reserve_size,
             min_size: settings.min_size,
             connects: settings.connect_limit.max(1),
             idle_timeout: settings.idle_timeout,
@@ -135,14 +136,15 @@ impl Pool {
     }
 
     /// A backend that is idle right now.
-    pub fn try_acquire(self: &Arc<Self>) -> Option<Lease> {
+    pub fn try_acquire(self: &Arc<Self>, claim: Claim) -> Option<Lease> {
         loop {
-            let backend = self.lock().take_idle()?;
+            let backend = self.lock().take_idle(claim)?;
             let mut lease = Lease {
                 backend: Some(backend),
                 pool: Arc::clone(self),
             };
             if lease.usable(self.clock.now()) {
+                self.note(claim);
                 return Some(lease);
             }
             // Dropped: closed, and its place given back.
@@ -154,15 +156,15 @@ impl Pool {
     ///
     /// # Errors
     /// [`CheckoutError`].
-    pub async fn acquire(self: &Arc<Self>) -> Handed {
-        if let Some(lease) = self.try_acquire() {
+    pub async fn acquire(self: &Arc<Self>, claim: Claim) -> Handed {
+        if let Some(lease) = self.try_acquire(claim) {
             return Ok(lease);
         }
         let (sender, receiver) = oneshot::channel();
         let (ticket, down) = {
             let mut state = self.lock();
             let down = state.is_down(self.clock.now());
-            let ticket = state.queue(sender);
+            let ticket = state.queue(sender, claim);
             // One may have come back since it was looked for: nobody would hand it to who queues only now.
             let freed = state.serve_waiting();
             drop(state);
@@ -177,15 +179,27 @@ impl Pool {
         };
         let deadline = tokio::time::Instant::from_std(self.clock.now() + patience);
         match timeout_at(deadline, receiver).await {
-            Ok(Ok(handed)) => handed,
+            Ok(Ok(handed)) => {
+                if handed.is_ok() {
+                    self.note(claim);
+                }
+                handed
+            }
             Ok(Err(_closed)) => Err(CheckoutError::Closed),
             Err(_elapsed) => {
                 if let Some(failure) = down {
                     return Err(CheckoutError::Connect(failure));
                 }
                 self.counters.wait_timeouts.increment();
-                Err(CheckoutError::Timeout(self.settings.wait_timeout))
+                Err(CheckoutError::Timeout(self.settings.wait_timeout, claim))
             }
+        }
+    }
+
+    /// A backend was handed out.
+    fn note(&self, claim: Claim) {
+        if claim == Claim::GoesOn && self.figures().leased > self.settings.size {
+            self.counters.reserve_assignments.increment();
         }
     }
 
@@ -366,7 +380,13 @@ impl Drop for Lease {
         if let Some(backend) = self.backend.take() {
             backend.info.set_state(BackendState::Closing);
             drop(backend);
-            self.pool.lock().lost();
+            let freed = {
+                let mut state = self.pool.lock();
+                state.lost();
+                // One that is idle was not theirs while so many were leased.
+                state.serve_waiting()
+            };
+            freed.into_iter().for_each(|freed| self.pool.settle(freed));
             self.pool.open_more();
         }
     }

@@ -1,11 +1,15 @@
-//! What a pool decides, without IO: idle backends (last in, first out), a fair queue of waiters, connects under way.
+//! What a pool decides, without IO: idle backends (last in, first out), two fair queues of waiters, connects under way.
 //!
 //! ```text
 //!   connect ─▶ opening ─▶ idle ⇄ leased ─▶ closed
 //!                 │         ▲
-//!                 └─ waiter ┘   a backend that is free goes to the longest waiter first
+//!                 └─ waiter ┘   a backend that is free goes to the longest waiter first, of those who go on before others
 //! ```
-//! Invariant: idle + leased + opening ≤ size. `B` is a backend, `W` a waiter.
+//! Who goes on holds a backend of another pool, for which others may wait who hold one of this: two of them would wait for
+//! each other for ever. So they come first, and there is a reserve of backends beyond the size for them alone.
+//!
+//! Invariant: idle + leased + opening ≤ size + reserve; who begins gets none while size are leased. `B` is a backend, `W` a
+//! waiter.
 
 use crate::{
     clock::{Duration, Instant},
@@ -19,8 +23,10 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 /// The limits of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Backends at most.
+    /// Backends at most, but for the reserve.
     pub size: usize,
+    /// Beyond that, for those who go on.
+    pub reserve: usize,
     /// Backends kept even when idle for long.
     pub min_size: usize,
     /// Connects under way at once.
@@ -33,7 +39,8 @@ pub struct Limits {
 pub struct State<B, W> {
     limits: Limits,
     idle: VecDeque<Idle<B>>,
-    waiting: VecDeque<(u64, W)>,
+    beginning: VecDeque<(u64, W)>,
+    going_on: VecDeque<(u64, W)>,
     next_ticket: u64,
     leased: usize,
     opening: usize,
@@ -52,6 +59,15 @@ pub struct State<B, W> {
 struct Idle<B> {
     backend: B,
     since: Instant,
+}
+
+/// What somebody who wants a backend holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing.
+    Begins,
+    /// A backend of another pool, which it gives back only when it has had one of this.
+    GoesOn,
 }
 
 /// What to do with a backend that is free.
@@ -81,7 +97,8 @@ impl<B, W> State<B, W> {
         Self {
             limits,
             idle: VecDeque::new(),
-            waiting: VecDeque::new(),
+            beginning: VecDeque::new(),
+            going_on: VecDeque::new(),
             next_ticket: 0,
             leased: 0,
             opening: 0,
@@ -112,9 +129,11 @@ impl<B, W> State<B, W> {
         self.limits = limits;
     }
 
-    /// Takes the backend that was used last. Nobody overtakes a waiter.
-    pub fn take_idle(&mut self) -> Option<B> {
-        if !self.waiting.is_empty() {
+    /// Takes the backend that was used last. Nobody overtakes a waiter who has as much reason to go first.
+    pub fn take_idle(&mut self, claim: Claim) -> Option<B> {
+        let overtakes =
+            !self.going_on.is_empty() || (claim == Claim::Begins && !self.beginning.is_empty());
+        if overtakes || self.leased >= self.most(claim) {
             return None;
         }
         let idle = self.idle.pop_back()?;
@@ -122,20 +141,47 @@ impl<B, W> State<B, W> {
         Some(idle.backend)
     }
 
+    /// How many may be leased before this claim is not met.
+    fn most(&self, claim: Claim) -> usize {
+        match claim {
+            Claim::Begins => self.limits.size,
+            Claim::GoesOn => self.limits.size + self.limits.reserve,
+        }
+    }
+
     /// Queues a waiter.
-    pub fn queue(&mut self, waiter: W) -> u64 {
+    pub fn queue(&mut self, waiter: W, claim: Claim) -> u64 {
         self.next_ticket += 1;
-        self.waiting.push_back((self.next_ticket, waiter));
+        let queue = match claim {
+            Claim::Begins => &mut self.beginning,
+            Claim::GoesOn => &mut self.going_on,
+        };
+        queue.push_back((self.next_ticket, waiter));
         self.next_ticket
     }
 
-    /// Idle backends that waiters can have: none, unless one came back between a look and the queue.
+    /// Who gets a backend that is free, if anybody may have it.
+    fn next_waiter(&mut self) -> Option<W> {
+        let may = |claim| self.leased < self.most(claim);
+        let next = if may(Claim::GoesOn) && !self.going_on.is_empty() {
+            self.going_on.pop_front()
+        } else if may(Claim::Begins) {
+            self.beginning.pop_front()
+        } else {
+            None
+        };
+        next.map(|(_, waiter)| waiter)
+    }
+
+    /// Idle backends that waiters can have: none, unless one came back between a look and the queue, or one was lost that
+    /// had been leased beyond the size.
     pub fn serve_waiting(&mut self) -> Vec<Freed<B, W>> {
         let mut freed = Vec::new();
-        while !self.idle.is_empty() && !self.waiting.is_empty() {
-            if let (Some(idle), Some((_, waiter))) =
-                (self.idle.pop_back(), self.waiting.pop_front())
-            {
+        while !self.idle.is_empty() {
+            let Some(waiter) = self.next_waiter() else {
+                break;
+            };
+            if let Some(idle) = self.idle.pop_back() {
                 self.leased += 1;
                 freed.push(Freed::Hand(waiter, idle.backend));
             }
@@ -143,21 +189,29 @@ impl<B, W> State<B, W> {
         freed
     }
 
+    fn waiting(&self) -> usize {
+        self.beginning.len() + self.going_on.len()
+    }
+
     /// Takes a waiter out of the queue that will not wait any longer.
     pub fn leave(&mut self, ticket: u64) -> Option<W> {
-        let at = self
-            .waiting
-            .iter()
-            .position(|(found, _)| *found == ticket)?;
-        self.waiting.remove(at).map(|(_, waiter)| waiter)
+        for queue in [&mut self.beginning, &mut self.going_on] {
+            if let Some(at) = queue.iter().position(|(found, _)| *found == ticket) {
+                return queue.remove(at).map(|(_, waiter)| waiter);
+            }
+        }
+        None
     }
 
     /// Whether to begin a connect now; when true it is counted as under way and must be ended by
     /// [`State::opened`] or [`State::open_failed`].
     pub fn begin_open(&mut self, now: Instant) -> bool {
         let total = self.idle.len() + self.leased + self.opening;
-        let needed =
-            self.waiting.len() > self.opening || total < self.limits.min_size.min(self.limits.size);
+        let (size, reserve) = (self.limits.size, self.limits.reserve);
+        // Whoever goes on has the first that is opened.
+        let beyond = self.going_on.len() > self.opening && total < size + reserve;
+        let within = total < size
+            && (self.waiting() > self.opening || total < self.limits.min_size.min(size));
         let paused = self.pause_until.is_some_and(|until| now < until);
         // A server that failed is tried by one.
         let connects = if self.failures > 0 {
@@ -165,7 +219,7 @@ impl<B, W> State<B, W> {
         } else {
             self.limits.connects
         };
-        let begin = needed && !paused && total < self.limits.size && self.opening < connects;
+        let begin = (within || beyond) && !paused && self.opening < connects;
         self.opening += usize::from(begin);
         begin
     }
@@ -195,20 +249,19 @@ impl<B, W> State<B, W> {
             Some(now + Duration::from_millis(25 << self.failures).min(Duration::from_secs(2)));
         if self.leased > 0 {
             // The server serves others: those who wait may be served by a backend that comes back.
-            return self
-                .waiting
-                .pop_front()
-                .map(|(_, waiter)| waiter)
-                .into_iter()
-                .collect();
+            // Who would have had the next one is told.
+            let next = self.going_on.pop_front();
+            let next = next.or_else(|| self.beginning.pop_front());
+            return next.map(|(_, waiter)| waiter).into_iter().collect();
         }
-        self.waiting.drain(..).map(|(_, waiter)| waiter).collect()
+        let waiting = self.going_on.drain(..).chain(self.beginning.drain(..));
+        waiting.map(|(_, waiter)| waiter).collect()
     }
 
     /// A lease ended and its backend is at rest.
     pub fn released(&mut self, backend: B, now: Instant) -> Freed<B, W> {
         self.leased -= 1;
-        if self.waiting.is_empty() && self.vacant_until.is_some_and(|until| now < until) {
+        if self.waiting() == 0 && self.vacant_until.is_some_and(|until| now < until) {
             return Freed::Close(backend);
         }
         self.free(backend, now)
@@ -226,10 +279,11 @@ impl<B, W> State<B, W> {
     }
 
     fn free(&mut self, backend: B, now: Instant) -> Freed<B, W> {
-        if self.idle.len() + self.leased + self.opening >= self.limits.size {
+        let total = self.idle.len() + self.leased + self.opening;
+        if total >= self.limits.size + self.limits.reserve {
             return Freed::Close(backend);
         }
-        if let Some((_, waiter)) = self.waiting.pop_front() {
+        if let Some(waiter) = self.next_waiter() {
             self.leased += 1;
             return Freed::Hand(waiter, backend);
         }
@@ -274,7 +328,7 @@ impl<B, W> State<B, W> {
             idle: self.idle.len(),
             leased: self.leased,
             opening: self.opening,
-            waiting: self.waiting.len(),
+            waiting: self.waiting(),
         }
     }
 }
@@ -287,6 +341,7 @@ mod tests {
     fn pool(size: usize) -> State<u32, &'static str> {
         State::new(Limits {
             size,
+            reserve: 0,
             min_size: 0,
             connects: 1,
             idle_timeout: Duration::from_secs(60),
@@ -297,14 +352,14 @@ mod tests {
     fn the_longest_waiter_is_served_first_and_nobody_overtakes() {
         let now = Clock.now();
         let mut pool = pool(1);
-        pool.queue("first");
-        pool.queue("second");
+        pool.queue("first", Claim::Begins);
+        pool.queue("second", Claim::Begins);
         assert!(pool.begin_open(now) && !pool.begin_open(now));
         assert!(matches!(pool.opened(7, now), Freed::Hand("first", 7)));
-        assert_eq!(pool.take_idle(), None);
+        assert_eq!(pool.take_idle(Claim::Begins), None);
         assert!(matches!(pool.released(7, now), Freed::Hand("second", 7)));
         assert!(matches!(pool.released(7, now), Freed::Kept));
-        assert_eq!(pool.take_idle(), Some(7));
+        assert_eq!(pool.take_idle(Claim::Begins), Some(7));
     }
 
     #[test]
@@ -312,7 +367,7 @@ mod tests {
         let now = Clock.now();
         let mut pool = pool(2);
         for name in ["a", "b", "c"] {
-            pool.queue(name);
+            pool.queue(name, Claim::Begins);
         }
         assert!(pool.begin_open(now));
         assert!(matches!(pool.opened(1, now), Freed::Hand("a", 1)));
@@ -336,11 +391,11 @@ mod tests {
     fn a_failed_connect_tells_every_waiter_and_backs_off() {
         let now = Clock.now();
         let mut pool = pool(2);
-        pool.queue("a");
-        pool.queue("b");
+        pool.queue("a", Claim::Begins);
+        pool.queue("b", Claim::Begins);
         assert!(pool.begin_open(now));
         assert_eq!(pool.open_failed(now, Outlook::Open), ["a", "b"]);
-        pool.queue("c");
+        pool.queue("c", Claim::Begins);
         assert!(!pool.begin_open(now));
         assert!(!pool.is_down(now), "it may be back at any moment");
         assert!(pool.begin_open(now + Duration::from_secs(1)));
@@ -351,16 +406,17 @@ mod tests {
         let (now, later) = (Clock.now(), Clock.now() + Duration::from_secs(3));
         let mut pool = State::<u32, &str>::new(Limits {
             size: 9,
+            reserve: 0,
             min_size: 0,
             connects: 9,
             idle_timeout: Duration::from_secs(60),
         });
-        pool.queue("a");
+        pool.queue("a", Claim::Begins);
         assert!(pool.begin_open(now));
         assert_eq!(pool.open_failed(now, Outlook::Lasting), ["a"]);
         for name in ["b", "c"] {
             assert!(pool.is_down(later));
-            pool.queue(name);
+            pool.queue(name, Claim::Begins);
         }
         assert!(pool.begin_open(later) && !pool.begin_open(later));
         assert!(matches!(pool.opened(1, later), Freed::Hand("b", 1)));
@@ -368,7 +424,7 @@ mod tests {
         assert!(pool.begin_open(later));
         assert!(matches!(pool.opened(2, later), Freed::Hand("c", 2)));
         // With one in use, whoever waits may be served by it.
-        pool.queue("d");
+        pool.queue("d", Claim::Begins);
         assert!(pool.begin_open(later));
         assert_eq!(pool.open_failed(later, Outlook::Lasting), ["d"]);
         assert!(!pool.is_down(later));
@@ -382,11 +438,11 @@ mod tests {
     fn a_retired_pool_serves_who_waits_and_keeps_nothing() {
         let now = Clock.now();
         let mut pool = pool(2);
-        pool.queue("a");
+        pool.queue("a", Claim::Begins);
         assert!(pool.begin_open(now));
         assert!(matches!(pool.opened(1, now), Freed::Hand("a", 1)));
         assert!(pool.retire().is_empty());
-        pool.queue("b");
+        pool.queue("b", Claim::Begins);
         assert!(matches!(pool.released(1, now), Freed::Hand("b", 1)));
         assert!(matches!(pool.released(1, now), Freed::Close(1)));
     }
@@ -396,12 +452,13 @@ mod tests {
         let now = Clock.now();
         let mut pool = State::<u32, ()>::new(Limits {
             size: 3,
+            reserve: 0,
             min_size: 1,
             connects: 3,
             idle_timeout: Duration::from_secs(60),
         });
         for backend in 0..3 {
-            pool.queue(());
+            pool.queue((), Claim::Begins);
             assert!(pool.begin_open(now));
             assert!(matches!(pool.opened(backend, now), Freed::Hand(..)));
         }
@@ -420,12 +477,12 @@ mod tests {
     fn a_backend_that_came_back_before_the_queue_was_joined_serves_who_joins() {
         let now = Clock.now();
         let mut pool = pool(1);
-        pool.queue("a");
+        pool.queue("a", Claim::Begins);
         assert!(pool.begin_open(now));
         assert!(matches!(pool.opened(1, now), Freed::Hand("a", 1)));
-        assert_eq!(pool.take_idle(), None);
+        assert_eq!(pool.take_idle(Claim::Begins), None);
         assert!(matches!(pool.released(1, now), Freed::Kept));
-        pool.queue("b");
+        pool.queue("b", Claim::Begins);
         assert!(matches!(
             pool.serve_waiting().as_slice(),
             [Freed::Hand("b", 1)]
@@ -445,9 +502,125 @@ mod tests {
     fn a_waiter_that_leaves_is_not_served() {
         let now = Clock.now();
         let mut pool = pool(1);
-        let ticket = pool.queue("a");
+        let ticket = pool.queue("a", Claim::Begins);
         assert!(pool.begin_open(now));
         assert_eq!(pool.leave(ticket), Some("a"));
         assert!(matches!(pool.opened(1, now), Freed::Kept));
+    }
+
+    fn with_reserve(size: usize, reserve: usize) -> State<u32, &'static str> {
+        let mut pool = pool(size);
+        pool.set_limits(Limits {
+            reserve,
+            ..pool.limits
+        });
+        pool
+    }
+
+    #[test]
+    fn who_goes_on_comes_first_and_beyond_the_size() {
+        let now = Clock.now();
+        let mut pool = with_reserve(1, 1);
+        pool.queue("first", Claim::Begins);
+        assert!(pool.begin_open(now));
+        assert!(matches!(pool.opened(1, now), Freed::Hand("first", 1)));
+        pool.queue("second", Claim::Begins);
+        assert!(!pool.begin_open(now), "who begins waits for what is there");
+        pool.queue("goes on", Claim::GoesOn);
+        pool.queue("goes on too", Claim::GoesOn);
+        assert!(pool.begin_open(now) && !pool.begin_open(now));
+        assert!(matches!(pool.opened(2, now), Freed::Hand("goes on", 2)));
+        assert!(!pool.begin_open(now), "the reserve is used up");
+        assert!(matches!(
+            pool.released(1, now),
+            Freed::Hand("goes on too", 1)
+        ));
+        // It stays, for the next who goes on.
+        assert!(matches!(pool.released(2, now), Freed::Kept));
+        assert_eq!(pool.take_idle(Claim::GoesOn), Some(2));
+        assert!(matches!(pool.released(2, now), Freed::Kept));
+        assert!(matches!(pool.released(1, now), Freed::Hand("second", 1)));
+        assert_eq!(pool.take_idle(Claim::Begins), None);
+    }
+
+    #[test]
+    fn a_backend_that_was_lost_beyond_the_size_makes_room_for_who_begins() {
+        let now = Clock.now();
+        let mut pool = with_reserve(1, 1);
+        for (backend, waiter, claim) in [(1, "a", Claim::Begins), (2, "b", Claim::GoesOn)] {
+            pool.queue(waiter, claim);
+            assert!(pool.begin_open(now));
+            assert!(matches!(pool.opened(backend, now), Freed::Hand(..)));
+        }
+        pool.queue("c", Claim::Begins);
+        assert!(matches!(pool.released(1, now), Freed::Kept));
+        pool.lost();
+        assert!(!pool.begin_open(now));
+        assert!(matches!(
+            pool.serve_waiting().as_slice(),
+            [Freed::Hand("c", 1)]
+        ));
+    }
+
+    proptest::proptest! {
+        /// Whatever happens in whatever order: never more than there may be, and nobody waits for what is there.
+        #[test]
+        fn nobody_waits_while_there_is_a_backend_for_him(
+            acts in proptest::collection::vec(0..6_u8, 0..60),
+            size in 1..3_usize,
+            reserve in 0..3_usize,
+        ) {
+            let now = Clock.now();
+            let mut pool = State::<u32, Claim>::new(Limits {
+                size,
+                reserve,
+                min_size: 0,
+                connects: 9,
+                idle_timeout: Duration::from_secs(60),
+            });
+            let (mut leased, mut next) = (Vec::new(), 0);
+            for act in acts {
+                let freed = match act {
+                    0 => {
+                        pool.queue(Claim::Begins, Claim::Begins);
+                        pool.serve_waiting()
+                    }
+                    1 => {
+                        pool.queue(Claim::GoesOn, Claim::GoesOn);
+                        pool.serve_waiting()
+                    }
+                    2 if pool.opening > 0 => {
+                        next += 1;
+                        vec![pool.opened(next, now)]
+                    }
+                    3 if !leased.is_empty() => vec![pool.released(leased.remove(0), now)],
+                    4 if !leased.is_empty() => {
+                        leased.remove(0);
+                        pool.lost();
+                        pool.serve_waiting()
+                    }
+                    _ => pool.take_idle(Claim::GoesOn).map_or_else(Vec::new, |backend| {
+                        leased.push(backend);
+                        Vec::new()
+                    }),
+                };
+                for freed in freed {
+                    if let Freed::Hand(claim, backend) = freed {
+                        leased.push(backend);
+                        proptest::prop_assert!(claim == Claim::GoesOn || leased.len() <= size);
+                    }
+                }
+                while pool.begin_open(now) {}
+                let figures = pool.figures();
+                proptest::prop_assert_eq!(figures.leased, leased.len());
+                let total = figures.idle + figures.leased + figures.opening;
+                proptest::prop_assert!(total <= size + reserve);
+                let waits = |queue: &VecDeque<(u64, Claim)>, most: usize| {
+                    !queue.is_empty() && figures.leased < most && figures.opening == 0
+                };
+                proptest::prop_assert!(!waits(&pool.going_on, size + reserve));
+                proptest::prop_assert!(!waits(&pool.beginning, size));
+            }
+        }
     }
 }

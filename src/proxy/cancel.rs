@@ -6,7 +6,7 @@
 use super::{Shared, fan::all, session::CANCEL_PATIENCE};
 use crate::{
     clock::Duration,
-    net::backend,
+    net::{backend, tls::ClientTls},
     pool::backend::CancelTarget,
     wire::cancel_key::{self, Sender},
 };
@@ -45,13 +45,18 @@ async fn reach_backends(pid: u32, shared: &Shared) {
     let Some(slot) = shared.cancels.get(pid) else {
         return;
     };
-    let sent = slot.cancel().into_iter();
-    all(sent.map(|one| reach_backend(one, shared)).collect()).await;
+    send(slot.cancel(), &shared.tls).await;
 }
 
-async fn reach_backend(in_flight: InFlight, shared: &Shared) {
+/// Sends all of them at once.
+pub(super) async fn send(sent: Vec<InFlight>, tls: &Arc<ClientTls>) {
+    let sent = sent.into_iter();
+    all(sent.map(|one| reach_backend(one, tls)).collect()).await;
+}
+
+async fn reach_backend(in_flight: InFlight, tls: &Arc<ClientTls>) {
     let CancelTarget { address, pid, key } = &*in_flight.target;
-    match backend::cancel(address, *pid, key, CANCEL_PATIENCE, &shared.tls).await {
+    match backend::cancel(address, *pid, key, CANCEL_PATIENCE, tls).await {
         Ok(()) => in_flight.has_arrived(),
         Err(problem) => tracing::warn!(%problem, "a cancel request did not reach the server"),
     }
@@ -189,6 +194,11 @@ impl Slot {
         doubtful.any(|other| Arc::ptr_eq(other, target))
     }
 
+    /// Whether no cancel is on its way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.lock().in_flight == 0
+    }
+
     /// Resolves when no cancel is on its way.
     pub async fn quiet(&self) {
         while self.lock().in_flight > 0 {
@@ -233,6 +243,16 @@ impl Slot {
             fate: Fate::Unknown,
         });
         sent.collect()
+    }
+
+    /// A cancel of ours for one of the session's backends, which it has until it is told otherwise.
+    pub(super) fn aim(self: &Arc<Self>, target: &Arc<CancelTarget>) -> InFlight {
+        self.lock().in_flight += 1;
+        InFlight {
+            slot: Arc::clone(self),
+            target: Arc::clone(target),
+            fate: Fate::Unknown,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

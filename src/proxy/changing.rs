@@ -27,7 +27,7 @@ use crate::{
     plan::{
         StatementPlan, Target,
         change::{Changes, Found, Locks, New, Reach},
-        spread::{Fill, Shares, Spread, Time, What},
+        spread::{Fill, Shares, Spread, Time, Turns, What},
     },
     sql::change::Block,
     wire::{
@@ -203,13 +203,14 @@ impl Session {
             lock: None,
             what: What::Change,
             time: Time::NotAsked,
+            turns: Turns::ByShard,
         };
         self.write(&Writing::same(&change, text, shares)).await
     }
 
     /// Locks tables that are on different shards, each shard its own, in the order of shards.
     async fn lock_each(&mut self, locks: &Locks, text: &str) -> Result<Written, Stop> {
-        let each = locks.unknown().map(|name| to_regclass(name));
+        let each = locks.unknown().map(to_regclass);
         let each = each.collect::<Vec<_>>().join(", ',', ");
         let question = (!each.is_empty()).then(|| format!("SELECT pg_catalog.concat({each})"));
         let mut found = vec![false; locks.unknown().count()];
@@ -333,6 +334,7 @@ impl Session {
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
         let mut seen = (*self.snapshot).clone();
+        seen.forget_derived(changes.command, &changes.tables);
         for (name, table) in &mut seen.tables {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();

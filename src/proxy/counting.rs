@@ -70,6 +70,7 @@ impl Session {
         let now = self.shared.clock.now();
         self.marks.begun = now;
         self.info.set_last_request(now);
+        self.several.batch_begins(now);
         if let Some(link) = self
             .link
             .as_mut()

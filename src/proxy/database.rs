@@ -1,6 +1,6 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::{keyring::Keyring, learning::Learning, session::Defaults};
+use super::{keyring::Keyring, learning::Learning, session::Defaults, waits::Waits};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::Clock,
@@ -47,6 +47,8 @@ pub struct Database {
     pub(super) learning: Learning,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
+    /// Sessions on several shards, where rings of waits are looked for.
+    pub waits: Option<Arc<Waits>>,
     /// Ids and numbers of sequences for its tables' defaults.
     pub(super) ids: Ids,
     /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
@@ -114,13 +116,13 @@ impl Database {
     /// A database with no backend yet.
     #[must_use]
     pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
+        let coordinator =
+            Coordinator::new(&settings, Arc::clone(&parts.incarnation), &parts.metrics);
+        let looks = coordinator.is_wanted() && !settings.deadlock_interval.is_zero();
         Arc::new(Self {
             snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
-            coordinator: Coordinator::new(
-                &settings,
-                Arc::clone(&parts.incarnation),
-                &parts.metrics,
-            ),
+            coordinator,
+            waits: looks.then(Arc::default),
             ids: Ids::new(parts.clock, settings.sequence_block),
             settings,
             plans,

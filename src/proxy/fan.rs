@@ -19,6 +19,7 @@ use super::{
     reply::session as reply,
     request::Stop,
     session::{CANCEL_PATIENCE, End, Session, told},
+    waits::Seen,
 };
 use crate::{
     catalog::shard::{ShardId, ShardSet},
@@ -50,6 +51,8 @@ pub(super) const LONGEST: usize = 64 << 20;
 pub(super) struct Fan {
     members: Vec<Member>,
     long: Long,
+    /// Outside of a transaction over several shards, which is seen itself: whoever looks for rings of waits sees them.
+    seen: Option<Seen>,
     stands: Stands,
 }
 
@@ -250,6 +253,7 @@ impl Fan {
         Self {
             members: members.collect(),
             long: Long::Whole,
+            seen: None,
             stands: Stands::Apart,
         }
     }
@@ -430,6 +434,13 @@ impl Session {
     /// Adds a link to the fan; cancels go to all of them.
     fn join_fan(&mut self, link: Box<Link>) {
         let fan = self.fan.get_or_insert_default();
+        if let (Some(waits), None) = (&self.database.waits, self.several.seen()) {
+            let now = self.shared.clock.now();
+            let seen = fan
+                .seen
+                .get_or_insert_with(|| waits.enter(now, &self.cancel, now));
+            seen.joins(link.shard, &link.lease.target);
+        }
         fan.members.extend(Fan::of(vec![link]).members);
         for member in &fan.members {
             self.cancel.attach_also(&member.link.lease.target);
@@ -522,6 +533,7 @@ impl Session {
         let Some(mut fan) = self.fan.take() else {
             return Vec::new();
         };
+        self.several.was_seen(fan.seen.take());
         let mut hit = Hit::No;
         if self.cancel.detach() {
             hit = Hit::Maybe;

@@ -232,7 +232,9 @@ impl Session {
             .into());
         }
         let truncates = command == "TRUNCATE" || command == "TRUNCATE TABLE";
-        let mut unchecked = self.snapshot.tables.iter().filter(|_| !truncates);
+        // What an open transaction has changed before may hide it.
+        let known = self.database.snapshot.load();
+        let mut unchecked = known.tables.iter().filter(|_| !truncates);
         let named = unchecked.any(|(table, known)| {
             let sequences = known.effects.unchecked();
             let sequences: Vec<String> = sequences.map(|name| name.name.to_lowercase()).collect();

@@ -21,6 +21,7 @@ mod listening;
 mod local;
 mod named;
 mod numbers;
+mod oids;
 mod place;
 mod prepared;
 mod relay;
@@ -37,6 +38,7 @@ mod spread;
 mod sql_prepared;
 pub mod start;
 mod vacate;
+pub mod waits;
 mod within;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};

@@ -189,6 +189,8 @@ impl Session {
     /// An error of ours within a batch: at its place in the order, then everything is skipped up to Sync. What the
     /// backend has done in this batch is undone by making it fail too.
     pub(super) fn refuse(&mut self, notice: &Words) {
+        let reworded = self.reworded(notice);
+        let notice = reworded.as_ref().unwrap_or(notice);
         self.count_refusal(notice);
         self.skip = true;
         self.failed = true;

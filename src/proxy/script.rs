@@ -300,7 +300,7 @@ impl Session {
         if self.link.is_some() {
             // It ran beside the transaction.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         self.for_batch = false;
         self.deferred = None;

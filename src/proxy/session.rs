@@ -22,6 +22,7 @@ use super::{
     listening::Listening,
     named::Named,
     numbers::Drew,
+    oids::Looking,
     prepared::Prepared,
     reply::session as reply,
     scatter::Scattering,
@@ -39,6 +40,7 @@ use crate::{
     pool::{
         backend::Reported,
         lease::{CheckoutError, Lease, Pool},
+        state::Claim,
     },
     protocol::{
         parameters::{self, Applied, Parameters},
@@ -219,6 +221,8 @@ pub struct Session {
     pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
+    /// Types that it was not told of.
+    pub(super) looking: Looking,
     pub(super) client_rest: Rest,
     pub(super) backend_rest: Rest,
     /// The portal that was bound last, and its statement, if that has a name.
@@ -267,6 +271,9 @@ impl Session {
             }
             if self.phase == Phase::Idle && self.pipeline.is_empty() && self.link.is_some() {
                 self.rest().await?;
+            }
+            if self.several.fails_elsewhere() && self.phase == Phase::Idle {
+                Box::pin(self.fail_elsewhere()).await;
             }
             if self.listening.is_some() {
                 self.deliver()?;
@@ -503,7 +510,8 @@ impl Session {
                     self.attach(link);
                 }
                 None => {
-                    let (lease, shard) = match self.checkout_for(shard, hold).await? {
+                    let claim = Claim::Begins;
+                    let (lease, shard) = match self.checkout_for(shard, hold, claim).await? {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
@@ -708,9 +716,10 @@ impl Session {
         &mut self,
         wanted: ShardId,
         hold: Hold,
+        claim: Claim,
     ) -> Result<Result<(Lease, ShardId), Words>, End> {
         let count = self.database.settings.shards.len();
-        let problem = match self.checkout(wanted).await? {
+        let problem = match self.checkout(wanted, claim).await? {
             Waited::Lease(lease) => return Ok(Ok((lease, wanted))),
             Waited::Cancelled => return Ok(Err(reply::cancelled().into())),
             Waited::Failed(problem) => problem,
@@ -718,7 +727,7 @@ impl Session {
         let may_move = hold != Hold::Bound && problem.is_of_the_place();
         for step in 1..if may_move { count } else { 1 } {
             let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
-            match self.checkout(next).await? {
+            match self.checkout(next, claim).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
                     return Ok(Ok((lease, next)));
@@ -736,15 +745,15 @@ impl Session {
     }
 
     /// What comes of waiting for a backend on this shard; a cancel or the client's end stops the wait.
-    async fn checkout(&mut self, shard: ShardId) -> Result<Waited, End> {
+    async fn checkout(&mut self, shard: ShardId, claim: Claim) -> Result<Waited, End> {
         let pool = self.pool(shard);
-        if let Some(lease) = pool.try_acquire() {
+        if let Some(lease) = pool.try_acquire(claim) {
             return Ok(Waited::Lease(lease));
         }
         let begun = self.shared.clock.now();
         self.info.set_waiting(begun);
         self.cancel.wait_begins();
-        let outcome = Box::pin(self.wait_for(&pool)).await;
+        let outcome = Box::pin(self.wait_for(&pool, claim)).await;
         self.cancel.wait_ends();
         self.info.set_idle();
         self.marks.begun = self.shared.clock.now();
@@ -752,8 +761,8 @@ impl Session {
         outcome
     }
 
-    async fn wait_for(&mut self, pool: &Arc<Pool>) -> Result<Waited, End> {
-        let mut acquire = pin!(pool.acquire());
+    async fn wait_for(&mut self, pool: &Arc<Pool>, claim: Claim) -> Result<Waited, End> {
+        let mut acquire = pin!(pool.acquire(claim));
         let mut cancelled = pin!(self.cancel.cancelled());
         let mut asked = pin!(self.info.asked());
         let (client, info) = (&mut self.client, &self.info);
@@ -805,6 +814,10 @@ impl Session {
 
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
+        if self.must_look_for_types() {
+            Box::pin(self.look_for_types()).await;
+            return Ok(());
+        }
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         self.client.relax(false);
         if idle && self.info.thinks_long() {
@@ -942,6 +955,7 @@ impl Session {
 
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
+        self.looking.arrays &= status != Status::Idle;
         self.count_end();
         self.phase = if self.pipeline.owes_ready() {
             Phase::Answering
@@ -971,6 +985,7 @@ impl Session {
             self.complete_date_style();
         }
         self.failed = false;
+        self.several.batch_ends();
         self.info.set_in_transaction(status != Status::Idle);
     }
 

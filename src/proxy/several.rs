@@ -7,6 +7,7 @@
 
 mod asking;
 mod ends;
+mod rings;
 pub(super) mod snapshots;
 
 use super::{
@@ -15,22 +16,26 @@ use super::{
     reply::session as reply,
     request::Stop,
     session::{End, Session, told},
+    waits::Seen,
 };
 use crate::{
     catalog::shard::ShardId,
     config::settings::PoolMode,
     plan::{Plan, StatementPlan},
+    pool::state::Claim,
     protocol::{
         parameters::{self, Applied, Parameters, set_to},
         transaction::Deferred,
     },
     sql::statement::{Effect, PinReason},
+    txn::deadlock::Wait,
     wire::{
         backend::Status,
         notice::{Notice, Words},
     },
 };
 use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// What a session keeps of its transaction so that it may go on to another shard. Empty outside of one.
 #[derive(Debug, Default)]
@@ -45,8 +50,23 @@ pub(super) struct Several {
     sent: Option<Vec<u8>>,
     /// It has changed the schema: the servers are looked at when it is committed.
     schema: Schema,
+    /// Once it has gone on to a second shard: whoever looks for rings of waits sees it.
+    seen: Option<Seen>,
+    /// What came of a ring that it was on.
+    ring: Ring,
     /// Why it has failed in what was not needed of an answer.
     unheard: Option<Words>,
+}
+
+/// Whether the statement under way was ended for a ring of waits over shards.
+#[derive(Clone, Debug, Default)]
+enum Ring {
+    #[default]
+    None,
+    /// The servers' error is still to come.
+    Found(Arc<[Wait]>),
+    /// The client was told; the other shards have not heard of it yet.
+    Told,
 }
 
 /// Whether the transaction has changed the schema.
@@ -131,6 +151,7 @@ impl Several {
 
     /// The transaction or session ends: servers undo what is not committed when their connections close.
     pub(super) fn close(&mut self) {
+        self.no_longer_seen();
         self.begun(None);
         self.schema = Schema::Same;
         self.enlisted.clear();
@@ -333,6 +354,10 @@ impl Session {
             // A part of the transaction would be lost.
             return told_settings.map_err(|words| End::Told(Box::new(words.fatal())).into());
         }
+        self.is_seen(here.since);
+        if let Some(seen) = &self.several.seen {
+            seen.joins(here.shard, &here.lease.target);
+        }
         match self.enlist(shard, &here).await? {
             Ok(()) => {
                 self.several.enlisted.push(here);
@@ -352,7 +377,7 @@ impl Session {
         let mut parked = self.parked.iter();
         let lease = match parked.position(|link| link.shard == shard) {
             Some(at) => self.parked.swap_remove(at).lease,
-            None => match self.checkout_for(shard, Hold::Bound).await? {
+            None => match self.checkout_for(shard, Hold::Bound, Claim::GoesOn).await? {
                 Ok((lease, _)) => lease,
                 Err(problem) => return Ok(Err(problem)),
             },
@@ -382,6 +407,9 @@ impl Session {
             gathered: None,
             since: self.marks.begun,
         }));
+        if let (Some(seen), Some(link)) = (&self.several.seen, &self.link) {
+            seen.joins(shard, &link.lease.target);
+        }
         let begun = self.several.begun.clone();
         let replay = begun.iter().flat_map(Deferred::replay);
         let texts = settings.iter().map(String::as_bytes).chain(replay);

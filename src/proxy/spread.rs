@@ -23,7 +23,7 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         Plan, StatementPlan, Values,
-        spread::{Fill, Given, Part, Shares, Spread, What},
+        spread::{Fill, Given, Part, Shares, Spread, Turns, What},
     },
     protocol::transaction::Deferred,
     sql::{normalize::Slot, statement::Effect},
@@ -242,13 +242,10 @@ impl Session {
         }
         let (prepared, tail) = (Arc::clone(&portal.prepared), portal.tail.clone());
         self.reach_any(&prepared).await?;
+        let shard = self.link_shard().unwrap_or(self.any);
+        let types = self.types_for(shard, &prepared.raw_types);
         if let Some(link) = &mut self.link {
-            put_parse(
-                link.lease.stream.out(),
-                b"",
-                &prepared.text,
-                &prepared.raw_types,
-            );
+            put_parse(link.lease.stream.out(), b"", &prepared.text, &types);
             put_named(link.lease.stream.out(), b'D', Named::Statement(b""));
             frontend::put_bare(link.lease.stream.out(), b'S');
             link.lease.unnamed = None;
@@ -265,6 +262,9 @@ impl Session {
         .await?;
         if let Some(problem) = problem {
             return Err(problem.into());
+        }
+        if let Some(columns) = &mut columns {
+            self.columns_seen(shard, columns).await;
         }
         let mut out = Vec::new();
         match columns {
@@ -363,6 +363,7 @@ impl Session {
             Ok(()) => {}
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(words)) => {
+                let words = self.reworded(&words).unwrap_or(*words);
                 self.count_refusal(&words);
                 self.failed = true;
                 words.put(self.client.out());
@@ -478,6 +479,8 @@ impl Session {
             // A cancel has hit what came behind.
             return Err(reply::cancelled().into());
         }
+        self.answers_seen(&writing.shares, &mut heard.answers)
+            .await?;
         let rows = writing.shares.shards.iter();
         let rows: Vec<Vec<u32>> = rows.map(|(_, rows)| rows.clone()).collect();
         let what = heard.what;
@@ -521,27 +524,41 @@ impl Session {
         Ok(drawn)
     }
 
-    /// Asks the shards and hears their answers. One after the other: a statement that waits for another's rows holds none
-    /// on shards behind, so that two of them never wait for each other on different shards, which no server would notice.
-    /// Copies are locked, so that nobody else has any of them: all at once.
+    /// Asks the shards and hears their answers. By turns: a statement that waits for another's rows holds none on shards
+    /// behind, so that two that change the same rows wait one for the other, as they do on one PostgreSQL, and not each
+    /// for the other on different shards. At once otherwise; the first error that is heard ends the others' work.
     async fn work(
         &mut self,
         writing: &Writing<'_>,
         parts: &[Part],
         heard: &mut Heard<'_>,
     ) -> Result<(), Stop> {
-        let at_once = match heard.what {
-            What::Copies(_) => parts.len(),
-            What::Rows(_) | What::Share(_) | What::Move(_) | What::Whole | What::Change => 1,
+        let at_once = match writing.spread.turns {
+            Turns::AtOnce => parts.len(),
+            Turns::ByShard => 1,
         };
         for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
             for (at, part) in some.iter().enumerate() {
-                if let Some(fan) = self.fan.as_deref_mut() {
-                    fan.ask(round * at_once + at, 1, |out| writing.put(part, out));
+                if let Some(fan) = self.fan.as_deref() {
+                    let shard = fan.shard(round * at_once + at);
+                    let types = self.types_for(shard, &writing.types_of(part));
+                    let Some(fan) = self.fan.as_deref_mut() else {
+                        continue;
+                    };
+                    fan.ask(round * at_once + at, 1, |out| {
+                        writing.put(part, &types, out);
+                    });
                 }
             }
-            self.hear_fan(|at, tag, body| heard.hear(at, tag, body))
-                .await?;
+            self.hear_fan(|at, tag, body| {
+                heard.hear(at, tag, body)?;
+                match heard.problem {
+                    // The others may wait for long for what is not needed any more.
+                    Some(_) if at_once > 1 => Err(reply::cancelled().into()),
+                    _ => Ok(()),
+                }
+            })
+            .await?;
             if heard.problem.is_some() {
                 break;
             }
@@ -673,8 +690,8 @@ impl<'a> Heard<'a> {
 
 impl Writing<'_> {
     /// A shard's part as one batch.
-    fn put(&self, part: &Part, out: &mut Vec<u8>) {
-        put_parse(out, b"", part.text.as_bytes(), &self.types_of(part));
+    fn put(&self, part: &Part, types: &[u8], out: &mut Vec<u8>) {
+        put_parse(out, b"", part.text.as_bytes(), types);
         put_bind(out, b"", b"", &self.tail_of(part));
         put_named(out, b'D', Named::Portal(b""));
         put(out, b'E', |out| out.extend_from_slice(&[0; 5]));

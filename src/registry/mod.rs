@@ -9,6 +9,7 @@ mod ids;
 mod lack;
 mod proxies;
 mod schema;
+pub mod waiting;
 
 pub use control::{Control, Lease, errand};
 pub use ids::Ids;
@@ -17,6 +18,7 @@ pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{
     catalog::shard::ShardId,
+    clock::Duration,
     config::settings::{Credentials, Database},
     entropy,
     inspect::{AskError, at_once},
@@ -192,6 +194,31 @@ impl Registry {
     /// [`AskError`]: its silence will tell.
     pub async fn leave(&self, me: Me) -> Result<(), AskError> {
         proxies::leave(self.pulse.lease().await?, me).await
+    }
+
+    /// Tells the other proxies on the home shard which transactions wait here, and hears which wait with them.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn tell_waiting(
+        &self,
+        owner: u64,
+        own: &[waiting::Own],
+        silence: Duration,
+    ) -> Result<Vec<waiting::Told>, AskError> {
+        waiting::tell(self.lease(self.home).await?, owner, own, silence).await
+    }
+
+    /// What these processes of a shard wait for, and those that they wait for.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn look_at_waits(
+        &self,
+        shard: ShardId,
+        pids: &[i32],
+    ) -> Result<Vec<waiting::Process>, AskError> {
+        waiting::look(self.lease(shard).await?, pids).await
     }
 
     /// Asks every shard at once whether it can take part, and makes or renews its schema where it may. From the first time

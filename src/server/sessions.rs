@@ -3,7 +3,7 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving, recovering, tasks::Tasks};
+use super::{Foundation, ServeError, Service, Serving, deadlocks, recovering, tasks::Tasks};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
@@ -81,6 +81,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
     for database in databases.values() {
         recovering::look_after(database, &tasks, &parts.metrics);
+        deadlocks::look_after(database, &tasks, parts.clock, &tls);
     }
     foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
@@ -166,6 +167,7 @@ impl Service for Sessions {
         };
         for (_, made) in new.iter().filter(|database| !is_kept(database)) {
             recovering::look_after(made, &self.tasks, &shared.metrics);
+            deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
         }
         let transactions = &shared.metrics.transactions;
         transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));

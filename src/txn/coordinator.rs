@@ -7,6 +7,7 @@ use super::{
     gid::{Gid, TransactionId},
     live::{Incarnation, Number},
     recover,
+    waiting::{self, Condemned, Suspect},
 };
 use crate::{
     catalog::shard::ShardId,
@@ -290,6 +291,24 @@ impl Coordinator {
         let proxies = proxies?;
         self.view.set_proxies(proxies.clone());
         Ok(proxies)
+    }
+
+    /// Looks once for rings of waits that these transactions of this proxy are on; which of them must end.
+    pub async fn find_rings(
+        &self,
+        watch: &mut waiting::Watch,
+        suspects: &[Suspect],
+        interval: Duration,
+    ) -> Vec<Condemned> {
+        let Some(registry) = self.registry.as_ref().filter(|it| it.is_known()) else {
+            return Vec::new();
+        };
+        watch.round(registry, suspects, interval).await
+    }
+
+    /// One of a ring was ended.
+    pub fn count_deadlock(&self) {
+        self.view.deadlocks.increment();
     }
 
     /// Looks whether the shards can take part in transactions over several, and finishes what was left in doubt, by

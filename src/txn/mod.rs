@@ -10,11 +10,13 @@
 //! whoever comes first decides and nobody can decide otherwise later. A lost connection alone decides nothing.
 
 pub mod coordinator;
+pub mod deadlock;
 mod decision;
 pub mod gid;
 mod live;
 mod recover;
 pub mod state;
+pub mod waiting;
 
 pub use decision::{Finish, Finished};
 pub use live::Incarnation;

@@ -92,6 +92,8 @@ def target(way, suite):
         asked = suite.port or free_port()
         server = asked if way == "direct" else free_port()
         stack.enter_context(running_server(directory, server, suite.hba))
+        for database in suite.databases:
+            Target(way, asked, server).psql(f"CREATE DATABASE {database}")
         if way == "through":
             stack.enter_context(running_proxy(directory, asked, server, suite))
             if suite.alternate:

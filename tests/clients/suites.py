@@ -82,6 +82,7 @@ class Suite:
     port = None  # where the suite looks for its server, if it cannot be told
     alternate = "postgres"  # the database in which backends alternate, if any
     pool = ""  # lines for the proxy's section `pool`
+    databases = ()  # on the server before the proxy starts
 
     def prepare(self):
         """Fetches and builds what is missing."""
@@ -336,22 +337,19 @@ class OrmIds(Smoke):
 
     users = SHARDED
     alternate = None
+    databases = ("ids", "ids_0", "ids_1", "ids_2")
 
     def __init__(self, orm):
         self.name = f"{orm}-ids"
         self.orm = orm
 
     def prepare(self):
-        driver = {"sqlalchemy": [f"psycopg2-binary=={fetch.PINNED['psycopg2']}"], "django": fetch.pinned("psycopg", "psycopg-binary")}
-        self.python = fetch.venv(self.orm, *driver[self.orm], *fetch.pinned(self.orm, *self.others()))
-
-    def others(self):
-        """What the ORM's own suite needs of its environment, which is the same."""
-        return {"sqlalchemy": ("pytest", "pytest-timeout"), "django": ("jinja2",)}[self.orm]
+        # The environment of the ORM's own suite.
+        own = next(suite for suite in ALL if suite.name == self.orm)
+        own.prepare()
+        self.python = own.python
 
     def run(self, target, report):
-        for name in ("ids", "ids_0", "ids_1", "ids_2"):
-            target.psql(f"CREATE DATABASE {name}")
         return self.checks([self.python, self.sources / "orm_ids.py", self.orm, str(target.port)], target, report)
 
 

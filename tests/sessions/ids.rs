@@ -411,7 +411,13 @@ fn what_a_sequence_refuses_is_told_in_its_words() {
         "insert into t (id, n) values (nextval('s'), 3) returning id",
         "insert into i (n) values (3) returning id",
     ] {
-        assert_eq!(other.ask(&query(sql)), whole.ask(&query(sql)), "{sql}");
+        let answers = [&mut other, &mut whole].map(|client| {
+            let mut answer = client.ask(&query(sql));
+            // Tables have numbers of their own.
+            answer.retain(|line| !line.starts_with('T'));
+            answer
+        });
+        assert_eq!(answers[0], answers[1], "{sql}");
     }
     // Whose they are under another role is not known.
     stand.ask("set role ids_words");
@@ -529,7 +535,10 @@ fn time_is_lent_once_and_a_clock_that_goes_back_gives_no_id_again() {
         let mut home = Client::connect_to(postgres().port(), "ids_lent_0", &[]);
         home.ask(&query("set role ids_stranger"));
         let answer = home.ask(&query(sql));
-        assert!(answer[0].starts_with("E ERROR 42501"), "{sql}: {answer:?}");
+        assert!(
+            answer.iter().any(|line| line.starts_with("E ERROR 42501")),
+            "{sql}: {answer:?}"
+        );
         assert_eq!(home.ask(&query("select shardway.next_id() > 0"))[1], "D t");
     }
     stranger.ask(&query("drop role ids_stranger"));

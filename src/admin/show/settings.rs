@@ -65,7 +65,7 @@ pub(super) fn databases(console: &Console) -> Table {
             Cell::Null,
             database.pool.size.into(),
             database.pool.min_size.into(),
-            0_u64.into(),
+            database.pool.reserve_size.into(),
             database.pool.lifetime.as_secs().into(),
             mode_word(database.pool.mode).into(),
             Cell::Null,
@@ -234,9 +234,10 @@ pub(super) fn config(console: &Console) -> Table {
     }
     for (name, database) in all_databases(&settings) {
         let pool = &database.pool;
-        let rows: [(&str, String); 10] = [
+        let rows: [(&str, String); 11] = [
             ("mode", mode_word(pool.mode).to_owned()),
             ("size", pool.size.to_string()),
+            ("reserve_size", pool.reserve_size.to_string()),
             ("replication_size", pool.replication_size.to_string()),
             ("min_size", pool.min_size.to_string()),
             ("idle_timeout", seconds(pool.idle_timeout)),

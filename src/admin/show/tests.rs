@@ -75,6 +75,7 @@ fn database() -> Database {
         lifetime: Duration::from_secs(3600),
         wait_timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(5),
+        reserve_size: 5,
         connect_limit: 4,
         prepared_statements: 100,
         listen_gap: ListenGap::End,
@@ -91,6 +92,7 @@ fn database() -> Database {
         }),
         auth_query: None,
         two_phase_retention: Duration::from_secs(6 * 60 * 60),
+        deadlock_interval: Duration::from_secs(1),
         sequence_block: 1,
     }
 }

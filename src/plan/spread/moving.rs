@@ -14,7 +14,7 @@ use crate::{
     catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
     plan::{
         Route, Values,
-        block::Analysis,
+        block::{Analysis, Place},
         route::{Pin, Pins, Role},
         unroutable::Unroutable,
     },
@@ -103,6 +103,12 @@ pub(super) fn moving(
 ) -> Option<Moving> {
     let target = analysis.changed.filter(|target| *target == 0)?;
     let instance = &analysis.instances[target];
+    if let Place::Sharded { table, .. } = analysis.place(&update.table.name)
+        && table.nature.is_view()
+    {
+        // What it does not show would not move.
+        return None;
+    }
     let fits = |why: &Unroutable| {
         matches!(
             why,

@@ -2,16 +2,19 @@
 
 use crate::{
     auth::scram::ScramError,
+    catalog::shard::ShardId,
     clock::Duration,
     net::backend::{ConnectError, ProtocolError},
     pool::{
         lease::CheckoutError,
         listener::{ListenError, mailbox::Overflown},
+        state::Claim,
     },
     protocol::backend_startup::BackendStartupError,
     proxy::several::Stays,
     registry::NotReady,
     split::copy::Fault,
+    txn::deadlock::{Blocker, Wait},
     wire::notice::{Notice, Words},
 };
 
@@ -430,6 +433,37 @@ pub fn cannot_prepare(first: &str, second: &str) -> Notice {
     }
 }
 
+/// A statement that was ended because its transaction and others wait for each other, on different shards.
+#[must_use]
+pub fn deadlock<'a>(ring: &[Wait], name: impl Fn(ShardId) -> &'a str) -> Notice {
+    let told = ring.iter().enumerate().map(|(at, wait)| {
+        let shard = name(wait.shard);
+        let pid = wait.pid;
+        let next = &ring[(at + 1) % ring.len()];
+        let blocker = match &wait.blocker {
+            Blocker::Running { pid, .. } => format!("process {pid}"),
+            Blocker::Prepared { name } => format!("prepared transaction {name}"),
+        };
+        let same = next.shard == wait.shard
+            && matches!(wait.blocker, Blocker::Running { pid, .. } if pid == next.pid);
+        if same {
+            format!("On shard \"{shard}\" process {pid} waits for {blocker}.")
+        } else {
+            format!(
+                "On shard \"{shard}\" process {pid} waits for {blocker}, whose transaction is process {} on shard \"{}\".",
+                next.pid,
+                name(next.shard)
+            )
+        }
+    });
+    let told: Vec<String> = told.collect();
+    Notice {
+        detail: Some(format!("{} (SW311)", told.join("\n"))),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error("40P01", "deadlock detected")
+    }
+}
+
 /// A transaction that wrote on several shards, where two-phase commit is not ready.
 #[must_use]
 pub fn two_phase_not_ready(why: &NotReady) -> Notice {
@@ -574,9 +608,14 @@ pub fn bad_setting(setting: &str, detail: String) -> Notice {
 #[must_use]
 pub fn checkout(shard: &str, problem: &CheckoutError) -> Notice {
     match problem {
-        CheckoutError::Timeout(waited) => Notice {
+        CheckoutError::Timeout(waited, Claim::Begins) => Notice {
             detail: Some(format!("Every connection of this user to shard \"{shard}\" was in use for {} s. (SW201)", waited.as_secs_f32())),
             hint: Some("Raise pool.size, or end transactions sooner; SHOW POOLS in the console shows who waits.".to_owned()),
+            ..error("53300", "no server connection became free in time")
+        },
+        CheckoutError::Timeout(waited, Claim::GoesOn) => Notice {
+            detail: Some(format!("Every connection of this user to shard \"{shard}\" was in use for {} s, those for transactions that go on from another shard too. (SW201)", waited.as_secs_f32())),
+            hint: Some("Raise pool.reserve_size, or end transactions sooner; SHOW POOLS in the console shows who waits.".to_owned()),
             ..error("53300", "no server connection became free in time")
         },
         CheckoutError::Connect(problem) => connect(shard, problem),
@@ -667,6 +706,15 @@ pub fn columns_changed() -> Notice {
         detail: Some("A shard's table has other columns than were known. (SW127)".to_owned()),
         hint: Some("Repeat the statement when the servers have been looked at again, within half a minute.".to_owned()),
         ..error("0A000", "the table has changed")
+    }
+}
+
+/// Values in binary that hold numbers of types, which are others on each shard.
+#[must_use]
+pub fn numbers_in_binary() -> Notice {
+    Notice {
+        detail: Some("A value of a composite type holds the numbers of its columns' types, which differ from shard to shard. (SW151)".to_owned()),
+        ..error("0A000", "this result in binary format is not supported over several shards")
     }
 }
 

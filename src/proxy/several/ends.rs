@@ -192,6 +192,9 @@ impl Session {
                 return why.into();
             }
         };
+        if let Some(seen) = self.several.seen() {
+            seen.named(transaction.id());
+        }
         let mut round = Round {
             links,
             writers,

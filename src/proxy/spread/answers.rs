@@ -76,6 +76,22 @@ impl Answer {
         Ok(())
     }
 
+    /// The body of RowDescription, if there is one.
+    pub(in crate::proxy) fn columns_mut(&mut self) -> Option<&mut Vec<u8>> {
+        self.columns.as_mut()
+    }
+
+    /// Each row's body.
+    pub(in crate::proxy) fn rows_mut(&mut self, mut each: impl FnMut(&mut [u8])) {
+        let mut start = 0;
+        for end in &self.ends {
+            if let Some(row) = self.rows.get_mut(start..*end) {
+                each(row);
+            }
+            start = *end;
+        }
+    }
+
     fn keep(&mut self, row: &[u8]) {
         self.rows.extend_from_slice(row);
         self.ends.push(self.rows.len());

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     catalog::group::GroupId,
-    plan::spread::{Copies, Fill},
+    plan::spread::{Copies, Fill, Turns},
     sql::normalize::{Slots, Strings, normalize},
 };
 
@@ -31,6 +31,7 @@ fn made(what: What, text: &str, rows: &[u32]) -> Option<(String, Option<Vec<u16>
         time,
         fill,
         lock,
+        turns: Turns::AtOnce,
     }
     .parts(text, &slots(text), std::iter::once(rows), &given)?
     .remove(0);
