@@ -134,11 +134,7 @@ impl Session {
                 return Ok(());
             }
             if self.answered_here(statement) {
-                self.answer_pending().await?;
-                self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
-                self.portals
-                    .insert(bind.portal.into(), Portal::Here(Arc::clone(&prepared)));
-                return Ok(());
+                return self.bind_here(&prepared, bind.portal).await;
             }
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
@@ -188,6 +184,15 @@ impl Session {
         }
         self.send_bind(bind, frame, Arc::clone(&prepared));
         self.note_arrays(bind.portal, &prepared);
+        Ok(())
+    }
+
+    /// Binds what is answered here.
+    async fn bind_here(&mut self, prepared: &Arc<Prepared>, portal: &[u8]) -> Result<(), Stop> {
+        self.answer_pending().await?;
+        self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
+        self.portals
+            .insert(portal.into(), Portal::Here(Arc::clone(prepared)));
         Ok(())
     }
 

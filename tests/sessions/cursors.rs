@@ -503,7 +503,7 @@ fn formats_are_those_that_fetch_asks_for() {
         "declare c cursor for select date '2026-01-02' + n, id from t order by n",
         "move 3 in c",
     ]);
-    stand.ask("set local datestyle = 'iso'");
+    stand.all_alike(&["set local datestyle = 'iso, mdy'"]);
     stand.fails("fetch 3 from c", "another format within a cursor");
     stand.all_alike(&["rollback"]);
 }
