@@ -58,6 +58,8 @@ pub enum HazardKind {
     Trigger,
     /// Rewrites the statement.
     Rule,
+    /// It is a view, and what a write through it would do is not known.
+    View,
     /// Row security that looks at other tables or calls functions.
     Policy,
     /// Unique, or excluding, over these columns, of which the key is none; an empty name: an expression.

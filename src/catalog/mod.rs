@@ -10,5 +10,6 @@ pub mod hash;
 pub mod id;
 pub mod key;
 pub mod numeric;
+pub mod oids;
 pub mod shard;
 pub mod snapshot;

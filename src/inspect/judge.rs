@@ -6,6 +6,7 @@ use super::{
     finding::{Difference, Finding},
     reach::Reach,
     survey::{Observed, Survey},
+    views::{judge_families, other, place_children, place_views},
     weigh,
 };
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
         effects::{Effects, Hazard, HazardKind},
         group::GroupId,
         key::KeyType,
+        oids::Oids,
         shard::ShardId,
         snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
@@ -20,7 +22,10 @@ use crate::{
         BPCHAR, BYTEA, DATE, INT2, INT4, INT8, NUMERIC, Oid, TEXT, TIMESTAMPTZ, UUID, VARCHAR,
     },
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 const VERSIONS: std::ops::Range<u32> = 140_000..190_000;
 /// The schema that Shardway keeps for itself.
@@ -74,8 +79,11 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
         let placement = Placement::Sharded { group, key_column };
         snapshot.tables.insert(table, Table::unasked(placement));
     }
+    place_children(snapshot, &observed);
     snapshot.others = others(snapshot, &observed);
     snapshot.sequences = sequences(snapshot, survey);
+    judge_families(snapshot, &observed);
+    snapshot.oids = oids(snapshot, survey);
     for (name, effects) in effects(snapshot, survey) {
         match snapshot.tables.get_mut(&name) {
             Some(table) => table.effects = effects,
@@ -86,24 +94,30 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
         }
     }
     for (name, table) in &mut snapshot.tables {
-        let mut known: Option<&Vec<Column>> = None;
-        let mut agreed = true;
-        for columns in observed
-            .iter()
-            .filter_map(|observed| observed.tables.get(name))
-        {
-            agreed &= known.is_none_or(|known| difference(columns, known).is_none());
-            known = Some(columns);
-        }
-        table.columns = match known.filter(|_| agreed) {
-            Some(columns) => columns.iter().map(|column| column.name.clone()).collect(),
-            None => Vec::new(),
-        };
-        table.sources = match known.filter(|_| agreed) {
-            Some(columns) => columns.iter().map(Column::source).collect(),
-            None => Vec::new(),
-        };
+        (table.columns, table.sources) = columns_of(&observed, name).unwrap_or_default();
     }
+    if !snapshot.is_single() {
+        place_views(snapshot, &observed, |name| columns_of(&observed, name));
+    }
+}
+
+/// The names and sources of a relation's columns, where all shards that have it agree.
+fn columns_of(observed: &[&Observed], name: &TableName) -> Option<(Vec<String>, Vec<String>)> {
+    let mut all = observed.iter().filter_map(|shard| shard.tables.get(name));
+    let first = all.next()?;
+    let same = all.all(|columns| difference(columns, first).is_none());
+    let names = first.iter().map(|column| column.name.clone());
+    same.then(|| (names.collect(), first.iter().map(Column::source).collect()))
+}
+
+/// Which numbers of types mean the same, where the shards' differ.
+fn oids(snapshot: &Snapshot, survey: &Survey) -> Option<Arc<Oids>> {
+    if snapshot.is_single() {
+        return None;
+    }
+    let shards = survey.shards.iter();
+    let observed = shards.map(|shard| shard.as_ref().ok().map(|observed| &observed.oids));
+    Oids::of(&observed.collect::<Vec<_>>(), snapshot.home)
 }
 
 /// What each table sets off by itself.
@@ -195,13 +209,9 @@ fn others(
             .keys()
             .filter(|table| !snapshot.tables.contains_key(*table))
         {
-            let kind = if shard.derived.contains_key(table) {
-                Other::Derived
-            } else {
-                Other::Table
-            };
+            let kind = other(shard.derived.get(table).copied());
             let known = others.entry(table.clone()).or_insert(kind);
-            if kind == Other::Derived {
+            if kind != Other::Table {
                 *known = kind;
             }
         }
@@ -260,7 +270,8 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
     let mut complete_one = snapshot.clone();
     complete(&mut complete_one, survey);
     let listed: BTreeMap<&TableName, &Table> = complete_one.tables.iter().collect();
-    for (name, table) in &listed {
+    let tables = || listed.iter().filter(|(_, table)| !table.nature.is_view());
+    for (name, table) in tables() {
         let mut first: Option<(&str, &Vec<Column>)> = None;
         for (at, answer) in survey.shards.iter().enumerate() {
             let (Ok(observed), Some(shard)) = (answer, snapshot.shards.get(at)) else {
@@ -302,7 +313,7 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
             }
         }
     }
-    for (name, table) in &listed {
+    for (name, table) in tables() {
         findings.extend(hazards(name, table));
     }
     if snapshot.unlisted == Unlisted::Error {
@@ -485,7 +496,7 @@ mod tests {
         let expected = [
             (true, None),
             (true, None),
-            (false, Some(Other::Derived)),
+            (false, Some(Other::View)),
             (false, Some(Other::Table)),
             (true, None),
         ];

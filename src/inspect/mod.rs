@@ -8,10 +8,12 @@ mod connect;
 mod effects;
 mod finding;
 mod judge;
+mod oids;
 mod reach;
 mod survey;
 mod tls;
 mod trigger;
+mod views;
 mod weigh;
 
 pub use code::code;
@@ -21,3 +23,4 @@ pub use effects::{Action, Counted, Counter, DefaultValue, Made, Objects, Trigger
 pub use finding::{Difference, Finding, Severity};
 pub use judge::{complete, judge};
 pub use survey::{Observed, Survey, at_once, complete_snapshot, credentials_for, survey};
+pub use views::{View, ViewKind};

@@ -6,9 +6,14 @@ use super::{
     effects::{Objects, objects},
     finding::Finding,
     judge::{complete, judge},
+    oids::oids,
+    views::{View, parents, views},
 };
 use crate::{
-    catalog::snapshot::{Snapshot, TableName},
+    catalog::{
+        oids,
+        snapshot::{Snapshot, TableName},
+    },
     clock::Duration,
     config::settings::{Address, BackendProof, Credentials, Database, Settings},
 };
@@ -29,8 +34,13 @@ pub struct Observed {
     pub tables: Tables,
     /// Those of them that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
+    pub views: BTreeMap<TableName, View>,
+    /// Partitions and inheritance children, each with a parent of its.
+    pub parents: BTreeSet<(TableName, TableName)>,
     /// What its tables set off by themselves.
     pub objects: Objects,
+    /// The numbers of its own types and relations.
+    pub oids: oids::Observed,
     pub roles: BTreeSet<String>,
     /// Which of the roles asked about may not read which tables.
     pub unreadable: BTreeSet<(String, TableName)>,
@@ -107,7 +117,10 @@ async fn observe(
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
         derived: derived(&client).await?,
+        views: views(&client).await?,
+        parents: parents(&client).await?,
         objects: objects(&client).await?,
+        oids: oids(&client).await?,
         ..Observed::default()
     };
     if roles.is_empty() {

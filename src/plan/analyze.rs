@@ -10,11 +10,14 @@
 
 mod changing;
 mod copying;
+mod viewing;
+
+pub use viewing::{Shown, shown};
 
 use super::scope::Instance;
 use super::{
     Context, Numbers, Override, Plan, Route, StatementPlan, Target,
-    block::{Analysis, Place},
+    block::{Analysis, Moment, Place},
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
@@ -73,21 +76,9 @@ pub fn analyze(
             .filter(|_| at == 0)
             .or(context.pinned.as_ref());
         let planner = Planner {
-            text,
             types,
-            slots,
-            context,
-            snapshot,
             pinned,
-            statement,
-            gather: Cell::default(),
-            spread: Cell::default(),
-            leaves_time: Cell::default(),
-            copy_in: Cell::default(),
-            copy_out: Cell::default(),
-            changes: Cell::default(),
-            combine: Cell::default(),
-            computes: Cell::default(),
+            ..Planner::new(text, slots, context, snapshot, statement)
         };
         if planner.reads_literals() {
             structural.extend(literals_of(statement, slots));
@@ -108,8 +99,11 @@ pub fn analyze(
             && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
         let place = statement.start..statement.end;
         plans.push(planner.with_several(StatementPlan {
-            names_transaction: !snapshot.is_single()
-                && (planner.leaves_time.get() || names_transaction(text, slots)),
+            names_transaction: planner.momentary.get()
+                || (!snapshot.is_single()
+                    && (planner.leaves_time.get() || names_transaction(text, slots))),
+            shows_oids: snapshot.oids.is_some()
+                && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             ..StatementPlan::new(place, effect, access, target)
         }));
@@ -260,23 +254,7 @@ fn of_another_encoding(
     };
     let statements = parse::parse(&read).ok()?;
     let plans = statements.iter().map(|statement| {
-        let planner = Planner {
-            text: read.as_bytes(),
-            types: &[],
-            slots: &[],
-            context,
-            snapshot,
-            pinned: None,
-            statement,
-            gather: Cell::default(),
-            spread: Cell::default(),
-            leaves_time: Cell::default(),
-            copy_in: Cell::default(),
-            copy_out: Cell::default(),
-            changes: Cell::default(),
-            combine: Cell::default(),
-            computes: Cell::default(),
-        };
+        let planner = Planner::new(read.as_bytes(), &[], context, snapshot, statement);
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
         let numbers = planner.numbers(&mut effect);
@@ -286,6 +264,7 @@ fn of_another_encoding(
             effect,
             access,
             names_transaction: names_transaction(read.as_bytes(), &[]),
+            shows_oids: false,
             target,
             numbers,
             gather: None,
@@ -357,6 +336,7 @@ fn whole(
         },
         access: Access::Write,
         names_transaction: true,
+        shows_oids: false,
         target,
         numbers: Numbers::MayAsk,
         gather: None,
@@ -396,6 +376,8 @@ struct Planner<'a> {
     combine: Cell<Option<Box<Combine>>>,
     /// What an INSERT leaves to be computed.
     computes: Cell<Option<Box<super::defaults::Computes>>>,
+    /// Whether it reads a view that shows what is of the moment.
+    momentary: Cell<bool>,
 }
 
 /// What the functions of a statement do.
@@ -461,7 +443,34 @@ impl Calls {
     }
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(
+        text: &'a [u8],
+        slots: &'a [Slot],
+        context: &'a Context,
+        snapshot: &'a Snapshot,
+        statement: &'a Statement,
+    ) -> Self {
+        Self {
+            text,
+            types: &[],
+            slots,
+            context,
+            snapshot,
+            pinned: None,
+            statement,
+            gather: Cell::default(),
+            spread: Cell::default(),
+            leaves_time: Cell::default(),
+            copy_in: Cell::default(),
+            copy_out: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
+            computes: Cell::default(),
+            momentary: Cell::default(),
+        }
+    }
+
     /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
     /// which does not run by itself.
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
@@ -732,18 +741,24 @@ impl Planner<'_> {
             || opaque
             || calls.home.is_some()
             || calls.large_objects
+            || analysis.moment != Moment::Any
             || names_transaction(self.text, self.slots)
         {
             Access::Write
         } else {
             Access::Read
         };
-        let effect = self.effect(kind, &calls);
+        let effect = match self.effect(kind, &calls) {
+            Effect::None if analysis.moment == Moment::OfCode => Effect::Opaque,
+            effect => effect,
+        };
         if matches!(effect, Effect::None | Effect::Draws | Effect::Opaque) {
             self.computes.set(self.computed(kind, &analysis));
         }
         self.leaves_time.set(spread::leaves_time(kind, &analysis));
-        if effect == Effect::None {
+        let momentary = analysis.moment != Moment::Any;
+        self.momentary.set(momentary);
+        if effect == Effect::None && !momentary {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
             self.spread
@@ -1389,6 +1404,34 @@ fn names_transaction(text: &[u8], slots: &[Slot]) -> bool {
         b"localtimestamp",
         b"pg_export_snapshot",
     ];
+    let mut found = false;
+    each_word(text, slots, |word, rest| {
+        let called = || rest.trim_ascii_start().first() == Some(&b'(');
+        found |= WORDS.contains(&word) || (CALLS.contains(&word) && called());
+    });
+    found
+}
+
+/// Whether a text may ask for numbers of types or relations: it names a system catalog, or a function or type that tells
+/// them. What only looks so runs on the home shard without need.
+fn shows_oids(text: &[u8], slots: &[Slot]) -> bool {
+    const WORDS: [&[u8]; 6] = [
+        b"regtype",
+        b"regclass",
+        b"to_regtype",
+        b"to_regclass",
+        b"format_type",
+        b"tableoid",
+    ];
+    let mut found = false;
+    each_word(text, slots, |word, _| {
+        found |= word.starts_with(b"pg_") || WORDS.contains(&word);
+    });
+    found
+}
+
+/// Every word outside of literals, in lower case, and what follows it.
+fn each_word(text: &[u8], slots: &[Slot], mut each: impl FnMut(&[u8], &[u8])) {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80;
     let mut slots = slots.iter().peekable();
     let mut at = 0;
@@ -1404,10 +1447,6 @@ fn names_transaction(text: &[u8], slots: &[Slot]) -> bool {
         }
         let word = text[at..at + length].to_ascii_lowercase();
         at += length;
-        let called = text[at..].trim_ascii_start().first() == Some(&b'(');
-        if WORDS.contains(&word.as_slice()) || (called && CALLS.contains(&word.as_slice())) {
-            return true;
-        }
+        each(&word, &text[at..]);
     }
-    false
 }

@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted},
+        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted},
     },
     sql::{
         normalize::Slot,
@@ -63,6 +63,10 @@ pub(super) struct Analysis<'a> {
     /// Why it is refused, unless an override lifts it; the first is told.
     pub(super) refusals: Vec<Unroutable>,
     pub(super) writes: bool,
+    /// What the views that are read show.
+    pub(super) moment: Moment,
+    /// Whether a system catalog is read.
+    pub(super) catalogs: bool,
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
@@ -84,6 +88,17 @@ struct Keyed {
 enum Count {
     One,
     Array,
+}
+
+/// What views show that is not in their tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Moment {
+    /// Nothing.
+    Any,
+    /// The moment, the session, the server: no two shards show it alike.
+    Own,
+    /// What functions compute that are not PostgreSQL's own.
+    OfCode,
 }
 
 /// Where a table is.
@@ -122,6 +137,8 @@ impl<'a> Analysis<'a> {
             references: Vec::new(),
             refusals: Vec::new(),
             writes: false,
+            moment: Moment::Any,
+            catalogs: false,
             changes: 0,
             changed: None,
             carried: None,
@@ -373,6 +390,7 @@ impl<'a> Analysis<'a> {
         let mut instance = None;
         let (outputs, kind) = match self.place(&relation.name) {
             Place::Sharded { group, key, table } => {
+                self.views(table);
                 if let Some(hazard) = table.effects.of(Act::Select) {
                     self.refuse(Unroutable::PerShardObject {
                         table: relation.name.name.clone(),
@@ -396,15 +414,20 @@ impl<'a> Analysis<'a> {
                 (outputs, EntryKind::Table)
             }
             Place::Reference(table) => {
+                self.views(table);
                 self.references.push(relation.name.name.clone());
                 (table_outputs(table, None), EntryKind::Reference)
             }
             Place::Single(shard) => {
+                if let Some(table) = self.listed(&relation.name) {
+                    self.views(table);
+                }
                 self.sets_off(relation, Act::Select);
                 self.fix_table(shard, &relation.name.name);
                 (Outputs::unknown(), EntryKind::Table)
             }
             Place::Catalog => {
+                self.catalogs = true;
                 if relation.name.name.starts_with("pg_largeobject") {
                     self.fixed.push(Fixed {
                         shard: self.snapshot.home,
@@ -414,9 +437,7 @@ impl<'a> Analysis<'a> {
                 (Outputs::unknown(), EntryKind::Table)
             }
             Place::Unknown => {
-                self.refuse(Unroutable::UnknownTable {
-                    table: full_name(&relation.name),
-                });
+                self.refuse(self.not_placed(&relation.name));
                 (Outputs::unknown(), EntryKind::Table)
             }
         };
@@ -507,10 +528,54 @@ impl<'a> Analysis<'a> {
         }
     }
 
+    fn listed(&self, name: &Name) -> Option<&'a Table> {
+        let path = match &name.schema {
+            Some(schema) => std::slice::from_ref(schema),
+            None => self.context.search_path.as_slice(),
+        };
+        let snapshot = self.snapshot;
+        let mut found = path.iter().map(|schema| snapshot.table(schema, &name.name));
+        found.find_map(|table| table)
+    }
+
+    fn views(&mut self, table: &Table) {
+        let shows = match table.nature {
+            Nature::Table | Nature::Child | Nature::View => Moment::Any,
+            Nature::ViewOfOneShard => Moment::Own,
+            Nature::ViewWithCode => Moment::OfCode,
+        };
+        self.moment = self.moment.max(shows);
+    }
+
+    /// Why a relation has no place.
+    pub(super) fn not_placed(&self, name: &Name) -> Unroutable {
+        let path = match &name.schema {
+            Some(schema) => std::slice::from_ref(schema),
+            None => &self.context.search_path,
+        };
+        let mut others = path
+            .iter()
+            .filter_map(|schema| self.snapshot.other(schema, &name.name));
+        match others.next() {
+            Some(Other::View) => Unroutable::ViewOverShards {
+                view: full_name(name),
+            },
+            Some(Other::Table | Other::Derived) | None => Unroutable::UnknownTable {
+                table: full_name(name),
+            },
+        }
+    }
+
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {
         match self.snapshot.unlisted {
             // Its rows may be on every shard.
-            _ if self.snapshot.other(schema, name) == Some(Other::Derived) => Place::Unknown,
+            _ if matches!(
+                self.snapshot.other(schema, name),
+                Some(Other::Derived | Other::View)
+            ) =>
+            {
+                Place::Unknown
+            }
             // Every shard has its own, which is nobody's data.
             _ if schema == OWN_SCHEMA => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),

@@ -12,7 +12,7 @@ use crate::{
         group::GroupId,
         key::KeyType,
         shard::{ShardId, ShardSet},
-        snapshot::{OWN_SCHEMA, Placement, Snapshot, TableName, Unlisted},
+        snapshot::{Nature, OWN_SCHEMA, Placement, Snapshot, TableName, Unlisted},
     },
     sql::{
         change::{
@@ -270,7 +270,7 @@ impl Planner<'_, '_> {
 
     fn altered(&self, name: &Name, placement: &Placement, alter: &Alter) -> Result<(), Unroutable> {
         let listed = !matches!(placement, Placement::Single(_)) || self.is_listed(name);
-        if alter.name == Renamed::Yes && listed {
+        if alter.name == Renamed::Yes && listed && !self.goes_with_others(name) {
             return Err(unheld(name, Unheld::Name));
         }
         if let Placement::Sharded { key_column, .. } = placement
@@ -287,6 +287,15 @@ impl Planner<'_, '_> {
         let uniques = alter.holds.uniques.iter().map(|one| one.columns.as_slice());
         let references = self.references(&alter.holds);
         holds(&name.name, placement, uniques, &references)
+    }
+
+    /// Whether it is a child or a view, whose place does not depend on its name.
+    fn goes_with_others(&self, name: &Name) -> bool {
+        let (Place::Sharded { table, .. } | Place::Reference(table)) = self.analysis.place(name)
+        else {
+            return false;
+        };
+        table.nature != Nature::Table
     }
 
     fn is_listed(&self, name: &Name) -> bool {

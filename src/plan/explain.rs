@@ -292,7 +292,9 @@ fn spread(
         Some(What::Rows(_)) => "each row goes to the shard of its key",
         Some(What::Move(_)) => "rows whose new key belongs to another shard are moved there",
         Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
-        Some(What::Share(_) | What::Change) | None => "every shard changes its own rows",
+        Some(What::Share(_) | What::Whole | What::Change) | None => {
+            "every shard changes its own rows"
+        }
     };
     let mut rows = vec![
         ("route", "spread".to_owned()),

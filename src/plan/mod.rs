@@ -106,6 +106,8 @@ pub struct StatementPlan {
     pub access: Access,
     /// Whether it asks for the running transaction's time, number or snapshot.
     pub names_transaction: bool,
+    /// Whether it may tell numbers of types or relations, which are others on each shard: clients are told the home shard's.
+    pub shows_oids: bool,
     pub target: Target,
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
@@ -200,6 +202,7 @@ impl StatementPlan {
             effect,
             access,
             names_transaction: false,
+            shows_oids: false,
             target,
             numbers: Numbers::Apart,
             gather: None,

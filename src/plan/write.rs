@@ -6,7 +6,7 @@
 )]
 
 use super::{
-    block::{Analysis, Place, both, full_name},
+    block::{Analysis, Place, both},
     route::{Condition, Pin, Role},
     scope::{Entry, EntryKind, Nullable, Outputs, resolve},
     unroutable::Unroutable,
@@ -110,9 +110,7 @@ impl<'a> Analysis<'a> {
                 None
             }
             Place::Unknown => {
-                self.refuse(Unroutable::UnknownTable {
-                    table: full_name(&relation.name),
-                });
+                self.refuse(self.not_placed(&relation.name));
                 None
             }
         }

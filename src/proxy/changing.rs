@@ -210,7 +210,7 @@ impl Session {
 
     /// Locks tables that are on different shards, each shard its own, in the order of shards.
     async fn lock_each(&mut self, locks: &Locks, text: &str) -> Result<Written, Stop> {
-        let each = locks.unknown().map(|name| to_regclass(name));
+        let each = locks.unknown().map(to_regclass);
         let each = each.collect::<Vec<_>>().join(", ',', ");
         let question = (!each.is_empty()).then(|| format!("SELECT pg_catalog.concat({each})"));
         let mut found = vec![false; locks.unknown().count()];
@@ -334,6 +334,7 @@ impl Session {
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
         let mut seen = (*self.snapshot).clone();
+        seen.forget_derived(changes.command, &changes.tables);
         for (name, table) in &mut seen.tables {
             if changes.tables.contains(&name.name) {
                 table.columns.clear();

@@ -15,7 +15,7 @@ mod commands;
 pub(super) use commands::CommandPortal;
 
 use super::{
-    fan::LONGEST,
+    fan::{Fan, LONGEST},
     named::Named,
     reply::session as reply,
     request::Stop,
@@ -305,14 +305,18 @@ impl Session {
         parse: Option<(&str, &[u8])>,
         tail: &[u8],
     ) -> Result<(), Stop> {
-        if let Some(fan) = self.fan.as_deref_mut() {
-            for at in 0..fan.len() {
+        let members = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..members {
+            let shard = self.fan.as_deref().map(|fan| fan.shard(at));
+            let own = shard.zip(parse);
+            let own = own.map(|(shard, (_, types))| self.types_for(shard, types));
+            if let Some(fan) = self.fan.as_deref_mut() {
                 let stale = self.cursors.stale_on(fan.shard(at));
                 fan.ask(at, 1, |out| {
                     for name in &stale {
                         put_named(out, b'C', Name::Portal(name.as_bytes()));
                     }
-                    if let Some((text, types)) = parse {
+                    if let (Some((text, _)), Some(types)) = (parse, &own) {
                         put_parse(out, b"", text.as_bytes(), types);
                     }
                     put_bind(out, name.as_bytes(), b"", tail);

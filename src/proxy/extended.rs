@@ -5,6 +5,7 @@ use super::{
     ids::{Computing, Filled},
     link::{Hold, Link},
     local::put_explanation_columns,
+    oids::own_types,
     place::{Place, changes_meaning},
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     catalog::snapshot::Snapshot,
-    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{Override, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -42,6 +43,7 @@ impl Session {
         self.tally.client_parses += 1;
         self.vacate_for(parse.text);
         let types: SmallVec<[u32; 4]> = parse.types().collect();
+        self.know_types(&types).await;
         let planned = self.database.plans.plan(
             parse.text,
             &types,
@@ -162,6 +164,16 @@ impl Session {
             let (shard, hold) = (self.link_shard().unwrap_or(self.any), Hold::Loose);
             self.reach(Place { shard, hold }).await?;
         }
+        self.bind_there(&bind, frame, prepared).await
+    }
+
+    /// Binds on the link, which has been reached.
+    async fn bind_there(
+        &mut self,
+        bind: &Bind<'_>,
+        frame: &[u8],
+        prepared: Arc<Prepared>,
+    ) -> Result<(), Stop> {
         if self.skip {
             return Ok(());
         }
@@ -170,7 +182,12 @@ impl Session {
         if self.skip {
             return Ok(());
         }
-        self.send_bind(&bind, frame, prepared);
+        self.judge_binary(&prepared, bind).await?;
+        if self.skip {
+            return Ok(());
+        }
+        self.send_bind(bind, frame, Arc::clone(&prepared));
+        self.note_arrays(bind.portal, &prepared);
         Ok(())
     }
 
@@ -766,13 +783,21 @@ impl Session {
             self.pipeline
                 .asked(Request::Close, Origin::Injected, Note::Evicted(old));
         }
+        let types = prepared.told.raw_types().unwrap_or(&prepared.raw_types);
         let out = link.lease.stream.out();
         put_parse(
             out,
             prepared.server_name().as_bytes(),
             prepared.sent.as_ref().unwrap_or(&prepared.text),
-            prepared.told.raw_types().unwrap_or(&prepared.raw_types),
+            types,
         );
+        let sees_own = matches!(self.context.pinned, Some(Override::Shard(_)));
+        if let Some(oids) = self.snapshot.oids.as_deref().filter(|_| !sees_own)
+            && let Some(of) = oids.of_shard(link.shard)
+        {
+            let from = out.len() - types.len();
+            own_types(&mut out[from..], of);
+        }
         if prepared.unnamed {
             link.lease.unnamed = Some(prepared.id);
         } else {

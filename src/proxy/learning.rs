@@ -7,7 +7,7 @@ use super::database::Database;
 use crate::{
     catalog::{code::Code, snapshot::Snapshot},
     config::settings::{Credentials, Settings},
-    inspect::{code, complete_snapshot, credentials_for},
+    inspect::{Finding, code, complete_snapshot, credentials_for},
 };
 use std::sync::{
     Arc,
@@ -86,6 +86,11 @@ impl Database {
         new.schema = old.schema;
         new.code = old.code.clone();
         let findings = complete_snapshot(&self.settings, Some(credentials), &mut new).await;
+        let missing = |finding: &Finding| matches!(finding, Finding::Unreachable { .. });
+        if old.schema > 0 && findings.iter().any(missing) {
+            // What was known of a server that cannot be asked.
+            new.oids.clone_from(&old.oids);
+        }
         for finding in &findings {
             tracing::debug!(database = new.database, %finding, "looking into the servers");
         }

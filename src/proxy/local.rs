@@ -609,6 +609,7 @@ impl Session {
             let current = self.database.snapshot.load();
             if !Arc::ptr_eq(&current, &self.snapshot) {
                 self.snapshot = Arc::clone(&current);
+                self.looking.forget();
             }
         }
         self.take_over_settings();

@@ -21,6 +21,7 @@ mod listening;
 mod local;
 mod named;
 mod numbers;
+mod oids;
 mod place;
 mod prepared;
 mod relay;

@@ -3,6 +3,7 @@
 
 use super::{
     link::Hold,
+    oids::{Holding, Seen},
     prepared::Prepared,
     session::{End, Note, Phase, Rest, Session, broken},
 };
@@ -56,13 +57,21 @@ impl Session {
                 break;
             };
             let here = (bytes.len() - at).min(header.size);
-            if here < header.size && !may_be_partial(header, self.compares()) {
-                if header.size > LONGEST_DESCRIPTION {
-                    return Err(broken(&"a message is too long"));
-                }
+            if here < header.size && self.is_held_whole(header)? {
                 break;
             }
-            let body = &bytes[at + HEADER..at + here];
+            let frame = &bytes[at..at + here];
+            let seen = match self.renumbered(header, frame) {
+                Ok(Seen::AsItIs) => None,
+                Ok(Seen::Made(made)) => Some(made),
+                Ok(Seen::Later) => break,
+                Err(end) => {
+                    self.client.out().extend_from_slice(&bytes[run..at]);
+                    return Err(end);
+                }
+            };
+            let body = seen.as_deref().unwrap_or(frame);
+            let body = &body[HEADER..];
             let (pass, event) = match self.judge_frame(header) {
                 Ok(judged) => judged,
                 Err(end) => {
@@ -82,12 +91,12 @@ impl Session {
             } else {
                 None
             };
-            if forward && restated.is_none() {
+            let told = restated.as_deref().or(seen.as_deref());
+            if forward && told.is_none() {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                let restated = restated.unwrap_or_default();
-                self.client.out().extend_from_slice(&restated);
+                self.pass_on(header, body, told.filter(|_| forward));
                 at += here;
                 run = at;
             }
@@ -111,6 +120,25 @@ impl Session {
         }
         self.client.out().extend_from_slice(&bytes[run..at]);
         Ok(at)
+    }
+
+    /// Whether a message that has not arrived whole waits until it has.
+    fn is_held_whole(&self, header: Header) -> Result<bool, End> {
+        let held = self.renumbers(header.tag) || !may_be_partial(header, self.compares());
+        if held && header.tag != b'D' && header.size > LONGEST_DESCRIPTION {
+            return Err(broken(&"a message is too long"));
+        }
+        Ok(held)
+    }
+
+    /// A message that does not pass on as it stands; `told`: what the client is told in its place.
+    fn pass_on(&mut self, header: Header, body: &[u8], told: Option<&[u8]>) {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
+        self.client
+            .out()
+            .extend_from_slice(told.unwrap_or_default());
     }
 
     fn judge_frame(&mut self, header: Header) -> Result<(Pass, Event<Note>), End> {
@@ -263,6 +291,11 @@ impl Session {
     ) -> Result<(), End> {
         let types = parameters.map(|body| prepared.told.parameters(body));
         let types = types.transpose().map_err(|problem| broken(&problem))?;
+        if let Some(oids) = &self.snapshot.oids {
+            let holding = rows.map(|rows| Holding::of(rows, oids)).transpose();
+            let holding = holding.map_err(|problem| broken(&problem))?;
+            prepared.told.hold(holding.unwrap_or_default());
+        }
         let columns = prepared.told.columns(rows);
         let columns = columns.map_err(|problem| broken(&problem))?;
         if let Some(link) = &mut self.link {

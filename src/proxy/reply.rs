@@ -97,6 +97,7 @@ fn message(why: &Unroutable) -> (String, String) {
             text("statement needs rows of several shards"),
             format!("Its tables and keys live on shards {}.", shards.join(", ")),
         ),
+        Unroutable::ViewOverShards { view } => view_over_shards(view),
         Unroutable::UnknownTable { table } => (
             format!("relation \"{table}\" belongs to no group"),
             text("No group, reference table or single table has that name."),
@@ -192,6 +193,14 @@ fn rare_message(why: &Unroutable) -> (String, String) {
     }
 }
 
+fn view_over_shards(view: &str) -> (String, String) {
+    let why = "Its rows are not each shard's own, or its definition is not the same on all shards.";
+    (
+        format!("view \"{view}\" takes rows of several shards together"),
+        why.to_owned(),
+    )
+}
+
 /// What a table's own object would do on one shard only.
 fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
     let name = &hazard.name;
@@ -200,6 +209,9 @@ fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
             "Trigger \"{name}\" may change the shard key, or read or write rows that are on other shards."
         ),
         HazardKind::Rule => format!("Rule \"{name}\" rewrites the statement."),
+        HazardKind::View => {
+            "It is a view that shows more than one table's own columns, and writes through it are not followed.".to_owned()
+        }
         HazardKind::Policy => {
             format!("Policy \"{name}\" looks at rows that may be on other shards.")
         }
@@ -323,6 +335,7 @@ fn per_shard_hint(table: &str, hazard: &Hazard) -> String {
     let remedy = match &hazard.kind {
         HazardKind::Default => format!("Give \"{name}\" a value; or let the sequences of the shards step over each other (ALTER SEQUENCE … INCREMENT BY <shards> START WITH <number of the shard> RESTART)"),
         HazardKind::Unique(_) => "Make the shard key part of it; or leave its column to a default that no other shard repeats (gen_random_uuid(), or sequences that step over each other)".to_owned(),
+        HazardKind::View => return "Write to the tables themselves.".to_owned(),
         _ => "Let it keep to its own row".to_owned(),
     };
     format!(
@@ -385,8 +398,8 @@ pub const CODES: &[Code] = &[
         code: "SW108",
         sqlstate: "0A000",
         title: "Shard key changed",
-        meaning: "An UPDATE, ON CONFLICT or MERGE may change a row's shard key, and with it the row's shard.",
-        what_to_do: "Delete the row and insert it with the new key.",
+        meaning: "A statement may change a row's shard key in a way in which rows cannot be moved: ON CONFLICT, MERGE, DEFAULT, RETURNING of what an INSERT cannot return, or a row that FROM sends to several shards (docs/routing.md).",
+        what_to_do: "Update the key in an UPDATE of its own, or delete the row and insert it with the new key.",
     },
     Code {
         code: "SW109",
@@ -576,6 +589,20 @@ pub const CODES: &[Code] = &[
         title: "A sequence that begins anew",
         meaning: "RESTART, setval, or another INCREMENT, of a sequence that gives numbers to sharded tables: proxies hold numbers that were drawn ahead (`sequence_block` above 1), or its numbers must be unique and a unique index without the shard key cannot see those of other shards.",
         what_to_do: "Do it on the home shard under a comment /* shardway: shard=<home> */ when no number can come twice; TRUNCATE … RESTART IDENTITY is possible with sequence_block = 1.",
+    },
+    Code {
+        code: "SW151",
+        sqlstate: "0A000",
+        title: "Numbers of types in binary values",
+        meaning: "A result was asked for in binary format that holds composite values, or arrays or ranges of them: these hold the numbers of the database's own types, which differ from shard to shard.",
+        what_to_do: "Ask for the result in text format, or select the composite's columns one by one.",
+    },
+    Code {
+        code: "SW152",
+        sqlstate: "0A000",
+        title: "View over rows of several shards",
+        meaning: "The view takes rows of several shards together (aggregates without the shard key in GROUP BY, DISTINCT, LIMIT, windows, UNION, joins off the key), is materialized over sharded tables, or is not defined alike on all shards.",
+        what_to_do: "Write its query in place of its name: what one table's rows decide is then computed over all shards. Or GROUP BY the shard key; or read one shard's: SET shardway.shard = '<shard>'.",
     },
     Code {
         code: "SW201",
@@ -790,6 +817,7 @@ mod tests {
             },
             Unroutable::SeveralShards { shards: vec![] },
             Unroutable::UnknownTable { table: table() },
+            Unroutable::ViewOverShards { view: table() },
             Unroutable::KeyMissing {
                 table: table(),
                 key: table(),
@@ -844,7 +872,8 @@ mod tests {
     fn every_refusal_has_its_code_in_the_table() {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
-            ("SW101"..="SW121").contains(&code.code) || matches!(code.code, "SW125" | "SW131")
+            ("SW101"..="SW121").contains(&code.code)
+                || matches!(code.code, "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

@@ -109,11 +109,8 @@ impl Session {
         }
         if self.several.is_several()
             && self.has_snapshots()
-            && let Some(shard) = Box::pin(self.shard_of_sequence(text)).await?
+            && Box::pin(self.query_sequence(text, &planned.plan)).await?
         {
-            let hold = Hold::Bound;
-            self.reach(Place { shard, hold }).await?;
-            self.send_query(text, planned.plan);
             return Ok(());
         }
         let place = match self.place_together(statements, &values) {
@@ -200,6 +197,17 @@ impl Session {
         // What stands behind the end of a failed transaction is no part of it.
         let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
         statements.len() > 1 && (failed || self.check_message(statements).is_err())
+    }
+
+    /// A Query of a dump for the state of a sequence; true: it has been sent to the shard where that has come furthest.
+    async fn query_sequence(&mut self, text: &[u8], plan: &Arc<Plan>) -> Result<bool, Stop> {
+        let Some(shard) = self.shard_of_sequence(text).await? else {
+            return Ok(false);
+        };
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        self.send_query(text, Arc::clone(plan));
+        Ok(true)
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.

@@ -313,6 +313,7 @@ impl Session {
             unsettled: false,
             drew: super::numbers::Drew::default(),
             any,
+            looking: super::oids::Looking::default(),
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
             starved: false,

@@ -16,7 +16,7 @@ use crate::{
         prepared::{Prepared, Told},
         reply::session as reply,
         request::Stop,
-        scatter::{Pumped, Scattered, shape, types_everywhere},
+        scatter::{Pumped, Scattered, shape},
         session::{End, Note, Portal, Session},
     },
     sql::{
@@ -416,7 +416,7 @@ impl Session {
         let values = [&[0, 0][..], &bind.tail_for_text()].concat();
         let bind = Bind::decode(&values).map_err(|_malformed| reply::malformed())?;
         let bound = Bound {
-            types: types_everywhere(prepared),
+            types: prepared.told.raw_types().unwrap_or(&prepared.raw_types),
             tail: Some(&bind),
         };
         let told = Told::default();
@@ -429,7 +429,8 @@ impl Session {
             }
             Declared::There { text, types } => {
                 self.portal_goes_there(declare.name.as_bytes());
-                let Some(link) = &mut self.link else {
+                let types = self.link_shard().map(|shard| self.types_for(shard, &types));
+                let (Some(link), Some(types)) = (&mut self.link, types) else {
                     return Err(End::Client.into());
                 };
                 let out = link.lease.stream.out();

@@ -709,6 +709,15 @@ pub fn columns_changed() -> Notice {
     }
 }
 
+/// Values in binary that hold numbers of types, which are others on each shard.
+#[must_use]
+pub fn numbers_in_binary() -> Notice {
+    Notice {
+        detail: Some("A value of a composite type holds the numbers of its columns' types, which differ from shard to shard. (SW151)".to_owned()),
+        ..error("0A000", "this result in binary format is not supported over several shards")
+    }
+}
+
 /// Copies of a reference table that a write would make differ.
 #[must_use]
 pub fn copies_differ(table: &str) -> Notice {
