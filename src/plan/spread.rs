@@ -116,6 +116,7 @@ pub(super) fn spread(
     let what = what.or_else(|| analysis.refusals.is_empty().then_some(What::Whole))?;
     let spread = Spread {
         time: text::time_asked(asked, &what)?,
+        turns: turns(asked.kind, &what),
         fill: fill::fill(asked, analysis, &what)?,
         lock: number_of(asked.kind),
         turns: turns(asked.kind, &what),
