@@ -7,6 +7,7 @@ use super::{
     reply::{self as wording, session as reply},
     request::Stop,
     session::{End, Note, Phase, Session},
+    several::snapshots::alone_complete,
 };
 use crate::{
     catalog::shard::ShardId,
@@ -88,7 +89,9 @@ impl Session {
                     .several
                     .named()
                     .filter(|_| statement.names_transaction && here.is_none_or(|link| !link.named));
-                let home = statement.shows_oids.then_some(self.snapshot.home);
+                let home = statement
+                    .shows_oids
+                    .then(|| alone_complete(&self.snapshot).unwrap_or(self.snapshot.home));
                 Place {
                     shard: home.or(told).unwrap_or_else(|| self.any_shard(bound)),
                     hold,
