@@ -92,7 +92,8 @@ impl Session {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                self.pass_on(header, body, told.filter(|_| forward));
+                let told = told.filter(|_| forward).unwrap_or_default();
+                self.client.out().extend_from_slice(told);
                 at += here;
                 run = at;
             }
@@ -125,16 +126,6 @@ impl Session {
             return Err(broken(&"a message is too long"));
         }
         Ok(held)
-    }
-
-    /// A message that does not pass on as it stands; `told`: what the client is told in its place.
-    fn pass_on(&mut self, header: Header, body: &[u8], told: Option<&[u8]>) {
-        if header.tag == b'C' && self.holds_end() {
-            self.hold_end(body);
-        }
-        self.client
-            .out()
-            .extend_from_slice(told.unwrap_or_default());
     }
 
     fn judge_frame(&mut self, header: Header) -> Result<(Pass, Event<Note>), End> {
