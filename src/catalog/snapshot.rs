@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
     /// What those of them set off that are on one shard, where it reaches beyond that.
     pub effects_of_others: HashMap<TableName, Effects, foldhash::fast::RandomState>,
+    /// What a name means that none of the above has.
+    pub unseen: Unseen,
     /// What may act on each shard by itself, as the configuration says.
     pub per_shard: Vec<ObjectName>,
     /// What the database's own functions may leave in a session.
@@ -98,6 +100,15 @@ pub enum Unlisted {
     On(ShardId),
 }
 
+/// What a table is taken for that nothing lists and that no server was seen to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    /// One of the unlisted tables.
+    Unlisted,
+    /// Maybe one that was made just now and belongs elsewhere: the servers are asked before a statement runs.
+    Asked,
+}
+
 impl Table {
     /// A table of which no server has told anything yet.
     #[must_use]
@@ -127,6 +138,7 @@ impl Snapshot {
             unlisted: Unlisted::Error,
             others: HashMap::default(),
             effects_of_others: HashMap::default(),
+            unseen: Unseen::Unlisted,
             per_shard: Vec::new(),
             code: Code::Unknown,
         }

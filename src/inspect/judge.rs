@@ -175,6 +175,13 @@ fn others(
                 *known = kind;
             }
         }
+        let unlisted = shard
+            .bare
+            .iter()
+            .filter(|name| !snapshot.tables.contains_key(*name));
+        for name in unlisted {
+            others.entry(name.clone()).or_insert(Other::Table);
+        }
     }
     others
 }

@@ -1,7 +1,7 @@
 //! Asks every shard of a database what it has.
 
 use super::{
-    columns::{Derived, Tables, columns, derived},
+    columns::{Derived, Tables, bare, columns, derived},
     connect::{AskError, connect},
     effects::{Objects, objects},
     finding::Finding,
@@ -27,7 +27,9 @@ pub struct Observed {
     pub version: u32,
     pub encoding: String,
     pub tables: Tables,
-    /// Those of them that are views, partitions or inheritance children.
+    /// Sequences, and tables without columns.
+    pub bare: BTreeSet<TableName>,
+    /// Those of its tables that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
     /// What its tables set off by themselves.
     pub objects: Objects,
@@ -106,6 +108,7 @@ async fn observe(
         version: facts.try_get::<_, String>(0)?.parse().unwrap_or(0),
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
+        bare: bare(&client).await?,
         derived: derived(&client).await?,
         objects: objects(&client).await?,
         ..Observed::default()

@@ -13,7 +13,7 @@ mod copying;
 
 use super::scope::Instance;
 use super::{
-    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
+    Context, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::Analysis,
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
@@ -81,6 +81,7 @@ pub fn analyze(
             copy_out: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
+            footing: Cell::default(),
         };
         if planner.reads_literals() {
             structural.extend(literals_of(statement, slots));
@@ -103,6 +104,7 @@ pub fn analyze(
         plans.push(planner.with_several(StatementPlan {
             names_transaction: !snapshot.is_single() && names_transaction(text, slots),
             numbers,
+            footing: planner.footing(),
             ..StatementPlan::new(place, effect, access, target)
         }));
     }
@@ -248,6 +250,7 @@ fn of_another_encoding(
             copy_out: Cell::default(),
             changes: Cell::default(),
             combine: Cell::default(),
+            footing: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
@@ -259,6 +262,7 @@ fn of_another_encoding(
             access,
             names_transaction: names_transaction(read.as_bytes(), &[]),
             target,
+            footing: Footing::Sure,
             numbers,
             gather: None,
             spread: None,
@@ -329,6 +333,7 @@ fn whole(
         access: Access::Write,
         names_transaction: true,
         target,
+        footing: Footing::Sure,
         numbers: Numbers::MayAsk,
         gather: None,
         spread: None,
@@ -362,6 +367,7 @@ struct Planner<'a> {
     /// How a schema change runs on several shards.
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,
+    footing: Cell<Footing>,
 }
 
 /// What the functions of a statement do.
@@ -675,6 +681,7 @@ impl Planner<'_> {
         let mut analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         analysis.kind(kind, None);
         let pins = analysis.pins();
+        self.rests_on(&analysis);
         analysis.refuse_shared_parameters(&self.statement.parameters, self.types);
         let opaque = calls.one_shard.is_some() || calls.unknown.is_some();
         let access = if analysis.writes
@@ -695,6 +702,21 @@ impl Planner<'_> {
                 .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
         (effect, access, self.target(analysis, pins, &calls))
+    }
+
+    /// Its place rests on what the analysis has come upon.
+    fn rests_on(&self, analysis: &Analysis<'_>) {
+        self.footing
+            .set(self.footing.get().max(analysis.footing.get()));
+    }
+
+    fn footing(&self) -> Footing {
+        match self.pinned {
+            // Who says so answers for it.
+            Some(Override::Shard(_)) => Footing::Sure,
+            _ if self.snapshot.is_single() => Footing::Sure,
+            Some(Override::Key(_)) | None => self.footing.get(),
+        }
     }
 
     /// How the answers of several shards are put together, when each gives its part of the whole.

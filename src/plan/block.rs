@@ -11,7 +11,7 @@
 )]
 
 use super::{
-    Context,
+    Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
     scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
     unroutable::{KeyProblem, Unroutable},
@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Other, Placement, Snapshot, Table, Unlisted},
+        snapshot::{Other, Placement, Snapshot, Table, Unlisted, Unseen},
     },
     sql::{
         normalize::Slot,
@@ -35,7 +35,7 @@ use crate::{
     wire::types::{self, Oid},
 };
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     ops::Range,
 };
@@ -66,6 +66,8 @@ pub(super) struct Analysis<'a> {
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
+    /// The weakest of what tables were found by.
+    pub(super) footing: Cell<Footing>,
 }
 
 /// How a parameter is read as a key.
@@ -122,6 +124,7 @@ impl<'a> Analysis<'a> {
             writes: false,
             changes: 0,
             changed: None,
+            footing: Cell::default(),
         }
     }
 
@@ -505,11 +508,35 @@ impl<'a> Analysis<'a> {
     }
 
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {
+        let derived = self.snapshot.other(schema, name) == Some(Other::Derived);
+        if !derived && !schema.starts_with("pg_temp") {
+            let footing = match self.snapshot.unseen {
+                Unseen::Asked if !self.is_seen(schema, name) => Footing::Unseen,
+                Unseen::Asked | Unseen::Unlisted => Footing::Unlisted,
+            };
+            self.footing.set(self.footing.get().max(footing));
+        }
         match self.snapshot.unlisted {
             // Its rows may be on every shard.
-            _ if self.snapshot.other(schema, name) == Some(Other::Derived) => Place::Unknown,
+            _ if derived => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
+        }
+    }
+
+    /// Whether nothing lists the table, no server was seen to have it, and it may be elsewhere than unlisted tables.
+    pub(super) fn is_unseen(&self, name: &Name) -> bool {
+        let before = self.footing.take();
+        self.place(name);
+        self.footing.replace(before) == Footing::Unseen
+    }
+
+    /// Whether a server was seen to have what nothing lists; an empty schema: in any of the path.
+    fn is_seen(&self, schema: &str, name: &str) -> bool {
+        let mut path = self.context.search_path.iter();
+        match schema {
+            "" => path.any(|schema| self.snapshot.other(schema, name).is_some()),
+            schema => self.snapshot.other(schema, name).is_some(),
         }
     }
 

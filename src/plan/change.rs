@@ -69,6 +69,8 @@ struct ReferenceFact {
     columns: Vec<String>,
     table: String,
     place: Option<Placement>,
+    /// It names the new table itself.
+    itself: bool,
     referenced: Vec<String>,
 }
 
@@ -147,7 +149,7 @@ impl Planner<'_, '_> {
         let mut single: Option<ShardId> = None;
         let mut spread = false;
         for name in names {
-            match self.placement(name) {
+            match self.placement(name).filter(|_| !self.asks_for(name, alter)) {
                 Some(placement @ (Placement::Sharded { .. } | Placement::Reference)) => {
                     self.altered(name, &placement, alter)?;
                     spread = true;
@@ -183,6 +185,18 @@ impl Planner<'_, '_> {
         }
     }
 
+    /// Whether the servers can say who has a table that was not seen yet: nothing is changed that depends on its place.
+    fn asks_for(&self, name: &Name, alter: &Alter) -> bool {
+        let Alter {
+            holds,
+            columns,
+            name: renamed,
+            ties,
+        } = alter;
+        let bare = holds.uniques.is_empty() && holds.references.is_empty() && columns.is_empty();
+        bare && ties.is_empty() && *renamed == Renamed::No && self.analysis.is_unseen(name)
+    }
+
     /// Whether every shard has the table.
     fn is_everywhere(&self, name: &Name) -> bool {
         match self.placement(name) {
@@ -212,7 +226,7 @@ impl Planner<'_, '_> {
             return Err(unheld(name, Unheld::Apart));
         }
         let uniques = alter.holds.uniques.iter().map(|one| one.columns.as_slice());
-        let references = self.references(&alter.holds);
+        let references = self.references(&alter.holds, None);
         holds(&name.name, placement, uniques, &references)
     }
 
@@ -225,12 +239,17 @@ impl Planner<'_, '_> {
         }
     }
 
-    fn references(&self, holds: &Holds) -> Vec<ReferenceFact> {
-        let fact = |reference: &Reference| ReferenceFact {
-            columns: reference.columns.clone(),
-            table: full_name(&reference.table),
-            place: self.placement(&reference.table),
-            referenced: reference.referenced.clone(),
+    fn references(&self, holds: &Holds, of: Option<&Name>) -> Vec<ReferenceFact> {
+        let fact = |reference: &Reference| {
+            let itself = of.is_some_and(|own| refers_to_itself(own, &reference.table));
+            let known = !itself || !self.analysis.is_unseen(&reference.table);
+            ReferenceFact {
+                columns: reference.columns.clone(),
+                table: full_name(&reference.table),
+                place: if known { self.placement(&reference.table) } else { None },
+                itself,
+                referenced: reference.referenced.clone(),
+            }
         };
         holds.references.iter().map(fact).collect()
     }
@@ -261,7 +280,7 @@ impl Planner<'_, '_> {
             name: name.name.clone(),
             columns,
             uniques: uniques.map(|one| one.columns.clone()).collect(),
-            references: self.references(&table.holds),
+            references: self.references(&table.holds, Some(name)),
             parent,
             stated: stated(self.analysis.text),
         })
@@ -311,7 +330,7 @@ impl New {
         let mut references = self.references.clone();
         for reference in &mut references {
             // A table that refers to itself.
-            if reference.place.is_none() && reference.table.ends_with(&self.name) {
+            if reference.place.is_none() && reference.itself {
                 reference.place = Some(placement.clone());
             }
         }
@@ -527,6 +546,11 @@ fn together(one: &Placement, other: &Placement) -> bool {
         ) => group == other && key_column == other_key,
         (one, other) => one == other,
     }
+}
+
+fn refers_to_itself(own: &Name, other: &Name) -> bool {
+    let same_schema = own.schema == other.schema || own.schema.is_none() || other.schema.is_none();
+    own.name == other.name && same_schema
 }
 
 fn unheld(table: &Name, what: Unheld) -> Unroutable {

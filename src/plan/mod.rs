@@ -91,6 +91,7 @@ pub struct StatementPlan {
     /// Whether it asks for the running transaction's time, number or snapshot.
     pub names_transaction: bool,
     pub target: Target,
+    pub footing: Footing,
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
@@ -104,6 +105,18 @@ pub struct StatementPlan {
     pub changes: Option<Box<change::Changes>>,
     /// How the answers of several shards are put together, when each gives its part of the whole.
     pub combine: Option<Box<combine::Combine>>,
+}
+
+/// What its place rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Footing {
+    /// The configuration, the catalog, or no table.
+    #[default]
+    Sure,
+    /// A table that nothing lists is where unlisted tables live, as servers were seen to have it.
+    Unlisted,
+    /// A table that nothing lists and that no server was seen to have. The servers are asked before it runs.
+    Unseen,
 }
 
 /// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
@@ -180,6 +193,7 @@ impl StatementPlan {
             access,
             names_transaction: false,
             target,
+            footing: Footing::Sure,
             numbers: Numbers::Apart,
             gather: None,
             spread: None,

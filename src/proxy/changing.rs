@@ -19,7 +19,7 @@ use super::{
 use crate::{
     catalog::{
         shard::{ShardId, ShardSet},
-        snapshot::{Other, Placement, Table, TableName, Unlisted},
+        snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     clock::Duration,
     config::settings::PoolMode,
@@ -38,7 +38,7 @@ use crate::{
 use std::sync::Arc;
 
 /// How long the client of a change waits at most for the servers to be looked at.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What no two servers have in common.
 const WHICH_SERVER: &str = "SELECT pg_catalog.concat(pg_catalog.current_setting('port'), ' ', \
@@ -46,6 +46,7 @@ const WHICH_SERVER: &str = "SELECT pg_catalog.concat(pg_catalog.current_setting(
      'YYYY-MM-DD HH24:MI:SS.US'))";
 
 /// What a change has made that its transaction must know.
+#[derive(Clone, Debug)]
 enum Made {
     /// A table that lives there.
     Table {
@@ -53,6 +54,34 @@ enum Made {
         placement: Placement,
     },
     Nothing,
+}
+
+/// A change that the transaction under way has made.
+#[derive(Debug)]
+pub(super) struct Foreseen {
+    /// Tables, whatever their schema, whose columns may be others now.
+    tables: Vec<String>,
+    made: Made,
+}
+
+impl Foreseen {
+    fn apply(&self, seen: &mut Snapshot) {
+        for (name, table) in &mut seen.tables {
+            if self.tables.contains(&name.name) {
+                table.columns.clear();
+                table.sources.clear();
+            }
+        }
+        if let Made::Table { name, placement } = &self.made {
+            let listed = seen.tables.contains_key(name);
+            if listed || !matches!(placement, Placement::Single(_)) {
+                let table = Table::unasked(placement.clone());
+                seen.tables.insert(name.clone(), table);
+            } else {
+                seen.others.insert(name.clone(), Other::Table);
+            }
+        }
+    }
 }
 
 /// What has been heard of a change that runs by itself, shard after shard.
@@ -156,6 +185,7 @@ impl Session {
         let (Some(changes), Ok(text)) = (&statement.changes, std::str::from_utf8(text)) else {
             return Err(reply::malformed().into());
         };
+        self.check_footing(statement)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
             return Err(reply::needs_transaction(changes.command).into());
@@ -278,20 +308,24 @@ impl Session {
 
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
-        let mut seen = (*self.snapshot).clone();
-        for (name, table) in &mut seen.tables {
-            if changes.tables.contains(&name.name) {
-                table.columns.clear();
-                table.sources.clear();
-            }
+        self.several.foreseen.push(Foreseen {
+            tables: changes.tables.clone(),
+            made,
+        });
+        self.several.foreseen_on = u64::MAX;
+        self.foresee_again();
+    }
+
+    /// What the transaction has changed, on top of what is known now.
+    pub(super) fn foresee_again(&mut self) {
+        let known = self.database.snapshot.load();
+        if self.several.foreseen_on == known.schema {
+            return;
         }
-        if let Made::Table { name, placement } = made {
-            let listed = seen.tables.contains_key(&name);
-            if listed || !matches!(placement, Placement::Single(_)) {
-                seen.tables.insert(name, Table::unasked(placement));
-            } else {
-                seen.others.insert(name, Other::Table);
-            }
+        let mut seen = (**known).clone();
+        self.several.foreseen_on = known.schema;
+        for change in &self.several.foreseen {
+            change.apply(&mut seen);
         }
         seen.schema = self.database.learning.uncommitted();
         self.snapshot = Arc::new(seen);

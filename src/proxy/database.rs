@@ -1,9 +1,13 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::{keyring::Keyring, learning::Learning, session::Defaults};
+use super::{
+    keyring::Keyring,
+    learning::{self, Learning},
+    session::Defaults,
+};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
-    clock::Clock,
+    clock::{Clock, Instant},
     config::settings::{self, BackendProof, Credentials, PoolMode, Settings, User},
     metrics::{
         Metrics,
@@ -112,7 +116,7 @@ impl Database {
     #[must_use]
     pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
         Arc::new(Self {
-            snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
+            snapshot: ArcSwap::from(learning::unlearned(&settings)),
             coordinator: Coordinator::new(
                 &settings,
                 Arc::clone(&parts.incarnation),
@@ -130,6 +134,11 @@ impl Database {
             defaults: Common::default(),
             parts,
         })
+    }
+
+    /// The monotonic now.
+    pub(super) fn now(&self) -> Instant {
+        self.parts.clock.now()
     }
 
     /// The name of a shard.

@@ -41,13 +41,23 @@ impl Session {
         self.tally.client_parses += 1;
         self.vacate_for(parse.text);
         let types: SmallVec<[u32; 4]> = parse.types().collect();
-        let planned = self.database.plans.plan(
+        let mut planned = self.database.plans.plan(
             parse.text,
             &types,
             &self.context,
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        if self.names_unseen(&planned.plan) {
+            Box::pin(self.look_first()).await;
+            planned = self.database.plans.plan(
+                parse.text,
+                &types,
+                &self.context,
+                &self.snapshot,
+                self.scratch.get_or_insert_default(),
+            );
+        }
         let Meant {
             planned,
             sent,
@@ -99,7 +109,13 @@ impl Session {
             return Ok(());
         }
         let prepared = self.prepared(bind.statement).await?;
-        let prepared = self.bound_now(bind.statement, prepared)?;
+        let mut prepared = self.bound_now(bind.statement, prepared)?;
+        if self.names_unseen(&prepared.plan) {
+            match Box::pin(self.see_bound(bind.statement, prepared)).await? {
+                Some(seen) => prepared = seen,
+                None => return Ok(()),
+            }
+        }
         let values = Values {
             text: &prepared.text,
             slots: &prepared.slots,
@@ -156,7 +172,7 @@ impl Session {
     }
 
     /// What a statement that is bound means now.
-    fn bound_now(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Result<Arc<Prepared>, Stop> {
+    pub(super) fn bound_now(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Result<Arc<Prepared>, Stop> {
         let prepared = self.executes_now(name, prepared)?;
         self.tally.binds += 1;
         Ok(self.planned_anew(name, prepared))

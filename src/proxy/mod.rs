@@ -33,6 +33,7 @@ mod simple;
 mod spread;
 mod sql_prepared;
 pub mod start;
+mod unseen;
 mod vacate;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     catalog::shard::ShardId,
     config::settings::PoolMode,
-    plan::{Override, Route, StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{Footing, Override, Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -62,6 +62,9 @@ impl Session {
             (&statement.target, self.database.unfit.load().as_deref())
         {
             return Err(reply::unfit(finding));
+        }
+        if statement.footing != Footing::Sure {
+            self.check_footing(statement)?;
         }
         let bound = here
             .filter(|link| self.is_bound(link))

@@ -543,6 +543,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Give values for columns whose default is a time, a number of a sequence or random; compare the copies.",
     },
     Code {
+        code: "SW151",
+        sqlstate: "55000",
+        title: "Table not seen yet",
+        meaning: "The statement names a table that neither the configuration lists nor any server was seen to have, and not all servers could be asked about it just now. It is not taken for one of unlisted_tables, as it may belong elsewhere.",
+        what_to_do: "Repeat the statement; if it goes on, see with shardway check --connect which server does not answer, or list the table in the configuration.",
+    },
+    Code {
         code: "SW142",
         sqlstate: "0A000",
         title: "Behind a write to several shards",

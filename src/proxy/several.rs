@@ -9,6 +9,7 @@ mod asking;
 mod ends;
 
 use super::{
+    changing::Foreseen,
     link::{Hold, Link},
     prepared::Prepared,
     reply::session as reply,
@@ -42,6 +43,9 @@ pub(super) struct Several {
     sent: Option<Vec<u8>>,
     /// It has changed the schema: the servers are looked at when it is committed.
     schema: Schema,
+    /// What it has changed of it, and what was known besides when that was last planned with.
+    pub(super) foreseen: Vec<Foreseen>,
+    pub(super) foreseen_on: u64,
 }
 
 /// Whether the transaction has changed the schema.
@@ -111,6 +115,7 @@ impl Several {
     pub(super) fn close(&mut self) {
         self.begun = None;
         self.schema = Schema::Same;
+        self.foreseen = Vec::new();
         self.enlisted.clear();
     }
 

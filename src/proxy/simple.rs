@@ -43,13 +43,19 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        let planned = self.database.plans.plan(
+        let mut planned = self.database.plans.plan(
             text,
             &[],
             &self.context,
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        if self.names_unseen(&planned.plan) {
+            match Box::pin(self.see(text)).await? {
+                Some(seen) => planned = seen,
+                None => return Ok(()),
+            }
+        }
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
             return Ok(());
         };

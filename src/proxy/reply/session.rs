@@ -762,6 +762,16 @@ pub fn nothing_shown() -> Notice {
     }
 }
 
+/// A table that nothing lists, of which it is not known whether it is one of those that unlisted_tables places.
+#[must_use]
+pub fn table_not_seen() -> Notice {
+    Notice {
+        detail: Some("No group or list has it, and no server was seen to have it: it may have been made just now and belong elsewhere, and not every server could be asked. (SW151)".to_owned()),
+        hint: super::code_named("SW151").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "it is not known yet where a table of this statement lives")
+    }
+}
+
 /// The servers' tables do not fit the configuration: routing by key would give wrong answers.
 #[must_use]
 pub fn unfit(finding: &str) -> Notice {
