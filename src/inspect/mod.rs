@@ -16,7 +16,7 @@ mod weigh;
 
 pub use code::code;
 pub use columns::{Column, Derived, Tables, columns};
-pub use connect::{AskError, Limits, connect, pool};
+pub use connect::{AskError, Limits, connect, hearing, pool};
 pub use effects::{Action, Counter, DefaultValue, Made, Objects, Trigger, Unique};
 pub use finding::{Difference, Finding, Severity};
 pub use judge::{complete, judge};

@@ -68,6 +68,8 @@ pub struct Proxy {
     pub started: SystemTime,
     pub heartbeat: SystemTime,
     pub alive: bool,
+    /// The number up to which it knows of all schema changes.
+    pub epoch: Option<i64>,
     /// Whether it is this one.
     pub this: bool,
 }

@@ -8,6 +8,7 @@
 
 use super::{
     fan::Fan,
+    learning::Looked,
     link::{Hold, Link},
     place::Place,
     prepared::Prepared,
@@ -28,11 +29,12 @@ use crate::{
         change::{Changes, Found, New, Reach},
         spread::{Shares, Spread, Time, What},
     },
+    registry::Announced,
     sql::change::Block,
     wire::{
         backend::{Status, command_tag},
         frontend::{put, put_query},
-        notice::Words,
+        notice::{Notice, Words},
     },
 };
 use std::sync::Arc;
@@ -40,10 +42,20 @@ use std::sync::Arc;
 /// How long the client of a change waits at most for the servers to be looked at.
 pub(super) const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long it waits at most for the other proxies to take it over.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(8);
+
 /// What no two servers have in common.
 const WHICH_SERVER: &str = "SELECT pg_catalog.concat(pg_catalog.current_setting('port'), ' ', \
      pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
      'YYYY-MM-DD HH24:MI:SS.US'))";
+
+/// Whether the schema is another than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Changed {
+    Not,
+    MayBe,
+}
 
 /// What a change has made that its transaction must know.
 #[derive(Clone, Debug)]
@@ -332,18 +344,60 @@ impl Session {
     }
 
     /// After a transaction that has changed the schema: what is there now is looked at, and planned with.
-    pub(super) async fn look_again(&mut self, committed: bool) {
-        if committed {
-            let settings = self.shared.settings.load_full();
-            let looked = self.database.learn(&settings);
-            if tokio::time::timeout(LOOK_PATIENCE, looked).await.is_err() {
-                tracing::warn!(
-                    database = self.database.settings.name,
-                    "a schema change is not known of yet: the servers could not be looked at in time"
-                );
+    pub(super) async fn look_again(&mut self, outcome: Changed, change: Option<Announced>) {
+        let coordinator = Arc::clone(&self.database.coordinator);
+        match (outcome, change) {
+            (Changed::Not, Some(change)) => coordinator.change_abandoned(change).await,
+            (Changed::Not, None) => {}
+            (Changed::MayBe, Some(change)) => {
+                let epoch = coordinator.change_ends(change).await;
+                // The others look meanwhile.
+                let looked = self.look_at_change().await;
+                self.tell_of_change(epoch, looked).await;
             }
+            (Changed::MayBe, None) => drop(self.look_at_change().await),
         }
         self.snapshot = self.database.snapshot.load_full();
+    }
+
+    /// Announces a schema change that is about to be committed.
+    pub(super) async fn announce(&self) -> Result<Option<Announced>, Notice> {
+        let begun = self.database.coordinator.change_begins().await;
+        begun.map_err(|why| reply::change_not_announced(&why))
+    }
+
+    async fn look_at_change(&self) -> Looked {
+        let settings = self.shared.settings.load_full();
+        let looked = self.database.learn(&settings);
+        let looked = tokio::time::timeout(LOOK_PATIENCE, looked).await;
+        if looked.is_err() {
+            tracing::warn!(
+                database = self.database.settings.name,
+                "a schema change is not known of yet: the servers could not be looked at in time"
+            );
+        }
+        looked.unwrap_or_default()
+    }
+
+    /// Waits for the other proxies; who has not taken the change over, the client is told.
+    async fn tell_of_change(&mut self, epoch: Option<i64>, looked: Looked) {
+        let coordinator = Arc::clone(&self.database.coordinator);
+        let mut late = Vec::new();
+        if let Some(epoch) = epoch {
+            if looked == Looked::All {
+                let number = self.shared.metrics.sessions.proxy();
+                coordinator.takes_over(epoch, number).await;
+            }
+            match coordinator.taken_over(epoch, OTHERS_PATIENCE).await {
+                Ok(found) if found.is_empty() => return,
+                Ok(found) => late = found,
+                Err(problem) => {
+                    let database = &self.database.settings.name;
+                    tracing::warn!(database, %problem, "who has taken over a schema change is not known");
+                }
+            }
+        }
+        reply::change_not_taken_over(&late).put(self.client.out());
     }
 
     // ---- by itself ----
@@ -360,6 +414,11 @@ impl Session {
             self.leave_link().await?;
             self.unlink().await?;
         }
+        let announced = if leaves_schema(changes.command) {
+            None
+        } else {
+            self.announce().await?
+        };
         self.lease_fan(&shards).await?;
         let mut heard = Heard::default();
         let ran = self.run_apart(question.as_deref(), text, &mut heard).await;
@@ -384,8 +443,14 @@ impl Session {
         if let Some(partly) = partly {
             partly.put(self.client.out());
         }
-        if !heard.done.is_empty() && !leaves_schema(changes.command) {
-            self.look_again(true).await;
+        if !leaves_schema(changes.command) {
+            // One that failed may have left something: an index that is invalid.
+            let changed = if heard.concerned.is_empty() {
+                Changed::Not
+            } else {
+                Changed::MayBe
+            };
+            self.look_again(changed, announced).await;
         }
         match heard.problem {
             Some(problem) => Err(problem.into()),

@@ -4,7 +4,7 @@
 //! What must stay true: of two looks the later one's result stands; a server that cannot be asked leaves what was known;
 //! only a look that every server has answered says that something is nowhere.
 
-use super::database::Database;
+use super::{Shared, database::Database};
 use crate::{
     catalog::{
         code::Code,
@@ -24,6 +24,8 @@ use tokio::sync::Mutex;
 const UNCOMMITTED: u64 = 1 << 63;
 /// How often at most the servers are looked at because of names that they turn out not to have.
 const SELDOM: Duration = Duration::from_secs(1);
+/// How long a look holds while nobody tells of changes.
+const UNHEARD: Duration = Duration::from_secs(3);
 
 /// The looks of one database at its servers.
 #[derive(Debug, Default)]
@@ -52,6 +54,13 @@ pub enum Looked {
     #[default]
     Partly,
     All,
+}
+
+/// Whether all is known that others have announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaughtUp {
+    Yes,
+    No,
 }
 
 impl Learning {
@@ -99,15 +108,38 @@ impl Database {
 
     /// The same, but not again when the last look is but a moment old: names that are nowhere make nobody look often.
     pub async fn learn_seldom(&self, settings: &Settings) {
-        let ended = self.learning.ended.lock().await;
+        self.learn_within(settings, SELDOM).await;
+    }
+
+    /// The same, for who cannot hear of what others change: what was seen holds for a while.
+    pub async fn learn_unheard(&self, settings: &Settings) {
+        self.learn_within(settings, UNHEARD).await;
+    }
+
+    async fn learn_within(&self, settings: &Settings, fresh: Duration) {
+        let at = self.learning.ended.lock().await.at;
         let now = self.now();
-        let fresh = ended
-            .at
-            .is_some_and(|at| now.saturating_duration_since(at) < SELDOM);
-        drop(ended);
-        if !fresh {
+        if at.is_none_or(|at| now.saturating_duration_since(at) >= fresh) {
             self.learn(settings).await;
         }
+    }
+
+    /// Takes over what others have changed up to this number, and tells them.
+    pub async fn catch_up(&self, shared: &Shared, heard: i64) -> CaughtUp {
+        let Some(agreement) = self.coordinator.agreement() else {
+            return CaughtUp::Yes;
+        };
+        let settings = shared.settings.load_full();
+        if heard > agreement.taken() {
+            if self.learn(&settings).await == Looked::Partly {
+                return CaughtUp::No;
+            }
+            let number = shared.metrics.sessions.proxy();
+            self.coordinator.takes_over(heard, number).await;
+        } else if agreement.is_lapsed(self.now()) {
+            self.learn_unheard(&settings).await;
+        }
+        CaughtUp::Yes
     }
 
     /// Looks at the functions and triggers of the first shard that can be asked: they are the same on all.

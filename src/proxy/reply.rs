@@ -550,6 +550,27 @@ pub const CODES: &[Code] = &[
         what_to_do: "Repeat the statement; if it goes on, see with shardway check --connect which server does not answer, or list the table in the configuration.",
     },
     Code {
+        code: "SW152",
+        sqlstate: "55000",
+        title: "Out of touch with the other proxies",
+        meaning: "The home shard has not taken this proxy's heartbeat for six seconds, so that other proxies do not wait any more until it knows what they change. Tables that nothing lists are not used meanwhile: another proxy may have made one of that name that lives elsewhere. Listed tables are used as ever.",
+        what_to_do: "Bring the home shard back, or list the table in the configuration.",
+    },
+    Code {
+        code: "SW153",
+        sqlstate: "55000",
+        title: "Schema change cannot be announced",
+        meaning: "A schema change is announced to the other proxies on the home shard before it is committed, and the home shard cannot be reached. Nothing was changed.",
+        what_to_do: "Repeat the command when the home shard is back.",
+    },
+    Code {
+        code: "SW154",
+        sqlstate: "01000",
+        title: "Schema change not taken over by all proxies",
+        meaning: "A warning: the schema change is committed, and proxies that are alive have not taken it over within eight seconds, or the home shard could not be asked. Such a proxy does not rely on what it knew, until it has looked at the servers again.",
+        what_to_do: "See with SHOW PROXIES in the console which proxy stays behind, and in its log why.",
+    },
+    Code {
         code: "SW142",
         sqlstate: "0A000",
         title: "Behind a write to several shards",

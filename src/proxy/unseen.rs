@@ -50,6 +50,11 @@ impl Session {
     pub(super) fn check_footing(&self, statement: &StatementPlan) -> Result<(), Notice> {
         match statement.footing {
             Footing::Unseen if !self.sure => Err(reply::table_not_seen()),
+            Footing::Unlisted | Footing::Unseen
+                if self.database.coordinator.is_lapsed(self.marks.begun) =>
+            {
+                Err(reply::catalog_not_heard())
+            }
             Footing::Sure | Footing::Unlisted | Footing::Unseen => Ok(()),
         }
     }
@@ -130,6 +135,14 @@ impl Session {
                 self.database.learn_seldom(&settings).await;
             }
         };
+        drop(tokio::time::timeout(LOOK_PATIENCE, looked).await);
+        self.take_over_snapshot();
+    }
+
+    /// Before a batch, when others do not wait any more for this proxy to know what they change.
+    pub(super) async fn look_unheard(&mut self) {
+        let settings = self.shared.settings.load_full();
+        let looked = self.database.learn_unheard(&settings);
         drop(tokio::time::timeout(LOOK_PATIENCE, looked).await);
         self.take_over_snapshot();
     }

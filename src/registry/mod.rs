@@ -4,11 +4,13 @@
 //! What must stay true: nothing here stands in the way of a statement for one shard; a schema that is not ours, or
 //! belongs to another shard than the configuration says, is not used; a database of one shard opens no connection here.
 
+mod agreement;
 mod control;
 mod lack;
 mod proxies;
 mod schema;
 
+pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
 pub use lack::{Lack, lacks};
 pub use proxies::{HEARTBEAT, Me, SILENCE};
@@ -59,6 +61,8 @@ pub struct Registry {
     controls: Vec<Control>,
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
+    /// What was heard of others' schema changes, through the pulse.
+    agreement: Agreement,
     known: ArcSwap<Known>,
 }
 
@@ -83,6 +87,7 @@ impl Registry {
         let limit = database.pool.connect_timeout;
         let shards = database.shards.iter();
         let home = &database.shards[database.snapshot.home.index()];
+        let agreement = Agreement::new();
         let unasked = shards
             .clone()
             .map(|shard| Err(unasked(&shard.name)))
@@ -94,7 +99,8 @@ impl Registry {
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
                 .collect(),
-            pulse: Control::new(&home.primary, credentials, limit),
+            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bell()),
+            agreement,
             known: ArcSwap::from_pointee(Known {
                 installation: None,
                 shards: unasked,
@@ -106,6 +112,12 @@ impl Registry {
     #[must_use]
     pub fn database(&self) -> &str {
         &self.database
+    }
+
+    /// The shard on which the proxies agree.
+    #[must_use]
+    pub fn home(&self) -> ShardId {
+        self.home
     }
 
     /// Every shard.
@@ -175,7 +187,50 @@ impl Registry {
     /// # Errors
     /// [`AskError`].
     pub async fn beat(&self, me: Me) -> Result<Vec<Proxy>, AskError> {
-        proxies::beat(self.pulse.lease().await?, me).await
+        proxies::beat(self.pulse.lease().await?, me, &self.agreement).await
+    }
+
+    /// What is known of other proxies' schema changes.
+    #[must_use]
+    pub fn agreement(&self) -> &Agreement {
+        &self.agreement
+    }
+
+    /// Announces a schema change, before it is committed.
+    ///
+    /// # Errors
+    /// [`AskError`]: others would not hear of it.
+    pub async fn change_begins(&self, me: Me) -> Result<Announced, AskError> {
+        let lease = self.lease(self.home).await?;
+        self.agreement.begin(lease, me).await
+    }
+
+    /// Numbers a schema change that is committed, or may be.
+    ///
+    /// # Errors
+    /// [`AskError`]: the next heartbeat does it.
+    pub async fn change_ends(&self, change: Announced) -> Result<i64, AskError> {
+        self.agreement.end(self.lease(self.home).await?, change).await
+    }
+
+    /// Takes back the announcement of a change that was not made.
+    ///
+    /// # Errors
+    /// [`AskError`]: the next heartbeat numbers it.
+    pub async fn change_abandoned(&self, change: Announced) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        self.agreement.abandon(lease, change).await
+    }
+
+    /// The proxies that are there and have not taken a number over.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn late(&self, me: Me, epoch: i64) -> Result<Vec<Late>, AskError> {
+        let lease = self.lease(self.home).await?;
+        let late = errand(agreement::late(&lease, me, epoch)).await?;
+        lease.done();
+        Ok(late)
     }
 
     /// Says on the home shard that this process is there no more.

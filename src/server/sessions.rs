@@ -79,9 +79,6 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
-    for database in databases.values() {
-        recovering::look_after(database, &tasks, &parts.metrics);
-    }
     foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
@@ -98,8 +95,12 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         seed,
         console: OnceLock::new(),
     };
+    let shared = Arc::new(shared);
+    for database in shared.databases.load().values() {
+        recovering::look_after(database, &tasks, &shared);
+    }
     Ok(Arc::new(Sessions {
-        shared: Arc::new(shared),
+        shared,
         logins: ArcSwap::from_pointee(logins),
         entrance,
         incarnation: parts.incarnation,
@@ -165,7 +166,7 @@ impl Service for Sessions {
             old.get(*name).is_some_and(|old| Arc::ptr_eq(old, new))
         };
         for (_, made) in new.iter().filter(|database| !is_kept(database)) {
-            recovering::look_after(made, &self.tasks, &shared.metrics);
+            recovering::look_after(made, &self.tasks, shared);
         }
         let transactions = &shared.metrics.transactions;
         transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));

@@ -10,14 +10,14 @@ use super::{
 };
 use crate::{
     catalog::shard::ShardId,
-    clock::Duration,
+    clock::{Duration, Instant},
     config::settings::Database,
     inspect::AskError,
     metrics::{
         Metrics,
         transactions::{Distributed, Outcome, Proxy},
     },
-    registry::{Me, NotReady, Registry},
+    registry::{Agreement, Announced, Late, Me, NotReady, Registry},
 };
 use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
@@ -290,6 +290,106 @@ impl Coordinator {
         let proxies = proxies?;
         self.view.set_proxies(proxies.clone());
         Ok(proxies)
+    }
+
+    /// What is known of other proxies' schema changes; none where there is nobody to agree with.
+    #[must_use]
+    pub fn agreement(&self) -> Option<&Agreement> {
+        self.registry.as_ref().map(Registry::agreement)
+    }
+
+    /// Whether what was known at that time may not be relied on any more: the other proxies do not wait for this one.
+    #[must_use]
+    pub fn is_lapsed(&self, now: Instant) -> bool {
+        self.agreement().is_some_and(|it| it.is_lapsed(now))
+    }
+
+    /// Announces a schema change to the other proxies, before it is committed. Nothing where there is no catalog.
+    ///
+    /// # Errors
+    /// [`NotReady`]: the others would not hear of it.
+    pub async fn change_begins(&self) -> Result<Option<Announced>, NotReady> {
+        let Some(registry) = &self.registry else {
+            return Ok(None);
+        };
+        match registry.ready([]) {
+            Ok(_) => {}
+            Err(NotReady::Unreachable { shard, error }) => {
+                return Err(NotReady::Unreachable { shard, error });
+            }
+            // There is no catalog, for nobody.
+            Err(_) => return Ok(None),
+        }
+        let begun = registry.change_begins(self.me(None)).await;
+        begun.map(Some).map_err(|error| NotReady::Unreachable {
+            shard: registry.name(registry.home()).to_owned(),
+            error: error.to_string(),
+        })
+    }
+
+    /// Numbers a schema change that is committed, or may be; `None`: the next heartbeat does.
+    pub async fn change_ends(&self, change: Announced) -> Option<i64> {
+        let registry = self.registry.as_ref()?;
+        let ended = registry.change_ends(change).await;
+        self.told_of_change(ended)
+    }
+
+    /// Takes back the announcement of a change that was not made.
+    pub async fn change_abandoned(&self, change: Announced) {
+        if let Some(registry) = &self.registry {
+            self.told_of_change(registry.change_abandoned(change).await);
+        }
+    }
+
+    fn told_of_change<T>(&self, told: Result<T, AskError>) -> Option<T> {
+        let database = self.registry.as_ref().map(Registry::database);
+        told.inspect_err(|problem| {
+            tracing::warn!(database, %problem, "the home shard was not told of the end of a schema change");
+        })
+        .ok()
+    }
+
+    /// Waits until every other proxy that is there has taken the number over, or relies on nothing any more; at most for
+    /// `patience`. Those that have not.
+    ///
+    /// # Errors
+    /// [`AskError`]: nobody knows.
+    pub async fn taken_over(
+        &self,
+        epoch: i64,
+        patience: Duration,
+    ) -> Result<Vec<Late>, AskError> {
+        let Some(registry) = &self.registry else {
+            return Ok(Vec::new());
+        };
+        let me = self.me(None);
+        let last = std::sync::Mutex::new(Ok(Vec::new()));
+        let waiting = async {
+            let mut pause = Duration::from_millis(2);
+            loop {
+                let late = registry.late(me, epoch).await;
+                if matches!(&late, Ok(late) if late.is_empty()) {
+                    return;
+                }
+                *last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = late;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN);
+            }
+        };
+        match tokio::time::timeout(patience, waiting).await {
+            Ok(()) => Ok(Vec::new()),
+            Err(_) => last
+                .into_inner()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        }
+    }
+
+    /// All changes up to this number are known here; says so on the home shard.
+    pub async fn takes_over(&self, epoch: i64, number: Option<u8>) {
+        if let Some(agreement) = self.agreement() {
+            agreement.take(epoch);
+            self.beat(number).await;
+        }
     }
 
     /// Looks whether the shards can take part in transactions over several, and finishes what was left in doubt, by

@@ -323,6 +323,7 @@ mod tests {
             started: SystemTime::UNIX_EPOCH,
             heartbeat: SystemTime::UNIX_EPOCH,
             alive,
+            epoch: None,
             this: false,
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     },
     protocol::backend_startup::BackendStartupError,
     proxy::several::Stays,
-    registry::NotReady,
+    registry::{Late, NotReady},
     split::copy::Fault,
     wire::notice::{Notice, Words},
 };
@@ -769,6 +769,48 @@ pub fn table_not_seen() -> Notice {
         detail: Some("No group or list has it, and no server was seen to have it: it may have been made just now and belong elsewhere, and not every server could be asked. (SW151)".to_owned()),
         hint: super::code_named("SW151").map(|code| code.what_to_do.to_owned()),
         ..error("55000", "it is not known yet where a table of this statement lives")
+    }
+}
+
+/// A table that nothing lists, while other proxies may move it unheard.
+#[must_use]
+pub fn catalog_not_heard() -> Notice {
+    Notice {
+        detail: Some("The home shard has not taken this proxy's heartbeat for some time: other proxies may have changed where a table lives that nothing lists. (SW152)".to_owned()),
+        hint: super::code_named("SW152").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "it is not known for sure where a table of this statement lives")
+    }
+}
+
+/// A schema change that the other proxies would not hear of.
+#[must_use]
+pub fn change_not_announced(why: &NotReady) -> Notice {
+    Notice {
+        detail: Some(format!("The other proxies cannot be told of it: {why}. Nothing was changed. (SW153)")),
+        hint: super::code_named("SW153").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "schema change needs the home shard")
+    }
+}
+
+/// A schema change that is done, and that others have not taken over.
+#[must_use]
+pub fn change_not_taken_over(late: &[Late]) -> Notice {
+    let name = |late: &Late| match &late.address {
+        Some(address) => format!("{} (id {}, {address})", late.incarnation, late.number),
+        None => format!("{} (id {})", late.incarnation, late.number),
+    };
+    let names: Vec<String> = late.iter().map(name).collect();
+    let which = if names.is_empty() {
+        "Which, the home shard could not be asked.".to_owned()
+    } else {
+        format!("Not yet: {}.", names.join(", "))
+    };
+    Notice {
+        severity: "WARNING",
+        sqlstate: "01000",
+        message: "the schema change is done, and not all proxies have taken it over".to_owned(),
+        detail: Some(format!("{which} (SW154)")),
+        hint: super::code_named("SW154").map(|code| code.what_to_do.to_owned()),
     }
 }
 

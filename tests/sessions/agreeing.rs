@@ -1,0 +1,217 @@
+//! Several proxies before the same shards: what one has done to the schema the others know by their next statement, and no
+//! row is ever where nobody looks for it.
+
+use crate::{
+    client::{Client, batch, query},
+    harness::{Proxy, until},
+    three::{Stand, Three},
+};
+
+/// Tables with a column `tenant` are spread by it like the others by `id`; all others live on the last shard.
+const DATABASE: &str = "unlisted_tables = \"s2\"\n\
+    groups.h = { method = \"range\", key_type = \"bigint\", key_column = \"tenant\", ranges = [{ to = 100, shard = \"s0\" }, \
+    { to = 200, shard = \"s1\" }, { shard = \"s2\" }] }";
+
+fn three(name: &str) -> Three<'_> {
+    Three {
+        database: DATABASE,
+        ..Three::new(name)
+    }
+}
+
+/// A second proxy and a client of it that have seen what is there.
+fn other(three: Three<'_>) -> (Proxy, Client) {
+    let proxy = three.proxy();
+    let mut client = proxy.client();
+    until("the other proxy can write on several shards", || {
+        client.ask(&query("insert into ready values (1), (101)"))[0].starts_with('C')
+    });
+    (proxy, client)
+}
+
+/// Each of these is done.
+fn done(client: &mut Client, texts: &[&str]) {
+    for text in texts {
+        let found = client.ask(&query(text));
+        let fault = found.iter().find(|line| line.starts_with('E'));
+        assert_eq!(fault, None, "{text}: {found:?}");
+    }
+}
+
+fn counts(stand: &mut Stand, table: &str) -> Vec<String> {
+    stand.seen(&format!("select count(*) from {table}"))
+}
+
+#[test]
+fn a_table_made_past_the_proxies_is_not_taken_for_an_unlisted_one() {
+    let mut stand = three("agree_past").start();
+    for shard in &mut stand.shards {
+        shard.ask(&query("create table notes (tenant bigint, body text)"));
+    }
+    done(
+        &mut stand.sharded,
+        &["insert into notes (tenant, body) values (5, 'a')"],
+    );
+    assert_eq!(counts(&mut stand, "notes"), ["1", "0", "0"]);
+    // In the extended protocol, in a transaction that is on a shard, and again right after.
+    for shard in &mut stand.shards {
+        shard.ask(&query("create table marks (tenant bigint, body text)"));
+        shard.ask(&query("create table signs (tenant bigint, body text)"));
+    }
+    let sql = "insert into marks (tenant, body) values ($1, 'b')";
+    let found = stand
+        .sharded
+        .ask(&batch().parse("m", sql).call("m", &["101"]).sync().0);
+    assert!(found.contains(&"C INSERT 0 1\\0".to_owned()), "{found:?}");
+    assert_eq!(counts(&mut stand, "marks"), ["0", "1", "0"]);
+    done(
+        &mut stand.sharded,
+        &[
+            "begin",
+            "insert into t values (101, 1)",
+            "insert into signs (tenant, body) values (6, 'c')",
+            "commit",
+        ],
+    );
+    assert_eq!(counts(&mut stand, "signs"), ["1", "0", "0"]);
+}
+
+#[test]
+fn names_that_are_nowhere_fail_as_on_postgresql() {
+    let mut stand = three("agree_nowhere").start();
+    stand.all_alike(&[
+        "select * from nowhere",
+        "insert into nowhere values (1)",
+        "begin",
+        "insert into nowhere values (1)",
+        "select 1",
+        "rollback",
+        "select * from nowhere",
+    ]);
+    stand.alike(
+        &batch()
+            .parse("", "select * from nowhere")
+            .call("", &[])
+            .sync()
+            .0,
+        1,
+    );
+    // A table of one shard, and a sequence, are what they were.
+    stand.shards[2].ask(&query("create table single (n int)"));
+    stand.shards[2].ask(&query("create sequence numbers"));
+    done(
+        &mut stand.sharded,
+        &[
+            "insert into single values (1)",
+            "select last_value from numbers",
+        ],
+    );
+    assert_eq!(stand.shards[2].value("select count(*) from single"), "1");
+}
+
+#[test]
+fn what_is_made_through_one_is_used_through_the_other_at_once() {
+    let three = three("agree_made");
+    let mut stand = three.start();
+    let (_proxy, mut client) = other(three);
+    for turn in 0..3 {
+        // Whatever one makes the other fills, in both directions.
+        let name = format!("notes_{turn}");
+        let (made_by, used_by) = if turn % 2 == 0 {
+            (&mut stand.sharded, &mut client)
+        } else {
+            (&mut client, &mut stand.sharded)
+        };
+        done(
+            made_by,
+            &[&format!("create table {name} (tenant bigint, body text)")],
+        );
+        done(
+            used_by,
+            &[
+                &format!("insert into {name} values (1, 'a')"),
+                &format!("insert into {name} values (101, 'b'), (201, 'c'), (202, 'd')"),
+            ],
+        );
+        assert_eq!(counts(&mut stand, &name), ["1", "1", "2"]);
+    }
+    // Columns that one adds the other fills by their places, and one that it drops is gone.
+    done(&mut stand.sharded, &["alter table t add column note text"]);
+    done(&mut client, &["insert into t values (1, 1, 'x'), (101, 1, 'x')"]);
+    done(&mut client, &["alter table t drop column n"]);
+    done(&mut stand.sharded, &["insert into t values (2, 'x')"]);
+    assert_eq!(
+        stand.seen("select count(*) from t where note = 'x'"),
+        ["2", "1", "0"]
+    );
+    // An unlisted table that is made again as one of the group.
+    done(&mut stand.sharded, &["create table turns (n int)"]);
+    done(&mut client, &["insert into turns values (1)", "drop table turns"]);
+    done(&mut client, &["create table turns (tenant bigint)"]);
+    done(&mut stand.sharded, &["insert into turns values (1)"]);
+    assert_eq!(counts(&mut stand, "turns"), ["1", "0", "0"]);
+}
+
+#[test]
+fn open_transactions_plan_with_what_others_have_changed() {
+    let three = three("agree_open");
+    let mut stand = three.start();
+    let (_proxy, mut client) = other(three);
+    done(&mut client, &["begin", "insert into ready values (3)"]);
+    done(
+        &mut stand.sharded,
+        &[
+            "create table notes (tenant bigint, body text)",
+            "create table single (n int)",
+        ],
+    );
+    done(
+        &mut client,
+        &[
+            "insert into notes values (101, 'a')",
+            "insert into single values (1)",
+            "commit",
+        ],
+    );
+    assert_eq!(counts(&mut stand, "notes"), ["0", "1", "0"]);
+    assert_eq!(stand.shards[2].value("select count(*) from single"), "1");
+    // One that has changed the schema itself keeps what it has changed.
+    done(
+        &mut client,
+        &["begin", "create table own (tenant bigint, body text)"],
+    );
+    done(
+        &mut stand.sharded,
+        &["create table theirs (tenant bigint, body text)"],
+    );
+    done(
+        &mut client,
+        &[
+            "insert into own (tenant, body) values (101, 'a')",
+            "insert into theirs (tenant, body) values (102, 'a')",
+            "commit",
+        ],
+    );
+    assert_eq!(counts(&mut stand, "own"), ["0", "1", "0"]);
+    assert_eq!(counts(&mut stand, "theirs"), ["0", "1", "0"]);
+}
+
+#[test]
+fn a_proxy_that_does_not_take_a_change_over_is_named() {
+    let mut stand = three("agree_late").start();
+    let row = "insert into shardway.proxy (incarnation, number, version, address, heartbeat) \
+               values ('00000000000000aa', 7, '1', '10.0.0.9', now() + interval '1 h')";
+    stand.shards[0].ask(&query(row));
+    let found = stand.ask("create table notes (tenant bigint)");
+    let warned = found.iter().any(|line| {
+        line.starts_with("N WARNING 01000") && line.contains("not all proxies have taken it over")
+    });
+    assert!(warned, "{found:?}");
+    assert!(found.contains(&"C CREATE TABLE\\0".to_owned()), "{found:?}");
+    // One that is silent is not waited for.
+    stand.shards[0].ask(&query(
+        "update shardway.proxy set heartbeat = now() - interval '8 s' where number = 7",
+    ));
+    let found = stand.ask("alter table notes add column body text");
+    assert_eq!(found, ["C ALTER TABLE\\0", "Z I"]);
+}
