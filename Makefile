@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster kills lint bench compare clients fuzz soak versions
+.PHONY: help demo test unit cluster kills lint bench compare shards clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -43,6 +43,10 @@ bench: ## how fast the parts are: lexer, plan cache, frames, hashes
 compare: ## Shardway beside PgBouncer and HAProxy: a table
 	@tests/setup/tools.sh build servers
 	@benches/compare/run $(ARGS)
+
+shards: ## what statements over several shards cost beside those on one: a table
+	@tests/setup/tools.sh build servers
+	@benches/shards/run $(ARGS)
 
 clients: ## third-party suites, directly and through the proxy: a table; ARGS="psycopg2 pg_regress" for some
 	@tests/setup/tools.sh build servers clients

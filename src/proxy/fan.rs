@@ -28,6 +28,7 @@ use crate::{
         backend::{Status, parameter_status},
         frame::{self, HEADER, Header},
         frontend::put_bare,
+        notice::Words,
     },
 };
 use rest::Hit;
@@ -49,6 +50,19 @@ pub(super) const LONGEST: usize = 64 << 20;
 pub(super) struct Fan {
     members: Vec<Member>,
     long: Long,
+    stands: Stands,
+}
+
+/// What the members' backends are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stands {
+    /// Leased for the statement, or beside the transaction.
+    #[default]
+    Apart,
+    /// The client's transaction, to which they go back.
+    Within,
+    /// As [`Stands::Within`], and the statement has failed there: what members still do is not waited for.
+    GivenUp,
 }
 
 /// What happens to messages longer than a window.
@@ -236,7 +250,51 @@ impl Fan {
         Self {
             members: members.collect(),
             long: Long::Whole,
+            stands: Stands::Apart,
         }
+    }
+
+    /// The members are the transaction's.
+    pub(super) fn set_within(&mut self) {
+        self.stands = Stands::Within;
+    }
+
+    /// The statement has failed: what members still do is not needed.
+    pub(super) fn give_up(&mut self) {
+        if self.stands == Stands::Within {
+            self.stands = Stands::GivenUp;
+        }
+    }
+
+    /// Throws away what members still say, within a transaction that goes on.
+    pub(super) fn drain(&mut self) -> Drained {
+        let mut waits = false;
+        if self.stands != Stands::Within {
+            return Drained::Rest;
+        }
+        self.long = Long::Parts;
+        for member in &mut self.members {
+            member.sync();
+            loop {
+                let count = match member.next(Long::Parts) {
+                    Next::Message(header) if header.tag == b'E' => {
+                        let body = &member.link.lease.stream.buffered()[HEADER..header.size];
+                        return Drained::Failed(Some(Words::Servers(body.to_vec())));
+                    }
+                    Next::Message(header) => header.size,
+                    Next::TooLong(_) => member.link.lease.stream.buffered().len(),
+                    Next::More(count) => count,
+                    Next::Pending => {
+                        waits = true;
+                        break;
+                    }
+                    Next::Rest if member.link.status == Status::Transaction => break,
+                    Next::Rest | Next::Lost => return Drained::Failed(None),
+                };
+                member.take(count);
+            }
+        }
+        if waits { Drained::Waits } else { Drained::Rest }
     }
 
     /// How many there are.
@@ -319,6 +377,16 @@ impl Fan {
     }
 }
 
+/// What came of throwing answers away.
+#[derive(Debug)]
+pub(super) enum Drained {
+    /// There are no more.
+    Rest,
+    Waits,
+    /// One has failed, with the server's words if they have not been heard before.
+    Failed(Option<Words>),
+}
+
 /// What ends a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum News {
@@ -328,11 +396,14 @@ enum News {
 
 impl Session {
     /// Leases a backend on each of these shards, in their order so that two sessions never wait for each other, for a
-    /// read outside of a transaction or beside one that has reached no shard.
+    /// read outside of a transaction or beside one that has reached no shard; in another the transaction's own.
     ///
     /// # Errors
     /// One of them cannot be had: none is kept.
     pub(super) async fn lease_fan(&mut self, shards: &ShardSet) -> Result<(), Stop> {
+        if self.is_within() {
+            return self.enlist_fan(shards).await;
+        }
         let hold = if self.deferred.is_some() {
             Hold::AsideTransaction
         } else {
@@ -482,6 +553,13 @@ impl Session {
     /// # Errors
     /// The session is over.
     pub(super) async fn rest_fan(&mut self) -> Result<(), End> {
+        if self
+            .fan
+            .as_deref()
+            .is_some_and(|fan| fan.stands != Stands::Apart)
+        {
+            return self.rest_within().await;
+        }
         let links = self.end_fan().await;
         // One that is not the fan's.
         let apart = self.link.take();

@@ -13,6 +13,7 @@ use super::{
     reply::{self as wording, session as reply},
     request::Stop,
     session::{End, Note, Phase, Session, broken, read_more},
+    within::{BACK, MARK, UNMARK},
 };
 use crate::{
     catalog::{shard::ShardSet, snapshot::Table},
@@ -120,15 +121,22 @@ impl Question {
         settings
     }
 
-    /// As one batch, in whose transaction values are written so that they read back as they are.
-    fn put(&self, preparations: &[String], out: &mut Vec<u8>) {
+    /// As one batch, in whose transaction values are written so that they read back as they are; in the client's this is
+    /// undone behind it.
+    fn put(&self, preparations: &[String], stands: Stands, out: &mut Vec<u8>) {
         let execute = |out: &mut Vec<u8>| {
             put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
         };
-        for set in preparations {
-            put_parse(out, b"", set.as_bytes(), b"");
+        let run = |sql: &str, out: &mut Vec<u8>| {
+            put_parse(out, b"", sql.as_bytes(), b"");
             put_bind(out, b"", b"", &NOTHING_BOUND);
             execute(out);
+        };
+        if stands == Stands::Within {
+            run(MARK, out);
+        }
+        for set in preparations {
+            run(set, out);
         }
         put_parse(out, b"", self.columns.as_bytes(), b"");
         put_named(out, b'D', Named::Statement(b""));
@@ -136,8 +144,21 @@ impl Question {
         put_bind(out, b"", b"", &self.tail);
         put_named(out, b'D', Named::Portal(b""));
         execute(out);
+        if stands == Stands::Within {
+            run(BACK, out);
+            run(UNMARK, out);
+        }
         frontend::put_bare(out, b'S');
     }
+}
+
+/// Whose transaction the shards answer in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    /// One of each shard's own.
+    Apart,
+    /// The client's.
+    Within,
 }
 
 /// A statement to be computed over several shards.
@@ -176,13 +197,13 @@ impl Session {
         })
     }
 
-    /// Outside of a transaction that has begun anywhere, and with values that read back as they were written.
+    /// With values that read back as they were written.
     fn may_scatter(&self, statement: &StatementPlan) -> bool {
         let reported = |name: &[u8], start: &[u8]| {
             let value = self.reported.get(name);
             value.is_some_and(|value| value.starts_with(start))
         };
-        self.may_ask_shards(statement)
+        (self.may_ask_shards(statement) || self.may_ask_within(statement))
             && reported(b"DateStyle", b"ISO")
             && reported(b"IntervalStyle", b"postgres")
     }
@@ -235,6 +256,10 @@ impl Session {
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
         };
+        prepared
+            .statement()
+            .into_iter()
+            .for_each(|one| link.sends(one));
         let out = link.lease.stream.out();
         put_parse(out, b"", answer.text.as_bytes(), &answer.types);
         put_bind(out, bind.portal, b"", bind.tail);
@@ -287,12 +312,17 @@ impl Session {
         let Some(texts) = texts.and_then(|(text, table)| gather.texts(text, table)) else {
             return Err(refusal());
         };
-        self.reach_for_read(self.any).await?;
+        self.reach_to_judge(statement).await?;
+        self.mark().await?;
         // PostgreSQL says what is wrong with the statement; what it accepts means something else over rows.
         let Ok(over_rows) = self
             .parses(texts.template().as_bytes(), bound.types)
             .await?
         else {
+            self.back_to_mark().await?;
+            // A transaction beside a deferred one has failed with it.
+            self.end_aside().await?;
+            self.reach_to_judge(statement).await?;
             let judged = self.parses(text, bound.types).await?;
             return Err(judged.map_or_else(Stop::from, |_| refusal()));
         };
@@ -302,10 +332,11 @@ impl Session {
         let question = self
             .question(&texts, over_rows, shape.columns, bound)
             .await?;
+        self.unmark().await?;
         // Two sessions that lease several shards in the same order never wait for each other.
         self.leave_link().await?;
         let (arrays, held) = self.ask_all(&scatter.shards, &question).await?;
-        self.reach_for_read(self.any).await?;
+        self.reach_to_compute(statement).await?;
         if let Some(link) = &mut self.link {
             // Until the backend has answered, and is given back.
             link.gathered = Some(held);
@@ -343,6 +374,7 @@ impl Session {
             }
         }
         if found.is_none() {
+            self.back_to_mark().await?;
             let asked = texts.rows(push, &names);
             let understood = self
                 .parses(asked.question.as_bytes(), &over_rows.types)
@@ -381,13 +413,27 @@ impl Session {
         }
     }
 
-    async fn reach_for_read(&mut self, shard: crate::catalog::shard::ShardId) -> Result<(), Stop> {
-        let hold = if self.deferred.is_some() {
-            Hold::AsideTransaction
-        } else {
-            Hold::Loose
+    /// Makes the link a backend that judges the statement.
+    async fn reach_to_judge(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
+        let asks_for_time = statement.access == Access::Write;
+        let (shard, hold) = match (&self.link, &self.deferred) {
+            (Some(link), None) if self.is_within() => (link.shard, Hold::Bound),
+            (_, Some(_)) if asks_for_time => (self.any, Hold::Bound),
+            (_, Some(_)) => (self.any, Hold::AsideTransaction),
+            (_, None) => (self.any, Hold::Loose),
         };
         self.reach(Place { shard, hold }).await
+    }
+
+    /// Makes the link a backend that computes the statement: in a transaction whose time was told, that which told it.
+    async fn reach_to_compute(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
+        match self.named_at().filter(|_| statement.names_transaction) {
+            Some(shard) if self.is_within() => {
+                let hold = Hold::Bound;
+                self.reach(Place { shard, hold }).await
+            }
+            Some(_) | None => self.reach_to_judge(statement).await,
+        }
     }
 
     /// The types of a text's parameters; PostgreSQL's error if it does not take it.
@@ -432,12 +478,17 @@ impl Session {
         shards: &ShardSet,
         question: &Question,
     ) -> Result<(Vec<Vec<String>>, Held), Stop> {
+        let stands = if self.is_within() {
+            Stands::Within
+        } else {
+            Stands::Apart
+        };
         self.lease_fan(shards).await?;
         let count = self.fan.as_deref().map_or(0, Fan::len);
         for at in 0..count {
             if let Some(fan) = self.fan.as_deref_mut() {
                 let preparations = question.preparations(&fan.link(at).lease.reported);
-                fan.ask(at, 1, |out| question.put(&preparations, out));
+                fan.ask(at, 1, |out| question.put(&preparations, stands, out));
             }
         }
         let mut held = Held {
@@ -478,8 +529,12 @@ impl Session {
                 Ok(())
             })
             .await;
-        // What they still do is cancelled.
-        self.rest_fan().await?;
+        if heard.is_err() {
+            // What they still do is cancelled.
+            self.give_up_fan().await?;
+        } else {
+            self.rest_fan().await?;
+        }
         heard?;
         Ok((arrays, held))
     }

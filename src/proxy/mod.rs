@@ -35,6 +35,7 @@ mod sql_prepared;
 pub mod start;
 mod unseen;
 mod vacate;
+mod within;
 
 use crate::{admin::Console, clock::Clock, config::settings::Settings, metrics::Metrics};
 use arc_swap::ArcSwap;

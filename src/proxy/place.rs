@@ -279,6 +279,9 @@ impl Session {
             }
             self.settle().await?;
         }
+        if let Some(link) = &mut self.link {
+            link.gathered = None;
+        }
         self.end_aside().await
     }
 

@@ -32,7 +32,7 @@ use crate::{
         combine::{Count, OrderBy},
     },
     wire::{
-        backend::put_complete,
+        backend::{Status, put_complete},
         frame::HEADER,
         frontend::{Bind, Named, put, put_bare, put_bind, put_named, put_parse},
         notice::{self, Notice, Words},
@@ -109,7 +109,8 @@ impl Session {
             return None;
         };
         let combine = statement.combine.as_ref()?;
-        if !self.may_ask_shards(statement) {
+        let within = self.is_within() && self.may_ask_within(statement);
+        if !within && !self.may_ask_shards(statement) {
             return None;
         }
         let shards = match (&statement.target, statement.route(&self.snapshot, values)) {
@@ -170,7 +171,9 @@ impl Session {
         bind: &Bind<'_>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
-        if let Some(scattered) = self.streams(&prepared.plan, values)
+        // The transaction's backends are not held from Bind to Execute.
+        if !self.is_within()
+            && let Some(scattered) = self.streams(&prepared.plan, values)
             && self.bind_scattered(&scattered, prepared, bind).await?
         {
             return Ok(());
@@ -264,6 +267,10 @@ impl Session {
         bound: &Bound<'_>,
         told: &Told,
     ) -> Result<Opened, Stop> {
+        if self.is_within() {
+            // A rewritten text's error would fail the transaction before the client's own has been told.
+            self.judged(text, bound.types).await?;
+        }
         self.lease_fan(&scattered.shards).await?;
         let opened = self.try_open(scattered, bound, told).await;
         match opened {
@@ -276,9 +283,11 @@ impl Session {
                 Ok(Opened::No)
             }
             Err(Stop::Refused(words)) => {
-                self.rest_fan().await?;
+                self.give_up_fan().await?;
                 // An error in the statement is told as PostgreSQL tells it of the client's own text.
-                self.judged(text, bound.types).await?;
+                if self.status() == Status::Idle || self.deferred.is_some() {
+                    self.judged(text, bound.types).await?;
+                }
                 Err(Stop::Refused(words))
             }
             Err(end @ Stop::End(_)) => Err(end),
@@ -287,12 +296,11 @@ impl Session {
 
     /// PostgreSQL's error if it does not take the text.
     async fn judged(&mut self, text: &[u8], types: &[u8]) -> Result<(), Stop> {
-        let hold = if self.deferred.is_some() {
-            Hold::AsideTransaction
-        } else {
-            Hold::Loose
+        let (shard, hold) = match &self.link {
+            Some(link) if self.is_within() => (link.shard, Hold::Bound),
+            _ if self.deferred.is_some() => (self.any, Hold::AsideTransaction),
+            _ => (self.any, Hold::Loose),
         };
-        let shard = self.any;
         self.reach(Place { shard, hold }).await?;
         match self.parses(text, types).await? {
             Ok(_) => Ok(()),
@@ -431,12 +439,13 @@ impl Session {
             Ok(Pumped::Complete(rows)) => {
                 stream.state = State::Complete;
                 self.rest_fan().await?;
+                self.check_unheard()?;
                 put_complete(self.client.out(), format!("SELECT {rows}").as_bytes());
                 self.tally.queries += 1;
             }
             Err(stop) => {
                 if let Stop::Refused(_) = stop {
-                    self.rest_fan().await?;
+                    self.give_up_fan().await?;
                 }
                 return Err(stop);
             }

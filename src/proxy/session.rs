@@ -930,6 +930,9 @@ impl Session {
         self.unconfirmed.clear();
         self.closed.clear();
         self.renamed = None;
+        if let Some(link) = &mut self.link {
+            link.gathered = None;
+        }
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;

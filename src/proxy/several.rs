@@ -46,6 +46,8 @@ pub(super) struct Several {
     /// What it has changed of it, and what was known besides when that was last planned with.
     pub(super) foreseen: Vec<Foreseen>,
     pub(super) foreseen_on: u64,
+    /// Why it has failed in what was not needed of an answer.
+    unheard: Option<Words>,
 }
 
 /// Whether the transaction has changed the schema.
@@ -88,6 +90,16 @@ impl Several {
     /// Whether several shards have been reached, or the end of the transaction is brought about here for another reason.
     pub(super) fn is_several(&self) -> bool {
         !self.enlisted.is_empty() || self.schema == Schema::Changed
+    }
+
+    /// The transaction has failed, if it has, in what was not needed of an answer.
+    pub(super) fn unheard(&mut self, words: Option<Words>) {
+        self.unheard = words;
+    }
+
+    /// Why it has, once.
+    pub(super) fn take_unheard(&mut self) -> Option<Words> {
+        self.unheard.take()
     }
 
     /// The transaction has changed the schema.

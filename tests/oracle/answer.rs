@@ -113,7 +113,8 @@ impl Side {
         }
     }
 
-    /// Waits until the proxy has asked the servers what they have: it knows then of the table that hides another.
+    /// Waits until the proxy has asked the servers what they have: it knows then of the table that hides another, and can
+    /// commit on several shards.
     pub(crate) async fn learnt(&self) {
         self.command("SET search_path TO early, public").await;
         let begun = SystemTime::now();
@@ -121,11 +122,15 @@ impl Side {
             self.command("SELECT n FROM ship WHERE region = 'eu'").await,
             Answer::Refused(_)
         ) {
-            assert!(
-                begun.elapsed().unwrap() < PATIENCE,
-                "the proxy has not asked the servers"
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            begun_lately(begun).await;
+        }
+        loop {
+            self.command("BEGIN").await;
+            self.command("UPDATE public.span SET n = n").await;
+            if matches!(self.command("COMMIT").await, Answer::Texts(_)) {
+                return;
+            }
+            begun_lately(begun).await;
         }
     }
 
@@ -178,6 +183,15 @@ impl Side {
             Err(error) => failed(&error),
         }
     }
+}
+
+/// Gives the proxy a moment, unless it has had enough.
+async fn begun_lately(begun: SystemTime) {
+    assert!(
+        begun.elapsed().unwrap() < PATIENCE,
+        "the proxy has not asked the servers"
+    );
+    tokio::time::sleep(Duration::from_millis(5)).await;
 }
 
 fn texts(messages: Vec<SimpleQueryMessage>, ordered: bool) -> Answer {

@@ -89,6 +89,23 @@ impl Generator {
         }
     }
 
+    /// A statement by itself, as one of a transaction.
+    pub(crate) fn single(mut self) -> Statement {
+        let (shape, sql) = if self.s.chance(60) {
+            self.read()
+        } else {
+            self.write()
+        };
+        Statement {
+            setting: None,
+            sql,
+            parameters: self.parameters,
+            ordered: self.ordered,
+            usage: Use::Committed,
+            shape,
+        }
+    }
+
     pub(crate) fn statement(mut self) -> Statement {
         let (shape, sql, usage) = match self.s.below(100) {
             0..66 => {

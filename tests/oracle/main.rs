@@ -32,6 +32,8 @@ const STATEMENTS: usize = 4000;
 const TEMPLATES: usize = 24;
 /// Runs of each template.
 const TURNS: usize = 4;
+/// Transactions of several statements in each batch.
+const TRANSACTIONS: usize = 4;
 const MISMATCHES_SHOWN: usize = 40;
 
 fn number(name: &str, default: usize) -> usize {
@@ -60,14 +62,19 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
                 let differences = world.compare().await;
                 assert!(
                     differences.is_empty(),
-                    "seed {seed}, batch {batch}: {differences:#?}"
+                    "seed {seed}, batch {batch}: {differences:#?}\n{}",
+                    run.mismatches.join("\n")
                 );
             }
         }
         let differences = world.compare().await;
         println!("seed {seed}: {done} statements");
         run.report();
-        assert!(differences.is_empty(), "seed {seed}: {differences:#?}");
+        assert!(
+            differences.is_empty(),
+            "seed {seed}: {differences:#?}\n{}",
+            run.mismatches.join("\n")
+        );
         assert!(
             run.mismatches.is_empty(),
             "{} wrong answers:\n{}",
@@ -80,6 +87,13 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
             "too much is refused: {refused} of {done}"
         );
     });
+}
+
+/// How a statement ended on the side that was asked first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Went {
+    Well,
+    Wrong,
 }
 
 struct Run {
@@ -135,20 +149,59 @@ impl Run {
                 assert!(matches!(set, Answer::Texts(_)), "{set:?}");
             }
         }
+        let place = format!("batch {seed}, path {path:?}, standard strings {strings}");
         let templates: Vec<u64> = (0..TEMPLATES).map(|_| random.next()).collect();
         for _ in 0..TEMPLATES * TURNS {
             let template = templates[random.below(TEMPLATES)];
             let statement = Generator::new(template, random.next(), path).statement();
-            self.one(
-                &statement,
-                &format!("batch {seed}, path {path:?}, standard strings {strings}"),
-            )
-            .await;
+            self.one(&statement, &place).await;
         }
-        TEMPLATES * TURNS
+        let mut done = TEMPLATES * TURNS;
+        for _ in 0..TRANSACTIONS {
+            done += self.transaction(&mut random, path, &place).await;
+        }
+        done
     }
 
-    async fn one(&mut self, statement: &Statement, place: &str) {
+    /// Runs a transaction of several statements, each behind a savepoint; how many statements.
+    async fn transaction(&mut self, random: &mut Random, path: &str, place: &str) -> usize {
+        let statements = 2 + random.below(6);
+        self.both("BEGIN", place).await;
+        for at in 0..statements {
+            let name = ["a", "b", "\"C\""][random.below(3)];
+            self.both(&format!("SAVEPOINT {name}"), place).await;
+            let statement = Generator::new(random.next(), random.next(), path).single();
+            let place = format!("{place}, statement {at} of a transaction");
+            let went = self.one(&statement, &place).await;
+            match (went, random.below(6)) {
+                (Went::Well, 0) | (Went::Wrong, _) => {
+                    self.both(&format!("ROLLBACK TO {name}"), &place).await;
+                }
+                (Went::Well, 1 | 2) => self.both(&format!("RELEASE {name}"), &place).await,
+                (Went::Well, _) => {}
+            }
+        }
+        let end = ["COMMIT", "COMMIT", "ROLLBACK"][random.below(3)];
+        self.both(end, place).await;
+        statements
+    }
+
+    /// Both sides answer a command alike.
+    async fn both(&mut self, sql: &str, place: &str) {
+        let (proxied, direct) = (
+            self.proxied.command(sql).await,
+            self.direct.command(sql).await,
+        );
+        if proxied != direct {
+            self.mismatches.push(format!(
+                "{place}: {sql}\n  PostgreSQL {}\n  Shardway   {}",
+                short(&direct),
+                short(&proxied)
+            ));
+        }
+    }
+
+    async fn one(&mut self, statement: &Statement, place: &str) -> Went {
         if statement.usage == Use::RolledBack {
             for side in [&self.direct, &self.proxied] {
                 side.command("BEGIN").await;
@@ -167,6 +220,10 @@ impl Run {
             Answer::Error(_) => shape[1] += 1,
             Answer::Rows { .. } | Answer::Texts(_) => shape[0] += 1,
         }
+        let went = match &proxied {
+            Answer::Rows { .. } | Answer::Texts(_) => Went::Well,
+            Answer::Error(_) | Answer::Refused(_) => Went::Wrong,
+        };
         if !matches!(proxied, Answer::Refused(_)) {
             let direct = self.direct.ask(statement).await;
             if statement.usage == Use::Committed {
@@ -188,6 +245,7 @@ impl Run {
                 side.command("ROLLBACK").await;
             }
         }
+        went
     }
 
     fn report(&self) {

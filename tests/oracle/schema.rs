@@ -307,8 +307,10 @@ pub(crate) fn keys(group: &str) -> &'static [&'static str] {
 }
 
 pub(crate) fn configuration(shards: &[Cluster], listen: SocketAddr) -> String {
-    let mut out =
-        format!("[server]\nlisten = [\"{listen}\"]\n[databases.{DATABASE}]\ncatalog = \"s0\"\n");
+    let mut out = format!(
+        "[server]\nlisten = [\"{listen}\"]\n[databases.{DATABASE}]\ncatalog = \"s0\"\n\
+         control = {{ user = \"control\", password = \"control\" }}\n"
+    );
     for (at, shard) in shards.iter().enumerate() {
         let _ = writeln!(
             out,
@@ -413,6 +415,12 @@ async fn create(server: &Cluster) {
         .execute("postgres", "CREATE DATABASE oracle OWNER app")
         .await
         .unwrap();
+    for sql in [
+        "CREATE ROLE control LOGIN PASSWORD 'control' IN ROLE app",
+        "GRANT CREATE ON DATABASE oracle TO control",
+    ] {
+        server.execute("postgres", sql).await.unwrap();
+    }
     let mut sql =
         String::from("ALTER SCHEMA public OWNER TO app; SET ROLE app; CREATE SCHEMA alt;");
     for table in TABLES {
