@@ -6,7 +6,7 @@ use super::{
     group::{Group, GroupId},
     shard::{ShardId, ShardSet},
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The number of a catalog snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +31,9 @@ pub struct Snapshot {
     pub key_columns: Vec<(String, GroupId)>,
     /// Where tables live that nothing lists.
     pub unlisted: Unlisted,
+    /// Those of `tables` that the configuration does not list: a group's key column claims them, or the servers say where
+    /// they live.
+    pub learned: HashSet<TableName, foldhash::fast::RandomState>,
     /// What servers have outside of their own schemas that nothing lists, once they were asked: in an earlier schema of
     /// search_path it hides a listed table.
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
@@ -136,6 +139,7 @@ impl Snapshot {
             tables: HashMap::default(),
             key_columns: Vec::new(),
             unlisted: Unlisted::Error,
+            learned: HashSet::default(),
             others: HashMap::default(),
             effects_of_others: HashMap::default(),
             unseen: Unseen::Unlisted,

@@ -6,6 +6,7 @@ use super::{
     effects::{Objects, objects},
     finding::Finding,
     judge::{complete, judge},
+    placements::{Kept, placements},
 };
 use crate::{
     catalog::snapshot::{Snapshot, TableName},
@@ -29,6 +30,8 @@ pub struct Observed {
     pub tables: Tables,
     /// Sequences, and tables without columns.
     pub bare: BTreeSet<TableName>,
+    /// Where tables live, as far as Shardway's own schema keeps it.
+    pub placements: BTreeMap<TableName, Kept>,
     /// Those of its tables that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
     /// What its tables set off by themselves.
@@ -109,6 +112,7 @@ async fn observe(
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
         bare: bare(&client).await?,
+        placements: placements(&client).await?,
         derived: derived(&client).await?,
         objects: objects(&client).await?,
         ..Observed::default()

@@ -12,7 +12,7 @@ use crate::{
         group::GroupId,
         key::KeyType,
         shard::{ShardId, ShardSet},
-        snapshot::{Placement, Snapshot, TableName, Unlisted},
+        snapshot::{Other, Placement, Snapshot, TableName, Unlisted},
     },
     sql::{
         change::{
@@ -30,6 +30,8 @@ pub struct Changes {
     pub block: Block,
     /// Tables, whatever their schema, whose columns may be others afterwards.
     pub tables: Vec<String>,
+    /// A table, and what it is called afterwards.
+    pub renamed: Option<(TableName, TableName)>,
 }
 
 /// Which shards run it.
@@ -68,6 +70,8 @@ struct ColumnFact {
 struct ReferenceFact {
     columns: Vec<String>,
     table: String,
+    /// As SQL names it.
+    sql: String,
     place: Option<Placement>,
     /// It names the new table itself.
     itself: bool,
@@ -116,6 +120,13 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
         command: change.command,
         reach,
         block: change.block,
+        renamed: match &change.what {
+            What::Tables { names, alter } => {
+                let first = names.first();
+                first.and_then(|name| planner.renamed(name, alter))
+            }
+            _ => None,
+        },
         tables: match &change.what {
             What::Tables { names, .. } => names.iter().map(|name| name.name.clone()).collect(),
             What::NewTable(_)
@@ -192,9 +203,10 @@ impl Planner<'_, '_> {
             columns,
             name: renamed,
             ties,
+            added,
         } = alter;
         let bare = holds.uniques.is_empty() && holds.references.is_empty() && columns.is_empty();
-        bare && ties.is_empty() && *renamed == Renamed::No && self.analysis.is_unseen(name)
+        bare && ties.is_empty() && added.is_empty() && *renamed == Renamed::No && self.analysis.is_unseen(name)
     }
 
     /// Whether every shard has the table.
@@ -210,9 +222,11 @@ impl Planner<'_, '_> {
     }
 
     fn altered(&self, name: &Name, placement: &Placement, alter: &Alter) -> Result<(), Unroutable> {
-        let listed = !matches!(placement, Placement::Single(_)) || self.is_listed(name);
-        if alter.name == Renamed::Yes && listed {
+        if alter.name != Renamed::No && (self.is_configured(name) || self.takes_name(name, alter)) {
             return Err(unheld(name, Unheld::Name));
+        }
+        if let Some(column) = self.claimed_by(name, placement, alter) {
+            return Err(unheld(name, Unheld::Claimed { column }));
         }
         if let Placement::Sharded { key_column, .. } = placement
             && alter.columns.contains(key_column)
@@ -230,13 +244,61 @@ impl Planner<'_, '_> {
         holds(&name.name, placement, uniques, &references)
     }
 
-    fn is_listed(&self, name: &Name) -> bool {
+    /// The first table of that name in the path that anything is known of.
+    fn found(&self, name: &Name) -> Option<TableName> {
         let snapshot = self.analysis.snapshot;
-        let has = |schema: &String| snapshot.table(schema, &name.name).is_some();
+        let known = |schema: &String| {
+            let found = TableName {
+                schema: schema.clone(),
+                name: name.name.clone(),
+            };
+            let known = snapshot.tables.contains_key(&found) || snapshot.others.contains_key(&found);
+            known.then_some(found)
+        };
         match &name.schema {
-            Some(schema) => has(schema),
-            None => self.analysis.context.search_path.iter().any(has),
+            Some(schema) => known(schema),
+            None => self.analysis.context.search_path.iter().find_map(known),
         }
+    }
+
+    /// Whether the configuration lists it under its name.
+    fn is_configured(&self, name: &Name) -> bool {
+        let snapshot = self.analysis.snapshot;
+        self.found(name)
+            .is_some_and(|found| lists(snapshot, &found))
+    }
+
+    /// What it is called afterwards.
+    fn renamed(&self, name: &Name, alter: &Alter) -> Option<(TableName, TableName)> {
+        let before = self.found(name)?;
+        let mut after = before.clone();
+        match &alter.name {
+            Renamed::No => return None,
+            Renamed::Name(name) => after.name.clone_from(name),
+            Renamed::Schema(schema) => after.schema.clone_from(schema),
+        }
+        Some((before, after))
+    }
+
+    /// Whether it would get the name of a table that the configuration lists.
+    fn takes_name(&self, name: &Name, alter: &Alter) -> bool {
+        let snapshot = self.analysis.snapshot;
+        self.renamed(name, alter)
+            .is_some_and(|(_, after)| lists(snapshot, &after))
+    }
+
+    /// A column that it gets, by which a group would claim it from where it is.
+    fn claimed_by(&self, name: &Name, placement: &Placement, alter: &Alter) -> Option<String> {
+        if self.is_configured(name) {
+            return None;
+        }
+        let claims = self.analysis.snapshot.key_columns.iter();
+        let mut others = claims.filter(|(column, group)| {
+            let here = matches!(placement, Placement::Sharded { group: own, key_column }
+                if own == group && key_column == column);
+            alter.added.contains(column) && !here
+        });
+        others.next().map(|(column, _)| column.clone())
     }
 
     fn references(&self, holds: &Holds, of: Option<&Name>) -> Vec<ReferenceFact> {
@@ -246,6 +308,7 @@ impl Planner<'_, '_> {
             ReferenceFact {
                 columns: reference.columns.clone(),
                 table: full_name(&reference.table),
+                sql: sql_name(&reference.table),
                 place: if known { self.placement(&reference.table) } else { None },
                 itself,
                 referenced: reference.referenced.clone(),
@@ -343,35 +406,34 @@ impl New {
         if let Some(parent) = &self.parent {
             return configured(parent.clone());
         }
-        let listed = snapshot.table(schema, &self.name);
+        let name = self.table_name(schema);
+        let known = snapshot.tables.get(&name).map(|table| &table.placement);
+        let listed = known.filter(|_| lists(snapshot, &name));
+        let has = |name: &str| self.columns.iter().any(|column| column.name == name);
+        let claims = snapshot.key_columns.iter().find(|(column, _)| has(column));
+        let claimed = claims.map(|(column, group)| Placement::Sharded {
+            group: *group,
+            key_column: column.clone(),
+        });
+        let said = listed.cloned().or(claimed);
         if let Some(stated) = &self.stated {
-            let placement = stated
-                .placement(snapshot)
-                .ok_or_else(|| Unroutable::CannotHold {
-                    table: self.name.clone(),
-                    what: Unheld::Comment,
-                })?;
-            return match listed {
-                Some(table) if table.placement == placement => configured(placement),
-                Some(_) => Err(Unroutable::CannotHold {
-                    table: self.name.clone(),
-                    what: Unheld::Comment,
-                }),
+            let contradicts = || Unroutable::CannotHold {
+                table: self.name.clone(),
+                what: Unheld::Comment,
+            };
+            let placement = stated.placement(snapshot).ok_or_else(contradicts)?;
+            return match said {
+                Some(said) if said == placement => configured(placement),
+                Some(_) => Err(contradicts()),
                 None => Ok((placement, Found::Stated)),
             };
         }
-        if let Some(table) = listed {
-            return configured(table.placement.clone());
+        if let Some(said) = said {
+            return configured(said);
         }
-        let has = |name: &str| self.columns.iter().any(|column| column.name == name);
-        let claims = snapshot.key_columns.iter().find(|(column, _)| has(column));
-        if let Some((column, group)) = claims {
-            return configured(Placement::Sharded {
-                group: *group,
-                key_column: column.clone(),
-            });
-        }
-        if let Some(placement) = self.by_reference(snapshot) {
+        // Made again where it was, in the transaction that drops it.
+        let again = known.cloned().or_else(|| self.by_reference(snapshot));
+        if let Some(placement) = again {
             return Ok((placement, Found::Stated));
         }
         match snapshot.unlisted {
@@ -382,17 +444,37 @@ impl New {
         }
     }
 
-    /// A foreign key whose one column names the key of a sharded table.
+    /// Tables whose primary keys its foreign keys name without saying so, as SQL names them.
+    #[must_use]
+    pub fn asks_for_keys_of(&self) -> Vec<(String, GroupId)> {
+        let silent = self.references.iter().filter_map(|one| match &one.place {
+            Some(Placement::Sharded { group, .. }) if one.referenced.is_empty() => {
+                Some((one.sql.clone(), *group))
+            }
+            _ => None,
+        });
+        silent.collect()
+    }
+
+    /// The same table, now that the primary key of one is known.
+    pub fn learn_key_of(&mut self, sql: &str, columns: &[String]) {
+        for reference in &mut self.references {
+            if reference.referenced.is_empty() && reference.sql == sql {
+                reference.referenced = columns.to_vec();
+            }
+        }
+    }
+
+    /// A foreign key of which a column names the key of a sharded table.
     fn by_reference(&self, snapshot: &Snapshot) -> Option<Placement> {
         let mut found: Vec<(GroupId, &String)> = Vec::new();
         for reference in &self.references {
             let Some(Placement::Sharded { group, key_column }) = &reference.place else {
                 continue;
             };
-            let at = match reference.referenced.as_slice() {
-                [] if reference.columns.len() == 1 => Some(0),
-                names => names.iter().position(|name| name == key_column),
-            };
+            // Without names it names the primary key, which need not be the shard key.
+            let mut names = reference.referenced.iter();
+            let at = names.position(|name| name == key_column);
             let column = at.and_then(|at| reference.columns.get(at));
             found.extend(column.map(|column| (*group, column)));
         }
@@ -546,6 +628,25 @@ fn together(one: &Placement, other: &Placement) -> bool {
         ) => group == other && key_column == other_key,
         (one, other) => one == other,
     }
+}
+
+/// Whether others that do not know of it yet would put rows of the table elsewhere, as it is called like one that lives
+/// there.
+#[must_use]
+pub fn is_another_elsewhere(known: &Snapshot, name: &TableName, placement: &Placement) -> bool {
+    match (known.tables.get(name), known.unlisted) {
+        (Some(table), _) => table.placement != *placement,
+        (None, Unlisted::On(shard)) => {
+            let other = known.others.get(name) == Some(&Other::Table);
+            other && *placement != Placement::Single(shard)
+        }
+        (None, Unlisted::Error) => false,
+    }
+}
+
+/// Whether the configuration lists the table.
+fn lists(snapshot: &Snapshot, table: &TableName) -> bool {
+    snapshot.tables.contains_key(table) && !snapshot.learned.contains(table)
 }
 
 fn refers_to_itself(own: &Name, other: &Name) -> bool {

@@ -68,6 +68,8 @@ pub enum Unheld {
     KeyType { key: String, wanted: &'static str },
     /// A listed table would have another name.
     Name,
+    /// A group's key column would claim the table from where its rows are.
+    Claimed { column: String },
     /// Tables that live in different places, in one statement.
     Apart,
     /// The comment names no group or shard, or contradicts the configuration.

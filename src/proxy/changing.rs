@@ -26,7 +26,7 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         StatementPlan, Target,
-        change::{Changes, Found, New, Reach},
+        change::{Changes, Found, New, Reach, is_another_elsewhere},
         spread::{Shares, Spread, Time, What},
     },
     registry::Announced,
@@ -65,6 +65,11 @@ enum Made {
         name: TableName,
         placement: Placement,
     },
+    /// The same, of which nothing else says so: it is kept with the table.
+    Placed {
+        name: TableName,
+        placement: Placement,
+    },
     Nothing,
 }
 
@@ -73,6 +78,8 @@ enum Made {
 pub(super) struct Foreseen {
     /// Tables, whatever their schema, whose columns may be others now.
     tables: Vec<String>,
+    /// A table, and what it is called now.
+    renamed: Option<(TableName, TableName)>,
     made: Made,
 }
 
@@ -84,9 +91,22 @@ impl Foreseen {
                 table.sources.clear();
             }
         }
-        if let Made::Table { name, placement } = &self.made {
+        if let Some((before, after)) = &self.renamed {
+            if let Some(table) = seen.tables.remove(before) {
+                seen.learned.remove(before);
+                seen.learned.insert(after.clone());
+                seen.tables.insert(after.clone(), table);
+            } else if let Some(other) = seen.others.remove(before) {
+                seen.others.insert(after.clone(), other);
+            }
+        }
+        if let Made::Placed { name, .. } = &self.made {
+            seen.learned.insert(name.clone());
+        }
+        if let Made::Table { name, placement } | Made::Placed { name, placement } = &self.made {
             let listed = seen.tables.contains_key(name);
-            if listed || !matches!(placement, Placement::Single(_)) {
+            let kept = matches!(self.made, Made::Placed { .. });
+            if listed || kept || !matches!(placement, Placement::Single(_)) {
                 let table = Table::unasked(placement.clone());
                 seen.tables.insert(name.clone(), table);
             } else {
@@ -219,6 +239,11 @@ impl Session {
         }
         self.begin_own().await?;
         let (shards, made) = self.concerned(changes).await?;
+        if let Some((before, after)) = &changes.renamed
+            && let Some(placement) = self.lives(before)
+        {
+            self.check_elsewhere(after, &placement).await?;
+        }
         let shares = Shares {
             shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
         };
@@ -227,11 +252,25 @@ impl Session {
             time: Time::NotAsked,
         };
         let written = self.write(&Writing::same(&change, text, shares)).await?;
+        if let Made::Placed { name, placement } = &made {
+            self.keep_place(name, placement, &shards).await?;
+        }
         if !leaves_schema(changes.command) {
             self.several.schema_changes();
             self.foresee(changes, made);
         }
         Ok(written)
+    }
+
+    /// Where a table lives that anything is known of.
+    fn lives(&self, name: &TableName) -> Option<Placement> {
+        let snapshot = &self.snapshot;
+        let listed = snapshot.tables.get(name);
+        match (listed, snapshot.others.get(name), snapshot.unlisted) {
+            (Some(table), ..) => Some(table.placement.clone()),
+            (None, Some(Other::Table), Unlisted::On(shard)) => Some(Placement::Single(shard)),
+            _ => None,
+        }
     }
 
     /// Which shards the change concerns.
@@ -303,25 +342,101 @@ impl Session {
                 asked.await?.ok_or_else(reply::no_schema)?
             }
         };
+        let mut new = new.clone();
+        for (table, group) in new.asks_for_keys_of() {
+            let shards = self.snapshot.group(group).shards();
+            let shard = shards.iter().next().unwrap_or(self.snapshot.home);
+            let key = self.ask_within(shard, &primary_key_of(&table)).await?;
+            let columns: Vec<String> = key
+                .iter()
+                .flat_map(|key| key.split(KEY_SEPARATOR))
+                .map(str::to_owned)
+                .collect();
+            new.learn_key_of(&table, &columns);
+        }
         let placed = new.place(&schema, &self.snapshot);
         let (placement, found) = placed.map_err(|why| wording::unroutable(&why))?;
-        if found == Found::Stated {
-            return Err(reply::place_not_kept(&new.name).into());
-        }
+        let name = new.table_name(&schema);
+        self.check_elsewhere(&name, &placement).await?;
         let shards = match &placement {
             Placement::Sharded { group, .. } => self.snapshot.group(*group).shards(),
             Placement::Reference => self.snapshot.all(),
             Placement::Single(shard) => ShardSet::one(*shard),
         };
-        let name = new.table_name(&schema);
-        let made = Made::Table { name, placement };
+        let made = match found {
+            Found::Configured => Made::Table { name, placement },
+            Found::Stated => self.place_to_keep(name, placement, &shards).await?,
+        };
         Ok((shards, made))
+    }
+
+    /// A table whose place only the statement says: it is kept with the table, unless that is there already.
+    async fn place_to_keep(
+        &mut self,
+        name: TableName,
+        placement: Placement,
+        shards: &ShardSet,
+    ) -> Result<Made, Stop> {
+        let ready = self.database.coordinator.is_ready(shards.iter());
+        ready.map_err(|why| reply::place_not_kept(&name.name, &why))?;
+        let question = has_one(&[sql_name(&name)]);
+        for shard in shards.iter() {
+            if self.ask_within(shard, &question).await?.as_deref() == Some("t") {
+                // PostgreSQL has something to say about that.
+                return Ok(Made::Nothing);
+            }
+        }
+        Ok(Made::Placed { name, placement })
+    }
+
+    /// Says on each shard, within the transaction that makes the table there, where it lives.
+    async fn keep_place(
+        &mut self,
+        name: &TableName,
+        placement: &Placement,
+        shards: &ShardSet,
+    ) -> Result<(), Stop> {
+        let (kind, group, key) = match placement {
+            Placement::Sharded { group, key_column } => {
+                let group = literal(&self.snapshot.group(*group).name);
+                ("sharded", group, literal(key_column))
+            }
+            Placement::Reference => ("reference", "NULL".to_owned(), "NULL".to_owned()),
+            Placement::Single(_) => ("single", "NULL".to_owned(), "NULL".to_owned()),
+        };
+        let table = literal(&sql_name(name));
+        let sql = format!("SELECT shardway.place({table}, '{kind}', {group}, {key})");
+        for shard in shards.iter() {
+            self.ask_within(shard, &sql).await?;
+        }
+        Ok(())
+    }
+
+    /// A table is not made or renamed under the name of one that lives elsewhere, as long as others may know that one:
+    /// their rows would go there.
+    async fn check_elsewhere(
+        &mut self,
+        name: &TableName,
+        placement: &Placement,
+    ) -> Result<(), Stop> {
+        let is_known = |session: &Self| {
+            is_another_elsewhere(&session.database.snapshot.load(), name, placement)
+        };
+        if is_known(self) {
+            // It may have been dropped past the proxies.
+            self.look_at_change().await;
+            if is_known(self) {
+                return Err(reply::table_elsewhere(&name.name).into());
+            }
+        }
+        Ok(())
     }
 
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
         self.several.foreseen.push(Foreseen {
             tables: changes.tables.clone(),
+            renamed: changes.renamed.clone(),
             made,
         });
         self.several.foreseen_on = u64::MAX;
@@ -545,12 +660,35 @@ fn leaves_schema(command: &str) -> bool {
     )
 }
 
+/// What stands between the columns of a key.
+const KEY_SEPARATOR: char = '\u{1}';
+
+/// Asks for the columns of a table's primary key, in their order.
+fn primary_key_of(table: &str) -> String {
+    format!(
+        "SELECT pg_catalog.string_agg(a.attname, pg_catalog.chr(1) ORDER BY k.at) \
+         FROM pg_catalog.pg_index i CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY k (attnum, at) \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) k.attnum \
+         WHERE i.indisprimary AND i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass({})",
+        literal(table)
+    )
+}
+
+fn sql_name(table: &TableName) -> String {
+    let quoted = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
+    format!("{}.{}", quoted(&table.schema), quoted(&table.name))
+}
+
+/// A text as SQL has it whatever the session's settings are.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
 /// Asks whether a shard has one of these relations, each as SQL names it.
 fn has_one(names: &[String]) -> String {
-    let each = names.iter().map(|name| {
-        let name = name.replace('\\', "\\\\").replace('\'', "''");
-        format!("pg_catalog.to_regclass(E'{name}') IS NOT NULL")
-    });
+    let each = names
+        .iter()
+        .map(|name| format!("pg_catalog.to_regclass({}) IS NOT NULL", literal(name)));
     format!("SELECT {}", each.collect::<Vec<_>>().join(" OR "))
 }
 

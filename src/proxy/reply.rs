@@ -277,6 +277,10 @@ fn cannot_hold(table: &str, what: &Unheld) -> (String, String) {
             "a table that the configuration lists keeps its name",
             format!("\"{table}\" would not be found under another."),
         ),
+        Unheld::Claimed { column } => (
+            "a table stays where its rows are",
+            format!("By column \"{column}\" a group would claim \"{table}\", whose rows are elsewhere."),
+        ),
         Unheld::Apart => (
             "tables that live in different places are changed one by one",
             format!("\"{table}\" and others of the statement are not on the same shards."),
@@ -299,6 +303,7 @@ fn cannot_hold_hint(what: &Unheld) -> String {
         Unheld::NoKey { key } => format!("Add the column \"{key}\"; or say where the table lives: /* shardway: group=NAME key=COLUMN */, /* shardway: reference */ or /* shardway: single=SHARD */."),
         Unheld::KeyType { wanted, .. } => format!("Declare it as {wanted}."),
         Unheld::Name => "Change the configuration, and rename the table on each shard: /* shardway: shard=NAME */ ALTER TABLE …".to_owned(),
+        Unheld::Claimed { .. } => "Give the column another name, or move the rows: make a table with the column, copy them into it, and drop the other.".to_owned(),
         Unheld::Apart => "Write one statement for each.".to_owned(),
         Unheld::Comment => "Write /* shardway: group=NAME key=COLUMN */, /* shardway: reference */ or /* shardway: single=SHARD */.".to_owned(),
     }

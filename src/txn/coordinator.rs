@@ -298,6 +298,14 @@ impl Coordinator {
         self.registry.as_ref().map(Registry::agreement)
     }
 
+    /// Whether Shardway's own schema on these shards can be used.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub fn is_ready(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), NotReady> {
+        self.registry()?.ready(shards).map(drop)
+    }
+
     /// Whether what was known at that time may not be relied on any more: the other proxies do not wait for this one.
     #[must_use]
     pub fn is_lapsed(&self, now: Instant) -> bool {

@@ -664,13 +664,23 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
     }
 }
 
-/// A new table whose place only its CREATE TABLE says.
+/// A new table whose place only its CREATE TABLE says, which cannot be kept.
 #[must_use]
-pub fn place_not_kept(table: &str) -> Notice {
+pub fn place_not_kept(table: &str, why: &NotReady) -> Notice {
     Notice {
-        detail: Some("Only a comment or a foreign key says where its rows live, which is not kept: nobody would find them again. (SW131)".to_owned()),
+        detail: Some(format!("Only a comment or a foreign key says where its rows live, which cannot be kept: {why}. (SW131)")),
         hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
         ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
+    }
+}
+
+/// A table that would have the name of one that lives elsewhere.
+#[must_use]
+pub fn table_elsewhere(table: &str) -> Notice {
+    Notice {
+        detail: Some("Under that name there is a table that lives elsewhere, where others would go on to put rows until they know better. (SW131)".to_owned()),
+        hint: Some("Drop or rename that table first, in a transaction of its own.".to_owned()),
+        ..error("0A000", format!("relation \"{table}\" lives elsewhere"))
     }
 }
 
