@@ -215,3 +215,116 @@ fn a_proxy_that_does_not_take_a_change_over_is_named() {
     let found = stand.ask("alter table notes add column body text");
     assert_eq!(found, ["C ALTER TABLE\\0", "Z I"]);
 }
+
+#[test]
+fn what_a_comment_or_a_key_says_of_a_new_table_is_kept_for_all() {
+    let three = three("agree_kept");
+    let mut stand = three.start();
+    let (_proxy, mut client) = other(three);
+    done(
+        &mut stand.sharded,
+        &[
+            "/* shardway: group=g key=owner */ create table pets (name text, owner bigint)",
+            "/* shardway: reference */ create table colours (code text primary key)",
+            "/* shardway: single=s1 */ create table seats (n int)",
+            "create table visits (pet text, t_id bigint references t)",
+            "insert into t (id) values (1), (101)",
+        ],
+    );
+    done(
+        &mut client,
+        &[
+            "insert into pets (name, owner) values ('a', 1), ('b', 201)",
+            "insert into pets (name, owner) values ('c', 101)",
+            "insert into colours values ('r')",
+            "insert into seats values (1)",
+            "insert into visits (pet, t_id) values ('a', 1)",
+            "insert into visits (pet, t_id) values ('b', 101)",
+        ],
+    );
+    assert_eq!(counts(&mut stand, "pets"), ["1", "1", "1"]);
+    assert_eq!(counts(&mut stand, "colours"), ["1", "1", "1"]);
+    assert_eq!(stand.shards[1].value("select count(*) from seats"), "1");
+    assert_eq!(counts(&mut stand, "visits"), ["1", "1", "0"]);
+    // It goes with the table, through the proxy and past it, and into a transaction of its own.
+    done(
+        &mut client,
+        &[
+            "alter table pets rename to animals",
+            "create schema zoo",
+            "begin",
+            "alter table animals set schema zoo",
+            "insert into zoo.animals (name, owner) values ('d', 102)",
+            "commit",
+        ],
+    );
+    done(
+        &mut stand.sharded,
+        &["insert into zoo.animals (name, owner) values ('e', 103)"],
+    );
+    assert_eq!(counts(&mut stand, "zoo.animals"), ["1", "3", "1"]);
+    for shard in &mut stand.shards {
+        shard.ask(&query("alter table zoo.animals rename to beasts"));
+    }
+    done(
+        &mut stand.sharded,
+        &["insert into zoo.beasts (name, owner) values ('f', 104)"],
+    );
+    assert_eq!(counts(&mut stand, "zoo.beasts"), ["1", "4", "1"]);
+    // A proxy that comes later knows it from the servers.
+    let (_later, mut client) = other(three);
+    done(
+        &mut client,
+        &["insert into zoo.beasts (name, owner) values ('g', 2)"],
+    );
+    assert_eq!(counts(&mut stand, "zoo.beasts"), ["2", "4", "1"]);
+    // What is dropped is forgotten: a table of that name is another one.
+    done(&mut client, &["drop table zoo.beasts"]);
+    done(
+        &mut stand.sharded,
+        &[
+            "create table zoo.beasts (name text, owner bigint)",
+            "insert into zoo.beasts (name, owner) values ('h', 2)",
+        ],
+    );
+    assert_eq!(stand.shards[2].value("select count(*) from zoo.beasts"), "1");
+}
+
+#[test]
+fn no_table_moves_from_under_rows_that_are_on_their_way() {
+    let mut stand = three("agree_moves").start();
+    done(
+        &mut stand.sharded,
+        &["create table turns (n int)", "insert into turns values (1)"],
+    );
+    // Others would still put rows to the unlisted ones.
+    for sql in [
+        "create table turns (tenant bigint)",
+        "create table if not exists turns (tenant bigint)",
+        "/* shardway: reference */ create table turns (n int)",
+    ] {
+        stand.fails(sql, "lives elsewhere");
+    }
+    done(&mut stand.sharded, &["begin", "drop table turns"]);
+    stand.fails("create table turns (tenant bigint)", "lives elsewhere");
+    done(&mut stand.sharded, &["rollback"]);
+    stand.fails("alter table turns add column tenant bigint", "stays where its rows are");
+    stand.fails("alter table turns rename column n to tenant", "stays where its rows are");
+    stand.fails(
+        "/* shardway: group=g key=n */ create table marks (tenant bigint, n bigint)",
+        "comment",
+    );
+    // A key that names the primary key is no shard key when that is another column.
+    for shard in &mut stand.shards {
+        shard.ask(&query("create table orders (id bigint primary key, tenant bigint)"));
+    }
+    stand.fails(
+        "create table items (n int, o bigint references orders)",
+        "0A000",
+    );
+    done(
+        &mut stand.sharded,
+        &["drop table turns", "create table turns (tenant bigint)"],
+    );
+    assert_eq!(counts(&mut stand, "turns"), ["0", "0", "0"]);
+}
