@@ -8,5 +8,6 @@ pub mod group;
 pub mod hash;
 pub mod key;
 pub mod numeric;
+pub mod ownership;
 pub mod shard;
 pub mod snapshot;

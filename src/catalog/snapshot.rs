@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub effects_of_others: HashMap<TableName, Effects, foldhash::fast::RandomState>,
     /// What a name means that none of the above has.
     pub unseen: Unseen,
+    /// Groups whose keys are elsewhere, as other proxies say: their tables are not used.
+    pub barred: Vec<GroupId>,
     /// What may act on each shard by itself, as the configuration says.
     pub per_shard: Vec<ObjectName>,
     /// What the database's own functions may leave in a session.
@@ -143,6 +145,7 @@ impl Snapshot {
             others: HashMap::default(),
             effects_of_others: HashMap::default(),
             unseen: Unseen::Unlisted,
+            barred: Vec::new(),
             per_shard: Vec::new(),
             code: Code::Unknown,
         }

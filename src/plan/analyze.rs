@@ -82,6 +82,7 @@ pub fn analyze(
             changes: Cell::default(),
             combine: Cell::default(),
             footing: Cell::default(),
+            barred: Cell::default(),
         };
         if planner.reads_literals() {
             structural.extend(literals_of(statement, slots));
@@ -101,6 +102,11 @@ pub fn analyze(
         pinned_as_said &= !matches!(&effect, Effect::Set { name, .. } | Effect::Reset(name) if name.starts_with("shardway."))
             && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
         let place = statement.start..statement.end;
+        if let Some(why) = planner.barred() {
+            let target = Target::Refused(Box::new(why));
+            plans.push(StatementPlan::new(place, effect, access, target));
+            continue;
+        }
         plans.push(planner.with_several(StatementPlan {
             names_transaction: !snapshot.is_single() && names_transaction(text, slots),
             numbers,
@@ -251,6 +257,7 @@ fn of_another_encoding(
             changes: Cell::default(),
             combine: Cell::default(),
             footing: Cell::default(),
+            barred: Cell::default(),
         };
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
@@ -368,6 +375,7 @@ struct Planner<'a> {
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,
     footing: Cell<Footing>,
+    barred: Cell<Option<GroupId>>,
 }
 
 /// What the functions of a statement do.
@@ -708,6 +716,16 @@ impl Planner<'_> {
     fn rests_on(&self, analysis: &Analysis<'_>) {
         self.footing
             .set(self.footing.get().max(analysis.footing.get()));
+        self.barred.set(self.barred.get().or(analysis.barred.get()));
+    }
+
+    /// Why none of it is served.
+    fn barred(&self) -> Option<Unroutable> {
+        let group = self.barred.get()?;
+        let said = matches!(self.pinned, Some(Override::Shard(_)));
+        (!said).then(|| Unroutable::MapDiffers {
+            group: self.snapshot.group(group).name.clone(),
+        })
     }
 
     fn footing(&self) -> Footing {

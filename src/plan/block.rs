@@ -68,6 +68,8 @@ pub(super) struct Analysis<'a> {
     pub(super) changed: Option<usize>,
     /// The weakest of what tables were found by.
     pub(super) footing: Cell<Footing>,
+    /// A group that it came upon and that is not served.
+    pub(super) barred: Cell<Option<GroupId>>,
 }
 
 /// How a parameter is read as a key.
@@ -125,6 +127,7 @@ impl<'a> Analysis<'a> {
             changes: 0,
             changed: None,
             footing: Cell::default(),
+            barred: Cell::default(),
         }
     }
 
@@ -453,7 +456,15 @@ impl<'a> Analysis<'a> {
 
     pub(super) fn place(&self, name: &Name) -> Place<'a> {
         let snapshot = self.snapshot;
-        let listed = |schema: &str| snapshot.table(schema, &name.name).map(place_of);
+        let listed = |schema: &str| {
+            let place = place_of(snapshot.table(schema, &name.name)?);
+            if let Place::Sharded { group, .. } = place
+                && snapshot.barred.contains(&group)
+            {
+                self.barred.set(Some(group));
+            }
+            Some(place)
+        };
         if let Some(schema) = &name.schema {
             return match schema.as_str() {
                 "pg_catalog" | "information_schema" | "pg_toast" => Place::Catalog,

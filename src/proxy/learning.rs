@@ -8,6 +8,7 @@ use super::{Shared, database::Database};
 use crate::{
     catalog::{
         code::Code,
+        group::GroupId,
         snapshot::{Placement, Snapshot, Unlisted, Unseen},
     },
     clock::{Duration, Instant},
@@ -131,6 +132,7 @@ impl Database {
         };
         let settings = shared.settings.load_full();
         if heard > agreement.taken() {
+            self.coordinator.renew_map().await;
             if self.learn(&settings).await == Looked::Partly {
                 return CaughtUp::No;
             }
@@ -139,6 +141,7 @@ impl Database {
         } else if agreement.is_lapsed(self.now()) {
             self.learn_unheard(&settings).await;
         }
+        self.take_over_map().await;
         CaughtUp::Yes
     }
 
@@ -153,6 +156,29 @@ impl Database {
                 }
             }
         }
+    }
+
+    /// Takes over which groups are not served, because other proxies say that their keys are elsewhere.
+    pub async fn take_over_map(&self) {
+        // Not while a look is under way, which takes it over too.
+        let _turn = self.learning.ended.lock().await;
+        let old = self.snapshot.load_full();
+        let barred = self.barred(&old);
+        if old.barred != barred {
+            let mut new = (*old).clone();
+            new.barred = barred;
+            new.schema += 1;
+            self.snapshot.store(Arc::new(new));
+        }
+    }
+
+    fn barred(&self, snapshot: &Snapshot) -> Vec<GroupId> {
+        let barred = self.coordinator.barred();
+        let groups = snapshot.groups.iter().zip(0_u16..);
+        groups
+            .filter(|(group, _)| barred.contains(&group.name))
+            .map(|(_, at)| GroupId(at))
+            .collect()
     }
 
     fn take_over(&self, code: Code) {
@@ -171,6 +197,7 @@ impl Database {
         let mut new = (*unlearned(&self.settings)).clone();
         new.schema = old.schema;
         new.code = old.code.clone();
+        new.barred = self.barred(&new);
         let credentials = self.settings.control.as_ref().unwrap_or(credentials);
         let survey = survey(&self.settings, credentials, &[]).await;
         complete(&mut new, &survey);

@@ -146,6 +146,10 @@ fn message(why: &Unroutable) -> (String, String) {
 fn rare_message(why: &Unroutable) -> (String, String) {
     let text = |text: &str| text.to_owned();
     match why {
+        Unroutable::MapDiffers { group } => (
+            format!("group \"{group}\" is not served here"),
+            text("This proxy's configuration gives keys of the group to other shards than the map that all proxies share."),
+        ),
         Unroutable::NotUtf8 => (
             text("statement is not UTF-8 text"),
             text(
@@ -576,6 +580,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "See with SHOW PROXIES in the console which proxy stays behind, and in its log why.",
     },
     Code {
+        code: "SW155",
+        sqlstate: "55000",
+        title: "Map differs",
+        meaning: "The configuration says that keys of this group are on other shards than the map in shardway.map on the home shard says, by which other proxies write: rows would be written where nobody looks for them. Statements on the group's tables are refused by this proxy.",
+        what_to_do: "shardway check --connect says what differs. Correct the configuration; or, if no row has to move, make it the map of all: shardway check --connect --accept-map prints the SQL.",
+    },
+    Code {
         code: "SW142",
         sqlstate: "0A000",
         title: "Behind a write to several shards",
@@ -820,6 +831,7 @@ mod tests {
                 table: table(),
                 what: Unheld::Name,
             },
+            Unroutable::MapDiffers { group: table() },
             Unroutable::PerShardObject {
                 table: table(),
                 hazard: Hazard {
@@ -835,7 +847,7 @@ mod tests {
     fn every_refusal_has_its_code_in_the_table() {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
-            ("SW101"..="SW121").contains(&code.code) || matches!(code.code, "SW125" | "SW131")
+            ("SW101"..="SW121").contains(&code.code) || matches!(code.code, "SW125" | "SW131" | "SW155")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

@@ -7,16 +7,21 @@
 mod agreement;
 mod control;
 mod lack;
+mod map;
 mod proxies;
 mod schema;
 
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
+pub use map::Kept;
 pub use lack::{Lack, lacks};
 pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{
-    catalog::shard::ShardId,
+    catalog::{
+        ownership::{Disagreement, Ownership},
+        shard::ShardId,
+    },
     config::settings::{Credentials, Database},
     entropy,
     inspect::{AskError, at_once},
@@ -58,6 +63,8 @@ pub struct Registry {
     database: String,
     home: ShardId,
     names: Arc<[String]>,
+    /// Who owns which keys, as the configuration says.
+    ownership: Ownership,
     controls: Vec<Control>,
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
@@ -73,6 +80,8 @@ struct Known {
     installation: Option<u64>,
     /// By shard: whether it can take part in a transaction over several.
     shards: Vec<Result<(), NotReady>>,
+    /// Who owns which keys; `None`: nobody has been asked yet.
+    map: Option<Kept>,
 }
 
 impl Registry {
@@ -95,6 +104,7 @@ impl Registry {
         Self {
             database: database.name.clone(),
             home: database.snapshot.home,
+            ownership: Ownership::of(&database.snapshot),
             names: shards.clone().map(|shard| shard.name.clone()).collect(),
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
@@ -104,6 +114,7 @@ impl Registry {
             known: ArcSwap::from_pointee(Known {
                 installation: None,
                 shards: unasked,
+                map: None,
             }),
         }
     }
@@ -248,7 +259,7 @@ impl Registry {
             .shards()
             .map(|shard| self.prepare(shard, me.incarnation));
         let looked = at_once(looking.collect()).await;
-        let mut new = self.identify(looked).await;
+        let mut new = self.identify(looked, me.incarnation).await;
         let old = self.known.load_full();
         if new.installation.is_some() && old.installation.is_none() && self.beat(me).await.is_err()
         {
@@ -297,7 +308,11 @@ impl Registry {
 
     /// One installation for all: the home shard's, else what the others say, else a new one, for which all have to have
     /// been asked. What is nobody's yet becomes ours, the home shard first, because it arbitrates.
-    async fn identify(&self, looked: Vec<Result<Option<Identity>, NotReady>>) -> Known {
+    async fn identify(
+        &self,
+        looked: Vec<Result<Option<Identity>, NotReady>>,
+        by: u64,
+    ) -> Known {
         let said = |shard: ShardId| match &looked[shard.index()] {
             Ok(Some(identity)) => Some(identity.installation),
             Ok(None) | Err(_) => None,
@@ -346,10 +361,61 @@ impl Registry {
                 }
             });
         }
+        let map = match installation {
+            Some(_) => self.compare(by).await,
+            None => None,
+        };
         Known {
             installation,
             shards,
+            map,
         }
+    }
+
+    /// The map that all agree on; what was known, if the home shard cannot be asked.
+    async fn compare(&self, by: u64) -> Option<Kept> {
+        let asked = async {
+            let lease = self.lease(self.home).await?;
+            let kept = errand(map::compare(&lease, &self.ownership, by)).await?;
+            lease.done();
+            Ok::<_, AskError>(kept)
+        };
+        let before = self.known.load().map.clone();
+        match asked.await {
+            Ok(kept) => {
+                let database = &self.database;
+                let known = before.is_some_and(|before| before.disagreements == kept.disagreements);
+                for Disagreement { group, what } in &kept.disagreements {
+                    if !known {
+                        tracing::error!(database, group, ?what, "the configuration says that keys are elsewhere than the map of all proxies says: the group is not served");
+                    }
+                }
+                Some(kept)
+            }
+            Err(problem) => {
+                let database = &self.database;
+                tracing::debug!(database, %problem, "asking for the map");
+                before
+            }
+        }
+    }
+
+    /// Asks for the map again: others may have changed it.
+    pub async fn renew_map(&self, me: Me) {
+        if !self.is_known() {
+            return;
+        }
+        let map = self.compare(me.incarnation).await;
+        self.known.rcu(|known| Known {
+            map: map.clone(),
+            ..Known::clone(known)
+        });
+    }
+
+    /// The map that all proxies agree on, as of the last time that the home shard was asked.
+    #[must_use]
+    pub fn map(&self) -> Option<Kept> {
+        self.known.load().map.clone()
     }
 
     async fn make_ours(&self, shard: ShardId, wanted: &Identity) -> Result<Identity, NotReady> {

@@ -213,6 +213,7 @@ impl Service for Sessions {
             let looked = async {
                 for database in self.shared.databases.load_full().values() {
                     database.coordinator.looked().await;
+                    database.take_over_map().await;
                 }
             };
             drop(tokio::time::timeout(super::FIRST_LOOK, looked).await);

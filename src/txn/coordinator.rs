@@ -298,6 +298,22 @@ impl Coordinator {
         self.registry.as_ref().map(Registry::agreement)
     }
 
+    /// Whether nobody says that a group's keys are elsewhere than the configuration says; which groups are.
+    #[must_use]
+    pub fn barred(&self) -> Vec<String> {
+        let kept = self.registry.as_ref().and_then(Registry::map);
+        let disagreements = kept.map(|kept| kept.disagreements).unwrap_or_default();
+        let groups = disagreements.into_iter().map(|found| found.group);
+        groups.collect()
+    }
+
+    /// Asks for the map again: others may have changed it.
+    pub async fn renew_map(&self) {
+        if let Some(registry) = &self.registry {
+            registry.renew_map(self.me(None)).await;
+        }
+    }
+
     /// Whether Shardway's own schema on these shards can be used.
     ///
     /// # Errors

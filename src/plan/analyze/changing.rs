@@ -30,9 +30,10 @@ impl Planner<'_> {
         if self.pinned.is_none() && effect == Effect::None && self.statement.depth == Depth::Whole {
             let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
             let found = changes(change, &analysis);
-            if !asks_servers(&found) {
-                self.rests_on(&analysis);
+            if asks_servers(&found) {
+                analysis.footing.take();
             }
+            self.rests_on(&analysis);
             match found.and_then(|found| self.alike(change, found)) {
                 Ok(found) => self.changes.set(Some(Box::new(found))),
                 Err(unheld) => why = unheld,

@@ -43,3 +43,16 @@ AS 'INSERT INTO shardway.placement AS p (relation, kind, "group", key_column, ow
     ON CONFLICT (relation) DO UPDATE SET kind = excluded.kind, "group" = excluded."group",
         key_column = excluded.key_column, placed_at = now()';
 GRANT EXECUTE ON FUNCTION shardway.place(regclass, text, text, text) TO PUBLIC;
+
+-- ---- which keys each shard owns: one row on the home shard ----
+
+-- Changed by compare-and-swap of the number alone. The shards' own copies, by which a mistaken one is found, come with
+-- moves of keys between shards.
+CREATE TABLE shardway.map (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    epoch bigint NOT NULL,
+    content jsonb NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now(),
+    made_by text NOT NULL
+);
+REVOKE ALL ON shardway.map FROM PUBLIC;
