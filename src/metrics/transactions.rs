@@ -3,6 +3,7 @@
 
 use super::counters::Counter;
 use crate::clock::SystemTime;
+use std::sync::atomic::AtomicU64;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,6 +20,8 @@ pub struct Distributed {
     pub committed: Counter,
     /// Prepared parts that recovery rolled back.
     pub aborted: Counter,
+    /// The number of the map that all proxies share; 0: not known.
+    pub map_epoch: AtomicU64,
     parts: Mutex<Vec<Part>>,
     proxies: Mutex<Vec<Proxy>>,
 }

@@ -139,6 +139,13 @@ impl Agreement {
         }
     }
 
+    /// Something may have changed unannounced: the next heartbeat gives it a number.
+    pub fn renumber(&self) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.push(0);
+        self.rung.notify_one();
+    }
+
     fn take_left(&self) -> Vec<i64> {
         std::mem::take(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -14,7 +14,7 @@ mod schema;
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
 pub use map::Kept;
-pub use lack::{Lack, lacks};
+pub use lack::{Lack, accept_map, lacks};
 pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{

@@ -19,7 +19,7 @@ use crate::{
     },
     registry::{Agreement, Announced, Late, Me, NotReady, Registry},
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 use tokio::sync::{Mutex, watch};
 
 /// How soon a server that could not say is asked again.
@@ -431,6 +431,10 @@ impl Coordinator {
             }
             first
         });
+        if let Some(kept) = registry.map() {
+            let epoch = u64::try_from(kept.epoch).unwrap_or_default();
+            self.view.map_epoch.store(epoch, Ordering::Relaxed);
+        }
         let Ok(installation) = registry.ready([]) else {
             return;
         };
