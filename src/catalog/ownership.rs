@@ -223,10 +223,7 @@ fn of_buckets(kept: &[(usize, String)], here: &[(usize, String)]) -> Option<What
     })
 }
 
-fn of_ranges(
-    kept: &[(Option<String>, String)],
-    here: &[(Option<String>, String)],
-) -> Option<What> {
+fn of_ranges(kept: &[(Option<String>, String)], here: &[(Option<String>, String)]) -> Option<What> {
     let most = kept.len().max(here.len());
     let said = |range: Option<&(Option<String>, String)>| match range {
         Some((Some(to), shard)) => format!("{shard} to {to}"),
@@ -362,7 +359,8 @@ mod tests {
             }]
         );
         assert!(!agree(&more, &kept), "nobody owns the others any more");
-        let named = list("lists.s0 = [\"eu\", \"mx\"]\nlists.s1 = [\"us\", \"ca\"]\nlists.s2 = [\"*\"]");
+        let named =
+            list("lists.s0 = [\"eu\", \"mx\"]\nlists.s1 = [\"us\", \"ca\"]\nlists.s2 = [\"*\"]");
         assert!(!agree(&both, &named), "its rows are where all others are");
         assert!(agree(&both.clone().replaced_by(&named), &named));
     }
@@ -374,8 +372,17 @@ mod tests {
         assert!(!agree(&kept, &hash("buckets = 64")));
         assert!(!agree(&kept, &hash("buckets = 4\nhash = \"xxh3\"")));
         // A split of twice as many: bucket 1 of 4 is 1 and 5 of 8.
-        assert_eq!(of_buckets(&[(1, "a".into()), (1, "b".into())], &[
-            (1, "a".into()), (1, "b".into()), (1, "a".into()), (1, "b".into())
-        ]), None);
+        assert_eq!(
+            of_buckets(
+                &[(1, "a".into()), (1, "b".into())],
+                &[
+                    (1, "a".into()),
+                    (1, "b".into()),
+                    (1, "a".into()),
+                    (1, "b".into())
+                ]
+            ),
+            None
+        );
     }
 }

@@ -79,7 +79,10 @@ fn accept(settings: &Settings, output: &Output) -> Exit {
             Ok(None) => {}
             Ok(Some(accepting)) => {
                 let at = connect(&home.primary);
-                sql.push_str(&format!("-- database {name}, shard {}\n{at}\n{accepting}\n", home.name));
+                sql.push_str(&format!(
+                    "-- database {name}, shard {}\n{at}\n{accepting}\n",
+                    home.name
+                ));
             }
             Err(problem) => {
                 let fault = format!("database {name}, shard {}: {problem}", home.name);

@@ -94,9 +94,8 @@ struct Hearing {
 
 type Connecting<'a> = Pin<
     Box<
-        dyn Future<
-                Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>,
-            > + Send
+        dyn Future<Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
+            + Send
             + 'a,
     >,
 >;

@@ -308,7 +308,11 @@ impl fmt::Display for Finding {
                         "it names a group that there is not, or shards disagree: statements on it are refused"
                     }
                 };
-                write!(f, "shardway.placement says where table {} lives, and {why}", Shown(table))
+                write!(
+                    f,
+                    "shardway.placement says where table {} lives, and {why}",
+                    Shown(table)
+                )
             }
             Self::Unlisted { table, .. } => {
                 write!(

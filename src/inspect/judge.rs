@@ -86,7 +86,9 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
     }
     snapshot.others = others(snapshot, &observed);
     // Nobody knows where their rows are.
-    let derived = contradicted.into_iter().map(|table| (table, Other::Derived));
+    let derived = contradicted
+        .into_iter()
+        .map(|table| (table, Other::Derived));
     snapshot.others.extend(derived);
     for (name, effects) in effects(snapshot, survey) {
         match snapshot.tables.get_mut(&name) {

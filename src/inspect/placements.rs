@@ -28,7 +28,11 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
 /// What the server said, or why it could not be asked.
 pub(super) async fn placements(client: &Client) -> Result<BTreeMap<TableName, Kept>, AskError> {
     let mut found = BTreeMap::new();
-    if !client.query_one(READABLE, &[]).await?.try_get::<_, bool>(0)? {
+    if !client
+        .query_one(READABLE, &[])
+        .await?
+        .try_get::<_, bool>(0)?
+    {
         return Ok(found);
     }
     for row in client.query(PLACEMENTS, &[]).await? {

@@ -206,7 +206,10 @@ impl Planner<'_, '_> {
             added,
         } = alter;
         let bare = holds.uniques.is_empty() && holds.references.is_empty() && columns.is_empty();
-        bare && ties.is_empty() && added.is_empty() && *renamed == Renamed::No && self.analysis.is_unseen(name)
+        bare && ties.is_empty()
+            && added.is_empty()
+            && *renamed == Renamed::No
+            && self.analysis.is_unseen(name)
     }
 
     /// Whether every shard has the table.
@@ -252,7 +255,8 @@ impl Planner<'_, '_> {
                 schema: schema.clone(),
                 name: name.name.clone(),
             };
-            let known = snapshot.tables.contains_key(&found) || snapshot.others.contains_key(&found);
+            let known =
+                snapshot.tables.contains_key(&found) || snapshot.others.contains_key(&found);
             known.then_some(found)
         };
         match &name.schema {
@@ -309,7 +313,11 @@ impl Planner<'_, '_> {
                 columns: reference.columns.clone(),
                 table: full_name(&reference.table),
                 sql: sql_name(&reference.table),
-                place: if known { self.placement(&reference.table) } else { None },
+                place: if known {
+                    self.placement(&reference.table)
+                } else {
+                    None
+                },
                 itself,
                 referenced: reference.referenced.clone(),
             }

@@ -172,7 +172,11 @@ impl Session {
     }
 
     /// What a statement that is bound means now.
-    pub(super) fn bound_now(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Result<Arc<Prepared>, Stop> {
+    pub(super) fn bound_now(
+        &mut self,
+        name: &[u8],
+        prepared: Arc<Prepared>,
+    ) -> Result<Arc<Prepared>, Stop> {
         let prepared = self.executes_now(name, prepared)?;
         self.tally.binds += 1;
         Ok(self.planned_anew(name, prepared))

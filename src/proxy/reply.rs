@@ -148,7 +148,9 @@ fn rare_message(why: &Unroutable) -> (String, String) {
     match why {
         Unroutable::MapDiffers { group } => (
             format!("group \"{group}\" is not served here"),
-            text("This proxy's configuration gives keys of the group to other shards than the map that all proxies share."),
+            text(
+                "This proxy's configuration gives keys of the group to other shards than the map that all proxies share.",
+            ),
         ),
         Unroutable::NotUtf8 => (
             text("statement is not UTF-8 text"),
@@ -283,7 +285,9 @@ fn cannot_hold(table: &str, what: &Unheld) -> (String, String) {
         ),
         Unheld::Claimed { column } => (
             "a table stays where its rows are",
-            format!("By column \"{column}\" a group would claim \"{table}\", whose rows are elsewhere."),
+            format!(
+                "By column \"{column}\" a group would claim \"{table}\", whose rows are elsewhere."
+            ),
         ),
         Unheld::Apart => (
             "tables that live in different places are changed one by one",
@@ -847,7 +851,8 @@ mod tests {
     fn every_refusal_has_its_code_in_the_table() {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
-            ("SW101"..="SW121").contains(&code.code) || matches!(code.code, "SW125" | "SW131" | "SW155")
+            ("SW101"..="SW121").contains(&code.code)
+                || matches!(code.code, "SW125" | "SW131" | "SW155")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

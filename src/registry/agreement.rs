@@ -194,11 +194,7 @@ impl Agreement {
     }
 
     /// Numbers the change.
-    pub(super) async fn end(
-        &self,
-        lease: Lease,
-        mut change: Announced,
-    ) -> Result<i64, AskError> {
+    pub(super) async fn end(&self, lease: Lease, mut change: Announced) -> Result<i64, AskError> {
         let ids: Vec<i64> = change.id.into_iter().collect();
         let row = errand(async { Ok(lease.query_one(END, &[&ids]).await?) }).await?;
         let epoch = row.try_get(0)?;

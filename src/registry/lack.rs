@@ -159,7 +159,11 @@ async fn kept_map(to: &Control) -> Result<Option<(i64, Ownership)>, AskError> {
 /// [`AskError`].
 pub async fn accept_map(database: &Database) -> Result<Option<String>, AskError> {
     let home = &database.shards[database.snapshot.home.index()];
-    let Some(control) = database.control.as_ref().filter(|_| database.shards.len() > 1) else {
+    let Some(control) = database
+        .control
+        .as_ref()
+        .filter(|_| database.shards.len() > 1)
+    else {
         return Ok(None);
     };
     let to = Control::new(&home.primary, control, database.pool.connect_timeout);
@@ -220,7 +224,11 @@ impl Lack {
                 };
                 Some(format!("GRANT {} TO {control}{how};", identifier(role)))
             }
-            What::Map(_) | What::NoControl | What::Schema(_) | What::Superuser { .. } | What::ToBeMade => None,
+            What::Map(_)
+            | What::NoControl
+            | What::Schema(_)
+            | What::Superuser { .. }
+            | What::ToBeMade => None,
         }
     }
 }

@@ -13,8 +13,8 @@ mod schema;
 
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
-pub use map::Kept;
 pub use lack::{Lack, accept_map, lacks};
+pub use map::Kept;
 pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{
@@ -221,7 +221,9 @@ impl Registry {
     /// # Errors
     /// [`AskError`]: the next heartbeat does it.
     pub async fn change_ends(&self, change: Announced) -> Result<i64, AskError> {
-        self.agreement.end(self.lease(self.home).await?, change).await
+        self.agreement
+            .end(self.lease(self.home).await?, change)
+            .await
     }
 
     /// Takes back the announcement of a change that was not made.
@@ -308,11 +310,7 @@ impl Registry {
 
     /// One installation for all: the home shard's, else what the others say, else a new one, for which all have to have
     /// been asked. What is nobody's yet becomes ours, the home shard first, because it arbitrates.
-    async fn identify(
-        &self,
-        looked: Vec<Result<Option<Identity>, NotReady>>,
-        by: u64,
-    ) -> Known {
+    async fn identify(&self, looked: Vec<Result<Option<Identity>, NotReady>>, by: u64) -> Known {
         let said = |shard: ShardId| match &looked[shard.index()] {
             Ok(Some(identity)) => Some(identity.installation),
             Ok(None) | Err(_) => None,
@@ -387,7 +385,12 @@ impl Registry {
                 let known = before.is_some_and(|before| before.disagreements == kept.disagreements);
                 for Disagreement { group, what } in &kept.disagreements {
                     if !known {
-                        tracing::error!(database, group, ?what, "the configuration says that keys are elsewhere than the map of all proxies says: the group is not served");
+                        tracing::error!(
+                            database,
+                            group,
+                            ?what,
+                            "the configuration says that keys are elsewhere than the map of all proxies says: the group is not served"
+                        );
                     }
                 }
                 Some(kept)

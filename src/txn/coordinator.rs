@@ -378,11 +378,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`AskError`]: nobody knows.
-    pub async fn taken_over(
-        &self,
-        epoch: i64,
-        patience: Duration,
-    ) -> Result<Vec<Late>, AskError> {
+    pub async fn taken_over(&self, epoch: i64, patience: Duration) -> Result<Vec<Late>, AskError> {
         let Some(registry) = &self.registry else {
             return Ok(Vec::new());
         };
@@ -395,7 +391,9 @@ impl Coordinator {
                 if matches!(&late, Ok(late) if late.is_empty()) {
                     return;
                 }
-                *last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = late;
+                *last
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = late;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(AGAIN);
             }

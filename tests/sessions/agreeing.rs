@@ -137,7 +137,10 @@ fn what_is_made_through_one_is_used_through_the_other_at_once() {
     }
     // Columns that one adds the other fills by their places, and one that it drops is gone.
     done(&mut stand.sharded, &["alter table t add column note text"]);
-    done(&mut client, &["insert into t values (1, 1, 'x'), (101, 1, 'x')"]);
+    done(
+        &mut client,
+        &["insert into t values (1, 1, 'x'), (101, 1, 'x')"],
+    );
     done(&mut client, &["alter table t drop column n"]);
     done(&mut stand.sharded, &["insert into t values (2, 'x')"]);
     assert_eq!(
@@ -146,7 +149,10 @@ fn what_is_made_through_one_is_used_through_the_other_at_once() {
     );
     // An unlisted table that is made again as one of the group.
     done(&mut stand.sharded, &["create table turns (n int)"]);
-    done(&mut client, &["insert into turns values (1)", "drop table turns"]);
+    done(
+        &mut client,
+        &["insert into turns values (1)", "drop table turns"],
+    );
     done(&mut client, &["create table turns (tenant bigint)"]);
     done(&mut stand.sharded, &["insert into turns values (1)"]);
     assert_eq!(counts(&mut stand, "turns"), ["1", "0", "0"]);
@@ -287,7 +293,10 @@ fn what_a_comment_or_a_key_says_of_a_new_table_is_kept_for_all() {
             "insert into zoo.beasts (name, owner) values ('h', 2)",
         ],
     );
-    assert_eq!(stand.shards[2].value("select count(*) from zoo.beasts"), "1");
+    assert_eq!(
+        stand.shards[2].value("select count(*) from zoo.beasts"),
+        "1"
+    );
 }
 
 #[test]
@@ -308,15 +317,23 @@ fn no_table_moves_from_under_rows_that_are_on_their_way() {
     done(&mut stand.sharded, &["begin", "drop table turns"]);
     stand.fails("create table turns (tenant bigint)", "lives elsewhere");
     done(&mut stand.sharded, &["rollback"]);
-    stand.fails("alter table turns add column tenant bigint", "stays where its rows are");
-    stand.fails("alter table turns rename column n to tenant", "stays where its rows are");
+    stand.fails(
+        "alter table turns add column tenant bigint",
+        "stays where its rows are",
+    );
+    stand.fails(
+        "alter table turns rename column n to tenant",
+        "stays where its rows are",
+    );
     stand.fails(
         "/* shardway: group=g key=n */ create table marks (tenant bigint, n bigint)",
         "comment",
     );
     // A key that names the primary key is no shard key when that is another column.
     for shard in &mut stand.shards {
-        shard.ask(&query("create table orders (id bigint primary key, tenant bigint)"));
+        shard.ask(&query(
+            "create table orders (id bigint primary key, tenant bigint)",
+        ));
     }
     stand.fails(
         "create table items (n int, o bigint references orders)",
@@ -327,4 +344,113 @@ fn no_table_moves_from_under_rows_that_are_on_their_way() {
         &["drop table turns", "create table turns (tenant bigint)"],
     );
     assert_eq!(counts(&mut stand, "turns"), ["0", "0", "0"]);
+}
+
+#[test]
+fn without_the_home_shard_nothing_is_put_where_others_may_not_look() {
+    let three = three("agree_home");
+    let mut stand = three.start();
+    done(
+        &mut stand.sharded,
+        &[
+            "create table single (n int)",
+            "insert into single values (1)",
+        ],
+    );
+    let connections = |allowed: bool| {
+        let mut admin = Client::connect(crate::harness::postgres().port(), &[]);
+        let sql = format!("alter database agree_home_0 with allow_connections {allowed}");
+        admin.ask(&query(&sql));
+        admin.ask(&query(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'agree_home_0'",
+        ));
+    };
+    connections(false);
+    until("the proxy is out of touch", || {
+        let found = stand.sharded.ask(&query("insert into single values (2)"));
+        found[0].contains("it is not known for sure where a table")
+    });
+    // What the configuration lists is used as ever; changes would be unheard.
+    done(&mut stand.sharded, &["insert into t values (101, 1)"]);
+    stand.fails("create table more (n int)", "E ERROR");
+    connections(true);
+    until("the proxy is in touch again", || {
+        stand.sharded.ask(&query("insert into single values (3)"))[0].starts_with('C')
+    });
+    until("schema changes are heard again", || {
+        stand
+            .sharded
+            .ask(&query("create table if not exists more (n int)"))[0]
+            .starts_with('C')
+    });
+}
+
+/// A proxy before the shards of that name, with these ranges of ids, and what its file says.
+fn ranged(name: &str, ranges: &str) -> (Proxy, String) {
+    let port = crate::harness::postgres().port();
+    let shards: String = (0..3)
+        .map(|at| format!("shards.s{at} = {{ primary = \"postgres://127.0.0.1:{port}/{name}_{at}?sslmode=disable\" }}\n"))
+        .collect();
+    let databases = format!(
+        "[databases.postgres]\ncontrol = {{ user = \"postgres\" }}\n{shards}[databases.postgres.groups.g]\n\
+         method = \"range\"\nkey_type = \"bigint\"\nranges = [{ranges}]\n\
+         tables = {{ \"public.ready\" = \"id\", \"public.t\" = \"id\" }}\n[databases.postgres.tables]\nsingle = {{ \"public.other\" = \"s2\" }}\n"
+    );
+    let proxy = Proxy::with("size = 4", &databases);
+    (proxy, databases)
+}
+
+#[test]
+fn a_proxy_with_another_map_does_not_serve_the_group() {
+    let name = "agree_map";
+    let mut stand = Three::new(name).start();
+    stand.shards[2].ask(&query("create table other (n int)"));
+    let moved = r#"{ to = 50, shard = "s0" }, { to = 200, shard = "s1" }, { shard = "s2" }"#;
+    let (proxy, file) = ranged(name, moved);
+    let mut client = proxy.client();
+    for sql in [
+        "insert into t values (60, 1)",
+        "select * from t",
+        "alter table t add column x int",
+        "update t set n = 1 where id = 1",
+    ] {
+        let found = client.ask(&query(sql));
+        assert!(
+            found[0].contains("55000 group \"g\" is not served here"),
+            "{sql}: {found:?}"
+        );
+    }
+    // What is not of the group is served.
+    done(&mut client, &["insert into other values (1)"]);
+    assert_eq!(counts(&mut stand, "t"), ["0", "0", "0"]);
+    // Whoever answers for the rows accepts the new one; the proxies change sides.
+    let directory = std::env::temp_dir().join(format!("shardway-agreeing-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("shardway.toml");
+    std::fs::write(&path, format!("{file}[users.postgres]\nauth = \"trust\"\n")).unwrap();
+    let check = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_shardway"));
+        let run = command
+            .args(["check", "--connect", "--config"])
+            .arg(&path)
+            .args(more);
+        String::from_utf8(run.output().unwrap().stdout).unwrap()
+    };
+    let said = check(&[]);
+    assert!(
+        said.contains("gives range 1 of group g to s0 to 100, the configuration to s0 to 50"),
+        "{said}"
+    );
+    let sql = check(&["--accept-map"]);
+    let sql = sql.lines().last().unwrap();
+    assert!(sql.starts_with("WITH made AS"), "{sql}");
+    stand.shards[0].ask(&query(sql));
+    until("the new map is served", || {
+        client.ask(&query("insert into t values (60, 1)"))[0].starts_with('C')
+    });
+    until("the old one is not", || {
+        stand.ask("insert into t values (61, 1)")[0].contains("is not served here")
+    });
+    assert_eq!(check(&["--accept-map"]), "");
+    std::fs::remove_dir_all(directory).unwrap();
 }

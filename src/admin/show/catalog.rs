@@ -22,7 +22,11 @@ pub(super) fn map(console: &Console) -> Table {
         let kept = console.metrics.transactions.all();
         let kept = kept.iter().find(|(of, _)| of == name);
         let kept = kept.map_or(0, |(_, view)| view.map_epoch.load(Ordering::Relaxed));
-        let epoch = if kept == 0 { database.snapshot.epoch.0 } else { kept };
+        let epoch = if kept == 0 {
+            database.snapshot.epoch.0
+        } else {
+            kept
+        };
         for group in &database.snapshot.groups {
             let (unit, counts) = held(group);
             for (shard, count) in counts {

@@ -796,7 +796,9 @@ pub fn catalog_not_heard() -> Notice {
 #[must_use]
 pub fn change_not_announced(why: &NotReady) -> Notice {
     Notice {
-        detail: Some(format!("The other proxies cannot be told of it: {why}. Nothing was changed. (SW153)")),
+        detail: Some(format!(
+            "The other proxies cannot be told of it: {why}. Nothing was changed. (SW153)"
+        )),
         hint: super::code_named("SW153").map(|code| code.what_to_do.to_owned()),
         ..error("55000", "schema change needs the home shard")
     }

@@ -91,9 +91,7 @@ impl Session {
                 roll_back(&mut links).await;
                 (Some(why.into()), None)
             }
-            Ok(announced) if commits && !failed => {
-                (Some(self.commit(&mut links).await), announced)
-            }
+            Ok(announced) if commits && !failed => (Some(self.commit(&mut links).await), announced),
             Ok(announced) => {
                 roll_back(&mut links).await;
                 (None, announced)
