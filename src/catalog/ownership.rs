@@ -185,21 +185,20 @@ impl Owned {
 }
 
 impl Owners {
+    /// More values of a list. Ranges and buckets that agree are the same owners in other words.
     fn add(&mut self, here: &Self) {
-        match (self, here) {
-            (
-                Self::List { values, other },
-                Self::List {
-                    values: more,
-                    other: more_other,
-                },
-            ) => {
-                values.extend(more.clone());
-                *other = other.take().or_else(|| more_other.clone());
-            }
-            // The same owners, in other words: of more buckets, the keys' owners are those of fewer.
-            (_, _) => {}
-        }
+        let (
+            Self::List { values, other },
+            Self::List {
+                values: more,
+                other: more_other,
+            },
+        ) = (self, here)
+        else {
+            return;
+        };
+        values.extend(more.clone());
+        *other = other.take().or_else(|| more_other.clone());
     }
 }
 
@@ -362,7 +361,7 @@ mod tests {
         let named =
             list("lists.s0 = [\"eu\", \"mx\"]\nlists.s1 = [\"us\", \"ca\"]\nlists.s2 = [\"*\"]");
         assert!(!agree(&both, &named), "its rows are where all others are");
-        assert!(agree(&both.clone().replaced_by(&named), &named));
+        assert!(agree(&both.replaced_by(&named), &named));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::{io, path::PathBuf};
 
 /// Validate a configuration, and with --connect the servers that it names
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct CheckArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE", env = "SHARDWAY_CONFIG")]

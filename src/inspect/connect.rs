@@ -105,6 +105,10 @@ impl Connect for Hearing {
         let (config, tls, bell) = (config.clone(), self.tls.clone(), Arc::clone(&self.bell));
         Box::pin(async move {
             let (client, mut connection) = config.connect(tls).await?;
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it drives one connection, and ends with its client"
+            )]
             let driving = tokio::spawn(async move {
                 while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
                     if matches!(message, tokio_postgres::AsyncMessage::Notification(_)) {

@@ -716,7 +716,8 @@ impl Planner<'_> {
     fn rests_on(&self, analysis: &Analysis<'_>) {
         self.footing
             .set(self.footing.get().max(analysis.footing.get()));
-        self.barred.set(self.barred.get().or(analysis.barred.get()));
+        let barred = self.barred.get();
+        self.barred.set(barred.or_else(|| analysis.barred.get()));
     }
 
     /// Why none of it is served.

@@ -125,7 +125,11 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
                 let first = names.first();
                 first.and_then(|name| planner.renamed(name, alter))
             }
-            _ => None,
+            What::NewTable(_)
+            | What::Relations(_)
+            | What::Everywhere
+            | What::EveryServer
+            | What::Unsupported => None,
         },
         tables: match &change.what {
             What::Tables { names, .. } => names.iter().map(|name| name.name.clone()).collect(),

@@ -414,11 +414,7 @@ impl Session {
 
     /// A table is not made or renamed under the name of one that lives elsewhere, as long as others may know that one:
     /// their rows would go there.
-    async fn check_elsewhere(
-        &mut self,
-        name: &TableName,
-        placement: &Placement,
-    ) -> Result<(), Stop> {
+    async fn check_elsewhere(&self, name: &TableName, placement: &Placement) -> Result<(), Stop> {
         let is_known = |session: &Self| {
             is_another_elsewhere(&session.database.snapshot.load(), name, placement)
         };

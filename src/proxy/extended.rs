@@ -41,22 +41,11 @@ impl Session {
         self.tally.client_parses += 1;
         self.vacate_for(parse.text);
         let types: SmallVec<[u32; 4]> = parse.types().collect();
-        let mut planned = self.database.plans.plan(
-            parse.text,
-            &types,
-            &self.context,
-            &self.snapshot,
-            self.scratch.get_or_insert_default(),
-        );
+        self.sure = false;
+        let mut planned = self.plan_now(parse.text, &types);
         if self.names_unseen(&planned.plan) {
             Box::pin(self.look_first()).await;
-            planned = self.database.plans.plan(
-                parse.text,
-                &types,
-                &self.context,
-                &self.snapshot,
-                self.scratch.get_or_insert_default(),
-            );
+            planned = self.plan_now(parse.text, &types);
         }
         let Meant {
             planned,
@@ -109,6 +98,7 @@ impl Session {
             return Ok(());
         }
         let prepared = self.prepared(bind.statement).await?;
+        self.sure = false;
         let mut prepared = self.bound_now(bind.statement, prepared)?;
         if self.names_unseen(&prepared.plan) {
             match Box::pin(self.see_bound(bind.statement, prepared)).await? {

@@ -159,7 +159,7 @@ impl Database {
     }
 
     /// Takes over which groups are not served, because other proxies say that their keys are elsewhere.
-    pub async fn take_over_map(&self) {
+    async fn take_over_map(&self) {
         // Not while a look is under way, which takes it over too.
         let _turn = self.learning.ended.lock().await;
         let old = self.snapshot.load_full();

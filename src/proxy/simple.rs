@@ -43,6 +43,7 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
+        self.sure = false;
         let mut planned = self.database.plans.plan(
             text,
             &[],

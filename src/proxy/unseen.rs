@@ -18,13 +18,14 @@ use super::{
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Unlisted},
-    plan::{Footing, Plan, Route, StatementPlan, Target, cache::Planned},
+    plan::{Footing, Plan, StatementPlan, Target, cache::Planned},
     protocol::pipeline::{Origin, Request},
     sql::statement::Effect,
     wire::{
         backend::Status,
         frontend::{put_bare, put_parse},
         notice::Notice,
+        types::Oid,
     },
 };
 use std::sync::Arc;
@@ -62,21 +63,24 @@ impl Session {
     /// The plan of a Query, once it is known which tables there are; `None`: PostgreSQL has answered it.
     pub(super) async fn see(&mut self, text: &[u8]) -> Result<Option<Planned>, Stop> {
         self.look_first().await;
-        let planned = self.plan_now(text);
+        let planned = self.plan_now(text, &[]);
         if !self.names_unseen(&planned.plan) {
             return Ok(Some(planned));
         }
         for (at, statement) in planned.plan.statements.iter().enumerate() {
             let own = planned.statement_text(at, text);
-            let (Some(shard), Some(own)) = (runs_on(statement), own) else {
+            let (Some(shard), Some(own)) = (self.judged_on(statement), own) else {
                 continue;
             };
             if let Judged::Answered = self.judge_there(shard, own).await? {
                 return Ok(None);
             }
         }
+        if !planned.plan.statements.iter().any(asks_closely) {
+            return Ok(Some(planned));
+        }
         let seen = self.look_closely(&planned.plan).await;
-        let planned = self.plan_now(text);
+        let planned = self.plan_now(text, &[]);
         self.sure = seen == Looked::All && self.names_unseen(&planned.plan);
         Ok(Some(planned))
     }
@@ -93,7 +97,8 @@ impl Session {
             return Ok(Some(prepared));
         }
         let sent = self.pending.iter().any(|one| Arc::ptr_eq(one, &prepared));
-        if let Some(shard) = prepared.statement().and_then(runs_on) {
+        let statement = prepared.statement();
+        if let Some(shard) = statement.and_then(|one| self.judged_on(one)) {
             let hold = Hold::Aside;
             self.reach(Place { shard, hold }).await?;
             self.send_pending();
@@ -109,16 +114,28 @@ impl Session {
                 return Ok(None);
             }
         }
+        if !prepared.plan.statements.iter().any(asks_closely) {
+            return Ok(Some(prepared));
+        }
         let seen = self.look_closely(&prepared.plan).await;
         let prepared = self.bound_now(name, prepared)?;
         self.sure = seen == Looked::All && self.names_unseen(&prepared.plan);
         Ok(Some(prepared))
     }
 
-    fn plan_now(&mut self, text: &[u8]) -> Planned {
+    /// The shard of unlisted tables, if its PostgreSQL can say whether the statement's are there.
+    fn judged_on(&self, statement: &StatementPlan) -> Option<ShardId> {
+        let refused = matches!(statement.target, Target::Refused(_));
+        match self.snapshot.unlisted {
+            Unlisted::On(shard) if statement.footing == Footing::Unseen && !refused => Some(shard),
+            Unlisted::On(_) | Unlisted::Error => None,
+        }
+    }
+
+    pub(super) fn plan_now(&mut self, text: &[u8], types: &[Oid]) -> Planned {
         let scratch = self.scratch.get_or_insert_default();
         let plans = &self.database.plans;
-        plans.plan(text, &[], &self.context, &self.snapshot, scratch)
+        plans.plan(text, types, &self.context, &self.snapshot, scratch)
     }
 
     /// Looks at the servers, unless somebody has a moment ago; a shard that the transaction is on already says of other
@@ -185,10 +202,8 @@ impl Session {
     }
 }
 
-/// The shard of unlisted tables, if it runs there.
-fn runs_on(statement: &StatementPlan) -> Option<ShardId> {
-    match (&statement.target, statement.footing) {
-        (Target::Fixed(Route::One(shard)), Footing::Unseen) => Some(*shard),
-        _ => None,
-    }
+/// Whether the servers are looked at closely for it: what is refused anyway makes nobody look.
+fn asks_closely(statement: &StatementPlan) -> bool {
+    let refused = matches!(statement.target, Target::Refused(_));
+    statement.footing == Footing::Unseen && (!refused || statement.changes.is_some())
 }

@@ -23,6 +23,8 @@ pub struct Me {
     pub incarnation: u64,
     /// `server.id`.
     pub number: Option<u8>,
+    /// The number up to which it knows of all schema changes; 0: another says so.
+    pub epoch: i64,
 }
 
 const BEAT: &str = "\
@@ -50,7 +52,7 @@ pub(super) async fn beat(
         let incarnation = format!("{:016x}", me.incarnation);
         let version = env!("CARGO_PKG_VERSION");
         lease
-            .execute(BEAT, &[&incarnation, &number, &version, &agreement.taken()])
+            .execute(BEAT, &[&incarnation, &number, &version, &me.epoch])
             .await?;
         agreement.follow(&lease, began, SILENCE).await?;
         lease.execute(FORGET, &[&MEMORY.as_secs_f64()]).await?;

@@ -213,7 +213,10 @@ impl Service for Sessions {
             let looked = async {
                 for database in self.shared.databases.load_full().values() {
                     database.coordinator.looked().await;
-                    database.take_over_map().await;
+                    let agreement = database.coordinator.agreement();
+                    let heard = agreement.map_or(0, |agreement| *agreement.numbers().borrow());
+                    // What others changed before they knew of this proxy.
+                    database.catch_up(&self.shared, heard).await;
                 }
             };
             drop(tokio::time::timeout(super::FIRST_LOOK, looked).await);

@@ -452,6 +452,11 @@ impl Coordinator {
         Me {
             incarnation: self.incarnation.id(),
             number,
+            // Of one that was replaced, its successor says it.
+            epoch: match self.agreement() {
+                Some(agreement) if !self.is_retired() => agreement.taken(),
+                Some(_) | None => 0,
+            },
         }
     }
 

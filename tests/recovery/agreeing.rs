@@ -2,6 +2,7 @@
 
 use crate::harness::{DECIDER, Proxy, Stage, block_on};
 use shardway::clock::{Clock, Duration};
+use tokio_postgres::error::SqlState;
 
 /// Longer than it takes to ask, shorter than any wait.
 const SOON: Duration = Duration::from_millis(300);
@@ -74,7 +75,7 @@ fn a_change_is_numbered_whoever_dies() {
         gone.coordinator.beat(None).await;
         assert_eq!(heard(&gone), 2);
         // The process dies: another says so, once its silence tells.
-        std::mem::forget(gone.coordinator.change_begins().await.unwrap());
+        let _held = gone.coordinator.change_begins().await.unwrap();
         other.coordinator.beat(None).await;
         assert_eq!(heard(&other), 2);
         let silent = format!(
@@ -111,7 +112,7 @@ fn only_its_owner_says_where_a_table_lives() {
             .unwrap();
         let place = "SELECT shardway.place('mine', 'sharded', 'g', 'a')";
         let refused = other.batch_execute(place).await.unwrap_err();
-        assert_eq!(refused.code().map(|code| code.code()), Some("23514"));
+        assert_eq!(refused.code().map(SqlState::code), Some("23514"));
         app.batch_execute(place).await.unwrap();
         for forbidden in [
             "SELECT FROM shardway.placement",
@@ -121,7 +122,7 @@ fn only_its_owner_says_where_a_table_lives() {
         ] {
             let refused = app.batch_execute(forbidden).await.unwrap_err();
             assert_eq!(
-                refused.code().map(|code| code.code()),
+                refused.code().map(SqlState::code),
                 Some("42501"),
                 "{forbidden}"
             );
