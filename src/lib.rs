@@ -22,9 +22,10 @@ pub mod split;
 // Layer 3: sockets, and where a statement goes.
 pub mod net;
 pub mod plan;
-// Layer 4: backends to lease, databases to look into.
+// Layer 4: backends to lease, databases to look into, changes to follow.
 pub mod inspect;
 pub mod pool;
+pub mod replication;
 // Layer 5 and 6: what the proxies share on the servers, transactions over several shards.
 pub mod registry;
 pub mod txn;

@@ -257,6 +257,7 @@ fn effects(table: &str) -> Effects {
             hazard("archive", HazardKind::Trigger, delete),
         ],
         fresh: vec!["token".to_owned()],
+        ..Effects::default()
     }
 }
 

@@ -12,6 +12,28 @@ pub struct Effects {
     pub hazards: Vec<Hazard>,
     /// Columns whose default gives no value twice, on whatever shard it is computed.
     pub fresh: Vec<String>,
+    /// Columns whose default another shard would compute to something else.
+    pub varying: Vec<Varying>,
+}
+
+/// A default that is not the same wherever and whenever it is computed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Varying {
+    pub column: String,
+    /// As SQL names it under any `search_path`.
+    pub expression: String,
+    pub once: Once,
+}
+
+/// What has one value of such a default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Once {
+    /// The transaction: it is a time of its beginning.
+    Transaction,
+    /// Each row: it is random, a clock's, or a sequence's number.
+    Row,
+    /// Each row, and a value of it must be insisted on: GENERATED ALWAYS AS IDENTITY.
+    RowAlways,
 }
 
 /// One object that may reach beyond its shard.
@@ -126,7 +148,7 @@ mod tests {
         let name = "id".to_owned();
         Effects {
             hazards: vec![Hazard { name, kind, fired }],
-            fresh: Vec::new(),
+            ..Effects::default()
         }
     }
 

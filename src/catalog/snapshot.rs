@@ -12,6 +12,9 @@ use std::collections::{HashMap, HashSet};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
+/// The schema that Shardway has on every shard for itself.
+pub const OWN_SCHEMA: &str = "shardway";
+
 /// One immutable version of what lives where in one database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {

@@ -2,7 +2,14 @@
 //! keys with actions. What a partition or an inheritance child has counts for its ancestors too.
 
 use super::{code::pieces, connect::AskError};
-use crate::catalog::{code::Piece, effects::Fired, snapshot::TableName};
+use crate::{
+    catalog::{
+        code::Piece,
+        effects::{Fired, Once, Varying},
+        snapshot::TableName,
+    },
+    plan::spread::{asks_for_time, is_each_rows},
+};
 use tokio_postgres::{Client, Row};
 
 /// What one server's tables set off.
@@ -15,6 +22,8 @@ pub struct Objects {
     pub policies: Vec<(TableName, String)>,
     pub uniques: Vec<Unique>,
     pub defaults: Vec<DefaultValue>,
+    /// Defaults that another server would compute to something else.
+    pub varying: Vec<(TableName, Varying)>,
     pub actions: Vec<Action>,
     /// Columns that the server computes of others.
     pub generated: Vec<(TableName, String)>,
@@ -152,6 +161,19 @@ WHERE a.attnum > 0 AND NOT a.attisdropped AND (s.oid IS NOT NULL OR a.attgenerat
       AND p.objid = d.oid AND p.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass)) \
 ORDER BY 1, 2, 3";
 
+/// Of each table its own: those of its partitions are not those of rows that are inserted by its name.
+const VARYING: &str = "\
+SELECT n.nspname::text, c.relname::text, a.attname::text, a.attidentity::text, \
+  CASE WHEN a.attidentity = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) \
+    ELSE pg_catalog.format('pg_catalog.nextval(%L)', pg_catalog.pg_get_serial_sequence(pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname)) END \
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+WHERE c.relkind IN ('r', 'p', 'f') AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
+  AND (d.oid IS NOT NULL OR a.attidentity <> '') \
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'shardway') AND n.nspname !~ '^pg_(toast|temp)' \
+ORDER BY 1, 2, 3";
+
 const ACTIONS: &str = "\
 SELECT DISTINCT k.conname::text, parent.schema, parent.name, child.schema, child.name, \
   k.confdeltype::text, k.confupdtype::text, \
@@ -205,6 +227,11 @@ pub(super) async fn objects(client: &Client) -> Result<Objects, AskError> {
                 column,
                 made,
             });
+        }
+    }
+    for row in client.query(VARYING, &[]).await? {
+        if let Some(varying) = varying(&row)? {
+            found.varying.push((table(&row, 0)?, varying));
         }
     }
     for row in ask(client, ACTIONS).await? {
@@ -267,6 +294,28 @@ fn made(row: &Row) -> Result<Made, AskError> {
         max: row.try_get(9)?,
         cycles: row.try_get(10)?,
         last: row.try_get(11)?,
+    }))
+}
+
+/// `None`: it is the same everywhere, or not known.
+fn varying(row: &Row) -> Result<Option<Varying>, AskError> {
+    let (identity, expression): (String, Option<String>) = (row.try_get(3)?, row.try_get(4)?);
+    let Some(expression) = expression else {
+        return Ok(None);
+    };
+    let once = if identity == "a" {
+        Once::RowAlways
+    } else if identity == "d" || is_each_rows(&expression) {
+        Once::Row
+    } else if asks_for_time(&expression) {
+        Once::Transaction
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(Varying {
+        column: row.try_get(2)?,
+        expression,
+        once,
     }))
 }
 

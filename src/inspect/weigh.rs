@@ -40,6 +40,7 @@ pub(super) fn effects(
             });
         }
     }
+    found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -83,6 +84,7 @@ pub(super) fn effects_of_single(
             );
         }
     }
+    found.varies(&[objects], table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -116,6 +118,7 @@ pub(super) fn effects_of_copies(
             }
         }
     }
+    found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
 }
@@ -139,6 +142,20 @@ fn function(trigger: &Trigger) -> Function<'_> {
 }
 
 impl Effects {
+    /// What the table's defaults compute, as the first shard says that has one for a column.
+    fn varies(&mut self, shards: &[&Objects], table: &TableName) {
+        let all = shards.iter().flat_map(|objects| &objects.varying);
+        for (_, varying) in all.filter(|(on, _)| on == table) {
+            if !self
+                .varying
+                .iter()
+                .any(|known| known.column == varying.column)
+            {
+                self.varying.push(varying.clone());
+            }
+        }
+    }
+
     fn add(&mut self, name: &str, kind: HazardKind, fired: Fired) {
         let name = name.to_owned();
         self.hazards.push(Hazard { name, kind, fired });

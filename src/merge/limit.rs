@@ -43,6 +43,12 @@ impl Limit {
         }
     }
 
+    /// Whether all rows are given.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        *self == Self::new(0, None)
+    }
+
     /// Whether no row more is wanted.
     #[must_use]
     pub fn is_met(&self) -> bool {

@@ -6,6 +6,7 @@
 pub mod key;
 pub mod limit;
 pub mod order;
+pub mod parts;
 pub mod rows;
 
 /// A server's message is not what was asked for.

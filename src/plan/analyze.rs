@@ -77,6 +77,7 @@ pub fn analyze(
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
+            leaves_time: Cell::default(),
             copy_in: Cell::default(),
             copy_out: Cell::default(),
             changes: Cell::default(),
@@ -108,7 +109,8 @@ pub fn analyze(
             continue;
         }
         plans.push(planner.with_several(StatementPlan {
-            names_transaction: !snapshot.is_single() && names_transaction(text, slots),
+            names_transaction: !snapshot.is_single()
+                && (planner.leaves_time.get() || names_transaction(text, slots)),
             numbers,
             footing: planner.footing(),
             ..StatementPlan::new(place, effect, access, target)
@@ -162,7 +164,10 @@ fn unsettles(effect: &Effect) -> bool {
 
 /// Whether a statement changes rows, and nothing around it does something else with them.
 fn writes(kind: &Kind) -> bool {
-    matches!(kind, Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_))
+    matches!(
+        kind,
+        Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_) | Kind::Merge(_)
+    )
 }
 
 /// The literals of a statement, by slot.
@@ -252,6 +257,7 @@ fn of_another_encoding(
             statement,
             gather: Cell::default(),
             spread: Cell::default(),
+            leaves_time: Cell::default(),
             copy_in: Cell::default(),
             copy_out: Cell::default(),
             changes: Cell::default(),
@@ -368,6 +374,8 @@ struct Planner<'a> {
     gather: Cell<Option<Box<Gather>>>,
     /// How it is written to several shards, found with its target.
     spread: Cell<Option<Box<Spread>>>,
+    /// Whether columns are left to defaults that ask for the transaction's time.
+    leaves_time: Cell<bool>,
     /// How the rows of a COPY find their shards.
     copy_in: Cell<Option<Box<super::copy::CopyIn>>>,
     copy_out: Cell<Option<Box<super::copy::CopyOut>>>,
@@ -703,13 +711,23 @@ impl Planner<'_> {
             Access::Read
         };
         let effect = self.effect(kind, &calls);
+        self.leaves_time.set(spread::leaves_time(kind, &analysis));
         if effect == Effect::None {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
             self.spread
                 .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
         }
-        (effect, access, self.target(analysis, pins, &calls))
+        let target = self.target(analysis, pins, &calls);
+        if let (Some(sequence), Target::Refused(why), None) =
+            (&self.statement.numbers, &target, self.pinned)
+            && matches!(**why, Unroutable::Function { .. })
+            && queries(kind)
+        {
+            let own = super::change::numbered(sequence);
+            self.changes.set(Some(Box::new(own)));
+        }
+        (effect, access, target)
     }
 
     /// Its place rests on what the analysis has come upon.
@@ -839,6 +857,7 @@ impl Planner<'_> {
             own: self.own_text(),
             start: self.statement.start as usize,
             slots: self.slots,
+            reading: self.reading(),
         };
         spread::spread(&asked, analysis, pins)
     }
@@ -1177,15 +1196,18 @@ impl Planner<'_> {
                 Some(fixed) => Route::One(fixed.shard),
             });
         }
-        let reading = Reading {
-            standard_conforming_strings: self.context.standard_conforming_strings,
-            utf8: self.context.utf8,
-        };
         Target::ByKey(Pins {
             pins: pins.into(),
             fixed,
-            reading,
+            reading: self.reading(),
         })
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            standard_conforming_strings: self.context.standard_conforming_strings,
+            utf8: self.context.utf8,
+        }
     }
 }
 

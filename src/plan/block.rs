@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Other, Placement, Snapshot, Table, Unlisted, Unseen},
+        snapshot::{OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted, Unseen},
     },
     sql::{
         normalize::Slot,
@@ -70,6 +70,8 @@ pub(super) struct Analysis<'a> {
     pub(super) footing: Cell<Footing>,
     /// A group that it came upon and that is not served.
     pub(super) barred: Cell<Option<GroupId>>,
+    /// The relation whose key new rows take over.
+    pub(super) carried: Option<usize>,
 }
 
 /// How a parameter is read as a key.
@@ -128,6 +130,7 @@ impl<'a> Analysis<'a> {
             changed: None,
             footing: Cell::default(),
             barred: Cell::default(),
+            carried: None,
         }
     }
 
@@ -530,6 +533,8 @@ impl<'a> Analysis<'a> {
         match self.snapshot.unlisted {
             // Its rows may be on every shard.
             _ if derived => Place::Unknown,
+            // Every shard has its own, which is nobody's data.
+            _ if schema == OWN_SCHEMA => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
         }

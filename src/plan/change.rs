@@ -12,11 +12,12 @@ use crate::{
         group::GroupId,
         key::KeyType,
         shard::{ShardId, ShardSet},
-        snapshot::{Other, Placement, Snapshot, TableName, Unlisted},
+        snapshot::{OWN_SCHEMA, Other, Placement, Snapshot, TableName, Unlisted},
     },
     sql::{
         change::{
-            Alter, Block, Change, Column, Holds, Modifier, NewTable, Reference, Renamed, What,
+            self, Alter, Block, Change, Children, Column, Holds, Modifier, NewTable, Reference,
+            Renamed, What,
         },
         tree::Name,
     },
@@ -40,10 +41,32 @@ pub enum Reach {
     Shards(ShardSet),
     /// Those that have one of these relations, each as SQL names it; none has: the home shard, which says so.
     Holders(Vec<String>),
+    /// Locks of tables that are not all on the same shards.
+    Locks(Locks),
+    /// All of them, each of which has the view afterwards. `schema` `None`: that which the search path gives.
+    View {
+        schema: Option<String>,
+        name: String,
+    },
     /// One shard of each server.
     Servers,
     /// Those where the new table lives, which its schema decides.
     New(Box<New>),
+}
+
+/// LOCK of tables that are not all on the same shards: each shard locks those that it has, in the statement's order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Locks {
+    tables: Vec<Lock>,
+    how: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Lock {
+    name: String,
+    children: Children,
+    /// `None`: the servers know.
+    shards: Option<ShardSet>,
 }
 
 /// A new table.
@@ -107,7 +130,12 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
     let reach = match &change.what {
         What::NewTable(table) => Reach::New(Box::new(planner.new_table(table)?)),
         What::Tables { names, alter } => planner.tables(names, alter)?,
+        What::Locks(locks) => planner.locks(locks)?,
         What::Relations(names) => Reach::Holders(names.iter().map(sql_name).collect()),
+        What::NewView(name) => Reach::View {
+            schema: name.schema.clone(),
+            name: name.name.clone(),
+        },
         What::Everywhere => Reach::Shards(analysis.snapshot.all()),
         What::EveryServer => Reach::Servers,
         What::Unsupported => {
@@ -126,6 +154,8 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
                 first.and_then(|name| planner.renamed(name, alter))
             }
             What::NewTable(_)
+            | What::NewView(_)
+            | What::Locks(_)
             | What::Relations(_)
             | What::Everywhere
             | What::EveryServer
@@ -134,12 +164,25 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
         tables: match &change.what {
             What::Tables { names, .. } => names.iter().map(|name| name.name.clone()).collect(),
             What::NewTable(_)
+            | What::Locks(_)
+            | What::NewView(_)
             | What::Relations(_)
             | What::Everywhere
             | What::EveryServer
             | What::Unsupported => Vec::new(),
         },
     })
+}
+
+/// How `setval` runs over several shards: on each that has the sequence.
+pub(super) fn numbered(sequence: &Name) -> Changes {
+    Changes {
+        renamed: None,
+        command: "setval",
+        reach: Reach::Holders(vec![sql_name(sequence)]),
+        block: Block::Allowed,
+        tables: Vec::new(),
+    }
 }
 
 struct Planner<'a, 'b> {
@@ -214,6 +257,39 @@ impl Planner<'_, '_> {
             && added.is_empty()
             && *renamed == Renamed::No
             && self.analysis.is_unseen(name)
+    }
+
+    fn locks(&self, locks: &change::Locks) -> Result<Reach, Unroutable> {
+        let snapshot = self.analysis.snapshot;
+        let mut tables = Vec::new();
+        for (name, children) in &locks.tables {
+            let shards = match self.placement(name) {
+                Some(Placement::Sharded { group, .. }) => Some(snapshot.group(group).shards()),
+                Some(Placement::Reference) => Some(snapshot.all()),
+                Some(Placement::Single(shard)) => Some(ShardSet::one(shard)),
+                None if name.schema.as_deref() == Some(OWN_SCHEMA) => {
+                    return Err(Unroutable::UnknownTable {
+                        table: full_name(name),
+                    });
+                }
+                None => None,
+            };
+            tables.push(Lock {
+                name: sql_name(name),
+                children: *children,
+                shards,
+            });
+        }
+        let mut places = tables.iter().map(|lock| &lock.shards);
+        if let Some(Some(first)) = places.next()
+            && places.all(|other| other.as_ref() == Some(first))
+        {
+            return Ok(Reach::Shards(first.clone()));
+        }
+        Ok(Reach::Locks(Locks {
+            tables,
+            how: locks.how.clone(),
+        }))
     }
 
     /// Whether every shard has the table.
@@ -373,6 +449,30 @@ impl Planner<'_, '_> {
             modified: false,
         };
         known.iter().map(fact).collect()
+    }
+}
+
+impl Locks {
+    /// The tables that only servers know the places of, each as SQL names it.
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        let unknown = self.tables.iter().filter(|lock| lock.shards.is_none());
+        unknown.map(|lock| lock.name.as_str())
+    }
+
+    /// What a shard is told, which has of the unknown tables those that `has` says in their order; `None`: nothing.
+    #[must_use]
+    pub fn text(&self, shard: ShardId, has: &[bool]) -> Option<String> {
+        let mut has = has.iter();
+        let own = self.tables.iter().filter(|lock| match &lock.shards {
+            Some(shards) => shards.contains(shard),
+            None => has.next().is_some_and(|has| *has),
+        });
+        let own = own.map(|lock| match lock.children {
+            Children::Included => lock.name.clone(),
+            Children::Left => format!("ONLY {}", lock.name),
+        });
+        let names = own.collect::<Vec<_>>().join(", ");
+        (!names.is_empty()).then(|| format!("LOCK TABLE {names} {}", self.how))
     }
 }
 

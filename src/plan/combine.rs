@@ -65,6 +65,26 @@ pub struct OrderBy {
     pub text: Text,
 }
 
+/// Where the client's statement stands in the question that is made of it, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    before: usize,
+    added: usize,
+    all: usize,
+}
+
+impl Places {
+    /// The place in the client's statement of one in the question, both counted from 1; `None`: it has none.
+    #[must_use]
+    pub fn own(&self, place: usize) -> Option<usize> {
+        if place <= self.before {
+            return Some(place);
+        }
+        let own = place.checked_sub(self.added)?;
+        (own > self.before && own <= self.all).then_some(own)
+    }
+}
+
 /// The number in LIMIT or OFFSET.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
@@ -445,6 +465,19 @@ impl Parts<'_> {
         steps
     }
 
+    /// Which places of the question are the statement's own.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let chars = |text: &str| text.chars().count();
+        let keys = self.keys.iter().enumerate();
+        let added = keys.map(|(at, key)| chars(&as_column(at, key))).sum();
+        Places {
+            before: chars(&self.text[..self.list_end]),
+            added,
+            all: chars(&self.text[..self.tail]),
+        }
+    }
+
     /// What each shard is asked: the keys as columns behind the client's, and as many rows as may be needed of it.
     /// `None`: LIMIT and OFFSET together are beyond all numbers.
     #[must_use]
@@ -452,7 +485,7 @@ impl Parts<'_> {
         let mut out = String::with_capacity(self.text.len() + 100);
         out.push_str(&self.text[..self.list_end]);
         for (at, key) in self.keys.iter().enumerate() {
-            let _ = write!(out, ", {} AS \"shardway key {at}\"", key.expression);
+            out.push_str(&as_column(at, key));
         }
         out.push_str(&self.text[self.list_end..self.tail]);
         let term = |count: Count| match count {
@@ -481,6 +514,11 @@ impl Parts<'_> {
         };
         Some(out)
     }
+}
+
+/// A key of ORDER BY as one more column.
+fn as_column(at: usize, key: &OrderBy) -> String {
+    format!(", {} AS \"shardway key {at}\"", key.expression)
 }
 
 #[cfg(test)]

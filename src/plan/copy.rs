@@ -15,9 +15,13 @@ use crate::{
         snapshot::Snapshot,
     },
     split::copy::{Field, Forced, Format, Header, Options},
-    sql::tree::{Copy, CopyOption},
+    sql::{
+        clauses::tokens,
+        tree::{Copy, CopyOption},
+    },
     wire::types,
 };
+use std::ops::Range;
 
 /// A COPY into a sharded table, or into one that every shard has a copy of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,17 +39,18 @@ pub struct CopyIn {
     pub tolerance: Tolerance,
 }
 
-/// A COPY of a sharded table TO STDOUT.
+/// A COPY of a sharded table, or of a query, TO STDOUT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyOut {
-    group: GroupId,
+    /// `None`: of a query, which says by itself which shards it asks.
+    group: Option<GroupId>,
     pub format: Format,
     pub header: Header,
 }
 
 impl CopyOut {
     /// What the statement says; `None`: something in it is not known here.
-    pub(super) fn new(copy: &Copy, group: GroupId, key: &str) -> Option<Self> {
+    pub(super) fn new(copy: &Copy, group: Option<GroupId>, key: &str) -> Option<Self> {
         let mut stated = Stated::default();
         for (name, value) in &copy.options {
             if name != "force_quote" {
@@ -60,11 +65,28 @@ impl CopyOut {
         })
     }
 
-    /// The shards that have the table.
+    /// The shards that have the table; `None`: a query is copied.
     #[must_use]
-    pub fn shards(&self, snapshot: &Snapshot) -> ShardSet {
-        snapshot.group(self.group).shards()
+    pub fn shards(&self, snapshot: &Snapshot) -> Option<ShardSet> {
+        Some(snapshot.group(self.group?).shards())
     }
+}
+
+/// Where the query of a COPY stands in its text, bytes, without its parentheses; `None`: not understood.
+#[must_use]
+pub fn query_within(text: &str) -> Option<Range<usize>> {
+    let tokens = tokens(text)?;
+    let [copy, open, ..] = tokens.as_slice() else {
+        return None;
+    };
+    if !copy.is("copy") || open.text != "(" {
+        return None;
+    }
+    let close = tokens
+        .iter()
+        .skip(2)
+        .find(|token| token.text == ")" && token.depth == open.depth)?;
+    Some(open.end..close.start)
 }
 
 /// What becomes of rows that cannot be read.

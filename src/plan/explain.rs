@@ -142,6 +142,14 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
     let mut rows = Vec::new();
     let (shards, reason) = match &changes.reach {
         Reach::Shards(set) => (names(set), "a schema change of these shards".to_owned()),
+        Reach::View { .. } => (
+            snapshot.shards.join(", "),
+            "a schema change of these shards".to_owned(),
+        ),
+        Reach::Locks(_) => (
+            snapshot.shards.join(", "),
+            "each locks those of the tables that it has".to_owned(),
+        ),
         Reach::Servers => (
             snapshot.shards.join(", "),
             "a change of every server, once on each".to_owned(),
@@ -260,6 +268,7 @@ fn spread(
         });
     let reason = match plan.spread.as_ref().map(|spread| &spread.what) {
         Some(What::Rows(_)) => "each row goes to the shard of its key",
+        Some(What::Move(_)) => "rows whose new key belongs to another shard are moved there",
         Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
         Some(What::Share(_) | What::Change) | None => "every shard changes its own rows",
     };

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use std::ops::Bound;
 
 /// What decides the shard: a condition per sharded relation of the statement.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pins {
     pub(super) pins: SmallVec<[Pin; 1]>,
     /// A shard that the statement needs whatever its keys are.
@@ -49,7 +49,7 @@ pub(super) enum Why {
 }
 
 /// A condition on the key of one relation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Pin {
     pub(super) group: GroupId,
     /// For messages: the table and its key column.
@@ -60,7 +60,7 @@ pub(super) struct Pin {
 }
 
 /// What the relation is used for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Role {
     /// Rows that exist: a key that nothing can hold matches nothing.
     Match,

@@ -11,34 +11,45 @@
     reason = "what has no rule of its own is not spread"
 )]
 
+mod fill;
+mod layout;
+mod moving;
 mod text;
 
 use super::{
-    StatementPlan, Target, Values,
+    Route, StatementPlan, Target, Values,
     block::Analysis,
     route::{Pin, Role},
     unroutable::Unroutable,
+    value::Reading,
 };
 use crate::{
     catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
     sql::{
         functions::is_immutable,
         normalize::Slot,
-        tree::{Body, Cte, Insert, Kind, Name, Query, Relation},
+        tree::{Body, Cte, Insert, Kind, Merge, MergeAct, MergeAction, Name, Query, Relation},
     },
 };
+pub(super) use fill::leaves_time;
+pub use fill::{Fill, Given, asks_for_time, is_each_rows};
+pub use moving::{Columns, Moving, Texts, examine, examined};
 pub use text::{Part, Time};
 
 /// How a write is made of parts for several shards.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Spread {
     pub what: What,
     /// Whether it asks for the transaction's time, which is then one for all shards.
     pub time: Time,
+    /// Defaults that are written out.
+    pub fill: Fill,
+    /// A number of the table whose rows are changed or moved, by which movers keep apart from others.
+    pub lock: Option<i32>,
 }
 
 /// What is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum What {
     /// `INSERT … VALUES` of this many rows, each to the shard of its key.
     Rows(usize),
@@ -46,6 +57,8 @@ pub enum What {
     Share(GroupId),
     /// A write to a table that every shard has a copy of: every shard changes its copy.
     Copies(Copies),
+    /// UPDATE of the shard key: rows may move to other shards.
+    Move(Box<Moving>),
     /// A schema change: the same text on every shard that it concerns.
     Change,
 }
@@ -75,6 +88,7 @@ pub(super) struct Asked<'a> {
     pub(super) own: &'a str,
     pub(super) start: usize,
     pub(super) slots: &'a [Slot],
+    pub(super) reading: Reading,
 }
 
 /// How a write is spread over shards when its keys do not choose one; `None`: it is not.
@@ -88,28 +102,53 @@ pub(super) fn spread(
     }
     let what = match asked.kind {
         Kind::Insert(insert) => inserted(insert, analysis, pins)?,
-        Kind::Update(update) => changed(&update.ctes, &update.table, analysis, pins)?,
+        Kind::Update(update) => {
+            changed(&update.ctes, &update.table, analysis, pins).or_else(|| {
+                let moving = moving::moving(update, asked, analysis, pins)?;
+                Some(What::Move(Box::new(moving)))
+            })?
+        }
         Kind::Delete(delete) => changed(&delete.ctes, &delete.table, analysis, pins)?,
+        Kind::Merge(merge) => merged(merge, analysis, pins)?,
         _ => return None,
     };
     let spread = Spread {
         time: text::time_asked(asked, &what)?,
+        fill: fill::fill(asked, analysis, &what)?,
+        lock: number_of(asked.kind),
         what,
     };
     let computed = asked.functions.iter().all(|name| spread.computes(name));
     (computed && spread.can_be_made(asked)).then(|| Box::new(spread))
 }
 
+/// The same number wherever the table is named, by whatever proxy; FNV-1a of its name.
+fn number_of(kind: &Kind) -> Option<i32> {
+    let table = match kind {
+        Kind::Merge(merge) => &merge.table,
+        Kind::Update(update) => &update.table,
+        Kind::Delete(delete) => &delete.table,
+        _ => return None,
+    };
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let hash = table.name.name.bytes().fold(0x811c_9dc5, step);
+    Some(hash.cast_signed())
+}
+
 fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
     if let Some(copies) = copies(&insert.ctes, &insert.table, analysis, pins) {
         return Some(copies);
+    }
+    let source = insert.source.as_ref()?;
+    if matches!(source.body, Body::Select(_)) {
+        return selected(insert, source, analysis, pins);
     }
     let Query {
         ctes,
         body: Body::Values(rows),
         locking,
         ..
-    } = insert.source.as_ref()?
+    } = source
     else {
         return None;
     };
@@ -125,7 +164,50 @@ fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<Wh
             ..
         }]
     );
-    (plain && own && rows.len() > 1).then_some(What::Rows(rows.len()))
+    (plain && own).then_some(What::Rows(rows.len()))
+}
+
+/// `INSERT … SELECT` whose rows take over the key of rows that are read, so that they stay with these.
+fn selected(
+    insert: &Insert,
+    source: &Query,
+    analysis: &Analysis<'_>,
+    pins: &[Pin],
+) -> Option<What> {
+    let carried = analysis.carried?;
+    let ctes = insert.ctes.iter().chain(&source.ctes);
+    let fits = ctes.count() == 0 && source.locking.is_empty() && source.into.is_none();
+    (fits && are_with(carried, analysis, pins))
+        .then(|| What::Share(analysis.instances[carried].group))
+}
+
+/// MERGE whose rows are with those that they are merged into: by their keys, or because every shard has all of them and
+/// none is inserted.
+fn merged(merge: &Merge, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
+    let target = analysis.changed.filter(|target| *target == 0)?;
+    let reads = merge
+        .ctes
+        .iter()
+        .all(|cte| matches!(cte.body, Kind::Query(_)));
+    let inserts = |action: &MergeAction| matches!(action.act, MergeAct::Insert { .. });
+    let placed = analysis.carried.is_some() || !merge.actions.iter().any(inserts);
+    // ON restricts the table's rows, and leaves those of the source that match none.
+    let with_it = analysis.equal_to(target);
+    let with_it = |at: usize| with_it.contains(&at) || analysis.equal_to(at).contains(&target);
+    (reads && placed && (0..analysis.instances.len()).all(with_it) && only_unpinned(analysis, pins))
+        .then(|| What::Share(analysis.instances[target].group))
+}
+
+/// Whether all rows that are read are on the shard of those of this relation, and nothing but their number of shards is
+/// in the way.
+fn are_with(instance: usize, analysis: &Analysis<'_>, pins: &[Pin]) -> bool {
+    (0..analysis.instances.len()).all(|at| analysis.equal_to(at).contains(&instance))
+        && only_unpinned(analysis, pins)
+}
+
+fn only_unpinned(analysis: &Analysis<'_>, pins: &[Pin]) -> bool {
+    let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
+    pins.iter().all(|pin| matches!(pin.role, Role::Match)) && analysis.refusals.iter().all(unpinned)
 }
 
 fn changed(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
@@ -133,12 +215,8 @@ fn changed(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin]
         return Some(copies);
     }
     let target = analysis.changed?;
-    let unpinned = |why: &Unroutable| matches!(why, Unroutable::Unpinned { .. });
-    let with_it = (0..analysis.instances.len()).all(|at| analysis.equal_to(at).contains(&target));
-    let keeps_keys = pins.iter().all(|pin| matches!(pin.role, Role::Match));
     let reads = ctes.iter().all(|cte| matches!(cte.body, Kind::Query(_)));
-    let only_unpinned = analysis.refusals.iter().all(unpinned);
-    (target == 0 && with_it && keeps_keys && reads && only_unpinned)
+    (target == 0 && reads && are_with(target, analysis, pins))
         .then(|| What::Share(analysis.instances[target].group))
 }
 
@@ -167,6 +245,18 @@ fn copies(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin])
 }
 
 impl Spread {
+    /// Whether the transaction's time stands in what the shards are sent.
+    #[must_use]
+    pub fn asks_for_time(&self) -> bool {
+        self.time == Time::Asked || self.fill.asks_for_time()
+    }
+
+    /// Whether every shard is sent the text as it stands, but for what is behind it.
+    #[must_use]
+    pub fn keeps_text(&self) -> bool {
+        !matches!(self.what, What::Rows(_)) && self.time == Time::NotAsked && self.fill.is_empty()
+    }
+
     /// Whether a function gives the same on every shard, or may be each row's own.
     fn computes(&self, name: &Name) -> bool {
         let own = name
@@ -211,8 +301,35 @@ impl StatementPlan {
                 several(whole(snapshot.group(*group).shards()))
             }
             (What::Copies(_), Target::Refused(_)) => several(whole(snapshot.all())),
+            (What::Move(_), Target::ByKey(pins)) if pins.route(snapshot, values).is_ok() => None,
+            (What::Move(moving), Target::ByKey(_) | Target::Refused(_)) => {
+                moving.shares(snapshot, values)
+            }
             _ => None,
         }
+    }
+}
+
+impl StatementPlan {
+    /// Where this execution writes when one shard does, and the transaction's time is another shard's; `None`: its text
+    /// cannot be given that time.
+    #[must_use]
+    pub fn share_of_one(&self, snapshot: &Snapshot, values: &Values<'_>) -> Option<Shares> {
+        let spread = self
+            .spread
+            .as_ref()
+            .filter(|spread| spread.asks_for_time())?;
+        let Ok(Route::One(shard)) = self.route(snapshot, values) else {
+            return None;
+        };
+        let rows = match spread.what {
+            What::Rows(count) => (0..u32::try_from(count).ok()?).collect(),
+            What::Share(_) => Vec::new(),
+            What::Copies(_) | What::Move(_) | What::Change => return None,
+        };
+        Some(Shares {
+            shards: vec![(shard, rows)],
+        })
     }
 }
 

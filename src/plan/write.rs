@@ -241,10 +241,9 @@ impl<'a> Analysis<'a> {
         match (&target.value, scope) {
             (Expr::Column(column), Some(scope)) => {
                 let keys = resolve(&self.scopes, scope, 0, column);
-                let carried =
-                    matches!(keys.as_slice(), [key] if self.carries(*key, scope, into.group));
-                if !carried {
-                    self.refuse_expression(into);
+                match keys.as_slice() {
+                    [key] if self.carries(*key, scope, into.group) => self.carried = Some(*key),
+                    _ => self.refuse_expression(into),
                 }
             }
             (Expr::Column(_), None) => self.refuse_expression(into),
@@ -479,8 +478,9 @@ impl<'a> Analysis<'a> {
             .and_then(|place| values.get(place));
         if let Some(Expr::Column(column)) = value {
             let keys = resolve(&self.scopes, scope, 0, column);
-            if !matches!(keys.as_slice(), [key] if self.carries(*key, scope, group)) {
-                self.refuse_expression(&into);
+            match keys.as_slice() {
+                [key] if self.carries(*key, scope, group) => self.carried = Some(*key),
+                _ => self.refuse_expression(&into),
             }
             return;
         }

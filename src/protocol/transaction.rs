@@ -98,6 +98,15 @@ impl Deferred {
         found.ok_or(NoSuchSavepoint)
     }
 
+    /// How many savepoints there are.
+    #[must_use]
+    pub fn savepoints(&self) -> usize {
+        let steps = self.steps.iter();
+        steps
+            .filter(|step| matches!(step, Step::Savepoint { .. }))
+            .count()
+    }
+
     /// SET LOCAL, SET TRANSACTION, SET CONSTRAINTS.
     pub fn setting(&mut self, text: &[u8]) {
         self.steps.push(Step::Text(text.to_vec()));
@@ -153,7 +162,9 @@ mod tests {
                 b"SET LOCAL x.y = 1"
             ]
         );
+        assert_eq!(deferred.savepoints(), 1);
         deferred.release("a").unwrap();
+        assert_eq!(deferred.savepoints(), 0);
         assert_eq!(
             deferred.replay(),
             [&b"BEGIN READ ONLY"[..], b"SET LOCAL x.y = 1"]

@@ -10,6 +10,7 @@ use super::{
     fan::Fan,
     learning::Looked,
     link::{Hold, Link},
+    numbers::Drew,
     place::Place,
     prepared::Prepared,
     reply::{self as wording, session as reply},
@@ -26,8 +27,8 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         StatementPlan, Target,
-        change::{Changes, Found, New, Reach, is_another_elsewhere},
-        spread::{Shares, Spread, Time, What},
+        change::{Changes, Found, Locks, New, Reach, is_another_elsewhere},
+        spread::{Fill, Shares, Spread, Time, What},
     },
     registry::Announced,
     sql::change::Block,
@@ -70,6 +71,7 @@ enum Made {
         name: TableName,
         placement: Placement,
     },
+    View(TableName),
     Nothing,
 }
 
@@ -90,6 +92,9 @@ impl Foreseen {
                 table.columns.clear();
                 table.sources.clear();
             }
+        }
+        if let Made::View(name) = &self.made {
+            seen.others.insert(name.clone(), Other::Derived);
         }
         if let Some((before, after)) = &self.renamed {
             if let Some(table) = seen.tables.remove(before) {
@@ -134,7 +139,7 @@ impl Session {
         let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
         statement.changes.is_some()
             && self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.phase != Phase::Answering
             && !self.snapshot.is_single()
             && !(self.phase == Phase::Batch && self.link.as_deref().is_some_and(begun))
@@ -222,6 +227,9 @@ impl Session {
         if outside && changes.command == "LOCK TABLE" {
             return Err(reply::needs_transaction(changes.command).into());
         }
+        if changes.command == "LOCK TABLE" {
+            self.check_found()?;
+        }
         match changes.block {
             Block::Allowed => self.change_within(changes, text).await,
             Block::Never if outside => self.change_apart(changes, text).await,
@@ -232,26 +240,21 @@ impl Session {
     // ---- within a transaction ----
 
     async fn change_within(&mut self, changes: &Changes, text: &str) -> Result<Written, Stop> {
-        let views = self.for_batch || self.status() != Status::Idle;
-        if views && changes.command == "CREATE VIEW" && self.snapshot.unlisted != Unlisted::Error {
-            // Until it is committed it would be taken for a table on the shard of those that nothing lists.
-            return Err(reply::view_within().into());
-        }
         self.begin_own().await?;
+        if let Reach::Locks(locks) = &changes.reach {
+            return self.lock_each(locks, text).await;
+        }
         let (shards, made) = self.concerned(changes).await?;
         if let Some((before, after)) = &changes.renamed
             && let Some(placement) = self.lives(before)
         {
             self.check_elsewhere(after, &placement).await?;
         }
-        let shares = Shares {
-            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
-        };
-        let change = Spread {
-            what: What::Change,
-            time: Time::NotAsked,
-        };
-        let written = self.write(&Writing::same(&change, text, shares)).await?;
+        let written = self.run_on(&shards, text).await?;
+        if changes.command == "setval" {
+            // It is no shard's alone.
+            self.drew = Drew::default();
+        }
         if let Made::Placed { name, placement } = &made {
             self.keep_place(name, placement, &shards).await?;
         }
@@ -273,12 +276,64 @@ impl Session {
         }
     }
 
+    /// Runs the same text on each of these shards.
+    async fn run_on(&mut self, shards: &ShardSet, text: &str) -> Result<Written, Stop> {
+        let shares = Shares {
+            shards: shards.iter().map(|shard| (shard, Vec::new())).collect(),
+        };
+        let change = Spread {
+            fill: Fill::default(),
+            lock: None,
+            what: What::Change,
+            time: Time::NotAsked,
+        };
+        self.write(&Writing::same(&change, text, shares)).await
+    }
+
+    /// Locks tables that are on different shards, each shard its own, in the order of shards.
+    async fn lock_each(&mut self, locks: &Locks, text: &str) -> Result<Written, Stop> {
+        let each = locks.unknown().map(|name| to_regclass(name));
+        let each = each.collect::<Vec<_>>().join(", ',', ");
+        let question = (!each.is_empty()).then(|| format!("SELECT pg_catalog.concat({each})"));
+        let mut found = vec![false; locks.unknown().count()];
+        let mut own = Vec::new();
+        for shard in self.snapshot.all().iter() {
+            let has = match &question {
+                Some(question) => self.ask_within(shard, question).await?.unwrap_or_default(),
+                None => String::new(),
+            };
+            let has: Vec<bool> = has.split(',').map(|has| has == "t").collect();
+            found
+                .iter_mut()
+                .zip(&has)
+                .for_each(|(found, has)| *found |= has);
+            own.extend(locks.text(shard, &has).map(|text| (shard, text)));
+        }
+        if found.contains(&false) {
+            // What no shard has is said so by the home shard.
+            let home = ShardSet::one(self.snapshot.home);
+            return self.run_on(&home, text).await;
+        }
+        let mut last = None;
+        for (shard, text) in own {
+            last = Some(self.run_on(&ShardSet::one(shard), &text).await?);
+        }
+        last.ok_or_else(|| reply::malformed().into())
+    }
+
     /// Which shards the change concerns.
     async fn concerned(&mut self, changes: &Changes) -> Result<(ShardSet, Made), Stop> {
         let shards = match &changes.reach {
             Reach::Shards(shards) => shards.clone(),
             Reach::Servers => self.one_per_server().await?,
             Reach::New(new) => return self.place_of_new(new).await,
+            Reach::View { schema, name } => {
+                let schema = self.schema_of(schema.as_ref()).await?;
+                let name = name.clone();
+                let made = Made::View(TableName { schema, name });
+                return Ok((self.snapshot.all(), made));
+            }
+            Reach::Locks(_) => return Err(reply::malformed().into()),
             Reach::Holders(names) => {
                 let question = has_one(names);
                 let mut shards = ShardSet::new();
@@ -331,17 +386,18 @@ impl Session {
         Ok(shards)
     }
 
+    /// The schema in which something new is made.
+    async fn schema_of(&mut self, named: Option<&String>) -> Result<String, Stop> {
+        if let Some(schema) = named {
+            return Ok(schema.clone());
+        }
+        let question = "SELECT pg_catalog.current_schema()::pg_catalog.text";
+        let asked = self.ask_within(self.snapshot.home, question).await?;
+        Ok(asked.ok_or_else(reply::no_schema)?)
+    }
+
     async fn place_of_new(&mut self, new: &New) -> Result<(ShardSet, Made), Stop> {
-        let schema = match &new.schema {
-            Some(schema) => schema.clone(),
-            None => {
-                let asked = self.ask_within(
-                    self.snapshot.home,
-                    "SELECT pg_catalog.current_schema()::pg_catalog.text",
-                );
-                asked.await?.ok_or_else(reply::no_schema)?
-            }
-        };
+        let schema = self.schema_of(new.schema.as_ref()).await?;
         let mut new = new.clone();
         for (table, group) in new.asks_for_keys_of() {
             let shards = self.snapshot.group(group).shards();
@@ -518,12 +574,14 @@ impl Session {
         let (shards, question) = match &changes.reach {
             Reach::Shards(shards) => (shards.clone(), None),
             Reach::Holders(names) => (self.snapshot.all(), Some(has_one(names))),
-            Reach::New(_) | Reach::Servers => return Err(reply::malformed().into()),
+            Reach::New(_) | Reach::Servers | Reach::Locks(_) | Reach::View { .. } => {
+                return Err(reply::malformed().into());
+            }
         };
         if self.link.is_some() {
             // It did nothing that must stay.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         let announced = if leaves_schema(changes.command) {
             None
@@ -652,7 +710,7 @@ impl Heard {
 fn leaves_schema(command: &str) -> bool {
     matches!(
         command,
-        "LOCK TABLE" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
+        "LOCK TABLE" | "setval" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
     )
 }
 
@@ -682,10 +740,14 @@ fn literal(text: &str) -> String {
 
 /// Asks whether a shard has one of these relations, each as SQL names it.
 fn has_one(names: &[String]) -> String {
-    let each = names
-        .iter()
-        .map(|name| format!("pg_catalog.to_regclass({}) IS NOT NULL", literal(name)));
+    let each = names.iter().map(|name| to_regclass(name));
     format!("SELECT {}", each.collect::<Vec<_>>().join(" OR "))
+}
+
+/// Asks whether a shard has this relation, as SQL names it.
+fn to_regclass(name: &str) -> String {
+    let name = name.replace('\\', "\\\\").replace('\'', "''");
+    format!("pg_catalog.to_regclass(E'{name}') IS NOT NULL")
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ impl Session {
     pub(super) async fn query_copy(&mut self, copy: CopyIn, text: &[u8]) -> Result<(), Stop> {
         let begun = self.begin_copy(copy, text, Asked::Query).await;
         if let Err(Stop::Refused(_)) = begun
-            && self.for_batch
+            && self.ends_with_query()
         {
             self.undo_own().await?;
         }
@@ -130,7 +130,7 @@ impl Session {
             return Err(reply::no_such_portal(portal).into());
         };
         if let Some(copy) = prepared.statement().and_then(|one| self.copies_out(one)) {
-            return self.copy_out(&copy, &prepared.text).await;
+            return self.execute_copy_out(&copy, &prepared).await;
         }
         let found = prepared.statement().and_then(|one| self.copies_in(one));
         // What came between has bound the session to one shard.
@@ -519,7 +519,10 @@ impl Session {
 
     /// Tells the client how its COPY has ended, when that is sure.
     async fn end_copy(&mut self, asked: Asked, outcome: Result<u64, Words>) -> Result<(), End> {
-        let own = self.for_batch;
+        let own = match asked {
+            Asked::Query => self.ends_with_query(),
+            Asked::Execute => self.for_batch,
+        };
         if asked == Asked::Query {
             self.phase = Phase::Idle;
         }
@@ -543,7 +546,7 @@ impl Session {
                 Ok(())
             }
             (Asked::Query, Ok(rows)) => {
-                put_complete(self.client.out(), format!("COPY {rows}").as_bytes());
+                put_complete(self.end_of_answer(), format!("COPY {rows}").as_bytes());
                 self.ready_here();
                 Ok(())
             }

@@ -1,21 +1,39 @@
-//! COPY of a sharded table TO STDOUT: the shards' streams one behind the other, as one stream.
+//! COPY of a sharded table TO STDOUT: the shards' streams one behind the other, as one stream. COPY of a query likewise,
+//! where each shard has its share of the answer; else the query is computed by one shard, which copies it.
 //!
 //! What must stay true: every shard's rows are in it, or it ends in an error; it has one header and one trailer; nothing
 //! is told to the client before all shards have said that they give rows of the same shape. A shard whose turn has not
 //! come, and a client that does not take its rows, hold the servers back.
 
-use super::{fan::Fan, fan::Next, request::Stop, session::Session};
+use super::{
+    fan::{Fan, Next},
+    gather::Bound,
+    prepared::Prepared,
+    reply::{self as wording, session as reply},
+    request::Stop,
+    scatter::Scattered,
+    session::{End, Note, Session},
+};
 use crate::{
-    plan::{StatementPlan, copy::CopyOut},
-    proxy::reply::session as reply,
+    catalog::shard::ShardSet,
+    plan::{
+        Plan, StatementPlan, Values,
+        copy::{CopyOut, query_within},
+        unroutable::Unroutable,
+    },
+    protocol::pipeline::{Origin, Request},
     split::copy::{Format, Header},
     wire::{
         backend::{command_tag, put_complete},
         frame::HEADER,
-        frontend::{put, put_bare, put_query},
+        frontend::{put, put_bare, put_bind, put_parse, put_query},
         notice::Words,
     },
 };
+use std::sync::Arc;
+
+/// The rest of a Bind without parameters, with a result in text.
+const NOTHING_BOUND: [u8; 6] = [0; 6];
 
 /// What binary data begins with: the signature, flags, and the length of nothing.
 const BINARY_HEADER: usize = 19;
@@ -26,27 +44,123 @@ impl Session {
     /// How this statement's rows are put together, if it is a COPY of a sharded table that the session may gather now.
     pub(super) fn copies_out(&self, statement: &StatementPlan) -> Option<CopyOut> {
         let copy = statement.copy_out.as_deref()?;
-        self.may_ask_shards(statement).then(|| copy.clone())
+        let within = self.is_within() && self.may_ask_within(statement);
+        (within || self.may_ask_shards(statement)).then(|| copy.clone())
     }
 
-    /// Runs a Query whose only statement is a COPY of a sharded table.
-    pub(super) async fn query_copy_out(&mut self, copy: &CopyOut, text: &[u8]) -> Result<(), Stop> {
-        self.copy_out(copy, text).await?;
-        self.ready_here();
+    /// Runs a Query whose only statement is such a COPY.
+    pub(super) async fn query_copy_out(
+        &mut self,
+        copy: &CopyOut,
+        plan: &Arc<Plan>,
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        match self.who_copies(copy, text).await? {
+            Copied::ByAll { shards, text } => {
+                self.copy_from_all(copy, &shards, &text).await?;
+                self.ready_here();
+            }
+            Copied::ByOne(text) => self.send_query(&text, Arc::clone(plan)),
+        }
         Ok(())
     }
 
+    /// Execute of such a COPY.
+    pub(super) async fn execute_copy_out(
+        &mut self,
+        copy: &CopyOut,
+        prepared: &Prepared,
+    ) -> Result<(), Stop> {
+        let text = match self.who_copies(copy, &prepared.text).await? {
+            Copied::ByAll { shards, text } => {
+                return self.copy_from_all(copy, &shards, &text).await;
+            }
+            Copied::ByOne(text) => text,
+        };
+        let Some(link) = &mut self.link else {
+            return Err(End::Client.into());
+        };
+        let out = link.lease.stream.out();
+        put_parse(out, b"", &text, b"");
+        put_bind(out, b"", b"", &NOTHING_BOUND);
+        put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        link.lease.unnamed = None;
+        prepared
+            .statement()
+            .into_iter()
+            .for_each(|one| link.sends(one));
+        for (request, origin) in [
+            (Request::Parse, Origin::Injected),
+            (Request::Bind, Origin::Injected),
+            (Request::Execute, Origin::Client),
+        ] {
+            self.pipeline.asked(request, origin, Note::Nothing);
+        }
+        Ok(())
+    }
+
+    /// Who copies, and what.
+    async fn who_copies(&mut self, copy: &CopyOut, text: &[u8]) -> Result<Copied, Stop> {
+        if let Some(shards) = copy.shards(&self.snapshot) {
+            let text = text.to_vec();
+            return Ok(Copied::ByAll { shards, text });
+        }
+        let refusal = || {
+            let feature = "COPY of a query of this form over several shards";
+            wording::unroutable(&Unroutable::Unsupported { feature })
+        };
+        let whole = std::str::from_utf8(text).map_err(|_not_utf8| refusal())?;
+        let place = query_within(whole).ok_or_else(refusal)?;
+        let (before, behind) = (&whole[..place.start], &whole[place.end..]);
+        // Where it stands, so that errors name places in the client's text.
+        let own = " ".repeat(before.chars().count()) + &whole[place];
+        let scratch = self.scratch.get_or_insert_default();
+        let plans = &self.database.plans;
+        let planned = plans.plan(own.as_bytes(), &[], &self.context, &self.snapshot, scratch);
+        let values = Values {
+            text: own.as_bytes(),
+            slots: &planned.slots,
+            types: &[],
+            bind: None,
+        };
+        let streams = self.streams(&planned.plan, &values);
+        if let Some((shards, question)) = streams.as_deref().and_then(Scattered::as_it_comes) {
+            return Ok(Copied::ByAll {
+                shards: shards.clone(),
+                text: [before, question, behind].concat().into_bytes(),
+            });
+        }
+        let scatter = self.scatters(&planned.plan, &values).ok_or_else(refusal)?;
+        let bound = Bound {
+            types: &[],
+            tail: None,
+        };
+        let answer = self.gather(&scatter, own.as_bytes(), &bound).await?;
+        Ok(Copied::ByOne(
+            [before, &answer.text, behind].concat().into_bytes(),
+        ))
+    }
+
     /// Gives the rows of all shards, and the command's tag.
-    pub(super) async fn copy_out(&mut self, copy: &CopyOut, text: &[u8]) -> Result<(), Stop> {
+    async fn copy_from_all(
+        &mut self,
+        copy: &CopyOut,
+        shards: &ShardSet,
+        text: &[u8],
+    ) -> Result<(), Stop> {
         if self.link.is_some() {
             self.leave_link().await?;
         }
-        self.lease_fan(&copy.shards(&self.snapshot)).await?;
+        self.lease_fan(shards).await?;
         let given = self.give_copy(copy, text).await;
         if let Err(Stop::End(end)) = given {
             return Err(Stop::End(end));
         }
-        self.rest_fan().await?;
+        if given.is_err() {
+            self.give_up_fan().await?;
+        } else {
+            self.rest_fan().await?;
+        }
         let rows = given?;
         put_bare(self.client.out(), b'c');
         put_complete(self.client.out(), format!("COPY {rows}").as_bytes());
@@ -114,6 +228,14 @@ impl Session {
         }
         Err(reply::malformed().into())
     }
+}
+
+/// Who copies.
+enum Copied {
+    /// Each of these shards its share, told so.
+    ByAll { shards: ShardSet, text: Vec<u8> },
+    /// The link, told so.
+    ByOne(Vec<u8>),
 }
 
 /// Where one shard's rows stand in the whole.

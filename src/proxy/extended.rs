@@ -10,7 +10,7 @@ use super::{
     request::{Stop, ends_transaction},
     resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
-    sql_prepared::Meant,
+    sql_prepared::{Execution, Meant},
 };
 use crate::{
     catalog::snapshot::Snapshot,
@@ -57,6 +57,8 @@ impl Session {
             && let Target::Refused(reason) = &statement.target
             && !failed
             && !statement.may_use_several()
+            && !executes.as_deref().is_some_and(Execution::may_use_several)
+            && !matches!(statement.effect, Effect::Declare { .. })
         {
             return Err(wording::unroutable(reason).into());
         }
@@ -122,6 +124,11 @@ impl Session {
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
+            if self.concerns_cursors(std::slice::from_ref(statement))
+                && Box::pin(self.bind_cursor(&prepared, &bind)).await?
+            {
+                return Ok(());
+            }
             if self.answered_here(statement) {
                 self.answer_pending().await?;
                 self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
@@ -132,15 +139,30 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let placed = match self.place(statement, &values) {
+            let mut placed = self.place(statement, &values);
+            if placed.is_err() && self.may_take_over(statement) {
+                Box::pin(self.take_over()).await?;
+                if self.skip {
+                    return Ok(());
+                }
+                placed = self.place(statement, &values);
+            }
+            let placed = match placed {
                 Ok(placed) => placed,
+                Err(refused) if prepared.executes.is_some() => {
+                    return Box::pin(self.bind_given(refused, &prepared, &bind)).await;
+                }
                 Err(refused) => {
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
-            let Some(place) = placed else {
+            let Some(mut place) = placed else {
                 return self.bind_judged().await;
             };
+            if place.hold == Hold::AsideTransaction && !bind.portal.is_empty() {
+                // It lives to the end of the transaction, and may be read in parts.
+                place.hold = Hold::Bound;
+            }
             self.reach(place).await?;
             if listening {
                 Box::pin(self.at_backend(alone)).await?;
@@ -235,6 +257,10 @@ impl Session {
         }
         if let Some(statement) = prepared.statement() {
             link.sends(statement);
+            self.cursors_go_there(std::slice::from_ref(statement), &prepared.text);
+        }
+        if !bind.portal.is_empty() {
+            self.portal_goes_there(bind.portal);
         }
         self.client_rest.forward = true;
         let note = if prepared.unnamed {
@@ -260,11 +286,9 @@ impl Session {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                if let Some(scattered) = self.scattered_portal(portal) {
+                if let Some(columns) = self.columns_over_shards(portal) {
                     let mut out = Vec::new();
-                    put(&mut out, b'T', |out| {
-                        out.extend_from_slice(&scattered.columns);
-                    });
+                    put(&mut out, b'T', |out| out.extend_from_slice(columns));
                     self.made(out, Note::Nothing);
                     return Ok(());
                 }
@@ -280,6 +304,16 @@ impl Session {
                 }
                 if let Some(Portal::Writing(_)) = self.portals.get(portal) {
                     return Box::pin(self.describe_spread(portal)).await;
+                }
+                if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
+                    let mut out = Vec::new();
+                    self.describe_command(command, &mut out);
+                    self.made(out, Note::Nothing);
+                    return Ok(());
+                }
+                self.go_to_portal(portal).await?;
+                if self.skip {
+                    return Ok(());
                 }
                 let note = match &self.bound {
                     Some((name, prepared)) if **name == *portal => {
@@ -302,6 +336,13 @@ impl Session {
                     let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
                     describe_here(&prepared, &mut out);
                     self.made(out, Note::Nothing);
+                    return Ok(());
+                }
+                if prepared
+                    .statement()
+                    .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
+                    && self.describe_fetch(&prepared).await?
+                {
                     return Ok(());
                 }
                 self.reach_any(&prepared).await?;
@@ -330,8 +371,8 @@ impl Session {
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         let (portal, most) = execute_of(body).map_err(|_malformed| reply::malformed())?;
         self.flush_pending().await?;
-        if self.scattered_portal(portal).is_some() {
-            return Box::pin(self.execute_scattered(most)).await;
+        if self.columns_over_shards(portal).is_some() {
+            return Box::pin(self.execute_scattered(portal, most)).await;
         }
         let note = match self.portals.get(portal) {
             Some(Portal::Here(prepared)) => {
@@ -350,9 +391,14 @@ impl Session {
                 return Box::pin(self.execute_spread(portal, most)).await;
             }
             Some(Portal::Copying(_)) => return Box::pin(self.execute_copy(portal)).await,
+            Some(Portal::Cursor(_)) => return Box::pin(self.execute_command(portal, most)).await,
             Some(Portal::There(prepared)) => Note::Executed(Arc::clone(prepared)),
             None => Note::Nothing,
         };
+        self.go_to_portal(portal).await?;
+        if self.skip {
+            return Ok(());
+        }
         if let Note::Executed(prepared) = &note {
             self.unsettled |= prepared
                 .statement()
@@ -442,15 +488,26 @@ impl Session {
             }
             Named::Portal(portal) => {
                 self.flush_pending().await?;
-                if self.scattered_portal(portal).is_some() {
-                    Box::pin(self.close_scattered()).await?;
+                if self.columns_over_shards(portal).is_some() {
+                    Box::pin(self.close_over_shards(portal)).await?;
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
                 }
                 let here = matches!(
                     self.portals.remove(portal),
-                    Some(Portal::Here(_) | Portal::Writing(_) | Portal::Copying(_))
+                    Some(
+                        Portal::Here(_)
+                            | Portal::Writing(_)
+                            | Portal::Copying(_)
+                            | Portal::Cursor(_)
+                    )
                 );
+                if !here {
+                    self.go_to_portal(portal).await?;
+                }
+                if self.skip {
+                    return Ok(());
+                }
                 if here || self.link.is_none() {
                     self.made(vec![b'3', 0, 0, 0, 4], Note::Nothing);
                     return Ok(());
@@ -490,10 +547,12 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => self.refuse(&notice),
         }
-        if self.scattered.is_some()
-            && let Err(Stop::End(end)) = Box::pin(self.leave_scattered()).await
-        {
-            return Err(end);
+        if self.scattered.is_some() {
+            match Box::pin(self.leave_scattered()).await {
+                Ok(()) => {}
+                Err(Stop::End(end)) => return Err(end),
+                Err(Stop::Refused(notice)) => self.refuse(&notice),
+            }
         }
         let needed = self.link.as_ref().is_some_and(|link| {
             // A backend that took part in the batch ends its implicit transaction; a kept one that did not needs none.

@@ -548,7 +548,7 @@ impl Session {
         at_rest.map(|member| member.link).collect()
     }
 
-    /// Ends the fan and gives its backends back.
+    /// Ends the fan and gives its backends back, or to the transaction whose parts they are.
     ///
     /// # Errors
     /// The session is over.
@@ -571,7 +571,7 @@ impl Session {
             self.cancel.attach(&link.lease.target);
             self.link = Some(link);
             self.end_aside().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         if let Some(link) = apart {
             self.cancel.attach(&link.lease.target);

@@ -16,7 +16,10 @@ use super::{
     within::{BACK, MARK, UNMARK},
 };
 use crate::{
-    catalog::{shard::ShardSet, snapshot::Table},
+    catalog::{
+        shard::{ShardId, ShardSet},
+        snapshot::Table,
+    },
     config::settings::PoolMode,
     plan::{
         Plan, Route, StatementPlan, Target, Values,
@@ -84,7 +87,7 @@ pub(super) struct Answer {
 #[derive(Debug, Default)]
 pub(super) struct Described {
     /// Its parameters' types, as they stand in Parse.
-    types: Vec<u8>,
+    pub(super) types: Vec<u8>,
     /// The RowDescription's body.
     columns: Vec<u8>,
 }
@@ -205,7 +208,7 @@ impl Session {
         };
         (self.may_ask_shards(statement) || self.may_ask_within(statement))
             && reported(b"DateStyle", b"ISO")
-            && reported(b"IntervalStyle", b"postgres")
+            && (reported(b"IntervalStyle", b"postgres") || reported(b"IntervalStyle", b"iso_8601"))
     }
 
     /// Outside of a transaction that has begun anywhere.
@@ -217,7 +220,7 @@ impl Session {
         };
         beside
             && self.phase != Phase::Answering
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
@@ -252,7 +255,15 @@ impl Session {
             types: &prepared.raw_types,
             tail: Some(bind),
         };
+        if !bind.portal.is_empty() && self.deferred.is_some() {
+            // It lives to the end of the transaction, and may be read in parts.
+            let (shard, hold) = (self.any, Hold::Bound);
+            self.reach(Place { shard, hold }).await?;
+        }
         let answer = self.gather(scatter, &prepared.text, &bound).await?;
+        if !bind.portal.is_empty() {
+            self.portal_goes_there(bind.portal);
+        }
         let Some(link) = &mut self.link else {
             return Err(End::Client.into());
         };
@@ -313,6 +324,7 @@ impl Session {
             return Err(refusal());
         };
         self.reach_to_judge(statement).await?;
+        let judges = self.link_shard();
         self.mark().await?;
         // PostgreSQL says what is wrong with the statement; what it accepts means something else over rows.
         let Ok(over_rows) = self
@@ -336,7 +348,7 @@ impl Session {
         // Two sessions that lease several shards in the same order never wait for each other.
         self.leave_link().await?;
         let (arrays, held) = self.ask_all(&scatter.shards, &question).await?;
-        self.reach_to_compute(statement).await?;
+        self.reach_to_compute(statement, judges).await?;
         if let Some(link) = &mut self.link {
             // Until the backend has answered, and is given back.
             link.gathered = Some(held);
@@ -425,9 +437,15 @@ impl Session {
         self.reach(Place { shard, hold }).await
     }
 
-    /// Makes the link a backend that computes the statement: in a transaction whose time was told, that which told it.
-    async fn reach_to_compute(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
-        match self.named_at().filter(|_| statement.names_transaction) {
+    /// Makes the link a backend that computes the statement: in a transaction the one that has judged it, since portals
+    /// may be open there; if its time was told, that which told it.
+    async fn reach_to_compute(
+        &mut self,
+        statement: &StatementPlan,
+        judges: Option<ShardId>,
+    ) -> Result<(), Stop> {
+        let named = self.named_at().filter(|_| statement.names_transaction);
+        match named.or(judges) {
             Some(shard) if self.is_within() => {
                 let hold = Hold::Bound;
                 self.reach(Place { shard, hold }).await

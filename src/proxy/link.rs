@@ -2,7 +2,7 @@
 
 use crate::{
     catalog::shard::ShardId, clock::Instant, net::stream::Stream, plan::StatementPlan,
-    pool::lease::Lease, sql::statement::Effect, wire::backend::Status,
+    pool::lease::Lease, wire::backend::Status,
 };
 use smallvec::SmallVec;
 
@@ -28,8 +28,6 @@ pub(super) struct Link {
     pub(super) opaque: bool,
     /// The transaction's time, number or snapshot was asked for here.
     pub(super) named: bool,
-    /// The transaction has declared a cursor here.
-    pub(super) cursors: bool,
     /// What was done in the transaction keeps PostgreSQL from preparing it: NOTIFY, temporary tables and the like.
     pub(super) unpreparable: bool,
     /// A Query came in the middle of an extended batch: PostgreSQL 18 answers the statement behind with XX000
@@ -64,13 +62,12 @@ impl Link {
     /// A statement of the transaction is sent here.
     pub(super) fn sends(&mut self, statement: &StatementPlan) {
         self.named |= statement.names_transaction;
-        self.cursors |= matches!(statement.effect, Effect::Declare { .. });
     }
 
     /// The transaction is over.
     pub(super) fn transaction_ended(&mut self) {
         self.savepoints.clear();
-        (self.named, self.cursors, self.unpreparable) = (false, false, false);
+        (self.named, self.unpreparable) = (false, false);
     }
 
     /// Whether a statement is prepared here, or is being prepared.

@@ -9,6 +9,7 @@ use super::{
     request::Stop,
     resetting::resets_all,
     session::{Note, Session},
+    several::snapshots,
 };
 use crate::{
     config::settings::{BackendProof, User},
@@ -289,6 +290,10 @@ impl Session {
 
     /// A statement has been confirmed by the backend with this command tag.
     pub(super) fn took_effect(&mut self, effect: &Effect, tag: &[u8]) {
+        if tag == b"SELECT 0" && matches!(effect, Effect::Set { .. }) {
+            // set_config of a setting that the server does not have.
+            return;
+        }
         match effect {
             Effect::Begin
             | Effect::Commit { .. }
@@ -873,6 +878,11 @@ pub(super) fn check_own(name: &str, value: Option<&str>, shards: &[String]) -> R
         }
         ("shardway.shard" | "shardway.key", _) => Ok(()),
         (crate::failpoint::SETTING, _) if cfg!(feature = "failpoints") => Ok(()),
+        (snapshots::SETTING, None | Some(snapshots::PER_SHARD)) => Ok(()),
+        (snapshots::SETTING, Some(other)) => Err(reply::bad_setting(
+            name,
+            format!("\"{other}\" is not known; it is {}, or not set.", snapshots::PER_SHARD),
+        )),
         ("shardway.role", Some("primary") | None) => Ok(()),
         ("shardway.role", Some(role)) => Err(reply::bad_setting(
             name,
@@ -880,7 +890,7 @@ pub(super) fn check_own(name: &str, value: Option<&str>, shards: &[String]) -> R
         )),
         _ => Err(reply::bad_setting(
             name,
-            "Known settings are shardway.shard, shardway.key and shardway.role.".to_owned(),
+            "Known settings are shardway.shard, shardway.key, shardway.read_consistency and shardway.role.".to_owned(),
         )),
     }
 }

@@ -75,10 +75,22 @@ impl<V> Named<V> {
 
     /// Keeps those that `keep` says.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
+        self.retain_mut(|value| keep(value));
+    }
+
+    fn retain_mut(&mut self, mut keep: impl FnMut(&mut V) -> bool) {
         match &mut self.many {
             Some(many) => many.retain(|_, value| keep(value)),
-            None => self.few.retain(|(_, value)| keep(value)),
+            None => self.few.retain_mut(|(_, value)| keep(value)),
         }
+    }
+
+    /// Shows every value, in no order, to be changed.
+    pub(super) fn each(&mut self, mut change: impl FnMut(&mut V)) {
+        self.retain_mut(|value| {
+            change(value);
+            true
+        });
     }
 
     /// Takes all out.

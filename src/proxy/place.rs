@@ -80,14 +80,19 @@ impl Session {
             },
             Route::Any => {
                 let own = self.deferred.is_some();
+                let stays = matches!(statement.effect, Effect::Declare { .. });
                 let hold = match (own, statement.access) {
-                    (true, Access::Read) if self.reads_beside() => Hold::AsideTransaction,
+                    (true, Access::Read) if self.reads_beside() && !stays => Hold::AsideTransaction,
                     (true, _) => Hold::Bound,
                     (false, Access::Read) => Hold::Loose,
                     (false, Access::Write) => Hold::Bound,
                 };
+                let told = self
+                    .several
+                    .named()
+                    .filter(|_| statement.names_transaction && here.is_none_or(|link| !link.named));
                 Place {
-                    shard: bound.unwrap_or(self.any),
+                    shard: told.unwrap_or_else(|| self.any_shard(bound)),
                     hold,
                 }
             }
@@ -95,7 +100,7 @@ impl Session {
                 return Err(wording::unroutable(&self.several_shards(&route)));
             }
         };
-        self.within(bound, statement, place).map(Some)
+        self.within(bound, statement, place, values.text).map(Some)
     }
 
     /// The place of a statement in the transaction or batch that is bound to a shard.
@@ -104,12 +109,13 @@ impl Session {
         bound: Option<ShardId>,
         statement: &StatementPlan,
         place: Place,
+        text: &[u8],
     ) -> Result<Place, Notice> {
         if statement.names_transaction {
             self.may_name_at(place.shard)?;
         }
         if statement.effect == Effect::Cursor
-            && let Some(shard) = self.shard_of_cursors()?
+            && let Some(shard) = self.shard_of_cursor(statement, text)
         {
             return Ok(Place {
                 shard,
@@ -329,7 +335,7 @@ impl Session {
             .is_some_and(|link| matches!(link.hold, Hold::Aside | Hold::AsideTransaction));
         if beside && self.deferred.is_some() {
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         Ok(())
     }

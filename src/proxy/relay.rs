@@ -86,6 +86,9 @@ impl Session {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
+                if header.tag == b'C' && self.holds_end() {
+                    self.hold_end(body);
+                }
                 let restated = restated.unwrap_or_default();
                 self.client.out().extend_from_slice(&restated);
                 at += here;
@@ -123,8 +126,11 @@ impl Session {
         })?;
         // What the client is told about the transaction is decided here when the link is beside it.
         if let (Pass::Forward, Event::Ready(_)) = &judged
-            && (self.deferred.is_some() || self.listening.is_some())
+            && (self.deferred.is_some() || self.listening.is_some() || self.script.is_some())
         {
+            return Ok((Pass::Swallow, judged.1));
+        }
+        if header.tag == b'C' && self.holds_end() {
             return Ok((Pass::Swallow, judged.1));
         }
         if header.tag == b'A' && self.mode == PoolMode::Transaction && !self.hears_there() {
@@ -326,6 +332,16 @@ impl Session {
             return Ok(()); // A Sync of ours in the middle of a batch.
         }
         let beside = matches!(link.hold, Hold::Aside | Hold::AsideTransaction);
+        if self.script.is_some() {
+            if let Some(deferred) = &mut self.deferred
+                && beside
+                && status == Status::Failed
+            {
+                deferred.fail();
+            }
+            self.statement_is_over();
+            return Ok(());
+        }
         match &mut self.deferred {
             Some(deferred) if beside => {
                 if status == Status::Failed {

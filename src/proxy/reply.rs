@@ -11,7 +11,10 @@ pub mod console;
 pub mod session;
 
 use crate::{
-    catalog::effects::{Hazard, HazardKind},
+    catalog::{
+        effects::{Hazard, HazardKind},
+        snapshot::OWN_SCHEMA,
+    },
     plan::unroutable::{KeyProblem, Unheld, Unroutable},
     wire::notice::{Notice, Words},
 };
@@ -232,12 +235,23 @@ fn problem_text(problem: KeyProblem) -> String {
     .to_owned()
 }
 
+fn is_own(table: &str) -> bool {
+    let schema = table.split_once('.').map(|(schema, _)| schema);
+    schema == Some(OWN_SCHEMA)
+}
+
 /// A hint that names what the statement names; otherwise the table's is used.
 fn hint(why: &Unroutable) -> Option<String> {
     match why {
         Unroutable::Unpinned { table, key } => Some(format!(
             "Add a predicate such as {table}.{key} = $1 to the query block that reads {table}."
         )),
+        Unroutable::Function { name } if name == "pg_export_snapshot" => Some(
+            "Every shard has a snapshot of its own: run pg_dump without -j, or on one shard by shardway.shard.".to_owned(),
+        ),
+        Unroutable::UnknownTable { table } if is_own(table) => Some(
+            "It is Shardway's own, on every shard for that shard alone: leave it out (pg_dump --exclude-schema=shardway), or name a shard by SET shardway.shard.".to_owned(),
+        ),
         Unroutable::UnknownTable { table } => Some(format!(
             "Add \"{table}\" to a group, or to the reference or single tables, in the configuration; or set unlisted_tables."
         )),
@@ -523,9 +537,9 @@ pub const CODES: &[Code] = &[
     Code {
         code: "SW128",
         sqlstate: "0A000",
-        title: "Portal over several shards",
-        meaning: "A portal whose rows come from several shards was executed in parts, and the batch ended or another statement needed a backend between two of them.",
-        what_to_do: "Read all rows at once (no fetch size), or restrict the statement to one shard by the shard key.",
+        title: "Cursor or portal over several shards",
+        meaning: "The rows of a cursor or portal come from several shards, and it was to go back (SCROLL, PRIOR, ABSOLUTE and their like), to outlive its transaction (WITH HOLD), to give its rows in another format than before, or to go on behind another statement of the same batch outside of a transaction.",
+        what_to_do: "Read it forward within a transaction, with FETCH, MOVE and CLOSE in messages of their own; or restrict the query to one shard by the shard key.",
     },
     Code {
         code: "SW129",
@@ -778,6 +792,13 @@ pub const CODES: &[Code] = &[
         title: "Committed, not finished everywhere",
         meaning: "The transaction is committed; a shard was lost before it could be told, or somebody else has ended its part. Recovery finishes what is left.",
         what_to_do: "Do not repeat it. SHOW TRANSACTIONS in the console lists what is not finished; the log names parts that were gone.",
+    },
+    Code {
+        code: "SW341",
+        sqlstate: "0A000",
+        title: "Dump that would lack tables",
+        meaning: "A transaction with a snapshot on every shard (shardway.read_consistency) reads the catalogs of one shard and locks the tables that it finds there, as pg_dump does; other shards have tables that it has not.",
+        what_to_do: "Dump each shard by itself (shardway.shard), or keep all tables that are not sharded on one shard.",
     },
 ];
 

@@ -85,6 +85,10 @@ impl Session {
             Err(problem) => return Err(told(reply::broken_frame(&problem))),
         };
         if matches!(header.tag, b'd' | b'c' | b'f') {
+            if self.script.is_some() && !self.pipeline.copying_in() {
+                // Whether it is for a COPY is known when that has begun, or the text is over.
+                return Ok(0);
+            }
             return Ok(self.copy_data(header, bytes));
         }
         self.flushed = false;

@@ -12,9 +12,10 @@
 //! are the same; the answer is complete or ends in one error; what LIMIT leaves out is not read to its end.
 
 mod pump;
-mod shape;
+pub(super) mod shape;
 
 use super::{
+    cursors::{Reading, Sink},
     fan::{Long, Next},
     gather::Bound,
     link::Hold,
@@ -28,12 +29,14 @@ use crate::{
     catalog::shard::ShardSet,
     merge::{limit::Limit, order::Merge},
     plan::{
-        Plan, Target, Values,
-        combine::{Count, OrderBy},
+        Plan, StatementPlan, Target, Values,
+        combine::{Count, OrderBy, Places},
     },
+    protocol::transaction::Deferred,
+    sql::statement::Effect,
     wire::{
         backend::{Status, put_complete},
-        frame::HEADER,
+        frame::{Body, HEADER},
         frontend::{Bind, Named, put, put_bare, put_bind, put_named, put_parse},
         notice::{self, Notice, Words},
         types,
@@ -61,6 +64,15 @@ pub(super) struct Scattered {
     question: String,
     keys: Vec<OrderBy>,
     limit: Limit,
+    places: Places,
+}
+
+impl Scattered {
+    /// The shards, and what each is asked, when its rows are passed on as they come, and all of them.
+    pub(super) fn as_it_comes(&self) -> Option<(&ShardSet, &str)> {
+        let all = self.keys.is_empty() && self.limit.skips() == 0 && self.limit.gives() == u64::MAX;
+        all.then_some((&self.shards, &self.question))
+    }
 }
 
 /// An answer that is being put together; its backends are the session's fan.
@@ -70,10 +82,33 @@ pub(super) struct Scattering {
     pub(super) portal: Box<[u8]>,
     /// RowDescription's body, without the keys.
     pub(super) columns: Vec<u8>,
+    asked: Asked,
     /// `None`: in no order.
     merge: Option<Merge>,
     limit: Limit,
     state: State,
+}
+
+/// What the shards were asked, so that they can be asked again.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) shards: ShardSet,
+    pub(super) question: String,
+    /// Types of parameters, as they stand in Parse.
+    pub(super) types: Vec<u8>,
+    /// Bind's, with the formats of the keys.
+    pub(super) tail: Vec<u8>,
+    /// How many columns behind the client's there are.
+    pub(super) keys: usize,
+}
+
+/// How the shards' portals are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way<'a> {
+    /// To their end, with nothing in between.
+    Stream,
+    /// In parts: they have this name.
+    Parts(&'a str),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +132,9 @@ pub(super) enum Opened {
 
 /// How far an Execute has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pumped {
+pub(super) enum Pumped {
     Complete(u64),
-    Suspended,
+    Suspended(u64),
 }
 
 impl Session {
@@ -132,6 +167,7 @@ impl Session {
             shards,
             question: parts.question()?,
             limit: Limit::new(offset, limit),
+            places: parts.places(),
             keys: parts.keys,
         }))
     }
@@ -141,13 +177,13 @@ impl Session {
         &mut self,
         scattered: &Scattered,
         text: &[u8],
+        bound: &Bound<'_>,
     ) -> Result<bool, Stop> {
-        let bound = Bound {
-            types: &[],
-            tail: None,
-        };
         let told = Told::default();
-        let opened = self.open_stream(scattered, text, &bound, &told).await?;
+        if self.is_within() && !scattered.limit.is_all() {
+            return Box::pin(self.query_parts(scattered, bound)).await;
+        }
+        let opened = self.open_stream(scattered, text, bound, &told).await?;
         if let Opened::No = opened {
             return Ok(false);
         }
@@ -163,6 +199,30 @@ impl Session {
         Ok(true)
     }
 
+    /// Answers a simple Query within the transaction: what LIMIT leaves out is not asked for, since a cancel would fail
+    /// the transaction.
+    async fn query_parts(
+        &mut self,
+        scattered: &Scattered,
+        bound: &Bound<'_>,
+    ) -> Result<bool, Stop> {
+        let told = Told::default();
+        let opened = self.open_reading(scattered, bound, &told).await?;
+        let Some(mut reading) = opened else {
+            return Ok(false);
+        };
+        put(self.client.out(), b'T', |out| {
+            out.extend_from_slice(&reading.columns);
+        });
+        let read = self.read(&mut reading, u64::MAX, Sink::Client).await;
+        self.cursors.leave(*reading);
+        let (Pumped::Complete(rows) | Pumped::Suspended(rows)) = read?;
+        put_complete(self.end_of_answer(), format!("SELECT {rows}").as_bytes());
+        self.tally.queries += 1;
+        self.ready_here();
+        Ok(true)
+    }
+
     /// Binds what no shard alone can answer: several do, or it is refused.
     pub(super) async fn bind_shards(
         &mut self,
@@ -171,9 +231,12 @@ impl Session {
         bind: &Bind<'_>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
-        // The transaction's backends are not held from Bind to Execute.
-        if !self.is_within()
-            && let Some(scattered) = self.streams(&prepared.plan, values)
+        self.begin_with_snapshots().await?;
+        let declares = |one: &StatementPlan| matches!(one.effect, Effect::Declare { .. });
+        if prepared.statement().is_some_and(declares) {
+            return self.bind_declare(refused, prepared, bind).await;
+        }
+        if let Some(scattered) = self.streams(&prepared.plan, values)
             && self.bind_scattered(&scattered, prepared, bind).await?
         {
             return Ok(());
@@ -181,11 +244,17 @@ impl Session {
         self.bind_elsewhere(refused, prepared, bind, values).await
     }
 
-    /// The portal over several shards is bound anew.
+    /// A portal is bound: the unnamed one over several shards anew; a named one is there as long as it is not closed.
     pub(super) async fn unbind_scattered(&mut self, portal: &[u8]) -> Result<(), Stop> {
+        let taken =
+            self.scattered_portal(portal).is_some() || self.cursors.reading(portal).is_some();
+        if taken && !portal.is_empty() && self.status() != Status::Failed {
+            return Err(reply::cursor_exists(portal).into());
+        }
         if self.scattered_portal(portal).is_some() {
             Box::pin(self.close_scattered()).await?;
         }
+        self.cursors.close(portal);
         Ok(())
     }
 
@@ -208,13 +277,21 @@ impl Session {
             types: types_everywhere(prepared),
             tail: Some(bind),
         };
-        let opened = self
-            .open_stream(scattered, &prepared.text, &bound, &prepared.told)
-            .await?;
-        let (Opened::Yes, Some(stream)) = (opened, self.scattered.as_deref_mut()) else {
-            return Ok(false);
-        };
-        stream.portal = bind.portal.into();
+        if self.is_within() {
+            let opened = self.open_reading(scattered, &bound, &prepared.told);
+            let Some(reading) = Box::pin(opened).await? else {
+                return Ok(false);
+            };
+            self.cursors.open(bind.portal, reading);
+        } else {
+            let opened = self
+                .open_stream(scattered, &prepared.text, &bound, &prepared.told)
+                .await?;
+            let (Opened::Yes, Some(stream)) = (opened, self.scattered.as_deref_mut()) else {
+                return Ok(false);
+            };
+            stream.portal = bind.portal.into();
+        }
         self.portals.remove(bind.portal);
         self.bound = None;
         self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
@@ -229,14 +306,44 @@ impl Session {
     }
 
     /// Execute of the portal over several shards.
-    pub(super) async fn execute_scattered(&mut self, most: u32) -> Result<(), Stop> {
+    pub(super) async fn execute_scattered(&mut self, portal: &[u8], most: u32) -> Result<(), Stop> {
         if !self.pipeline.is_empty() {
             self.settle().await?;
             if self.skip {
                 return Ok(());
             }
         }
+        if most > 0 {
+            self.keep_scattered().await?;
+        }
+        if self.cursors.reading(portal).is_some() {
+            return self.execute_reading(portal, most).await;
+        }
         self.stream(u64::from(most)).await
+    }
+
+    /// A portal that was bound beside the transaction, before that reached a shard, is to be read in parts or later: it
+    /// becomes one of the transaction.
+    async fn keep_scattered(&mut self) -> Result<(), Stop> {
+        let bound = |stream: &mut Box<Scattering>| stream.state == State::Bound;
+        if self.deferred.as_ref().is_none_or(Deferred::failed) {
+            return Ok(());
+        }
+        let Some(stream) = self.scattered.take_if(bound) else {
+            return Ok(());
+        };
+        self.rest_fan().await?;
+        let Scattering {
+            portal,
+            columns,
+            asked,
+            merge,
+            limit,
+            ..
+        } = *stream;
+        let reading = Box::pin(self.read_from_now(asked, columns, merge, limit)).await?;
+        self.cursors.open(&portal, reading);
+        Ok(())
     }
 
     /// The portal over several shards ends: its backends are given back.
@@ -249,6 +356,7 @@ impl Session {
 
     /// Another statement needs backends: the portal cannot go on, and says so when it is asked to.
     pub(super) async fn leave_scattered(&mut self) -> Result<(), Stop> {
+        self.keep_scattered().await?;
         if let Some(stream) = self.scattered.as_deref_mut()
             && stream.state != State::Complete
             && stream.state != State::Left
@@ -267,12 +375,9 @@ impl Session {
         bound: &Bound<'_>,
         told: &Told,
     ) -> Result<Opened, Stop> {
-        if self.is_within() {
-            // A rewritten text's error would fail the transaction before the client's own has been told.
-            self.judged(text, bound.types).await?;
-        }
+        let within = self.is_within();
         self.lease_fan(&scattered.shards).await?;
-        let opened = self.try_open(scattered, bound, told).await;
+        let opened = self.try_open(scattered, bound, told, Way::Stream).await;
         match opened {
             Ok(Some(stream)) => {
                 self.scattered = Some(Box::new(stream));
@@ -282,12 +387,15 @@ impl Session {
                 self.rest_fan().await?;
                 Ok(Opened::No)
             }
+            Err(Stop::Refused(words)) if within => {
+                // The transaction has failed: nothing more can be asked.
+                self.give_up_fan().await?;
+                Err(in_own_text(Stop::Refused(words), scattered.places))
+            }
             Err(Stop::Refused(words)) => {
                 self.give_up_fan().await?;
                 // An error in the statement is told as PostgreSQL tells it of the client's own text.
-                if self.status() == Status::Idle || self.deferred.is_some() {
-                    self.judged(text, bound.types).await?;
-                }
+                self.judged(text, bound.types).await?;
                 Err(Stop::Refused(words))
             }
             Err(end @ Stop::End(_)) => Err(end),
@@ -296,11 +404,12 @@ impl Session {
 
     /// PostgreSQL's error if it does not take the text.
     async fn judged(&mut self, text: &[u8], types: &[u8]) -> Result<(), Stop> {
-        let (shard, hold) = match &self.link {
-            Some(link) if self.is_within() => (link.shard, Hold::Bound),
-            _ if self.deferred.is_some() => (self.any, Hold::AsideTransaction),
-            _ => (self.any, Hold::Loose),
+        let hold = if self.deferred.is_some() {
+            Hold::AsideTransaction
+        } else {
+            Hold::Loose
         };
+        let shard = self.any;
         self.reach(Place { shard, hold }).await?;
         match self.parses(text, types).await? {
             Ok(_) => Ok(()),
@@ -308,11 +417,41 @@ impl Session {
         }
     }
 
+    /// Asks the transaction's shards, up to Bind, for what is read in parts. `None`: it cannot be answered so.
+    pub(super) async fn open_reading(
+        &mut self,
+        scattered: &Scattered,
+        bound: &Bound<'_>,
+        told: &Told,
+    ) -> Result<Option<Box<Reading>>, Stop> {
+        self.enlist_fan(&scattered.shards).await?;
+        let name = self.cursors.next_name();
+        let opened = self
+            .try_open(scattered, bound, told, Way::Parts(&name))
+            .await;
+        let opened = self.end_within(opened).await;
+        let Some(stream) = opened.map_err(|stop| in_own_text(stop, scattered.places))? else {
+            return Ok(None);
+        };
+        let Scattering {
+            columns,
+            asked,
+            merge,
+            limit,
+            ..
+        } = stream;
+        let level = self.several.savepoints();
+        Ok(Some(Box::new(Reading::new(
+            name, asked, columns, merge, limit, level,
+        ))))
+    }
+
     async fn try_open(
         &mut self,
         scattered: &Scattered,
         bound: &Bound<'_>,
         told: &Told,
+        way: Way<'_>,
     ) -> Result<Option<Scattering>, Stop> {
         let Some(fan) = self.fan.as_deref_mut() else {
             return Ok(None);
@@ -349,21 +488,22 @@ impl Session {
         let Some(columns) = shape.as_told(told) else {
             return Err(reply::result_type_changed().into());
         };
-        let Some(fan) = self.fan.as_deref_mut() else {
-            return Ok(None);
-        };
-        for at in 0..members {
-            fan.ask(at, 0, |out| {
-                put_bind(out, b"", b"", &shape.tail);
-                put_bare(out, b'H');
-            });
+        match way {
+            Way::Stream => self.bind_streams(&shape.tail).await?,
+            Way::Parts(name) => self.bind_parts(name, None, &shape.tail).await?,
         }
-        self.hear_until_bound().await?;
-        let keys = !shape.keys.is_empty();
+        let keys = shape.keys.len();
         Ok(Some(Scattering {
             portal: Box::default(),
             columns,
-            merge: keys.then(|| Merge::new(shape.keys, shape.count, members)),
+            asked: Asked {
+                shards: scattered.shards.clone(),
+                question: scattered.question.clone(),
+                types: bound.types.to_vec(),
+                tail: shape.tail,
+                keys,
+            },
+            merge: (keys > 0).then(|| Merge::new(shape.keys, shape.count, members)),
             limit: scattered.limit,
             state: State::Bound,
         }))
@@ -377,8 +517,16 @@ impl Session {
         place.unwrap_or(0)
     }
 
-    /// Hears each member until it has bound the portal.
-    async fn hear_until_bound(&mut self) -> Result<(), Stop> {
+    /// Binds what the members have parsed, and hears each until it has.
+    async fn bind_streams(&mut self, tail: &[u8]) -> Result<(), Stop> {
+        if let Some(fan) = self.fan.as_deref_mut() {
+            for at in 0..fan.len() {
+                fan.ask(at, 0, |out| {
+                    put_bind(out, b"", b"", tail);
+                    put_bare(out, b'H');
+                });
+            }
+        }
         let mut at = 0;
         while let Some(fan) = self.fan.as_deref_mut().filter(|fan| at < fan.len()) {
             match fan.next(at) {
@@ -399,7 +547,7 @@ impl Session {
     }
 
     /// What the client is told of a member's error.
-    fn error_of(&self, at: usize, body: Vec<u8>) -> Stop {
+    pub(super) fn error_of(&self, at: usize, body: Vec<u8>) -> Stop {
         let severity = notice::field(&body, b'V').or_else(|| notice::field(&body, b'S'));
         if severity == Some(b"ERROR") {
             Words::Servers(body).into()
@@ -435,12 +583,12 @@ impl Session {
             self.pump(&mut stream, most).await
         };
         match pumped {
-            Ok(Pumped::Suspended) => put_bare(self.client.out(), b's'),
+            Ok(Pumped::Suspended(_)) => put_bare(self.client.out(), b's'),
             Ok(Pumped::Complete(rows)) => {
                 stream.state = State::Complete;
                 self.rest_fan().await?;
                 self.check_unheard()?;
-                put_complete(self.client.out(), format!("SELECT {rows}").as_bytes());
+                put_complete(self.end_of_answer(), format!("SELECT {rows}").as_bytes());
                 self.tally.queries += 1;
             }
             Err(stop) => {
@@ -457,37 +605,58 @@ impl Session {
     async fn pump(&mut self, stream: &mut Scattering, most: u64) -> Result<Pumped, Stop> {
         if stream.state == State::Bound {
             stream.state = State::Streaming;
-            let Some(fan) = self.fan.as_deref_mut() else {
-                return Ok(Pumped::Complete(0));
-            };
-            let long = if stream.merge.is_some() {
-                Long::Whole
-            } else {
-                Long::Parts
-            };
-            fan.set_long(long);
-            for at in 0..fan.len() {
-                fan.ask(at, 1, |out| {
-                    put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
-                    put_bare(out, b'S');
-                });
-            }
+            self.begin_rows(stream.merge.as_ref(), |out| {
+                put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+            });
         }
+        self.pump_rows(&mut stream.merge, &mut stream.limit, most)
+            .await
+    }
+
+    /// Asks every member for all its rows.
+    pub(super) fn begin_rows(&mut self, merge: Option<&Merge>, ask: impl Fn(&mut Vec<u8>)) {
+        let Some(fan) = self.fan.as_deref_mut() else {
+            return;
+        };
+        fan.set_long(if merge.is_some() {
+            Long::Whole
+        } else {
+            Long::Parts
+        });
+        for at in 0..fan.len() {
+            fan.ask(at, 1, |out| {
+                ask(out);
+                put_bare(out, b'S');
+            });
+        }
+    }
+
+    /// Passes on rows that the members were asked for.
+    pub(super) async fn pump_rows(
+        &mut self,
+        merge: &mut Option<Merge>,
+        limit: &mut Limit,
+        most: u64,
+    ) -> Result<Pumped, Stop> {
         let mut given = 0;
         loop {
-            if stream.limit.is_met() {
+            // As in PostgreSQL, which does not look whether there would be more.
+            if given == most {
+                return Ok(Pumped::Suspended(given));
+            }
+            if limit.is_met() {
                 return Ok(Pumped::Complete(given));
             }
-            if given == most {
-                return Ok(Pumped::Suspended);
-            }
-            let step = match &mut stream.merge {
-                Some(merge) => self.merge_rows(merge, &mut stream.limit, most - given)?,
-                None => self.concatenate(&mut stream.limit, most - given).await?,
+            let step = match merge {
+                Some(merge) => self.merge_rows(merge, limit, most - given)?,
+                None => self.concatenate(limit, most - given).await?,
             };
             match step {
                 Step::Gave(rows) => given += rows,
                 Step::Waits => self.wait_fan().await?,
+                Step::Over(rows) if given + rows == most => {
+                    return Ok(Pumped::Suspended(given + rows));
+                }
                 Step::Over(rows) => return Ok(Pumped::Complete(given + rows)),
             }
             self.wait_for_room().await?;
@@ -495,8 +664,36 @@ impl Session {
     }
 }
 
+/// A server's error in what a shard was asked, as one in the client's text.
+fn in_own_text(stop: Stop, places: Places) -> Stop {
+    let Stop::Refused(words) = stop else {
+        return stop;
+    };
+    let Words::Servers(body) = *words else {
+        return Stop::Refused(words);
+    };
+    let mut made = Vec::with_capacity(body.len());
+    let mut fields = Body::new(&body);
+    while let Ok(code @ 1..) = fields.byte() {
+        let Ok(text) = fields.cstr() else { break };
+        let place = || std::str::from_utf8(text).ok()?.parse().ok();
+        let text = match code {
+            b'P' => match place().and_then(|place| places.own(place)) {
+                Some(own) => own.to_string().into_bytes(),
+                None => continue,
+            },
+            _ => text.to_vec(),
+        };
+        made.push(code);
+        made.extend_from_slice(&text);
+        made.push(0);
+    }
+    made.push(0);
+    Words::Servers(made).into()
+}
+
 /// The parameters' types as the client was told them, unless one of them has another number on each shard.
-fn types_everywhere(prepared: &Prepared) -> &[u8] {
+pub(super) fn types_everywhere(prepared: &Prepared) -> &[u8] {
     let same = |raw: &&[u8]| {
         let mut types = raw.chunks_exact(4);
         types.all(|oid| matches!(oid, [0, 0, a, b] if u16::from_be_bytes([*a, *b]) < FIRST_OWN_OID))

@@ -14,6 +14,7 @@ use super::{
     cancel::Slot,
     copy_in::Copying,
     counting::{Counted, Marks, note_reported},
+    cursors::{CommandPortal, Cursors},
     database::Database,
     ending,
     fan::Fan,
@@ -24,6 +25,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     scatter::Scattering,
+    script::Script,
     several::Several,
     spread::WritingPortal,
     sql_prepared::Renamed,
@@ -117,6 +119,8 @@ pub(super) enum Portal {
     Writing(Box<WritingPortal>),
     /// Of a COPY of a sharded table, in or out.
     Copying(Arc<Prepared>),
+    /// Of a command about a cursor over several shards.
+    Cursor(Box<CommandPortal>),
     /// On the backend.
     There(Arc<Prepared>),
 }
@@ -166,8 +170,12 @@ pub struct Session {
     pub(super) fan: Option<Box<Fan>>,
     /// A portal whose rows come from all of them.
     pub(super) scattered: Option<Box<Scattering>>,
+    /// Portals and cursors of the transaction.
+    pub(super) cursors: Cursors,
     /// A COPY whose rows they are sent.
     pub(super) copying: Option<Box<Copying>>,
+    /// A Query whose statements run one after the other.
+    pub(super) script: Option<Box<Script>>,
     pub(super) pinned: Option<(PinReason, ShardId)>,
     pub(super) pools: Vec<Option<Arc<Pool>>>,
     pub(super) pipeline: Pipeline<Note>,
@@ -253,6 +261,9 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.answer()?;
+            while self.is_script_due() {
+                Box::pin(self.go_on_with_script()).await?;
+            }
             if self.holds_ready() {
                 Box::pin(self.give_ready()).await?;
             }
@@ -353,6 +364,13 @@ impl Session {
             }
         };
         drop(tokio::time::timeout(GOODBYE_PATIENCE, flushed).await);
+    }
+
+    /// Whether the session keeps a backend for what its statements may depend on. An advisory lock is nothing that other
+    /// backends lack.
+    pub(super) fn is_kept(&self) -> bool {
+        let lock = |(reason, _): &(PinReason, ShardId)| *reason == PinReason::SessionAdvisoryLock;
+        self.pinned.is_some_and(|pin| !lock(&pin))
     }
 
     /// Whether the link is at rest: answered everything, no transaction.
@@ -501,7 +519,6 @@ impl Session {
                         savepoints: Vec::new(),
                         opaque: false,
                         named: false,
-                        cursors: false,
                         unpreparable: false,
                         spent: false,
                         listens: false,
@@ -597,8 +614,15 @@ impl Session {
         if hold == Hold::AsideTransaction {
             self.deferred = Some(deferred);
         } else {
-            let may_go_on = deferred.statement_snapshots() && self.begins_read_committed();
-            self.several.begun(may_go_on.then_some(deferred));
+            let one_each = deferred.statement_snapshots() && self.begins_read_committed();
+            if one_each {
+                self.several.begun(Some(deferred));
+            } else if self.has_snapshots() {
+                self.several.begun(Some(deferred));
+                return Box::pin(self.take_snapshots()).await;
+            } else {
+                self.several.stays_with_its_snapshot();
+            }
         }
         Ok(Ok(()))
     }
@@ -907,6 +931,9 @@ impl Session {
 
     /// Appends ReadyForQuery of a batch that was answered here.
     pub(super) fn ready_here(&mut self) {
+        if self.script.is_some() && self.statement_is_over() {
+            return;
+        }
         let status = self.status();
         if status == Status::Idle && self.hold_ready() {
             return;
@@ -936,6 +963,7 @@ impl Session {
         if status == Status::Idle {
             self.portals.clear();
             self.scattered = None;
+            self.cursors.clear();
             self.tally.transactions += 1;
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
@@ -953,6 +981,7 @@ impl Session {
     pub(super) fn transaction_ends(&mut self, committed: bool) {
         let changed = self.parameters.end(committed);
         self.several.close();
+        self.cursors.clear();
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
@@ -972,6 +1001,13 @@ impl Session {
 
     /// The session keeps its backend from now on.
     pub(super) fn pin(&mut self, reason: PinReason) {
+        if let (Some((PinReason::SessionAdvisoryLock, shard)), true) =
+            (self.pinned, reason != PinReason::SessionAdvisoryLock)
+            && self.link_shard() == Some(shard)
+        {
+            // It has more there than the lock from now on.
+            self.pinned = None;
+        }
         if let (None, Some(shard)) = (self.pinned, self.link_shard()) {
             self.pinned = Some((reason, shard));
             self.any = shard;

@@ -7,6 +7,7 @@
 
 mod asking;
 mod ends;
+pub(super) mod snapshots;
 
 use super::{
     changing::Foreseen,
@@ -37,6 +38,8 @@ use smallvec::SmallVec;
 pub(super) struct Several {
     /// What another shard is told of it; `None`: it stays on its shard.
     begun: Option<Deferred>,
+    /// It stays there because it promises one snapshot.
+    one_snapshot: bool,
     /// The shards of the transaction beside the link's, each at rest within it.
     enlisted: Vec<Box<Link>>,
     /// SET CONSTRAINTS or SET TRANSACTION as it was sent, until it is confirmed.
@@ -79,7 +82,14 @@ impl Several {
     /// A deferred transaction has reached its first shard, from which it may go on.
     pub(super) fn begun(&mut self, deferred: Option<Deferred>) {
         self.begun = deferred;
+        self.one_snapshot = false;
         self.sent = None;
+    }
+
+    /// A deferred transaction has reached the shard on which it stays, as it promises one snapshot.
+    pub(super) fn stays_with_its_snapshot(&mut self) {
+        self.begun(None);
+        self.one_snapshot = true;
     }
 
     /// What the next transaction is told when this one ends AND CHAIN.
@@ -125,7 +135,7 @@ impl Several {
 
     /// The transaction or session ends: servers undo what is not committed when their connections close.
     pub(super) fn close(&mut self) {
-        self.begun = None;
+        self.begun(None);
         self.schema = Schema::Same;
         self.foreseen = Vec::new();
         self.enlisted.clear();
@@ -139,6 +149,17 @@ impl Several {
     /// Whether the transaction has reached a shard from which it may go on.
     pub(super) fn goes_on(&self) -> bool {
         self.begun.is_some()
+    }
+
+    /// The shards of the transaction, `own` being the link's.
+    pub(super) fn shards(&self, own: Option<ShardId>) -> Vec<ShardId> {
+        let others = self.enlisted.iter().map(|link| link.shard);
+        own.into_iter().chain(others).collect()
+    }
+
+    /// How many savepoints the transaction has.
+    pub(super) fn savepoints(&self) -> usize {
+        self.begun.as_ref().map_or(0, Deferred::savepoints)
     }
 
     fn follow(&mut self, effect: &Effect, parameters: &Parameters) {
@@ -261,25 +282,13 @@ impl Session {
         ))
     }
 
-    /// The shard on which the transaction over several has declared its cursors.
-    pub(super) fn shard_of_cursors(&self) -> Result<Option<ShardId>, Notice> {
-        if !self.several.is_several() {
-            return Ok(None);
-        }
-        let links = self.link.iter().chain(&self.several.enlisted);
-        let mut shards = links.filter(|link| link.cursors).map(|link| link.shard);
-        match (shards.next(), shards.next()) {
-            (Some(first), Some(second)) => Err(reply::cursors_over_several(
-                self.database.shard_name(first),
-                self.database.shard_name(second),
-            )),
-            (found, _) => Ok(found),
-        }
-    }
-
     fn stays(&self, shard: ShardId) -> Option<Stays> {
         let Some(begun) = &self.several.begun else {
-            return Some(Stays::Implicit);
+            return Some(if self.several.one_snapshot {
+                Stays::Isolation
+            } else {
+                Stays::Implicit
+            });
         };
         let mut links = self.link.iter().chain(&self.several.enlisted);
         if links.any(|link| link.opaque) {
@@ -289,7 +298,7 @@ impl Session {
         if enlisted.iter().any(|link| link.shard == shard) {
             return None;
         }
-        if self.mode != PoolMode::Transaction || self.pinned.is_some() {
+        if self.mode != PoolMode::Transaction || self.is_kept() {
             Some(Stays::Kept)
         } else if !begun.statement_snapshots() {
             Some(Stays::Isolation)
@@ -344,9 +353,14 @@ impl Session {
 
     /// Leases a backend of another shard and tells it all that `here` was told since BEGIN.
     async fn enlist(&mut self, shard: ShardId, here: &Link) -> Result<Result<(), Words>, End> {
-        let lease = match self.checkout_for(shard, Hold::Bound).await? {
-            Ok((lease, _)) => lease,
-            Err(problem) => return Ok(Err(problem)),
+        // A backend that is kept for a lock is there already.
+        let mut parked = self.parked.iter();
+        let lease = match parked.position(|link| link.shard == shard) {
+            Some(at) => self.parked.swap_remove(at).lease,
+            None => match self.checkout_for(shard, Hold::Bound).await? {
+                Ok((lease, _)) => lease,
+                Err(problem) => return Ok(Err(problem)),
+            },
         };
         let Applied::Known(at_begin, _) = &here.at_begin else {
             return Ok(Err(reply::second_shard(
@@ -367,7 +381,6 @@ impl Session {
             savepoints: here.savepoints.clone(),
             opaque: false,
             named: false,
-            cursors: false,
             unpreparable: false,
             spent: false,
             listens: false,
@@ -400,6 +413,7 @@ impl Session {
             return;
         }
         self.several.follow(effect, &self.parameters);
+        self.cursors.follow(effect, self.several.savepoints());
         if let Some(link) = &self.link {
             for other in &mut self.several.enlisted {
                 other.lease.applied.clone_from(&link.lease.applied);

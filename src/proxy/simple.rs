@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
-    protocol::pipeline::{Origin, Request},
+    protocol::{
+        pipeline::{Origin, Request},
+        transaction::Deferred,
+    },
     sql::statement::{Effect, PinReason},
     wire::{
         backend::{Status, put_complete},
@@ -33,8 +36,13 @@ impl Session {
             Ok(text) => text,
             Err(_malformed) => return self.refuse_query(&reply::malformed().into()).await,
         };
+        self.query_text(text).await
+    }
+
+    pub(super) async fn query_text(&mut self, text: &[u8]) -> Result<(), End> {
         self.refresh();
         self.unnamed = None;
+        self.cursors.close(b"");
         match self.try_query(text).await {
             Ok(()) => Ok(()),
             Err(Stop::End(end)) => Err(end),
@@ -57,6 +65,8 @@ impl Session {
                 None => return Ok(()),
             }
         }
+        // Names of prepared statements stand in it.
+        let named = (planned.plan.statements.len() > 1).then(|| Arc::clone(&planned.plan));
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
             return Ok(());
         };
@@ -67,6 +77,7 @@ impl Session {
             bind: None,
         };
         let statements = planned.plan.statements.as_slice();
+        let apart = named.as_ref().map_or(statements, |plan| &plan.statements);
         let listening = self.concerns_listening(statements);
         if listening {
             Box::pin(self.listens_from_now(statements)).await;
@@ -75,7 +86,22 @@ impl Session {
         {
             self.park_at_rest();
         }
-        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
+        let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
+        if failed && self.may_run_one_by_one(apart) {
+            // What stands behind its end is not a part of the failed transaction.
+            return Ok(self.run_one_by_one(apart, text)?);
+        }
+        if self.several.is_several() {
+            if self.check_message(statements).is_err() && self.may_run_one_by_one(apart) {
+                return Ok(self.run_one_by_one(apart, text)?);
+            }
+            if Box::pin(self.query_of_all(statements)).await? {
+                return Ok(());
+            }
+        }
+        if self.concerns_cursors(statements)
+            && Box::pin(self.query_cursor(statements, text)).await?
+        {
             return Ok(());
         }
         if (self.link.is_none() || self.phase == Phase::Idle)
@@ -84,20 +110,41 @@ impl Session {
         {
             return Ok(());
         }
-        self.check_together(statements)?;
+        if let Err(refused) = self.check_together(statements) {
+            return self.query_apart(refused, apart, text);
+        }
+        if self.several.is_several()
+            && self.has_snapshots()
+            && let Some(shard) = Box::pin(self.shard_of_sequence(text)).await?
+        {
+            let hold = Hold::Bound;
+            self.reach(Place { shard, hold }).await?;
+            self.send_query(text, planned.plan);
+            return Ok(());
+        }
         let mut chosen: Option<Place> = None;
         for statement in &planned.plan.statements {
             let place = match self.place(statement, &values) {
                 Ok(Some(place)) => place,
                 Ok(None) => return self.judge(text).await,
+                Err(refused) if resolved.is_some() && named.is_none() => {
+                    return Box::pin(self.query_given(refused, text, &planned.plan)).await;
+                }
+                Err(refused) if resolved.is_some() => {
+                    return self.query_apart(refused, apart, text);
+                }
                 Err(refused) => {
                     return self.query_several(refused, &planned.plan, &values).await;
                 }
             };
-            chosen = Some(match chosen {
-                None => place,
-                Some(first) => self.both(first, place)?,
-            });
+            let both = match chosen {
+                None => Ok(place),
+                Some(first) => self.both(first, place),
+            };
+            chosen = match both {
+                Ok(both) => Some(both),
+                Err(refused) => return self.query_apart(refused, apart, text),
+            };
         }
         let place = chosen.unwrap_or(Place {
             shard: self.any,
@@ -116,7 +163,11 @@ impl Session {
         plan: &Arc<Plan>,
         values: &Values<'_>,
     ) -> Result<(), Stop> {
+        self.begin_with_snapshots().await?;
         if let [statement] = plan.statements.as_slice() {
+            if matches!(statement.effect, Effect::Declare { .. }) {
+                return Box::pin(self.query_declare(refused, plan, values.text)).await;
+            }
             if let Some(copy) = self.copies_in(statement) {
                 return Box::pin(self.query_copy(copy, values.text)).await;
             }
@@ -124,7 +175,24 @@ impl Session {
                 return Box::pin(self.query_spread(plan, shares, values)).await;
             }
         }
+        let together = self.changes(&plan.statements);
+        if !together && self.may_run_one_by_one(&plan.statements) {
+            return Ok(self.run_one_by_one(&plan.statements, values.text)?);
+        }
         Box::pin(self.query_shards(refused, plan, values)).await
+    }
+
+    /// Statements that cannot be sent together run one after the other, or are refused.
+    fn query_apart(
+        &mut self,
+        refused: Notice,
+        statements: &[StatementPlan],
+        text: &[u8],
+    ) -> Result<(), Stop> {
+        if self.may_run_one_by_one(statements) {
+            return Ok(self.run_one_by_one(statements, text)?);
+        }
+        Err(refused.into())
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.
@@ -186,10 +254,16 @@ impl Session {
         if let [statement] = plan.statements.as_slice()
             && let Some(copy) = self.copies_out(statement)
         {
-            return Box::pin(self.query_copy_out(&copy, values.text)).await;
+            return Box::pin(self.query_copy_out(&copy, plan, values.text)).await;
         }
+        let bound = Bound {
+            types: &[],
+            tail: None,
+        };
         if let Some(scattered) = self.streams(plan, values)
-            && self.query_scattered(&scattered, values.text).await?
+            && self
+                .query_scattered(&scattered, values.text, &bound)
+                .await?
         {
             return Ok(());
         }
@@ -219,6 +293,10 @@ impl Session {
         link.spent |= self.phase == Phase::Batch;
         link.lease.unnamed = None;
         plan.statements.iter().for_each(|one| link.sends(one));
+        self.cursors_go_there(&plan.statements, text);
+        let Some(link) = &mut self.link else {
+            return;
+        };
         link.opaque |= plan
             .statements
             .iter()

@@ -7,6 +7,7 @@
 //! has failed the transaction. Schema changes (`changing`) run by the same machinery.
 
 pub(super) mod answers;
+mod moving;
 
 use super::{
     link::{Hold, Link},
@@ -22,7 +23,7 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         Plan, StatementPlan, Values,
-        spread::{Part, Shares, Spread, Time, What},
+        spread::{Fill, Given, Part, Shares, Spread, What},
     },
     protocol::transaction::Deferred,
     sql::{normalize::Slot, statement::Effect},
@@ -35,6 +36,7 @@ use crate::{
     },
 };
 use answers::{Answer, Discord, Written, together};
+use moving::keep_apart;
 use std::sync::Arc;
 
 /// What the answers of one statement may hold of rows.
@@ -70,6 +72,25 @@ impl<'a> Writing<'a> {
     }
 }
 
+impl<'a> Writing<'a> {
+    /// A prepared statement with values; `None`: it is no such write.
+    pub(super) fn bound(
+        prepared: &'a Prepared,
+        shares: Shares,
+        bind: &'a Bind<'a>,
+    ) -> Option<Self> {
+        let statement = prepared.statement()?;
+        Some(Self {
+            spread: statement.spread.as_deref()?,
+            text: std::str::from_utf8(&prepared.text).ok()?,
+            slots: &prepared.slots,
+            shares,
+            types: &prepared.raw_types,
+            bind: Some(bind),
+        })
+    }
+}
+
 /// A portal of a write to several shards.
 #[derive(Debug)]
 pub(super) struct WritingPortal {
@@ -93,7 +114,13 @@ impl Session {
         statement: &StatementPlan,
         values: &Values<'_>,
     ) -> Result<Option<Shares>, Stop> {
-        match statement.shares(&self.snapshot, values) {
+        let told = || {
+            let shares = statement.share_of_one(&self.snapshot, values)?;
+            let (shard, _) = shares.shards.first()?;
+            let elsewhere = self.may_name_at(*shard).is_err() && self.may_go_to(*shard).is_ok();
+            elsewhere.then_some(Ok(shares))
+        };
+        match statement.shares(&self.snapshot, values).or_else(told) {
             None => Ok(None),
             Some(Err(why)) => Err(wording::unroutable(&why).into()),
             Some(Ok(shares)) => {
@@ -110,7 +137,7 @@ impl Session {
     pub(super) fn may_spread(&self) -> bool {
         let begun = |link: &Link| link.hold == Hold::Bound && link.status == Status::Idle;
         self.mode == PoolMode::Transaction
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.phase != Phase::Answering
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
@@ -146,7 +173,7 @@ impl Session {
 
     /// Answers a Query that several shards have done, or has them undo it.
     pub(super) async fn conclude(&mut self, written: Result<Written, Stop>) -> Result<(), Stop> {
-        let own = self.for_batch;
+        let own = self.ends_with_query();
         let mut written = match written {
             Ok(written) => written,
             Err(problem) => {
@@ -161,8 +188,8 @@ impl Session {
         } else {
             self.tally.queries += 1;
         }
-        written.put_columns(self.client.out());
-        written.put_rows(0, self.client.out());
+        written.put_columns(self.end_of_answer());
+        written.put_rows(0, self.end_of_answer());
         self.ready_here();
         Ok(())
     }
@@ -368,7 +395,7 @@ impl Session {
         if self.link.is_some() {
             // It did nothing that must stay.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         self.deferred = Some(Deferred::begin(b"BEGIN"));
         self.parameters.begin();
@@ -378,6 +405,9 @@ impl Session {
 
     /// Commits our transaction on all its shards.
     pub(super) async fn commit_own(&mut self) -> Result<(), Stop> {
+        if self.end_unreached(true).await? {
+            return Ok(());
+        }
         self.for_batch = false;
         let tag = self.end_several(&Effect::Commit { chain: false }).await?;
         if tag == b"COMMIT" {
@@ -389,12 +419,10 @@ impl Session {
 
     /// Undoes our transaction, wherever it has come.
     pub(super) async fn undo_own(&mut self) -> Result<(), Stop> {
-        self.for_batch = false;
-        if self.deferred.take().is_some() {
-            // It has reached no shard.
-            self.transaction_ends(false);
+        if self.end_unreached(false).await? {
             return Ok(());
         }
+        self.for_batch = false;
         let ended = self.end_several(&Effect::Rollback { chain: false }).await;
         ended.map(drop)
     }
@@ -405,9 +433,20 @@ impl Session {
     pub(super) async fn write(&mut self, writing: &Writing<'_>) -> Result<Written, Stop> {
         self.begin_own().await?;
         self.reach_shards(writing).await?;
-        let time = match writing.spread.time {
-            Time::Asked => self.ask_time(&writing.shares).await?,
-            Time::NotAsked => None,
+        if let What::Move(moving) = &writing.spread.what {
+            let moved = Box::pin(self.move_rows(writing, moving)).await;
+            self.drew = Drew::default();
+            return moved;
+        }
+        let time = if writing.spread.asks_for_time() {
+            self.ask_time(&writing.shares).await?
+        } else {
+            None
+        };
+        let drawn = self.draw(writing).await?;
+        let given = Given {
+            time: time.as_deref(),
+            drawn: &drawn,
         };
         let rows = writing
             .shares
@@ -416,7 +455,7 @@ impl Session {
             .map(|(_, rows)| rows.as_slice());
         let parts = writing
             .spread
-            .parts(writing.text, writing.slots, rows, time.as_deref());
+            .parts(writing.text, writing.slots, rows, &given);
         // The plan is of a text with the same template.
         let parts = parts.ok_or_else(reply::malformed)?;
         let mut heard = Heard::new(&writing.spread.what, parts.len());
@@ -461,6 +500,27 @@ impl Session {
         Ok(time)
     }
 
+    /// The values of defaults that are each row's own, drawn once for all copies.
+    async fn draw(&mut self, writing: &Writing<'_>) -> Result<Vec<Vec<Option<String>>>, Stop> {
+        let Some(sql) = writing.spread.draw(writing.text, writing.slots) else {
+            return Ok(Vec::new());
+        };
+        let (home, hold) = (self.snapshot.home, Hold::Bound);
+        let mut drawn = Vec::new();
+        for (shard, _) in &writing.shares.shards {
+            // The other sequences keep step, for statements that draw on each shard.
+            if *shard == home || writing.spread.fill.counts() {
+                let shard = *shard;
+                self.reach(Place { shard, hold }).await?;
+                let answer = self.ask(sql.as_bytes()).await??;
+                if shard == home {
+                    drawn = Fill::drawn(answer.as_deref().unwrap_or_default());
+                }
+            }
+        }
+        Ok(drawn)
+    }
+
     /// Asks the shards and hears their answers. One after the other: a statement that waits for another's rows holds none
     /// on shards behind, so that two of them never wait for each other on different shards, which no server would notice.
     /// Copies are locked, so that nobody else has any of them: all at once.
@@ -472,7 +532,7 @@ impl Session {
     ) -> Result<(), Stop> {
         let at_once = match heard.what {
             What::Copies(_) => parts.len(),
-            What::Rows(_) | What::Share(_) | What::Change => 1,
+            What::Rows(_) | What::Share(_) | What::Move(_) | What::Change => 1,
         };
         for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
             for (at, part) in some.iter().enumerate() {
@@ -497,6 +557,10 @@ impl Session {
                 "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
                 copies.quoted
             )),
+            What::Move(_) => writing.spread.lock.map(|table| keep_apart(table, true)),
+            What::Share(_) if writing.shares.shards.len() > 1 => {
+                writing.spread.lock.map(|table| keep_apart(table, false))
+            }
             What::Rows(_) | What::Share(_) | What::Change => None,
         };
         for (shard, _) in &writing.shares.shards {
@@ -677,29 +741,29 @@ impl Writing<'_> {
 
     /// A server's error as the client may see it: its position is that of a text which the client did not write.
     fn own_error(&self, body: &[u8]) -> Vec<u8> {
-        let whole = matches!(
-            self.spread.what,
-            What::Share(_) | What::Copies(_) | What::Change
-        );
-        let same = whole && self.spread.time == Time::NotAsked;
-        if same {
+        if self.spread.keeps_text() {
             return body.to_vec();
         }
-        let mut made = Vec::with_capacity(body.len());
-        let mut fields = Body::new(body);
-        while let Ok(code) = fields.byte() {
-            let Ok(text) = (if code == 0 { break } else { fields.cstr() }) else {
-                break;
-            };
-            if code != b'P' {
-                made.push(code);
-                made.extend_from_slice(text);
-                made.push(0);
-            }
-        }
-        made.push(0);
-        made
+        without_position(body)
     }
+}
+
+/// A server's error without the place in its text.
+fn without_position(body: &[u8]) -> Vec<u8> {
+    let mut made = Vec::with_capacity(body.len());
+    let mut fields = Body::new(body);
+    while let Ok(code) = fields.byte() {
+        let Ok(text) = (if code == 0 { break } else { fields.cstr() }) else {
+            break;
+        };
+        if code != b'P' {
+            made.push(code);
+            made.extend_from_slice(text);
+            made.push(0);
+        }
+    }
+    made.push(0);
+    made
 }
 
 /// Why the shards' answers are not the answer of one statement.

@@ -8,6 +8,7 @@
 mod parsing;
 mod renaming;
 mod running;
+mod spreading;
 
 pub(super) use parsing::{Execution, Meant};
 pub(super) use renaming::Renamed;
@@ -392,7 +393,7 @@ impl Session {
         if let Some(Target::Refused(why)) = prepared.statement().map(|statement| &statement.target)
             && prepared
                 .statement()
-                .is_some_and(|statement| statement.gather.is_none())
+                .is_some_and(|statement| !statement.may_use_several())
         {
             return Err(wording::unroutable(why).into());
         }

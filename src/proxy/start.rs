@@ -2,6 +2,7 @@
 
 use super::{
     Shared, cancel,
+    cursors::Cursors,
     database::Database,
     local::check_own,
     named::Named,
@@ -275,6 +276,7 @@ impl Session {
             parked: Vec::new(),
             fan: None,
             scattered: None,
+            cursors: Cursors::default(),
             copying: None,
             pinned: None,
             pools: Vec::new(),
@@ -297,6 +299,7 @@ impl Session {
             overridden: Overridden::new(),
             deferred: None,
             for_batch: false,
+            script: None,
             several: super::several::Several::default(),
             listening: None,
             welcoming: false,

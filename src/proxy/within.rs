@@ -11,15 +11,24 @@ use super::{
     place::Place,
     reply::session as reply,
     request::Stop,
-    session::{End, Phase, Session},
+    session::{End, Note, Phase, Session},
 };
 use crate::{
     catalog::shard::{ShardId, ShardSet},
     config::settings::PoolMode,
     plan::{StatementPlan, spread::Shares},
-    sql::statement::Access,
-    wire::backend::Status,
+    protocol::{
+        pipeline::{Origin, Request},
+        transaction::Deferred,
+    },
+    sql::statement::{Access, Effect},
+    wire::{
+        backend::Status,
+        frontend::{put, put_bare, put_bind, put_parse},
+    },
 };
+
+const BEGIN: &[u8] = b"BEGIN";
 
 /// What is set for a question is undone with this.
 pub(super) const MARK: &str = "SAVEPOINT shardway_read";
@@ -44,10 +53,68 @@ impl Session {
         };
         begun
             && self.phase != Phase::Answering
-            && self.pinned.is_none()
+            && !self.is_kept()
             && self.mode == PoolMode::Transaction
             && !self.snapshot.is_single()
             && self.database.unfit.load().is_none()
+    }
+
+    /// Whether the pipeline under way, which is on one shard, can become a transaction of ours that goes on to others.
+    pub(super) fn may_take_over(&self, statement: &StatementPlan) -> bool {
+        let begun = |link: &super::link::Link| {
+            link.hold >= Hold::Loose && link.status == Status::Idle && !link.opaque
+        };
+        statement.effect == Effect::None
+            && self.phase == Phase::Batch
+            && self.deferred.is_none()
+            && self.link.as_deref().is_some_and(begun)
+            // What was set in it would have to be told to the others.
+            && !self.parameters.in_transaction()
+            && self.begins_read_committed()
+            && !self.is_kept()
+            && self.mode == PoolMode::Transaction
+            && !self.snapshot.is_single()
+    }
+
+    /// What the pipeline has done becomes a transaction of ours, which its Sync commits: a BEGIN in a pipeline takes what
+    /// stands before it in.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub(super) async fn take_over(&mut self) -> Result<(), Stop> {
+        self.answer_pending().await?;
+        if self.skip {
+            return Ok(());
+        }
+        if let Some(link) = &mut self.link {
+            let out = link.lease.stream.out();
+            put_parse(out, b"", BEGIN, b"");
+            put_bind(out, b"", b"", &[0; 6]);
+            put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+            put_bare(out, b'S');
+            link.lease.unnamed = None;
+            for request in [
+                Request::Parse,
+                Request::Bind,
+                Request::Execute,
+                Request::Sync,
+            ] {
+                self.pipeline
+                    .asked(request, Origin::Injected, Note::Nothing);
+            }
+        }
+        self.settle().await?;
+        if self.skip || !self.is_within() {
+            return Ok(());
+        }
+        if let Some(link) = &mut self.link {
+            link.hold = Hold::Bound;
+            link.at_begin = link.lease.applied.clone();
+        }
+        self.parameters.begin();
+        self.several.begun(Some(Deferred::begin(BEGIN)));
+        self.for_batch = true;
+        Ok(())
     }
 
     /// Makes these shards part of the transaction, and their links work on one statement.

@@ -29,14 +29,34 @@ pub enum What {
         names: Vec<Name>,
         alter: Box<Alter>,
     },
+    /// LOCK of these tables, each of which may be elsewhere.
+    Locks(Locks),
     /// Relations that need not be tables: indexes, sequences, views. Servers know which of them have one.
     Relations(Vec<Name>),
+    /// A view of this name on every shard.
+    NewView(Name),
     /// The same on every shard: schemas, types, functions, views, rights on all tables.
     Everywhere,
     /// The same once on each server: roles.
     EveryServer,
     /// Not computed over shards.
     Unsupported,
+}
+
+/// LOCK TABLE.
+#[derive(Debug)]
+pub struct Locks {
+    pub tables: Vec<(Name, Children)>,
+    /// What stands behind the tables: `IN SHARE MODE NOWAIT`.
+    pub how: String,
+}
+
+/// Whether tables that inherit from one are meant too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Children {
+    Included,
+    /// ONLY.
+    Left,
 }
 
 /// CREATE TABLE.

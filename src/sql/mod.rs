@@ -3,6 +3,7 @@
 pub mod change;
 pub mod clauses;
 pub mod code;
+pub mod cursor;
 pub mod executions;
 pub mod functions;
 pub mod literal;

@@ -12,9 +12,11 @@
 mod change;
 mod expression;
 mod namings;
+mod sequence;
 mod utility;
 
 pub(in crate::sql) use namings::namings;
+pub use sequence::relation_name;
 
 use super::tree::{
     Alias, Body, Conflict, Cte, Delete, Depth, From, Insert, Into, Join, JoinKind, Kind, Literal,
@@ -79,6 +81,7 @@ fn statement(text: &str, raw: &nodes::RawStmt) -> Statement {
         functions: lower.functions,
         parameters: lower.parameters,
         settings: lower.settings,
+        numbers: lower.numbers,
         depth: lower.read,
     }
 }
@@ -88,6 +91,7 @@ struct Lower {
     functions: Vec<Name>,
     parameters: HashMap<u32, u32>,
     settings: SettingCalls,
+    numbers: Option<Name>,
     depth: usize,
     read: Depth,
 }
@@ -98,6 +102,7 @@ impl Default for Lower {
             functions: Vec::new(),
             parameters: HashMap::new(),
             settings: SettingCalls::None,
+            numbers: None,
             depth: 0,
             read: Depth::Whole,
         }
@@ -129,7 +134,10 @@ impl Lower {
         match node {
             Node::SelectStmt(select) => match self.set_config(select) {
                 Some(set) => set,
-                None => Kind::Query(self.query(select)),
+                None => {
+                    self.numbers = self.numbers.take().or_else(|| self.set_sequence(select));
+                    Kind::Query(self.query(select))
+                }
             },
             Node::InsertStmt(insert) => Kind::Insert(self.insert(insert)),
             Node::UpdateStmt(update) => Kind::Update(self.update(update)),

@@ -17,6 +17,8 @@ pub struct Statement {
     /// How often each parameter stands in it: its number, from 1, and the count.
     pub parameters: HashMap<u32, u32>,
     pub settings: SettingCalls,
+    /// The sequence that it sets, if it is a sole `SELECT setval(…)` of literals.
+    pub numbers: Option<Name>,
     pub depth: Depth,
 }
 

@@ -6,5 +6,7 @@ pub mod cancel_key;
 pub mod frame;
 pub mod frontend;
 pub mod notice;
+pub mod pgoutput;
+pub mod replication;
 pub mod startup;
 pub mod types;

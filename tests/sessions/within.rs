@@ -226,6 +226,99 @@ fn the_extended_protocol_reads_within_transactions_too() {
     stand.all_alike(&["select count(*) from t", "rollback", ROWS]);
 }
 
+/// All rows, which tell what a text has left.
+const LEFT: &str = "select id, n, price, note from t order by id";
+
+#[test]
+fn a_text_of_several_statements_is_one_transaction() {
+    let mut stand = stand("withintext");
+    for text in [
+        // One transaction that nobody has begun.
+        "insert into t values (3, 3), (103, 3), (203, 3); select count(*), sum(n) from t; select id from t order by id",
+        "update t set n = n + 1 where id = 1; update t set n = n + 1 where id = 201; select id, n from t order by id",
+        "select count(*) from t; select n, count(*) from t group by n order by n; select 1; ;",
+        "select 1; select n from t where id = 1; select n from t where id = 101;",
+        "set search_path = public; select count(*) from t; set time zone 'UTC'; select id from t order by id",
+        // An error stops the rest, and undoes it.
+        "insert into t values (4, 4), (104, 4); select sum(1 / n) from t; insert into t values (5)",
+        "insert into t values (4, 4), (104, 4); select nowhere from t; select 1",
+        "select 1; insert into t values (6, 6), (106, 6), (1, 1)",
+        "delete from t where n = 3; select count(*) from t where 1 / (n - n) = 1",
+        // BEGIN and COMMIT within.
+        "begin; insert into t values (7, 7), (107, 7); select count(*) from t; commit",
+        "insert into t values (8, 8), (108, 8); begin; insert into t values (208, 8); commit; select count(*) from t",
+        "insert into t values (9, 9), (109, 9); begin; insert into t values (209, 9); rollback; select count(*) from t",
+        "insert into t values (10, 1), (110, 1); commit; insert into t values (11, 1), (111, 1); select 1 / 0",
+        "insert into t values (12, 1), (112, 1); rollback; insert into t values (13, 1), (113, 1); select count(*) from t",
+        "begin; insert into t values (14, 1), (114, 1); commit; insert into t values (15, 1), (115, 1); select 1 / (n - n) from t",
+        "insert into t values (16, 1), (116, 1); savepoint a; select 1",
+        "insert into t values (16, 1), (116, 1); commit and chain",
+        "begin; insert into t values (16, 1), (116, 1); savepoint a; delete from t; select count(*) from t; rollback to a; select count(*) from t; commit",
+        "start transaction; delete from t where n = 1; select id from t order by id; rollback; select count(*) from t",
+    ] {
+        stand.all_alike(&[text, LEFT]);
+    }
+    // A text leaves its transaction open, or failed.
+    for text in [
+        "begin; update t set n = 0 where n is null; select count(*) from t",
+        "insert into t values (17, 1), (117, 1); begin; select count(*) from t",
+        "begin; insert into t values (18, 1), (118, 1); select sum(1 / n) from t; select 1",
+        "begin read only; select count(*) from t; insert into t values (19, 1), (119, 1)",
+    ] {
+        stand.all_alike(&[text, "select 1", "select count(*) from t", "rollback", LEFT]);
+        stand.all_alike(&[
+            "begin",
+            "update t set n = n where id = 1",
+            "select count(*) from t; select 2",
+        ]);
+        stand.all_alike(&["insert into t values (20, 1), (120, 1); select count(*) from t; rollback; select count(*) from t", LEFT]);
+        stand.all_alike(&[
+            "select 3; begin; delete from t; rollback; select count(*) from t",
+            LEFT,
+        ]);
+    }
+    stand.all_alike(&[
+        "begin",
+        "select 1 / 0",
+        "rollback; select count(*) from t; select id from t order by id",
+    ]);
+}
+
+#[test]
+fn a_text_is_told_done_when_it_is() {
+    let mut stand = stand("withincommit");
+    stand.all_alike(&["alter table part add unique (id, amount) deferrable initially deferred"]);
+    // What is checked at the commit fails before the last statement's answer.
+    stand.all_alike(&[
+        "select count(*) from t; insert into part values (1, 7, 5), (101, 7, 1)",
+        "select count(*) from t; insert into part values (1, 7, 5)",
+        "insert into part values (1, 7, 5); select count(*) from part; select id from t where id = 1",
+        "select id, at, amount from part order by id, at",
+    ]);
+    // Data of a COPY in the middle belongs to it.
+    let copied = batch()
+        .query(
+            "select count(*) from t; copy part from stdin; select count(*), sum(amount) from part",
+        )
+        .copy_data("1\t9\t9\n101\t9\t9\n")
+        .copy_data("201\t9\t9\n")
+        .bare(b'c');
+    stand.alike(&copied.0, 1);
+    let fails = batch()
+        .query("insert into t values (30, 1), (130, 1); copy part from stdin; select count(*) from part")
+        .copy_data("1\t10\t9\n101\tx\t9\n")
+        .bare(b'c');
+    let found = stand.sharded.ask(&fails.0);
+    assert_eq!(found[0], "C INSERT 0 2\\0");
+    assert!(found[2].starts_with("E ERROR 22P02"), "{found:?}");
+    stand.all_alike(&[LEFT, "select id, at, amount from part order by id, at"]);
+    // Another Query behind it waits.
+    let two = batch()
+        .query("insert into t values (31, 1), (131, 1); select count(*) from t")
+        .query("select count(*) from t; select id from t order by id");
+    stand.alike(&two.0, 2);
+}
+
 #[test]
 fn what_is_wrong_with_a_read_is_told_in_a_transaction_that_has_reached_no_shard() {
     let mut stand = stand("withinwrong");
@@ -243,4 +336,245 @@ fn what_is_wrong_with_a_read_is_told_in_a_transaction_that_has_reached_no_shard(
             "commit",
         ]);
     }
+}
+
+#[test]
+fn an_execute_over_several_shards_is_its_statement() {
+    let mut stand = stand("withinexecute");
+    stand.all_alike(&[
+        "prepare every as select count(*), sum(n) from t",
+        "prepare these(int, bigint) as select id, note from t where n = $1 and id > $2 order by id",
+        "prepare first as select id, price from t where price > $1 order by id limit $2",
+        "prepare joined(text) as select t.id, p.amount from t join part p on p.id = t.id where note = $1 order by 1, 2",
+        "prepare grow as update t set n = n + $1 where price > $2",
+        "prepare add(bigint, bigint, int) as insert into t (id, n) values ($1, $3), ($2, $3)",
+        "prepare gone as delete from t where n = $1 returning id",
+        "prepare flags(bool) as select count(*) from t where (n > 0) = $1",
+    ]);
+    for texts in [
+        &["select 1"][..],
+        &["begin", "update t set n = 7 where id = 101"],
+    ] {
+        stand.all_alike(texts);
+        stand.all_alike(&[
+            "execute every",
+            "execute these(1, 0)",
+            "execute these(1, '100')",
+            "execute first(1, 2)",
+            "execute first('0.5', 1)",
+            "execute joined('one')",
+            "execute joined(null)",
+            "execute flags('t')",
+        ]);
+    }
+    stand.all_alike(&[
+        "execute grow(1, 2)",
+        "execute add(5, 105, 40)",
+        "execute every",
+        "rollback",
+        "execute add(5, 105, 40); execute every; execute gone(40)",
+        "execute add(5, 105, 40)",
+        "begin; execute every; execute gone(40); execute every; rollback; execute every",
+        "execute these(1)",
+        "execute these('x', 1)",
+        "execute nobody(1)",
+        "execute add(1, 101, 1)",
+        "execute every",
+    ]);
+    // What PostgreSQL would not take is not bound.
+    stand.fails("execute flags(1)", "0A000");
+    stand.fails("execute these(1 + 1, 0)", "0A000");
+    stand.fails("execute joined(5::text)", "0A000");
+    // In the extended protocol, with statements of both.
+    let texts = batch()
+        .run("execute every", &[])
+        .run("execute these(1, 0)", &[])
+        .run("execute first(0.5, 3)", &[]);
+    assert!(
+        stand
+            .sharded
+            .ask(&texts.sync().0)
+            .concat()
+            .contains("0A000")
+    );
+    let texts = batch()
+        .parse(
+            "own",
+            "select n, count(*) from t where id > $1::int group by n order by n",
+        )
+        .describe("own")
+        .parse("x", "execute these(1, 0)")
+        .call("x", &[])
+        .run("execute every", &[])
+        .run("execute grow(1, 1)", &[])
+        .run("execute these(1, 0)", &[])
+        .sync();
+    stand.alike(&texts.0, 1);
+    stand.all_alike(&["execute own(100)", "execute own('100')", "execute every"]);
+    stand.alike(
+        &batch().call("x", &[]).run("execute own(1)", &[]).sync().0,
+        1,
+    );
+}
+
+/// What COPY gives, without the frames that it comes in.
+fn copied(lines: &[String]) -> (String, Vec<String>) {
+    let data = lines.iter().filter_map(|line| line.strip_prefix("d "));
+    let rest = lines.iter().filter(|line| !line.starts_with("d "));
+    (data.collect(), rest.cloned().collect())
+}
+
+#[test]
+fn the_copy_of_a_query_is_that_of_all_rows() {
+    let mut stand = stand("withincopy");
+    for texts in [
+        &["select 1"][..],
+        &["begin", "update t set note = 'mine' where id = 102"],
+    ] {
+        stand.all_alike(texts);
+        for query in READS {
+            for options in [
+                "",
+                " with (format csv)",
+                " (format csv, header, force_quote *)",
+                " (header true, null '-')",
+                " with binary",
+            ] {
+                let text = format!("copy ({query}) to stdout{options}");
+                let (expected, found) = (
+                    stand.whole.ask(&crate::client::query(&text)),
+                    stand.ask(&text),
+                );
+                if query.contains("join part") {
+                    // Merged by its order, which is no COPY's.
+                    assert!(found[0].starts_with("E ERROR 0A000"), "{text}: {found:?}");
+                    if texts.len() > 1 {
+                        stand.ask("rollback");
+                        stand.ask(texts[0]);
+                        stand.ask(texts[1]);
+                    }
+                    continue;
+                }
+                assert_eq!(copied(&found), copied(&expected), "{text}");
+                let run = batch().run(&text, &[]).sync();
+                let (expected, found) = (stand.whole.ask(&run.0), stand.sharded.ask(&run.0));
+                assert_eq!(copied(&found), copied(&expected), "{text}");
+            }
+        }
+        // In no order: the rows of all shards, one header and one trailer.
+        for options in [" (format csv, header)", " with (header)", ""] {
+            let text = format!(
+                "copy (select t.id, n, amount, note from t left join part p on p.id = t.id) to stdout{options}"
+            );
+            let all = |client: &mut crate::client::Client| {
+                let mut lines = client.ask(&crate::client::query(&text));
+                lines[1..].sort();
+                lines
+            };
+            assert_eq!(all(&mut stand.sharded), all(&mut stand.whole), "{text}");
+        }
+        let binary = "copy (select id, note from t where n > 0) to stdout with binary";
+        let size = |lines: &[String]| copied(lines).0.len();
+        let (expected, found) = (
+            stand.whole.ask(&crate::client::query(binary)),
+            stand.ask(binary),
+        );
+        assert_eq!(size(&found), size(&expected));
+        assert_eq!(found[0], expected[0]);
+        stand.all_alike(&["select count(*) from t"]);
+    }
+    for fails in [
+        "copy (select 1 / (n - n) from t order by 1) to stdout",
+        "copy (select nowhere from t) to stdout",
+        "copy (select count(*) from t group by) to stdout",
+    ] {
+        stand.all_alike(&["rollback", "begin", "savepoint a"]);
+        let (expected, found) = (
+            stand.whole.ask(&crate::client::query(fails)),
+            stand.ask(fails),
+        );
+        assert_eq!(found.last(), expected.last(), "{fails}: {found:?}");
+        stand.all_alike(&["rollback to a", "select count(*) from t", "commit"]);
+    }
+    stand.alike(
+        &crate::client::query("copy (select count(*) from t) to stdout; select count(*) from t"),
+        1,
+    );
+}
+
+#[test]
+fn a_pipeline_is_one_transaction_wherever_its_statements_run() {
+    let mut stand = stand("withinpipeline");
+    let insert = "insert into t (id, n) values ($1, 1)";
+    for pipeline in [
+        batch()
+            .run("select n from t where id = 1", &[])
+            .run(COUNT, &[])
+            .run(GROUPS, &[]),
+        batch()
+            .run(COUNT, &[])
+            .run(ROWS, &[])
+            .run(COUNT, &[])
+            .run("select 1", &[]),
+        batch()
+            .run(insert, &["3"])
+            .run(insert, &["103"])
+            .run(COUNT, &[])
+            .run(insert, &["203"]),
+        batch()
+            .run(insert, &["4"])
+            .run("update t set n = n + 1", &[])
+            .run(ROWS, &[]),
+        batch()
+            .run("select 1", &[])
+            .run(COUNT, &[])
+            .run(insert, &["5"])
+            .run(COUNT, &[]),
+        batch()
+            .parse("s", "select count(*) from t where n > $1::int")
+            .bind("a", "s", &["0"])
+            .bind("b", "s", &["1"])
+            .execute("b", 0)
+            .execute("a", 0),
+        // All of it is undone by an error at its end.
+        batch()
+            .run(insert, &["6"])
+            .run(insert, &["106"])
+            .run(insert, &["1"])
+            .run(COUNT, &[]),
+        batch()
+            .run(insert, &["7"])
+            .run(COUNT, &[])
+            .run(insert, &["101"]),
+        batch()
+            .run(insert, &["8"])
+            .run(insert, &["108"])
+            .run("select nowhere", &[]),
+    ] {
+        stand.alike(&pipeline.clone().sync().0, 1);
+        stand.all_alike(&[LEFT]);
+        // And what stands behind its Sync is another one.
+        stand.alike(
+            &batch()
+                .run(COUNT, &[])
+                .sync()
+                .run(COUNT, &[])
+                .run(COUNT, &[])
+                .sync()
+                .0,
+            2,
+        );
+    }
+    // In a transaction the pipeline is a part of it.
+    stand.all_alike(&["begin"]);
+    stand.alike(
+        &batch()
+            .run(insert, &["9"])
+            .run(insert, &["109"])
+            .run(COUNT, &[])
+            .sync()
+            .0,
+        1,
+    );
+    stand.all_alike(&["rollback", LEFT]);
 }

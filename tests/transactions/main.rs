@@ -13,6 +13,7 @@
 #[path = "../cluster/harness.rs"]
 mod harness;
 mod stage;
+mod tpcb;
 
 use harness::{Proxy, block_on};
 use stage::{Stage, Told, Victim};

@@ -11,7 +11,7 @@ use crate::{
     },
     sql::{
         statement::{Access, Effect, PinReason},
-        tree::{Copy, Filtered, Name},
+        tree::{Copy, Filtered, Kind, Name},
     },
 };
 
@@ -43,6 +43,11 @@ impl Planner<'_> {
                     Effect::Set { local: false, .. } => Effect::Pins(PinReason::Setting),
                     _ => effect,
                 };
+                let reads = matches!(query, Kind::Query(_)) && effect == Effect::CopyOut;
+                if reads && self.pinned.is_none() && self.context.utf8 {
+                    self.copy_out
+                        .set(CopyOut::new(copy, None, "").map(Box::new));
+                }
                 (effect, access, target)
             }
             (Some(table), None) => {
@@ -80,7 +85,7 @@ impl Planner<'_> {
                     });
                 }
                 if self.pinned.is_none() && self.context.utf8 {
-                    let found = CopyOut::new(copy, group, key);
+                    let found = CopyOut::new(copy, Some(group), key);
                     self.copy_out.set(found.map(Box::new));
                 }
                 self.one_shard_only(Unroutable::Copy { table: name })

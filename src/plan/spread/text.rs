@@ -3,7 +3,7 @@
 //! What must stay true: every row of VALUES stands in exactly one text, and nothing of a text is changed but the rows
 //! that are left out, the numbers of parameters, and the transaction's time.
 
-use super::{Asked, Spread, What};
+use super::{Asked, Spread, What, fill::Given};
 use crate::sql::{
     normalize::Slot,
     scan::{Kind, Piece, pieces},
@@ -26,29 +26,37 @@ pub struct Part {
 }
 
 /// A place in the text that reads otherwise for a shard.
-struct Edit {
-    place: Range<usize>,
-    new: String,
+pub(super) struct Edit {
+    pub(super) place: Range<usize>,
+    pub(super) new: String,
+}
+
+impl Edit {
+    pub(super) fn insert(at: usize, new: &str) -> Self {
+        Self {
+            place: at..at,
+            new: new.to_owned(),
+        }
+    }
 }
 
 /// What a statement consists of.
-struct Layout<'a> {
-    pieces: Vec<Piece<'a>>,
+pub(super) struct Layout<'a> {
+    pub(super) pieces: Vec<Piece<'a>>,
     /// Where the statement begins and ends, by piece.
-    from: usize,
-    to: usize,
+    pub(super) from: usize,
+    pub(super) to: usize,
 }
 
 impl Spread {
-    /// What each shard is sent, for its rows of VALUES. `time`: the transaction's, as text that PostgreSQL reads, if it is
-    /// asked for. `None`: the text is not that of such a statement.
+    /// What each shard is sent, for its rows of VALUES; `None`: the text is not that of such a statement.
     #[must_use]
     pub fn parts<'r>(
         &self,
         text: &str,
         slots: &[Slot],
         rows: impl Iterator<Item = &'r [u32]>,
-        time: Option<&str>,
+        given: &Given<'_>,
     ) -> Option<Vec<Part>> {
         if self.what == What::Change {
             let same = |_| Part {
@@ -58,13 +66,18 @@ impl Spread {
             return Some(rows.map(same).collect());
         }
         let layout = Layout::of(text, slots)?;
-        let times = || match self.time {
-            Time::Asked => layout.times(time?),
-            Time::NotAsked => Some(Vec::new()),
+        let times = || {
+            let mut edits = match self.time {
+                Time::Asked => layout.times(given.time?)?,
+                Time::NotAsked => Vec::new(),
+            };
+            edits.extend(self.fill.edits(&layout, given)?);
+            edits.sort_by_key(|edit| edit.place.start);
+            Some(edits)
         };
         let all = match self.what {
             What::Rows(count) => layout.rows().filter(|all| all.len() == count)?,
-            What::Share(_) | What::Copies(_) | What::Change => Vec::new(),
+            What::Share(_) | What::Copies(_) | What::Move(_) | What::Change => Vec::new(),
         };
         rows.map(|own| self.part(text, &layout, &all, own, times()?))
             .collect()
@@ -74,9 +87,12 @@ impl Spread {
     #[must_use]
     pub fn fits(&self, text: &str, slots: &[Slot]) -> bool {
         let whole = Layout::of(text, slots).is_some_and(|layout| layout.from == 0);
+        if let What::Move(moving) = &self.what {
+            return whole && moving.can_be_made(text, slots);
+        }
         whole
             && self
-                .parts(text, slots, std::iter::empty(), Some("epoch"))
+                .parts(text, slots, std::iter::empty(), &Given::TRIED)
                 .is_some()
     }
 
@@ -94,7 +110,9 @@ impl Spread {
             parameters: None,
         };
         match &self.what {
-            What::Share(_) | What::Change => Some(whole(edited(text, 0..end, &edits))),
+            What::Share(_) | What::Move(_) | What::Change => {
+                Some(whole(edited(text, 0..end, &edits)))
+            }
             What::Copies(copies) => {
                 let mut made = edited(text, 0..end, &edits);
                 let word = if layout.returning().is_some() {
@@ -132,12 +150,15 @@ impl Spread {
         let Some(slots) = own_slots(asked) else {
             return false;
         };
+        if let What::Move(moving) = &self.what {
+            return moving.can_be_made(asked.own, &slots);
+        }
         let rows: &[u32] = if matches!(self.what, What::Rows(_)) {
             &[0]
         } else {
             &[]
         };
-        self.parts(asked.own, &slots, std::iter::once(rows), Some("epoch"))
+        self.parts(asked.own, &slots, std::iter::once(rows), &Given::TRIED)
             .is_some()
     }
 }
@@ -203,7 +224,7 @@ fn fingerprint(alias: &str) -> String {
 }
 
 /// Literals of the statement itself, counted from where it begins.
-fn own_slots(asked: &Asked<'_>) -> Option<Vec<Slot>> {
+pub(super) fn own_slots(asked: &Asked<'_>) -> Option<Vec<Slot>> {
     let start = u32::try_from(asked.start).ok()?;
     let end = start + u32::try_from(asked.own.len()).ok()?;
     let inside = asked
@@ -221,7 +242,7 @@ fn own_slots(asked: &Asked<'_>) -> Option<Vec<Slot>> {
 }
 
 /// A piece of the text with what stands otherwise in it; edits are in order.
-fn edited(text: &str, range: Range<usize>, edits: &[Edit]) -> String {
+pub(super) fn edited(text: &str, range: Range<usize>, edits: &[Edit]) -> String {
     let mut made = String::with_capacity(range.len() + 16);
     Edits::new(text, edits).copy(range, &mut made);
     made
@@ -252,7 +273,7 @@ impl<'e> Edits<'e> {
 }
 
 impl<'a> Layout<'a> {
-    fn of(text: &'a str, slots: &[Slot]) -> Option<Self> {
+    pub(super) fn of(text: &'a str, slots: &[Slot]) -> Option<Self> {
         let pieces = pieces(text, slots)?;
         let begins =
             |piece: &Piece<'_>| piece.depth == 0 && BEGINNINGS.iter().any(|word| piece.is(word));
@@ -266,19 +287,19 @@ impl<'a> Layout<'a> {
         })
     }
 
-    fn end(&self) -> Option<usize> {
+    pub(super) fn end(&self) -> Option<usize> {
         Some(self.pieces.get(self.to - 1)?.end)
     }
 
     /// RETURNING of the statement itself, by piece.
-    fn returning(&self) -> Option<usize> {
+    pub(super) fn returning(&self) -> Option<usize> {
         (self.from..self.to)
             .rev()
             .find(|at| self.pieces[*at].depth == 0 && self.pieces[*at].is("returning"))
     }
 
     /// The rows of VALUES, each with its parentheses.
-    fn rows(&self) -> Option<Vec<Range<usize>>> {
+    pub(super) fn rows(&self) -> Option<Vec<Range<usize>>> {
         let at = |at: usize| self.pieces.get(at).filter(|_| at < self.to);
         let opens = |piece: &Piece<'_>| piece.depth == 0 && piece.is_sign("(");
         // A table may be called so, but not without a word before it that says that it is one.
@@ -341,58 +362,59 @@ impl<'a> Layout<'a> {
     }
 
     /// Where the transaction's time is asked for, and what stands there instead; `None`: not understood.
-    fn times(&self, time: &str) -> Option<Vec<Edit>> {
-        let moment = format!("'{time}'::pg_catalog.timestamptz");
-        let mut edits = Vec::new();
-        for at in self.from..self.to {
-            let piece = &self.pieces[at];
-            if piece.kind != Kind::Word {
-                continue;
-            }
-            let word = piece.text.to_ascii_lowercase();
-            let sign = |at: usize, sign: &str| {
-                self.pieces.get(at).is_some_and(|piece| piece.is_sign(sign))
-            };
-            if is_time(&word) && sign(at + 1, "(") {
-                if !sign(at + 2, ")") {
-                    return None;
-                }
-                let qualified = at >= 2 && sign(at - 1, ".");
-                if qualified && !self.pieces[at - 2].is("pg_catalog") {
-                    return None;
-                }
-                let start = if qualified { at - 2 } else { at };
-                edits.push(Edit {
-                    place: self.pieces[start].start..self.pieces[at + 2].end,
-                    new: format!("({moment})"),
-                });
-            } else if let Some((_, cast)) = WORDS.iter().find(|(known, _)| *known == word) {
-                if sign(at.wrapping_sub(1), ".") {
-                    return None;
-                }
-                let precise = sign(at + 1, "(")
-                    && self
-                        .pieces
-                        .get(at + 2)
-                        .is_some_and(|piece| piece.kind == Kind::Literal)
-                    && sign(at + 3, ")");
-                let (end, precision) = if precise {
-                    (at + 3, format!("({})", self.pieces[at + 2].text))
-                } else {
-                    (at, String::new())
-                };
-                edits.push(Edit {
-                    place: piece.start..self.pieces[end].end,
-                    new: format!("({moment}::pg_catalog.{cast}{precision})"),
-                });
-            }
-        }
-        Some(edits)
+    pub(super) fn times(&self, time: &str) -> Option<Vec<Edit>> {
+        at_time(&self.pieces[self.from..self.to], time)
     }
 }
 
+/// Where the transaction's time is asked for, and what stands there instead; `None`: not understood.
+pub(super) fn at_time(pieces: &[Piece<'_>], time: &str) -> Option<Vec<Edit>> {
+    let moment = format!("'{time}'::pg_catalog.timestamptz");
+    let mut edits = Vec::new();
+    for (at, piece) in pieces.iter().enumerate() {
+        if piece.kind != Kind::Word {
+            continue;
+        }
+        let word = piece.text.to_ascii_lowercase();
+        let sign = |at: usize, sign: &str| pieces.get(at).is_some_and(|piece| piece.is_sign(sign));
+        if is_time(&word) && sign(at + 1, "(") {
+            if !sign(at + 2, ")") {
+                return None;
+            }
+            let qualified = at >= 2 && sign(at - 1, ".");
+            if qualified && !pieces[at - 2].is("pg_catalog") {
+                return None;
+            }
+            let start = if qualified { at - 2 } else { at };
+            edits.push(Edit {
+                place: pieces[start].start..pieces[at + 2].end,
+                new: format!("({moment})"),
+            });
+        } else if let Some((_, cast)) = WORDS.iter().find(|(known, _)| *known == word) {
+            if sign(at.wrapping_sub(1), ".") {
+                return None;
+            }
+            let precise = sign(at + 1, "(")
+                && pieces
+                    .get(at + 2)
+                    .is_some_and(|piece| piece.kind == Kind::Literal)
+                && sign(at + 3, ")");
+            let (end, precision) = if precise {
+                (at + 3, format!("({})", pieces[at + 2].text))
+            } else {
+                (at, String::new())
+            };
+            edits.push(Edit {
+                place: piece.start..pieces[end].end,
+                new: format!("({moment}::pg_catalog.{cast}{precision})"),
+            });
+        }
+    }
+    Some(edits)
+}
+
 /// Words that begin a write.
-const BEGINNINGS: [&str; 4] = ["insert", "update", "delete", "with"];
+const BEGINNINGS: [&str; 5] = ["insert", "update", "delete", "merge", "with"];
 /// Times of the transaction that are keywords, and their types.
 const WORDS: [(&str, &str); 5] = [
     ("current_date", "date"),

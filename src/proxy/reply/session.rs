@@ -144,6 +144,76 @@ pub fn no_such_portal(portal: &[u8]) -> Notice {
     )
 }
 
+/// A cursor or portal that is not there.
+#[must_use]
+pub fn no_such_cursor(cursor: &[u8]) -> Notice {
+    error(
+        "34000",
+        format!("cursor \"{}\" does not exist", name(cursor)),
+    )
+}
+
+/// A name that a cursor or portal has already.
+#[must_use]
+pub fn cursor_exists(cursor: &[u8]) -> Notice {
+    error(
+        "42P03",
+        format!("cursor \"{}\" already exists", name(cursor)),
+    )
+}
+
+/// A cursor that was declared NO SCROLL and is to go back.
+#[must_use]
+pub fn only_forward() -> Notice {
+    Notice {
+        hint: Some("Declare it with SCROLL option to enable backward scan.".to_owned()),
+        ..error("55000", "cursor can only scan forward")
+    }
+}
+
+/// A cursor over several shards that is to go back.
+#[must_use]
+pub fn cursor_goes_back() -> Notice {
+    Notice {
+        detail: Some("Rows that the shards have given are not kept. (SW128)".to_owned()),
+        hint: Some("Fetch forward only, with NEXT, a count, FORWARD or ALL; or restrict the query to one shard by the shard key.".to_owned()),
+        ..error("0A000", "going back in a cursor over several shards is not supported")
+    }
+}
+
+/// A cursor over several shards that is to outlive its transaction.
+#[must_use]
+pub fn cursor_with_hold() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards, each of which would have to keep its part. (SW128)".to_owned()),
+        hint: Some("Read it within the transaction, without WITH HOLD; or restrict the query to one shard by the shard key.".to_owned()),
+        ..error("0A000", "a cursor WITH HOLD over several shards is not supported")
+    }
+}
+
+/// FETCH, MOVE or CLOSE of a cursor over several shards among other statements.
+#[must_use]
+pub fn cursor_among_others() -> Notice {
+    Notice {
+        detail: Some("Its rows come from several shards. (SW128)".to_owned()),
+        hint: Some("Send FETCH, MOVE and CLOSE in messages of their own.".to_owned()),
+        ..error(
+            "0A000",
+            "a command about a cursor over several shards together with other statements is not supported",
+        )
+    }
+}
+
+/// A cursor whose next rows have come already, in other formats than are asked for.
+#[must_use]
+pub fn cursor_in_other_formats() -> Notice {
+    Notice {
+        detail: Some("Rows that the shards have given already are in the formats that were asked for before. (SW128)".to_owned()),
+        hint: Some("Ask for all parts of a cursor in the same formats.".to_owned()),
+        ..error("0A000", "another format within a cursor over several shards is not supported")
+    }
+}
+
 /// A statement in a transaction that has failed.
 #[must_use]
 pub fn transaction_failed() -> Notice {
@@ -253,7 +323,7 @@ pub(in crate::proxy) fn second_shard(first: &str, second: &str, why: Stays) -> N
         ),
         Stays::Isolation => (
             "it promises one snapshot, and shards have each their own",
-            "Use READ COMMITTED, or keys of one shard.",
+            "Use READ COMMITTED, or keys of one shard; or SET shardway.read_consistency = 'per_shard' before BEGIN (pg_dump: PGOPTIONS='-c shardway.read_consistency=per_shard'), for one snapshot on each shard.",
         ),
         Stays::Kept => (
             "the session keeps its server connection",
@@ -342,18 +412,6 @@ pub fn role_over_several() -> Notice {
             "0A000",
             "a transaction over several shards cannot run as another role",
         )
-    }
-}
-
-/// FETCH, MOVE or CLOSE in a transaction that has declared cursors on two shards.
-#[must_use]
-pub fn cursors_over_several(first: &str, second: &str) -> Notice {
-    Notice {
-        detail: Some(format!(
-            "The transaction has declared cursors on shard \"{first}\" and on shard \"{second}\". (SW301)"
-        )),
-        hint: Some("Use cursors of one shard in a transaction.".to_owned()),
-        ..error("0A000", "cursors on several shards are not supported")
     }
 }
 
@@ -622,6 +680,39 @@ pub fn copies_differ(table: &str) -> Notice {
     }
 }
 
+/// What keeps the rows of a table from moving to another shard.
+#[must_use]
+pub fn rows_stay(table: &str, kind: &str, name: &str) -> Notice {
+    let why = match kind {
+        "trigger" => format!("Trigger \"{name}\" would see a deletion and an insertion instead of an update."),
+        "reference" => format!("Foreign key \"{name}\" references the rows, and would see them go."),
+        "rule" => format!("Rule \"{name}\" rewrites the statement."),
+        "policy" => "Row security applies to the table, and has other rules for a deletion and an insertion.".to_owned(),
+        _ => "It is no plain table, or has partitions or children.".to_owned(),
+    };
+    Notice {
+        detail: Some(format!("{why} (SW125)")),
+        hint: Some("Delete the rows, and insert them with their new shard key.".to_owned()),
+        ..error(
+            "0A000",
+            format!("rows of table \"{table}\" cannot be moved to another shard"),
+        )
+    }
+}
+
+/// A row is not what it was when it was found.
+#[must_use]
+pub fn row_changed() -> Notice {
+    Notice {
+        detail: Some("Its new shard key was another one a moment later. (SW108)".to_owned()),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error(
+            "40001",
+            "could not serialize access due to concurrent update",
+        )
+    }
+}
+
 /// What cannot stand behind a write to several shards in one pipeline.
 #[must_use]
 pub fn behind_a_write() -> Notice {
@@ -664,6 +755,21 @@ pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
     }
 }
 
+/// Locks in a transaction that has found the tables of one shard only, where others have more.
+#[must_use]
+pub(in crate::proxy) fn left_out(shard: &str, tables: &[String]) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Its catalogs are those of shard \"{shard}\", which lack: {}. (SW341)",
+            tables.join(", ")
+        )),
+        hint: Some(
+            "Dump each shard by itself: SET shardway.shard, or PGOPTIONS='-c shardway.shard=<shard>'; or keep all tables that are not sharded on one shard.".to_owned(),
+        ),
+        ..error("0A000", "a dump of all shards would lack tables")
+    }
+}
+
 /// A new table whose place only its CREATE TABLE says, which cannot be kept.
 #[must_use]
 pub fn place_not_kept(table: &str, why: &NotReady) -> Notice {
@@ -681,16 +787,6 @@ pub fn table_elsewhere(table: &str) -> Notice {
         detail: Some("Under that name there is a table that lives elsewhere, where others would go on to put rows until they know better. (SW131)".to_owned()),
         hint: Some("Drop or rename that table first, in a transaction of its own.".to_owned()),
         ..error("0A000", format!("relation \"{table}\" lives elsewhere"))
-    }
-}
-
-/// CREATE VIEW in a transaction, where unlisted tables live on one shard.
-#[must_use]
-pub fn view_within() -> Notice {
-    Notice {
-        detail: Some("Until it is committed, the view would be read like a table on the shard of unlisted tables. (SW101)".to_owned()),
-        hint: Some("Create the view outside of a transaction.".to_owned()),
-        ..error("0A000", "CREATE VIEW in a transaction is not supported over several shards with unlisted_tables")
     }
 }
 

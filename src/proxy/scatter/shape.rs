@@ -11,7 +11,10 @@ use super::{
 use crate::{
     merge::key::{Key, Kind},
     pool::backend as pool,
-    wire::{frame::Body, types::Oid},
+    wire::{
+        frame::Body,
+        types::{Format, Oid},
+    },
 };
 
 /// `FirstNormalObjectId` of transam.h: types below it are the same on every server.
@@ -118,6 +121,30 @@ impl Shape {
         };
         found.cloned()
     }
+}
+
+/// The formats of a RowDescription's columns.
+pub(in crate::proxy) fn formats_of(body: &[u8]) -> Vec<Format> {
+    let columns = columns(body).unwrap_or_default();
+    let binary = |column: &Column<'_>| column.bytes.ends_with(&[0, 1]);
+    let of = |column| {
+        if binary(column) {
+            Format::Binary
+        } else {
+            Format::Text
+        }
+    };
+    columns.iter().map(of).collect()
+}
+
+/// A RowDescription's body with other formats.
+pub(in crate::proxy) fn in_formats(body: &[u8], formats: &[Format]) -> Vec<u8> {
+    let mut made = body.get(..2).unwrap_or_default().to_vec();
+    for (column, format) in columns(body).unwrap_or_default().iter().zip(formats) {
+        made.extend_from_slice(&column.bytes[..column.bytes.len() - 2]);
+        made.extend_from_slice(&[0, u8::from(*format == Format::Binary)]);
+    }
+    made
 }
 
 /// The columns of a RowDescription's body.

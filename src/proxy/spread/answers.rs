@@ -119,7 +119,7 @@ pub(in crate::proxy) fn together(
     let mut written = match what {
         What::Copies(_) => copies(answers)?,
         What::Rows(_) | What::Share(_) => shares(answers, rows)?,
-        What::Change => Written::of_change(answers)?,
+        What::Change | What::Move(_) => Written::of_change(answers)?,
     };
     written.columns = match (what, columns) {
         (What::Copies(_), Some(columns)) => without_last_column(columns)?,
@@ -183,12 +183,26 @@ fn split_tag(tag: &[u8]) -> Option<(&[u8], u64)> {
 }
 
 impl Written {
-    /// All shards say the same of a schema change.
+    /// All shards say the same of a schema change; `setval` gives a row.
     fn of_change(answers: &[Answer]) -> Result<Self, Discord> {
-        let first = &answers[0].tag;
-        let same = answers[1..].iter().all(|other| other.tag == *first);
-        same.then(|| Self::of_command(first.clone()))
-            .ok_or(Discord::Malformed)
+        let first = &answers[0];
+        let alike = |other: &Answer| other.tag == first.tag && other.rows == first.rows;
+        let written = Self {
+            rows: first.rows().map(<[u8]>::to_vec).collect(),
+            ..Self::of_command(first.tag.clone())
+        };
+        let same = answers[1..].iter().all(alike);
+        same.then_some(written).ok_or(Discord::Malformed)
+    }
+
+    /// These rows, as described.
+    pub(super) fn of_rows(columns: Option<Vec<u8>>, rows: Vec<Vec<u8>>, tag: Vec<u8>) -> Self {
+        let rows = if columns.is_some() { rows } else { Vec::new() };
+        Self {
+            columns,
+            rows: rows.into(),
+            tag,
+        }
     }
 
     /// What a command without rows answers.
@@ -232,7 +246,7 @@ impl Written {
 }
 
 /// A DataRow without its last value, and that value.
-fn split_last(body: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+pub(super) fn split_last(body: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut values = Body::new(body);
     let count = values.u16().ok()?;
     for _ in 1..count {
@@ -246,7 +260,7 @@ fn split_last(body: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 }
 
 /// A RowDescription without its last column; `None`: it was the only one.
-fn without_last_column(body: &[u8]) -> Result<Option<Vec<u8>>, Discord> {
+pub(super) fn without_last_column(body: &[u8]) -> Result<Option<Vec<u8>>, Discord> {
     let mut columns = Body::new(body);
     let count = columns.u16().map_err(|_malformed| Discord::Malformed)?;
     for _ in 1..count {
@@ -261,7 +275,7 @@ fn without_last_column(body: &[u8]) -> Result<Option<Vec<u8>>, Discord> {
 }
 
 /// A column's name, type, modifier and format.
-fn column<'a>(columns: &mut Body<'a>) -> Option<(&'a [u8], u32, &'a [u8], u16)> {
+pub(super) fn column<'a>(columns: &mut Body<'a>) -> Option<(&'a [u8], u32, &'a [u8], u16)> {
     let name = columns.cstr().ok()?;
     let _table_and_number = columns.bytes(6).ok()?;
     let type_oid = columns.u32().ok()?;
@@ -273,7 +287,7 @@ fn column<'a>(columns: &mut Body<'a>) -> Option<(&'a [u8], u32, &'a [u8], u16)> 
 
 /// Whether two shards' rows are of the same columns. A database's own types may have other numbers on another shard,
 /// which only values in binary tell.
-fn are_alike(one: Option<&[u8]>, other: Option<&[u8]>) -> bool {
+pub(super) fn are_alike(one: Option<&[u8]>, other: Option<&[u8]>) -> bool {
     let (Some(one), Some(other)) = (one, other) else {
         return one.is_none() && other.is_none();
     };

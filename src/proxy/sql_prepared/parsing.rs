@@ -25,6 +25,14 @@ pub(in crate::proxy) struct Execution {
     renamed: Renamed,
 }
 
+impl Execution {
+    /// Whether several shards may be asked with it.
+    pub(in crate::proxy) fn may_use_several(&self) -> bool {
+        let statement = self.statement.statement();
+        statement.is_some_and(crate::plan::StatementPlan::may_use_several)
+    }
+}
+
 /// What a text that is parsed means.
 #[derive(Debug)]
 pub(in crate::proxy) struct Meant {

@@ -183,7 +183,7 @@ fn effect_of(inner: &Effect, within: Within) -> Option<Effect> {
 }
 
 /// The body of a Bind with these values as text.
-fn bound(arguments: &[Argument]) -> Vec<u8> {
+pub(super) fn bound(arguments: &[Argument]) -> Vec<u8> {
     let mut body = vec![0, 0, 0, 0];
     let count = u16::try_from(arguments.len()).unwrap_or(u16::MAX);
     body.extend_from_slice(&count.to_be_bytes());

@@ -3,7 +3,8 @@
 use super::{Lower, Node, NodeList, nodes, raw, relation};
 use crate::sql::{
     change::{
-        Alter, Block, Change, Column, Holds, Modifier, NewTable, Reference, Renamed, Unique, What,
+        Alter, Block, Change, Children, Column, Holds, Locks, Modifier, NewTable, Reference,
+        Renamed, Unique, What,
     },
     tree::Name,
 };
@@ -26,7 +27,7 @@ impl Lower {
             Node::IndexStmt(index) => self.index(index),
             Node::DropStmt(drop) => dropped(drop),
             Node::TruncateStmt(truncate) => of("TRUNCATE", tables(ranges(truncate.relations()))),
-            Node::LockStmt(lock) => of("LOCK TABLE", tables(ranges(lock.relations()))),
+            Node::LockStmt(lock) => of("LOCK TABLE", locked(lock)),
             Node::RenameStmt(rename) => of("RENAME", renamed(rename)),
             Node::VacuumStmt(vacuum) => vacuumed(vacuum),
             Node::ReindexStmt(reindex) => reindexed(reindex),
@@ -69,7 +70,10 @@ impl Lower {
                 ("CREATE STATISTICS", tables(ranges(statistics.relations())))
             }
             Node::AlterSeqStmt(sequence) => {
-                ("ALTER SEQUENCE", What::Relations(one(sequence.sequence())))
+                // Where the table is not, the sequence cannot be its own.
+                let owner = super::sequence::owner(sequence);
+                let of = owner.map_or_else(|| one(sequence.sequence()), |table| vec![table]);
+                ("ALTER SEQUENCE", What::Relations(of))
             }
             Node::CommentStmt(comment) => ("COMMENT", commented(comment)),
             Node::GrantStmt(grant) => ("GRANT or REVOKE", granted(grant)),
@@ -267,6 +271,41 @@ fn tables(names: Vec<Name>) -> What {
         names,
         alter: Box::default(),
     }
+}
+
+fn locked(lock: &nodes::LockStmt) -> What {
+    // Numbered from 1 in lockdefs.h.
+    const MODES: [&str; 8] = [
+        "ACCESS SHARE",
+        "ROW SHARE",
+        "ROW EXCLUSIVE",
+        "SHARE UPDATE EXCLUSIVE",
+        "SHARE",
+        "SHARE ROW EXCLUSIVE",
+        "EXCLUSIVE",
+        "ACCESS EXCLUSIVE",
+    ];
+    let number = usize::try_from(lock.mode).ok();
+    let mode = number.and_then(|number| MODES.get(number.checked_sub(1)?));
+    let Some(mode) = mode else {
+        return What::Unsupported;
+    };
+    let tables = lock.relations().into_iter().filter_map(|node| match node {
+        Node::RangeVar(table) => {
+            let children = if table.inh {
+                Children::Included
+            } else {
+                Children::Left
+            };
+            Some((relation(table).name, children))
+        }
+        _ => None,
+    });
+    let nowait = if lock.nowait { " NOWAIT" } else { "" };
+    What::Locks(Locks {
+        tables: tables.collect(),
+        how: format!("IN {mode} MODE{nowait}"),
+    })
 }
 
 fn one(table: Option<&nodes::RangeVar>) -> Vec<Name> {
@@ -478,7 +517,10 @@ fn everywhere(node: &Node<'_>) -> Option<Change> {
         }
         Node::CreateCastStmt(_) => ("CREATE CAST", What::Everywhere),
         Node::CreateSeqStmt(_) => ("CREATE SEQUENCE", What::Everywhere),
-        Node::ViewStmt(_) => ("CREATE VIEW", What::Everywhere),
+        Node::ViewStmt(create) => {
+            let view = create.view().map(|view| relation(view).name);
+            ("CREATE VIEW", view.map_or(What::Unsupported, What::NewView))
+        }
         Node::AlterDefaultPrivilegesStmt(_) => ("ALTER DEFAULT PRIVILEGES", What::Everywhere),
         Node::DropOwnedStmt(_) => ("DROP OWNED", What::Everywhere),
         Node::ReassignOwnedStmt(_) => ("REASSIGN OWNED", What::Everywhere),

@@ -174,21 +174,12 @@ impl Lower {
     }
 
     /// `SELECT set_config('…', '…', …)` and nothing else; or of the one row of `pg_settings` that is the setting's own, as
-    /// pgAdmin says it.
+    /// pgAdmin and pg_dump say it.
     pub(super) fn set_config(&self, select: &nodes::SelectStmt) -> Option<Kind> {
-        let bare = select.op == raw::SetOperation::SETOP_NONE
-            && select.target_list().len() == 1
-            && select.with_clause().is_none()
-            && select.into_clause().is_none()
-            && matches!(select.limit_count(), Node::None)
-            && matches!(select.limit_offset(), Node::None)
-            && matches!(select.having_clause(), Node::None)
-            && select.group_clause().is_empty()
-            && self.depth == 1;
-        if !bare {
+        if self.depth != 1 {
             return None;
         }
-        let Node::FuncCall(call) = select.target_list().into_iter().next()?.val() else {
+        let Node::FuncCall(call) = sole_target(select)? else {
             return None;
         };
         let name = function_name(call);
@@ -200,12 +191,9 @@ impl Lower {
             return None;
         }
         let mut arguments = call.args().iter();
-        let setting = text_of(arguments.next()?)?;
+        let setting = called_at_most_once(select, arguments.next()?)?;
         let value = text_of(arguments.next()?)?;
         let local = boolean_of(arguments.next()?)?;
-        if !called_once(select, &setting) {
-            return None;
-        }
         Some(Kind::SetConfig {
             name: setting.to_ascii_lowercase(),
             value,
@@ -214,12 +202,28 @@ impl Lower {
     }
 }
 
-/// Whether what is selected is computed for exactly one row: there is no FROM, or it is `pg_settings`, which shows each
-/// setting once, restricted to this one. Only for a setting that every server has and shows to everybody.
-fn called_once(select: &nodes::SelectStmt, setting: &str) -> bool {
+/// What is selected, if it is one value and nothing but FROM and WHERE stands behind it.
+pub(super) fn sole_target(select: &nodes::SelectStmt) -> Option<Node<'_>> {
+    let bare = select.op == raw::SetOperation::SETOP_NONE
+        && select.target_list().len() == 1
+        && select.with_clause().is_none()
+        && select.into_clause().is_none()
+        && matches!(select.limit_count(), Node::None)
+        && matches!(select.limit_offset(), Node::None)
+        && matches!(select.having_clause(), Node::None)
+        && select.group_clause().is_empty();
+    let target = select.target_list().into_iter().next()?;
+    bare.then(|| target.val())
+}
+
+/// The setting that is named, if what is selected is computed for one row at most: there is no FROM, or it is
+/// `pg_settings`, which shows each setting once, restricted to this one, which may be its column `name`. Where the server
+/// has no such row, the command's tag says that nothing was set.
+fn called_at_most_once(select: &nodes::SelectStmt, named: Node<'_>) -> Option<String> {
     let (from, condition) = (select.from_clause(), select.where_clause());
+    let setting = text_of(named);
     if from.is_empty() {
-        return matches!(condition, Node::None);
+        return setting.filter(|_| matches!(condition, Node::None));
     }
     let own_schema = |schema: Option<&str>| schema.is_none_or(|schema| schema == "pg_catalog");
     let of_settings = match from.get(0) {
@@ -236,14 +240,16 @@ fn called_once(select: &nodes::SelectStmt, setting: &str) -> bool {
         }
         _ => false,
     };
+    let is_name = |node: Node<'_>| matches!(node, Node::ColumnRef(column) if column_of(column).path == ["name"]);
     let Node::A_Expr(equality) = condition else {
-        return false;
+        return None;
     };
-    let of_itself = matches!(equality.kind, raw::A_Expr_Kind::AEXPR_OP)
+    let of_one = matches!(equality.kind, raw::A_Expr_Kind::AEXPR_OP)
         && operator_name(equality.name()) == Some("=")
-        && matches!(equality.lexpr(), Node::ColumnRef(column) if column_of(column).path == ["name"])
-        && text_of(equality.rexpr()).as_deref() == Some(setting);
-    from.len() == 1 && of_settings && of_itself && setting == "bytea_output"
+        && is_name(equality.lexpr());
+    let shown = text_of(equality.rexpr())?;
+    let named_so = is_name(named) || setting.as_deref() == Some(&shown);
+    (from.len() == 1 && of_settings && of_one && named_so).then_some(shown)
 }
 
 /// Nodes without anything below them.
@@ -383,7 +389,7 @@ fn comparison(name: &str) -> Option<Compare> {
     })
 }
 
-fn text_of(node: Node<'_>) -> Option<String> {
+pub(super) fn text_of(node: Node<'_>) -> Option<String> {
     match node {
         Node::A_Const(constant) => match constant.val() {
             Some(ConstValue::String(text)) => Some(text.to_owned()),

@@ -3,9 +3,10 @@
 use shardway_fuzz::targets;
 use std::{fs, path::Path};
 
-const TARGETS: [(&str, fn(&[u8])); 7] = [
+const TARGETS: [(&str, fn(&[u8])); 8] = [
     ("backend", targets::backend::check),
     ("certificate", targets::certificate::check),
+    ("changes", targets::changes::check),
     ("frames", targets::frames::check),
     ("lexer", targets::lexer::check),
     ("login", targets::login::check),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     catalog::group::GroupId,
-    plan::spread::Copies,
+    plan::spread::{Copies, Fill},
     sql::normalize::{Slots, Strings, normalize},
 };
 
@@ -20,10 +20,20 @@ fn slots(text: &str) -> Slots {
 
 fn made(what: What, text: &str, rows: &[u32]) -> Option<(String, Option<Vec<u16>>)> {
     let time = Time::Asked;
-    let time_told = Some("2026-01-02 03:04:05+00");
-    let part = Spread { what, time }
-        .parts(text, &slots(text), std::iter::once(rows), time_told)?
-        .remove(0);
+    let given = Given {
+        time: Some("2026-01-02 03:04:05+00"),
+        drawn: &[],
+    };
+    let fill = Fill::default();
+    let lock = None;
+    let part = Spread {
+        what,
+        time,
+        fill,
+        lock,
+    }
+    .parts(text, &slots(text), std::iter::once(rows), &given)?
+    .remove(0);
     Some((part.text, part.parameters))
 }
 

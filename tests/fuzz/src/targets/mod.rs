@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod certificate;
+pub mod changes;
 pub mod frames;
 pub mod lexer;
 pub mod login;

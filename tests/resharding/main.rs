@@ -1,0 +1,5 @@
+//! What resharding stands on: a server's changes, followed on real PostgreSQL.
+
+#![cfg(test)]
+
+mod streaming;
