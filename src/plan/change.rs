@@ -568,11 +568,15 @@ impl New {
         silent.collect()
     }
 
-    /// The same table, now that the primary key of one is known.
+    /// The primary key of one of them, which need not be its shard key.
     pub fn learn_key_of(&mut self, sql: &str, columns: &[String]) {
         for reference in &mut self.references {
             if reference.referenced.is_empty() && reference.sql == sql {
                 reference.referenced = columns.to_vec();
+                if columns.is_empty() {
+                    // It has none: PostgreSQL will say so.
+                    reference.referenced.push(String::new());
+                }
             }
         }
     }
@@ -584,9 +588,11 @@ impl New {
             let Some(Placement::Sharded { group, key_column }) = &reference.place else {
                 continue;
             };
-            // Without names it names the primary key, which need not be the shard key.
-            let mut names = reference.referenced.iter();
-            let at = names.position(|name| name == key_column);
+            let at = match reference.referenced.as_slice() {
+                // The primary key, as long as nobody was asked which that is.
+                [] if reference.columns.len() == 1 => Some(0),
+                names => names.iter().position(|name| name == key_column),
+            };
             let column = at.and_then(|at| reference.columns.get(at));
             found.extend(column.map(|column| (*group, column)));
         }

@@ -570,6 +570,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Give values for columns whose default is a time, a number of a sequence or random; compare the copies.",
     },
     Code {
+        code: "SW142",
+        sqlstate: "0A000",
+        title: "Behind a write to several shards",
+        meaning: "In a pipeline outside of a transaction, a command that is no read or write of rows follows a write to several shards, which is committed at the Sync.",
+        what_to_do: "Send Sync behind the write, or begin a transaction before it.",
+    },
+    Code {
         code: "SW151",
         sqlstate: "55000",
         title: "Table not seen yet",
@@ -603,13 +610,6 @@ pub const CODES: &[Code] = &[
         title: "Map differs",
         meaning: "The configuration says that keys of this group are on other shards than the map in shardway.map on the home shard says, by which other proxies write: rows would be written where nobody looks for them. Statements on the group's tables are refused by this proxy.",
         what_to_do: "shardway check --connect says what differs. Correct the configuration; or, if no row has to move, make it the map of all: shardway check --connect --accept-map prints the SQL.",
-    },
-    Code {
-        code: "SW142",
-        sqlstate: "0A000",
-        title: "Behind a write to several shards",
-        meaning: "In a pipeline outside of a transaction, a command that is no read or write of rows follows a write to several shards, which is committed at the Sync.",
-        what_to_do: "Send Sync behind the write, or begin a transaction before it.",
     },
     Code {
         code: "SW201",
