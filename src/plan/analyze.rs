@@ -103,11 +103,6 @@ pub fn analyze(
         pinned_as_said &= !matches!(&effect, Effect::Set { name, .. } | Effect::Reset(name) if name.starts_with("shardway."))
             && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
         let place = statement.start..statement.end;
-        if let Some(why) = planner.barred() {
-            let target = Target::Refused(Box::new(why));
-            plans.push(StatementPlan::new(place, effect, access, target));
-            continue;
-        }
         plans.push(planner.with_several(StatementPlan {
             names_transaction: !snapshot.is_single()
                 && (planner.leaves_time.get() || names_transaction(text, slots)),
@@ -444,6 +439,11 @@ impl Planner<'_> {
     /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
     /// which does not run by itself.
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
+        if let Some(why) = self.barred() {
+            let target = Target::Refused(Box::new(why));
+            let StatementPlan { start, end, .. } = plan;
+            return StatementPlan::new(start..end, plan.effect, plan.access, target);
+        }
         let kind = &self.statement.kind;
         StatementPlan {
             gather: self.gather.take().filter(|_| queries(kind)),
