@@ -151,7 +151,7 @@ impl Unroutable {
             Self::OverrideKey { .. } => "SW121",
             Self::PerShardObject { .. } => "SW125",
             Self::CannotHold { .. } => "SW131",
-            Self::MapDiffers { .. } => "SW155",
+            Self::MapDiffers { .. } => "SW165",
         }
     }
 

@@ -577,35 +577,35 @@ pub const CODES: &[Code] = &[
         what_to_do: "Send Sync behind the write, or begin a transaction before it.",
     },
     Code {
-        code: "SW151",
+        code: "SW161",
         sqlstate: "55000",
         title: "Table not seen yet",
         meaning: "The statement names a table that neither the configuration lists nor any server was seen to have, and not all servers could be asked about it just now. It is not taken for one of unlisted_tables, as it may belong elsewhere.",
         what_to_do: "Repeat the statement; if it goes on, see with shardway check --connect which server does not answer, or list the table in the configuration.",
     },
     Code {
-        code: "SW152",
+        code: "SW162",
         sqlstate: "55000",
         title: "Out of touch with the other proxies",
         meaning: "The home shard has not taken this proxy's heartbeat for six seconds, so that other proxies do not wait any more until it knows what they change. Tables that nothing lists are not used meanwhile: another proxy may have made one of that name that lives elsewhere. Listed tables are used as ever.",
         what_to_do: "Bring the home shard back, or list the table in the configuration.",
     },
     Code {
-        code: "SW153",
+        code: "SW163",
         sqlstate: "55000",
         title: "Schema change cannot be announced",
         meaning: "A schema change is announced to the other proxies on the home shard before it is committed, and the home shard cannot be reached. Nothing was changed.",
         what_to_do: "Repeat the command when the home shard is back.",
     },
     Code {
-        code: "SW154",
+        code: "SW164",
         sqlstate: "01000",
         title: "Schema change not taken over by all proxies",
         meaning: "A warning: the schema change is committed, and proxies that are alive have not taken it over within eight seconds, or the home shard could not be asked. Such a proxy does not rely on what it knew, until it has looked at the servers again.",
         what_to_do: "See with SHOW PROXIES in the console which proxy stays behind, and in its log why.",
     },
     Code {
-        code: "SW155",
+        code: "SW165",
         sqlstate: "55000",
         title: "Map differs",
         meaning: "The configuration says that keys of this group are on other shards than the map in shardway.map on the home shard says, by which other proxies write: rows would be written where nobody looks for them. Statements on the group's tables are refused by this proxy.",
@@ -873,7 +873,7 @@ mod tests {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
             ("SW101"..="SW121").contains(&code.code)
-                || matches!(code.code, "SW125" | "SW131" | "SW155")
+                || matches!(code.code, "SW125" | "SW131" | "SW165")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

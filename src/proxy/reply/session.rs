@@ -872,8 +872,8 @@ pub fn nothing_shown() -> Notice {
 #[must_use]
 pub fn table_not_seen() -> Notice {
     Notice {
-        detail: Some("No group or list has it, and no server was seen to have it: it may have been made just now and belong elsewhere, and not every server could be asked. (SW151)".to_owned()),
-        hint: super::code_named("SW151").map(|code| code.what_to_do.to_owned()),
+        detail: Some("No group or list has it, and no server was seen to have it: it may have been made just now and belong elsewhere, and not every server could be asked. (SW161)".to_owned()),
+        hint: super::code_named("SW161").map(|code| code.what_to_do.to_owned()),
         ..error("55000", "it is not known yet where a table of this statement lives")
     }
 }
@@ -882,8 +882,8 @@ pub fn table_not_seen() -> Notice {
 #[must_use]
 pub fn catalog_not_heard() -> Notice {
     Notice {
-        detail: Some("The home shard has not taken this proxy's heartbeat for some time: other proxies may have changed where a table lives that nothing lists. (SW152)".to_owned()),
-        hint: super::code_named("SW152").map(|code| code.what_to_do.to_owned()),
+        detail: Some("The home shard has not taken this proxy's heartbeat for some time: other proxies may have changed where a table lives that nothing lists. (SW162)".to_owned()),
+        hint: super::code_named("SW162").map(|code| code.what_to_do.to_owned()),
         ..error("55000", "it is not known for sure where a table of this statement lives")
     }
 }
@@ -893,9 +893,9 @@ pub fn catalog_not_heard() -> Notice {
 pub fn change_not_announced(why: &NotReady) -> Notice {
     Notice {
         detail: Some(format!(
-            "The other proxies cannot be told of it: {why}. Nothing was changed. (SW153)"
+            "The other proxies cannot be told of it: {why}. Nothing was changed. (SW163)"
         )),
-        hint: super::code_named("SW153").map(|code| code.what_to_do.to_owned()),
+        hint: super::code_named("SW163").map(|code| code.what_to_do.to_owned()),
         ..error("55000", "schema change needs the home shard")
     }
 }
@@ -917,8 +917,8 @@ pub fn change_not_taken_over(late: &[Late]) -> Notice {
         severity: "WARNING",
         sqlstate: "01000",
         message: "the schema change is done, and not all proxies have taken it over".to_owned(),
-        detail: Some(format!("{which} (SW154)")),
-        hint: super::code_named("SW154").map(|code| code.what_to_do.to_owned()),
+        detail: Some(format!("{which} (SW164)")),
+        hint: super::code_named("SW164").map(|code| code.what_to_do.to_owned()),
     }
 }
 
