@@ -13,10 +13,13 @@ use shardway::{
         hash::HashFunction,
         key::KeyType,
         shard::ShardId,
-        snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
+        snapshot::{Nature, Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::{
-        Context, Plan, Route, Target, Values, analyze::analyze, explain::describe, spread::Shares,
+        Context, Plan, Route, Target, Values,
+        analyze::{analyze, shown},
+        explain::describe,
+        spread::Shares,
         unroutable::Unroutable,
     },
     sql::{
@@ -339,10 +342,11 @@ fn shop() -> Snapshot {
                 columns,
                 sources: Vec::new(),
                 effects: effects(name),
+                nature: Nature::Table,
             },
         )
     });
-    Snapshot {
+    with_views(Snapshot {
         home: ShardId(2),
         groups,
         tables: tables.collect(),
@@ -351,7 +355,82 @@ fn shop() -> Snapshot {
             function("set_tenant", "SELECT set_config('app.tenant', $1, false)"),
         ]),
         ..Snapshot::new("app", SHARDS.map(str::to_owned).to_vec())
+    })
+}
+
+/// Views, as `pg_get_viewdef` writes them.
+fn with_views(mut snapshot: Snapshot) -> Snapshot {
+    for (name, definition) in [
+        (
+            "my_orders",
+            "SELECT orders.id, orders.customer_id AS customer, orders.total FROM public.orders",
+        ),
+        (
+            "bought",
+            "SELECT o.customer_id, i.what FROM public.orders o JOIN public.order_items i \
+             ON i.customer_id = o.customer_id AND i.order_id = o.id",
+        ),
+        (
+            "revenue",
+            "SELECT orders.customer_id, sum(orders.total) AS sum FROM public.orders GROUP BY orders.customer_id",
+        ),
+        (
+            "big",
+            "SELECT r.customer_id, m.id FROM public.revenue r JOIN public.my_orders m ON m.customer = r.customer_id \
+             WHERE r.sum > 100",
+        ),
+        ("titles", "SELECT orders.id FROM public.orders"),
+        (
+            "of_42",
+            "SELECT orders.id FROM public.orders WHERE orders.customer_id = 42",
+        ),
+        ("places", "SELECT countries.code FROM public.countries"),
+        ("old_settings", "SELECT settings.id FROM public.settings"),
+        (
+            "late",
+            "SELECT orders.customer_id FROM public.orders WHERE orders.due < now()",
+        ),
+        (
+            "priced",
+            "SELECT orders.customer_id, public.order_total(orders.id) AS order_total FROM public.orders",
+        ),
+        (
+            "totals",
+            "SELECT orders.id, sum(orders.total) AS sum FROM public.orders GROUP BY orders.id",
+        ),
+        ("over_totals", "SELECT totals.id FROM public.totals"),
+    ] {
+        let own = TableName {
+            schema: "public".to_owned(),
+            name: name.to_owned(),
+        };
+        let Some(shown) = shown(definition, &snapshot) else {
+            snapshot.others.insert(own, Other::View);
+            continue;
+        };
+        let list = definition.strip_prefix("SELECT ").unwrap_or_default();
+        let list = list.split(" FROM ").next().unwrap_or_default();
+        let columns = list.split(", ").map(|item| {
+            let name = item.rsplit([' ', '.']).next();
+            name.unwrap_or_default().to_owned()
+        });
+        let hazard = Hazard {
+            name: "_RETURN".to_owned(),
+            kind: HazardKind::View,
+            fired: Fired::WRITES,
+        };
+        let table = Table {
+            columns: columns.collect(),
+            effects: Effects {
+                hazards: vec![hazard],
+                ..Effects::default()
+            },
+            nature: shown.nature,
+            ..Table::unasked(shown.placement)
+        };
+        snapshot.tables.insert(own, table);
     }
+    snapshot
 }
 
 /// The plan of one text serves every text that has its template and agrees in its structural literals.

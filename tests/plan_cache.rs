@@ -7,7 +7,7 @@ use shardway::{
         hash::HashFunction,
         key::{Key, KeyType},
         shard::ShardId,
-        snapshot::{Placement, Snapshot, Table, TableName},
+        snapshot::{Nature, Placement, Snapshot, Table, TableName},
     },
     plan::{
         Context, StatementPlan, Values,
@@ -230,6 +230,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
         sources: Vec::new(),
         effects: Effects::default(),
+        nature: Nature::Table,
     };
     let tables = [
         ("customers", sharded(0, &["id", "name"])),
@@ -243,6 +244,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
                 columns: vec!["code".to_owned()],
                 sources: Vec::new(),
                 effects: Effects::default(),
+                nature: Nature::Table,
             },
         ),
     ];

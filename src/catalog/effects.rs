@@ -4,7 +4,10 @@
 //! What must stay true: a statement that sets off one of these is refused unless the configuration says that the
 //! object may act on each shard by itself (`per_shard`).
 
-use super::snapshot::TableName;
+use super::{
+    computed::{Computed, Sequence, Sought, Source},
+    snapshot::TableName,
+};
 
 /// What a table's own objects do, once the servers were asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +15,10 @@ pub struct Effects {
     pub hazards: Vec<Hazard>,
     /// Columns whose default gives no value twice, on whatever shard it is computed.
     pub fresh: Vec<String>,
+    /// Columns whose default is computed before a row has its shard.
+    pub computed: Vec<Computed>,
+    /// Identity columns that only OVERRIDING SYSTEM VALUE gives a value.
+    pub always: Vec<String>,
     /// Columns whose default another shard would compute to something else.
     pub varying: Vec<Varying>,
 }
@@ -51,6 +58,8 @@ pub enum HazardKind {
     Trigger,
     /// Rewrites the statement.
     Rule,
+    /// It is a view, and what a write through it would do is not known.
+    View,
     /// Row security that looks at other tables or calls functions.
     Policy,
     /// Unique, or excluding, over these columns, of which the key is none; an empty name: an expression.
@@ -90,6 +99,45 @@ impl Effects {
     #[must_use]
     pub fn of(&self, act: Act<'_>) -> Option<&Hazard> {
         self.hazards.iter().find(|hazard| self.fires(hazard, act))
+    }
+
+    /// Sequences that give a column which must be unique by itself: no shard knows whether another has a number already.
+    pub fn unchecked(&self) -> impl Iterator<Item = &TableName> {
+        let alone = |computed: &&Computed| {
+            self.hazards.iter().any(|hazard| {
+                matches!(&hazard.kind, HazardKind::Unique(columns) if columns.contains(&computed.column))
+            })
+        };
+        self.computed.iter().filter(alone).filter_map(|computed| {
+            if let Source::Sequence(Sequence {
+                name: Sought::Known(name),
+                ..
+            }) = &computed.by
+            {
+                Some(name)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The first object that new rows set off which have a value of their own for the columns `given`, and for `ours` one
+    /// that is never given twice.
+    #[must_use]
+    pub fn of_rows(&self, given: &[String], ours: &[String]) -> Option<&Hazard> {
+        let theirs: Vec<String> = given
+            .iter()
+            .filter(|column| !ours.contains(column))
+            .cloned()
+            .collect();
+        self.hazards.iter().find(|hazard| {
+            let given = if matches!(hazard.kind, HazardKind::Unique(_)) {
+                &theirs
+            } else {
+                given
+            };
+            self.fires(hazard, Act::Insert(given))
+        })
     }
 
     fn fires(&self, hazard: &Hazard, act: Act<'_>) -> bool {

@@ -4,9 +4,13 @@ use super::{
     code::Code,
     effects::Effects,
     group::{Group, GroupId},
+    oids::Oids,
     shard::{ShardId, ShardSet},
 };
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// The number of a catalog snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,10 +50,14 @@ pub struct Snapshot {
     pub unseen: Unseen,
     /// Groups whose keys are elsewhere, as other proxies say: their tables are not used.
     pub barred: Vec<GroupId>,
+    /// Sequences that count for tables of one shard, and on which.
+    pub sequences: HashMap<TableName, ShardId, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
     pub per_shard: Vec<ObjectName>,
     /// What the database's own functions may leave in a session.
     pub code: Code,
+    /// Which numbers of own types mean the same; `None`: those of all shards, or nobody was asked.
+    pub oids: Option<Arc<Oids>>,
 }
 
 /// A table's trigger, constraint, index, policy, rule or column; `*` stands for every name.
@@ -65,8 +73,37 @@ pub struct ObjectName {
 pub enum Other {
     /// With rows of its own.
     Table,
-    /// A view, a partition, an inheritance child: its rows are those of tables that may be elsewhere too.
+    /// A partition, an inheritance child, or a parent of such: its rows are also those of tables that may be elsewhere.
     Derived,
+    /// A view of which it is not known where its rows are.
+    View,
+}
+
+/// What a relation is whose place is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nature {
+    /// A table, or what the configuration lists as one.
+    #[default]
+    Table,
+    /// A partition or an inheritance child, which is where its parent is.
+    Child,
+    /// A view: every shard shows its part of it.
+    View,
+    /// A view that shows what is of the moment, of the session, of the server, or in an order: only of one shard.
+    ViewOfOneShard,
+    /// As above, and it calls functions that are not PostgreSQL's own.
+    ViewWithCode,
+}
+
+impl Nature {
+    /// Whether it has no rows of its own.
+    #[must_use]
+    pub fn is_view(self) -> bool {
+        match self {
+            Self::Table | Self::Child => false,
+            Self::View | Self::ViewOfOneShard | Self::ViewWithCode => true,
+        }
+    }
 }
 
 /// A table's name with its schema, both as the catalog stores them (case folded already).
@@ -86,6 +123,7 @@ pub struct Table {
     pub sources: Vec<String>,
     /// What its own triggers, constraints and defaults do, when the servers have been asked.
     pub effects: Effects,
+    pub nature: Nature,
 }
 
 /// Where a table's rows live.
@@ -126,6 +164,7 @@ impl Table {
             columns: Vec::new(),
             sources: Vec::new(),
             effects: Effects::default(),
+            nature: Nature::Table,
         }
     }
 }
@@ -149,8 +188,10 @@ impl Snapshot {
             effects_of_others: HashMap::default(),
             unseen: Unseen::Unlisted,
             barred: Vec::new(),
+            sequences: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,
+            oids: None,
         }
     }
 
@@ -198,6 +239,34 @@ impl Snapshot {
                 name: name.to_owned(),
             })
             .copied()
+    }
+
+    /// After a change that nobody has looked at: where rows of views are now is not known, and what a view or a child is
+    /// called. Names that are not known are not taken for tables that nothing lists any more.
+    pub fn forget_derived(&mut self, command: &str, tables: &[String]) {
+        let derived = self.tables.iter();
+        let derived = derived.filter(|(_, table)| table.nature != Nature::Table);
+        let mut touched = derived.filter(|(name, _)| tables.contains(&name.name));
+        // A view's, a schema's or a type's.
+        let renames = command == "RENAME" && tables.is_empty();
+        if !renames && !command.contains("VIEW") && touched.next().is_none() {
+            return;
+        }
+        let views = self.tables.iter();
+        let views = views.filter(|(_, table)| table.nature.is_view());
+        let views: Vec<TableName> = views.map(|(name, _)| name.clone()).collect();
+        for view in views {
+            self.tables.remove(&view);
+            self.others.insert(view, Other::View);
+        }
+        if let Unlisted::On(shard) = std::mem::replace(&mut self.unlisted, Unlisted::Error) {
+            let plain = self.others.iter();
+            let plain = plain.filter(|(_, other)| **other == Other::Table);
+            for (name, _) in plain {
+                let table = Table::unasked(Placement::Single(shard));
+                self.tables.insert(name.clone(), table);
+            }
+        }
     }
 
     /// Every shard.

@@ -105,6 +105,7 @@ fn read_database(
     let two_phase_retention = reader
         .duration(node, "two_phase_retention")
         .unwrap_or_default();
+    let sequence_block = reader.integer(node, "sequence_block").unwrap_or(1);
     Database {
         name: name.to_owned(),
         snapshot: Arc::new(snapshot),
@@ -113,6 +114,7 @@ fn read_database(
         control,
         auth_query,
         two_phase_retention,
+        sequence_block,
     }
 }
 

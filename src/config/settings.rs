@@ -125,6 +125,8 @@ pub struct Database {
     pub auth_query: Option<AuthQuery>,
     /// How long the decisions of transactions over several shards are kept.
     pub two_phase_retention: Duration,
+    /// How many numbers of a sequence are drawn at once.
+    pub sequence_block: usize,
 }
 
 /// How roles are looked up on the home shard, by the control role.

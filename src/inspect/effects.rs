@@ -5,6 +5,7 @@ use super::{code::pieces, connect::AskError};
 use crate::{
     catalog::{
         code::Piece,
+        computed::UuidVersion,
         effects::{Fired, Once, Varying},
         snapshot::TableName,
     },
@@ -27,6 +28,8 @@ pub struct Objects {
     pub actions: Vec<Action>,
     /// Columns that the server computes of others.
     pub generated: Vec<(TableName, String)>,
+    /// Identity columns that take no value of a client's.
+    pub always: Vec<(TableName, String)>,
     /// All code of the database, where triggers, rules or policies run it.
     pub code: Vec<Piece>,
 }
@@ -61,8 +64,10 @@ pub struct DefaultValue {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Made {
-    /// By a random UUID.
-    Random,
+    /// By a random UUID; the kind that Shardway can make, if any.
+    Random(Option<UuidVersion>),
+    /// By `shardway.next_id()`.
+    Id,
     /// By a sequence.
     Counted(Counter),
     /// By a function that is not PostgreSQL's own.
@@ -72,7 +77,9 @@ pub enum Made {
 /// The numbers that a sequence gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counter {
-    pub sequence: String,
+    pub sequence: TableName,
+    pub owner: String,
+    pub how: Counted,
     pub step: i64,
     pub start: i64,
     /// The last number given, when there was one and the role may know.
@@ -80,6 +87,16 @@ pub struct Counter {
     pub min: i64,
     pub max: i64,
     pub cycles: bool,
+}
+
+/// How a column takes its numbers from the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// As they come.
+    Plainly,
+    Identity,
+    /// Something is computed of them.
+    Within,
 }
 
 /// A foreign key that changes the referencing rows.
@@ -141,9 +158,10 @@ WHERE (i.indisunique OR i.indisexclusion) AND NOT ic.relispartition ORDER BY 1, 
 const DEFAULTS: &str = "\
 SELECT DISTINCT named.schema, named.name, a.attname::text, \
   coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), ''), a.attgenerated <> '', \
-  s.oid::pg_catalog.regclass::text, q.seqincrement, q.seqstart, q.seqmin, q.seqmax, q.seqcycle, \
+  sn.nspname::text, q.seqincrement, q.seqstart, q.seqmin, q.seqmax, q.seqcycle, \
   CASE WHEN s.oid IS NOT NULL AND pg_catalog.has_sequence_privilege(s.oid, 'SELECT,USAGE') \
-       THEN pg_catalog.pg_sequence_last_value(s.oid) END \
+       THEN pg_catalog.pg_sequence_last_value(s.oid) END, \
+  sc.relname::text, pg_catalog.pg_get_userbyid(sc.relowner)::text, a.attidentity::text \
 FROM pg_catalog.pg_attribute a JOIN named ON named.oid = a.attrelid \
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
 LEFT JOIN LATERAL (\
@@ -155,6 +173,7 @@ LEFT JOIN LATERAL (\
     AND p.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND p.refobjid = a.attrelid AND p.refobjsubid = a.attnum \
 ) s ON true \
 LEFT JOIN pg_catalog.pg_sequence q ON q.seqrelid = s.oid \
+LEFT JOIN pg_catalog.pg_class sc ON sc.oid = s.oid LEFT JOIN pg_catalog.pg_namespace sn ON sn.oid = sc.relnamespace \
 WHERE a.attnum > 0 AND NOT a.attisdropped AND (s.oid IS NOT NULL OR a.attgenerated <> '' \
   OR pg_catalog.pg_get_expr(d.adbin, d.adrelid) ~ '^(\\w+\\.)?(gen_random_uuid|uuidv4|uuidv7)\\(\\)$|nextval\\(' \
   OR EXISTS (SELECT FROM pg_catalog.pg_depend p WHERE p.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass \
@@ -185,13 +204,13 @@ FROM pg_catalog.pg_constraint k JOIN named parent ON parent.oid = k.confrelid JO
 WHERE k.contype = 'f' AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd')) ORDER BY 1, 2, 3, 4, 5";
 
 /// Defaults that give no value twice wherever they are computed.
-const RANDOM: [&str; 6] = [
-    "gen_random_uuid()",
-    "uuidv4()",
-    "uuidv7()",
-    "uuid_generate_v1()",
-    "uuid_generate_v1mc()",
-    "uuid_generate_v4()",
+const RANDOM: [(&str, Option<UuidVersion>); 6] = [
+    ("gen_random_uuid()", Some(UuidVersion::Random)),
+    ("uuidv4()", Some(UuidVersion::Random)),
+    ("uuidv7()", Some(UuidVersion::Ordered)),
+    ("uuid_generate_v1()", None),
+    ("uuid_generate_v1mc()", None),
+    ("uuid_generate_v4()", Some(UuidVersion::Random)),
 ];
 
 /// Asks for everything that tables outside of the system's own schemas set off.
@@ -221,6 +240,10 @@ pub(super) async fn objects(client: &Client) -> Result<Objects, AskError> {
         if row.try_get(4)? {
             found.generated.push((table, column));
         } else {
+            let identity: String = row.try_get(14)?;
+            if identity == "a" {
+                found.always.push((table.clone(), column.clone()));
+            }
             let made = made(&row)?;
             found.defaults.push(DefaultValue {
                 table,
@@ -280,14 +303,27 @@ fn trigger(row: &Row) -> Result<Trigger, AskError> {
 
 fn made(row: &Row) -> Result<Made, AskError> {
     let expression: String = row.try_get(3)?;
-    let sequence: Option<String> = row.try_get(5)?;
-    let Some(sequence) = sequence else {
+    let schema: Option<String> = row.try_get(5)?;
+    let Some(schema) = schema else {
         let plain = expression.rsplit('.').next().unwrap_or_default();
-        let random = RANDOM.contains(&plain);
-        return Ok(if random { Made::Random } else { Made::Computed });
+        return Ok(match RANDOM.iter().find(|(known, _)| *known == plain) {
+            Some((_, version)) => Made::Random(*version),
+            None if expression == "shardway.next_id()" => Made::Id,
+            None => Made::Computed,
+        });
     };
+    let identity: String = row.try_get(14)?;
     Ok(Made::Counted(Counter {
-        sequence,
+        sequence: TableName {
+            schema,
+            name: row.try_get(12)?,
+        },
+        owner: row.try_get(13)?,
+        how: match identity.as_str() {
+            "" if draws_plainly(&expression) => Counted::Plainly,
+            "" => Counted::Within,
+            _ => Counted::Identity,
+        },
         step: row.try_get(6)?,
         start: row.try_get(7)?,
         min: row.try_get(8)?,
@@ -295,6 +331,13 @@ fn made(row: &Row) -> Result<Made, AskError> {
         cycles: row.try_get(10)?,
         last: row.try_get(11)?,
     }))
+}
+
+/// Whether a default is a sequence's next number and nothing else.
+fn draws_plainly(expression: &str) -> bool {
+    let name = expression.strip_prefix("nextval('");
+    let name = name.and_then(|rest| rest.strip_suffix("'::regclass)"));
+    name.is_some_and(|name| !name.replace("''", "").contains('\''))
 }
 
 /// `None`: it is the same everywhere, or not known.

@@ -352,6 +352,7 @@ impl fmt::Display for Set<'_> {
                 f,
                 "rule {name} rewrites writes to {table}: they are refused"
             )?,
+            HazardKind::View => write!(f, "{table} is a view: writes through it are refused")?,
             HazardKind::Policy => write!(
                 f,
                 "policy {name} of {table} looks beyond its row: statements on it are refused"

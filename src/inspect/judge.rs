@@ -2,18 +2,20 @@
 
 use super::{
     columns::{Column, Derived},
-    effects::Objects,
+    effects::{Made, Objects},
     finding::{Contradiction, Difference, Finding},
     placements::Kept,
     reach::Reach,
     survey::{Observed, Survey},
+    views::{judge_families, other, place_children, place_views},
     weigh,
 };
 use crate::{
     catalog::{
-        effects::Effects,
+        effects::{Effects, Hazard, HazardKind},
         group::GroupId,
         key::KeyType,
+        oids::Oids,
         shard::ShardId,
         snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
@@ -21,7 +23,10 @@ use crate::{
         BPCHAR, BYTEA, DATE, INT2, INT4, INT8, NUMERIC, Oid, TEXT, TIMESTAMPTZ, UUID, VARCHAR,
     },
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 const VERSIONS: std::ops::Range<u32> = 140_000..190_000;
 /// The schema that Shardway keeps for itself.
@@ -84,12 +89,16 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
             None => contradicted.push(table),
         }
     }
+    place_children(snapshot, &observed);
     snapshot.others = others(snapshot, &observed);
     // Nobody knows where their rows are.
     let derived = contradicted
         .into_iter()
         .map(|table| (table, Other::Derived));
     snapshot.others.extend(derived);
+    snapshot.sequences = sequences(snapshot, survey);
+    judge_families(snapshot, &observed);
+    snapshot.oids = oids(snapshot, survey);
     for (name, effects) in effects(snapshot, survey) {
         match snapshot.tables.get_mut(&name) {
             Some(table) => table.effects = effects,
@@ -100,24 +109,30 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
         }
     }
     for (name, table) in &mut snapshot.tables {
-        let mut known: Option<&Vec<Column>> = None;
-        let mut agreed = true;
-        for columns in observed
-            .iter()
-            .filter_map(|observed| observed.tables.get(name))
-        {
-            agreed &= known.is_none_or(|known| difference(columns, known).is_none());
-            known = Some(columns);
-        }
-        table.columns = match known.filter(|_| agreed) {
-            Some(columns) => columns.iter().map(|column| column.name.clone()).collect(),
-            None => Vec::new(),
-        };
-        table.sources = match known.filter(|_| agreed) {
-            Some(columns) => columns.iter().map(Column::source).collect(),
-            None => Vec::new(),
-        };
+        (table.columns, table.sources) = columns_of(&observed, name).unwrap_or_default();
     }
+    if !snapshot.is_single() {
+        place_views(snapshot, &observed, |name| columns_of(&observed, name));
+    }
+}
+
+/// The names and sources of a relation's columns, where all shards that have it agree.
+fn columns_of(observed: &[&Observed], name: &TableName) -> Option<(Vec<String>, Vec<String>)> {
+    let mut all = observed.iter().filter_map(|shard| shard.tables.get(name));
+    let first = all.next()?;
+    let same = all.all(|columns| difference(columns, first).is_none());
+    let names = first.iter().map(|column| column.name.clone());
+    same.then(|| (names.collect(), first.iter().map(Column::source).collect()))
+}
+
+/// Which numbers of types mean the same, where the shards' differ.
+fn oids(snapshot: &Snapshot, survey: &Survey) -> Option<Arc<Oids>> {
+    if snapshot.is_single() {
+        return None;
+    }
+    let shards = survey.shards.iter();
+    let observed = shards.map(|shard| shard.as_ref().ok().map(|observed| &observed.oids));
+    Oids::of(&observed.collect::<Vec<_>>(), snapshot.home)
 }
 
 fn learn(snapshot: &mut Snapshot, table: TableName, placement: Placement) {
@@ -218,6 +233,35 @@ fn effects(snapshot: &Snapshot, survey: &Survey) -> Vec<(TableName, Effects)> {
     found
 }
 
+/// The sequences that count for tables of one shard, and on which.
+fn sequences(
+    snapshot: &Snapshot,
+    survey: &Survey,
+) -> HashMap<TableName, ShardId, foldhash::fast::RandomState> {
+    let mut found = HashMap::default();
+    for (answer, at) in survey.shards.iter().zip(0_u16..) {
+        for default in answer.iter().flat_map(|answer| &answer.objects.defaults) {
+            let shard = match snapshot.tables.get(&default.table) {
+                Some(Table {
+                    placement: Placement::Single(shard),
+                    ..
+                }) => Some(*shard),
+                Some(_) => None,
+                None => match snapshot.unlisted {
+                    Unlisted::On(shard) => Some(shard),
+                    Unlisted::Error => None,
+                },
+            };
+            if let (Some(ShardId(shard)), Made::Counted(counter)) = (shard, &default.made)
+                && shard == at
+            {
+                found.insert(counter.sequence.clone(), ShardId(shard));
+            }
+        }
+    }
+    found
+}
+
 /// What nothing lists, on any shard.
 fn others(
     snapshot: &Snapshot,
@@ -230,13 +274,9 @@ fn others(
             .keys()
             .filter(|table| !snapshot.tables.contains_key(*table))
         {
-            let kind = if shard.derived.contains_key(table) {
-                Other::Derived
-            } else {
-                Other::Table
-            };
+            let kind = other(shard.derived.get(table).copied());
             let known = others.entry(table.clone()).or_insert(kind);
-            if kind == Other::Derived {
+            if kind != Other::Table {
                 *known = kind;
             }
         }
@@ -303,7 +343,8 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
     complete(&mut complete_one, survey);
     judge_placements(&complete_one, survey, findings);
     let listed: BTreeMap<&TableName, &Table> = complete_one.tables.iter().collect();
-    for (name, table) in &listed {
+    let tables = || listed.iter().filter(|(_, table)| !table.nature.is_view());
+    for (name, table) in tables() {
         let mut first: Option<(&str, &Vec<Column>)> = None;
         for (at, answer) in survey.shards.iter().enumerate() {
             let (Ok(observed), Some(shard)) = (answer, snapshot.shards.get(at)) else {
@@ -345,13 +386,8 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
             }
         }
     }
-    for (name, table) in &listed {
-        for hazard in &table.effects.hazards {
-            findings.push(Finding::PerShard {
-                table: (*name).clone(),
-                hazard: hazard.clone(),
-            });
-        }
+    for (name, table) in tables() {
+        findings.extend(hazards(name, table));
     }
     if snapshot.unlisted == Unlisted::Error {
         let mut told = BTreeSet::new();
@@ -366,6 +402,23 @@ fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding
             }
         }
     }
+}
+
+/// What a table sets off on one shard alone. Defaults that a proxy computes are none: what it cannot compute is refused.
+fn hazards(name: &TableName, table: &Table) -> impl Iterator<Item = Finding> {
+    let Effects {
+        hazards, computed, ..
+    } = &table.effects;
+    let ours = |hazard: &&Hazard| {
+        let mut computed = computed.iter();
+        hazard.kind == HazardKind::Default
+            && computed.any(|computed| computed.column == hazard.name)
+    };
+    let left = hazards.iter().filter(move |hazard| !ours(hazard));
+    left.map(|hazard| Finding::PerShard {
+        table: name.clone(),
+        hazard: hazard.clone(),
+    })
 }
 
 fn lives_on(placement: &Placement, shard: usize) -> bool {
@@ -516,7 +569,7 @@ mod tests {
         let expected = [
             (true, None),
             (true, None),
-            (false, Some(Other::Derived)),
+            (false, Some(Other::View)),
             (false, Some(Other::Table)),
             (true, None),
         ];

@@ -6,10 +6,15 @@ use super::{
     effects::{Objects, objects},
     finding::Finding,
     judge::{complete, judge},
+    oids::oids,
     placements::{Kept, placements},
+    views::{View, parents, views},
 };
 use crate::{
-    catalog::snapshot::{Snapshot, TableName},
+    catalog::{
+        oids,
+        snapshot::{Snapshot, TableName},
+    },
     clock::Duration,
     config::settings::{Address, BackendProof, Credentials, Database, Settings},
 };
@@ -34,8 +39,13 @@ pub struct Observed {
     pub placements: BTreeMap<TableName, Kept>,
     /// Those of its tables that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
+    pub views: BTreeMap<TableName, View>,
+    /// Partitions and inheritance children, each with a parent of its.
+    pub parents: BTreeSet<(TableName, TableName)>,
     /// What its tables set off by themselves.
     pub objects: Objects,
+    /// The numbers of its own types and relations.
+    pub oids: oids::Observed,
     pub roles: BTreeSet<String>,
     /// Which of the roles asked about may not read which tables.
     pub unreadable: BTreeSet<(String, TableName)>,
@@ -114,7 +124,10 @@ async fn observe(
         bare: bare(&client).await?,
         placements: placements(&client).await?,
         derived: derived(&client).await?,
+        views: views(&client).await?,
+        parents: parents(&client).await?,
         objects: objects(&client).await?,
+        oids: oids(&client).await?,
         ..Observed::default()
     };
     if roles.is_empty() {

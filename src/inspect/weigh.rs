@@ -2,14 +2,17 @@
 //! Pure.
 
 use super::{
-    effects::{Action, Counter, DefaultValue, Made, Objects, Trigger},
+    effects::{Action, Counted, Counter, DefaultValue, Made, Objects, Trigger},
     reach::Reach,
     trigger::{Function, contained, repeats},
 };
 use crate::catalog::{
+    computed::{Computed, DrawnBy, Sequence, Sought, Source},
     effects::{Effects, Fired, Hazard, HazardKind},
+    key::KeyType,
     snapshot::{Placement, Snapshot, Table, TableName},
 };
+use std::collections::BTreeSet;
 
 /// The effects of a sharded table, of what every shard has.
 pub(super) fn effects(
@@ -29,20 +32,99 @@ pub(super) fn effects(
             found.hazards.extend(cascade(snapshot, action, key));
         }
     }
+    let key_type = match snapshot.tables.get(table).map(|table| &table.placement) {
+        Some(Placement::Sharded { group, .. }) => Some(snapshot.group(*group).key_type),
+        Some(Placement::Reference | Placement::Single(_)) | None => None,
+    };
     for (column, made) in defaults(shards, table) {
-        if made.iter().all(|made| matches!(made, Made::Random)) || disjoint(&made, shards.len()) {
-            found.fresh.push(column);
-        } else {
-            found.hazards.push(Hazard {
-                name: column,
-                kind: HazardKind::Default,
-                fired: Fired::INSERT,
-            });
+        let apart = made
+            .iter()
+            .all(|made| matches!(made, Made::Random(_) | Made::Id))
+            || disjoint(&made, shards.len());
+        let by = source(&made, shards.len())
+            .filter(|by| !counts_elsewhere(snapshot, by))
+            .filter(|by| (column == key || !apart) && (column != key || fits(by, key_type)));
+        let again = |made: &&Made| matches!(made, Made::Counted(counter) if counter.cycles);
+        if apart || by.is_some() && !made.iter().any(again) {
+            found.fresh.push(column.clone());
         }
+        if !apart {
+            found.add(&column, HazardKind::Default, Fired::INSERT);
+        }
+        found.computed.extend(by.map(|by| Computed { column, by }));
     }
+    found.always = always(shards, table);
     found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
+}
+
+/// Whether the sequence is that of a table on one shard, which is not the home shard.
+fn counts_elsewhere(snapshot: &Snapshot, by: &Source) -> bool {
+    let Source::Sequence(Sequence {
+        name: Sought::Known(name),
+        ..
+    }) = by
+    else {
+        return false;
+    };
+    let shard = snapshot.sequences.get(name);
+    shard.is_some_and(|shard| *shard != snapshot.home)
+}
+
+/// Whether such values are keys of this type.
+fn fits(by: &Source, key_type: Option<KeyType>) -> bool {
+    key_type
+        == Some(match by {
+            Source::Sequence(_) | Source::Id => KeyType::Bigint,
+            Source::Uuid(_) => KeyType::Uuid,
+            Source::Drawn(_) => return false,
+        })
+}
+
+/// What gives the values of a column that has the same default on every shard, where it can be computed before a row has
+/// its shard.
+fn source(made: &[&Made], shards: usize) -> Option<Source> {
+    let first = *made.first()?;
+    if made.len() < shards {
+        return None;
+    }
+    let named = |made: &Made| match made {
+        Made::Counted(counter) if counter.how != Counted::Within => {
+            Some((counter.sequence.clone(), counter.how))
+        }
+        Made::Counted(_) | Made::Random(_) | Made::Id | Made::Computed => None,
+    };
+    match first {
+        Made::Counted(counter) => {
+            let name = named(first)?;
+            let same = made
+                .iter()
+                .all(|other| named(other).as_ref() == Some(&name));
+            same.then(|| {
+                Source::Sequence(Sequence {
+                    name: Sought::Known(counter.sequence.clone()),
+                    drawn_by: match counter.how {
+                        Counted::Identity => DrawnBy::Owner(counter.owner.clone()),
+                        Counted::Plainly | Counted::Within => DrawnBy::Session,
+                    },
+                })
+            })
+        }
+        Made::Random(Some(version)) if made.iter().all(|other| *other == first) => {
+            Some(Source::Uuid(*version))
+        }
+        Made::Id if made.iter().all(|other| *other == first) => Some(Source::Id),
+        Made::Random(_) | Made::Id | Made::Computed => None,
+    }
+}
+
+/// The identity columns that take no value of a client's, on any shard.
+fn always(shards: &[&Objects], table: &TableName) -> Vec<String> {
+    let all = shards.iter().flat_map(|objects| &objects.always);
+    let own = all.filter(|(on, _)| on == table);
+    let columns: BTreeSet<&String> = own.map(|(_, column)| column).collect();
+    columns.into_iter().cloned().collect()
 }
 
 /// The effects of a table that one shard has, of what that shard has.
@@ -118,6 +200,11 @@ pub(super) fn effects_of_copies(
             }
         }
     }
+    for (column, made) in defaults(shards, table) {
+        let by = source(&made, shards.len()).filter(|by| !counts_elsewhere(snapshot, by));
+        found.computed.extend(by.map(|by| Computed { column, by }));
+    }
+    found.always = always(shards, table);
     found.varies(shards, table);
     settle(snapshot, table, &mut found);
     found
@@ -257,7 +344,7 @@ fn disjoint(made: &[&Made], shards: usize) -> bool {
         .iter()
         .filter_map(|made| match made {
             Made::Counted(counter) => Some(counter),
-            Made::Random | Made::Computed => None,
+            Made::Random(_) | Made::Id | Made::Computed => None,
         })
         .collect();
     made.len() == shards
@@ -312,7 +399,12 @@ mod tests {
 
     fn counter(step: i64, start: i64) -> Made {
         Made::Counted(Counter {
-            sequence: "s".to_owned(),
+            sequence: TableName {
+                schema: "public".to_owned(),
+                name: "s".to_owned(),
+            },
+            owner: "o".to_owned(),
+            how: Counted::Plainly,
             step,
             start,
             last: None,

@@ -10,11 +10,14 @@
 
 mod changing;
 mod copying;
+mod viewing;
+
+pub use viewing::{Shown, shown};
 
 use super::scope::Instance;
 use super::{
     Context, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
-    block::Analysis,
+    block::{Analysis, Moment, Place},
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
@@ -23,7 +26,12 @@ use super::{
     value::Reading,
 };
 use crate::{
-    catalog::{code::Code, group::GroupId, shard::ShardId, snapshot::Snapshot},
+    catalog::{
+        code::Code,
+        group::GroupId,
+        shard::ShardId,
+        snapshot::{Snapshot, TableName},
+    },
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
         code::{leaves_something, words},
@@ -37,7 +45,7 @@ use crate::{
     },
     wire::types::Oid,
 };
-use std::cell::Cell;
+use std::{borrow::Cow, cell::Cell};
 
 /// The plan of a text. `slots` are the literals of this very text.
 #[must_use]
@@ -68,22 +76,9 @@ pub fn analyze(
             .filter(|_| at == 0)
             .or(context.pinned.as_ref());
         let planner = Planner {
-            text,
             types,
-            slots,
-            context,
-            snapshot,
             pinned,
-            statement,
-            gather: Cell::default(),
-            spread: Cell::default(),
-            leaves_time: Cell::default(),
-            copy_in: Cell::default(),
-            copy_out: Cell::default(),
-            changes: Cell::default(),
-            combine: Cell::default(),
-            footing: Cell::default(),
-            barred: Cell::default(),
+            ..Planner::new(text, slots, context, snapshot, statement)
         };
         if planner.reads_literals() {
             structural.extend(literals_of(statement, slots));
@@ -104,8 +99,11 @@ pub fn analyze(
             && !matches!(effect, Effect::ResetAll | Effect::DiscardAll);
         let place = statement.start..statement.end;
         plans.push(planner.with_several(StatementPlan {
-            names_transaction: !snapshot.is_single()
-                && (planner.leaves_time.get() || names_transaction(text, slots)),
+            names_transaction: planner.momentary.get()
+                || (!snapshot.is_single()
+                    && (planner.leaves_time.get() || names_transaction(text, slots))),
+            shows_oids: snapshot.oids.is_some()
+                && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             footing: planner.footing(),
             ..StatementPlan::new(place, effect, access, target)
@@ -178,6 +176,21 @@ fn queries(kind: &Kind) -> bool {
     matches!(kind, Kind::Query(_))
 }
 
+/// Whether a function is about the session's numbers of sequences.
+fn draws_or_asks(name: &str) -> bool {
+    matches!(name, "nextval" | "currval" | "lastval")
+}
+
+/// Whether it is one of the functions for everybody in Shardway's own schema.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "next_id" | "currval" | "lastval")
+}
+
+/// Whether a function of PostgreSQL's own begins something in its session.
+fn seeds(name: &str) -> bool {
+    matches!(name, "setseed" | "pg_replication_origin_session_setup")
+}
+
 /// Whether a statement names tables or functions.
 fn depends_on_settings(kind: &Kind) -> bool {
     matches!(
@@ -242,24 +255,7 @@ fn of_another_encoding(
     };
     let statements = parse::parse(&read).ok()?;
     let plans = statements.iter().map(|statement| {
-        let planner = Planner {
-            text: read.as_bytes(),
-            types: &[],
-            slots: &[],
-            context,
-            snapshot,
-            pinned: None,
-            statement,
-            gather: Cell::default(),
-            spread: Cell::default(),
-            leaves_time: Cell::default(),
-            copy_in: Cell::default(),
-            copy_out: Cell::default(),
-            changes: Cell::default(),
-            combine: Cell::default(),
-            footing: Cell::default(),
-            barred: Cell::default(),
-        };
+        let planner = Planner::new(read.as_bytes(), &[], context, snapshot, statement);
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
         let numbers = planner.numbers(&mut effect);
@@ -269,6 +265,7 @@ fn of_another_encoding(
             effect,
             access,
             names_transaction: names_transaction(read.as_bytes(), &[]),
+            shows_oids: false,
             target,
             footing: Footing::Sure,
             numbers,
@@ -278,6 +275,7 @@ fn of_another_encoding(
             copy_out: None,
             changes: None,
             combine: None,
+            computes: None,
         }
     });
     Some(Plan {
@@ -340,6 +338,7 @@ fn whole(
         },
         access: Access::Write,
         names_transaction: true,
+        shows_oids: false,
         target,
         footing: Footing::Sure,
         numbers: Numbers::MayAsk,
@@ -349,6 +348,7 @@ fn whole(
         copy_out: None,
         changes: None,
         combine: None,
+        computes: None,
     };
     Plan {
         statements: vec![statement],
@@ -379,6 +379,10 @@ struct Planner<'a> {
     combine: Cell<Option<Box<Combine>>>,
     footing: Cell<Footing>,
     barred: Cell<Option<GroupId>>,
+    /// What an INSERT leaves to be computed.
+    computes: Cell<Option<Box<super::defaults::Computes>>>,
+    /// Whether it reads a view that shows what is of the moment.
+    momentary: Cell<bool>,
 }
 
 /// What the functions of a statement do.
@@ -392,6 +396,14 @@ struct Calls {
     /// May leave something in the session.
     leaves: Option<String>,
     sequence: Option<Draw>,
+    ids: Ids,
+}
+
+/// Whether `shardway.next_id()` is called, which every shard answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ids {
+    NotAsked,
+    Asked,
 }
 
 /// What is asked of a sequence by its function.
@@ -425,6 +437,7 @@ impl Calls {
             channels,
             leaves,
             sequence,
+            ids: _,
         } = self;
         let named = [one_shard, runs_sql, unknown, leaves];
         home.is_none()
@@ -435,7 +448,36 @@ impl Calls {
     }
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(
+        text: &'a [u8],
+        slots: &'a [Slot],
+        context: &'a Context,
+        snapshot: &'a Snapshot,
+        statement: &'a Statement,
+    ) -> Self {
+        Self {
+            footing: Cell::default(),
+            barred: Cell::default(),
+            text,
+            types: &[],
+            slots,
+            context,
+            snapshot,
+            pinned: None,
+            statement,
+            gather: Cell::default(),
+            spread: Cell::default(),
+            leaves_time: Cell::default(),
+            copy_in: Cell::default(),
+            copy_out: Cell::default(),
+            changes: Cell::default(),
+            combine: Cell::default(),
+            computes: Cell::default(),
+            momentary: Cell::default(),
+        }
+    }
+
     /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
     /// which does not run by itself.
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
@@ -452,6 +494,10 @@ impl Planner<'_> {
             copy_out: self.copy_out.take(),
             changes: self.changes.take(),
             combine: self.combine.take().filter(|_| queries(kind)),
+            computes: self
+                .computes
+                .take()
+                .filter(|_| matches!(kind, Kind::Insert(_))),
             ..plan
         }
     }
@@ -462,7 +508,7 @@ impl Planner<'_> {
             self.statement.kind,
             Kind::Query(_) | Kind::Insert(_) | Kind::Update(_) | Kind::Delete(_) | Kind::Merge(_)
         );
-        !query || self.statement.settings != SettingCalls::None
+        !query || self.statement.settings != SettingCalls::None || self.draws()
     }
 
     fn plan(&self, kind: &Kind) -> (Effect, Access, Target) {
@@ -657,6 +703,7 @@ impl Planner<'_> {
                 gather: self.gather.take(),
                 combine: self.combine.take(),
                 spread: self.spread.take(),
+                computes: self.computes.take(),
                 ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
@@ -699,20 +746,32 @@ impl Planner<'_> {
         let pins = analysis.pins();
         self.rests_on(&analysis);
         analysis.refuse_shared_parameters(&self.statement.parameters, self.types);
-        let opaque = calls.one_shard.is_some() || calls.unknown.is_some();
+        let opaque = calls.one_shard.is_some()
+            || calls.unknown.is_some()
+            || calls.sequence.is_some()
+            || calls.ids == Ids::Asked;
         let access = if analysis.writes
             || opaque
             || calls.home.is_some()
             || calls.large_objects
+            || analysis.moment != Moment::Any
             || names_transaction(self.text, self.slots)
         {
             Access::Write
         } else {
             Access::Read
         };
-        let effect = self.effect(kind, &calls);
+        let effect = match self.effect(kind, &calls) {
+            Effect::None if analysis.moment == Moment::OfCode => Effect::Opaque,
+            effect => effect,
+        };
+        if matches!(effect, Effect::None | Effect::Draws | Effect::Opaque) {
+            self.computes.set(self.computed(kind, &analysis));
+        }
         self.leaves_time.set(spread::leaves_time(kind, &analysis));
-        if effect == Effect::None {
+        let momentary = analysis.moment != Moment::Any;
+        self.momentary.set(momentary);
+        if effect == Effect::None && !momentary {
             self.gather.set(self.gathered(kind, &analysis, &calls));
             self.combine.set(self.combined(kind, &analysis, &calls));
             self.spread
@@ -754,6 +813,38 @@ impl Planner<'_> {
             _ if self.snapshot.is_single() => Footing::Sure,
             Some(Override::Key(_)) | None => self.footing.get(),
         }
+    }
+
+    /// What an INSERT leaves to defaults that must be computed before its rows have their shards.
+    fn computed(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+    ) -> Option<Box<super::defaults::Computes>> {
+        let Kind::Insert(insert) = kind else {
+            return None;
+        };
+        let fits = self.pinned.is_none()
+            && self.context.computed.is_empty()
+            && self.context.utf8
+            && self.context.standard_conforming_strings
+            && self.statement.depth == Depth::Whole
+            && !self.snapshot.is_single();
+        let (table, key) = match analysis.place(&insert.table.name) {
+            Place::Sharded { table, key, .. } => (table, Some(key)),
+            Place::Reference(table) => (table, None),
+            Place::Single(_) | Place::Catalog | Place::Unknown => return None,
+        };
+        let first = table.columns.first().map(String::as_str);
+        let into = super::defaults::Into {
+            effects: &table.effects,
+            key,
+            first: first.filter(|first| Some(*first) == key),
+            path: &self.context.search_path,
+        };
+        let slots = self.own_slots();
+        let found = || super::defaults::Computes::find(insert, self.own_text(), &slots, &into);
+        fits.then(found).flatten().map(Box::new)
     }
 
     /// How the answers of several shards are put together, when each gives its part of the whole.
@@ -915,13 +1006,23 @@ impl Planner<'_> {
             let schema = function.schema.as_deref();
             let own = match schema {
                 Some("information_schema") => true,
+                Some("shardway") if is_ours(&function.name) => true,
                 None | Some("pg_catalog") => classify(&function.name) != Class::Unknown,
                 Some(_) => false,
             };
             !own && self.function_leaves(&function.name, false)
         };
-        let asks = self.snapshot.code.asks_in(self.own_text())
-            || self.statement.functions.iter().any(unknown);
+        // Functions of ours have the names of those that ask, and do not.
+        let text = self.own_text();
+        let text = ["shardway.currval(", "shardway.lastval("].iter().fold(
+            Cow::Borrowed(text),
+            |text, ours| match text.contains(ours) {
+                true => Cow::Owned(text.replace(ours, "(")),
+                false => text,
+            },
+        );
+        let asks =
+            self.snapshot.code.asks_in(&text) || self.statement.functions.iter().any(unknown);
         if !asks {
             return Numbers::Apart;
         }
@@ -976,6 +1077,7 @@ impl Planner<'_> {
             channels: Channels::Apart,
             leaves: None,
             sequence: None,
+            ids: Ids::NotAsked,
         };
         let (mut asks, mut notifies, mut others) = (false, false, false);
         let shadowed = self
@@ -989,6 +1091,12 @@ impl Planner<'_> {
             let class = match function.schema.as_deref() {
                 Some("pg_catalog") => classify(&function.name),
                 None if !shadowed => classify(&function.name),
+                Some("shardway") if is_ours(&function.name) => {
+                    if function.name == "next_id" {
+                        calls.ids = Ids::Asked;
+                    }
+                    Class::Plain
+                }
                 Some("information_schema") if SCHEMA_VIEWS.contains(&function.name.as_str()) => {
                     Class::Plain
                 }
@@ -1004,6 +1112,8 @@ impl Planner<'_> {
                 Class::Home(Keeps::Nothing) => calls.home = calls.home.or(Some(Keeps::Nothing)),
                 Class::Home(Keeps::SessionLock) => calls.home = Some(Keeps::SessionLock),
                 Class::LargeObject => calls.large_objects = true,
+                // Where its sequence is, or where the session is.
+                Class::OneShard if draws_or_asks(&function.name) => {}
                 Class::OneShard => calls.one_shard = calls.one_shard.or_else(name),
                 Class::RunsSql => calls.runs_sql = calls.runs_sql.or_else(name),
                 Class::Unknown => calls.unknown = calls.unknown.or_else(name),
@@ -1015,11 +1125,7 @@ impl Planner<'_> {
                 "nextval" => calls.sequence = calls.sequence.or(Some(Draw::Next)),
                 _ => {}
             }
-            let seeds = matches!(
-                function.name.as_str(),
-                "setseed" | "pg_replication_origin_session_setup"
-            );
-            if seeds && class != Class::Unknown {
+            if seeds(&function.name) && class != Class::Unknown {
                 calls.leaves = calls.leaves.or_else(name);
             }
             if class == Class::Unknown && self.function_leaves(&function.name, builtin) {
@@ -1061,9 +1167,17 @@ impl Planner<'_> {
         }
         // Each shard has its own numbers; those of a table on one shard are that shard's.
         if let (false, Some(name)) = (pins.is_empty(), &calls.one_shard)
-            && matches!(name.as_str(), "nextval" | "setval")
+            && name == "setval"
         {
             analysis.refuse(Unroutable::Function { name: name.clone() });
+        }
+        if self.draws() && (!pins.is_empty() || analysis.fixed.is_empty()) {
+            match self.home_of_numbers().filter(|_| !placed) {
+                Some(fixed) => analysis.fixed.push(fixed),
+                None => analysis.refuse(Unroutable::Function {
+                    name: "nextval".to_owned(),
+                }),
+            }
         }
         if let Some(name) = calls
             .leaves
@@ -1086,6 +1200,75 @@ impl Planner<'_> {
         }
         let needed = fixed.into_iter().chain(analysis.fixed).collect();
         self.settle(needed, pins)
+    }
+
+    /// Whether it draws from a sequence in its own words.
+    fn draws(&self) -> bool {
+        let mut functions = self.statement.functions.iter();
+        functions.any(|function| {
+            let own = function
+                .schema
+                .as_deref()
+                .is_none_or(|schema| schema == "pg_catalog");
+            own && function.name == "nextval"
+        })
+    }
+
+    /// The shard whose sequences count for all: the home shard, but for those of a table on another. `None`: not known.
+    fn home_of_numbers(&self) -> Option<Fixed> {
+        let home = self.snapshot.home;
+        let known = &self.snapshot.sequences;
+        let fixed = |shard, why| Some(Fixed { shard, why });
+        if known.values().all(|shard| *shard == home) {
+            return fixed(home, Why::Home);
+        }
+        let mut found: Option<ShardId> = None;
+        for written in super::defaults::sequences(self.own_text(), &self.own_slots())? {
+            let shard = self.shard_of_sequence(&written)?;
+            if found.replace(shard).is_some_and(|other| other != shard) {
+                return None;
+            }
+        }
+        fixed(found.unwrap_or(home), Why::Home)
+    }
+
+    /// Where a sequence counts that is written so; `None`: names that need quotation marks are not read.
+    fn shard_of_sequence(&self, written: &str) -> Option<ShardId> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
+        let folded = written.to_ascii_lowercase();
+        if !written.bytes().all(plain) {
+            return None;
+        }
+        let (schema, name) = match folded.split_once('.') {
+            Some((schema, name)) => (Some(schema), name),
+            None => (None, folded.as_str()),
+        };
+        let of = |schema: &str| {
+            let (schema, name) = (schema.to_owned(), name.to_owned());
+            let name = TableName { schema, name };
+            self.snapshot.sequences.get(&name).copied()
+        };
+        let found = match schema {
+            Some(schema) => of(schema),
+            None => self
+                .context
+                .search_path
+                .iter()
+                .find_map(|schema| of(schema)),
+        };
+        Some(found.unwrap_or(self.snapshot.home))
+    }
+
+    /// The literals of the statement, counted from where it begins.
+    fn own_slots(&self) -> Vec<Slot> {
+        let (start, end) = (self.statement.start, self.statement.end);
+        let inside = |slot: &&Slot| slot.start >= start && slot.end <= end;
+        let own = self.slots.iter().filter(inside);
+        own.map(|slot| Slot {
+            start: slot.start - start,
+            end: slot.end - start,
+        })
+        .collect()
     }
 
     /// What stands, though a shard or key was named.
@@ -1260,6 +1443,34 @@ fn names_transaction(text: &[u8], slots: &[Slot]) -> bool {
         b"localtimestamp",
         b"pg_export_snapshot",
     ];
+    let mut found = false;
+    each_word(text, slots, |word, rest| {
+        let called = || rest.trim_ascii_start().first() == Some(&b'(');
+        found |= WORDS.contains(&word) || (CALLS.contains(&word) && called());
+    });
+    found
+}
+
+/// Whether a text may ask for numbers of types or relations: it names a system catalog, or a function or type that tells
+/// them. What only looks so runs on the home shard without need.
+fn shows_oids(text: &[u8], slots: &[Slot]) -> bool {
+    const WORDS: [&[u8]; 6] = [
+        b"regtype",
+        b"regclass",
+        b"to_regtype",
+        b"to_regclass",
+        b"format_type",
+        b"tableoid",
+    ];
+    let mut found = false;
+    each_word(text, slots, |word, _| {
+        found |= word.starts_with(b"pg_") || WORDS.contains(&word);
+    });
+    found
+}
+
+/// Every word outside of literals, in lower case, and what follows it.
+fn each_word(text: &[u8], slots: &[Slot], mut each: impl FnMut(&[u8], &[u8])) {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80;
     let mut slots = slots.iter().peekable();
     let mut at = 0;
@@ -1275,10 +1486,6 @@ fn names_transaction(text: &[u8], slots: &[Slot]) -> bool {
         }
         let word = text[at..at + length].to_ascii_lowercase();
         at += length;
-        let called = text[at..].trim_ascii_start().first() == Some(&b'(');
-        if WORDS.contains(&word.as_slice()) || (called && CALLS.contains(&word.as_slice())) {
-            return true;
-        }
+        each(&word, &text[at..]);
     }
-    false
 }

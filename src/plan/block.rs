@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted, Unseen},
+        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted, Unseen},
     },
     sql::{
         normalize::Slot,
@@ -63,6 +63,10 @@ pub(super) struct Analysis<'a> {
     /// Why it is refused, unless an override lifts it; the first is told.
     pub(super) refusals: Vec<Unroutable>,
     pub(super) writes: bool,
+    /// What the views that are read show.
+    pub(super) moment: Moment,
+    /// Whether a system catalog is read.
+    pub(super) catalogs: bool,
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
@@ -88,6 +92,17 @@ struct Keyed {
 enum Count {
     One,
     Array,
+}
+
+/// What views show that is not in their tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Moment {
+    /// Nothing.
+    Any,
+    /// The moment, the session, the server: no two shards show it alike.
+    Own,
+    /// What functions compute that are not PostgreSQL's own.
+    OfCode,
 }
 
 /// Where a table is.
@@ -126,6 +141,8 @@ impl<'a> Analysis<'a> {
             references: Vec::new(),
             refusals: Vec::new(),
             writes: false,
+            moment: Moment::Any,
+            catalogs: false,
             changes: 0,
             changed: None,
             footing: Cell::default(),
@@ -379,6 +396,7 @@ impl<'a> Analysis<'a> {
         let mut instance = None;
         let (outputs, kind) = match self.place(&relation.name) {
             Place::Sharded { group, key, table } => {
+                self.views(table);
                 if let Some(hazard) = table.effects.of(Act::Select) {
                     self.refuse(Unroutable::PerShardObject {
                         table: relation.name.name.clone(),
@@ -402,15 +420,20 @@ impl<'a> Analysis<'a> {
                 (outputs, EntryKind::Table)
             }
             Place::Reference(table) => {
+                self.views(table);
                 self.references.push(relation.name.name.clone());
                 (table_outputs(table, None), EntryKind::Reference)
             }
             Place::Single(shard) => {
+                if let Some(table) = self.listed(&relation.name) {
+                    self.views(table);
+                }
                 self.sets_off(relation, Act::Select);
                 self.fix_table(shard, &relation.name.name);
                 (Outputs::unknown(), EntryKind::Table)
             }
             Place::Catalog => {
+                self.catalogs = true;
                 if relation.name.name.starts_with("pg_largeobject") {
                     self.fixed.push(Fixed {
                         shard: self.snapshot.home,
@@ -420,9 +443,7 @@ impl<'a> Analysis<'a> {
                 (Outputs::unknown(), EntryKind::Table)
             }
             Place::Unknown => {
-                self.refuse(Unroutable::UnknownTable {
-                    table: full_name(&relation.name),
-                });
+                self.refuse(self.not_placed(&relation.name));
                 (Outputs::unknown(), EntryKind::Table)
             }
         };
@@ -521,8 +542,47 @@ impl<'a> Analysis<'a> {
         }
     }
 
+    fn listed(&self, name: &Name) -> Option<&'a Table> {
+        let path = match &name.schema {
+            Some(schema) => std::slice::from_ref(schema),
+            None => self.context.search_path.as_slice(),
+        };
+        let snapshot = self.snapshot;
+        let mut found = path.iter().map(|schema| snapshot.table(schema, &name.name));
+        found.find_map(|table| table)
+    }
+
+    fn views(&mut self, table: &Table) {
+        let shows = match table.nature {
+            Nature::Table | Nature::Child | Nature::View => Moment::Any,
+            Nature::ViewOfOneShard => Moment::Own,
+            Nature::ViewWithCode => Moment::OfCode,
+        };
+        self.moment = self.moment.max(shows);
+    }
+
+    /// Why a relation has no place.
+    pub(super) fn not_placed(&self, name: &Name) -> Unroutable {
+        let path = match &name.schema {
+            Some(schema) => std::slice::from_ref(schema),
+            None => &self.context.search_path,
+        };
+        let mut others = path
+            .iter()
+            .filter_map(|schema| self.snapshot.other(schema, &name.name));
+        match others.next() {
+            Some(Other::View) => Unroutable::ViewOverShards {
+                view: full_name(name),
+            },
+            Some(Other::Table | Other::Derived) | None => Unroutable::UnknownTable {
+                table: full_name(name),
+            },
+        }
+    }
+
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {
-        let derived = self.snapshot.other(schema, name) == Some(Other::Derived);
+        let other = self.snapshot.other(schema, name);
+        let derived = matches!(other, Some(Other::Derived | Other::View));
         if !derived && !schema.starts_with("pg_temp") {
             let footing = match self.snapshot.unseen {
                 Unseen::Asked if !self.is_seen(schema, name) => Footing::Unseen,

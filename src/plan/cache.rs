@@ -319,6 +319,11 @@ fn is_shared(plan: &Plan) -> bool {
             target: Target::Refused(_),
             spread: Some(_),
             ..
+        } | StatementPlan {
+            effect: Effect::None,
+            target: Target::Refused(_),
+            computes: Some(_),
+            ..
         }]
     )
 }

@@ -12,7 +12,7 @@ use crate::{
         group::GroupId,
         key::KeyType,
         shard::{ShardId, ShardSet},
-        snapshot::{OWN_SCHEMA, Other, Placement, Snapshot, TableName, Unlisted},
+        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, TableName, Unlisted},
     },
     sql::{
         change::{
@@ -305,7 +305,8 @@ impl Planner<'_, '_> {
     }
 
     fn altered(&self, name: &Name, placement: &Placement, alter: &Alter) -> Result<(), Unroutable> {
-        if alter.name != Renamed::No && (self.is_configured(name) || self.takes_name(name, alter)) {
+        let stays = self.is_configured(name) || self.takes_name(name, alter);
+        if alter.name != Renamed::No && stays && !self.goes_with_others(name) {
             return Err(unheld(name, Unheld::Name));
         }
         if let Some(column) = self.claimed_by(name, placement, alter) {
@@ -325,6 +326,15 @@ impl Planner<'_, '_> {
         let uniques = alter.holds.uniques.iter().map(|one| one.columns.as_slice());
         let references = self.references(&alter.holds, None);
         holds(&name.name, placement, uniques, &references)
+    }
+
+    /// Whether it is a child or a view, whose place does not depend on its name.
+    fn goes_with_others(&self, name: &Name) -> bool {
+        let (Place::Sharded { table, .. } | Place::Reference(table)) = self.analysis.place(name)
+        else {
+            return false;
+        };
+        table.nature != Nature::Table
     }
 
     /// The first table of that name in the path that anything is known of.

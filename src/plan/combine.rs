@@ -169,6 +169,140 @@ pub(super) fn find(
     combine.parts(text).is_some().then_some(combine)
 }
 
+/// What a query does with its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// Computes with each row.
+    Rows(Settled),
+    /// Takes those of a group together: [`grouped_by`].
+    Groups(Settled),
+    /// Takes rows together, or leaves some out.
+    Other,
+}
+
+/// Whether it shows the same at every moment, in no order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    Yes,
+    No,
+}
+
+impl Shape {
+    pub(super) fn is_grouped(self) -> bool {
+        matches!(self, Self::Groups(_))
+    }
+
+    pub(super) fn is_settled(self) -> bool {
+        matches!(self, Self::Rows(Settled::Yes) | Self::Groups(Settled::Yes))
+    }
+}
+
+/// Words that take rows together, or leave some out, wherever they stand.
+const TAKE_TOGETHER: [&str; 13] = [
+    "window",
+    "over",
+    "grouping",
+    "union",
+    "intersect",
+    "except",
+    "tablesample",
+    "json_arrayagg",
+    "json_objectagg",
+    "into",
+    "limit",
+    "offset",
+    "fetch",
+];
+/// Those that do within the groups of the whole query.
+const OF_GROUPS: [&str; 4] = ["group", "having", "filter", "within"];
+
+/// What a query, `text`, does with its rows.
+pub(super) fn shape(query: &Query, text: &str, functions: &[Name]) -> Shape {
+    let Some(tokens) = tokens(text) else {
+        return Shape::Other;
+    };
+    let is_one_of = |token: &Token<'_>, words: &[&str]| words.iter().any(|word| token.is(word));
+    let grouped = tokens
+        .windows(2)
+        .any(|pair| pair[0].depth == 0 && pair[0].is("group") && pair[1].is("by"));
+    let together = tokens.iter().enumerate().any(|(at, token)| {
+        let compared = at >= 1 && (tokens[at - 1].is("is") || tokens[at - 1].is("not"));
+        let distinct = token.is("distinct") && !compared && !(grouped && token.depth > 0);
+        let of_groups =
+            is_one_of(token, &OF_GROUPS) && !(grouped && (token.depth == 0 || !token.is("group")));
+        distinct || of_groups || is_one_of(token, &TAKE_TOGETHER)
+    });
+    let rows = functions.iter().any(|name| computes_over_rows(&name.name));
+    if together || (rows && !grouped) || !matches!(query.body, Body::Select(_)) {
+        return Shape::Other;
+    }
+    let settled = functions.iter().all(|name| {
+        let own = name
+            .schema
+            .as_deref()
+            .is_none_or(|schema| schema == "pg_catalog");
+        let known = is_immutable(&name.name) || BY_SETTINGS.contains(&name.name.as_str());
+        own && (known || computes_over_rows(&name.name))
+    });
+    // Groups are no matter here: their words are left out.
+    let others: Vec<Token<'_>> = tokens
+        .iter()
+        .filter(|token| !is_one_of(token, &OF_GROUPS) && !token.is("distinct") && token.text != ";")
+        .copied()
+        .collect();
+    let same = Clauses::new(&others)
+        .is_some_and(|clauses| clauses.is_the_same_everywhere() && clauses.order.is_none());
+    let settled = if settled && same {
+        Settled::Yes
+    } else {
+        Settled::No
+    };
+    if grouped {
+        Shape::Groups(settled)
+    } else {
+        Shape::Rows(settled)
+    }
+}
+
+/// The items of a query's GROUP BY that are columns: their names with what they are qualified by.
+pub(super) fn grouped_by(text: &str) -> Vec<Vec<String>> {
+    let tokens = tokens(text).unwrap_or_default();
+    let by = |pair: &[Token<'_>]| pair[0].depth == 0 && pair[0].is("group") && pair[1].is("by");
+    let Some(start) = tokens.windows(2).position(by) else {
+        return Vec::new();
+    };
+    let ends = |token: &Token<'_>| {
+        let word = token.is("having") || token.is("order") || token.text == ";";
+        token.depth == 0 && word
+    };
+    let list = &tokens[start + 2..];
+    let list = &list[..list.iter().position(ends).unwrap_or(list.len())];
+    let items = list.split(|token| token.depth == 0 && token.text == ",");
+    let column = |item: &[Token<'_>]| {
+        let mut path = Vec::new();
+        for (at, token) in item.iter().enumerate() {
+            match (at % 2, token.kind) {
+                (0, Sign::Word) => path.push(token.text.to_lowercase()),
+                (0, Sign::Quoted) => path.push(token.text.replace("\"\"", "\"")),
+                (1, Sign::Sign) if token.text == "." => {}
+                _ => return None,
+            }
+        }
+        (item.len() % 2 == 1).then_some(path)
+    };
+    items.filter_map(column).collect()
+}
+
+/// Whether the query reads sharded and reference tables only, and all rows that matter with one of its own are on that
+/// one's shard.
+pub(super) fn shares(query: &Query, analysis: &Analysis<'_>) -> bool {
+    let mut tables = Tables {
+        analysis,
+        found: Vec::new(),
+    };
+    tables.query(query) && share_one_shard(analysis)
+}
+
 /// Whether every row of the answer holds a row of one relation, and that row's shard holds all rows of the other sharded
 /// relations that matter with it.
 fn share_one_shard(analysis: &Analysis<'_>) -> bool {

@@ -3,6 +3,7 @@
 use super::{
     Route, StatementPlan, Target, Values,
     change::{Changes, Reach},
+    defaults::Computes,
     route::{Condition, Edge, Pin, Pins, Role, Why},
     spread::{Shares, What},
     unroutable::Unroutable,
@@ -35,6 +36,9 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     };
     if let Some(undecided) = undecided(plan, snapshot, values) {
         return undecided;
+    }
+    if let Some(computes) = &plan.computes {
+        return computed(computes);
     }
     let mut rows = Vec::new();
     let routed = plan.route(snapshot, values);
@@ -76,6 +80,24 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     Description {
         rows,
         refused: routed.err(),
+    }
+}
+
+/// What is told of an INSERT that leaves values to be computed.
+fn computed(computes: &Computes) -> Description {
+    let columns = match computes.ours() {
+        [] => "values of some rows".to_owned(),
+        columns => columns.join(", "),
+    };
+    let reason = "defaults give these values before the rows have their shards".to_owned();
+    Description {
+        rows: vec![
+            ("route", "by what is computed".to_owned()),
+            ("computed", columns),
+            ("reason", reason),
+            ("access", "write".to_owned()),
+        ],
+        refused: None,
     }
 }
 
@@ -270,7 +292,9 @@ fn spread(
         Some(What::Rows(_)) => "each row goes to the shard of its key",
         Some(What::Move(_)) => "rows whose new key belongs to another shard are moved there",
         Some(What::Copies(_)) => "every shard changes its copy, and none if they would differ",
-        Some(What::Share(_) | What::Change) | None => "every shard changes its own rows",
+        Some(What::Share(_) | What::Whole | What::Change) | None => {
+            "every shard changes its own rows"
+        }
     };
     let mut rows = vec![
         ("route", "spread".to_owned()),

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod change;
 pub mod combine;
 pub mod copy;
+pub mod defaults;
 pub mod explain;
 pub mod gather;
 pub mod route;
@@ -29,7 +30,9 @@ use crate::{
     },
     wire::{frontend::Bind, types::Oid},
 };
+use std::hash::{Hash as _, Hasher as _};
 use unroutable::Unroutable;
+use xxhash_rust::xxh3::Xxh3;
 
 /// What the session knows that changes what a statement's text means. `digest` covers every other field and keys the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +49,19 @@ pub struct Context {
     pub transform_null_equals: bool,
     /// `SET shardway.shard`, `SET shardway.key`.
     pub pinned: Option<Override>,
+    /// Columns of an INSERT whose values are the proxy's own.
+    pub computed: Vec<String>,
     pub digest: u64,
+}
+
+impl Context {
+    /// The digest of this context with values of the proxy's own for these columns.
+    #[must_use]
+    pub fn digest_with(&self, computed: &[String]) -> u64 {
+        let mut hasher = Xxh3::with_seed(self.digest);
+        computed.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// What PostgreSQL's own settings say at the start.
@@ -58,6 +73,7 @@ impl Default for Context {
             utf8: true,
             transform_null_equals: false,
             pinned: None,
+            computed: Vec::new(),
             digest: 0,
         }
     }
@@ -90,6 +106,8 @@ pub struct StatementPlan {
     pub access: Access,
     /// Whether it asks for the running transaction's time, number or snapshot.
     pub names_transaction: bool,
+    /// Whether it may tell numbers of types or relations, which are others on each shard: clients are told the home shard's.
+    pub shows_oids: bool,
     pub target: Target,
     pub footing: Footing,
     pub numbers: Numbers,
@@ -105,6 +123,8 @@ pub struct StatementPlan {
     pub changes: Option<Box<change::Changes>>,
     /// How the answers of several shards are put together, when each gives its part of the whole.
     pub combine: Option<Box<combine::Combine>>,
+    /// What must be computed before it can be planned to its end.
+    pub computes: Option<Box<defaults::Computes>>,
 }
 
 /// What its place rests on.
@@ -176,6 +196,9 @@ impl StatementPlan {
             || self.changes.is_some()
             || self.copy_in.is_some()
             || self.copy_out.is_some()
+            || self.computes.is_some()
+            // Its query decides, when it runs.
+            || matches!(self.effect, Effect::Declare { .. })
     }
 
     /// A statement of a text, from byte to byte, that is not computed over several shards.
@@ -192,6 +215,7 @@ impl StatementPlan {
             effect,
             access,
             names_transaction: false,
+            shows_oids: false,
             target,
             footing: Footing::Sure,
             numbers: Numbers::Apart,
@@ -201,6 +225,7 @@ impl StatementPlan {
             copy_out: None,
             changes: None,
             combine: None,
+            computes: None,
         }
     }
 

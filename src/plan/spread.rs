@@ -59,6 +59,8 @@ pub enum What {
     Copies(Copies),
     /// UPDATE of the shard key: rows may move to other shards.
     Move(Box<Moving>),
+    /// A write of one shard, which is sent the time that another shard of the transaction has told.
+    Whole,
     /// A schema change: the same text on every shard that it concerns.
     Change,
 }
@@ -97,10 +99,28 @@ pub(super) fn spread(
     analysis: &Analysis<'_>,
     pins: &[Pin],
 ) -> Option<Box<Spread>> {
-    if analysis.changes != 1 || !analysis.fixed.is_empty() {
+    if analysis.changes != 1 {
         return None;
     }
-    let what = match asked.kind {
+    let what = over_shards(asked, analysis, pins);
+    let what = what.or_else(|| analysis.refusals.is_empty().then_some(What::Whole))?;
+    let spread = Spread {
+        time: text::time_asked(asked, &what)?,
+        fill: fill::fill(asked, analysis, &what)?,
+        lock: number_of(asked.kind),
+        what,
+    };
+    let computed = asked.functions.iter().all(|name| spread.computes(name));
+    let matters = spread.what != What::Whole || spread.asks_for_time();
+    (matters && computed && spread.can_be_made(asked)).then(|| Box::new(spread))
+}
+
+/// What several shards write; `None`: one does, or none may.
+fn over_shards(asked: &Asked<'_>, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
+    if !analysis.fixed.is_empty() {
+        return None;
+    }
+    Some(match asked.kind {
         Kind::Insert(insert) => inserted(insert, analysis, pins)?,
         Kind::Update(update) => {
             changed(&update.ctes, &update.table, analysis, pins).or_else(|| {
@@ -111,15 +131,7 @@ pub(super) fn spread(
         Kind::Delete(delete) => changed(&delete.ctes, &delete.table, analysis, pins)?,
         Kind::Merge(merge) => merged(merge, analysis, pins)?,
         _ => return None,
-    };
-    let spread = Spread {
-        time: text::time_asked(asked, &what)?,
-        fill: fill::fill(asked, analysis, &what)?,
-        lock: number_of(asked.kind),
-        what,
-    };
-    let computed = asked.functions.iter().all(|name| spread.computes(name));
-    (computed && spread.can_be_made(asked)).then(|| Box::new(spread))
+    })
 }
 
 /// The same number wherever the table is named, by whatever proxy; FNV-1a of its name.
@@ -324,7 +336,7 @@ impl StatementPlan {
         };
         let rows = match spread.what {
             What::Rows(count) => (0..u32::try_from(count).ok()?).collect(),
-            What::Share(_) => Vec::new(),
+            What::Share(_) | What::Whole => Vec::new(),
             What::Copies(_) | What::Move(_) | What::Change => return None,
         };
         Some(Shares {

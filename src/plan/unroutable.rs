@@ -13,6 +13,8 @@ pub enum Unroutable {
     SeveralShards { shards: Vec<String> },
     /// A table that the configuration does not list.
     UnknownTable { table: String },
+    /// A view that takes rows of several shards together.
+    ViewOverShards { view: String },
     /// INSERT without a value for the shard key.
     KeyMissing { table: String, key: String },
     /// INSERT with NULL as the shard key.
@@ -107,6 +109,7 @@ impl Unroutable {
             Self::NoShardForKey { .. } => "23514",
             Self::Unsupported { .. }
             | Self::Unpinned { .. }
+            | Self::ViewOverShards { .. }
             | Self::SeveralShards { .. }
             | Self::KeyExpression { .. }
             | Self::KeyChanged { .. }
@@ -132,6 +135,7 @@ impl Unroutable {
             Self::Unpinned { .. } => "SW102",
             Self::SeveralShards { .. } => "SW103",
             Self::UnknownTable { .. } => "SW104",
+            Self::ViewOverShards { .. } => "SW152",
             Self::KeyMissing { .. } => "SW105",
             Self::KeyNull { .. } => "SW106",
             Self::KeyExpression { .. } => "SW107",
@@ -162,6 +166,7 @@ impl Unroutable {
             Self::Unsupported { .. }
                 | Self::Unpinned { .. }
                 | Self::UnknownTable { .. }
+                | Self::ViewOverShards { .. }
                 | Self::KeyMissing { .. }
                 | Self::KeyExpression { .. }
                 | Self::ReferenceWrite { .. }

@@ -6,7 +6,7 @@
 )]
 
 use super::{
-    block::{Analysis, Place, both, full_name},
+    block::{Analysis, Place, both},
     route::{Condition, Pin, Role},
     scope::{Entry, EntryKind, Nullable, Outputs, resolve},
     unroutable::Unroutable,
@@ -110,9 +110,7 @@ impl<'a> Analysis<'a> {
                 None
             }
             Place::Unknown => {
-                self.refuse(Unroutable::UnknownTable {
-                    table: full_name(&relation.name),
-                });
+                self.refuse(self.not_placed(&relation.name));
                 None
             }
         }
@@ -146,7 +144,7 @@ impl<'a> Analysis<'a> {
             self.query(source, parent);
             return;
         };
-        self.sets_off(&insert.table, Act::Insert(&given(columns, &source.body)));
+        self.rows_set_off(&insert.table, &given(columns, &source.body));
         let first_scope = self.scopes.len();
         self.query(source, parent);
         match &source.body {
@@ -182,6 +180,19 @@ impl<'a> Analysis<'a> {
             return;
         };
         if let Some(hazard) = effects.of(act) {
+            self.refuse(Unroutable::PerShardObject {
+                table: table.name.name.clone(),
+                hazard: hazard.clone(),
+            });
+        }
+    }
+
+    /// As [`Self::sets_off`], of new rows with values for these columns.
+    fn rows_set_off(&mut self, table: &Relation, given: &[String]) {
+        let effects = self.effects(&table.name);
+        if let Some(hazard) =
+            effects.and_then(|effects| effects.of_rows(given, &self.context.computed))
+        {
             self.refuse(Unroutable::PerShardObject {
                 table: table.name.name.clone(),
                 hazard: hazard.clone(),

@@ -78,6 +78,7 @@ enum Made {
 /// A change that the transaction under way has made.
 #[derive(Debug)]
 pub(super) struct Foreseen {
+    command: &'static str,
     /// Tables, whatever their schema, whose columns may be others now.
     tables: Vec<String>,
     /// A table, and what it is called now.
@@ -87,10 +88,13 @@ pub(super) struct Foreseen {
 
 impl Foreseen {
     fn apply(&self, seen: &mut Snapshot) {
+        seen.forget_derived(self.command, &self.tables);
         for (name, table) in &mut seen.tables {
             if self.tables.contains(&name.name) {
                 table.columns.clear();
                 table.sources.clear();
+                // Its defaults may be others.
+                table.effects.computed.clear();
             }
         }
         if let Made::View(name) = &self.made {
@@ -223,6 +227,7 @@ impl Session {
             return Err(reply::malformed().into());
         };
         self.check_footing(statement)?;
+        self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
             return Err(reply::needs_transaction(changes.command).into());
@@ -292,7 +297,7 @@ impl Session {
 
     /// Locks tables that are on different shards, each shard its own, in the order of shards.
     async fn lock_each(&mut self, locks: &Locks, text: &str) -> Result<Written, Stop> {
-        let each = locks.unknown().map(|name| to_regclass(name));
+        let each = locks.unknown().map(to_regclass);
         let each = each.collect::<Vec<_>>().join(", ',', ");
         let question = (!each.is_empty()).then(|| format!("SELECT pg_catalog.concat({each})"));
         let mut found = vec![false; locks.unknown().count()];
@@ -487,6 +492,7 @@ impl Session {
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
         self.several.foreseen.push(Foreseen {
+            command: changes.command,
             tables: changes.tables.clone(),
             renamed: changes.renamed.clone(),
             made,

@@ -15,7 +15,7 @@ mod commands;
 pub(super) use commands::CommandPortal;
 
 use super::{
-    fan::LONGEST,
+    fan::{Fan, LONGEST},
     named::Named,
     reply::session as reply,
     request::Stop,
@@ -29,6 +29,7 @@ use crate::{
         order::Merge,
         parts::{Gave, PART, Parts},
     },
+    protocol::parameters::Value,
     sql::{cursor::Scroll, statement::Effect},
     wire::{
         backend::{Status, command_tag, put_complete},
@@ -53,6 +54,19 @@ struct All {
     named: u64,
 }
 
+/// Settings that values are written by. Rows that wait to be given were written by those of their time, where PostgreSQL
+/// would write them when they are given.
+const WRITTEN_BY: [&str; 8] = [
+    "datestyle",
+    "intervalstyle",
+    "timezone",
+    "client_encoding",
+    "bytea_output",
+    "extra_float_digits",
+    "lc_monetary",
+    "role",
+];
+
 /// A portal or cursor of one shard.
 #[derive(Clone, Copy, Debug)]
 struct There {
@@ -71,6 +85,8 @@ pub(super) struct Reading {
     /// The formats that the shards' portals have, and that rows which are held have.
     bound: Vec<Format>,
     formats: Vec<Format>,
+    /// By which settings those rows were written.
+    written_by: Vec<Option<Value>>,
     keys: usize,
     parts: Parts,
     state: State,
@@ -152,7 +168,7 @@ impl Cursors {
     /// What a cursor has on the shards is not needed any more.
     pub(super) fn leave(&mut self, reading: Reading) {
         let all = self.all.get_or_insert_default();
-        reading.is_left(&mut all.stale);
+        reading.end(&mut all.stale);
     }
 
     /// The transaction is over, and what it had on the shards with it.
@@ -207,6 +223,7 @@ impl Reading {
             columns,
             formats: bound.clone(),
             bound,
+            written_by: Vec::new(),
             keys: asked.keys,
             parts: Parts::new(asked.shards.iter().count(), merge, limit),
             shards: asked.shards,
@@ -217,20 +234,19 @@ impl Reading {
         }
     }
 
-    fn is_left(self, stale: &mut Vec<(ShardId, String)>) {
+    fn end(self, stale: &mut Vec<(ShardId, String)>) {
         let shards = self.shards.iter();
         stale.extend(shards.map(|shard| (shard, self.name.clone())));
     }
 
-    /// Rows come in these formats from now on; false: rows in others wait to be given.
-    fn turn_to(&mut self, formats: &[Format]) -> bool {
-        if self.formats == formats {
-            return true;
-        }
-        if self.parts.holds_rows() {
+    /// Rows come in these formats and by these settings from now on; false: rows of others wait to be given.
+    fn turn_to(&mut self, formats: &[Format], written_by: Vec<Option<Value>>) -> bool {
+        let same = self.formats == formats && self.written_by == written_by;
+        if !same && self.parts.holds_rows() {
             return false;
         }
         self.formats = formats.to_vec();
+        self.written_by = written_by;
         true
     }
 
@@ -305,14 +321,18 @@ impl Session {
         parse: Option<(&str, &[u8])>,
         tail: &[u8],
     ) -> Result<(), Stop> {
-        if let Some(fan) = self.fan.as_deref_mut() {
-            for at in 0..fan.len() {
+        let members = self.fan.as_deref().map_or(0, Fan::len);
+        for at in 0..members {
+            let shard = self.fan.as_deref().map(|fan| fan.shard(at));
+            let own = shard.zip(parse);
+            let own = own.map(|(shard, (_, types))| self.types_for(shard, types));
+            if let Some(fan) = self.fan.as_deref_mut() {
                 let stale = self.cursors.stale_on(fan.shard(at));
                 fan.ask(at, 1, |out| {
                     for name in &stale {
                         put_named(out, b'C', Name::Portal(name.as_bytes()));
                     }
-                    if let Some((text, types)) = parse {
+                    if let (Some((text, _)), Some(types)) = (parse, &own) {
                         put_parse(out, b"", text.as_bytes(), types);
                     }
                     put_bind(out, name.as_bytes(), b"", tail);
@@ -348,7 +368,7 @@ impl Session {
         }
         let bound = reading.bound.clone();
         let most = if most == 0 { u64::MAX } else { u64::from(most) };
-        let read = if reading.turn_to(&bound) {
+        let read = if reading.turn_to(&bound, self.written_by()) {
             self.read(&mut reading, most, Sink::Client).await
         } else {
             Err(reply::cursor_in_other_formats().into())
@@ -385,6 +405,14 @@ impl Session {
         let read = self.end_within(read).await?;
         reading.state = State::Ready;
         Ok(read)
+    }
+
+    /// By which settings values are written now.
+    fn written_by(&self) -> Vec<Option<Value>> {
+        let settings = WRITTEN_BY.iter();
+        settings
+            .map(|name| self.parameters.get(name).cloned())
+            .collect()
     }
 
     /// Takes the transaction's links back, if they work on something, of which this came.

@@ -27,6 +27,7 @@ use crate::{
         listener::{self, Hub, Spawner, state::Standing},
     },
     protocol::parameters::Applied,
+    registry::Ids,
     txn::{Incarnation, coordinator::Coordinator},
     wire::startup::Replication,
 };
@@ -50,6 +51,8 @@ pub struct Database {
     pub(super) learning: Learning,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
+    /// Ids and numbers of sequences for its tables' defaults.
+    pub(super) ids: Ids,
     /// Whether any session has asked for `currval` or `lastval`: backends are then handed on without such numbers.
     pub numbers_asked: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
@@ -122,6 +125,7 @@ impl Database {
                 Arc::clone(&parts.incarnation),
                 &parts.metrics,
             ),
+            ids: Ids::new(parts.clock, settings.sequence_block),
             settings,
             plans,
             unfit: ArcSwapOption::empty(),

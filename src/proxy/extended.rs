@@ -2,8 +2,10 @@
 //! each backend that needs it, under a name of its own.
 
 use super::{
+    ids::{Computing, Filled},
     link::{Hold, Link},
     local::put_explanation_columns,
+    oids::own_types,
     place::{Place, changes_meaning},
     prepared::{Fit, Meaning, Prepared, identity, server_name},
     reply::{self as wording, session as reply},
@@ -14,7 +16,7 @@ use super::{
 };
 use crate::{
     catalog::snapshot::Snapshot,
-    plan::{StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{Override, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
     wire::{
@@ -25,7 +27,7 @@ use crate::{
     },
 };
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 impl Session {
     pub(super) async fn parse(&mut self, body: &[u8]) -> Result<(), Stop> {
@@ -42,16 +44,23 @@ impl Session {
         self.vacate_for(parse.text);
         let types: SmallVec<[u32; 4]> = parse.types().collect();
         self.sure = false;
+        self.know_types(&types).await;
         let mut planned = self.plan_now(parse.text, &types);
         if self.names_unseen(&planned.plan) {
             Box::pin(self.look_first()).await;
             planned = self.plan_now(parse.text, &types);
         }
+        let (text, planned, computing) = match self.computing(parse.text, &types, &planned) {
+            Some((Filled { text, planned }, computing)) => {
+                (Cow::Owned(text), planned, Some(computing))
+            }
+            None => (Cow::Borrowed(parse.text), planned, None),
+        };
         let Meant {
             planned,
             sent,
             executes,
-        } = self.meant(parse.text, planned)?;
+        } = self.meant(&text, planned)?;
         let failed = self.status() == Status::Failed;
         if let [statement] = planned.plan.statements.as_slice()
             && let Target::Refused(reason) = &statement.target
@@ -66,11 +75,11 @@ impl Session {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                sent.as_deref().unwrap_or(parse.text),
+                sent.as_deref().unwrap_or(&text),
                 parse.raw_types(),
             ),
             sent: sent.map(Vec::into_boxed_slice),
-            text: parse.text.into(),
+            text: text.into(),
             raw_types: parse.raw_types().into(),
             types,
             plan: planned.plan,
@@ -78,6 +87,7 @@ impl Session {
             unnamed: parse.name.is_empty(),
             meaning: self.meaning(),
             told: Arc::default(),
+            computing,
             executes,
         });
         if prepared.unnamed {
@@ -108,6 +118,8 @@ impl Session {
                 None => return Ok(()),
             }
         }
+        let filled = self.filled(&prepared, &bind).await?;
+        let (bind, frame) = chosen(filled.as_deref(), bind, frame)?;
         let values = Values {
             text: &prepared.text,
             slots: &prepared.slots,
@@ -124,9 +136,7 @@ impl Session {
             if self.controls(statement) {
                 self.leave_for_control().await?;
             }
-            if self.concerns_cursors(std::slice::from_ref(statement))
-                && Box::pin(self.bind_cursor(&prepared, &bind)).await?
-            {
+            if self.concerns_cursors(alone) && Box::pin(self.bind_cursor(&prepared, &bind)).await? {
                 return Ok(());
             }
             if self.answered_here(statement) {
@@ -139,15 +149,8 @@ impl Session {
             if listening {
                 Box::pin(self.hear_first(alone)).await?;
             }
-            let mut placed = self.place(statement, &values);
-            if placed.is_err() && self.may_take_over(statement) {
-                Box::pin(self.take_over()).await?;
-                if self.skip {
-                    return Ok(());
-                }
-                placed = self.place(statement, &values);
-            }
-            let placed = match placed {
+            let placed = match self.place_in_batch(statement, &values).await? {
+                _ if self.skip => return Ok(()),
                 Ok(placed) => placed,
                 Err(refused) if prepared.executes.is_some() => {
                     return Box::pin(self.bind_given(refused, &prepared, &bind)).await;
@@ -156,14 +159,10 @@ impl Session {
                     return Box::pin(self.bind_shards(refused, &prepared, &bind, &values)).await;
                 }
             };
-            let Some(mut place) = placed else {
+            let Some(place) = placed else {
                 return self.bind_judged().await;
             };
-            if place.hold == Hold::AsideTransaction && !bind.portal.is_empty() {
-                // It lives to the end of the transaction, and may be read in parts.
-                place.hold = Hold::Bound;
-            }
-            self.reach(place).await?;
+            self.reach(for_portal(place, bind.portal)).await?;
             if listening {
                 Box::pin(self.at_backend(alone)).await?;
             }
@@ -171,6 +170,16 @@ impl Session {
             let (shard, hold) = (self.link_shard().unwrap_or(self.any), Hold::Loose);
             self.reach(Place { shard, hold }).await?;
         }
+        self.bind_there(&bind, frame, prepared).await
+    }
+
+    /// Binds on the link, which has been reached.
+    async fn bind_there(
+        &mut self,
+        bind: &Bind<'_>,
+        frame: &[u8],
+        prepared: Arc<Prepared>,
+    ) -> Result<(), Stop> {
         if self.skip {
             return Ok(());
         }
@@ -179,7 +188,12 @@ impl Session {
         if self.skip {
             return Ok(());
         }
-        self.send_bind(&bind, frame, prepared);
+        self.judge_binary(&prepared, bind).await?;
+        if self.skip {
+            return Ok(());
+        }
+        self.send_bind(bind, frame, Arc::clone(&prepared));
+        self.note_arrays(bind.portal, &prepared);
         Ok(())
     }
 
@@ -284,88 +298,93 @@ impl Session {
 
     pub(super) async fn describe(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
         match Named::decode(body).map_err(|_malformed| reply::malformed())? {
-            Named::Portal(portal) => {
-                self.flush_pending().await?;
-                if let Some(columns) = self.columns_over_shards(portal) {
-                    let mut out = Vec::new();
-                    put(&mut out, b'T', |out| out.extend_from_slice(columns));
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
-                    let mut out = Vec::new();
-                    describe_here(prepared, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Copying(_)) = self.portals.get(portal) {
-                    self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
-                    return Ok(());
-                }
-                if let Some(Portal::Writing(_)) = self.portals.get(portal) {
-                    return Box::pin(self.describe_spread(portal)).await;
-                }
-                if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
-                    let mut out = Vec::new();
-                    self.describe_command(command, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                self.go_to_portal(portal).await?;
-                if self.skip {
-                    return Ok(());
-                }
-                let note = match &self.bound {
-                    Some((name, prepared)) if **name == *portal => {
-                        Note::DescribedPortal(Arc::clone(prepared))
-                    }
-                    _ => Note::Nothing,
-                };
-                self.forward(frame, Request::Describe, note, || {
-                    reply::no_such_portal(portal)
-                })
-            }
-            Named::Statement(name) => {
-                let prepared = self.prepared(name).await?;
-                let prepared = self.executes_now(name, prepared)?;
-                if prepared
-                    .statement()
-                    .is_some_and(|statement| self.answered_here(statement))
-                {
-                    self.answer_pending().await?;
-                    let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
-                    describe_here(&prepared, &mut out);
-                    self.made(out, Note::Nothing);
-                    return Ok(());
-                }
-                if prepared
-                    .statement()
-                    .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
-                    && self.describe_fetch(&prepared).await?
-                {
-                    return Ok(());
-                }
-                self.reach_any(&prepared).await?;
-                self.send_pending();
-                if let Err(stop) = self.make_fit_to_execute(&prepared).await {
-                    if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
-                        // As PostgreSQL, which finds out about the columns only after the parameters.
-                        let mut out = Vec::new();
-                        put(&mut out, b't', |out| {
-                            let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
-                            out.extend_from_slice(&count.to_be_bytes());
-                            out.extend_from_slice(types);
-                        });
-                        self.made(out, Note::Nothing);
-                    }
-                    return Err(stop);
-                }
-                if !self.skip {
-                    self.send_describe(&prepared, Origin::Client);
-                }
-                Ok(())
-            }
+            Named::Portal(portal) => self.describe_portal(frame, portal).await,
+            Named::Statement(name) => self.describe_statement(name).await,
         }
+    }
+
+    async fn describe_portal(&mut self, frame: &[u8], portal: &[u8]) -> Result<(), Stop> {
+        self.flush_pending().await?;
+        if let Some(columns) = self.columns_over_shards(portal) {
+            let mut out = Vec::new();
+            put(&mut out, b'T', |out| out.extend_from_slice(columns));
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Here(prepared)) = self.portals.get(portal) {
+            let mut out = Vec::new();
+            describe_here(prepared, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Copying(_)) = self.portals.get(portal) {
+            self.made(vec![b'n', 0, 0, 0, 4], Note::Nothing);
+            return Ok(());
+        }
+        if let Some(Portal::Writing(_)) = self.portals.get(portal) {
+            return Box::pin(self.describe_spread(portal)).await;
+        }
+        if let Some(Portal::Cursor(command)) = self.portals.get(portal) {
+            let mut out = Vec::new();
+            self.describe_command(command, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        self.go_to_portal(portal).await?;
+        if self.skip {
+            return Ok(());
+        }
+        let note = match &self.bound {
+            Some((name, prepared)) if **name == *portal => {
+                Note::DescribedPortal(Arc::clone(prepared))
+            }
+            _ => Note::Nothing,
+        };
+        self.forward(frame, Request::Describe, note, || {
+            reply::no_such_portal(portal)
+        })
+    }
+
+    async fn describe_statement(&mut self, name: &[u8]) -> Result<(), Stop> {
+        let prepared = self.prepared(name).await?;
+        let prepared = self.executes_now(name, prepared)?;
+        if prepared
+            .statement()
+            .is_some_and(|statement| self.answered_here(statement))
+        {
+            self.answer_pending().await?;
+            let mut out = vec![b't', 0, 0, 0, 6, 0, 0];
+            describe_here(&prepared, &mut out);
+            self.made(out, Note::Nothing);
+            return Ok(());
+        }
+        if prepared
+            .statement()
+            .is_some_and(|one| self.concerns_cursors(std::slice::from_ref(one)))
+            && self.describe_fetch(&prepared).await?
+        {
+            return Ok(());
+        }
+        self.reach_any(&prepared).await?;
+        self.send_pending();
+        if let Err(stop) = self.make_fit_to_execute(&prepared).await {
+            if let (Stop::Refused(_), Some(types)) = (&stop, prepared.told.raw_types()) {
+                // As PostgreSQL, which finds out about the columns only after the parameters.
+                let mut out = Vec::new();
+                put(&mut out, b't', |out| {
+                    let types = prepared.own_types(types);
+                    let count = u16::try_from(types.len() / 4).unwrap_or(u16::MAX);
+                    out.extend_from_slice(&count.to_be_bytes());
+                    out.extend_from_slice(types);
+                });
+                self.made(out, Note::Nothing);
+            }
+            return Err(stop);
+        }
+        if !self.skip {
+            self.send_describe(&prepared, Origin::Client);
+        }
+        Ok(())
     }
 
     pub(super) async fn execute(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {
@@ -413,24 +432,13 @@ impl Session {
         if let Note::Executed(prepared) = &note
             && let Some(statement) = prepared.statement()
         {
-            self.pin_before(&statement.effect);
-            if statement.effect == Effect::Pins(PinReason::Sequence) {
-                // Where the last number was drawn is known when all before it is answered.
-                self.settle().await?;
-                if self.skip {
-                    return Ok(());
-                }
-                self.check_numbers(std::slice::from_ref(statement))?;
-            }
-            self.forget_within(statement).await?;
+            self.before_execute(statement).await?;
             if self.skip {
                 return Ok(());
             }
         }
         if let (Note::Executed(prepared), Some(link)) = (&note, &mut self.link) {
-            link.opaque |= prepared.statement().is_some_and(|statement| {
-                matches!(statement.effect, Effect::Opaque | Effect::Channels)
-            });
+            link.opaque |= prepared.statement().is_some_and(is_opaque);
         }
         let resets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(resets_all));
         let forgets = matches!(&note, Note::Executed(prepared) if prepared.statement().is_some_and(forgets_statements));
@@ -444,6 +452,22 @@ impl Session {
             // Which statements the backend has afterwards is known when it has answered.
             self.settle().await?;
         }
+        Ok(())
+    }
+
+    /// Before a statement runs on the link: what it leaves there, and what must be known before it.
+    async fn before_execute(&mut self, statement: &StatementPlan) -> Result<(), Stop> {
+        self.check_code(statement)?;
+        self.pin_before(&statement.effect);
+        if statement.effect == Effect::Pins(PinReason::Sequence) {
+            // Where the last number was drawn is known when all before it is answered.
+            self.settle().await?;
+            if self.skip {
+                return Ok(());
+            }
+            self.check_numbers(std::slice::from_ref(statement))?;
+        }
+        self.forget_within(statement).await?;
         Ok(())
     }
 
@@ -607,31 +631,42 @@ impl Session {
         if prepared.meaning == meaning || parsed_just_now || prepared.executes.is_some() {
             return prepared;
         }
-        let (text, types) = (&prepared.text, &prepared.types);
+        let types = &prepared.types;
         let planned = self.database.plans.plan(
-            text,
+            prepared.asked(),
             types,
             &self.context,
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
-        let own = self.with_own_defaults(text, &planned.plan);
+        let (text, planned, computing) = match self.computing(prepared.asked(), types, &planned) {
+            Some((Filled { text, planned }, computing)) => (text, planned, Some(computing)),
+            None => (prepared.asked().to_vec(), planned, None),
+        };
+        let computed = |one: &Option<Arc<Computing>>| one.as_ref().map_or(0, |one| one.count());
+        let told = if computed(&computing) == computed(&prepared.computing) {
+            Arc::clone(&prepared.told)
+        } else {
+            Arc::default()
+        };
+        let own = self.with_own_defaults(&text, &planned.plan);
         let anew = Arc::new(Prepared {
             id: identity(
                 self.shared.seed,
                 self.context.digest,
-                own.as_deref().unwrap_or(text),
+                own.as_deref().unwrap_or(&text),
                 &prepared.raw_types,
             ),
             sent: own.map(Vec::into_boxed_slice),
-            text: text.clone(),
+            text: text.into(),
             raw_types: prepared.raw_types.clone(),
             types: types.clone(),
             plan: planned.plan,
             slots: planned.slots.as_slice().into(),
             unnamed: prepared.unnamed,
             meaning,
-            told: Arc::clone(&prepared.told),
+            told,
+            computing,
             executes: None,
         });
         if anew.unnamed {
@@ -734,7 +769,7 @@ impl Session {
             b'D',
             Named::Statement(name.as_bytes()),
         );
-        let note = if prepared.unnamed {
+        let note = if prepared.unnamed && prepared.computing.is_none() {
             Note::Nothing
         } else {
             Note::Described(Arc::clone(prepared))
@@ -758,13 +793,21 @@ impl Session {
             self.pipeline
                 .asked(Request::Close, Origin::Injected, Note::Evicted(old));
         }
+        let types = prepared.told.raw_types().unwrap_or(&prepared.raw_types);
         let out = link.lease.stream.out();
         put_parse(
             out,
             prepared.server_name().as_bytes(),
             prepared.sent.as_ref().unwrap_or(&prepared.text),
-            prepared.told.raw_types().unwrap_or(&prepared.raw_types),
+            types,
         );
+        let sees_own = matches!(self.context.pinned, Some(Override::Shard(_)));
+        if let Some(oids) = self.snapshot.oids.as_deref().filter(|_| !sees_own)
+            && let Some(of) = oids.of_shard(link.shard)
+        {
+            let from = out.len() - types.len();
+            own_types(&mut out[from..], of);
+        }
         if prepared.unnamed {
             link.lease.unnamed = Some(prepared.id);
         } else {
@@ -822,6 +865,31 @@ impl Session {
     }
 }
 
+/// The Bind that is sent, and its message: with what was computed for it, if anything was.
+fn chosen<'b>(
+    filled: Option<&'b [u8]>,
+    own: Bind<'b>,
+    frame: &'b [u8],
+) -> Result<(Bind<'b>, &'b [u8]), Notice> {
+    let Some(filled) = filled else {
+        return Ok((own, frame));
+    };
+    let bind = Bind::decode(filled.get(frame::HEADER..).unwrap_or_default());
+    Ok((bind.map_err(|_malformed| reply::malformed())?, filled))
+}
+
+/// A named portal lives to the end of the transaction, and may be read in parts.
+fn for_portal(place: Place, portal: &[u8]) -> Place {
+    if place.hold == Hold::AsideTransaction && !portal.is_empty() {
+        Place {
+            hold: Hold::Bound,
+            ..place
+        }
+    } else {
+        place
+    }
+}
+
 /// The portal of an Execute, and how many rows it asks for; 0: all of them.
 fn execute_of(body: &[u8]) -> Result<(&[u8], u32), frame::DecodeError> {
     let mut body = frame::Body::new(body);
@@ -835,6 +903,11 @@ fn execute_of(body: &[u8]) -> Result<(&[u8], u32), frame::DecodeError> {
 /// Whether a backend has fewer prepared statements after it.
 fn forgets_statements(statement: &StatementPlan) -> bool {
     matches!(statement.effect, Effect::DiscardAll | Effect::Deallocate(_))
+}
+
+/// Whether a backend may have other settings after it.
+fn is_opaque(statement: &StatementPlan) -> bool {
+    matches!(statement.effect, Effect::Opaque | Effect::Channels)
 }
 
 /// What a statement that is answered here returns: rows of text, or nothing.

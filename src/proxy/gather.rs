@@ -81,6 +81,8 @@ pub(super) struct Bound<'a> {
 pub(super) struct Answer {
     pub(super) text: String,
     pub(super) types: Vec<u8>,
+    /// Its RowDescription's body.
+    pub(super) columns: Vec<u8>,
 }
 
 /// What PostgreSQL says of a statement.
@@ -126,7 +128,7 @@ impl Question {
 
     /// As one batch, in whose transaction values are written so that they read back as they are; in the client's this is
     /// undone behind it.
-    fn put(&self, preparations: &[String], stands: Stands, out: &mut Vec<u8>) {
+    fn put(&self, preparations: &[String], types: &[u8], stands: Stands, out: &mut Vec<u8>) {
         let execute = |out: &mut Vec<u8>| {
             put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
         };
@@ -143,7 +145,7 @@ impl Question {
         }
         put_parse(out, b"", self.columns.as_bytes(), b"");
         put_named(out, b'D', Named::Statement(b""));
-        put_parse(out, b"", self.asked.question.as_bytes(), &self.types);
+        put_parse(out, b"", self.asked.question.as_bytes(), types);
         put_bind(out, b"", b"", &self.tail);
         put_named(out, b'D', Named::Portal(b""));
         execute(out);
@@ -261,10 +263,14 @@ impl Session {
             self.reach(Place { shard, hold }).await?;
         }
         let answer = self.gather(scatter, &prepared.text, &bound).await?;
+        self.judge_answer(&prepared.told, &answer.columns, bind)?;
         if !bind.portal.is_empty() {
             self.portal_goes_there(bind.portal);
         }
-        let Some(link) = &mut self.link else {
+        let types = self
+            .link_shard()
+            .map(|shard| self.types_for(shard, &answer.types));
+        let (Some(link), Some(types)) = (&mut self.link, types) else {
             return Err(End::Client.into());
         };
         prepared
@@ -272,7 +278,7 @@ impl Session {
             .into_iter()
             .for_each(|one| link.sends(one));
         let out = link.lease.stream.out();
-        put_parse(out, b"", answer.text.as_bytes(), &answer.types);
+        put_parse(out, b"", answer.text.as_bytes(), &types);
         put_bind(out, bind.portal, b"", bind.tail);
         link.lease.unnamed = None;
         self.pipeline
@@ -280,6 +286,7 @@ impl Session {
         self.pipeline
             .asked(Request::Bind, Origin::Client, Note::Nothing);
         self.portals.remove(bind.portal);
+        self.note_arrays(bind.portal, prepared);
         Ok(())
     }
 
@@ -341,6 +348,7 @@ impl Session {
         let Ok(shape) = self.parses(texts.shape().as_bytes(), b"").await? else {
             return Err(reply::columns_changed().into());
         };
+        let columns = over_rows.columns.clone();
         let question = self
             .question(&texts, over_rows, shape.columns, bound)
             .await?;
@@ -356,6 +364,7 @@ impl Session {
         Ok(Answer {
             text: texts.answer(&question.asked, &arrays),
             types: question.types,
+            columns,
         })
     }
 
@@ -454,17 +463,19 @@ impl Session {
         }
     }
 
-    /// The types of a text's parameters; PostgreSQL's error if it does not take it.
+    /// The types of a text's parameters and columns, as clients see them; PostgreSQL's error if it does not take it.
     pub(super) async fn parses(
         &mut self,
         text: &[u8],
         types: &[u8],
     ) -> Result<Result<Described, Words>, Stop> {
-        let Some(link) = &mut self.link else {
+        let own = self.link_shard().map(|shard| self.types_for(shard, types));
+        let (Some(link), Some(own)) = (&mut self.link, own) else {
             return Err(End::Client.into());
         };
+        let shard = link.shard;
         let out = link.lease.stream.out();
-        put_parse(out, b"", text, types);
+        put_parse(out, b"", text, &own);
         put_named(out, b'D', Named::Statement(b""));
         frontend::put_bare(out, b'S');
         link.lease.unnamed = None;
@@ -487,6 +498,12 @@ impl Session {
             Ok(())
         })
         .await?;
+        if let Ok(found) = &mut found {
+            self.types_seen(shard, &mut found.types).await;
+            if !found.columns.is_empty() {
+                self.columns_seen(shard, &mut found.columns).await;
+            }
+        }
         Ok(found)
     }
 
@@ -504,9 +521,13 @@ impl Session {
         self.lease_fan(shards).await?;
         let count = self.fan.as_deref().map_or(0, Fan::len);
         for at in 0..count {
-            if let Some(fan) = self.fan.as_deref_mut() {
+            let shard = self.fan.as_deref().map(|fan| fan.shard(at));
+            let types = shard.map(|shard| self.types_for(shard, &question.types));
+            if let (Some(fan), Some(types)) = (self.fan.as_deref_mut(), types) {
                 let preparations = question.preparations(&fan.link(at).lease.reported);
-                fan.ask(at, 1, |out| question.put(&preparations, stands, out));
+                fan.ask(at, 1, |out| {
+                    question.put(&preparations, &types, stands, out);
+                });
             }
         }
         let mut held = Held {

@@ -208,6 +208,10 @@ impl Database {
             Looked::Partly
         };
         let findings = judge(&new, &survey, &[]);
+        if old.schema > 0 && looked == Looked::Partly {
+            // What was known of a server that cannot be asked.
+            new.oids.clone_from(&old.oids);
+        }
         for finding in &findings {
             tracing::debug!(database = new.database, %finding, "looking into the servers");
         }

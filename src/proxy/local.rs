@@ -615,6 +615,7 @@ impl Session {
         if Arc::ptr_eq(&current, &self.snapshot) {
             return;
         }
+        self.looking.forget();
         if self.several.foreseen.is_empty() {
             self.snapshot = Arc::clone(&current);
             return;
@@ -704,6 +705,7 @@ impl Session {
             utf8: matches!(encoding.as_str(), "utf8" | "unicode" | "sqlascii"),
             transform_null_equals: is_on(text("transform_null_equals"), false),
             pinned,
+            computed: Vec::new(),
             digest: 0,
         };
         context.digest = digest(self.shared.seed, &context, self.meaning_digest());

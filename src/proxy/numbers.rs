@@ -9,6 +9,7 @@ use super::{
     session::{End, Phase, Session},
 };
 use crate::{
+    catalog::computed::Sought,
     config::settings::PoolMode,
     plan::{Numbers, StatementPlan},
     pool::backend::{Backend, Remembered, Tenure},
@@ -20,17 +21,95 @@ use std::sync::atomic::Ordering;
 const FORGET: &[u8] = b"DISCARD SEQUENCES";
 
 /// The backend that the session has or had last, by its process and whose it was then, and whether it drew there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Drew {
     at: Option<(u32, Tenure)>,
     drawn: bool,
+    /// Whether backends are sent a text in this batch that the client did not write.
+    rewritten: bool,
+    /// Numbers that were drawn for it here, of which no backend knows.
+    ours: Option<Box<Ours>>,
+}
+
+/// Numbers that a session's INSERTs were given by the proxy.
+#[derive(Debug, Default)]
+struct Ours {
+    /// `None`: something has run since that may have drawn another.
+    last: Option<i64>,
+    by_sequence: Vec<(Sought, i64)>,
+    /// Whether an INSERT that was given numbers is under way.
+    under_way: bool,
 }
 
 impl Drew {
     /// The session has a backend again that it kept for itself.
     pub(super) fn returns_to(&mut self, backend: &Backend) {
         let at = Some((backend.target.pid, backend.tenure));
-        *self = Self { at, drawn: true };
+        (self.at, self.drawn) = (at, true);
+    }
+
+    /// A number was drawn for the session that no backend knows of.
+    pub(super) fn ours(&mut self, sequence: &Sought, number: i64) {
+        let ours = self.ours.get_or_insert_default();
+        (ours.last, ours.under_way) = (Some(number), true);
+        match ours
+            .by_sequence
+            .iter_mut()
+            .find(|(known, _)| known.is(sequence))
+        {
+            Some((_, last)) => *last = number,
+            None => ours.by_sequence.push((sequence.clone(), number)),
+        }
+    }
+
+    /// What was drawn here last, of this sequence or of any; `None`: that is not known.
+    pub(super) fn last(&self, sequence: Option<&Sought>) -> Option<i64> {
+        let ours = self.ours.as_deref()?;
+        let Some(sequence) = sequence else {
+            return ours.last;
+        };
+        let mut known = ours
+            .by_sequence
+            .iter()
+            .filter(|(known, _)| known.is(sequence));
+        match (known.next(), known.next()) {
+            (Some((_, number)), None) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// Whether numbers were drawn here.
+    pub(super) fn has_ours(&self) -> bool {
+        self.ours.is_some()
+    }
+
+    /// A text is sent that the client did not write.
+    pub(super) fn rewrites(&mut self) {
+        self.rewritten = true;
+    }
+
+    /// Whether places in errors are those of another text.
+    pub(super) fn has_rewritten(&self) -> bool {
+        self.rewritten
+    }
+
+    /// A message begins, with nothing under way.
+    pub(super) fn begins(&mut self) {
+        self.rewritten = false;
+        if let Some(ours) = &mut self.ours {
+            ours.under_way = false;
+        }
+    }
+
+    /// A statement is complete that may have drawn numbers on its backend.
+    fn may_have_drawn(&mut self, explicitly: bool) {
+        let Some(ours) = &mut self.ours else { return };
+        if explicitly {
+            ours.by_sequence.clear();
+        }
+        if explicitly || !std::mem::take(&mut ours.under_way) {
+            ours.last = None;
+        }
     }
 
     /// The session has this backend from now on.
@@ -39,10 +118,7 @@ impl Drew {
         if self.at == here {
             return;
         }
-        *self = Self {
-            at: here,
-            drawn: false,
-        };
+        (self.at, self.drawn) = (here, false);
         backend.remembered = match backend.remembered {
             Remembered::Nothing => Remembered::Own,
             Remembered::Own | Remembered::Foreign => Remembered::Foreign,
@@ -58,7 +134,13 @@ impl Session {
             effect,
             Effect::Draws | Effect::Opaque | Effect::Pins(PinReason::Code)
         );
-        self.drew.drawn |= may || draws.iter().any(|verb| tag.starts_with(verb));
+        let drawn = may || draws.iter().any(|verb| tag.starts_with(verb));
+        self.drew.drawn |= drawn;
+        if drawn {
+            self.drew.may_have_drawn(may);
+        } else if tag == b"DISCARD ALL" || tag == b"DISCARD SEQUENCES" {
+            self.drew.ours = None;
+        }
     }
 
     fn remembers_foreign(&self) -> bool {
@@ -154,15 +236,31 @@ impl Session {
         self.forgot();
     }
 
+    /// Whether code that a statement runs may ask its backend: not for numbers that were drawn here.
+    ///
+    /// # Errors
+    /// It may be told an older one.
+    pub(super) fn check_code(&self, statement: &StatementPlan) -> Result<(), Notice> {
+        if statement.numbers == Numbers::MayAsk && self.drew.has_ours() {
+            return Err(reply::number_of_another());
+        }
+        Ok(())
+    }
+
     /// Whether the statements of a message that ask for what this session drew last can be answered here.
     ///
     /// # Errors
     /// When it was drawn elsewhere, or another session may have drawn here since.
     pub(super) fn check_numbers(&self, statements: &[StatementPlan]) -> Result<(), Notice> {
+        statements.iter().try_for_each(|one| self.check_code(one))?;
         let Some(at) = statements.iter().position(asks) else {
             return Ok(());
         };
         self.note_asked();
+        if self.drew.has_ours() {
+            // What the backend knows may be older.
+            return Err(reply::number_of_another());
+        }
         let kept =
             self.mode == PoolMode::Session || matches!(self.pinned, Some((PinReason::Sequence, _)));
         let drawn_before = statements[..at]

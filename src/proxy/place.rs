@@ -91,8 +91,9 @@ impl Session {
                     .several
                     .named()
                     .filter(|_| statement.names_transaction && here.is_none_or(|link| !link.named));
+                let home = statement.shows_oids.then_some(self.snapshot.home);
                 Place {
-                    shard: told.unwrap_or_else(|| self.any_shard(bound)),
+                    shard: home.or(told).unwrap_or_else(|| self.any_shard(bound)),
                     hold,
                 }
             }

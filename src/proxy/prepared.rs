@@ -2,7 +2,7 @@
 //! (text, declared types, the session's planning context), so sessions that prepare the same share it and no table of
 //! names is needed; the client's own names never leave the session.
 
-use super::sql_prepared::Execution;
+use super::{ids::Computing, oids::Holding, sql_prepared::Execution};
 use crate::{
     plan::{Plan, StatementPlan},
     pool::backend::Shape,
@@ -22,6 +22,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 pub(super) struct Told {
     types: OnceLock<(Box<[u8]>, u64)>,
     columns: OnceLock<u64>,
+    /// Which columns' binary values hold numbers of types, where shards have different ones.
+    holding: OnceLock<Holding>,
 }
 
 /// How a backend has a statement, compared with what the client was told.
@@ -54,6 +56,16 @@ impl Told {
         let digest = body.map_or(Ok(NO_COLUMNS), columns)?;
         self.columns.get_or_init(|| digest);
         Ok(digest)
+    }
+
+    /// What the columns' binary values hold; none where it gives no rows.
+    pub(super) fn hold(&self, holding: Holding) {
+        self.holding.get_or_init(|| holding);
+    }
+
+    /// As [`Told::hold`] was told.
+    pub(super) fn holding(&self) -> Option<&Holding> {
+        self.holding.get()
     }
 
     /// Whether the client knows nothing that could be wrong.
@@ -150,6 +162,8 @@ pub(super) struct Prepared {
     pub(super) meaning: Meaning,
     /// What the first Describe of it said.
     pub(super) told: Arc<Told>,
+    /// `text` has parameters for what is computed for each execution, which the client did not write.
+    pub(super) computing: Option<Arc<Computing>>,
     /// It is an EXECUTE of another, and `plan` is that one's.
     pub(super) executes: Option<Box<Execution>>,
 }

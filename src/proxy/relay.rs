@@ -3,6 +3,7 @@
 
 use super::{
     link::Hold,
+    oids::{Holding, Seen},
     prepared::Prepared,
     session::{End, Note, Phase, Rest, Session, broken},
 };
@@ -56,13 +57,21 @@ impl Session {
                 break;
             };
             let here = (bytes.len() - at).min(header.size);
-            if here < header.size && !may_be_partial(header, self.compares()) {
-                if header.size > LONGEST_DESCRIPTION {
-                    return Err(broken(&"a message is too long"));
-                }
+            if here < header.size && self.is_held_whole(header)? {
                 break;
             }
-            let body = &bytes[at + HEADER..at + here];
+            let frame = &bytes[at..at + here];
+            let seen = match self.renumbered(header, frame) {
+                Ok(Seen::AsItIs) => None,
+                Ok(Seen::Made(made)) => Some(made),
+                Ok(Seen::Later) => break,
+                Err(end) => {
+                    self.client.out().extend_from_slice(&bytes[run..at]);
+                    return Err(end);
+                }
+            };
+            let body = seen.as_deref().unwrap_or(frame);
+            let body = &body[HEADER..];
             let (pass, event) = match self.judge_frame(header) {
                 Ok(judged) => judged,
                 Err(end) => {
@@ -77,20 +86,13 @@ impl Session {
             }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
-            let restated = if forward && header.tag == b'E' {
-                self.restated(header, body)
-            } else {
-                None
-            };
-            if forward && restated.is_none() {
+            let restated = forward.then(|| self.told_otherwise(header, body)).flatten();
+            let told = restated.as_deref().or(seen.as_deref());
+            if forward && told.is_none() {
                 at += here;
             } else {
                 self.client.out().extend_from_slice(&bytes[run..at]);
-                if header.tag == b'C' && self.holds_end() {
-                    self.hold_end(body);
-                }
-                let restated = restated.unwrap_or_default();
-                self.client.out().extend_from_slice(&restated);
+                self.pass_on(header, body, told.filter(|_| forward));
                 at += here;
                 run = at;
             }
@@ -114,6 +116,25 @@ impl Session {
         }
         self.client.out().extend_from_slice(&bytes[run..at]);
         Ok(at)
+    }
+
+    /// Whether a message that has not arrived whole waits until it has.
+    fn is_held_whole(&self, header: Header) -> Result<bool, End> {
+        let held = self.renumbers(header.tag) || !may_be_partial(header, self.compares());
+        if held && header.tag != b'D' && header.size > LONGEST_DESCRIPTION {
+            return Err(broken(&"a message is too long"));
+        }
+        Ok(held)
+    }
+
+    /// A message that does not pass on as it stands; `told`: what the client is told in its place.
+    fn pass_on(&mut self, header: Header, body: &[u8], told: Option<&[u8]>) {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
+        self.client
+            .out()
+            .extend_from_slice(told.unwrap_or_default());
     }
 
     fn judge_frame(&mut self, header: Header) -> Result<(Pass, Event<Note>), End> {
@@ -156,6 +177,9 @@ impl Session {
     }
 
     fn happened(&mut self, event: Event<Note>, header: Header, body: &[u8]) -> Result<(), End> {
+        if header.tag == b'C' && self.holds_end() {
+            self.hold_end(body);
+        }
         match event {
             Event::None => {}
             Event::Done(Request::Parse, Note::Parsed(prepared)) => {
@@ -217,6 +241,31 @@ impl Session {
         Ok(())
     }
 
+    /// A frame as the client is to see it; `None`: as it is.
+    fn told_otherwise(&self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
+        match header.tag {
+            b'E' => {
+                let restated = self.restated(header, body);
+                restated.or_else(|| self.unplaced(header, body))
+            }
+            b't' => self.without_computed(body),
+            _ => None,
+        }
+    }
+
+    /// ParameterDescription as the client knows its statement; `None`: as it is.
+    fn without_computed(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let Some(Note::Described(prepared)) = self.pipeline.notes().next() else {
+            return None;
+        };
+        let computing = prepared.computing.as_ref()?;
+        let mut out = Vec::new();
+        crate::wire::frontend::put(&mut out, b't', |out| {
+            out.extend_from_slice(&computing.describe(body));
+        });
+        Some(out)
+    }
+
     /// Whether the next description is of a statement that is compared from backend to backend, so that it is held whole.
     fn compares(&self) -> bool {
         let next = self.pipeline.notes().next();
@@ -232,6 +281,11 @@ impl Session {
     ) -> Result<(), End> {
         let types = parameters.map(|body| prepared.told.parameters(body));
         let types = types.transpose().map_err(|problem| broken(&problem))?;
+        if let Some(oids) = &self.snapshot.oids {
+            let holding = rows.map(|rows| Holding::of(rows, oids)).transpose();
+            let holding = holding.map_err(|problem| broken(&problem))?;
+            prepared.told.hold(holding.unwrap_or_default());
+        }
         let columns = prepared.told.columns(rows);
         let columns = columns.map_err(|problem| broken(&problem))?;
         if let Some(link) = &mut self.link {

@@ -97,6 +97,7 @@ fn message(why: &Unroutable) -> (String, String) {
             text("statement needs rows of several shards"),
             format!("Its tables and keys live on shards {}.", shards.join(", ")),
         ),
+        Unroutable::ViewOverShards { view } => view_over_shards(view),
         Unroutable::UnknownTable { table } => (
             format!("relation \"{table}\" belongs to no group"),
             text("No group, reference table or single table has that name."),
@@ -198,6 +199,14 @@ fn rare_message(why: &Unroutable) -> (String, String) {
     }
 }
 
+fn view_over_shards(view: &str) -> (String, String) {
+    let why = "Its rows are not each shard's own, or its definition is not the same on all shards.";
+    (
+        format!("view \"{view}\" takes rows of several shards together"),
+        why.to_owned(),
+    )
+}
+
 /// What a table's own object would do on one shard only.
 fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
     let name = &hazard.name;
@@ -206,6 +215,9 @@ fn per_shard_object(table: &str, hazard: &Hazard) -> (String, String) {
             "Trigger \"{name}\" may change the shard key, or read or write rows that are on other shards."
         ),
         HazardKind::Rule => format!("Rule \"{name}\" rewrites the statement."),
+        HazardKind::View => {
+            "It is a view that shows more than one table's own columns, and writes through it are not followed.".to_owned()
+        }
         HazardKind::Policy => {
             format!("Policy \"{name}\" looks at rows that may be on other shards.")
         }
@@ -336,6 +348,7 @@ fn per_shard_hint(table: &str, hazard: &Hazard) -> String {
     let remedy = match &hazard.kind {
         HazardKind::Default => format!("Give \"{name}\" a value; or let the sequences of the shards step over each other (ALTER SEQUENCE … INCREMENT BY <shards> START WITH <number of the shard> RESTART)"),
         HazardKind::Unique(_) => "Make the shard key part of it; or leave its column to a default that no other shard repeats (gen_random_uuid(), or sequences that step over each other)".to_owned(),
+        HazardKind::View => return "Write to the tables themselves.".to_owned(),
         _ => "Let it keep to its own row".to_owned(),
     };
     format!(
@@ -398,8 +411,8 @@ pub const CODES: &[Code] = &[
         code: "SW108",
         sqlstate: "0A000",
         title: "Shard key changed",
-        meaning: "An UPDATE, ON CONFLICT or MERGE may change a row's shard key, and with it the row's shard.",
-        what_to_do: "Delete the row and insert it with the new key.",
+        meaning: "A statement may change a row's shard key in a way in which rows cannot be moved: ON CONFLICT, MERGE, DEFAULT, RETURNING of what an INSERT cannot return, or a row that FROM sends to several shards (docs/routing.md).",
+        what_to_do: "Update the key in an UPDATE of its own, or delete the row and insert it with the new key.",
     },
     Code {
         code: "SW109",
@@ -538,7 +551,7 @@ pub const CODES: &[Code] = &[
         code: "SW128",
         sqlstate: "0A000",
         title: "Cursor or portal over several shards",
-        meaning: "The rows of a cursor or portal come from several shards, and it was to go back (SCROLL, PRIOR, ABSOLUTE and their like), to outlive its transaction (WITH HOLD), to give its rows in another format than before, or to go on behind another statement of the same batch outside of a transaction.",
+        meaning: "The rows of a cursor or portal come from several shards, and it was to go back (SCROLL, PRIOR, ABSOLUTE and their like), to outlive its transaction (WITH HOLD), to give its rows in another format or by another DateStyle (or the like) than before, or to go on behind another statement of the same batch outside of a transaction.",
         what_to_do: "Read it forward within a transaction, with FETCH, MOVE and CLOSE in messages of their own; or restrict the query to one shard by the shard key.",
     },
     Code {
@@ -575,6 +588,34 @@ pub const CODES: &[Code] = &[
         title: "Behind a write to several shards",
         meaning: "In a pipeline outside of a transaction, a command that is no read or write of rows follows a write to several shards, which is committed at the Sync.",
         what_to_do: "Send Sync behind the write, or begin a transaction before it.",
+    },
+    Code {
+        code: "SW143",
+        sqlstate: "57P03",
+        title: "No value for a default",
+        meaning: "An INSERT leaves a column to its default that is computed before its rows have their shards: by a sequence, whose numbers the home shard gives, or as an id, for which the home shard lends the time. It could not be asked, or no control role is configured. Nothing was written.",
+        what_to_do: "Check that the home shard is up and that the control role may log in there; repeat the statement, or give the value in it.",
+    },
+    Code {
+        code: "SW144",
+        sqlstate: "0A000",
+        title: "A sequence that begins anew",
+        meaning: "RESTART, setval, or another INCREMENT, of a sequence that gives numbers to sharded tables: proxies hold numbers that were drawn ahead (`sequence_block` above 1), or its numbers must be unique and a unique index without the shard key cannot see those of other shards.",
+        what_to_do: "Do it on the home shard under a comment /* shardway: shard=<home> */ when no number can come twice; TRUNCATE … RESTART IDENTITY is possible with sequence_block = 1.",
+    },
+    Code {
+        code: "SW151",
+        sqlstate: "0A000",
+        title: "Numbers of types in binary values",
+        meaning: "A result was asked for in binary format that holds composite values, or arrays or ranges of them: these hold the numbers of the database's own types, which differ from shard to shard.",
+        what_to_do: "Ask for the result in text format, or select the composite's columns one by one.",
+    },
+    Code {
+        code: "SW152",
+        sqlstate: "0A000",
+        title: "View over rows of several shards",
+        meaning: "The view takes rows of several shards together (aggregates without the shard key in GROUP BY, DISTINCT, LIMIT, windows, UNION, joins off the key), is materialized over sharded tables, or is not defined alike on all shards.",
+        what_to_do: "Write its query in place of its name: what one table's rows decide is then computed over all shards. Or GROUP BY the shard key; or read one shard's: SET shardway.shard = '<shard>'.",
     },
     Code {
         code: "SW161",
@@ -817,6 +858,7 @@ mod tests {
             },
             Unroutable::SeveralShards { shards: vec![] },
             Unroutable::UnknownTable { table: table() },
+            Unroutable::ViewOverShards { view: table() },
             Unroutable::KeyMissing {
                 table: table(),
                 key: table(),
@@ -873,7 +915,7 @@ mod tests {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
             ("SW101"..="SW121").contains(&code.code)
-                || matches!(code.code, "SW125" | "SW131" | "SW165")
+                || matches!(code.code, "SW165" | "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

@@ -132,6 +132,7 @@ impl Session {
         self.tally.received_bytes += frame.len() as u64;
         if self.phase == Phase::Idle {
             self.count_begin();
+            self.drew.begins();
             self.refresh();
             if self.database.coordinator.is_lapsed(self.marks.begun) {
                 Box::pin(self.look_unheard()).await;

@@ -46,8 +46,6 @@ use pump::Step;
 use shape::Shape;
 use std::sync::Arc;
 
-/// `FirstNormalObjectId` of transam.h: types below it are the same on every server.
-const FIRST_OWN_OID: u16 = 16384;
 /// Settings that values are written by.
 const OF_VALUES: [&[u8]; 4] = [
     b"DateStyle",
@@ -274,7 +272,7 @@ impl Session {
             return Ok(true);
         }
         let bound = Bound {
-            types: types_everywhere(prepared),
+            types: prepared.told.raw_types().unwrap_or(&prepared.raw_types),
             tail: Some(bind),
         };
         if self.is_within() {
@@ -453,16 +451,21 @@ impl Session {
         told: &Told,
         way: Way<'_>,
     ) -> Result<Option<Scattering>, Stop> {
-        let Some(fan) = self.fan.as_deref_mut() else {
+        let Some(fan) = self.fan.as_deref() else {
             return Ok(None);
         };
         if !fan.agree_in(&OF_VALUES) {
             return Ok(None);
         }
         let members = fan.len();
-        for at in 0..members {
+        let shards: Vec<_> = (0..members).map(|at| fan.shard(at)).collect();
+        for (at, shard) in shards.iter().enumerate() {
+            let types = self.types_for(*shard, bound.types);
+            let Some(fan) = self.fan.as_deref_mut() else {
+                return Ok(None);
+            };
             fan.ask(at, 1, |out| {
-                put_parse(out, b"", scattered.question.as_bytes(), bound.types);
+                put_parse(out, b"", scattered.question.as_bytes(), &types);
                 put_named(out, b'D', Named::Statement(b""));
                 put_bare(out, b'S');
             });
@@ -481,8 +484,12 @@ impl Session {
         if let Some((at, body)) = failed {
             return Err(self.error_of(at, body));
         }
+        for (shard, columns) in shards.iter().zip(&mut described) {
+            self.columns_seen(*shard, columns).await;
+        }
         let home = self.home_among(members);
-        let Some(shape) = Shape::of(&described, home, scattered, bound) else {
+        let oids = self.snapshot.oids.as_deref();
+        let Some(shape) = Shape::of(&described, home, scattered, bound, oids) else {
             return Ok(None);
         };
         let Some(columns) = shape.as_told(told) else {
@@ -690,16 +697,6 @@ fn in_own_text(stop: Stop, places: Places) -> Stop {
     }
     made.push(0);
     Words::Servers(made).into()
-}
-
-/// The parameters' types as the client was told them, unless one of them has another number on each shard.
-pub(super) fn types_everywhere(prepared: &Prepared) -> &[u8] {
-    let same = |raw: &&[u8]| {
-        let mut types = raw.chunks_exact(4);
-        types.all(|oid| matches!(oid, [0, 0, a, b] if u16::from_be_bytes([*a, *b]) < FIRST_OWN_OID))
-    };
-    let told = prepared.told.raw_types().filter(same);
-    told.unwrap_or(&prepared.raw_types)
 }
 
 /// The value of a parameter of LIMIT or OFFSET, `None` inside for NULL; outer `None`: it is not known here, or negative.

@@ -9,6 +9,7 @@
 //! it all.
 
 use super::{
+    local::own_setting,
     reply::session as reply,
     request::Stop,
     session::{End, Phase, Session},
@@ -94,8 +95,11 @@ impl Session {
             Target::Judge => false,
             Target::Fixed(_) | Target::ByKey(_) | Target::Explain(_) => true,
         };
+        // A setting of ours is made in a message of its own.
+        let ours = |statement: &StatementPlan| own_setting(&statement.effect).is_some();
         statements.len() > 1
             && statements.iter().all(elsewhere)
+            && !statements.iter().any(ours)
             && self.script.is_none()
             && self.phase == Phase::Idle
             && self.pipeline.is_empty()
@@ -155,7 +159,7 @@ impl Session {
     /// A backend's CommandComplete that waits for the commit.
     pub(super) fn hold_end(&mut self, body: &[u8]) {
         put(self.end_of_answer(), b'C', |out| {
-            out.extend_from_slice(body)
+            out.extend_from_slice(body);
         });
     }
 
@@ -296,7 +300,7 @@ impl Session {
         if self.link.is_some() {
             // It ran beside the transaction.
             self.leave_link().await?;
-            self.unlink().await?;
+            self.park_or_release().await?;
         }
         self.for_batch = false;
         self.deferred = None;

@@ -22,6 +22,7 @@ use super::{
     listening::Listening,
     named::Named,
     numbers::Drew,
+    oids::Looking,
     prepared::Prepared,
     reply::session as reply,
     scatter::Scattering,
@@ -221,6 +222,8 @@ pub struct Session {
     pub(super) drew: Drew,
     /// The shard for what any shard can answer.
     pub(super) any: ShardId,
+    /// Types that it was not told of.
+    pub(super) looking: Looking,
     pub(super) client_rest: Rest,
     pub(super) backend_rest: Rest,
     /// The portal that was bound last, and its statement, if that has a name.
@@ -807,6 +810,10 @@ impl Session {
 
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(super) async fn wait(&mut self) -> Result<(), End> {
+        if self.must_look_for_types() {
+            Box::pin(self.look_for_types()).await;
+            return Ok(());
+        }
         let idle = self.phase == Phase::Idle && (self.link.is_none() || self.at_rest());
         self.client.relax(false);
         if idle && self.info.thinks_long() {
@@ -944,6 +951,7 @@ impl Session {
 
     /// A batch is over.
     pub(super) fn batch_ends(&mut self, status: Status) {
+        self.looking.arrays &= status != Status::Idle;
         self.count_end();
         self.phase = if self.pipeline.owes_ready() {
             Phase::Answering

@@ -310,7 +310,7 @@ impl Session {
     }
 
     /// Whether statements run as another role than the one that logged in.
-    fn has_other_role(&self) -> bool {
+    pub(super) fn has_other_role(&self) -> bool {
         let who = ["role", "session_authorization"];
         who.iter().any(|name| self.parameters.get(name).is_some())
     }

@@ -10,7 +10,7 @@ use super::{
     session::{End, Note, Phase, Session},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, unroutable::Unroutable},
+    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -65,6 +65,17 @@ impl Session {
                 None => return Ok(()),
             }
         }
+        if self.computes(&planned).is_some() {
+            return Box::pin(self.query_computed(text, &planned)).await;
+        }
+        if let Some(draft) = self.asks_for_ours(text, &planned) {
+            return Box::pin(self.query_drawn(text, &draft)).await;
+        }
+        self.run_query(text, planned).await
+    }
+
+    /// Runs a Query that is planned.
+    pub(super) async fn run_query(&mut self, text: &[u8], planned: Planned) -> Result<(), Stop> {
         // Names of prepared statements stand in it.
         let named = (planned.plan.statements.len() > 1).then(|| Arc::clone(&planned.plan));
         let Some((planned, resolved)) = self.with_names(text, planned).await? else {
@@ -86,21 +97,14 @@ impl Session {
         {
             self.park_at_rest();
         }
-        let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
-        if failed && self.may_run_one_by_one(apart) {
-            // What stands behind its end is not a part of the failed transaction.
+        if self.must_run_one_by_one(statements) && self.may_run_one_by_one(apart) {
             return Ok(self.run_one_by_one(apart, text)?);
         }
-        if self.several.is_several() {
-            if self.check_message(statements).is_err() && self.may_run_one_by_one(apart) {
-                return Ok(self.run_one_by_one(apart, text)?);
-            }
-            if Box::pin(self.query_of_all(statements)).await? {
-                return Ok(());
-            }
+        if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
+            return Ok(());
         }
         if self.concerns_cursors(statements)
-            && Box::pin(self.query_cursor(statements, text)).await?
+            && Box::pin(self.query_cursor(statements, apart, text)).await?
         {
             return Ok(());
         }
@@ -110,46 +114,23 @@ impl Session {
         {
             return Ok(());
         }
-        if let Err(refused) = self.check_together(statements) {
-            return self.query_apart(refused, apart, text);
-        }
         if self.several.is_several()
             && self.has_snapshots()
-            && let Some(shard) = Box::pin(self.shard_of_sequence(text)).await?
+            && Box::pin(self.query_sequence(text, &planned.plan)).await?
         {
-            let hold = Hold::Bound;
-            self.reach(Place { shard, hold }).await?;
-            self.send_query(text, planned.plan);
             return Ok(());
         }
-        let mut chosen: Option<Place> = None;
-        for statement in &planned.plan.statements {
-            let place = match self.place(statement, &values) {
-                Ok(Some(place)) => place,
-                Ok(None) => return self.judge(text).await,
-                Err(refused) if resolved.is_some() && named.is_none() => {
-                    return Box::pin(self.query_given(refused, text, &planned.plan)).await;
-                }
-                Err(refused) if resolved.is_some() => {
-                    return self.query_apart(refused, apart, text);
-                }
-                Err(refused) => {
-                    return self.query_several(refused, &planned.plan, &values).await;
-                }
-            };
-            let both = match chosen {
-                None => Ok(place),
-                Some(first) => self.both(first, place),
-            };
-            chosen = match both {
-                Ok(both) => Some(both),
-                Err(refused) => return self.query_apart(refused, apart, text),
-            };
-        }
-        let place = chosen.unwrap_or(Place {
-            shard: self.any,
-            hold: Hold::Loose,
-        });
+        let place = match self.place_together(statements, &values) {
+            Ok(Some(place)) => place,
+            Ok(None) => return self.judge(text).await,
+            Err(refused) if resolved.is_some() && named.is_none() => {
+                return Box::pin(self.query_given(refused, text, &planned.plan)).await;
+            }
+            Err(refused) => {
+                let plan = named.as_ref().unwrap_or(&planned.plan);
+                return self.query_several(refused, plan, &values).await;
+            }
+        };
         self.reach_for(place, statements, listening).await?;
         self.send_pending();
         self.vacate_for(text);
@@ -183,7 +164,7 @@ impl Session {
     }
 
     /// Statements that cannot be sent together run one after the other, or are refused.
-    fn query_apart(
+    pub(super) fn query_apart(
         &mut self,
         refused: Notice,
         statements: &[StatementPlan],
@@ -193,6 +174,47 @@ impl Session {
             return Ok(self.run_one_by_one(statements, text)?);
         }
         Err(refused.into())
+    }
+
+    /// Where the statements of a Query run together; `None`: PostgreSQL must judge them first.
+    fn place_together(
+        &self,
+        statements: &[StatementPlan],
+        values: &Values<'_>,
+    ) -> Result<Option<Place>, Notice> {
+        self.check_together(statements)?;
+        let mut chosen: Option<Place> = None;
+        for statement in statements {
+            let Some(place) = self.place(statement, values)? else {
+                return Ok(None);
+            };
+            chosen = Some(match chosen {
+                None => place,
+                Some(first) => self.both(first, place)?,
+            });
+        }
+        Ok(Some(chosen.unwrap_or(Place {
+            shard: self.any,
+            hold: Hold::Loose,
+        })))
+    }
+
+    /// Whether a text's statements mean something else together than one after the other.
+    fn must_run_one_by_one(&self, statements: &[StatementPlan]) -> bool {
+        // What stands behind the end of a failed transaction is no part of it.
+        let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
+        statements.len() > 1 && (failed || self.check_message(statements).is_err())
+    }
+
+    /// A Query of a dump for the state of a sequence; true: it has been sent to the shard where that has come furthest.
+    async fn query_sequence(&mut self, text: &[u8], plan: &Arc<Plan>) -> Result<bool, Stop> {
+        let Some(shard) = self.shard_of_sequence(text).await? else {
+            return Ok(false);
+        };
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        self.send_query(text, Arc::clone(plan));
+        Ok(true)
     }
 
     /// A Query that ends the transaction over several shards; true: it has been answered.

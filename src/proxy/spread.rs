@@ -242,13 +242,10 @@ impl Session {
         }
         let (prepared, tail) = (Arc::clone(&portal.prepared), portal.tail.clone());
         self.reach_any(&prepared).await?;
+        let shard = self.link_shard().unwrap_or(self.any);
+        let types = self.types_for(shard, &prepared.raw_types);
         if let Some(link) = &mut self.link {
-            put_parse(
-                link.lease.stream.out(),
-                b"",
-                &prepared.text,
-                &prepared.raw_types,
-            );
+            put_parse(link.lease.stream.out(), b"", &prepared.text, &types);
             put_named(link.lease.stream.out(), b'D', Named::Statement(b""));
             frontend::put_bare(link.lease.stream.out(), b'S');
             link.lease.unnamed = None;
@@ -265,6 +262,9 @@ impl Session {
         .await?;
         if let Some(problem) = problem {
             return Err(problem.into());
+        }
+        if let Some(columns) = &mut columns {
+            self.columns_seen(shard, columns).await;
         }
         let mut out = Vec::new();
         match columns {
@@ -478,6 +478,8 @@ impl Session {
             // A cancel has hit what came behind.
             return Err(reply::cancelled().into());
         }
+        self.answers_seen(&writing.shares, &mut heard.answers)
+            .await?;
         let rows = writing.shares.shards.iter();
         let rows: Vec<Vec<u32>> = rows.map(|(_, rows)| rows.clone()).collect();
         let what = heard.what;
@@ -532,12 +534,19 @@ impl Session {
     ) -> Result<(), Stop> {
         let at_once = match heard.what {
             What::Copies(_) => parts.len(),
-            What::Rows(_) | What::Share(_) | What::Move(_) | What::Change => 1,
+            What::Rows(_) | What::Share(_) | What::Move(_) | What::Whole | What::Change => 1,
         };
         for (round, some) in parts.chunks(at_once.max(1)).enumerate() {
             for (at, part) in some.iter().enumerate() {
-                if let Some(fan) = self.fan.as_deref_mut() {
-                    fan.ask(round * at_once + at, 1, |out| writing.put(part, out));
+                if let Some(fan) = self.fan.as_deref() {
+                    let shard = fan.shard(round * at_once + at);
+                    let types = self.types_for(shard, &writing.types_of(part));
+                    let Some(fan) = self.fan.as_deref_mut() else {
+                        continue;
+                    };
+                    fan.ask(round * at_once + at, 1, |out| {
+                        writing.put(part, &types, out)
+                    });
                 }
             }
             self.hear_fan(|at, tag, body| heard.hear(at, tag, body))
@@ -561,7 +570,7 @@ impl Session {
             What::Share(_) if writing.shares.shards.len() > 1 => {
                 writing.spread.lock.map(|table| keep_apart(table, false))
             }
-            What::Rows(_) | What::Share(_) | What::Change => None,
+            What::Rows(_) | What::Share(_) | What::Whole | What::Change => None,
         };
         for (shard, _) in &writing.shares.shards {
             let hold = Hold::Bound;
@@ -673,8 +682,8 @@ impl<'a> Heard<'a> {
 
 impl Writing<'_> {
     /// A shard's part as one batch.
-    fn put(&self, part: &Part, out: &mut Vec<u8>) {
-        put_parse(out, b"", part.text.as_bytes(), &self.types_of(part));
+    fn put(&self, part: &Part, types: &[u8], out: &mut Vec<u8>) {
+        put_parse(out, b"", part.text.as_bytes(), types);
         put_bind(out, b"", b"", &self.tail_of(part));
         put_named(out, b'D', Named::Portal(b""));
         put(out, b'E', |out| out.extend_from_slice(&[0; 5]));

@@ -444,6 +444,7 @@ impl Session {
             unnamed: false,
             meaning: self.meaning(),
             told: Arc::default(),
+            computing: None,
             executes: None,
         })
     }

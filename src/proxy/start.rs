@@ -8,6 +8,7 @@ use super::{
     named::Named,
     reply::session as reply,
     session::{Defaults, End, Overridden, Phase, Rest, Session, told},
+    several::snapshots,
 };
 use crate::{
     auth::scram::Proof,
@@ -313,6 +314,7 @@ impl Session {
             unsettled: false,
             drew: super::numbers::Drew::default(),
             any,
+            looking: super::oids::Looking::default(),
             client_rest: Rest::default(),
             backend_rest: Rest::default(),
             starved: false,
@@ -408,8 +410,12 @@ impl Session {
     }
 }
 
-/// Where a session's catalog queries go: sessions are spread over the shards, each stays on one.
+/// Where a session's catalog queries go: sessions are spread over the shards, each stays on one; where one shard has tables
+/// that the others have not, it is that one, as their catalogs do not show them.
 fn any_shard(database: &Arc<Database>, pid: u32) -> ShardId {
+    if let Some(shard) = snapshots::alone_complete(&database.snapshot.load()) {
+        return shard;
+    }
     let count = database.settings.shards.len().max(1);
     ShardId(u16::try_from(pid as usize % count).unwrap_or(0))
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     catalog::shard::{ShardId, ShardSet},
     config::settings::PoolMode,
-    plan::{StatementPlan, spread::Shares},
+    plan::{StatementPlan, Values, spread::Shares},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -25,6 +25,7 @@ use crate::{
     wire::{
         backend::Status,
         frontend::{put, put_bare, put_bind, put_parse},
+        notice::Notice,
     },
 };
 
@@ -59,8 +60,26 @@ impl Session {
             && self.database.unfit.load().is_none()
     }
 
+    /// Where a statement of a pipeline is to run, as [`Session::place`] has it; a pipeline that is on one shard becomes a
+    /// transaction of ours where that does not suffice.
+    ///
+    /// # Errors
+    /// The session is over. The batch may have failed: it is skipped then.
+    pub(super) async fn place_in_batch(
+        &mut self,
+        statement: &StatementPlan,
+        values: &Values<'_>,
+    ) -> Result<Result<Option<Place>, Notice>, Stop> {
+        let placed = self.place(statement, values);
+        if placed.is_ok() || !self.may_take_over(statement) {
+            return Ok(placed);
+        }
+        Box::pin(self.take_over()).await?;
+        Ok(self.place(statement, values))
+    }
+
     /// Whether the pipeline under way, which is on one shard, can become a transaction of ours that goes on to others.
-    pub(super) fn may_take_over(&self, statement: &StatementPlan) -> bool {
+    fn may_take_over(&self, statement: &StatementPlan) -> bool {
         let begun = |link: &super::link::Link| {
             link.hold >= Hold::Loose && link.status == Status::Idle && !link.opaque
         };
@@ -81,7 +100,7 @@ impl Session {
     ///
     /// # Errors
     /// The session is over.
-    pub(super) async fn take_over(&mut self) -> Result<(), Stop> {
+    async fn take_over(&mut self) -> Result<(), Stop> {
         self.answer_pending().await?;
         if self.skip {
             return Ok(());

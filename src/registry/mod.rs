@@ -6,6 +6,7 @@
 
 mod agreement;
 mod control;
+mod ids;
 mod lack;
 mod map;
 mod proxies;
@@ -13,6 +14,7 @@ mod schema;
 
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
+pub use ids::Ids;
 pub use lack::{Lack, accept_map, lacks};
 pub use map::Kept;
 pub use proxies::{HEARTBEAT, Me, SILENCE};
@@ -29,7 +31,10 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use schema::{Fault, Identity};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// Why there are no transactions over several shards.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +76,8 @@ pub struct Registry {
     /// What was heard of others' schema changes, through the pulse.
     agreement: Agreement,
     known: ArcSwap<Known>,
+    /// Whether every shard has its number for ids.
+    numbered: AtomicBool,
 }
 
 /// What the servers said when they were last asked.
@@ -116,6 +123,7 @@ impl Registry {
                 shards: unasked,
                 map: None,
             }),
+            numbered: AtomicBool::new(false),
         }
     }
 
@@ -275,7 +283,16 @@ impl Registry {
             }
             self.tell(shard, before, now);
         }
+        let all = new.shards.iter().all(Result::is_ok);
         self.known.store(Arc::new(new));
+        if all && !self.numbered.load(Ordering::Relaxed) {
+            let numbered = self.number_shards().await;
+            self.numbered.store(numbered.is_ok(), Ordering::Relaxed);
+            if let Err(problem) = numbered {
+                let database = &self.database;
+                tracing::warn!(database, %problem, "shards have no numbers for ids yet");
+            }
+        }
     }
 
     fn tell(&self, shard: ShardId, before: &Result<(), NotReady>, now: &Result<(), NotReady>) {

@@ -38,6 +38,25 @@ impl Piece<'_> {
         self.kind == Kind::Word && self.text.eq_ignore_ascii_case(keyword)
     }
 
+    /// As PostgreSQL reads a name or keyword; what is none of these as written.
+    #[must_use]
+    pub fn folded(&self) -> String {
+        match self.kind {
+            Kind::Word => self.text.to_ascii_lowercase(),
+            Kind::Quoted => self.text.replace("\"\"", "\""),
+            Kind::Literal | Kind::Parameter(_) | Kind::Sign => self.text.to_owned(),
+        }
+    }
+
+    /// The number of a parameter.
+    #[must_use]
+    pub fn parameter(&self) -> Option<u16> {
+        match self.kind {
+            Kind::Parameter(number) => Some(number),
+            Kind::Word | Kind::Quoted | Kind::Literal | Kind::Sign => None,
+        }
+    }
+
     /// Whether it is this sign.
     #[must_use]
     pub fn is_sign(&self, sign: &str) -> bool {

@@ -460,7 +460,11 @@ impl Coordinator {
         }
     }
 
-    fn registry(&self) -> Result<&Registry, NotReady> {
+    /// What the proxies share on the servers.
+    ///
+    /// # Errors
+    /// [`NotReady::NoControl`].
+    pub fn registry(&self) -> Result<&Registry, NotReady> {
         self.registry.as_ref().ok_or(NotReady::NoControl)
     }
 }

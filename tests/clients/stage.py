@@ -137,7 +137,7 @@ def running_proxy(directory, port, server, suite):
         f'[server]\nlisten = ["127.0.0.1:{port}"]\nshutdown_timeout = "1s"\n'
         f'[pool]\nmode = "transaction"\n{suite.pool}\n'
         f'[databases."*"]\nshards.s0 = {{ primary = "postgres://127.0.0.1:{server}?sslmode=disable" }}\n'
-        f'[users.postgres]\nauth = "trust"\n{suite.users}'
+        f'[users.postgres]\nauth = "trust"\n{suite.users.replace("SERVER", str(server))}'
     )
     log = pathlib.Path(os.environ.get("SHARDWAY_SUITE_LOG", directory / "shardway.log"))
     with open(log, "w") as written:

@@ -318,6 +318,41 @@ class Node(Smoke):
         return self.checks(["node", self.modules / self.program], target, report)
 
 
+SHARDED = """
+[databases.ids]
+control = { user = "postgres" }
+shards.s0 = { primary = "postgres://127.0.0.1:SERVER/ids_0?sslmode=disable" }
+shards.s1 = { primary = "postgres://127.0.0.1:SERVER/ids_1?sslmode=disable" }
+shards.s2 = { primary = "postgres://127.0.0.1:SERVER/ids_2?sslmode=disable" }
+[databases.ids.groups.all]
+method = "hash"
+key_type = "bigint"
+tables = { "public.author" = "id", "public.book" = "id" }
+"""
+
+
+class OrmIds(Smoke):
+    """An ORM's models over three shards, whose ids are left to defaults."""
+
+    users = SHARDED
+    alternate = None
+
+    def __init__(self, orm):
+        self.name = f"{orm}-ids"
+        self.orm = orm
+
+    def prepare(self):
+        # The environment of the ORM's own suite.
+        own = next(suite for suite in ALL if suite.name == self.orm)
+        own.prepare()
+        self.python = own.python
+
+    def run(self, target, report):
+        for name in ("ids", "ids_0", "ids_1", "ids_2"):
+            target.psql(f"CREATE DATABASE {name}")
+        return self.checks([self.python, self.sources / "orm_ids.py", self.orm, str(target.port)], target, report)
+
+
 class Pgjdbc(Smoke):
     name = "pgjdbc"
 
@@ -385,4 +420,4 @@ class Sqlx(Crate):
 
 
 ALL = [Psycopg2(), Asyncpg(), LibpqPipeline(), PgRegress(), SqlAlchemy(), Django(),
-    Node("node-postgres", "node_postgres.js"), Node("postgres.js", "postgres_js.js"), Pgjdbc(), TokioPostgres(), Sqlx()]
+    OrmIds("sqlalchemy"), OrmIds("django"), Node("node-postgres", "node_postgres.js"), Node("postgres.js", "postgres_js.js"), Pgjdbc(), TokioPostgres(), Sqlx()]

@@ -75,6 +75,14 @@ fn java() -> [String; 4] {
 }
 
 #[test]
+fn cursors_of_drivers_read_rows_of_all_shards_in_parts() {
+    check(&python("cursors_with_python.py"), 0);
+    let jar = installed("java/postgresql.jar");
+    let program = client("CursorsWithPgjdbc.java");
+    check(&["java".to_owned(), "-cp".to_owned(), jar, program], 0);
+}
+
+#[test]
 fn psycopg_sees_one_postgresql() {
     check(&python("with_psycopg.py"), 3_000_000);
 }

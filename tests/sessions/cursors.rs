@@ -3,6 +3,7 @@
 
 use crate::{
     client::{Batch, batch, query},
+    harness::until,
     three::{Stand, Three},
 };
 
@@ -325,7 +326,12 @@ fn cursors_are_fetched_from_as_of_one_postgresql() {
             "declare c cursor for select id from t order by n",
         ]);
     }
-    // What PostgreSQL allows and several shards do not, and what neither does.
+}
+
+#[test]
+fn what_a_cursor_over_shards_cannot_do_is_refused() {
+    let mut stand = stand("cursors_refused");
+    // What PostgreSQL refuses, too.
     stand.all_alike(&[
         "begin",
         "savepoint s",
@@ -365,8 +371,6 @@ fn cursors_are_fetched_from_as_of_one_postgresql() {
     stand.ask("declare c cursor for select id from t order by n");
     stand.fails("fetch first from c", "going back in a cursor");
     stand.ask("rollback to s");
-    stand.ask("declare c cursor for select id from t order by n");
-    stand.fails("select 1; fetch 1 from c", "together with other statements");
     stand.all_alike(&["rollback"]);
 }
 
@@ -482,6 +486,25 @@ fn formats_are_those_that_fetch_asks_for() {
             .any(|line| line.starts_with("E ERROR 0A000 another format")),
         "{found:?}"
     );
+    stand.all_alike(&[
+        "rollback",
+        "begin",
+        "declare c cursor for select date '2026-01-02' + n, id from t order by n",
+        "fetch 3 from c",
+        "set local work_mem = '2MB'",
+        "fetch 3 from c",
+        "move all in c",
+        "close c",
+        "declare c cursor for select date '2026-01-02' + n, id from t order by n",
+        // No row has come yet.
+        "set local datestyle = 'german'",
+        "fetch 3 from c",
+        "close c",
+        "declare c cursor for select date '2026-01-02' + n, id from t order by n",
+        "move 3 in c",
+    ]);
+    stand.ask("set local datestyle = 'iso'");
+    stand.fails("fetch 3 from c", "another format within a cursor");
     stand.all_alike(&["rollback"]);
 }
 
@@ -517,36 +540,23 @@ fn a_cursor_or_portal_of_one_shard_is_found_wherever_the_transaction_is() {
         "fetch 1 from b",
         "rollback",
     ]);
-    let open = |name: &str, id: u32| {
-        let sql = format!(
-            "select n from t where id between {id} and {} and id in ({id}, {id} + 1) order by id",
-            id + 1
-        );
-        let sql = if id == 0 {
-            "select generate_series(1, 9)".to_owned()
-        } else {
-            sql.replace("id in", "id in").clone()
-        };
-        batch()
-            .parse("", &sql)
-            .bind(name, "", &[])
-            .describe_portal(name)
-            .execute(name, 1)
-            .sync()
+}
+
+#[test]
+fn a_named_portal_of_one_shard_is_found_wherever_the_transaction_is() {
+    let mut stand = stand("cursors_named");
+    let open = |name: &str, sql: &str| {
+        let portal = batch().parse("", sql).bind(name, "", &[]);
+        portal.describe_portal(name).execute(name, 1).sync()
     };
     let of = |name: &str, id: u32| {
         let sql = format!("select i from t, generate_series(1, 5) i where id = {id} order by i");
-        batch()
-            .parse("", &sql)
-            .bind(name, "", &[])
-            .describe_portal(name)
-            .execute(name, 1)
-            .sync()
+        open(name, &sql)
     };
     stand.all_alike(&["begin"]);
     // The first is on no shard in particular, and stays with its transaction.
     stand.batches(&[
-        open("x", 0),
+        open("x", "select generate_series(1, 9)"),
         part("x", 2),
         of("p", 7),
         of("q", 107),
@@ -631,5 +641,68 @@ fn a_cursor_over_a_gathered_read_is_fetched_from() {
             .sync(),
         part("p", 2),
         batch().run("commit", &[]).sync(),
+    ]);
+}
+
+/// Rows that a shard's index has given to all sessions.
+fn read_by_index(stand: &mut Stand, shard: usize) -> i64 {
+    let figure =
+        "select coalesce(sum(idx_tup_read), 0) from pg_stat_user_indexes where relname = 't'";
+    stand.shards[shard].value(figure).parse().unwrap()
+}
+
+#[test]
+fn what_a_limit_leaves_out_within_a_transaction_is_not_read() {
+    let mut stand = stand("cursors_unread");
+    for (shard, from) in [(0, -9000), (2, 1000)] {
+        let made = stand.shards[shard].ask(&query(&format!(
+            "insert into t select i, 0 from generate_series({from}, {from} + 8000) i"
+        )));
+        assert!(made[0].starts_with('C'), "{made:?}");
+    }
+    let mut client = stand.proxy.client();
+    for sql in [
+        "set enable_sort = off",
+        "set enable_seqscan = off",
+        "set enable_bitmapscan = off",
+    ] {
+        client.ask(&query(sql));
+    }
+    let before = [0, 2].map(|shard| read_by_index(&mut stand, shard));
+    client.ask(&query("begin"));
+    client.ask(&query("update t set n = n where id = 5"));
+    // The first shard has all of them.
+    let sql = "select id, repeat('long ', 200) from t order by id limit 5000";
+    for bytes in [query(sql), batch().run(sql, &[]).sync().0] {
+        let found = client.ask(&bytes);
+        assert_eq!(found[found.len() - 2], "C SELECT 5000\\0");
+        assert_eq!(found[found.len() - 1], "Z T");
+    }
+    assert_eq!(client.ask(&query("commit"))[0], "C COMMIT\\0");
+    // Servers count when their backend rests.
+    until("the first shard has counted", || {
+        read_by_index(&mut stand, 0) - before[0] >= 10_000
+    });
+    client.ask(&query("select id from t order by id limit 1"));
+    until("the third shard has counted", || {
+        read_by_index(&mut stand, 2) > before[1]
+    });
+    let read = read_by_index(&mut stand, 2) - before[1];
+    assert!(read < 200, "{read} rows were read that nobody wanted");
+}
+
+#[test]
+fn cursors_in_a_message_of_several_statements_are_as_of_one_postgresql() {
+    let mut stand = stand("cursors_message");
+    stand.all_alike(&[
+        "begin; declare c cursor for select id, n from t order by n; fetch 3 from c; move 2 in c; select 1; \
+         fetch 2 from c; close c; commit",
+        "declare c cursor for select id from t order by n; fetch 3 from c",
+        "fetch 3 from c",
+        "begin",
+        "declare c cursor for select id, n from t order by n",
+        "select 1; fetch 2 from c; select id from t where id = 3",
+        "fetch 2 from c; close c; fetch 2 from c",
+        "rollback",
     ]);
 }

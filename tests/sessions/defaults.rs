@@ -184,3 +184,31 @@ fn copies_of_a_table_have_the_same_defaults() {
         1,
     );
 }
+
+#[test]
+fn what_one_shard_writes_has_the_time_that_another_told() {
+    let mut stand = Three {
+        ddl: "create table t (id bigint primary key, n int, made timestamptz default now()); \
+            create table journal (n int, made timestamptz default now())",
+        database: "unlisted_tables = \"s2\"",
+        ..Three::new("defaults_of_singles")
+    }
+    .start();
+    for text in [
+        "begin",
+        "insert into t (id) values (1)",
+        "insert into journal (n) values (1), (2)",
+        "insert into t (id, n) select 101, 5",
+        "update t set made = now() where id = 101",
+        "insert into journal (n) select n from t where id = 201",
+        "insert into t (id) select 201",
+        "merge into t using (values (1)) s (n) on t.id = 202 when not matched then insert (id, n) values (202, s.n)",
+        "commit",
+    ] {
+        done(&mut stand, text);
+    }
+    let mut all = stand.seen("select coalesce(min(made)::text, 'none') || count(distinct made) from (select made from t union all select made from journal) x");
+    all.dedup();
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(stand.seen("select count(*) from journal")[2], "2");
+}

@@ -196,6 +196,15 @@ fn a_dump_of_three_shards_is_the_dump_of_the_whole() {
     );
     for more in [
         &["--data-only"][..],
+        &["--inserts"],
+        &[
+            "--column-inserts",
+            "--rows-per-insert=3",
+            "-t",
+            "log",
+            "-t",
+            "countries",
+        ],
         &[],
         &["--disable-triggers", "--serializable-deferrable"],
         &["-t", "customers", "-t", "countries", "--no-owner"],

@@ -338,19 +338,21 @@ fn what_is_wrong_with_a_read_is_told_in_a_transaction_that_has_reached_no_shard(
     }
 }
 
+const PREPARED: [&str; 8] = [
+    "prepare every as select count(*), sum(n) from t",
+    "prepare these(int, bigint) as select id, note from t where n = $1 and id > $2 order by id",
+    "prepare first as select id, price from t where price > $1 order by id limit $2",
+    "prepare joined(text) as select t.id, p.amount from t join part p on p.id = t.id where note = $1 order by 1, 2",
+    "prepare grow as update t set n = n + $1 where price > $2",
+    "prepare add(bigint, bigint, int) as insert into t (id, n) values ($1, $3), ($2, $3)",
+    "prepare gone as delete from t where n = $1 returning id",
+    "prepare flags(bool) as select count(*) from t where (n > 0) = $1",
+];
+
 #[test]
 fn an_execute_over_several_shards_is_its_statement() {
     let mut stand = stand("withinexecute");
-    stand.all_alike(&[
-        "prepare every as select count(*), sum(n) from t",
-        "prepare these(int, bigint) as select id, note from t where n = $1 and id > $2 order by id",
-        "prepare first as select id, price from t where price > $1 order by id limit $2",
-        "prepare joined(text) as select t.id, p.amount from t join part p on p.id = t.id where note = $1 order by 1, 2",
-        "prepare grow as update t set n = n + $1 where price > $2",
-        "prepare add(bigint, bigint, int) as insert into t (id, n) values ($1, $3), ($2, $3)",
-        "prepare gone as delete from t where n = $1 returning id",
-        "prepare flags(bool) as select count(*) from t where (n > 0) = $1",
-    ]);
+    stand.all_alike(&PREPARED);
     for texts in [
         &["select 1"][..],
         &["begin", "update t set n = 7 where id = 101"],
@@ -483,6 +485,11 @@ fn the_copy_of_a_query_is_that_of_all_rows() {
         assert_eq!(found[0], expected[0]);
         stand.all_alike(&["select count(*) from t"]);
     }
+}
+
+#[test]
+fn the_copy_of_a_query_that_fails_has_failed_its_transaction() {
+    let mut stand = stand("withincopyfails");
     for fails in [
         "copy (select 1 / (n - n) from t order by 1) to stdout",
         "copy (select nowhere from t) to stdout",

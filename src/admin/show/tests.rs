@@ -91,6 +91,7 @@ fn database() -> Database {
         }),
         auth_query: None,
         two_phase_retention: Duration::from_secs(6 * 60 * 60),
+        sequence_block: 1,
     }
 }
 

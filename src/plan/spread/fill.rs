@@ -258,7 +258,9 @@ fn of_merge(merge: &Merge, analysis: &Analysis<'_>) -> Option<Fill> {
         source: Source::Actions,
         ..Fill::default()
     };
-    let effects = analysis.effects(&merge.table.name)?;
+    let Some(effects) = analysis.effects(&merge.table.name) else {
+        return Some(fill);
+    };
     let timed = |varying: &&Varying| varying.once == Once::Transaction;
     for varying in effects.varying.iter().filter(timed) {
         let mut left = 0;

@@ -14,7 +14,7 @@ use crate::{
     catalog::{group::GroupId, shard::ShardId, snapshot::Snapshot},
     plan::{
         Route, Values,
-        block::Analysis,
+        block::{Analysis, Place},
         route::{Pin, Pins, Role},
         unroutable::Unroutable,
     },
@@ -75,6 +75,16 @@ pub struct Texts {
     update: (String, String),
 }
 
+/// What a moved row is made of.
+#[derive(Default)]
+struct Row {
+    names: Vec<String>,
+    /// What is found out where it is, each behind a comma.
+    carried: Vec<String>,
+    /// What stands in its INSERT.
+    stored: Vec<String>,
+}
+
 /// What a server has told of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
@@ -93,6 +103,12 @@ pub(super) fn moving(
 ) -> Option<Moving> {
     let target = analysis.changed.filter(|target| *target == 0)?;
     let instance = &analysis.instances[target];
+    if let Place::Sharded { table, .. } = analysis.place(&update.table.name)
+        && table.nature.is_view()
+    {
+        // What it does not show would not move.
+        return None;
+    }
     let fits = |why: &Unroutable| {
         matches!(
             why,
@@ -181,12 +197,11 @@ impl Moving {
 
     /// What the table's rows are called in the statement.
     fn called(&self) -> &str {
-        self.alias
-            .as_deref()
-            .unwrap_or(match self.quoted.rsplit_once("\".\"") {
-                Some((schema, _)) => &self.quoted[schema.len() + 2..],
-                None => &self.quoted,
-            })
+        let own = || match self.quoted.rsplit_once("\".\"") {
+            Some((schema, _)) => &self.quoted[schema.len() + 2..],
+            None => &self.quoted,
+        };
+        self.alias.as_deref().unwrap_or_else(own)
     }
 
     /// What the shards are asked, of so many declared parameters at least; `None`: the text is not that of such a statement.
@@ -205,34 +220,14 @@ impl Moving {
             None => Vec::new(),
         };
         let cut = |range: &Range<usize>| edited(text, range.clone(), &edits);
-        let named = |name: &String| self.assigned.iter().position(|one| one.column == *name);
-        let (called, key) = (
-            self.called(),
-            self.assigned
-                .iter()
-                .position(|one| one.column == self.key)?,
-        );
-        let mut carried = Vec::new();
-        let (mut stored, mut names) = (Vec::new(), Vec::new());
+        let called = self.called();
+        let key = self
+            .assigned
+            .iter()
+            .position(|one| one.column == self.key)?;
         let first = parameters(&layout).max(declared) + 1;
-        for name in &columns.names {
-            names.push(quote(name));
-            let expression = named(name).map(|at| {
-                (
-                    cut(clauses.assigned.get(at).unwrap_or(&(0..0))),
-                    self.assigned[at].bare,
-                )
-            });
-            if let Some((bare, true)) = expression {
-                stored.push(bare);
-                continue;
-            }
-            stored.push(format!("${}", first + carried.len()));
-            carried.push(match expression {
-                Some((computed, _)) => format!(", ({computed})"),
-                None => format!(", {called}.{}", quote(name)),
-            });
-        }
+        let values: Vec<String> = clauses.assigned.iter().map(cut).collect();
+        let row = self.row(columns, &values, first);
         let table = match &self.alias {
             Some(alias) => format!("{} AS {alias}", self.quoted),
             None => self.quoted.clone(),
@@ -245,16 +240,16 @@ impl Moving {
         let locate = format!(
             "{}SELECT {called}.ctid, ({})::{}{} FROM {table}{}{} FOR UPDATE OF {called}",
             cut(&clauses.before),
-            cut(&clauses.assigned[key]),
+            values.get(key)?,
             columns.key_type,
-            carried.concat(),
+            row.carried.concat(),
             behind(", ", &clauses.from),
             behind(" WHERE ", &clauses.filter),
         );
         let insert = format!(
             "INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE VALUES ({}){}",
-            names.join(", "),
-            stored.join(", "),
+            row.names.join(", "),
+            row.stored.join(", "),
             behind(" RETURNING ", &clauses.returning),
         );
         let head = cut(&(0..clauses.head));
@@ -273,6 +268,26 @@ impl Moving {
                 format!(" RETURNING {returning}{called}.{}", quote(&self.key)),
             ),
         })
+    }
+
+    /// What a moved row is made of: assigned values as they stand in the statement, the first of the others `$first`.
+    fn row(&self, columns: &Columns, values: &[String], first: usize) -> Row {
+        let mut row = Row::default();
+        for name in &columns.names {
+            row.names.push(quote(name));
+            let at = self.assigned.iter().position(|one| one.column == *name);
+            let assigned = at.and_then(|at| self.assigned.get(at).zip(values.get(at)));
+            if let Some((Assigned { bare: true, .. }, value)) = assigned {
+                row.stored.push(value.clone());
+                continue;
+            }
+            row.stored.push(format!("${}", first + row.carried.len()));
+            row.carried.push(match assigned {
+                Some((_, computed)) => format!(", ({computed})"),
+                None => format!(", {}.{}", self.called(), quote(name)),
+            });
+        }
+        row
     }
 
     /// Whether the statement that is planned has such texts.
@@ -309,13 +324,13 @@ pub fn examine(moving: &Moving) -> String {
     let (table, key) = (literal(&moving.quoted), literal(&moving.key));
     format!(
         "SELECT coalesce(\
-         CASE WHEN c.relkind <> 'r' OR c.relispartition OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid OR i.inhrelid = c.oid) THEN 'kind' || chr(2) END, \
-         (SELECT 'trigger' || chr(2) || t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY t.tgname LIMIT 1), \
-         (SELECT 'reference' || chr(2) || k.conname FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid AND k.contype = 'f' ORDER BY k.conname LIMIT 1), \
-         (SELECT 'rule' || chr(2) || r.rulename FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid ORDER BY r.rulename LIMIT 1), \
-         CASE WHEN pg_catalog.row_security_active(c.oid) THEN 'policy' || chr(2) END, chr(2)) || chr(2) || \
+         CASE WHEN c.relkind <> 'r' OR c.relispartition OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid OR i.inhrelid = c.oid) THEN 'kind' || pg_catalog.chr(2) END, \
+         (SELECT 'trigger' || pg_catalog.chr(2) || t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY t.tgname LIMIT 1), \
+         (SELECT 'reference' || pg_catalog.chr(2) || k.conname FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid AND k.contype = 'f' ORDER BY k.conname LIMIT 1), \
+         (SELECT 'rule' || pg_catalog.chr(2) || r.rulename FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid ORDER BY r.rulename LIMIT 1), \
+         CASE WHEN pg_catalog.row_security_active(c.oid) THEN 'policy' || pg_catalog.chr(2) END, pg_catalog.chr(2)) || pg_catalog.chr(2) || \
          (SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = {key} AND NOT a.attisdropped) \
-         || chr(2) || (SELECT pg_catalog.string_agg(a.attname::text, chr(1) ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
+         || pg_catalog.chr(2) || (SELECT pg_catalog.string_agg(a.attname::text, pg_catalog.chr(1) ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') \
          FROM pg_catalog.pg_class c WHERE c.oid = {table}::pg_catalog.regclass"
     )

@@ -77,7 +77,9 @@ impl Spread {
         };
         let all = match self.what {
             What::Rows(count) => layout.rows().filter(|all| all.len() == count)?,
-            What::Share(_) | What::Copies(_) | What::Move(_) | What::Change => Vec::new(),
+            What::Share(_) | What::Copies(_) | What::Move(_) | What::Whole | What::Change => {
+                Vec::new()
+            }
         };
         rows.map(|own| self.part(text, &layout, &all, own, times()?))
             .collect()
@@ -110,7 +112,7 @@ impl Spread {
             parameters: None,
         };
         match &self.what {
-            What::Share(_) | What::Move(_) | What::Change => {
+            What::Share(_) | What::Move(_) | What::Whole | What::Change => {
                 Some(whole(edited(text, 0..end, &edits)))
             }
             What::Copies(copies) => {

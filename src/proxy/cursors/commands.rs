@@ -16,7 +16,7 @@ use crate::{
         prepared::{Prepared, Told},
         reply::session as reply,
         request::Stop,
-        scatter::{Pumped, Scattered, shape, types_everywhere},
+        scatter::{Pumped, Scattered, shape},
         session::{End, Note, Portal, Session},
     },
     sql::{
@@ -127,18 +127,21 @@ impl Session {
 
     // ---- the simple protocol ----
 
-    /// Answers a Query about a cursor over several shards; false: it is none.
+    /// Answers a Query about a cursor over several shards; false: it is none. `apart`: its statements as they are when
+    /// they run one by one.
     pub(in crate::proxy) async fn query_cursor(
         &mut self,
         statements: &[StatementPlan],
+        apart: &[StatementPlan],
         text: &[u8],
     ) -> Result<bool, Stop> {
         let [statement] = statements else {
             let mut all = statements.iter();
-            return match all.find_map(|one| self.command_over_shards(one, text)) {
-                Some(_) => Err(reply::cursor_among_others().into()),
-                None => Ok(false),
-            };
+            let ours = all.find_map(|one| self.command_over_shards(one, text));
+            if ours.is_some() {
+                self.query_apart(reply::cursor_among_others(), apart, text)?;
+            }
+            return Ok(ours.is_some());
         };
         let declares = match command_of(statement, text) {
             Some(Command::Declare(declare)) => Some(declare.name),
@@ -413,7 +416,7 @@ impl Session {
         let values = [&[0, 0][..], &bind.tail_for_text()].concat();
         let bind = Bind::decode(&values).map_err(|_malformed| reply::malformed())?;
         let bound = Bound {
-            types: types_everywhere(prepared),
+            types: prepared.told.raw_types().unwrap_or(&prepared.raw_types),
             tail: Some(&bind),
         };
         let told = Told::default();
@@ -426,7 +429,8 @@ impl Session {
             }
             Declared::There { text, types } => {
                 self.portal_goes_there(declare.name.as_bytes());
-                let Some(link) = &mut self.link else {
+                let types = self.link_shard().map(|shard| self.types_for(shard, &types));
+                let (Some(link), Some(types)) = (&mut self.link, types) else {
                     return Err(End::Client.into());
                 };
                 let out = link.lease.stream.out();
@@ -479,7 +483,7 @@ impl Session {
         bound: &Bound<'_>,
         told: &Told,
     ) -> Result<Declared, Stop> {
-        if self.status() == Status::Idle || self.for_batch {
+        if self.status() == Status::Idle || (self.for_batch && self.script.is_none()) {
             return Err(reply::needs_transaction("DECLARE CURSOR").into());
         }
         if declare.hold {
@@ -519,23 +523,23 @@ impl Session {
                 }
                 match self.scatters(&planned.plan, &values) {
                     Some(scatter) => self.gather_for(declare, &scatter, text, bound).await,
-                    None => Err(self.why_not(&planned.plan, &values).into()),
+                    None => Err(self.why_not(&planned.plan, &values)),
                 }
             }
             Some(Query::Gathered(scatter)) => self.gather_for(declare, &scatter, text, bound).await,
-            None => Err(self.why_not(&planned.plan, &values).into()),
+            None => Err(self.why_not(&planned.plan, &values)),
         }
     }
 
     /// Why a query is not one that a cursor over several shards reads.
-    fn why_not(&self, plan: &Plan, values: &Values<'_>) -> Notice {
+    fn why_not(&self, plan: &Plan, values: &Values<'_>) -> Stop {
         let [query] = plan.statements.as_slice() else {
-            return reply::malformed();
+            return reply::malformed().into();
         };
         match self.place(query, values) {
-            Err(why) => why,
+            Err(why) => why.into(),
             // It was, when DECLARE was bound.
-            Ok(_) => reply::columns_changed(),
+            Ok(_) => reply::columns_changed().into(),
         }
     }
 
@@ -572,7 +576,12 @@ impl Session {
             return Err(reply::no_such_cursor(name).into());
         };
         let simple = vec![reading.simple; reading.formats.len()];
-        let formats = asked.unwrap_or(&simple);
+        let own = reading.formats.clone();
+        let formats = match sink {
+            // Their format does not matter.
+            Sink::Nowhere => &own,
+            Sink::Client | Sink::Held(_) => asked.unwrap_or(&simple),
+        };
         let most = match count {
             Count::Next(count) => Ok(count),
             Count::All => Ok(u64::MAX),
@@ -585,7 +594,7 @@ impl Session {
                 reading.state = State::Failed;
                 Err(notice.into())
             }
-            Ok(_) if sink != Sink::Nowhere && !reading.turn_to(formats) => {
+            Ok(_) if !reading.turn_to(formats, self.written_by()) => {
                 Err(reply::cursor_in_other_formats().into())
             }
             Ok(most) => {

@@ -204,12 +204,12 @@ pub fn cursor_among_others() -> Notice {
     }
 }
 
-/// A cursor whose next rows have come already, in other formats than are asked for.
+/// A cursor whose next rows have come already, in other formats than are asked for or by other settings.
 #[must_use]
 pub fn cursor_in_other_formats() -> Notice {
     Notice {
-        detail: Some("Rows that the shards have given already are in the formats that were asked for before. (SW128)".to_owned()),
-        hint: Some("Ask for all parts of a cursor in the same formats.".to_owned()),
+        detail: Some("Rows that the shards have given already are in the formats that were asked for before, and written by the settings of that time. (SW128)".to_owned()),
+        hint: Some("Ask for all parts of a cursor in the same formats, without a change of DateStyle, TimeZone and their like in between.".to_owned()),
         ..error("0A000", "another format within a cursor over several shards is not supported")
     }
 }
@@ -670,6 +670,15 @@ pub fn columns_changed() -> Notice {
     }
 }
 
+/// Values in binary that hold numbers of types, which are others on each shard.
+#[must_use]
+pub fn numbers_in_binary() -> Notice {
+    Notice {
+        detail: Some("A value of a composite type holds the numbers of its columns' types, which differ from shard to shard. (SW151)".to_owned()),
+        ..error("0A000", "this result in binary format is not supported over several shards")
+    }
+}
+
 /// Copies of a reference table that a write would make differ.
 #[must_use]
 pub fn copies_differ(table: &str) -> Notice {
@@ -979,6 +988,49 @@ pub fn number_of_another() -> Notice {
         ),
         ..error("55000", "the last number of a sequence is not known here")
     }
+}
+
+/// An id or a number of a sequence that could not be had; nothing was written.
+#[must_use]
+pub fn no_numbers(problem: &dyn std::fmt::Display) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The home shard, which gives them: {problem}. (SW143)"
+        )),
+        hint: Some("Nothing was written. Repeat it, or give the values yourself.".to_owned()),
+        ..error("57P03", "values for the row's defaults could not be had")
+    }
+}
+
+/// A schema change by which a sequence would give numbers that it gave before.
+#[must_use]
+pub fn restarts_sequence(why: &str) -> Notice {
+    Notice {
+        detail: Some(format!("The sequence would give numbers again: {why}. (SW144)")),
+        hint: Some(
+            "Do it on the home shard, under /* shardway: shard=... */, when you know that no number comes twice."
+                .to_owned(),
+        ),
+        ..error("0A000", "a sequence of a sharded table cannot begin anew")
+    }
+}
+
+/// What the home shard said when numbers were to be drawn from a sequence.
+#[must_use]
+pub fn said_of_numbers(sqlstate: &str, message: &str) -> Words {
+    let mut body = Vec::new();
+    for (code, text) in [
+        (b'S', "ERROR"),
+        (b'V', "ERROR"),
+        (b'C', sqlstate),
+        (b'M', message),
+    ] {
+        body.push(code);
+        body.extend_from_slice(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    Words::Servers(body)
 }
 
 /// A database that is not configured.

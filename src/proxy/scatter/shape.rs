@@ -9,6 +9,7 @@ use super::{
     Scattered,
 };
 use crate::{
+    catalog::oids::{Holds, Oids},
     merge::key::{Key, Kind},
     pool::backend as pool,
     wire::{
@@ -49,6 +50,7 @@ impl Shape {
         home: usize,
         scattered: &Scattered,
         bound: &Bound<'_>,
+        oids: Option<&Oids>,
     ) -> Option<Self> {
         let columns = described.iter().map(|body| columns(body));
         let all = columns.collect::<Option<Vec<_>>>()?;
@@ -65,7 +67,10 @@ impl Shape {
                 let type_agrees = one.oid == other.oid || of_database;
                 let in_binary = at < visible && formats.is_binary(at);
                 // Arrays and rows of a database's own types hold those types' numbers.
-                let numbered = one.oid >= FIRST_OWN_OID || RECORDS.contains(&one.oid);
+                let numbered = match oids {
+                    Some(oids) => oids.holds(one.oid) != Holds::Nothing,
+                    None => one.oid >= FIRST_OWN_OID || RECORDS.contains(&one.oid),
+                };
                 if !same || !type_agrees || (in_binary && numbered) {
                     return None;
                 }

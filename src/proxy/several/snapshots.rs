@@ -232,6 +232,15 @@ fn most_complete(snapshot: &Snapshot) -> ShardId {
     best.1
 }
 
+/// The shard that has tables which others have not, where there is one.
+pub(in crate::proxy) fn alone_complete(snapshot: &Snapshot) -> Option<ShardId> {
+    let tables = snapshot.tables.values();
+    let single = |placement: &Placement| matches!(placement, Placement::Single(_));
+    let some = matches!(snapshot.unlisted, Unlisted::On(_))
+        || tables.into_iter().any(|table| single(&table.placement));
+    (some && !snapshot.is_single()).then(|| most_complete(snapshot))
+}
+
 /// Whether a shard has a table that is placed so.
 fn has(snapshot: &Snapshot, placement: &Placement, shard: ShardId) -> bool {
     match placement {

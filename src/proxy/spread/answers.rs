@@ -76,6 +76,22 @@ impl Answer {
         Ok(())
     }
 
+    /// The body of RowDescription, if there is one.
+    pub(in crate::proxy) fn columns_mut(&mut self) -> Option<&mut Vec<u8>> {
+        self.columns.as_mut()
+    }
+
+    /// Each row's body.
+    pub(in crate::proxy) fn rows_mut(&mut self, mut each: impl FnMut(&mut [u8])) {
+        let mut start = 0;
+        for end in &self.ends {
+            if let Some(row) = self.rows.get_mut(start..*end) {
+                each(row);
+            }
+            start = *end;
+        }
+    }
+
     fn keep(&mut self, row: &[u8]) {
         self.rows.extend_from_slice(row);
         self.ends.push(self.rows.len());
@@ -118,7 +134,7 @@ pub(in crate::proxy) fn together(
     }
     let mut written = match what {
         What::Copies(_) => copies(answers)?,
-        What::Rows(_) | What::Share(_) => shares(answers, rows)?,
+        What::Rows(_) | What::Share(_) | What::Whole => shares(answers, rows)?,
         What::Change | What::Move(_) => Written::of_change(answers)?,
     };
     written.columns = match (what, columns) {

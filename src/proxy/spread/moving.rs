@@ -178,7 +178,8 @@ impl Session {
         shard: ShardId,
     ) -> Result<Described, Stop> {
         let mut bytes = Vec::new();
-        put_parse(&mut bytes, b"", text.as_bytes(), writing.types);
+        let types = self.types_for(shard, writing.types);
+        put_parse(&mut bytes, b"", text.as_bytes(), &types);
         put_named(&mut bytes, b'D', Named::Statement(b""));
         frontend::put_bare(&mut bytes, b'S');
         let mut described = Described::default();
@@ -192,6 +193,11 @@ impl Session {
         };
         let asked = self.in_turn(&[Ask { shard, bytes }], hear).await;
         asked.map_err(|failed| failed.worded(|body| writing.own_error(body)))?;
+        if let Some(columns) = &mut described.columns {
+            self.columns_seen(shard, columns).await;
+            let results = writing.bind.map_or(&[][..], |bind| bind.raw_results());
+            self.judge_parts(columns, results)?;
+        }
         Ok(described)
     }
 

@@ -172,6 +172,7 @@ impl Session {
             unnamed: prepared.unnamed,
             meaning: self.meaning(),
             told: Arc::clone(&prepared.told),
+            computing: None,
             executes,
         });
         if anew.unnamed {

@@ -46,6 +46,14 @@ impl Session {
         let Some(inner) = statement.statement() else {
             return Ok(left_alone(outer));
         };
+        if statement.computing.is_some() {
+            let feature = "EXECUTE of an INSERT that leaves ids to its table's defaults";
+            let target = Target::Refused(Box::new(Unroutable::Unsupported { feature }));
+            return Ok(StatementPlan {
+                target,
+                ..outer.clone()
+            });
+        }
         let followed = effect_of(&inner.effect, within).filter(|effect| {
             // What concerns every shard of a transaction is told to each as it was written.
             let told_to_all = matches!(effect, Effect::Set { .. }) && self.several.is_several();

@@ -76,6 +76,7 @@ impl Given {
             unnamed: statement.unnamed,
             meaning: statement.meaning,
             told: Arc::clone(&statement.told),
+            computing: statement.computing.clone(),
             executes: None,
         }
     }

@@ -1,5 +1,108 @@
 -- Form 2 of Shardway's own schema.
 
+-- ---- Ids ----
+-- Ids are 41 bits of milliseconds since 2024, 10 bits of a node, 12 bits that count.
+
+-- On the home shard: who gives ids as which node, and the first millisecond that nobody has used as it yet.
+CREATE TABLE shardway.node (
+    node int PRIMARY KEY CHECK (node BETWEEN 0 AND 1023),
+    holder text NOT NULL UNIQUE,
+    until bigint NOT NULL
+);
+
+-- On each shard: the node that it is itself.
+CREATE TABLE shardway.this_node (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    node int NOT NULL CHECK (node BETWEEN 0 AND 1023)
+);
+REVOKE ALL ON shardway.node, shardway.this_node FROM PUBLIC;
+
+-- What this shard gave last: milliseconds, then the count. Never goes back.
+CREATE SEQUENCE shardway.id_clock;
+REVOKE ALL ON SEQUENCE shardway.id_clock FROM PUBLIC;
+
+-- An id that nobody else gives. The lock is let go with the inner block, which always ends with an error: two callers never
+-- move the clock at once, and what a sequence has given is not undone.
+CREATE FUNCTION shardway.next_id() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS '
+DECLARE
+    own int;
+    shown bigint;
+    given bigint;
+BEGIN
+    SELECT node INTO own FROM shardway.this_node;
+    IF own IS NULL THEN
+        RAISE EXCEPTION ''this shard has no number for ids yet''
+            USING ERRCODE = ''object_not_in_prerequisite_state'', HINT = ''A proxy gives it one when it has reached all shards.'';
+    END IF;
+    BEGIN
+        PERFORM pg_advisory_xact_lock(1936219250, 1684108385);
+        shown := floor(extract(epoch FROM clock_timestamp() - ''2024-01-01 00:00:00+00''::timestamptz) * 1000)::bigint << 12;
+        given := nextval(''shardway.id_clock'');
+        IF given < shown THEN
+            given := setval(''shardway.id_clock'', shown);
+        END IF;
+        RAISE EXCEPTION USING ERRCODE = ''SWID0'';
+    EXCEPTION WHEN SQLSTATE ''SWID0'' THEN
+        NULL;
+    END;
+    RETURN ((given >> 12) << 22) | (own::bigint << 12) | (given & 4095);
+END';
+GRANT EXECUTE ON FUNCTION shardway.next_id() TO PUBLIC;
+
+-- What PostgreSQL's functions of these names gave, with their names: a session's last numbers, which its proxy knows.
+CREATE FUNCTION shardway.currval(drawn bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT drawn';
+CREATE FUNCTION shardway.lastval(drawn bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT drawn';
+GRANT EXECUTE ON FUNCTION shardway.currval(bigint), shardway.lastval(bigint) TO PUBLIC;
+
+-- Up to so many numbers of a sequence, as the caller may draw them: fewer where it ends.
+CREATE FUNCTION shardway.draw(sequence regclass, wanted int) RETURNS bigint[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS '
+DECLARE
+    drawn bigint[] := ''{}'';
+BEGIN
+    BEGIN
+        FOR at IN 1 .. wanted LOOP
+            drawn := drawn || nextval(sequence);
+        END LOOP;
+    EXCEPTION WHEN sequence_generator_limit_exceeded THEN
+        IF cardinality(drawn) = 0 THEN
+            RAISE;
+        END IF;
+    END;
+    RETURN drawn;
+END';
+GRANT EXECUTE ON FUNCTION shardway.draw(regclass, int) TO PUBLIC;
+
+-- Lends a node to a holder: the one it has, else one that was never used, else that whose time ended longest ago. Nobody
+-- else gives ids as it from "from" until "until"; "shown" is this server's clock.
+CREATE FUNCTION shardway.lend(holder text, length bigint, OUT node int, OUT "from" bigint, OUT until bigint, OUT shown bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS '
+BEGIN
+    LOCK TABLE shardway.node IN SHARE ROW EXCLUSIVE MODE;
+    shown := floor(extract(epoch FROM clock_timestamp() - ''2024-01-01 00:00:00+00''::timestamptz) * 1000)::bigint;
+    SELECT n.node, n.until INTO node, "from" FROM shardway.node n WHERE n.holder = lend.holder;
+    IF node IS NULL THEN
+        SELECT free, 0 INTO node, "from" FROM generate_series(0, 1023) free
+            WHERE NOT EXISTS (SELECT FROM shardway.node n WHERE n.node = free) ORDER BY free LIMIT 1;
+    END IF;
+    IF node IS NULL THEN
+        SELECT n.node, n.until INTO node, "from" FROM shardway.node n
+            WHERE n.until < 2199023255552 ORDER BY n.until LIMIT 1;
+    END IF;
+    IF node IS NULL THEN
+        RAISE EXCEPTION ''all numbers for ids belong to shards'';
+    END IF;
+    "from" := greatest("from", shown);
+    until := least("from" + length, 2199023255552);
+    INSERT INTO shardway.node AS n (node, holder, until) VALUES (lend.node, lend.holder, lend.until)
+        ON CONFLICT ON CONSTRAINT node_pkey DO UPDATE SET holder = excluded.holder, until = excluded.until;
+END';
+REVOKE ALL ON FUNCTION shardway.lend(text, bigint) FROM PUBLIC;
+
 -- ---- what the proxies agree on: rows on the home shard alone ----
 
 -- How often the schema has changed through a proxy. Whoever sees a number knows what was committed before it.

@@ -18,7 +18,7 @@ impl Lower {
         let path: Vec<&str> = call
             .funcname()
             .into_iter()
-            .filter_map(|node| node.as_str())
+            .filter_map(Node::as_str)
             .collect();
         if !matches!(path.as_slice(), ["setval"] | ["pg_catalog", "setval"]) {
             return None;
