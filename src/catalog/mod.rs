@@ -11,5 +11,6 @@ pub mod id;
 pub mod key;
 pub mod numeric;
 pub mod oids;
+pub mod ownership;
 pub mod shard;
 pub mod snapshot;

@@ -7,7 +7,10 @@ use super::{
     oids::Oids,
     shard::{ShardId, ShardSet},
 };
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// The number of a catalog snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,11 +38,18 @@ pub struct Snapshot {
     pub key_columns: Vec<(String, GroupId)>,
     /// Where tables live that nothing lists.
     pub unlisted: Unlisted,
+    /// Those of `tables` that the configuration does not list: a group's key column claims them, or the servers say where
+    /// they live.
+    pub learned: HashSet<TableName, foldhash::fast::RandomState>,
     /// What servers have outside of their own schemas that nothing lists, once they were asked: in an earlier schema of
     /// search_path it hides a listed table.
     pub others: HashMap<TableName, Other, foldhash::fast::RandomState>,
     /// What those of them set off that are on one shard, where it reaches beyond that.
     pub effects_of_others: HashMap<TableName, Effects, foldhash::fast::RandomState>,
+    /// What a name means that none of the above has.
+    pub unseen: Unseen,
+    /// Groups whose keys are elsewhere, as other proxies say: their tables are not used.
+    pub barred: Vec<GroupId>,
     /// Sequences that count for tables of one shard, and on which.
     pub sequences: HashMap<TableName, ShardId, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
@@ -136,6 +146,15 @@ pub enum Unlisted {
     On(ShardId),
 }
 
+/// What a table is taken for that nothing lists and that no server was seen to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    /// One of the unlisted tables.
+    Unlisted,
+    /// Maybe one that was made just now and belongs elsewhere: the servers are asked before a statement runs.
+    Asked,
+}
+
 impl Table {
     /// A table of which no server has told anything yet.
     #[must_use]
@@ -164,8 +183,11 @@ impl Snapshot {
             tables: HashMap::default(),
             key_columns: Vec::new(),
             unlisted: Unlisted::Error,
+            learned: HashSet::default(),
             others: HashMap::default(),
             effects_of_others: HashMap::default(),
+            unseen: Unseen::Unlisted,
+            barred: Vec::new(),
             sequences: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,

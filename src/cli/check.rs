@@ -9,13 +9,14 @@ use crate::{
         settings::{Address, Database, Host, Settings},
     },
     inspect::{Finding, Severity, credentials_for, judge, survey},
-    registry::{Lack, lacks},
+    registry::{Lack, accept_map, lacks},
 };
 use serde_json::{Value, json};
 use std::{io, path::PathBuf};
 
 /// Validate a configuration, and with --connect the servers that it names
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct CheckArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE", env = "SHARDWAY_CONFIG")]
@@ -26,6 +27,10 @@ pub(super) struct CheckArgs {
     /// Print nothing but the SQL that an administrator has to run, for psql.
     #[arg(long, requires = "connect")]
     print_sql: bool,
+    /// Print nothing but the SQL that makes the configuration's map of keys to shards the one that all proxies share, for
+    /// psql. Only for when no row has to move: rows are moved by nobody.
+    #[arg(long, requires = "connect", conflicts_with = "print_sql")]
+    accept_map: bool,
 }
 
 /// Runs the command.
@@ -34,6 +39,9 @@ pub(super) fn run(args: &CheckArgs, output: &Output) -> Exit {
         Ok(settings) => settings,
         Err(errors) => return output.config_fault(&errors),
     };
+    if args.accept_map {
+        return accept(&settings, output);
+    }
     let found = match args.connect.then(|| ask(&settings)).transpose() {
         Ok(found) => found.unwrap_or_default(),
         Err(error) => return output.fault(&error.to_string(), Exit::Failed),
@@ -54,6 +62,36 @@ pub(super) fn run(args: &CheckArgs, output: &Output) -> Exit {
         )
     };
     if passed { written } else { Exit::Refused }
+}
+
+/// Prints what makes the configuration's maps those of all proxies.
+fn accept(settings: &Settings, output: &Output) -> Exit {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return output.fault(&error.to_string(), Exit::Failed),
+    };
+    let mut sql = String::new();
+    for (name, database) in &settings.databases {
+        let home = &database.shards[database.snapshot.home.index()];
+        match runtime.block_on(accept_map(database)) {
+            Ok(None) => {}
+            Ok(Some(accepting)) => {
+                let at = connect(&home.primary);
+                sql.push_str(&format!(
+                    "-- database {name}, shard {}\n{at}\n{accepting}\n",
+                    home.name
+                ));
+            }
+            Err(problem) => {
+                let fault = format!("database {name}, shard {}: {problem}", home.name);
+                return output.fault(&fault, Exit::Failed);
+            }
+        }
+    }
+    output.result(&sql, &json!({ "sql": sql }))
 }
 
 /// What was found, per database.

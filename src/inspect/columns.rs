@@ -2,7 +2,7 @@
 
 use super::connect::AskError;
 use crate::{catalog::snapshot::TableName, wire::types::Oid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 
 /// A column.
@@ -54,6 +54,29 @@ FROM pg_catalog.pg_class c \
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
 WHERE c.relkind IN ('v', 'm') OR c.relispartition \
    OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relkind IN ('r', 'f'))";
+
+/// Relations that have no columns that are told: sequences, and tables without any.
+const BARE: &str = "\
+SELECT n.nspname::text, c.relname::text \
+FROM pg_catalog.pg_class c \
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+WHERE (c.relkind = 'S' OR c.relkind IN ('r', 'p', 'f', 'v', 'm') AND NOT EXISTS ( \
+         SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)) \
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
+  AND n.nspname !~ '^pg_(toast|temp)'";
+
+/// Asks which relations are there of which [`columns`] tells nothing.
+///
+/// # Errors
+/// What the server said, or why it could not be asked.
+pub(super) async fn bare(client: &Client) -> Result<BTreeSet<TableName>, AskError> {
+    let mut found = BTreeSet::new();
+    for row in client.query(BARE, &[]).await? {
+        let (schema, name) = (row.try_get(0)?, row.try_get(1)?);
+        found.insert(TableName { schema, name });
+    }
+    Ok(found)
+}
 
 /// How a relation comes to rows of other tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,11 @@ use crate::{
     clock::Duration,
     config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
 };
-use deadpool_postgres::{Client, Manager, Pool, PoolError, Runtime, TimeoutType};
+use deadpool_postgres::{
+    Client, Connect, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
+};
+use std::{future::poll_fn, pin::Pin, sync::Arc};
+use tokio::{sync::Notify, task::JoinHandle};
 use tokio_postgres::config::{ChannelBinding as Binding, SslMode, SslNegotiation};
 
 /// Why a server could not be asked.
@@ -53,8 +57,76 @@ pub fn pool(
     address: &Address,
     credentials: &Credentials,
     options: &str,
-    Limits { limit, most }: Limits,
+    limits: Limits,
 ) -> Result<Pool, AskError> {
+    let config = config(address, credentials, options, limits);
+    let manager = Manager::new(config, Connector::new(address).map_err(AskError::Tls)?);
+    of(manager, limits)
+}
+
+/// The same, of connections on which notifications are heard: each rings the bell.
+///
+/// # Errors
+/// As [`pool`].
+pub fn hearing(
+    address: &Address,
+    credentials: &Credentials,
+    options: &str,
+    limits: Limits,
+    bell: Arc<Notify>,
+) -> Result<Pool, AskError> {
+    let config = config(address, credentials, options, limits);
+    let tls = Connector::new(address).map_err(AskError::Tls)?;
+    let recycling_method = RecyclingMethod::default();
+    let manager = Manager::from_connect(
+        config,
+        Hearing { tls, bell },
+        ManagerConfig { recycling_method },
+    );
+    of(manager, limits)
+}
+
+/// Connects, and rings a bell at every notification.
+struct Hearing {
+    tls: Connector,
+    bell: Arc<Notify>,
+}
+
+type Connecting<'a> = Pin<
+    Box<
+        dyn Future<Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
+            + Send
+            + 'a,
+    >,
+>;
+
+impl Connect for Hearing {
+    fn connect(&self, config: &tokio_postgres::Config) -> Connecting<'_> {
+        let (config, tls, bell) = (config.clone(), self.tls.clone(), Arc::clone(&self.bell));
+        Box::pin(async move {
+            let (client, mut connection) = config.connect(tls).await?;
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it drives one connection, and ends with its client"
+            )]
+            let driving = tokio::spawn(async move {
+                while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                    if matches!(message, tokio_postgres::AsyncMessage::Notification(_)) {
+                        bell.notify_one();
+                    }
+                }
+            });
+            Ok((client, driving))
+        })
+    }
+}
+
+fn config(
+    address: &Address,
+    credentials: &Credentials,
+    options: &str,
+    Limits { limit, .. }: Limits,
+) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     match &address.host {
         Host::Tcp(name) => config.host(name),
@@ -85,7 +157,10 @@ pub fn pool(
     if let Some(password) = &credentials.password {
         config.password(&password.0);
     }
-    let manager = Manager::new(config, Connector::new(address).map_err(AskError::Tls)?);
+    config
+}
+
+fn of(manager: Manager, Limits { limit, most }: Limits) -> Result<Pool, AskError> {
     let pool = Pool::builder(manager)
         .max_size(most)
         .runtime(Runtime::Tokio1)

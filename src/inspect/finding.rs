@@ -96,6 +96,11 @@ pub enum Finding {
         shard: String,
         table: TableName,
     },
+    /// What the servers keep of where the table lives is not what holds.
+    PlacementContradicts {
+        table: TableName,
+        what: Contradiction,
+    },
     RoleMissing {
         shard: String,
         role: String,
@@ -105,6 +110,15 @@ pub enum Finding {
         role: String,
         table: TableName,
     },
+}
+
+/// Why what the servers keep does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contradiction {
+    /// The configuration says something else, and wins.
+    Configured,
+    /// It names a group that there is not, or shards keep different things.
+    Meaningless,
 }
 
 /// How a table differs between two shards: the first column that does.
@@ -129,6 +143,7 @@ impl Finding {
         match self {
             Self::Reached { .. } => Severity::Note,
             Self::Unlisted { .. }
+            | Self::PlacementContradicts { .. }
             | Self::RoleMissing { .. }
             | Self::NoPrivilege { .. }
             | Self::PerShard { .. } => Severity::Warning,
@@ -163,6 +178,7 @@ impl Finding {
             | Self::KeyColumnMissing { .. }
             | Self::ColumnsDiffer { .. }
             | Self::Unlisted { .. }
+            | Self::PlacementContradicts { .. }
             | Self::PerShard { .. }
             | Self::RoleMissing { .. }
             | Self::NoPrivilege { .. } => false,
@@ -173,7 +189,7 @@ impl Finding {
     #[must_use]
     pub fn shard(&self) -> Option<&str> {
         match self {
-            Self::NoCredentials | Self::PerShard { .. } => None,
+            Self::NoCredentials | Self::PerShard { .. } | Self::PlacementContradicts { .. } => None,
             Self::Unreachable { shard, .. }
             | Self::Version { shard, .. }
             | Self::Encoding { shard, .. }
@@ -282,6 +298,21 @@ impl fmt::Display for Finding {
                         write!(f, "column {column} is {here} here and {there} there")
                     }
                 }
+            }
+            Self::PlacementContradicts { table, what } => {
+                let why = match what {
+                    Contradiction::Configured => {
+                        "the configuration says something else, which holds"
+                    }
+                    Contradiction::Meaningless => {
+                        "it names a group that there is not, or shards disagree: statements on it are refused"
+                    }
+                };
+                write!(
+                    f,
+                    "shardway.placement says where table {} lives, and {why}",
+                    Shown(table)
+                )
             }
             Self::Unlisted { table, .. } => {
                 write!(

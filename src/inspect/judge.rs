@@ -3,7 +3,8 @@
 use super::{
     columns::{Column, Derived},
     effects::{Made, Objects},
-    finding::{Difference, Finding},
+    finding::{Contradiction, Difference, Finding},
+    placements::Kept,
     reach::Reach,
     survey::{Observed, Survey},
     views::{judge_families, other, place_children, place_views},
@@ -77,10 +78,24 @@ pub fn complete(snapshot: &mut Snapshot, survey: &Survey) {
     let observed: Vec<&Observed> = survey.shards.iter().flatten().collect();
     for (table, group, key_column) in tables_by_key_column(snapshot, &observed) {
         let placement = Placement::Sharded { group, key_column };
-        snapshot.tables.insert(table, Table::unasked(placement));
+        learn(snapshot, table, placement);
+    }
+    let kept = kept(snapshot, survey);
+    let mut contradicted = Vec::new();
+    for (table, placement) in kept {
+        match placement {
+            _ if snapshot.tables.contains_key(&table) => {}
+            Some(placement) => learn(snapshot, table, placement),
+            None => contradicted.push(table),
+        }
     }
     place_children(snapshot, &observed);
     snapshot.others = others(snapshot, &observed);
+    // Nobody knows where their rows are.
+    let derived = contradicted
+        .into_iter()
+        .map(|table| (table, Other::Derived));
+    snapshot.others.extend(derived);
     snapshot.sequences = sequences(snapshot, survey);
     judge_families(snapshot, &observed);
     snapshot.oids = oids(snapshot, survey);
@@ -118,6 +133,56 @@ fn oids(snapshot: &Snapshot, survey: &Survey) -> Option<Arc<Oids>> {
     let shards = survey.shards.iter();
     let observed = shards.map(|shard| shard.as_ref().ok().map(|observed| &observed.oids));
     Oids::of(&observed.collect::<Vec<_>>(), snapshot.home)
+}
+
+fn learn(snapshot: &mut Snapshot, table: TableName, placement: Placement) {
+    snapshot.learned.insert(table.clone());
+    snapshot.tables.insert(table, Table::unasked(placement));
+}
+
+/// Where the servers keep that tables live; nothing: what they keep has no meaning, or not the same on all.
+fn kept(snapshot: &Snapshot, survey: &Survey) -> BTreeMap<TableName, Option<Placement>> {
+    let mut found: BTreeMap<TableName, Option<Placement>> = BTreeMap::new();
+    for (answer, at) in survey.shards.iter().zip(0_u16..) {
+        for (table, kept) in answer.iter().flat_map(|observed| &observed.placements) {
+            let placement = placement_of(snapshot, kept, ShardId(at));
+            let known = found
+                .entry(table.clone())
+                .or_insert_with(|| placement.clone());
+            if *known != placement {
+                *known = None;
+            }
+        }
+    }
+    found
+}
+
+fn placement_of(snapshot: &Snapshot, kept: &Kept, shard: ShardId) -> Option<Placement> {
+    match kept {
+        Kept::Sharded { group, key_column } => {
+            let at = snapshot.groups.iter().position(|one| one.name == *group)?;
+            Some(Placement::Sharded {
+                group: GroupId(u16::try_from(at).ok()?),
+                key_column: key_column.clone(),
+            })
+        }
+        Kept::Reference => Some(Placement::Reference),
+        Kept::Single => Some(Placement::Single(shard)),
+    }
+}
+
+/// Tables that the servers keep another place of than the configuration says, or none that means anything.
+fn judge_placements(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding>) {
+    for (table, placement) in kept(snapshot, survey) {
+        let configured = snapshot.tables.get(&table);
+        let what = match (placement, configured) {
+            (None, None) => Contradiction::Meaningless,
+            (None, Some(_)) => Contradiction::Configured,
+            (Some(kept), Some(table)) if table.placement != kept => Contradiction::Configured,
+            (Some(_), _) => continue,
+        };
+        findings.push(Finding::PlacementContradicts { table, what });
+    }
 }
 
 /// What each table sets off by itself.
@@ -215,6 +280,13 @@ fn others(
                 *known = kind;
             }
         }
+        let unlisted = shard
+            .bare
+            .iter()
+            .filter(|name| !snapshot.tables.contains_key(*name));
+        for name in unlisted {
+            others.entry(name.clone()).or_insert(Other::Table);
+        }
     }
     others
 }
@@ -269,6 +341,7 @@ fn judge_roles(shard: &str, observed: &Observed, roles: &[String], findings: &mu
 fn judge_tables(snapshot: &Snapshot, survey: &Survey, findings: &mut Vec<Finding>) {
     let mut complete_one = snapshot.clone();
     complete(&mut complete_one, survey);
+    judge_placements(&complete_one, survey, findings);
     let listed: BTreeMap<&TableName, &Table> = complete_one.tables.iter().collect();
     let tables = || listed.iter().filter(|(_, table)| !table.nature.is_view());
     for (name, table) in tables() {

@@ -1,12 +1,13 @@
 //! Asks every shard of a database what it has.
 
 use super::{
-    columns::{Derived, Tables, columns, derived},
+    columns::{Derived, Tables, bare, columns, derived},
     connect::{AskError, connect},
     effects::{Objects, objects},
     finding::Finding,
     judge::{complete, judge},
     oids::oids,
+    placements::{Kept, placements},
     views::{View, parents, views},
 };
 use crate::{
@@ -32,7 +33,11 @@ pub struct Observed {
     pub version: u32,
     pub encoding: String,
     pub tables: Tables,
-    /// Those of them that are views, partitions or inheritance children.
+    /// Sequences, and tables without columns.
+    pub bare: BTreeSet<TableName>,
+    /// Where tables live, as far as Shardway's own schema keeps it.
+    pub placements: BTreeMap<TableName, Kept>,
+    /// Those of its tables that are views, partitions or inheritance children.
     pub derived: BTreeMap<TableName, Derived>,
     pub views: BTreeMap<TableName, View>,
     /// Partitions and inheritance children, each with a parent of its.
@@ -116,6 +121,8 @@ async fn observe(
         version: facts.try_get::<_, String>(0)?.parse().unwrap_or(0),
         encoding: facts.try_get(1)?,
         tables: columns(&client).await?,
+        bare: bare(&client).await?,
+        placements: placements(&client).await?,
         derived: derived(&client).await?,
         views: views(&client).await?,
         parents: parents(&client).await?,

@@ -3,6 +3,7 @@
 
 use super::counters::Counter;
 use crate::clock::SystemTime;
+use std::sync::atomic::AtomicU64;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,6 +22,8 @@ pub struct Distributed {
     pub aborted: Counter,
     /// Transactions of this proxy that were ended because they were on a ring of waits over shards.
     pub deadlocks: Counter,
+    /// The number of the map that all proxies share; 0: not known.
+    pub map_epoch: AtomicU64,
     parts: Mutex<Vec<Part>>,
     proxies: Mutex<Vec<Proxy>>,
 }
@@ -70,6 +73,8 @@ pub struct Proxy {
     pub started: SystemTime,
     pub heartbeat: SystemTime,
     pub alive: bool,
+    /// The number up to which it knows of all schema changes.
+    pub epoch: Option<i64>,
     /// Whether it is this one.
     pub this: bool,
 }

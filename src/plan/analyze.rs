@@ -16,7 +16,7 @@ pub use viewing::{Shown, shown};
 
 use super::scope::Instance;
 use super::{
-    Context, Numbers, Override, Plan, Route, StatementPlan, Target,
+    Context, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::{Analysis, Moment, Place},
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
@@ -105,6 +105,7 @@ pub fn analyze(
             shows_oids: snapshot.oids.is_some()
                 && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
+            footing: planner.footing(),
             ..StatementPlan::new(place, effect, access, target)
         }));
     }
@@ -266,6 +267,7 @@ fn of_another_encoding(
             names_transaction: names_transaction(read.as_bytes(), &[]),
             shows_oids: false,
             target,
+            footing: Footing::Sure,
             numbers,
             gather: None,
             spread: None,
@@ -338,6 +340,7 @@ fn whole(
         names_transaction: true,
         shows_oids: false,
         target,
+        footing: Footing::Sure,
         numbers: Numbers::MayAsk,
         gather: None,
         spread: None,
@@ -374,6 +377,8 @@ struct Planner<'a> {
     /// How a schema change runs on several shards.
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,
+    footing: Cell<Footing>,
+    barred: Cell<Option<GroupId>>,
     /// What an INSERT leaves to be computed.
     computes: Cell<Option<Box<super::defaults::Computes>>>,
     /// Whether it reads a view that shows what is of the moment.
@@ -452,6 +457,8 @@ impl<'a> Planner<'a> {
         statement: &'a Statement,
     ) -> Self {
         Self {
+            footing: Cell::default(),
+            barred: Cell::default(),
             text,
             types: &[],
             slots,
@@ -474,6 +481,11 @@ impl<'a> Planner<'a> {
     /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
     /// which does not run by itself.
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
+        if let Some(why) = self.barred() {
+            let target = Target::Refused(Box::new(why));
+            let StatementPlan { start, end, .. } = plan;
+            return StatementPlan::new(start..end, plan.effect, plan.access, target);
+        }
         let kind = &self.statement.kind;
         StatementPlan {
             gather: self.gather.take().filter(|_| queries(kind)),
@@ -732,6 +744,7 @@ impl<'a> Planner<'a> {
         let mut analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         analysis.kind(kind, None);
         let pins = analysis.pins();
+        self.rests_on(&analysis);
         analysis.refuse_shared_parameters(&self.statement.parameters, self.types);
         let opaque = calls.one_shard.is_some()
             || calls.unknown.is_some()
@@ -774,6 +787,32 @@ impl<'a> Planner<'a> {
             self.changes.set(Some(Box::new(own)));
         }
         (effect, access, target)
+    }
+
+    /// Its place rests on what the analysis has come upon.
+    fn rests_on(&self, analysis: &Analysis<'_>) {
+        self.footing
+            .set(self.footing.get().max(analysis.footing.get()));
+        let barred = self.barred.get();
+        self.barred.set(barred.or_else(|| analysis.barred.get()));
+    }
+
+    /// Why none of it is served.
+    fn barred(&self) -> Option<Unroutable> {
+        let group = self.barred.get()?;
+        let said = matches!(self.pinned, Some(Override::Shard(_)));
+        (!said).then(|| Unroutable::MapDiffers {
+            group: self.snapshot.group(group).name.clone(),
+        })
+    }
+
+    fn footing(&self) -> Footing {
+        match self.pinned {
+            // Who says so answers for it.
+            Some(Override::Shard(_)) => Footing::Sure,
+            _ if self.snapshot.is_single() => Footing::Sure,
+            Some(Override::Key(_)) | None => self.footing.get(),
+        }
     }
 
     /// What an INSERT leaves to defaults that must be computed before its rows have their shards.

@@ -11,7 +11,7 @@
 )]
 
 use super::{
-    Context,
+    Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
     scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
     unroutable::{KeyProblem, Unroutable},
@@ -23,7 +23,7 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted},
+        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted, Unseen},
     },
     sql::{
         normalize::Slot,
@@ -35,7 +35,7 @@ use crate::{
     wire::types::{self, Oid},
 };
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     ops::Range,
 };
@@ -70,6 +70,10 @@ pub(super) struct Analysis<'a> {
     /// How many tables are written, and the sharded one that an UPDATE or DELETE changes.
     pub(super) changes: usize,
     pub(super) changed: Option<usize>,
+    /// The weakest of what tables were found by.
+    pub(super) footing: Cell<Footing>,
+    /// A group that it came upon and that is not served.
+    pub(super) barred: Cell<Option<GroupId>>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
 }
@@ -141,6 +145,8 @@ impl<'a> Analysis<'a> {
             catalogs: false,
             changes: 0,
             changed: None,
+            footing: Cell::default(),
+            barred: Cell::default(),
             carried: None,
         }
     }
@@ -474,7 +480,15 @@ impl<'a> Analysis<'a> {
 
     pub(super) fn place(&self, name: &Name) -> Place<'a> {
         let snapshot = self.snapshot;
-        let listed = |schema: &str| snapshot.table(schema, &name.name).map(place_of);
+        let listed = |schema: &str| {
+            let place = place_of(snapshot.table(schema, &name.name)?);
+            if let Place::Sharded { group, .. } = place
+                && snapshot.barred.contains(&group)
+            {
+                self.barred.set(Some(group));
+            }
+            Some(place)
+        };
         if let Some(schema) = &name.schema {
             return match schema.as_str() {
                 "pg_catalog" | "information_schema" | "pg_toast" => Place::Catalog,
@@ -567,19 +581,38 @@ impl<'a> Analysis<'a> {
     }
 
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {
+        let other = self.snapshot.other(schema, name);
+        let derived = matches!(other, Some(Other::Derived | Other::View));
+        if !derived && !schema.starts_with("pg_temp") {
+            let footing = match self.snapshot.unseen {
+                Unseen::Asked if !self.is_seen(schema, name) => Footing::Unseen,
+                Unseen::Asked | Unseen::Unlisted => Footing::Unlisted,
+            };
+            self.footing.set(self.footing.get().max(footing));
+        }
         match self.snapshot.unlisted {
             // Its rows may be on every shard.
-            _ if matches!(
-                self.snapshot.other(schema, name),
-                Some(Other::Derived | Other::View)
-            ) =>
-            {
-                Place::Unknown
-            }
+            _ if derived => Place::Unknown,
             // Every shard has its own, which is nobody's data.
             _ if schema == OWN_SCHEMA => Place::Unknown,
             Unlisted::On(shard) if !schema.starts_with("pg_temp") => Place::Single(shard),
             Unlisted::On(_) | Unlisted::Error => Place::Unknown,
+        }
+    }
+
+    /// Whether nothing lists the table, no server was seen to have it, and it may be elsewhere than unlisted tables.
+    pub(super) fn is_unseen(&self, name: &Name) -> bool {
+        let before = self.footing.take();
+        self.place(name);
+        self.footing.replace(before) == Footing::Unseen
+    }
+
+    /// Whether a server was seen to have what nothing lists; an empty schema: in any of the path.
+    fn is_seen(&self, schema: &str, name: &str) -> bool {
+        let mut path = self.context.search_path.iter();
+        match schema {
+            "" => path.any(|schema| self.snapshot.other(schema, name).is_some()),
+            schema => self.snapshot.other(schema, name).is_some(),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
         group::GroupId,
         key::KeyType,
         shard::{ShardId, ShardSet},
-        snapshot::{Nature, OWN_SCHEMA, Placement, Snapshot, TableName, Unlisted},
+        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, TableName, Unlisted},
     },
     sql::{
         change::{
@@ -31,6 +31,8 @@ pub struct Changes {
     pub block: Block,
     /// Tables, whatever their schema, whose columns may be others afterwards.
     pub tables: Vec<String>,
+    /// A table, and what it is called afterwards.
+    pub renamed: Option<(TableName, TableName)>,
 }
 
 /// Which shards run it.
@@ -91,7 +93,11 @@ struct ColumnFact {
 struct ReferenceFact {
     columns: Vec<String>,
     table: String,
+    /// As SQL names it.
+    sql: String,
     place: Option<Placement>,
+    /// It names the new table itself.
+    itself: bool,
     referenced: Vec<String>,
 }
 
@@ -142,6 +148,19 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
         command: change.command,
         reach,
         block: change.block,
+        renamed: match &change.what {
+            What::Tables { names, alter } => {
+                let first = names.first();
+                first.and_then(|name| planner.renamed(name, alter))
+            }
+            What::NewTable(_)
+            | What::NewView(_)
+            | What::Locks(_)
+            | What::Relations(_)
+            | What::Everywhere
+            | What::EveryServer
+            | What::Unsupported => None,
+        },
         tables: match &change.what {
             What::Tables { names, .. } => names.iter().map(|name| name.name.clone()).collect(),
             What::NewTable(_)
@@ -158,6 +177,7 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
 /// How `setval` runs over several shards: on each that has the sequence.
 pub(super) fn numbered(sequence: &Name) -> Changes {
     Changes {
+        renamed: None,
         command: "setval",
         reach: Reach::Holders(vec![sql_name(sequence)]),
         block: Block::Allowed,
@@ -187,7 +207,7 @@ impl Planner<'_, '_> {
         let mut single: Option<ShardId> = None;
         let mut spread = false;
         for name in names {
-            match self.placement(name) {
+            match self.placement(name).filter(|_| !self.asks_for(name, alter)) {
                 Some(placement @ (Placement::Sharded { .. } | Placement::Reference)) => {
                     self.altered(name, &placement, alter)?;
                     spread = true;
@@ -221,6 +241,22 @@ impl Planner<'_, '_> {
             (None, true) => Ok(Reach::Holders(names.iter().map(sql_name).collect())),
             (None, false) => Ok(Reach::Shards(snapshot.all())),
         }
+    }
+
+    /// Whether the servers can say who has a table that was not seen yet: nothing is changed that depends on its place.
+    fn asks_for(&self, name: &Name, alter: &Alter) -> bool {
+        let Alter {
+            holds,
+            columns,
+            name: renamed,
+            ties,
+            added,
+        } = alter;
+        let bare = holds.uniques.is_empty() && holds.references.is_empty() && columns.is_empty();
+        bare && ties.is_empty()
+            && added.is_empty()
+            && *renamed == Renamed::No
+            && self.analysis.is_unseen(name)
     }
 
     fn locks(&self, locks: &change::Locks) -> Result<Reach, Unroutable> {
@@ -269,9 +305,12 @@ impl Planner<'_, '_> {
     }
 
     fn altered(&self, name: &Name, placement: &Placement, alter: &Alter) -> Result<(), Unroutable> {
-        let listed = !matches!(placement, Placement::Single(_)) || self.is_listed(name);
-        if alter.name == Renamed::Yes && listed && !self.goes_with_others(name) {
+        let stays = self.is_configured(name) || self.takes_name(name, alter);
+        if alter.name != Renamed::No && stays && !self.goes_with_others(name) {
             return Err(unheld(name, Unheld::Name));
+        }
+        if let Some(column) = self.claimed_by(name, placement, alter) {
+            return Err(unheld(name, Unheld::Claimed { column }));
         }
         if let Placement::Sharded { key_column, .. } = placement
             && alter.columns.contains(key_column)
@@ -285,7 +324,7 @@ impl Planner<'_, '_> {
             return Err(unheld(name, Unheld::Apart));
         }
         let uniques = alter.holds.uniques.iter().map(|one| one.columns.as_slice());
-        let references = self.references(&alter.holds);
+        let references = self.references(&alter.holds, None);
         holds(&name.name, placement, uniques, &references)
     }
 
@@ -298,21 +337,80 @@ impl Planner<'_, '_> {
         table.nature != Nature::Table
     }
 
-    fn is_listed(&self, name: &Name) -> bool {
+    /// The first table of that name in the path that anything is known of.
+    fn found(&self, name: &Name) -> Option<TableName> {
         let snapshot = self.analysis.snapshot;
-        let has = |schema: &String| snapshot.table(schema, &name.name).is_some();
+        let known = |schema: &String| {
+            let found = TableName {
+                schema: schema.clone(),
+                name: name.name.clone(),
+            };
+            let known =
+                snapshot.tables.contains_key(&found) || snapshot.others.contains_key(&found);
+            known.then_some(found)
+        };
         match &name.schema {
-            Some(schema) => has(schema),
-            None => self.analysis.context.search_path.iter().any(has),
+            Some(schema) => known(schema),
+            None => self.analysis.context.search_path.iter().find_map(known),
         }
     }
 
-    fn references(&self, holds: &Holds) -> Vec<ReferenceFact> {
-        let fact = |reference: &Reference| ReferenceFact {
-            columns: reference.columns.clone(),
-            table: full_name(&reference.table),
-            place: self.placement(&reference.table),
-            referenced: reference.referenced.clone(),
+    /// Whether the configuration lists it under its name.
+    fn is_configured(&self, name: &Name) -> bool {
+        let snapshot = self.analysis.snapshot;
+        self.found(name)
+            .is_some_and(|found| lists(snapshot, &found))
+    }
+
+    /// What it is called afterwards.
+    fn renamed(&self, name: &Name, alter: &Alter) -> Option<(TableName, TableName)> {
+        let before = self.found(name)?;
+        let mut after = before.clone();
+        match &alter.name {
+            Renamed::No => return None,
+            Renamed::Name(name) => after.name.clone_from(name),
+            Renamed::Schema(schema) => after.schema.clone_from(schema),
+        }
+        Some((before, after))
+    }
+
+    /// Whether it would get the name of a table that the configuration lists.
+    fn takes_name(&self, name: &Name, alter: &Alter) -> bool {
+        let snapshot = self.analysis.snapshot;
+        self.renamed(name, alter)
+            .is_some_and(|(_, after)| lists(snapshot, &after))
+    }
+
+    /// A column that it gets, by which a group would claim it from where it is.
+    fn claimed_by(&self, name: &Name, placement: &Placement, alter: &Alter) -> Option<String> {
+        if self.is_configured(name) {
+            return None;
+        }
+        let claims = self.analysis.snapshot.key_columns.iter();
+        let mut others = claims.filter(|(column, group)| {
+            let here = matches!(placement, Placement::Sharded { group: own, key_column }
+                if own == group && key_column == column);
+            alter.added.contains(column) && !here
+        });
+        others.next().map(|(column, _)| column.clone())
+    }
+
+    fn references(&self, holds: &Holds, of: Option<&Name>) -> Vec<ReferenceFact> {
+        let fact = |reference: &Reference| {
+            let itself = of.is_some_and(|own| refers_to_itself(own, &reference.table));
+            let known = !itself || !self.analysis.is_unseen(&reference.table);
+            ReferenceFact {
+                columns: reference.columns.clone(),
+                table: full_name(&reference.table),
+                sql: sql_name(&reference.table),
+                place: if known {
+                    self.placement(&reference.table)
+                } else {
+                    None
+                },
+                itself,
+                referenced: reference.referenced.clone(),
+            }
         };
         holds.references.iter().map(fact).collect()
     }
@@ -343,7 +441,7 @@ impl Planner<'_, '_> {
             name: name.name.clone(),
             columns,
             uniques: uniques.map(|one| one.columns.clone()).collect(),
-            references: self.references(&table.holds),
+            references: self.references(&table.holds, Some(name)),
             parent,
             stated: stated(self.analysis.text),
         })
@@ -417,7 +515,7 @@ impl New {
         let mut references = self.references.clone();
         for reference in &mut references {
             // A table that refers to itself.
-            if reference.place.is_none() && reference.table.ends_with(&self.name) {
+            if reference.place.is_none() && reference.itself {
                 reference.place = Some(placement.clone());
             }
         }
@@ -430,35 +528,34 @@ impl New {
         if let Some(parent) = &self.parent {
             return configured(parent.clone());
         }
-        let listed = snapshot.table(schema, &self.name);
+        let name = self.table_name(schema);
+        let known = snapshot.tables.get(&name).map(|table| &table.placement);
+        let listed = known.filter(|_| lists(snapshot, &name));
+        let has = |name: &str| self.columns.iter().any(|column| column.name == name);
+        let claims = snapshot.key_columns.iter().find(|(column, _)| has(column));
+        let claimed = claims.map(|(column, group)| Placement::Sharded {
+            group: *group,
+            key_column: column.clone(),
+        });
+        let said = listed.cloned().or(claimed);
         if let Some(stated) = &self.stated {
-            let placement = stated
-                .placement(snapshot)
-                .ok_or_else(|| Unroutable::CannotHold {
-                    table: self.name.clone(),
-                    what: Unheld::Comment,
-                })?;
-            return match listed {
-                Some(table) if table.placement == placement => configured(placement),
-                Some(_) => Err(Unroutable::CannotHold {
-                    table: self.name.clone(),
-                    what: Unheld::Comment,
-                }),
+            let contradicts = || Unroutable::CannotHold {
+                table: self.name.clone(),
+                what: Unheld::Comment,
+            };
+            let placement = stated.placement(snapshot).ok_or_else(contradicts)?;
+            return match said {
+                Some(said) if said == placement => configured(placement),
+                Some(_) => Err(contradicts()),
                 None => Ok((placement, Found::Stated)),
             };
         }
-        if let Some(table) = listed {
-            return configured(table.placement.clone());
+        if let Some(said) = said {
+            return configured(said);
         }
-        let has = |name: &str| self.columns.iter().any(|column| column.name == name);
-        let claims = snapshot.key_columns.iter().find(|(column, _)| has(column));
-        if let Some((column, group)) = claims {
-            return configured(Placement::Sharded {
-                group: *group,
-                key_column: column.clone(),
-            });
-        }
-        if let Some(placement) = self.by_reference(snapshot) {
+        // Made again where it was, in the transaction that drops it.
+        let again = known.cloned().or_else(|| self.by_reference(snapshot));
+        if let Some(placement) = again {
             return Ok((placement, Found::Stated));
         }
         match snapshot.unlisted {
@@ -469,7 +566,32 @@ impl New {
         }
     }
 
-    /// A foreign key whose one column names the key of a sharded table.
+    /// Tables whose primary keys its foreign keys name without saying so, as SQL names them.
+    #[must_use]
+    pub fn asks_for_keys_of(&self) -> Vec<(String, GroupId)> {
+        let silent = self.references.iter().filter_map(|one| match &one.place {
+            Some(Placement::Sharded { group, .. }) if one.referenced.is_empty() => {
+                Some((one.sql.clone(), *group))
+            }
+            _ => None,
+        });
+        silent.collect()
+    }
+
+    /// The primary key of one of them, which need not be its shard key.
+    pub fn learn_key_of(&mut self, sql: &str, columns: &[String]) {
+        for reference in &mut self.references {
+            if reference.referenced.is_empty() && reference.sql == sql {
+                reference.referenced = columns.to_vec();
+                if columns.is_empty() {
+                    // It has none: PostgreSQL will say so.
+                    reference.referenced.push(String::new());
+                }
+            }
+        }
+    }
+
+    /// A foreign key of which a column names the key of a sharded table.
     fn by_reference(&self, snapshot: &Snapshot) -> Option<Placement> {
         let mut found: Vec<(GroupId, &String)> = Vec::new();
         for reference in &self.references {
@@ -477,6 +599,7 @@ impl New {
                 continue;
             };
             let at = match reference.referenced.as_slice() {
+                // The primary key, as long as nobody was asked which that is.
                 [] if reference.columns.len() == 1 => Some(0),
                 names => names.iter().position(|name| name == key_column),
             };
@@ -633,6 +756,30 @@ fn together(one: &Placement, other: &Placement) -> bool {
         ) => group == other && key_column == other_key,
         (one, other) => one == other,
     }
+}
+
+/// Whether others that do not know of it yet would put rows of the table elsewhere, as it is called like one that lives
+/// there.
+#[must_use]
+pub fn is_another_elsewhere(known: &Snapshot, name: &TableName, placement: &Placement) -> bool {
+    match (known.tables.get(name), known.unlisted) {
+        (Some(table), _) => table.placement != *placement,
+        (None, Unlisted::On(shard)) => {
+            let other = known.others.get(name) == Some(&Other::Table);
+            other && *placement != Placement::Single(shard)
+        }
+        (None, Unlisted::Error) => false,
+    }
+}
+
+/// Whether the configuration lists the table.
+fn lists(snapshot: &Snapshot, table: &TableName) -> bool {
+    snapshot.tables.contains_key(table) && !snapshot.learned.contains(table)
+}
+
+fn refers_to_itself(own: &Name, other: &Name) -> bool {
+    let same_schema = own.schema == other.schema || own.schema.is_none() || other.schema.is_none();
+    own.name == other.name && same_schema
 }
 
 fn unheld(table: &Name, what: Unheld) -> Unroutable {

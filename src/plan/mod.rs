@@ -109,6 +109,7 @@ pub struct StatementPlan {
     /// Whether it may tell numbers of types or relations, which are others on each shard: clients are told the home shard's.
     pub shows_oids: bool,
     pub target: Target,
+    pub footing: Footing,
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
@@ -124,6 +125,18 @@ pub struct StatementPlan {
     pub combine: Option<Box<combine::Combine>>,
     /// What must be computed before it can be planned to its end.
     pub computes: Option<Box<defaults::Computes>>,
+}
+
+/// What its place rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Footing {
+    /// The configuration, the catalog, or no table.
+    #[default]
+    Sure,
+    /// A table that nothing lists is where unlisted tables live, as servers were seen to have it.
+    Unlisted,
+    /// A table that nothing lists and that no server was seen to have. The servers are asked before it runs.
+    Unseen,
 }
 
 /// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).
@@ -204,6 +217,7 @@ impl StatementPlan {
             names_transaction: false,
             shows_oids: false,
             target,
+            footing: Footing::Sure,
             numbers: Numbers::Apart,
             gather: None,
             spread: None,

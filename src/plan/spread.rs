@@ -119,7 +119,6 @@ pub(super) fn spread(
         turns: turns(asked.kind, &what),
         fill: fill::fill(asked, analysis, &what)?,
         lock: number_of(asked.kind),
-        turns: turns(asked.kind, &what),
         what,
     };
     let computed = asked.functions.iter().all(|name| spread.computes(name));

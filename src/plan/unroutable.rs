@@ -47,6 +47,8 @@ pub enum Unroutable {
     PerShardObject { table: String, hazard: Hazard },
     /// A schema change that sharding cannot hold.
     CannotHold { table: String, what: Unheld },
+    /// Other proxies say that keys of the group are elsewhere than the configuration says.
+    MapDiffers { group: String },
     /// The override names another shard than the statement's own keys.
     OverrideContradicts { named: String, keys: String },
     /// `shardway.shard` names no shard.
@@ -70,6 +72,8 @@ pub enum Unheld {
     KeyType { key: String, wanted: &'static str },
     /// A listed table would have another name.
     Name,
+    /// A group's key column would claim the table from where its rows are.
+    Claimed { column: String },
     /// Tables that live in different places, in one statement.
     Apart,
     /// The comment names no group or shard, or contradicts the configuration.
@@ -101,6 +105,7 @@ impl Unroutable {
             | Self::OverrideKey { .. } => "22P02",
             Self::OverrideShard { .. } => "22023",
             Self::TooDeep => "54001",
+            Self::MapDiffers { .. } => "55000",
             Self::NoShardForKey { .. } => "23514",
             Self::Unsupported { .. }
             | Self::Unpinned { .. }
@@ -150,6 +155,7 @@ impl Unroutable {
             Self::OverrideKey { .. } => "SW121",
             Self::PerShardObject { .. } => "SW125",
             Self::CannotHold { .. } => "SW131",
+            Self::MapDiffers { .. } => "SW165",
         }
     }
 

@@ -8,6 +8,7 @@
 
 use super::{
     fan::Fan,
+    learning::Looked,
     link::{Hold, Link},
     numbers::Drew,
     place::Place,
@@ -20,41 +21,108 @@ use super::{
 use crate::{
     catalog::{
         shard::{ShardId, ShardSet},
-        snapshot::{Other, Placement, Table, TableName},
+        snapshot::{Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     clock::Duration,
     config::settings::PoolMode,
     plan::{
         StatementPlan, Target,
-        change::{Changes, Found, Locks, New, Reach},
+        change::{Changes, Found, Locks, New, Reach, is_another_elsewhere},
         spread::{Fill, Shares, Spread, Time, Turns, What},
     },
+    registry::Announced,
     sql::change::Block,
     wire::{
         backend::{Status, command_tag},
         frontend::{put, put_query},
-        notice::Words,
+        notice::{Notice, Words},
     },
 };
 use std::sync::Arc;
 
 /// How long the client of a change waits at most for the servers to be looked at.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it waits at most for the other proxies to take it over.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(8);
 
 /// What no two servers have in common.
 const WHICH_SERVER: &str = "SELECT pg_catalog.concat(pg_catalog.current_setting('port'), ' ', \
      pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.pg_postmaster_start_time()), \
      'YYYY-MM-DD HH24:MI:SS.US'))";
 
+/// Whether the schema is another than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Changed {
+    Not,
+    MayBe,
+}
+
 /// What a change has made that its transaction must know.
+#[derive(Clone, Debug)]
 enum Made {
     /// A table that lives there.
     Table {
         name: TableName,
         placement: Placement,
     },
+    /// The same, of which nothing else says so: it is kept with the table.
+    Placed {
+        name: TableName,
+        placement: Placement,
+    },
     View(TableName),
     Nothing,
+}
+
+/// A change that the transaction under way has made.
+#[derive(Debug)]
+pub(super) struct Foreseen {
+    command: &'static str,
+    /// Tables, whatever their schema, whose columns may be others now.
+    tables: Vec<String>,
+    /// A table, and what it is called now.
+    renamed: Option<(TableName, TableName)>,
+    made: Made,
+}
+
+impl Foreseen {
+    fn apply(&self, seen: &mut Snapshot) {
+        seen.forget_derived(self.command, &self.tables);
+        for (name, table) in &mut seen.tables {
+            if self.tables.contains(&name.name) {
+                table.columns.clear();
+                table.sources.clear();
+                // Its defaults may be others.
+                table.effects.computed.clear();
+            }
+        }
+        if let Made::View(name) = &self.made {
+            seen.others.insert(name.clone(), Other::Derived);
+        }
+        if let Some((before, after)) = &self.renamed {
+            if let Some(table) = seen.tables.remove(before) {
+                seen.learned.remove(before);
+                seen.learned.insert(after.clone());
+                seen.tables.insert(after.clone(), table);
+            } else if let Some(other) = seen.others.remove(before) {
+                seen.others.insert(after.clone(), other);
+            }
+        }
+        if let Made::Placed { name, .. } = &self.made {
+            seen.learned.insert(name.clone());
+        }
+        if let Made::Table { name, placement } | Made::Placed { name, placement } = &self.made {
+            let listed = seen.tables.contains_key(name);
+            let kept = matches!(self.made, Made::Placed { .. });
+            if listed || kept || !matches!(placement, Placement::Single(_)) {
+                let table = Table::unasked(placement.clone());
+                seen.tables.insert(name.clone(), table);
+            } else {
+                seen.others.insert(name.clone(), Other::Table);
+            }
+        }
+    }
 }
 
 /// What has been heard of a change that runs by itself, shard after shard.
@@ -158,6 +226,7 @@ impl Session {
         let (Some(changes), Ok(text)) = (&statement.changes, std::str::from_utf8(text)) else {
             return Err(reply::malformed().into());
         };
+        self.check_footing(statement)?;
         self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
@@ -181,16 +250,35 @@ impl Session {
             return self.lock_each(locks, text).await;
         }
         let (shards, made) = self.concerned(changes).await?;
+        if let Some((before, after)) = &changes.renamed
+            && let Some(placement) = self.lives(before)
+        {
+            self.check_elsewhere(after, &placement).await?;
+        }
         let written = self.run_on(&shards, text).await?;
         if changes.command == "setval" {
             // It is no shard's alone.
             self.drew = Drew::default();
+        }
+        if let Made::Placed { name, placement } = &made {
+            self.keep_place(name, placement, &shards).await?;
         }
         if !leaves_schema(changes.command) {
             self.several.schema_changes();
             self.foresee(changes, made);
         }
         Ok(written)
+    }
+
+    /// Where a table lives that anything is known of.
+    fn lives(&self, name: &TableName) -> Option<Placement> {
+        let snapshot = &self.snapshot;
+        let listed = snapshot.tables.get(name);
+        match (listed, snapshot.others.get(name), snapshot.unlisted) {
+            (Some(table), ..) => Some(table.placement.clone()),
+            (None, Some(Other::Table), Unlisted::On(shard)) => Some(Placement::Single(shard)),
+            _ => None,
+        }
     }
 
     /// Runs the same text on each of these shards.
@@ -316,60 +404,174 @@ impl Session {
 
     async fn place_of_new(&mut self, new: &New) -> Result<(ShardSet, Made), Stop> {
         let schema = self.schema_of(new.schema.as_ref()).await?;
+        let mut new = new.clone();
+        for (table, group) in new.asks_for_keys_of() {
+            let shards = self.snapshot.group(group).shards();
+            let shard = shards.iter().next().unwrap_or(self.snapshot.home);
+            let key = self.ask_within(shard, &primary_key_of(&table)).await?;
+            let columns: Vec<String> = key
+                .iter()
+                .flat_map(|key| key.split(KEY_SEPARATOR))
+                .map(str::to_owned)
+                .collect();
+            new.learn_key_of(&table, &columns);
+        }
         let placed = new.place(&schema, &self.snapshot);
         let (placement, found) = placed.map_err(|why| wording::unroutable(&why))?;
-        if found == Found::Stated {
-            return Err(reply::place_not_kept(&new.name).into());
-        }
+        let name = new.table_name(&schema);
+        self.check_elsewhere(&name, &placement).await?;
         let shards = match &placement {
             Placement::Sharded { group, .. } => self.snapshot.group(*group).shards(),
             Placement::Reference => self.snapshot.all(),
             Placement::Single(shard) => ShardSet::one(*shard),
         };
-        let name = new.table_name(&schema);
-        let made = Made::Table { name, placement };
+        let made = match found {
+            Found::Configured => Made::Table { name, placement },
+            Found::Stated => self.place_to_keep(name, placement, &shards).await?,
+        };
         Ok((shards, made))
+    }
+
+    /// A table whose place only the statement says: it is kept with the table, unless that is there already.
+    async fn place_to_keep(
+        &mut self,
+        name: TableName,
+        placement: Placement,
+        shards: &ShardSet,
+    ) -> Result<Made, Stop> {
+        let ready = self.database.coordinator.is_ready(shards.iter());
+        ready.map_err(|why| reply::place_not_kept(&name.name, &why))?;
+        let question = has_one(&[sql_name(&name)]);
+        for shard in shards.iter() {
+            if self.ask_within(shard, &question).await?.as_deref() == Some("t") {
+                // PostgreSQL has something to say about that.
+                return Ok(Made::Nothing);
+            }
+        }
+        Ok(Made::Placed { name, placement })
+    }
+
+    /// Says on each shard, within the transaction that makes the table there, where it lives.
+    async fn keep_place(
+        &mut self,
+        name: &TableName,
+        placement: &Placement,
+        shards: &ShardSet,
+    ) -> Result<(), Stop> {
+        let (kind, group, key) = match placement {
+            Placement::Sharded { group, key_column } => {
+                let group = literal(&self.snapshot.group(*group).name);
+                ("sharded", group, literal(key_column))
+            }
+            Placement::Reference => ("reference", "NULL".to_owned(), "NULL".to_owned()),
+            Placement::Single(_) => ("single", "NULL".to_owned(), "NULL".to_owned()),
+        };
+        let table = literal(&sql_name(name));
+        let sql = format!("SELECT shardway.place({table}, '{kind}', {group}, {key})");
+        for shard in shards.iter() {
+            self.ask_within(shard, &sql).await?;
+        }
+        Ok(())
+    }
+
+    /// A table is not made or renamed under the name of one that lives elsewhere, as long as others may know that one:
+    /// their rows would go there.
+    async fn check_elsewhere(&self, name: &TableName, placement: &Placement) -> Result<(), Stop> {
+        let is_known = |session: &Self| {
+            is_another_elsewhere(&session.database.snapshot.load(), name, placement)
+        };
+        if is_known(self) {
+            // It may have been dropped past the proxies.
+            self.look_at_change().await;
+            if is_known(self) {
+                return Err(reply::table_elsewhere(&name.name).into());
+            }
+        }
+        Ok(())
     }
 
     /// Statements behind the change are planned with what is known of it, though nobody else sees it yet.
     fn foresee(&mut self, changes: &Changes, made: Made) {
-        let mut seen = (*self.snapshot).clone();
-        seen.forget_derived(changes.command, &changes.tables);
-        for (name, table) in &mut seen.tables {
-            if changes.tables.contains(&name.name) {
-                table.columns.clear();
-                table.sources.clear();
-                // Its defaults may be others.
-                table.effects.computed.clear();
-            }
+        self.several.foreseen.push(Foreseen {
+            command: changes.command,
+            tables: changes.tables.clone(),
+            renamed: changes.renamed.clone(),
+            made,
+        });
+        self.several.foreseen_on = u64::MAX;
+        self.foresee_again();
+    }
+
+    /// What the transaction has changed, on top of what is known now.
+    pub(super) fn foresee_again(&mut self) {
+        let known = self.database.snapshot.load();
+        if self.several.foreseen_on == known.schema {
+            return;
         }
-        if let Made::View(name) = made {
-            seen.others.insert(name, Other::Derived);
-        } else if let Made::Table { name, placement } = made {
-            let listed = seen.tables.contains_key(&name);
-            if listed || !matches!(placement, Placement::Single(_)) {
-                seen.tables.insert(name, Table::unasked(placement));
-            } else {
-                seen.others.insert(name, Other::Table);
-            }
+        let mut seen = (**known).clone();
+        self.several.foreseen_on = known.schema;
+        for change in &self.several.foreseen {
+            change.apply(&mut seen);
         }
         seen.schema = self.database.learning.uncommitted();
         self.snapshot = Arc::new(seen);
     }
 
     /// After a transaction that has changed the schema: what is there now is looked at, and planned with.
-    pub(super) async fn look_again(&mut self, committed: bool) {
-        if committed {
-            let settings = self.shared.settings.load_full();
-            let looked = self.database.learn(&settings);
-            if tokio::time::timeout(LOOK_PATIENCE, looked).await.is_err() {
-                tracing::warn!(
-                    database = self.database.settings.name,
-                    "a schema change is not known of yet: the servers could not be looked at in time"
-                );
+    pub(super) async fn look_again(&mut self, outcome: Changed, change: Option<Announced>) {
+        let coordinator = Arc::clone(&self.database.coordinator);
+        match (outcome, change) {
+            (Changed::Not, Some(change)) => coordinator.change_abandoned(change).await,
+            (Changed::Not, None) => {}
+            (Changed::MayBe, Some(change)) => {
+                let epoch = coordinator.change_ends(change).await;
+                // The others look meanwhile.
+                let looked = self.look_at_change().await;
+                self.tell_of_change(epoch, looked).await;
             }
+            (Changed::MayBe, None) => drop(self.look_at_change().await),
         }
         self.snapshot = self.database.snapshot.load_full();
+    }
+
+    /// Announces a schema change that is about to be committed.
+    pub(super) async fn announce(&self) -> Result<Option<Announced>, Notice> {
+        let begun = self.database.coordinator.change_begins().await;
+        begun.map_err(|why| reply::change_not_announced(&why))
+    }
+
+    async fn look_at_change(&self) -> Looked {
+        let settings = self.shared.settings.load_full();
+        let looked = self.database.learn(&settings);
+        let looked = tokio::time::timeout(LOOK_PATIENCE, looked).await;
+        if looked.is_err() {
+            tracing::warn!(
+                database = self.database.settings.name,
+                "a schema change is not known of yet: the servers could not be looked at in time"
+            );
+        }
+        looked.unwrap_or_default()
+    }
+
+    /// Waits for the other proxies; who has not taken the change over, the client is told.
+    async fn tell_of_change(&mut self, epoch: Option<i64>, looked: Looked) {
+        let coordinator = Arc::clone(&self.database.coordinator);
+        let mut late = Vec::new();
+        if let Some(epoch) = epoch {
+            if looked == Looked::All {
+                let number = self.shared.metrics.sessions.proxy();
+                coordinator.takes_over(epoch, number).await;
+            }
+            match coordinator.taken_over(epoch, OTHERS_PATIENCE).await {
+                Ok(found) if found.is_empty() => return,
+                Ok(found) => late = found,
+                Err(problem) => {
+                    let database = &self.database.settings.name;
+                    tracing::warn!(database, %problem, "who has taken over a schema change is not known");
+                }
+            }
+        }
+        reply::change_not_taken_over(&late).put(self.client.out());
     }
 
     // ---- by itself ----
@@ -388,6 +590,11 @@ impl Session {
             self.leave_link().await?;
             self.park_or_release().await?;
         }
+        let announced = if leaves_schema(changes.command) {
+            None
+        } else {
+            self.announce().await?
+        };
         self.lease_fan(&shards).await?;
         let mut heard = Heard::default();
         let ran = self.run_apart(question.as_deref(), text, &mut heard).await;
@@ -412,8 +619,14 @@ impl Session {
         if let Some(partly) = partly {
             partly.put(self.client.out());
         }
-        if !heard.done.is_empty() && !leaves_schema(changes.command) {
-            self.look_again(true).await;
+        if !leaves_schema(changes.command) {
+            // One that failed may have left something: an index that is invalid.
+            let changed = if heard.concerned.is_empty() {
+                Changed::Not
+            } else {
+                Changed::MayBe
+            };
+            self.look_again(changed, announced).await;
         }
         match heard.problem {
             Some(problem) => Err(problem.into()),
@@ -506,6 +719,30 @@ fn leaves_schema(command: &str) -> bool {
         command,
         "LOCK TABLE" | "setval" | "TRUNCATE" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
     )
+}
+
+/// What stands between the columns of a key.
+const KEY_SEPARATOR: char = '\u{1}';
+
+/// Asks for the columns of a table's primary key, in their order.
+fn primary_key_of(table: &str) -> String {
+    format!(
+        "SELECT pg_catalog.string_agg(a.attname, pg_catalog.chr(1) ORDER BY k.at) \
+         FROM pg_catalog.pg_index i CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY k (attnum, at) \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) k.attnum \
+         WHERE i.indisprimary AND i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass({})",
+        literal(table)
+    )
+}
+
+fn sql_name(table: &TableName) -> String {
+    let quoted = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
+    format!("{}.{}", quoted(&table.schema), quoted(&table.name))
+}
+
+/// A text as SQL has it whatever the session's settings are.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 /// Asks whether a shard has one of these relations, each as SQL names it.

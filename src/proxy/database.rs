@@ -1,9 +1,14 @@
 //! A logical database as it runs: its settings, its snapshot, its cached plans and its pools.
 
-use super::{keyring::Keyring, learning::Learning, session::Defaults, waits::Waits};
+use super::{
+    keyring::Keyring,
+    learning::{self, Learning},
+    session::Defaults,
+    waits::Waits,
+};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
-    clock::Clock,
+    clock::{Clock, Instant},
     config::settings::{self, BackendProof, Credentials, PoolMode, Settings, User},
     metrics::{
         Metrics,
@@ -120,7 +125,7 @@ impl Database {
             Coordinator::new(&settings, Arc::clone(&parts.incarnation), &parts.metrics);
         let looks = coordinator.is_wanted() && !settings.deadlock_interval.is_zero();
         Arc::new(Self {
-            snapshot: ArcSwap::from(Arc::clone(&settings.snapshot)),
+            snapshot: ArcSwap::from(learning::unlearned(&settings)),
             coordinator,
             waits: looks.then(Arc::default),
             ids: Ids::new(parts.clock, settings.sequence_block),
@@ -136,6 +141,11 @@ impl Database {
             defaults: Common::default(),
             parts,
         })
+    }
+
+    /// The monotonic now.
+    pub(super) fn now(&self) -> Instant {
+        self.parts.clock.now()
     }
 
     /// The name of a shard.

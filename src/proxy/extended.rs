@@ -43,14 +43,13 @@ impl Session {
         self.tally.client_parses += 1;
         self.vacate_for(parse.text);
         let types: SmallVec<[u32; 4]> = parse.types().collect();
+        self.sure = false;
         self.know_types(&types).await;
-        let planned = self.database.plans.plan(
-            parse.text,
-            &types,
-            &self.context,
-            &self.snapshot,
-            self.scratch.get_or_insert_default(),
-        );
+        let mut planned = self.plan_now(parse.text, &types);
+        if self.names_unseen(&planned.plan) {
+            Box::pin(self.look_first()).await;
+            planned = self.plan_now(parse.text, &types);
+        }
         let (text, planned, computing) = match self.computing(parse.text, &types, &planned) {
             Some((Filled { text, planned }, computing)) => {
                 (Cow::Owned(text), planned, Some(computing))
@@ -111,7 +110,14 @@ impl Session {
             return Ok(());
         }
         let prepared = self.prepared(bind.statement).await?;
-        let prepared = self.bound_now(bind.statement, prepared)?;
+        self.sure = false;
+        let mut prepared = self.bound_now(bind.statement, prepared)?;
+        if self.names_unseen(&prepared.plan) {
+            match Box::pin(self.see_bound(bind.statement, prepared)).await? {
+                Some(seen) => prepared = seen,
+                None => return Ok(()),
+            }
+        }
         let filled = self.filled(&prepared, &bind).await?;
         let (bind, frame) = chosen(filled.as_deref(), bind, frame)?;
         let values = Values {
@@ -197,7 +203,11 @@ impl Session {
     }
 
     /// What a statement that is bound means now.
-    fn bound_now(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Result<Arc<Prepared>, Stop> {
+    pub(super) fn bound_now(
+        &mut self,
+        name: &[u8],
+        prepared: Arc<Prepared>,
+    ) -> Result<Arc<Prepared>, Stop> {
         let prepared = self.executes_now(name, prepared)?;
         self.tally.binds += 1;
         Ok(self.planned_anew(name, prepared))

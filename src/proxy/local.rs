@@ -605,14 +605,23 @@ impl Session {
                 }
             }
         }
-        if self.link.is_none() {
-            let current = self.database.snapshot.load();
-            if !Arc::ptr_eq(&current, &self.snapshot) {
-                self.snapshot = Arc::clone(&current);
-                self.looking.forget();
-            }
-        }
+        self.take_over_snapshot();
         self.take_over_settings();
+    }
+
+    /// What follows is planned by what is known now, and by what the transaction under way has changed itself.
+    pub(super) fn take_over_snapshot(&mut self) {
+        let current = self.database.snapshot.load();
+        if Arc::ptr_eq(&current, &self.snapshot) {
+            return;
+        }
+        self.looking.forget();
+        if self.several.foreseen.is_empty() {
+            self.snapshot = Arc::clone(&current);
+            return;
+        }
+        drop(current);
+        self.foresee_again();
     }
 
     /// A reload may have given another password for the same role: backends are opened with it from now on.

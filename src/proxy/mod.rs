@@ -37,6 +37,7 @@ mod simple;
 mod spread;
 mod sql_prepared;
 pub mod start;
+mod unseen;
 mod vacate;
 pub mod waits;
 mod within;

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     catalog::shard::ShardId,
     config::settings::PoolMode,
-    plan::{Override, Route, StatementPlan, Target, Values, unroutable::Unroutable},
+    plan::{Footing, Override, Route, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -63,6 +63,9 @@ impl Session {
             (&statement.target, self.database.unfit.load().as_deref())
         {
             return Err(reply::unfit(finding));
+        }
+        if statement.footing != Footing::Sure {
+            self.check_footing(statement)?;
         }
         let bound = here
             .filter(|link| self.is_bound(link))

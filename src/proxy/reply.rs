@@ -150,6 +150,12 @@ fn message(why: &Unroutable) -> (String, String) {
 fn rare_message(why: &Unroutable) -> (String, String) {
     let text = |text: &str| text.to_owned();
     match why {
+        Unroutable::MapDiffers { group } => (
+            format!("group \"{group}\" is not served here"),
+            text(
+                "This proxy's configuration gives keys of the group to other shards than the map that all proxies share.",
+            ),
+        ),
         Unroutable::NotUtf8 => (
             text("statement is not UTF-8 text"),
             text(
@@ -303,6 +309,12 @@ fn cannot_hold(table: &str, what: &Unheld) -> (String, String) {
             "a table that the configuration lists keeps its name",
             format!("\"{table}\" would not be found under another."),
         ),
+        Unheld::Claimed { column } => (
+            "a table stays where its rows are",
+            format!(
+                "By column \"{column}\" a group would claim \"{table}\", whose rows are elsewhere."
+            ),
+        ),
         Unheld::Apart => (
             "tables that live in different places are changed one by one",
             format!("\"{table}\" and others of the statement are not on the same shards."),
@@ -325,6 +337,7 @@ fn cannot_hold_hint(what: &Unheld) -> String {
         Unheld::NoKey { key } => format!("Add the column \"{key}\"; or say where the table lives: /* shardway: group=NAME key=COLUMN */, /* shardway: reference */ or /* shardway: single=SHARD */."),
         Unheld::KeyType { wanted, .. } => format!("Declare it as {wanted}."),
         Unheld::Name => "Change the configuration, and rename the table on each shard: /* shardway: shard=NAME */ ALTER TABLE …".to_owned(),
+        Unheld::Claimed { .. } => "Give the column another name, or move the rows: make a table with the column, copy them into it, and drop the other.".to_owned(),
         Unheld::Apart => "Write one statement for each.".to_owned(),
         Unheld::Comment => "Write /* shardway: group=NAME key=COLUMN */, /* shardway: reference */ or /* shardway: single=SHARD */.".to_owned(),
     }
@@ -605,6 +618,41 @@ pub const CODES: &[Code] = &[
         what_to_do: "Write its query in place of its name: what one table's rows decide is then computed over all shards. Or GROUP BY the shard key; or read one shard's: SET shardway.shard = '<shard>'.",
     },
     Code {
+        code: "SW161",
+        sqlstate: "55000",
+        title: "Table not seen yet",
+        meaning: "The statement names a table that neither the configuration lists nor any server was seen to have, and not all servers could be asked about it just now. It is not taken for one of unlisted_tables, as it may belong elsewhere.",
+        what_to_do: "Repeat the statement; if it goes on, see with shardway check --connect which server does not answer, or list the table in the configuration.",
+    },
+    Code {
+        code: "SW162",
+        sqlstate: "55000",
+        title: "Out of touch with the other proxies",
+        meaning: "The home shard has not taken this proxy's heartbeat for six seconds, so that other proxies do not wait any more until it knows what they change. Tables that nothing lists are not used meanwhile: another proxy may have made one of that name that lives elsewhere. Listed tables are used as ever.",
+        what_to_do: "Bring the home shard back, or list the table in the configuration.",
+    },
+    Code {
+        code: "SW163",
+        sqlstate: "55000",
+        title: "Schema change cannot be announced",
+        meaning: "A schema change is announced to the other proxies on the home shard before it is committed, and the home shard cannot be reached. Nothing was changed.",
+        what_to_do: "Repeat the command when the home shard is back.",
+    },
+    Code {
+        code: "SW164",
+        sqlstate: "01000",
+        title: "Schema change not taken over by all proxies",
+        meaning: "A warning: the schema change is committed, and proxies that are alive have not taken it over within eight seconds, or the home shard could not be asked. Such a proxy does not rely on what it knew, until it has looked at the servers again.",
+        what_to_do: "See with SHOW PROXIES in the console which proxy stays behind, and in its log why.",
+    },
+    Code {
+        code: "SW165",
+        sqlstate: "55000",
+        title: "Map differs",
+        meaning: "The configuration says that keys of this group are on other shards than the map in shardway.map on the home shard says, by which other proxies write: rows would be written where nobody looks for them. Statements on the group's tables are refused by this proxy.",
+        what_to_do: "shardway check --connect says what differs. Correct the configuration; or, if no row has to move, make it the map of all: shardway check --connect --accept-map prints the SQL.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -857,6 +905,7 @@ mod tests {
                 table: table(),
                 what: Unheld::Name,
             },
+            Unroutable::MapDiffers { group: table() },
             Unroutable::PerShardObject {
                 table: table(),
                 hazard: Hazard {
@@ -873,7 +922,7 @@ mod tests {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
             ("SW101"..="SW121").contains(&code.code)
-                || matches!(code.code, "SW125" | "SW131" | "SW152")
+                || matches!(code.code, "SW165" | "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

@@ -134,6 +134,9 @@ impl Session {
             self.count_begin();
             self.drew.begins();
             self.refresh();
+            if self.database.coordinator.is_lapsed(self.marks.begun) {
+                Box::pin(self.look_unheard()).await;
+            }
         }
         if self.for_batch && matches!(header.tag, b'Q' | b'F') {
             return Box::pin(self.leave_own_batch()).await;

@@ -211,6 +211,8 @@ pub struct Session {
     pub(super) skip: bool,
     /// Whether something in this batch failed.
     pub(super) failed: bool,
+    /// Tables of the statement under way that nobody was seen to have are nobody else's either.
+    pub(super) sure: bool,
     /// The statements of the simple query under way, and how many are complete.
     pub(super) running: Option<(Arc<Plan>, usize)>,
     /// How many statements of ours are to complete before the next of the simple query under way.
@@ -963,6 +965,7 @@ impl Session {
             Phase::Idle
         };
         self.skip = false;
+        self.sure = false;
         self.running = None;
         self.hidden = 0;
         self.unconfirmed.clear();

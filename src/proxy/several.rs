@@ -11,6 +11,7 @@ mod rings;
 pub(super) mod snapshots;
 
 use super::{
+    changing::Foreseen,
     link::{Hold, Link},
     prepared::Prepared,
     reply::session as reply,
@@ -54,6 +55,9 @@ pub(super) struct Several {
     seen: Option<Seen>,
     /// What came of a ring that it was on.
     ring: Ring,
+    /// What it has changed of it, and what was known besides when that was last planned with.
+    pub(super) foreseen: Vec<Foreseen>,
+    pub(super) foreseen_on: u64,
     /// Why it has failed in what was not needed of an answer.
     unheard: Option<Words>,
 }
@@ -154,6 +158,7 @@ impl Several {
         self.no_longer_seen();
         self.begun(None);
         self.schema = Schema::Same;
+        self.foreseen = Vec::new();
         self.enlisted.clear();
     }
 

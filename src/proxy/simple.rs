@@ -51,13 +51,20 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        let planned = self.database.plans.plan(
+        self.sure = false;
+        let mut planned = self.database.plans.plan(
             text,
             &[],
             &self.context,
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        if self.names_unseen(&planned.plan) {
+            match Box::pin(self.see(text)).await? {
+                Some(seen) => planned = seen,
+                None => return Ok(()),
+            }
+        }
         if self.computes(&planned).is_some() {
             return Box::pin(self.query_computed(text, &planned)).await;
         }

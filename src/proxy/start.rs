@@ -307,6 +307,7 @@ impl Session {
             reported: Reported::default(),
             phase: Phase::Idle,
             skip: false,
+            sure: false,
             failed: false,
             running: None,
             hidden: 0,

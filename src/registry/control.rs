@@ -9,7 +9,8 @@ use crate::{
     inspect::{self, AskError, Limits},
 };
 use deadpool_postgres::{Object, Pool};
-use std::ops::Deref;
+use std::{ops::Deref, sync::Arc};
+use tokio::sync::Notify;
 
 /// Connections to one shard, for the proxy's own errands.
 const MOST: usize = 4;
@@ -35,6 +36,20 @@ impl Control {
     pub fn new(address: &Address, credentials: &Credentials, limit: Duration) -> Self {
         let limits = Limits { limit, most: MOST };
         let pool = inspect::pool(address, credentials, OPTIONS, limits);
+        Self {
+            pool: pool.map_err(|error| error.to_string()),
+        }
+    }
+
+    /// One connection, on which the bell is rung at every notification. Opens nothing yet.
+    pub(super) fn hearing(
+        address: &Address,
+        credentials: &Credentials,
+        limit: Duration,
+        bell: Arc<Notify>,
+    ) -> Self {
+        let limits = Limits { limit, most: 1 };
+        let pool = inspect::hearing(address, credentials, OPTIONS, limits, bell);
         Self {
             pool: pool.map_err(|error| error.to_string()),
         }

@@ -2,10 +2,11 @@
 //! only.
 
 use super::{
-    Control, Lease, SchemaFault, errand,
+    Control, Lease, SchemaFault, errand, map,
     schema::{self, Fault},
 };
 use crate::{
+    catalog::ownership::{Disagreement, Ownership, What as Differs},
     config::settings::Database,
     inspect::{AskError, Severity, at_once},
 };
@@ -37,6 +38,8 @@ enum What {
     Superuser {
         role: String,
     },
+    /// The map that all proxies share says that keys are elsewhere.
+    Map(Disagreement),
     /// Nothing: the schema is made when the proxy starts.
     ToBeMade,
 }
@@ -57,6 +60,12 @@ const ROLES: &str = "\
 SELECT rolname::text, rolsuper FROM pg_roles \
 WHERE rolname = ANY ($1) AND NOT pg_has_role(current_user, oid, $2) ORDER BY 1";
 
+/// Whether the map is there, and of nobody else: another role's would have us read what it likes.
+const HAS_MAP: &str = "\
+SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+WHERE n.nspname = 'shardway' AND c.relname = 'map' AND pg_has_role(current_user, c.relowner, 'MEMBER') \
+  AND pg_has_role(current_user, n.nspowner, 'MEMBER'))";
+
 /// What is missing on the shards of a database, `roles` being those that backends are opened as. Shards that cannot be
 /// asked are passed over: who asks for anything else there is told so.
 pub async fn lacks(database: &Database, roles: &[String]) -> Vec<Lack> {
@@ -72,7 +81,10 @@ pub async fn lacks(database: &Database, roles: &[String]) -> Vec<Lack> {
     };
     let asking = database.shards.iter().map(|shard| async {
         let to = Control::new(&shard.primary, control, database.pool.connect_timeout);
-        let found = on_shard(&shard.name, &to, roles).await.unwrap_or_default();
+        let mut found = on_shard(&shard.name, &to, roles).await.unwrap_or_default();
+        if database.snapshot.shard_named(&shard.name) == Some(database.snapshot.home) {
+            found.extend(on_home(database, &to).await.unwrap_or_default());
+        }
         let lack = |what| Lack {
             shard: Some(shard.name.clone()),
             control: control.user.clone(),
@@ -119,6 +131,48 @@ async fn on_shard(shard: &str, to: &Control, roles: &[String]) -> Result<Vec<Wha
     .await
 }
 
+async fn on_home(database: &Database, to: &Control) -> Result<Vec<What>, AskError> {
+    let here = Ownership::of(&database.snapshot);
+    let kept = kept_map(to).await?.map(|(_, kept)| kept);
+    let found = kept.map(|kept| Ownership::disagreements(&kept, &here));
+    Ok(found.into_iter().flatten().map(What::Map).collect())
+}
+
+/// The map that all proxies share, where the schema is there and ours.
+async fn kept_map(to: &Control) -> Result<Option<(i64, Ownership)>, AskError> {
+    let lease = to.lease().await?;
+    errand(async {
+        let there = lease.query_one(HAS_MAP, &[]).await?;
+        if there.try_get(0)? {
+            map::read(&lease).await
+        } else {
+            Ok(None)
+        }
+    })
+    .await
+}
+
+/// The SQL that makes the map of all proxies say what the configuration says, for the home shard; `None`: it does, or
+/// there is none yet.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn accept_map(database: &Database) -> Result<Option<String>, AskError> {
+    let home = &database.shards[database.snapshot.home.index()];
+    let Some(control) = database
+        .control
+        .as_ref()
+        .filter(|_| database.shards.len() > 1)
+    else {
+        return Ok(None);
+    };
+    let to = Control::new(&home.primary, control, database.pool.connect_timeout);
+    let here = Ownership::of(&database.snapshot);
+    let kept = kept_map(&to).await?;
+    let differs = kept.filter(|(_, kept)| !Ownership::disagreements(kept, &here).is_empty());
+    Ok(differs.map(|(epoch, kept)| map::accept(epoch, kept, &here)))
+}
+
 async fn of_schema(shard: &str, lease: &Lease) -> Result<Option<What>, Fault> {
     let facts = schema::facts(lease).await?;
     let version = schema::version(lease, &facts).await?;
@@ -144,6 +198,7 @@ impl Lack {
     pub fn severity(&self) -> Severity {
         match self.what {
             What::NoControl | What::ToBeMade => Severity::Note,
+            What::Map(_) => Severity::Error,
             What::Schema(_)
             | What::NoPrepared { .. }
             | What::Membership { .. }
@@ -169,7 +224,11 @@ impl Lack {
                 };
                 Some(format!("GRANT {} TO {control}{how};", identifier(role)))
             }
-            What::NoControl | What::Schema(_) | What::Superuser { .. } | What::ToBeMade => None,
+            What::Map(_)
+            | What::NoControl
+            | What::Schema(_)
+            | What::Superuser { .. }
+            | What::ToBeMade => None,
         }
     }
 }
@@ -198,6 +257,21 @@ impl fmt::Display for Lack {
                 "role {role} is a superuser and role {control} is not: what its transactions over several shards \
                  leave in doubt is finished by nobody"
             ),
+            What::Map(Disagreement { group, what }) => {
+                match what {
+                    Differs::Method => write!(
+                        f,
+                        "the map of all proxies gives group {group} another method, hash or key type"
+                    )?,
+                    Differs::Owner { of, kept, here } => write!(
+                        f,
+                        "the map of all proxies gives {of} of group {group} to {kept}, the configuration to {here}"
+                    )?,
+                }
+                f.write_str(
+                    ": a proxy with this configuration does not serve the group; if no row has to move, --accept-map prints the SQL that makes the configuration's the map of all",
+                )
+            }
             What::ToBeMade => f.write_str("schema \"shardway\" will be made when the proxy starts"),
         }
     }

@@ -4,20 +4,27 @@
 //! What must stay true: nothing here stands in the way of a statement for one shard; a schema that is not ours, or
 //! belongs to another shard than the configuration says, is not used; a database of one shard opens no connection here.
 
+mod agreement;
 mod control;
 mod ids;
 mod lack;
+mod map;
 mod proxies;
 mod schema;
 pub mod waiting;
 
+pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
 pub use ids::Ids;
-pub use lack::{Lack, lacks};
+pub use lack::{Lack, accept_map, lacks};
+pub use map::Kept;
 pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{
-    catalog::shard::ShardId,
+    catalog::{
+        ownership::{Disagreement, Ownership},
+        shard::ShardId,
+    },
     clock::Duration,
     config::settings::{Credentials, Database},
     entropy,
@@ -63,9 +70,13 @@ pub struct Registry {
     database: String,
     home: ShardId,
     names: Arc<[String]>,
+    /// Who owns which keys, as the configuration says.
+    ownership: Ownership,
     controls: Vec<Control>,
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
+    /// What was heard of others' schema changes, through the pulse.
+    agreement: Agreement,
     known: ArcSwap<Known>,
     /// Whether every shard has its number for ids.
     numbered: AtomicBool,
@@ -78,6 +89,8 @@ struct Known {
     installation: Option<u64>,
     /// By shard: whether it can take part in a transaction over several.
     shards: Vec<Result<(), NotReady>>,
+    /// Who owns which keys; `None`: nobody has been asked yet.
+    map: Option<Kept>,
 }
 
 impl Registry {
@@ -92,6 +105,7 @@ impl Registry {
         let limit = database.pool.connect_timeout;
         let shards = database.shards.iter();
         let home = &database.shards[database.snapshot.home.index()];
+        let agreement = Agreement::new();
         let unasked = shards
             .clone()
             .map(|shard| Err(unasked(&shard.name)))
@@ -99,14 +113,17 @@ impl Registry {
         Self {
             database: database.name.clone(),
             home: database.snapshot.home,
+            ownership: Ownership::of(&database.snapshot),
             names: shards.clone().map(|shard| shard.name.clone()).collect(),
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
                 .collect(),
-            pulse: Control::new(&home.primary, credentials, limit),
+            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bell()),
+            agreement,
             known: ArcSwap::from_pointee(Known {
                 installation: None,
                 shards: unasked,
+                map: None,
             }),
             numbered: AtomicBool::new(false),
         }
@@ -116,6 +133,12 @@ impl Registry {
     #[must_use]
     pub fn database(&self) -> &str {
         &self.database
+    }
+
+    /// The shard on which the proxies agree.
+    #[must_use]
+    pub fn home(&self) -> ShardId {
+        self.home
     }
 
     /// Every shard.
@@ -185,7 +208,52 @@ impl Registry {
     /// # Errors
     /// [`AskError`].
     pub async fn beat(&self, me: Me) -> Result<Vec<Proxy>, AskError> {
-        proxies::beat(self.pulse.lease().await?, me).await
+        proxies::beat(self.pulse.lease().await?, me, &self.agreement).await
+    }
+
+    /// What is known of other proxies' schema changes.
+    #[must_use]
+    pub fn agreement(&self) -> &Agreement {
+        &self.agreement
+    }
+
+    /// Announces a schema change, before it is committed.
+    ///
+    /// # Errors
+    /// [`AskError`]: others would not hear of it.
+    pub async fn change_begins(&self, me: Me) -> Result<Announced, AskError> {
+        let lease = self.lease(self.home).await?;
+        self.agreement.begin(lease, me).await
+    }
+
+    /// Numbers a schema change that is committed, or may be.
+    ///
+    /// # Errors
+    /// [`AskError`]: the next heartbeat does it.
+    pub async fn change_ends(&self, change: Announced) -> Result<i64, AskError> {
+        self.agreement
+            .end(self.lease(self.home).await?, change)
+            .await
+    }
+
+    /// Takes back the announcement of a change that was not made.
+    ///
+    /// # Errors
+    /// [`AskError`]: the next heartbeat numbers it.
+    pub async fn change_abandoned(&self, change: Announced) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        self.agreement.abandon(lease, change).await
+    }
+
+    /// The proxies that are there and have not taken a number over.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn late(&self, me: Me, epoch: i64) -> Result<Vec<Late>, AskError> {
+        let lease = self.lease(self.home).await?;
+        let late = errand(agreement::late(&lease, me, epoch)).await?;
+        lease.done();
+        Ok(late)
     }
 
     /// Says on the home shard that this process is there no more.
@@ -228,7 +296,7 @@ impl Registry {
             .shards()
             .map(|shard| self.prepare(shard, me.incarnation));
         let looked = at_once(looking.collect()).await;
-        let mut new = self.identify(looked).await;
+        let mut new = self.identify(looked, me.incarnation).await;
         let old = self.known.load_full();
         if new.installation.is_some() && old.installation.is_none() && self.beat(me).await.is_err()
         {
@@ -286,7 +354,7 @@ impl Registry {
 
     /// One installation for all: the home shard's, else what the others say, else a new one, for which all have to have
     /// been asked. What is nobody's yet becomes ours, the home shard first, because it arbitrates.
-    async fn identify(&self, looked: Vec<Result<Option<Identity>, NotReady>>) -> Known {
+    async fn identify(&self, looked: Vec<Result<Option<Identity>, NotReady>>, by: u64) -> Known {
         let said = |shard: ShardId| match &looked[shard.index()] {
             Ok(Some(identity)) => Some(identity.installation),
             Ok(None) | Err(_) => None,
@@ -335,10 +403,66 @@ impl Registry {
                 }
             });
         }
+        let map = match installation {
+            Some(_) => self.compare(by).await,
+            None => None,
+        };
         Known {
             installation,
             shards,
+            map,
         }
+    }
+
+    /// The map that all agree on; what was known, if the home shard cannot be asked.
+    async fn compare(&self, by: u64) -> Option<Kept> {
+        let asked = async {
+            let lease = self.lease(self.home).await?;
+            let kept = errand(map::compare(&lease, &self.ownership, by)).await?;
+            lease.done();
+            Ok::<_, AskError>(kept)
+        };
+        let before = self.known.load().map.clone();
+        match asked.await {
+            Ok(kept) => {
+                let database = &self.database;
+                let known = before.is_some_and(|before| before.disagreements == kept.disagreements);
+                for Disagreement { group, what } in &kept.disagreements {
+                    if !known {
+                        tracing::error!(
+                            database,
+                            group,
+                            ?what,
+                            "the configuration says that keys are elsewhere than the map of all proxies says: the group is not served"
+                        );
+                    }
+                }
+                Some(kept)
+            }
+            Err(problem) => {
+                let database = &self.database;
+                tracing::debug!(database, %problem, "asking for the map");
+                before
+            }
+        }
+    }
+
+    /// Asks for the map again: others may have changed it.
+    pub async fn renew_map(&self, me: Me) {
+        if !self.is_known() {
+            return;
+        }
+        let map = self.compare(me.incarnation).await;
+        self.known.rcu(|known| Known {
+            map: map.clone(),
+            ..Known::clone(known)
+        });
+    }
+
+    /// The map that all proxies agree on, as of the last time that the home shard was asked.
+    #[must_use]
+    pub fn map(&self) -> Option<Kept> {
+        self.known.load().map.clone()
     }
 
     async fn make_ours(&self, shard: ShardId, wanted: &Identity) -> Result<Identity, NotReady> {

@@ -3,7 +3,11 @@
 //! What must stay true: times are the home shard's own. Whoever is taken for dead wrongly loses nothing but transactions
 //! that are not decided yet.
 
-use super::{Lease, errand};
+use super::{
+    Lease,
+    agreement::{Agreement, LISTEN},
+    errand,
+};
 use crate::{clock::Duration, inspect::AskError, metrics::transactions::Proxy};
 
 /// How often a proxy says that it is there.
@@ -19,27 +23,38 @@ pub struct Me {
     pub incarnation: u64,
     /// `server.id`.
     pub number: Option<u8>,
+    /// The number up to which it knows of all schema changes; 0: another says so.
+    pub epoch: i64,
 }
 
 const BEAT: &str = "\
-INSERT INTO shardway.proxy (incarnation, number, version, address) VALUES ($1, $2, $3, host(inet_client_addr())) \
-ON CONFLICT (incarnation) DO UPDATE SET heartbeat = now(), number = excluded.number";
+INSERT INTO shardway.proxy (incarnation, number, version, address, epoch) \
+VALUES ($1, $2, $3, host(inet_client_addr()), nullif($4::bigint, 0)) \
+ON CONFLICT (incarnation) DO UPDATE SET heartbeat = now(), number = excluded.number, \
+epoch = coalesce(excluded.epoch, proxy.epoch)";
 const EVERYBODY: &str = "\
 SELECT incarnation, number, version, address, started, heartbeat, \
-       heartbeat > now() - make_interval(secs => $1) FROM shardway.proxy ORDER BY started, incarnation";
+       heartbeat > now() - make_interval(secs => $1), epoch FROM shardway.proxy ORDER BY started, incarnation";
 const LEAVE: &str = "DELETE FROM shardway.proxy WHERE incarnation = $1";
 const FORGET: &str =
     "DELETE FROM shardway.proxy WHERE heartbeat < now() - make_interval(secs => $1)";
 
 /// Says that this process is there, and asks who else is.
-pub(super) async fn beat(lease: Lease, me: Me) -> Result<Vec<Proxy>, AskError> {
+pub(super) async fn beat(
+    lease: Lease,
+    me: Me,
+    agreement: &Agreement,
+) -> Result<Vec<Proxy>, AskError> {
+    let began = agreement.now();
     let proxies = errand(async {
+        lease.batch_execute(LISTEN).await?;
         let number = i32::from(me.number.unwrap_or(0));
         let incarnation = format!("{:016x}", me.incarnation);
         let version = env!("CARGO_PKG_VERSION");
         lease
-            .execute(BEAT, &[&incarnation, &number, &version])
+            .execute(BEAT, &[&incarnation, &number, &version, &me.epoch])
             .await?;
+        agreement.follow(&lease, began, SILENCE).await?;
         lease.execute(FORGET, &[&MEMORY.as_secs_f64()]).await?;
         let rows = lease.query(EVERYBODY, &[&SILENCE.as_secs_f64()]).await?;
         rows.iter()
@@ -75,5 +90,6 @@ fn proxy(row: &tokio_postgres::Row, me: Me) -> Result<Proxy, AskError> {
         started: row.try_get(4)?,
         heartbeat: row.try_get(5)?,
         alive: row.try_get(6)?,
+        epoch: row.try_get(7)?,
     })
 }

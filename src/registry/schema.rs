@@ -50,6 +50,10 @@ const IDENTITY: &str = "SELECT installation, shard FROM shardway.identity";
 const IDENTIFY: &str =
     "INSERT INTO shardway.identity (installation, shard) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 
+/// What was kept of tables that are there no more.
+const FORGET: &str = "\
+DELETE FROM shardway.placement p WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = p.relation)";
+
 /// What a server says of itself, before anything is changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
@@ -123,6 +127,7 @@ pub(super) async fn prepare(lease: &Lease, by: u64) -> Result<Option<Identity>, 
     if facts.max_prepared == 0 {
         return Err(Fault::NoPrepared);
     }
+    lease.execute(FORGET, &[]).await?;
     identity(lease).await
 }
 

@@ -79,10 +79,6 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     };
     let seed = start::secret_seed();
     let databases = databases(&settings, &HashMap::new(), &parts, seed);
-    for database in databases.values() {
-        recovering::look_after(database, &tasks, &parts.metrics);
-        deadlocks::look_after(database, &tasks, parts.clock, &tls);
-    }
     foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
@@ -99,8 +95,13 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         seed,
         console: OnceLock::new(),
     };
+    let shared = Arc::new(shared);
+    for database in shared.databases.load().values() {
+        recovering::look_after(database, &tasks, &shared);
+        deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
+    }
     Ok(Arc::new(Sessions {
-        shared: Arc::new(shared),
+        shared,
         logins: ArcSwap::from_pointee(logins),
         entrance,
         incarnation: parts.incarnation,
@@ -166,7 +167,7 @@ impl Service for Sessions {
             old.get(*name).is_some_and(|old| Arc::ptr_eq(old, new))
         };
         for (_, made) in new.iter().filter(|database| !is_kept(database)) {
-            recovering::look_after(made, &self.tasks, &shared.metrics);
+            recovering::look_after(made, &self.tasks, shared);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
         }
         let transactions = &shared.metrics.transactions;
@@ -214,6 +215,10 @@ impl Service for Sessions {
             let looked = async {
                 for database in self.shared.databases.load_full().values() {
                     database.coordinator.looked().await;
+                    let agreement = database.coordinator.agreement();
+                    let heard = agreement.map_or(0, |agreement| *agreement.numbers().borrow());
+                    // What others changed before they knew of this proxy.
+                    database.catch_up(&self.shared, heard).await;
                 }
             };
             drop(tokio::time::timeout(super::FIRST_LOOK, looked).await);

@@ -93,6 +93,8 @@ pub enum Modifier {
 #[derive(Debug, Default)]
 pub struct Alter {
     pub holds: Holds,
+    /// Columns that are added, or that another is called from now on.
+    pub added: Vec<String>,
     /// Columns that are dropped, renamed or get another type.
     pub columns: Vec<String>,
     pub name: Renamed,
@@ -101,11 +103,14 @@ pub struct Alter {
 }
 
 /// Whether a table's own name or schema changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Renamed {
     #[default]
     No,
-    Yes,
+    /// This is its new name.
+    Name(String),
+    /// This is its new schema.
+    Schema(String),
 }
 
 /// Constraints that hold over rows of several shards only if they keep to the shard key.

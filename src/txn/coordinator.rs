@@ -11,16 +11,16 @@ use super::{
 };
 use crate::{
     catalog::shard::ShardId,
-    clock::Duration,
+    clock::{Duration, Instant},
     config::settings::Database,
     inspect::AskError,
     metrics::{
         Metrics,
         transactions::{Distributed, Outcome, Proxy},
     },
-    registry::{Me, NotReady, Registry},
+    registry::{Agreement, Announced, Late, Me, NotReady, Registry},
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 use tokio::sync::{Mutex, watch};
 
 /// How soon a server that could not say is asked again.
@@ -311,6 +311,128 @@ impl Coordinator {
         self.view.deadlocks.increment();
     }
 
+    /// What is known of other proxies' schema changes; none where there is nobody to agree with.
+    #[must_use]
+    pub fn agreement(&self) -> Option<&Agreement> {
+        self.registry.as_ref().map(Registry::agreement)
+    }
+
+    /// Whether nobody says that a group's keys are elsewhere than the configuration says; which groups are.
+    #[must_use]
+    pub fn barred(&self) -> Vec<String> {
+        let kept = self.registry.as_ref().and_then(Registry::map);
+        let disagreements = kept.map(|kept| kept.disagreements).unwrap_or_default();
+        let groups = disagreements.into_iter().map(|found| found.group);
+        groups.collect()
+    }
+
+    /// Asks for the map again: others may have changed it.
+    pub async fn renew_map(&self) {
+        if let Some(registry) = &self.registry {
+            registry.renew_map(self.me(None)).await;
+        }
+    }
+
+    /// Whether Shardway's own schema on these shards can be used.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub fn is_ready(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), NotReady> {
+        self.registry()?.ready(shards).map(drop)
+    }
+
+    /// Whether what was known at that time may not be relied on any more: the other proxies do not wait for this one.
+    #[must_use]
+    pub fn is_lapsed(&self, now: Instant) -> bool {
+        self.agreement().is_some_and(|it| it.is_lapsed(now))
+    }
+
+    /// Announces a schema change to the other proxies, before it is committed. Nothing where there is no catalog.
+    ///
+    /// # Errors
+    /// [`NotReady`]: the others would not hear of it.
+    pub async fn change_begins(&self) -> Result<Option<Announced>, NotReady> {
+        let Some(registry) = &self.registry else {
+            return Ok(None);
+        };
+        match registry.ready([]) {
+            Ok(_) => {}
+            Err(NotReady::Unreachable { shard, error }) => {
+                return Err(NotReady::Unreachable { shard, error });
+            }
+            // There is no catalog, for nobody.
+            Err(_) => return Ok(None),
+        }
+        let begun = registry.change_begins(self.me(None)).await;
+        begun.map(Some).map_err(|error| NotReady::Unreachable {
+            shard: registry.name(registry.home()).to_owned(),
+            error: error.to_string(),
+        })
+    }
+
+    /// Numbers a schema change that is committed, or may be; `None`: the next heartbeat does.
+    pub async fn change_ends(&self, change: Announced) -> Option<i64> {
+        let registry = self.registry.as_ref()?;
+        let ended = registry.change_ends(change).await;
+        self.told_of_change(ended)
+    }
+
+    /// Takes back the announcement of a change that was not made.
+    pub async fn change_abandoned(&self, change: Announced) {
+        if let Some(registry) = &self.registry {
+            self.told_of_change(registry.change_abandoned(change).await);
+        }
+    }
+
+    fn told_of_change<T>(&self, told: Result<T, AskError>) -> Option<T> {
+        let database = self.registry.as_ref().map(Registry::database);
+        told.inspect_err(|problem| {
+            tracing::warn!(database, %problem, "the home shard was not told of the end of a schema change");
+        })
+        .ok()
+    }
+
+    /// Waits until every other proxy that is there has taken the number over, or relies on nothing any more; at most for
+    /// `patience`. Those that have not.
+    ///
+    /// # Errors
+    /// [`AskError`]: nobody knows.
+    pub async fn taken_over(&self, epoch: i64, patience: Duration) -> Result<Vec<Late>, AskError> {
+        let Some(registry) = &self.registry else {
+            return Ok(Vec::new());
+        };
+        let me = self.me(None);
+        let last = std::sync::Mutex::new(Ok(Vec::new()));
+        let waiting = async {
+            let mut pause = Duration::from_millis(2);
+            loop {
+                let late = registry.late(me, epoch).await;
+                if matches!(&late, Ok(late) if late.is_empty()) {
+                    return;
+                }
+                *last
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = late;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN);
+            }
+        };
+        match tokio::time::timeout(patience, waiting).await {
+            Ok(()) => Ok(Vec::new()),
+            Err(_) => last
+                .into_inner()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        }
+    }
+
+    /// All changes up to this number are known here; says so on the home shard.
+    pub async fn takes_over(&self, epoch: i64, number: Option<u8>) {
+        if let Some(agreement) = self.agreement() {
+            agreement.take(epoch);
+            self.beat(number).await;
+        }
+    }
+
     /// Looks whether the shards can take part in transactions over several, and finishes what was left in doubt, by
     /// whomever. Every few seconds, one at a time.
     pub async fn round(&self, number: Option<u8>) {
@@ -326,6 +448,10 @@ impl Coordinator {
             }
             first
         });
+        if let Some(kept) = registry.map() {
+            let epoch = u64::try_from(kept.epoch).unwrap_or_default();
+            self.view.map_epoch.store(epoch, Ordering::Relaxed);
+        }
         let Ok(installation) = registry.ready([]) else {
             return;
         };
@@ -345,6 +471,11 @@ impl Coordinator {
         Me {
             incarnation: self.incarnation.id(),
             number,
+            // Of one that was replaced, its successor says it.
+            epoch: match self.agreement() {
+                Some(agreement) if !self.is_retired() => agreement.taken(),
+                Some(_) | None => 0,
+            },
         }
     }
 

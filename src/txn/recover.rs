@@ -201,6 +201,10 @@ impl Round<'_> {
                 let (database, transaction) = (self.registry.database(), &gid.transaction);
                 let (shard, outcome) = (self.registry.name(shard), self.count(outcome));
                 tracing::info!(database, %transaction, shard, outcome, "finished what was left in doubt");
+                if how == Finish::Commit {
+                    // It may have changed the schema there, which nobody has seen yet.
+                    self.registry.agreement().renumber();
+                }
                 None
             }
             // Somebody else was quicker.
@@ -323,6 +327,7 @@ mod tests {
             started: SystemTime::UNIX_EPOCH,
             heartbeat: SystemTime::UNIX_EPOCH,
             alive,
+            epoch: None,
             this: false,
         }
     }

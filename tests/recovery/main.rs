@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails; a client's connection ends with it; only rows matter of what it is told"
 )]
 
+mod agreeing;
 mod checking;
 mod deciding;
 mod harness;

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod accounts;
+mod agreeing;
 mod asking;
 mod beginnings;
 mod bytes;

@@ -10,7 +10,7 @@ use crate::{
         snapshot::Placement,
     },
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 pub(super) fn map(console: &Console) -> Table {
     let mut table = Table::new(
@@ -19,12 +19,20 @@ pub(super) fn map(console: &Console) -> Table {
     );
     let settings = console.settings.load();
     for (name, database) in databases(&settings) {
+        let kept = console.metrics.transactions.all();
+        let kept = kept.iter().find(|(of, _)| of == name);
+        let kept = kept.map_or(0, |(_, view)| view.map_epoch.load(Ordering::Relaxed));
+        let epoch = if kept == 0 {
+            database.snapshot.epoch.0
+        } else {
+            kept
+        };
         for group in &database.snapshot.groups {
             let (unit, counts) = held(group);
             for (shard, count) in counts {
                 table.row([
                     name.into(),
-                    database.snapshot.epoch.0.into(),
+                    epoch.into(),
                     group.name.as_str().into(),
                     database.snapshot.shards.get(shard.index()).cloned().into(),
                     count.into(),

@@ -69,6 +69,7 @@ pub(super) fn proxies(console: &Console) -> Table {
         "started",
         "heartbeat",
         "state",
+        "epoch",
         "this",
     ];
     let mut table = Table::new(&names, &["id"]);
@@ -84,6 +85,9 @@ pub(super) fn proxies(console: &Console) -> Table {
                 wall(proxy.started).into(),
                 wall(proxy.heartbeat).into(),
                 if proxy.alive { "alive" } else { "silent" }.into(),
+                proxy.epoch.map_or(Cell::Null, |epoch| {
+                    u64::try_from(epoch).unwrap_or_default().into()
+                }),
                 if proxy.this { "yes" } else { "no" }.into(),
             ]);
         }

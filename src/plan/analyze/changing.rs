@@ -16,6 +16,11 @@ use crate::{
     },
 };
 
+/// Whether the servers are asked within its transaction who has what it is about.
+fn asks_servers(found: &Result<Changes, Unroutable>) -> bool {
+    matches!(found, Ok(found) if matches!(found.reach, Reach::Holders(_) | Reach::Servers))
+}
+
 impl Planner<'_> {
     /// DDL and maintenance: on the shard that is named, or on every shard that it concerns.
     pub(super) fn change(&self, change: &Change) -> (Effect, Access, Target) {
@@ -24,7 +29,12 @@ impl Planner<'_> {
         let mut why = Unroutable::PerShard { command };
         if self.pinned.is_none() && effect == Effect::None && self.statement.depth == Depth::Whole {
             let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
-            match changes(change, &analysis).and_then(|found| self.alike(change, found)) {
+            let found = changes(change, &analysis);
+            if asks_servers(&found) {
+                analysis.footing.take();
+            }
+            self.rests_on(&analysis);
+            match found.and_then(|found| self.alike(change, found)) {
                 Ok(found) => self.changes.set(Some(Box::new(found))),
                 Err(unheld) => why = unheld,
             }

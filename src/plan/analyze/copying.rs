@@ -69,7 +69,9 @@ impl Planner<'_> {
     fn copy_table(&self, copy: &Copy, table: &Name) -> Target {
         let (name, from) = (full_name(table), copy.from);
         let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
-        match analysis.place(table) {
+        let place = analysis.place(table);
+        self.rests_on(&analysis);
+        match place {
             Place::Sharded { .. } if from => self.copy_split(copy, table, &analysis),
             Place::Sharded {
                 group,

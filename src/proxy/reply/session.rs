@@ -12,7 +12,7 @@ use crate::{
     },
     protocol::backend_startup::BackendStartupError,
     proxy::several::Stays,
-    registry::NotReady,
+    registry::{Late, NotReady},
     split::copy::Fault,
     txn::deadlock::{Blocker, Wait},
     wire::notice::{Notice, Words},
@@ -818,13 +818,23 @@ pub(in crate::proxy) fn left_out(shard: &str, tables: &[String]) -> Notice {
     }
 }
 
-/// A new table whose place only its CREATE TABLE says.
+/// A new table whose place only its CREATE TABLE says, which cannot be kept.
 #[must_use]
-pub fn place_not_kept(table: &str) -> Notice {
+pub fn place_not_kept(table: &str, why: &NotReady) -> Notice {
     Notice {
-        detail: Some("Only a comment or a foreign key says where its rows live, which is not kept: nobody would find them again. (SW131)".to_owned()),
+        detail: Some(format!("Only a comment or a foreign key says where its rows live, which cannot be kept: {why}. (SW131)")),
         hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
         ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
+    }
+}
+
+/// A table that would have the name of one that lives elsewhere.
+#[must_use]
+pub fn table_elsewhere(table: &str) -> Notice {
+    Notice {
+        detail: Some("Under that name there is a table that lives elsewhere, where others would go on to put rows until they know better. (SW131)".to_owned()),
+        hint: Some("Drop or rename that table first, in a transaction of its own.".to_owned()),
+        ..error("0A000", format!("relation \"{table}\" lives elsewhere"))
     }
 }
 
@@ -903,6 +913,60 @@ pub fn nothing_shown() -> Notice {
         ),
         hint: Some("Ask the user for a password, or configure backend_user and backend_password.".to_owned()),
         ..fatal("28000", "passthrough needs a client that shows who it is")
+    }
+}
+
+/// A table that nothing lists, of which it is not known whether it is one of those that unlisted_tables places.
+#[must_use]
+pub fn table_not_seen() -> Notice {
+    Notice {
+        detail: Some("No group or list has it, and no server was seen to have it: it may have been made just now and belong elsewhere, and not every server could be asked. (SW161)".to_owned()),
+        hint: super::code_named("SW161").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "it is not known yet where a table of this statement lives")
+    }
+}
+
+/// A table that nothing lists, while other proxies may move it unheard.
+#[must_use]
+pub fn catalog_not_heard() -> Notice {
+    Notice {
+        detail: Some("The home shard has not taken this proxy's heartbeat for some time: other proxies may have changed where a table lives that nothing lists. (SW162)".to_owned()),
+        hint: super::code_named("SW162").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "it is not known for sure where a table of this statement lives")
+    }
+}
+
+/// A schema change that the other proxies would not hear of.
+#[must_use]
+pub fn change_not_announced(why: &NotReady) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The other proxies cannot be told of it: {why}. Nothing was changed. (SW163)"
+        )),
+        hint: super::code_named("SW163").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "schema change needs the home shard")
+    }
+}
+
+/// A schema change that is done, and that others have not taken over.
+#[must_use]
+pub fn change_not_taken_over(late: &[Late]) -> Notice {
+    let name = |late: &Late| match &late.address {
+        Some(address) => format!("{} (id {}, {address})", late.incarnation, late.number),
+        None => format!("{} (id {})", late.incarnation, late.number),
+    };
+    let names: Vec<String> = late.iter().map(name).collect();
+    let which = if names.is_empty() {
+        "Which, the home shard could not be asked.".to_owned()
+    } else {
+        format!("Not yet: {}.", names.join(", "))
+    };
+    Notice {
+        severity: "WARNING",
+        sqlstate: "01000",
+        message: "the schema change is done, and not all proxies have taken it over".to_owned(),
+        detail: Some(format!("{which} (SW164)")),
+        hint: super::code_named("SW164").map(|code| code.what_to_do.to_owned()),
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::{
     super::{
+        changing::Changed,
         link::Link,
         reply::session as reply,
         request::Stop,
@@ -77,14 +78,24 @@ impl Session {
         );
         self.tally.queries += 1;
         let failed = self.status() == Status::Failed;
+        let schema = self.several.schema;
+        let announced = match schema {
+            Schema::Changed if commits && !failed => self.announce().await,
+            Schema::Changed | Schema::Same => Ok(None),
+        };
         let chained = self.several.begun.take().filter(|_| chain);
         let mut links: Vec<Box<Link>> = self.link.take().into_iter().collect();
         links.append(&mut self.several.enlisted);
-        let ended = if commits && !failed {
-            Some(self.commit(&mut links).await)
-        } else {
-            roll_back(&mut links).await;
-            None
+        let (ended, announced) = match announced {
+            Err(why) => {
+                roll_back(&mut links).await;
+                (Some(why.into()), None)
+            }
+            Ok(announced) if commits && !failed => (Some(self.commit(&mut links).await), announced),
+            Ok(announced) => {
+                roll_back(&mut links).await;
+                (None, announced)
+            }
         };
         let committed = matches!(
             ended,
@@ -96,7 +107,10 @@ impl Session {
                     }
             )
         );
-        let schema = self.several.schema;
+        let changed = match ended {
+            None | Some(Ended::RolledBack(_)) => Changed::Not,
+            Some(Ended::Committed | Ended::Doubtful { .. } | Ended::Over(_)) => Changed::MayBe,
+        };
         self.transaction_ends(committed);
         for link in &mut links {
             link.transaction_ended();
@@ -104,7 +118,7 @@ impl Session {
         self.give_links_back(links).await?;
         if schema == Schema::Changed {
             // The next statement is planned with what is there now.
-            Box::pin(self.look_again(committed)).await;
+            Box::pin(self.look_again(changed, announced)).await;
         }
         match ended {
             Some(Ended::Over(end)) => return Err(end.into()),

@@ -85,7 +85,8 @@ impl Lower {
                 "ALTER … SET SCHEMA",
                 match of_kind(schema.object_type, one(schema.relation())) {
                     What::Tables { names, mut alter } => {
-                        alter.name = Renamed::Yes;
+                        let to = schema.newschema().unwrap_or_default();
+                        alter.name = Renamed::Schema(to.to_owned());
                         What::Tables { names, alter }
                     }
                     other => other,
@@ -199,7 +200,8 @@ impl Lower {
             let name = || command.name().unwrap_or_default().to_owned();
             match (command.subtype, command.def()) {
                 (Act::AT_AddColumn, Node::ColumnDef(column)) => {
-                    drop(self.column(column, &mut alter.holds));
+                    let column = self.column(column, &mut alter.holds);
+                    alter.added.push(column.name);
                 }
                 (Act::AT_AddConstraint, Node::Constraint(constraint)) => {
                     self.constraint(constraint, &[], &mut alter.holds);
@@ -406,7 +408,7 @@ fn renamed(rename: &nodes::RenameStmt) -> What {
         (Of::OBJECT_TABLE, _) => What::Tables {
             names,
             alter: Box::new(Alter {
-                name: Renamed::Yes,
+                name: Renamed::Name(rename.newname().unwrap_or_default().to_owned()),
                 ..Alter::default()
             }),
         },
@@ -414,6 +416,7 @@ fn renamed(rename: &nodes::RenameStmt) -> What {
             names,
             alter: Box::new(Alter {
                 columns: rename.subname().map(str::to_owned).into_iter().collect(),
+                added: rename.newname().map(str::to_owned).into_iter().collect(),
                 ..Alter::default()
             }),
         },
