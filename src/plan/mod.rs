@@ -11,6 +11,7 @@ pub mod combine;
 pub mod copy;
 pub mod defaults;
 pub mod explain;
+pub mod explained;
 pub mod gather;
 pub mod route;
 mod scope;

@@ -1,6 +1,7 @@
 //! The simple protocol: a Query is one batch; all its statements run on one shard, or none does. FunctionCall too.
 
 use super::{
+    explaining::explains,
     gather::{Bound, Scatter},
     link::Hold,
     local::own_setting,
@@ -155,6 +156,9 @@ impl Session {
             if let Some(shares) = self.spreads(statement, values)? {
                 return Box::pin(self.query_spread(plan, shares, values)).await;
             }
+        }
+        if plan.statements.len() == 1 && explains(values.text) {
+            return Box::pin(self.query_explain(refused, values.text)).await;
         }
         let together = self.changes(&plan.statements);
         if !together && self.may_run_one_by_one(&plan.statements) {
