@@ -17,7 +17,7 @@ use super::{
 use crate::{
     catalog::shard::{ShardId, ShardSet},
     plan::{
-        Values,
+        Explains, Values,
         cache::Planned,
         explained::{Explain, Form, Runs, ShardPlan, Top},
         spread::{Given, Part, Shares, What},
@@ -36,9 +36,10 @@ const LIMIT: usize = 16 << 20;
 /// The rest of a Bind without parameters, with a result in text.
 const NOTHING_BOUND: [u8; 6] = [0; 6];
 
-/// Whether a text is an EXPLAIN.
-pub(super) fn explains(text: &[u8]) -> bool {
-    std::str::from_utf8(text).is_ok_and(|text| Explain::read(text).is_some())
+/// Whether a statement is an EXPLAIN of what several shards may do.
+pub(super) fn explains(prepared: &Prepared) -> bool {
+    let statement = prepared.statement();
+    statement.is_some_and(|one| one.explains == Explains::OfSeveral)
 }
 
 /// An EXPLAIN, and the statement that it is about.
@@ -106,7 +107,7 @@ impl Session {
         prepared: &Prepared,
         bind: &Bind<'_>,
     ) -> Result<bool, Stop> {
-        if !explains(&prepared.text) {
+        if !explains(prepared) {
             return Ok(false);
         }
         let own = bind_for_text(bind.tail)?;

@@ -1,7 +1,6 @@
 //! The simple protocol: a Query is one batch; all its statements run on one shard, or none does. FunctionCall too.
 
 use super::{
-    explaining::explains,
     gather::{Bound, Scatter},
     link::Hold,
     local::own_setting,
@@ -11,7 +10,7 @@ use super::{
     session::{End, Note, Phase, Session},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
+    plan::{Explains, Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -156,9 +155,9 @@ impl Session {
             if let Some(shares) = self.spreads(statement, values)? {
                 return Box::pin(self.query_spread(plan, shares, values)).await;
             }
-        }
-        if plan.statements.len() == 1 && explains(values.text) {
-            return Box::pin(self.query_explain(refused, values.text)).await;
+            if statement.explains == Explains::OfSeveral {
+                return Box::pin(self.query_explain(refused, values.text)).await;
+            }
         }
         let together = self.changes(&plan.statements);
         if !together && self.may_run_one_by_one(&plan.statements) {

@@ -299,7 +299,7 @@ impl Session {
         if portal.written.is_none() {
             let written = match portal.shares {
                 Some(_) => self.write_portal(&portal).await?,
-                None if explains(&portal.prepared.text) => {
+                None if explains(&portal.prepared) => {
                     Box::pin(self.explain_portal(&portal.prepared, &portal.tail)).await?
                 }
                 None => self.change_portal(&portal.prepared).await?,
