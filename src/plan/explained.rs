@@ -181,7 +181,7 @@ impl Explain {
             let [document] = plan.lines.as_slice() else {
                 return None;
             };
-            let (root, rest) = taken_apart(document)?;
+            let Document { root, rest } = taken_apart(document)?;
             let comma = if at == 0 { "" } else { "," };
             out.extend_from_slice(
                 format!(
@@ -218,9 +218,16 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// One plan, by line.
+struct Document<'a> {
+    root: Vec<&'a [u8]>,
+    /// What stands beside it.
+    rest: Vec<&'a [u8]>,
+}
+
 /// The lines of the plan's root, and those of what stands beside it: PostgreSQL writes one property a line, and no line
 /// breaks into strings. `None`: it is not one plan.
-fn taken_apart(document: &[u8]) -> Option<(Vec<&[u8]>, Vec<&[u8]>)> {
+fn taken_apart(document: &[u8]) -> Option<Document<'_>> {
     let lines: Vec<&[u8]> = document.split(|byte| *byte == b'\n').collect();
     let [open, begin, plan, inner @ .., end, close] = lines.as_slice() else {
         return None;
@@ -235,7 +242,10 @@ fn taken_apart(document: &[u8]) -> Option<(Vec<&[u8]>, Vec<&[u8]>)> {
     let rest: Vec<&[u8]> = inner[last + 1..].to_vec();
     // Another plan, behind a rule.
     let another = rest.iter().any(|line| line.starts_with(b"  }"));
-    (!another).then(|| (inner[..last].to_vec(), rest))
+    (!another).then(|| Document {
+        root: inner[..last].to_vec(),
+        rest,
+    })
 }
 
 fn indented(lines: &[&[u8]], by: &[u8]) -> Vec<u8> {
