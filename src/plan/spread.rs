@@ -286,6 +286,16 @@ fn copies(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin])
 }
 
 impl Spread {
+    /// The same write with nothing written out: for texts that are not executed.
+    #[must_use]
+    pub fn as_written(&self) -> Self {
+        Self {
+            time: Time::NotAsked,
+            fill: Fill::default(),
+            ..self.clone()
+        }
+    }
+
     /// Whether the transaction's time stands in what the shards are sent.
     #[must_use]
     pub fn asks_for_time(&self) -> bool {
