@@ -10,7 +10,7 @@
 
 use super::{
     local::own_setting,
-    reply::session as reply,
+    reply::{self as wording, session as reply},
     request::Stop,
     session::{End, Phase, Session},
 };
@@ -85,6 +85,21 @@ enum Turn {
     Answered,
 }
 
+/// Whether strings behind it may mean something else than PostgreSQL has read in them, which reads a text as a whole.
+fn may_change_strings(statement: &StatementPlan) -> bool {
+    match &statement.effect {
+        Effect::Set { name, .. } | Effect::Reset(name) => name == "standard_conforming_strings",
+        Effect::ResetAll
+        | Effect::DiscardAll
+        | Effect::Pins(_)
+        | Effect::Opaque
+        | Effect::Commit { .. }
+        | Effect::Rollback { .. }
+        | Effect::RollbackTo(_) => true,
+        _ => false,
+    }
+}
+
 impl Session {
     /// Whether the statements of a Query can run one after the other, each where it belongs.
     pub(super) fn may_run_one_by_one(&self, statements: &[StatementPlan]) -> bool {
@@ -117,6 +132,11 @@ impl Session {
         text: &[u8],
     ) -> Result<(), Notice> {
         let text = std::str::from_utf8(text).map_err(|_not_utf8| reply::malformed())?;
+        if text.contains('\\') && statements.iter().rev().skip(1).any(may_change_strings) {
+            return Err(wording::unroutable(&Unroutable::Unsupported {
+                feature: "a string with a backslash behind what may change standard_conforming_strings, in one message",
+            }));
+        }
         let places = statements
             .iter()
             .map(|one| (one.start as usize, one.end as usize));

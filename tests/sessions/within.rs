@@ -285,6 +285,26 @@ fn a_text_of_several_statements_is_one_transaction() {
 }
 
 #[test]
+fn the_strings_of_a_text_are_read_before_it_runs() {
+    let mut stand = stand("withinstrings");
+    stand.all_alike(&["insert into t (id, note) values (3, 'a\\b'), (103, 'a\\b')"]);
+    for text in [
+        "select count(*) from t; set standard_conforming_strings to off; select count(*) from t where note = 'a\\b'",
+        "set standard_conforming_strings to off; select count(*) from t; select id from t where note = 'a\\b' order by id",
+        "select count(*) from t; reset all; select id from t where note = 'a\\b' order by id",
+    ] {
+        let found = stand.ask(text);
+        let refused = found.iter().any(|line| line.contains("0A000"));
+        stand.ask("reset all");
+        if !refused {
+            stand.alike(&query(text), 1);
+            stand.whole.ask(&query("reset all"));
+        }
+        stand.ask("reset all");
+    }
+}
+
+#[test]
 fn a_text_is_told_done_when_it_is() {
     let mut stand = stand("withincommit");
     stand.all_alike(&["alter table part add unique (id, amount) deferrable initially deferred"]);
