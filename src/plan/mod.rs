@@ -14,6 +14,7 @@ pub mod explain;
 pub mod gather;
 pub mod route;
 mod scope;
+pub mod source;
 pub mod spread;
 pub mod unroutable;
 mod value;
@@ -125,6 +126,8 @@ pub struct StatementPlan {
     pub combine: Option<Box<combine::Combine>>,
     /// What must be computed before it can be planned to its end.
     pub computes: Option<Box<defaults::Computes>>,
+    /// How its rows are computed before it can be planned to its end.
+    pub sourced: Option<Box<source::Sourced>>,
 }
 
 /// What its place rests on.
@@ -197,6 +200,7 @@ impl StatementPlan {
             || self.copy_in.is_some()
             || self.copy_out.is_some()
             || self.computes.is_some()
+            || self.sourced.is_some()
             // Its query decides, when it runs.
             || matches!(self.effect, Effect::Declare { .. })
     }
@@ -226,6 +230,7 @@ impl StatementPlan {
             changes: None,
             combine: None,
             computes: None,
+            sourced: None,
         }
     }
 

@@ -34,6 +34,7 @@ mod script;
 pub mod session;
 mod several;
 mod simple;
+mod sourcing;
 mod spread;
 mod sql_prepared;
 pub mod start;

@@ -155,6 +155,9 @@ impl Session {
             if let Some(shares) = self.spreads(statement, values)? {
                 return Box::pin(self.query_spread(plan, shares, values)).await;
             }
+            if Box::pin(self.query_sourced(values.text, plan, values)).await? {
+                return Ok(());
+            }
         }
         let together = self.changes(&plan.statements);
         if !together && self.may_run_one_by_one(&plan.statements) {

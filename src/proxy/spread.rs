@@ -218,9 +218,20 @@ impl Session {
         if self.skip {
             return Ok(true);
         }
+        self.bind_writing(Arc::clone(prepared), shares, bind);
+        Ok(true)
+    }
+
+    /// Makes a portal of a write to these shards.
+    pub(super) fn bind_writing(
+        &mut self,
+        prepared: Arc<Prepared>,
+        shares: Option<Shares>,
+        bind: &Bind<'_>,
+    ) {
         self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
         let portal = WritingPortal {
-            prepared: Arc::clone(prepared),
+            prepared,
             shares,
             tail: bind.tail.to_vec(),
             written: None,
@@ -228,7 +239,6 @@ impl Session {
         };
         self.portals
             .insert(bind.portal.into(), Portal::Writing(Box::new(portal)));
-        Ok(true)
     }
 
     /// Describes a portal of a write to several shards: as one shard describes the whole statement.
@@ -766,7 +776,7 @@ impl Writing<'_> {
 }
 
 /// A server's error without the place in its text.
-fn without_position(body: &[u8]) -> Vec<u8> {
+pub(super) fn without_position(body: &[u8]) -> Vec<u8> {
     let mut made = Vec::with_capacity(body.len());
     let mut fields = Body::new(body);
     while let Ok(code) = fields.byte() {
