@@ -713,6 +713,7 @@ impl<'a> Planner<'a> {
                 combine: self.combine.take(),
                 spread: self.spread.take(),
                 computes: self.computes.take(),
+                sourced: self.sourced.take(),
                 ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));

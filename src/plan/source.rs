@@ -1,5 +1,5 @@
-//! `INSERT … SELECT` whose query reads no table, as ORMs write their bulk inserts: one server computes the query's rows,
-//! and the statement runs as an INSERT of these as VALUES. Pure.
+//! `INSERT … SELECT` whose query reads no table, as ORMs write their bulk inserts, and VALUES of one row whose key is an
+//! expression: one server computes the rows, and the statement runs as an INSERT of these as VALUES. Pure.
 //!
 //! What must stay true: the query gives the same rows wherever it is computed, so it names no table and asks for no time;
 //! the text with VALUES does with these rows what the client's does. What PostgreSQL would coerce to the column's type
@@ -15,7 +15,7 @@ use crate::{
     sql::{
         normalize::Slot,
         scan::{Kind, Piece, pieces},
-        tree::{Body, Column, Expr, Insert, Name, Overriding, Query, Target},
+        tree::{Body, Column, Expr, Insert, Name, Overriding, Query},
     },
 };
 use std::ops::Range;
@@ -66,7 +66,7 @@ impl Sourced {
             && is_refused_for_rows(analysis)
             && analysis.reads_nothing()
             && functions.iter().all(may_be_a_rows);
-        if !fits || matches!(query.body, Body::Values(_)) {
+        if !fits || !is_computed_whole(&query.body, analysis) {
             return None;
         }
         let written = |is: bool| if is { Clause::Written } else { Clause::Absent };
@@ -216,18 +216,32 @@ fn is_refused_for_rows(analysis: &Analysis<'_>) -> bool {
 
 /// The output columns that are bare constants; `None`: it cannot be told which these are.
 fn bare(query: &Query) -> Option<Vec<usize>> {
-    let Body::Select(select) = &query.body else {
-        return Some(Vec::new());
+    let values: Vec<&Expr> = match &query.body {
+        Body::Select(select) => select.targets.iter().map(|target| &target.value).collect(),
+        Body::Values(rows) => rows.iter().flatten().collect(),
+        Body::SetOperation(_) => Vec::new(),
     };
-    let is_bare = |target: &Target| matches!(target.value, Expr::Literal(_));
-    let is_star = |target: &Target| matches!(target.value, Expr::Column(Column { star: true, .. }));
-    let mut targets = select.targets.iter();
+    let is_star = |value: &&Expr| matches!(value, Expr::Column(Column { star: true, .. }));
     let bare: Vec<usize> = (0..)
-        .zip(&select.targets)
-        .filter(|(_, target)| is_bare(target))
+        .zip(&values)
+        .filter(|(_, value)| matches!(value, Expr::Literal(_)))
         .map(|(at, _)| at)
         .collect();
-    (bare.is_empty() || !targets.any(is_star)).then_some(bare)
+    (bare.is_empty() || !values.iter().any(is_star)).then_some(bare)
+}
+
+/// Whether PostgreSQL computes it as it does a query by itself. Of VALUES that is one row without DEFAULT: each value of
+/// several is coerced to the column's type, not to a type that they have in common.
+fn is_computed_whole(body: &Body, analysis: &Analysis<'_>) -> bool {
+    let by_key = |why: &Unroutable| matches!(why, Unroutable::KeyExpression { .. });
+    match body {
+        Body::Select(_) | Body::SetOperation(_) => true,
+        Body::Values(rows) => {
+            let default = |value: &Expr| matches!(value, Expr::Default);
+            let one = matches!(rows.as_slice(), [row] if !row.iter().any(default));
+            one && analysis.refusals.iter().any(by_key)
+        }
+    }
 }
 
 /// Whether it means another time for every transaction.

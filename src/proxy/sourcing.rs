@@ -267,8 +267,8 @@ impl Session {
     async fn reach_to_compute_rows(&mut self) -> Result<(), Stop> {
         let (shard, hold) = match (&self.link, &self.deferred) {
             (Some(link), None) if self.is_within() => (link.shard, Hold::Bound),
-            (_, Some(_)) if self.reads_beside() => (self.any, Hold::AsideTransaction),
-            (_, Some(_)) => (self.any, Hold::Bound),
+            // It reads no table: whichever snapshot it has, it is the same.
+            (_, Some(_)) => (self.any, Hold::AsideTransaction),
             (_, None) => (self.any, Hold::Loose),
         };
         self.reach(Place { shard, hold }).await

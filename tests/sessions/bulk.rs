@@ -39,7 +39,6 @@ fn rows_of_arrays_and_of_ordered_values_go_where_their_keys_are() {
         "insert into t (id, n, s) (select 3, '5', 'q' union all select 103, '6', 'r') returning *",
         "insert into t (id, n, s) select g, '5', 'q' from generate_series(10, 110, 100) g returning *",
         "insert into t (id, n) select g, null from generate_series(11, 111, 100) g returning *",
-        "with x as (select 1) insert into t (id) values (12), (112)",
         "insert into t (id, n) with w as (select g from generate_series(13, 113, 100) g) select g, 1 from w returning id",
         // None, and all on one shard.
         "insert into t (id) select g from generate_series(1, 0) g returning id",
@@ -81,11 +80,14 @@ fn errors_are_those_of_one_postgresql_and_leave_nothing() {
         "rollback",
         "select id, n from t order by id",
     ]);
-    stand.fails(
+    for refused in [
         "insert into t (id, s) select g, now()::text from generate_series(7, 207, 50) g",
-        "SW107",
-    );
-    stand.fails("insert into t (id, n) select n, id from t", "SW107");
+        "insert into t (id, s) select g, 'now'::timestamptz from generate_series(7, 207, 50) g",
+        "insert into t (id, n) select n, id from t",
+        "insert into t (id) select oid::bigint from pg_class",
+    ] {
+        stand.fails(refused, "E ERROR 0A000 shard key");
+    }
 }
 
 #[test]
@@ -185,4 +187,63 @@ fn parameters_are_arrays_and_a_prepared_statement_takes_others_each_time() {
             .0,
         1,
     );
+}
+
+#[test]
+fn rows_are_computed_once_and_within_limits() {
+    let mut stand = Three {
+        ddl: DDL,
+        tables: &["public.t", "public.i"],
+        server: "gather_limit = \"1MB\"",
+        ..Three::new("bulk_limits")
+    }
+    .start();
+    let many = "insert into t (id, s) select g, repeat('x', 1000) from generate_series(1, 3000) g";
+    stand.fails(many, "E ERROR 53200");
+    stand.ask("begin");
+    stand.fails(many, "E ERROR 53200");
+    assert_eq!(stand.ask("select 1")[0].split(' ').nth(2), Some("25P02"));
+    stand.ask("rollback");
+    assert_eq!(stand.seen("select count(*) from t"), ["0", "0", "0"]);
+    // A row's random value is where it says that it is.
+    let random = "insert into t (id, n) select r, r from (select (random() * 300)::int r from generate_series(1, 1)) x";
+    stand.ask(random);
+    let misplaced = "select count(*) from t where n <> id";
+    assert_eq!(stand.seen(misplaced), ["0", "0", "0"]);
+    let all = stand.sharded.value("select count(*) from t");
+    assert_eq!(all, "1");
+    stand.ask("begin isolation level repeatable read");
+    let answer = stand.ask("insert into t (id) select g from generate_series(1001, 1002) g");
+    assert_eq!(answer[0], "C INSERT 0 2\\0");
+    stand.ask("commit");
+    stand.ask("set datestyle = german");
+    stand.fails(
+        "insert into t (id) select g from generate_series(2001, 2002) g",
+        "E ERROR 0A000",
+    );
+}
+
+#[test]
+fn a_key_of_one_row_may_be_an_expression() {
+    let mut stand = start("bulk_expressions");
+    stand.all_alike(&[
+        "insert into t (n, id, s) values (1, 40 * 25 + 1, 'x') returning *",
+        "insert into t values (length('abc') + 150, '7', upper('y')) returning *",
+        "insert into t (id, n) values (1 / 0, 1)",
+        "insert into t (id, n) values (1 + 1, 'x')",
+        "insert into t (id) values (1 + 1, 2)",
+        "insert into t (id, n) values (1000 + 1, 2) on conflict (id) do update set n = 3 returning *",
+        "insert into i (id, s, d) values ((select 7), 'q', '2024-01-01 00:00+01') returning id, s, d",
+        "insert into i (id, s) values ('7' || '0', 'q')",
+    ]);
+    for id in ["5", "105", "205"] {
+        let one = "insert into t (id, n) values ($1 + 1, $2) returning *";
+        stand.alike(&batch().run(one, &[id, "3"]).sync().0, 1);
+        let cast = "insert into i (n, id, s) values ($2, lower($1)::bigint, $3) returning id, n, s";
+        stand.alike(&batch().run(cast, &[id, "3", "abc"]).sync().0, 1);
+    }
+    stand.all_alike(&[
+        "select * from t order by id",
+        "select n, s from i order by n, s",
+    ]);
 }
