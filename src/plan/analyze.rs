@@ -103,6 +103,7 @@ pub fn analyze(
                 || (!snapshot.is_single()
                     && (planner.leaves_time.get() || names_transaction(text, slots))),
             shows_oids: snapshot.oids.is_some()
+                && !matches!(effect, Effect::Set { .. })
                 && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             footing: planner.footing(),

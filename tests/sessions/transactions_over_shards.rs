@@ -275,7 +275,7 @@ fn a_refused_statement_fails_all() {
         "savepoint a",
         "insert into t values (101, 1)",
     ]);
-    let refused = stand.ask("update t set id = id + 1");
+    let refused = stand.ask("insert into t select id + 1, n from t");
     assert!(refused[0].starts_with("E ERROR 0A000"), "{refused:?}");
     assert_eq!(refused[1], "Z E");
     let failed = stand.ask("select n from t where id = 1");
