@@ -2,8 +2,8 @@
 //!
 //! A line is `SQL  =>  expectation`; parameters stand between: `SQL  |  int8:42, text:eu  =>  …`. Expectations:
 //! `one group=value` (the shard that holds the key), `one shard`, `any`, `home`, `judge`, `nowhere` (no row can match:
-//! any one shard answers), `spread s0 s1` (a write to these shards; `s0:2`: two rows of VALUES), `empty`, or a refusal's
-//! code; then the effect on the session, if there is one.
+//! any one shard answers), `spread s0 s1` (a write to these shards; `s0:2`: two rows of VALUES), `rows first` (its rows are
+//! computed before they have shards), `empty`, or a refusal's code; then the effect on the session, if there is one.
 
 use shardway::{
     catalog::{
@@ -141,6 +141,9 @@ fn one_outcome(
         return refused(why);
     }
     assert!(described.rows.len() >= 3, "{described:?}");
+    if statement.sourced.is_some() {
+        return "rows first".to_owned();
+    }
     let shares = statement.shares(snapshot, values);
     let mut words = match &statement.target {
         _ if shares.is_some() => spread(shares.expect("shares"), snapshot),

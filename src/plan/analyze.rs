@@ -278,6 +278,7 @@ fn of_another_encoding(
             combine: None,
             computes: None,
             explains: Explains::No,
+            sourced: None,
         }
     });
     Some(Plan {
@@ -352,6 +353,7 @@ fn whole(
         combine: None,
         computes: None,
         explains: Explains::No,
+        sourced: None,
     };
     Plan {
         statements: vec![statement],
@@ -384,6 +386,8 @@ struct Planner<'a> {
     barred: Cell<Option<GroupId>>,
     /// What an INSERT leaves to be computed.
     computes: Cell<Option<Box<super::defaults::Computes>>>,
+    /// How the rows of an INSERT … SELECT are computed first.
+    sourced: Cell<Option<Box<super::source::Sourced>>>,
     /// Whether it reads a view that shows what is of the moment.
     momentary: Cell<bool>,
 }
@@ -477,6 +481,7 @@ impl<'a> Planner<'a> {
             changes: Cell::default(),
             combine: Cell::default(),
             computes: Cell::default(),
+            sourced: Cell::default(),
             momentary: Cell::default(),
         }
     }
@@ -506,6 +511,10 @@ impl<'a> Planner<'a> {
             combine: combine.filter(|_| queries(kind)),
             computes: self
                 .computes
+                .take()
+                .filter(|_| matches!(kind, Kind::Insert(_))),
+            sourced: self
+                .sourced
                 .take()
                 .filter(|_| matches!(kind, Kind::Insert(_))),
             ..plan
@@ -714,6 +723,7 @@ impl<'a> Planner<'a> {
                 combine: self.combine.take(),
                 spread: self.spread.take(),
                 computes: self.computes.take(),
+                sourced: self.sourced.take(),
                 ..StatementPlan::new(start..end, effect, access, target)
             };
             return (Effect::None, Access::Read, Target::Explain(Box::new(inner)));
@@ -786,6 +796,8 @@ impl<'a> Planner<'a> {
             self.combine.set(self.combined(kind, &analysis, &calls));
             self.spread
                 .set(self.spread_over_shards(kind, &analysis, &pins, &calls));
+            self.sourced
+                .set(self.sourced_first(kind, &analysis, &calls));
         }
         let target = self.target(analysis, pins, &calls);
         if let (Some(sequence), Target::Refused(why), None) =
@@ -855,6 +867,31 @@ impl<'a> Planner<'a> {
         let slots = self.own_slots();
         let found = || super::defaults::Computes::find(insert, self.own_text(), &slots, &into);
         fits.then(found).flatten().map(Box::new)
+    }
+
+    /// How the rows of an INSERT … SELECT that reads no table are computed before it runs.
+    fn sourced_first(
+        &self,
+        kind: &Kind,
+        analysis: &Analysis<'_>,
+        calls: &Calls,
+    ) -> Option<Box<super::source::Sourced>> {
+        let Kind::Insert(insert) = kind else {
+            return None;
+        };
+        let fits = self.pinned.is_none()
+            && self.context.utf8
+            && self.context.standard_conforming_strings
+            && self.statement.depth == Depth::Whole
+            && self.statement.settings == SettingCalls::None
+            && calls.are_harmless()
+            && !self.snapshot.is_single();
+        if !fits {
+            return None;
+        }
+        let (functions, slots) = (&self.statement.functions, self.own_slots());
+        super::source::Sourced::find(insert, functions, self.own_text(), &slots, analysis)
+            .map(Box::new)
     }
 
     /// How the answers of several shards are put together, when each gives its part of the whole.

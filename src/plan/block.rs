@@ -166,6 +166,14 @@ impl<'a> Analysis<'a> {
         Outputs::unknown()
     }
 
+    /// Whether no table is read, not even one of the system's.
+    pub(super) fn reads_nothing(&self) -> bool {
+        self.instances.is_empty()
+            && self.references.is_empty()
+            && self.fixed.is_empty()
+            && !self.catalogs
+    }
+
     pub(super) fn refuse(&mut self, why: Unroutable) {
         self.refusals.push(why);
     }

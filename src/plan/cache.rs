@@ -324,6 +324,11 @@ fn is_shared(plan: &Plan) -> bool {
             target: Target::Refused(_),
             computes: Some(_),
             ..
+        } | StatementPlan {
+            effect: Effect::None,
+            target: Target::Refused(_),
+            sourced: Some(_),
+            ..
         }]
     )
 }

@@ -40,6 +40,9 @@ pub fn describe(plan: &StatementPlan, snapshot: &Snapshot, values: &Values<'_>) 
     if let Some(computes) = &plan.computes {
         return computed(computes);
     }
+    if plan.sourced.is_some() {
+        return of_computed_rows();
+    }
     let mut rows = Vec::new();
     let routed = plan.route(snapshot, values);
     if let Err(why) = &routed
@@ -94,6 +97,20 @@ fn computed(computes: &Computes) -> Description {
         rows: vec![
             ("route", "by what is computed".to_owned()),
             ("computed", columns),
+            ("reason", reason),
+            ("access", "write".to_owned()),
+        ],
+        refused: None,
+    }
+}
+
+/// What is told of an INSERT … SELECT whose query is computed first.
+fn of_computed_rows() -> Description {
+    let reason = "one shard computes the rows, and each goes to the shard of its key".to_owned();
+    Description {
+        rows: vec![
+            ("route", "by what is computed".to_owned()),
+            ("computed", "all rows".to_owned()),
             ("reason", reason),
             ("access", "write".to_owned()),
         ],

@@ -15,6 +15,7 @@ pub mod explained;
 pub mod gather;
 pub mod route;
 mod scope;
+pub mod source;
 pub mod spread;
 pub mod unroutable;
 mod value;
@@ -126,6 +127,8 @@ pub struct StatementPlan {
     pub combine: Option<Box<combine::Combine>>,
     /// What must be computed before it can be planned to its end.
     pub computes: Option<Box<defaults::Computes>>,
+    /// How its rows are computed before it can be planned to its end.
+    pub sourced: Option<Box<source::Sourced>>,
     pub explains: Explains,
 }
 
@@ -208,6 +211,7 @@ impl StatementPlan {
             || self.copy_out.is_some()
             || self.computes.is_some()
             || self.explains == Explains::OfSeveral
+            || self.sourced.is_some()
             // Its query decides, when it runs.
             || matches!(self.effect, Effect::Declare { .. })
     }
@@ -238,6 +242,7 @@ impl StatementPlan {
             combine: None,
             computes: None,
             explains: Explains::No,
+            sourced: None,
         }
     }
 

@@ -285,6 +285,14 @@ fn copies(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin])
     }))
 }
 
+/// Whether a function gives the same wherever it is computed, or is each row's own, and asks for no time.
+pub(super) fn may_be_a_rows(name: &Name) -> bool {
+    let schema = name.schema.as_deref();
+    let own = schema.is_none_or(|schema| schema == "pg_catalog");
+    let name = name.name.as_str();
+    own && (is_immutable(name) || SAME_EVERYWHERE.contains(&name) || RANDOM.contains(&name))
+}
+
 impl Spread {
     /// The same write with nothing written out: for texts that are not executed.
     #[must_use]

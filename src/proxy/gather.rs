@@ -50,8 +50,16 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Nothing yet.
+    pub(super) fn none(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            own: 0,
+        }
+    }
+
     /// Counts `more` bytes; false: they are too many.
-    fn take(&mut self, more: usize, limit: usize, limit_total: usize) -> bool {
+    pub(super) fn take(&mut self, more: usize, limit: usize, limit_total: usize) -> bool {
         self.own += more;
         self.shared.gathered.fetch_add(more, Relaxed) + more <= limit_total && self.own <= limit
     }
@@ -204,12 +212,17 @@ impl Session {
 
     /// With values that read back as they were written.
     fn may_scatter(&self, statement: &StatementPlan) -> bool {
+        (self.may_ask_shards(statement) || self.may_ask_within(statement))
+            && self.values_read_back()
+    }
+
+    /// Whether values read back as they are written.
+    pub(super) fn values_read_back(&self) -> bool {
         let reported = |name: &[u8], start: &[u8]| {
             let value = self.reported.get(name);
             value.is_some_and(|value| value.starts_with(start))
         };
-        (self.may_ask_shards(statement) || self.may_ask_within(statement))
-            && reported(b"DateStyle", b"ISO")
+        reported(b"DateStyle", b"ISO")
             && (reported(b"IntervalStyle", b"postgres") || reported(b"IntervalStyle", b"iso_8601"))
     }
 
@@ -441,7 +454,7 @@ impl Session {
     }
 
     /// Questions are asked with floats written in full: what the client sees of them must be no shorter.
-    fn push(&self) -> Push {
+    pub(super) fn push(&self) -> Push {
         let in_full = |value: &Value| {
             let (Value::Sql(text) | Value::Config(text)) = value;
             ["1", "2", "3"].contains(&text.trim_matches('\''))
@@ -548,18 +561,10 @@ impl Session {
                 });
             }
         }
-        let mut held = Held {
-            shared: Arc::clone(&self.shared),
-            own: 0,
-        };
+        let mut held = Held::none(&self.shared);
         // Apart, so that rows come in the order of the shards.
         let mut arrays = vec![vec![String::new(); question.asked.width]; count];
-        let settings = self.shared.settings.load();
-        let (limit, total) = (
-            settings.server.gather_limit,
-            settings.server.gather_limit_total,
-        );
-        drop(settings);
+        let (limit, total) = self.limits_of_rows();
         let mut described = vec![0; count];
         let heard = self
             .hear_fan(|at, tag, body| {
@@ -594,6 +599,15 @@ impl Session {
         }
         heard?;
         Ok((arrays, held))
+    }
+
+    /// The most bytes of rows that a statement holds, and that all hold together.
+    pub(super) fn limits_of_rows(&self) -> (usize, usize) {
+        let settings = self.shared.settings.load();
+        (
+            settings.server.gather_limit,
+            settings.server.gather_limit_total,
+        )
     }
 
     /// Hears the link's answer to its end.

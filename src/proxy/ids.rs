@@ -98,6 +98,23 @@ impl Session {
         Box::pin(self.run_query(&filled.text, filled.planned)).await
     }
 
+    /// A text whose only statement leaves values to be computed, with these; `None`: it leaves none.
+    pub(super) async fn with_computed(
+        &mut self,
+        text: &str,
+        planned: &Planned,
+        types: &[Oid],
+    ) -> Result<Option<Filled>, Stop> {
+        let computes = self.computes(planned);
+        let drafted = computes.and_then(|one| Some((one, one.draft(text, &planned.slots)?)));
+        let Some((computes, draft)) = drafted else {
+            return Ok(None);
+        };
+        let values = self.values(draft.needs()).await?;
+        let text = draft.with_values(text, &values);
+        Ok(Some(self.fill(text, types, computes.ours())))
+    }
+
     /// Where a text's only statement asks for numbers that were drawn for the session here.
     pub(super) fn asks_for_ours(&self, text: &[u8], planned: &Planned) -> Option<Draft> {
         let [statement] = planned.plan.statements.as_slice() else {

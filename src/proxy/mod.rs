@@ -35,6 +35,7 @@ mod script;
 pub mod session;
 mod several;
 mod simple;
+mod sourcing;
 mod spread;
 mod sql_prepared;
 pub mod start;

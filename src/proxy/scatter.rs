@@ -239,6 +239,9 @@ impl Session {
         if prepared.statement().is_some_and(declares) {
             return self.bind_declare(refused, prepared, bind).await;
         }
+        if Box::pin(self.bind_sourced(&refused, prepared, bind, values)).await? {
+            return Ok(());
+        }
         if let Some(scattered) = self.streams(&prepared.plan, values)
             && self.bind_scattered(&scattered, prepared, bind).await?
         {

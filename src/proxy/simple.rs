@@ -158,6 +158,9 @@ impl Session {
             if statement.explains == Explains::OfSeveral {
                 return Box::pin(self.query_explain(refused, values.text)).await;
             }
+            if Box::pin(self.query_sourced(values.text, plan, values)).await? {
+                return Ok(());
+            }
         }
         let together = self.changes(&plan.statements);
         if !together && self.may_run_one_by_one(&plan.statements) {

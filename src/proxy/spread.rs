@@ -220,9 +220,20 @@ impl Session {
         if self.skip {
             return Ok(true);
         }
+        self.bind_writing(Arc::clone(prepared), shares, bind);
+        Ok(true)
+    }
+
+    /// Makes a portal of a write to these shards.
+    pub(super) fn bind_writing(
+        &mut self,
+        prepared: Arc<Prepared>,
+        shares: Option<Shares>,
+        bind: &Bind<'_>,
+    ) {
         self.made(vec![b'2', 0, 0, 0, 4], Note::Nothing);
         let portal = WritingPortal {
-            prepared: Arc::clone(prepared),
+            prepared,
             shares,
             tail: bind.tail.to_vec(),
             written: None,
@@ -230,7 +241,6 @@ impl Session {
         };
         self.portals
             .insert(bind.portal.into(), Portal::Writing(Box::new(portal)));
-        Ok(true)
     }
 
     /// Describes a portal of a write to several shards: as one shard describes the whole statement.

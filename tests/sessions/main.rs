@@ -7,6 +7,7 @@ mod accounts;
 mod agreeing;
 mod asking;
 mod beginnings;
+mod bulk;
 mod bytes;
 mod cases;
 mod changing;

@@ -2,7 +2,7 @@
 //! they see what these have written.
 
 use crate::{
-    client::batch,
+    client::{batch, query},
     three::{Stand, Three},
 };
 
