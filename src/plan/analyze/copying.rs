@@ -7,6 +7,7 @@ use crate::{
         Override, Route, Target,
         block::{Analysis, Place, full_name},
         copy::{self, CopyIn, CopyOut},
+        copy_left::{self, Left},
         unroutable::Unroutable,
     },
     sql::{
@@ -71,6 +72,11 @@ impl Planner<'_> {
         let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         let place = analysis.place(table);
         self.rests_on(&analysis);
+        if let (true, Some(effects)) = (from, analysis.effects(table)) {
+            let timed =
+                copy_left::may_mark(copy, effects) || !copy_left::left(copy, effects).is_empty();
+            self.leaves_time.set(timed);
+        }
         match place {
             Place::Sharded { .. } if from => self.copy_split(copy, table, &analysis),
             Place::Sharded {
@@ -143,15 +149,17 @@ impl Planner<'_> {
         }
         let calls = self.calls();
         let settled = copy.filtered == Filtered::No || calls.are_harmless();
-        let apart = self.pinned.is_none() && self.context.utf8;
+        let marks = copy_left::may_mark(copy, &known.effects);
+        let apart = self.pinned.is_none() && self.context.utf8 && !marks;
         if let (true, true, Some(schema)) = (settled, apart, self.schema_where(table)) {
             let found = CopyIn::new(
                 copy,
-                &copy::Target {
+                copy::Target {
                     schema,
                     table: &table.name,
                     group,
                     key,
+                    left: self.leaves(copy, known),
                 },
             );
             self.copy_in.set(found.map(Box::new));
@@ -170,12 +178,23 @@ impl Planner<'_> {
         }
         let apart = self.pinned.is_none() && copy.filtered == Filtered::No;
         if let (true, Some(schema)) = (apart, self.schema_where(table)) {
-            let everywhere = CopyIn::everywhere(copy, schema, &table.name);
+            let left = self.leaves(copy, known);
+            let everywhere = CopyIn::everywhere(copy, schema, &table.name, left);
             self.copy_in.set(Some(Box::new(everywhere)));
         }
         self.one_shard_only(Unroutable::ReferenceWrite {
             table: full_name(table),
         })
+    }
+
+    /// Columns that are left to a time of the transaction.
+    fn leaves(&self, copy: &Copy, known: &Table) -> Vec<Left> {
+        // Where its rows end is not known in another encoding.
+        if self.context.utf8 {
+            copy_left::left(copy, &known.effects)
+        } else {
+            Vec::new()
+        }
     }
 
     /// The schema in which a listed table is found.
