@@ -4,7 +4,7 @@
 //! the statement as the client wrote it, so that PostgreSQL judges the rest of it.
 
 use super::{
-    copy_left::Left,
+    copy_left::{Condition, Left},
     spread::Shares,
     unroutable::{KeyProblem, Unroutable},
 };
@@ -40,6 +40,7 @@ pub struct CopyIn {
     pub tolerance: Tolerance,
     /// Columns that each row is given the transaction's time in.
     pub left: Vec<Left>,
+    pub condition: Condition,
 }
 
 /// A COPY of a sharded table, or of a query, TO STDOUT.
@@ -109,6 +110,7 @@ pub(super) struct Target<'a> {
     pub(super) group: GroupId,
     pub(super) key: &'a str,
     pub(super) left: Vec<Left>,
+    pub(super) condition: Condition,
 }
 
 impl CopyIn {
@@ -130,6 +132,7 @@ impl CopyIn {
             options,
             tolerance: stated.tolerance,
             left: target.left,
+            condition: target.condition,
         })
     }
 
@@ -147,6 +150,7 @@ impl CopyIn {
             options: options.unwrap_or_else(|| Options::of(Format::Text)),
             tolerance: Tolerance::None,
             left: left.unwrap_or_default(),
+            condition: Condition::OfRows,
         }
     }
 

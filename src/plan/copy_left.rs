@@ -18,6 +18,16 @@ pub struct Left {
     expression: String,
 }
 
+/// What a COPY's WHERE asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing but the row's values, if there is one.
+    #[default]
+    OfRows,
+    /// The transaction's time too, which is written into it.
+    OfTime,
+}
+
 /// What a server says of the type of such a column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -64,12 +74,26 @@ pub(super) fn may_mark(copy: &Copy, effects: &Effects) -> bool {
 /// The text of a COPY with these columns in front of those that it lists; `None`: not understood.
 #[must_use]
 pub fn listing(text: &str, left: &[Left]) -> Option<String> {
+    if left.is_empty() {
+        return Some(text.to_owned());
+    }
     let tokens = tokens(text)?;
     let list = tokens.iter().find(|token| token.text == "(")?;
     let quoted = |left: &Left| format!("\"{}\", ", left.column.replace('"', "\"\""));
     let names: String = left.iter().map(quoted).collect();
     let (head, rest) = text.split_at_checked(list.end)?;
     Some(format!("{head}{names}{rest}"))
+}
+
+/// The text of a COPY whose condition has the transaction's time in it; `None`: not understood.
+#[must_use]
+pub fn at_moment(text: &str, time: &str) -> Option<String> {
+    let tokens = tokens(text)?;
+    let condition = tokens
+        .iter()
+        .find(|token| token.depth == 0 && token.is("where"))?;
+    let (head, rest) = text.split_at_checked(condition.end)?;
+    Some(format!("{head}{}", with_time(rest, time)?))
 }
 
 impl Left {
@@ -130,7 +154,7 @@ impl Left {
         };
         Some(format!(
             "WITH made AS (SELECT {value} AS value), told AS (SELECT value, {said} AS said FROM made) \
-             SELECT CASE WHEN ROW(said::{name}) OPERATOR(pg_catalog.*=) ROW(value) THEN said END FROM told"
+             SELECT CASE WHEN pg_catalog.record_image_eq(ROW(said::{name}), ROW(value)) THEN said END FROM told"
         ))
     }
 

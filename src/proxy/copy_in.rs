@@ -29,7 +29,7 @@ use crate::{
     plan::{
         StatementPlan,
         copy::CopyIn,
-        copy_left::{Left, listing},
+        copy_left::{Condition, Left, at_moment, listing},
         spread::Shares,
         unroutable::Unroutable,
     },
@@ -162,19 +162,9 @@ impl Session {
         self.begin_own().await?;
         let shares = copy.shares(&self.snapshot);
         let column = self.reach_to_copy(&copy, &shares).await?;
-        let filling = self.fill_copy(&copy, &shares).await?;
-        let listed = match &filling {
-            Some(_) => std::str::from_utf8(text)
-                .ok()
-                .and_then(|text| listing(text, &copy.left)),
-            None => None,
-        };
-        if filling.is_some() && listed.is_none() {
-            return Err(reply::malformed().into());
-        }
+        let (filling, timed) = self.time_copy(&copy, &shares, text).await?;
         self.fan_out_over(&shares);
-        let sent = listed.as_ref().map_or(text, |text| text.as_bytes());
-        let opened = self.open_copy(sent).await;
+        let opened = self.open_copy(timed.as_deref().unwrap_or(text)).await;
         let response = match opened {
             Ok(response) => response,
             Err(Stop::End(end)) => return Err(Stop::End(end)),
@@ -232,13 +222,35 @@ impl Session {
         Ok(place.ok_or_else(reply::columns_changed)?)
     }
 
+    /// Asks for the transaction's time where the COPY needs it: what each row is given, and the text that has it.
+    async fn time_copy(
+        &mut self,
+        copy: &CopyIn,
+        shares: &Shares,
+        text: &[u8],
+    ) -> Result<(Option<Filling>, Option<Vec<u8>>), Stop> {
+        if copy.left.is_empty() && copy.condition == Condition::OfRows {
+            return Ok((None, None));
+        }
+        let time = self.ask_time(shares).await?;
+        let time = time.ok_or_else(reply::malformed)?;
+        let filling = self.fill_copy(copy, &time).await?;
+        let text = std::str::from_utf8(text).ok();
+        let text = text.and_then(|text| match copy.condition {
+            Condition::OfRows => listing(text, &copy.left),
+            Condition::OfTime => listing(&at_moment(text, &time)?, &copy.left),
+        });
+        // The plan is of a text that was understood.
+        let text = text.ok_or_else(reply::malformed)?;
+        Ok((filling, Some(text.into_bytes())))
+    }
+
     /// What each row is given for the columns that are left to the transaction's time; `None`: there are none.
-    async fn fill_copy(&mut self, copy: &CopyIn, shares: &Shares) -> Result<Option<Filling>, Stop> {
+    async fn fill_copy(&mut self, copy: &CopyIn, time: &str) -> Result<Option<Filling>, Stop> {
         if copy.left.is_empty() {
             return Ok(None);
         }
         let (table, format) = (copy.quoted(), copy.options.format);
-        let time = self.ask_time(shares).await?.ok_or_else(reply::malformed)?;
         let mut values = Vec::new();
         for left in &copy.left {
             let none = || reply::default_not_sent(&left.column);
@@ -246,7 +258,7 @@ impl Session {
             let kind = kind
                 .and_then(|answer| Left::kind(&answer))
                 .ok_or_else(none)?;
-            let question = left.value_question(&kind, format, &time).ok_or_else(none)?;
+            let question = left.value_question(&kind, format, time).ok_or_else(none)?;
             let answer = self.ask(question.as_bytes()).await??;
             let value = answer.and_then(|answer| Left::value(format, answer));
             values.push((left.column.as_str(), value.ok_or_else(none)?));

@@ -1,13 +1,14 @@
 //! Where a COPY runs.
 
-use super::Planner;
+use super::{Planner, names_transaction};
 use crate::{
     catalog::{effects::Act, snapshot::Table},
     plan::{
         Override, Route, Target,
         block::{Analysis, Place, full_name},
         copy::{self, CopyIn, CopyOut},
-        copy_left::{self, Left},
+        copy_left::{self, Condition, Left},
+        spread,
         unroutable::Unroutable,
     },
     sql::{
@@ -151,7 +152,12 @@ impl Planner<'_> {
         let settled = copy.filtered == Filtered::No || calls.are_harmless();
         let marks = copy_left::may_mark(copy, &known.effects);
         let apart = self.pinned.is_none() && self.context.utf8 && !marks;
-        if let (true, true, Some(schema)) = (settled, apart, self.schema_where(table)) {
+        if let (true, true, Some(schema), Some(condition)) = (
+            settled,
+            apart,
+            self.schema_where(table),
+            self.condition(copy),
+        ) {
             let found = CopyIn::new(
                 copy,
                 copy::Target {
@@ -160,6 +166,7 @@ impl Planner<'_> {
                     group,
                     key,
                     left: self.leaves(copy, known),
+                    condition,
                 },
             );
             self.copy_in.set(found.map(Box::new));
@@ -185,6 +192,18 @@ impl Planner<'_> {
         self.one_shard_only(Unroutable::ReferenceWrite {
             table: full_name(table),
         })
+    }
+
+    /// What its WHERE asks for; `None`: what shards would tell differently.
+    fn condition(&self, copy: &Copy) -> Option<Condition> {
+        if copy.filtered == Filtered::No || !names_transaction(self.text, self.slots) {
+            return Some(Condition::OfRows);
+        }
+        let text = std::str::from_utf8(self.text).ok()?;
+        let made = copy_left::at_moment(text, "epoch")?;
+        let settled = self.context.standard_conforming_strings
+            && !names_transaction(made.as_bytes(), &spread::slots_of(&made));
+        settled.then_some(Condition::OfTime)
     }
 
     /// Columns that are left to a time of the transaction.

@@ -105,7 +105,7 @@ pub fn is_each_rows(expression: &str) -> bool {
         })
 }
 
-fn slots_of(text: &str) -> Slots {
+pub(in crate::plan) fn slots_of(text: &str) -> Slots {
     let (mut template, mut slots) = (Vec::new(), Slots::new());
     normalize(
         text.as_bytes(),
