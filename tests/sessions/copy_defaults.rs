@@ -331,7 +331,7 @@ fn a_prepared_copy_has_one_time_too() {
     while stand.sharded.frame().unwrap().0 != b'G' {}
     let mut out = Vec::new();
     put(&mut out, b'd', |out| {
-        out.extend_from_slice(b"1\n101\n201\n")
+        out.extend_from_slice(b"1\n101\n201\n");
     });
     put_bare(&mut out, b'c');
     put_bare(&mut out, b'S');
