@@ -408,19 +408,13 @@ fn with_views(mut snapshot: Snapshot) -> Snapshot {
             snapshot.others.insert(own, Other::View);
             continue;
         };
-        let list = definition.strip_prefix("SELECT ").unwrap_or_default();
-        let list = list.split(" FROM ").next().unwrap_or_default();
-        let columns = list.split(", ").map(|item| {
-            let name = item.rsplit([' ', '.']).next();
-            name.unwrap_or_default().to_owned()
-        });
         let hazard = Hazard {
             name: "_RETURN".to_owned(),
             kind: HazardKind::View,
             fired: Fired::WRITES,
         };
         let table = Table {
-            columns: columns.collect(),
+            columns: columns_of(definition),
             effects: Effects {
                 hazards: vec![hazard],
                 ..Effects::default()
@@ -431,6 +425,17 @@ fn with_views(mut snapshot: Snapshot) -> Snapshot {
         snapshot.tables.insert(own, table);
     }
     snapshot
+}
+
+/// The names of what such a definition selects.
+fn columns_of(definition: &str) -> Vec<String> {
+    let list = definition.strip_prefix("SELECT ").unwrap_or_default();
+    let list = list.split(" FROM ").next().unwrap_or_default();
+    let columns = list.split(", ").map(|item| {
+        let name = item.rsplit([' ', '.']).next();
+        name.unwrap_or_default().to_owned()
+    });
+    columns.collect()
 }
 
 /// The plan of one text serves every text that has its template and agrees in its structural literals.

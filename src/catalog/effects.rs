@@ -101,6 +101,18 @@ impl Effects {
         self.hazards.iter().find(|hazard| self.fires(hazard, act))
     }
 
+    /// A column that is not among those given and has its values from a sequence.
+    #[must_use]
+    pub fn draws(&self, given: &[String]) -> Option<&str> {
+        let drawn = |computed: &&Computed| {
+            matches!(computed.by, Source::Sequence(_)) && !given.contains(&computed.column)
+        };
+        self.computed
+            .iter()
+            .find(drawn)
+            .map(|it| it.column.as_str())
+    }
+
     /// Sequences that give a column which must be unique by itself: no shard knows whether another has a number already.
     pub fn unchecked(&self) -> impl Iterator<Item = &TableName> {
         let alone = |computed: &&Computed| {

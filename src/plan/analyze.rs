@@ -16,7 +16,7 @@ pub use viewing::{Shown, shown};
 
 use super::scope::Instance;
 use super::{
-    Context, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
+    Context, Explains, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
     block::{Analysis, Moment, Place},
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
@@ -103,6 +103,7 @@ pub fn analyze(
                 || (!snapshot.is_single()
                     && (planner.leaves_time.get() || names_transaction(text, slots))),
             shows_oids: snapshot.oids.is_some()
+                && !matches!(effect, Effect::Set { .. })
                 && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             footing: planner.footing(),
@@ -276,6 +277,7 @@ fn of_another_encoding(
             changes: None,
             combine: None,
             computes: None,
+            explains: Explains::No,
         }
     });
     Some(Plan {
@@ -349,6 +351,7 @@ fn whole(
         changes: None,
         combine: None,
         computes: None,
+        explains: Explains::No,
     };
     Plan {
         statements: vec![statement],
@@ -487,13 +490,20 @@ impl<'a> Planner<'a> {
             return StatementPlan::new(start..end, plan.effect, plan.access, target);
         }
         let kind = &self.statement.kind;
+        let (gather, spread, combine) =
+            (self.gather.take(), self.spread.take(), self.combine.take());
+        let several = gather.is_some() || spread.is_some() || combine.is_some();
         StatementPlan {
-            gather: self.gather.take().filter(|_| queries(kind)),
-            spread: self.spread.take().filter(|_| writes(kind)),
+            explains: match kind {
+                Kind::Explain { route: false, .. } if several => Explains::OfSeveral,
+                _ => Explains::No,
+            },
+            gather: gather.filter(|_| queries(kind)),
+            spread: spread.filter(|_| writes(kind)),
             copy_in: self.copy_in.take(),
             copy_out: self.copy_out.take(),
             changes: self.changes.take(),
-            combine: self.combine.take().filter(|_| queries(kind)),
+            combine: combine.filter(|_| queries(kind)),
             computes: self
                 .computes
                 .take()

@@ -12,6 +12,7 @@ pub mod copy;
 pub mod copy_left;
 pub mod defaults;
 pub mod explain;
+pub mod explained;
 pub mod gather;
 pub mod route;
 mod scope;
@@ -126,6 +127,15 @@ pub struct StatementPlan {
     pub combine: Option<Box<combine::Combine>>,
     /// What must be computed before it can be planned to its end.
     pub computes: Option<Box<defaults::Computes>>,
+    pub explains: Explains,
+}
+
+/// Whether it is an EXPLAIN of what several shards may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Explains {
+    #[default]
+    No,
+    OfSeveral,
 }
 
 /// What its place rests on.
@@ -198,6 +208,7 @@ impl StatementPlan {
             || self.copy_in.is_some()
             || self.copy_out.is_some()
             || self.computes.is_some()
+            || self.explains == Explains::OfSeveral
             // Its query decides, when it runs.
             || matches!(self.effect, Effect::Declare { .. })
     }
@@ -227,6 +238,7 @@ impl StatementPlan {
             changes: None,
             combine: None,
             computes: None,
+            explains: Explains::No,
         }
     }
 

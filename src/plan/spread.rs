@@ -169,7 +169,7 @@ fn number_of(kind: &Kind) -> Option<i32> {
 
 fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<What> {
     if let Some(copies) = copies(&insert.ctes, &insert.table, analysis, pins) {
-        return Some(copies);
+        return (!counts_apart(insert, analysis)).then_some(copies);
     }
     let source = insert.source.as_ref()?;
     if matches!(source.body, Body::Select(_)) {
@@ -197,6 +197,15 @@ fn inserted(insert: &Insert, analysis: &Analysis<'_>, pins: &[Pin]) -> Option<Wh
         }]
     );
     (plain && own).then_some(What::Rows(rows.len()))
+}
+
+/// Whether every copy would draw numbers from its own server's sequence, of which only the home shard's goes on.
+fn counts_apart(insert: &Insert, analysis: &Analysis<'_>) -> bool {
+    let selects = |source: &Query| !matches!(source.body, Body::Values(_));
+    let given = insert.columns.as_deref().unwrap_or_default();
+    let effects = analysis.effects(&insert.table.name);
+    insert.source.as_ref().is_some_and(selects)
+        && effects.is_some_and(|effects| effects.draws(given).is_some())
 }
 
 /// `INSERT … SELECT` whose rows take over the key of rows that are read, so that they stay with these.
@@ -277,6 +286,16 @@ fn copies(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin])
 }
 
 impl Spread {
+    /// The same write with nothing written out: for texts that are not executed.
+    #[must_use]
+    pub fn as_written(&self) -> Self {
+        Self {
+            time: Time::NotAsked,
+            fill: Fill::default(),
+            ..self.clone()
+        }
+    }
+
     /// Whether the transaction's time stands in what the shards are sent.
     #[must_use]
     pub fn asks_for_time(&self) -> bool {

@@ -90,16 +90,20 @@ impl Session {
             computing,
             executes,
         });
+        self.keep_parsed(parse.name, prepared);
+        Ok(())
+    }
+
+    /// From now on the name means this, which waits for its shard to be known.
+    fn keep_parsed(&mut self, name: &[u8], prepared: Arc<Prepared>) {
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
         } else {
-            self.statements
-                .insert(parse.name.into(), Arc::clone(&prepared));
+            self.statements.insert(name.into(), Arc::clone(&prepared));
             self.info.set_prepared(self.statements.len());
         }
-        self.unconfirmed.push(parse.name.into());
+        self.unconfirmed.push(name.into());
         self.pending.push(prepared);
-        Ok(())
     }
 
     pub(super) async fn bind(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Stop> {

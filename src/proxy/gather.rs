@@ -307,29 +307,57 @@ impl Session {
         text: &[u8],
         bound: &Bound<'_>,
     ) -> Result<Answer, Stop> {
-        let [statement] = scatter.plan.statements.as_slice() else {
-            return Err(wording::unroutable(&Unroutable::NotUnderstood).into());
-        };
-        let refusal = || -> Stop {
-            match &statement.target {
-                Target::Refused(why) => wording::unroutable(why).into(),
-                Target::Fixed(_) | Target::ByKey(_) | Target::Explain(_) | Target::Judge => {
-                    wording::unroutable(&Unroutable::Unsupported {
-                        feature: "a statement of this form over several shards",
-                    })
-                    .into()
-                }
-            }
-        };
-        let Some(gather) = statement.gather.as_ref() else {
-            return Err(refusal());
-        };
+        let (statement, gather, own) = gathers(scatter, text)?;
         let table = self.gathered_table(gather);
-        let own = std::str::from_utf8(text).ok();
-        let texts = own.zip(table.as_ref());
-        let Some(texts) = texts.and_then(|(text, table)| gather.texts(text, table)) else {
-            return Err(refusal());
+        let texts = table.as_ref().and_then(|table| gather.texts(own, table));
+        let Some(texts) = texts else {
+            return Err(refusal(statement));
         };
+        let (question, columns, judges) =
+            self.judged_question(statement, &texts, text, bound).await?;
+        let (arrays, held) = self.ask_all(&scatter.shards, &question).await?;
+        self.reach_to_compute(statement, judges).await?;
+        if let Some(link) = &mut self.link {
+            // Until the backend has answered, and is given back.
+            link.gathered = Some(held);
+        }
+        Ok(Answer {
+            text: texts.answer(&question.asked, &arrays),
+            types: question.types,
+            columns,
+        })
+    }
+
+    /// The shards, and what each would be asked, with the types and values of parameters as they stand in messages.
+    ///
+    /// # Errors
+    /// As [`Session::gather`].
+    pub(super) async fn gather_question(
+        &mut self,
+        scatter: &Scatter,
+        text: &[u8],
+        bound: &Bound<'_>,
+    ) -> Result<(ShardSet, String, Vec<u8>), Stop> {
+        let (statement, gather, own) = gathers(scatter, text)?;
+        let table = self.gathered_table(gather);
+        let texts = table.as_ref().and_then(|table| gather.texts(own, table));
+        let Some(texts) = texts else {
+            return Err(refusal(statement));
+        };
+        let (question, _columns, _judges) =
+            self.judged_question(statement, &texts, text, bound).await?;
+        let shards = scatter.shards.clone();
+        Ok((shards, question.asked.question, question.types))
+    }
+
+    /// What the shards are asked, when PostgreSQL accepts the statement, its columns, and the shard that has judged it.
+    async fn judged_question(
+        &mut self,
+        statement: &StatementPlan,
+        texts: &Texts<'_>,
+        text: &[u8],
+        bound: &Bound<'_>,
+    ) -> Result<(Question, Vec<u8>, Option<ShardId>), Stop> {
         self.reach_to_judge(statement).await?;
         let judges = self.link_shard();
         self.mark().await?;
@@ -343,29 +371,19 @@ impl Session {
             self.end_aside().await?;
             self.reach_to_judge(statement).await?;
             let judged = self.parses(text, bound.types).await?;
-            return Err(judged.map_or_else(Stop::from, |_| refusal()));
+            return Err(judged.map_or_else(Stop::from, |_| refusal(statement)));
         };
         let Ok(shape) = self.parses(texts.shape().as_bytes(), b"").await? else {
             return Err(reply::columns_changed().into());
         };
         let columns = over_rows.columns.clone();
         let question = self
-            .question(&texts, over_rows, shape.columns, bound)
+            .question(texts, over_rows, shape.columns, bound)
             .await?;
         self.unmark().await?;
         // Two sessions that lease several shards in the same order never wait for each other.
         self.leave_link().await?;
-        let (arrays, held) = self.ask_all(&scatter.shards, &question).await?;
-        self.reach_to_compute(statement, judges).await?;
-        if let Some(link) = &mut self.link {
-            // Until the backend has answered, and is given back.
-            link.gathered = Some(held);
-        }
-        Ok(Answer {
-            text: texts.answer(&question.asked, &arrays),
-            types: question.types,
-            columns,
-        })
+        Ok((question, columns, judges))
     }
 
     /// What the shards are asked: as little as makes the same answer.
@@ -608,6 +626,33 @@ impl Session {
                 each(header.tag, body)?;
             }
             link.lease.stream.consume(header.size);
+        }
+    }
+}
+
+/// What is gathered, and the statement's text.
+fn gathers<'s>(
+    scatter: &'s Scatter,
+    text: &'s [u8],
+) -> Result<(&'s StatementPlan, &'s Gather, &'s str), Stop> {
+    let [statement] = scatter.plan.statements.as_slice() else {
+        return Err(wording::unroutable(&Unroutable::NotUnderstood).into());
+    };
+    match (statement.gather.as_deref(), std::str::from_utf8(text)) {
+        (Some(gather), Ok(text)) => Ok((statement, gather, text)),
+        _ => Err(refusal(statement)),
+    }
+}
+
+/// Why a statement that could be gathered is not.
+fn refusal(statement: &StatementPlan) -> Stop {
+    match &statement.target {
+        Target::Refused(why) => wording::unroutable(why).into(),
+        Target::Fixed(_) | Target::ByKey(_) | Target::Explain(_) | Target::Judge => {
+            wording::unroutable(&Unroutable::Unsupported {
+                feature: "a statement of this form over several shards",
+            })
+            .into()
         }
     }
 }

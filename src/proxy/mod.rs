@@ -10,6 +10,7 @@ mod counting;
 mod cursors;
 pub mod database;
 mod ending;
+mod explaining;
 mod extended;
 mod fan;
 mod gather;

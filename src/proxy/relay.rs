@@ -72,7 +72,7 @@ impl Session {
             };
             let body = seen.as_deref().unwrap_or(frame);
             let body = &body[HEADER..];
-            let (pass, event) = match self.judge_frame(header) {
+            let (pass, event) = match self.judge_frame(header, body) {
                 Ok(judged) => judged,
                 Err(end) => {
                     // What came before it is the client's.
@@ -80,10 +80,6 @@ impl Session {
                     return Err(self.last_words(end, body));
                 }
             };
-            if let (Event::Ready(_), Err(problem)) = (&event, Status::decode(body)) {
-                self.client.out().extend_from_slice(&bytes[run..at]);
-                return Err(broken(&problem));
-            }
             let fatal = header.tag == b'E' && is_fatal(body);
             let forward = pass == Pass::Forward;
             let restated = forward.then(|| self.told_otherwise(header, body)).flatten();
@@ -102,8 +98,7 @@ impl Session {
                 forward,
             };
             if header.tag == b't' {
-                let named = matches!(self.pipeline.notes().next(), Some(Note::Described(_)));
-                self.half_described = named.then(|| body.into());
+                self.keep_parameters(body);
             }
             if !matches!(event, Event::None) || self.pipeline.made_is_next() {
                 self.client.out().extend_from_slice(&bytes[run..at]);
@@ -128,7 +123,7 @@ impl Session {
         Ok(held)
     }
 
-    fn judge_frame(&mut self, header: Header) -> Result<(Pass, Event<Note>), End> {
+    fn judge_frame(&mut self, header: Header, body: &[u8]) -> Result<(Pass, Event<Note>), End> {
         let judged = self.pipeline.replied(header.tag).map_err(|unexpected| {
             if header.tag == b'E' {
                 End::BackendGone
@@ -136,6 +131,9 @@ impl Session {
                 broken(&unexpected)
             }
         })?;
+        if let (Event::Ready(_), Err(problem)) = (&judged.1, Status::decode(body)) {
+            return Err(broken(&problem));
+        }
         // What the client is told about the transaction is decided here when the link is beside it.
         if let (Pass::Forward, Event::Ready(_)) = &judged
             && (self.deferred.is_some() || self.listening.is_some() || self.script.is_some())
@@ -150,6 +148,12 @@ impl Session {
             return Ok((Pass::Swallow, judged.1));
         }
         Ok(judged)
+    }
+
+    /// Keeps the parameters that a described statement has, until its columns come.
+    fn keep_parameters(&mut self, body: &[u8]) {
+        let named = matches!(self.pipeline.notes().next(), Some(Note::Described(_)));
+        self.half_described = named.then(|| body.into());
     }
 
     /// The end, with what the server says of it.

@@ -66,6 +66,11 @@ pub(super) struct Scattered {
 }
 
 impl Scattered {
+    /// The shards, and what each of them is asked.
+    pub(super) fn asked(&self) -> (&ShardSet, &str) {
+        (&self.shards, &self.question)
+    }
+
     /// The shards, and what each is asked, when its rows are passed on as they come, and all of them.
     pub(super) fn as_it_comes(&self) -> Option<(&ShardSet, &str)> {
         let all = self.keys.is_empty() && self.limit.skips() == 0 && self.limit.gives() == u64::MAX;
@@ -366,7 +371,7 @@ impl Session {
     }
 
     /// Asks the shards, up to Bind. When it cannot be answered so, nothing is held and nothing was told to the client.
-    async fn open_stream(
+    pub(super) async fn open_stream(
         &mut self,
         scattered: &Scattered,
         text: &[u8],

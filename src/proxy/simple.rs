@@ -10,7 +10,7 @@ use super::{
     session::{End, Note, Phase, Session},
 };
 use crate::{
-    plan::{Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
+    plan::{Explains, Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
         transaction::Deferred,
@@ -154,6 +154,9 @@ impl Session {
             }
             if let Some(shares) = self.spreads(statement, values)? {
                 return Box::pin(self.query_spread(plan, shares, values)).await;
+            }
+            if statement.explains == Explains::OfSeveral {
+                return Box::pin(self.query_explain(refused, values.text)).await;
             }
         }
         let together = self.changes(&plan.statements);

@@ -10,6 +10,7 @@ pub(super) mod answers;
 mod moving;
 
 use super::{
+    explaining::explains,
     link::{Hold, Link},
     numbers::Drew,
     place::Place,
@@ -49,13 +50,13 @@ const NOTHING_BOUND: [u8; 6] = [0; 6];
 
 /// A statement that several shards write.
 pub(super) struct Writing<'a> {
-    spread: &'a Spread,
-    text: &'a str,
-    slots: &'a [Slot],
-    shares: Shares,
+    pub(super) spread: &'a Spread,
+    pub(super) text: &'a str,
+    pub(super) slots: &'a [Slot],
+    pub(super) shares: Shares,
     /// Parameter types as declared, as they stand in Parse.
-    types: &'a [u8],
-    bind: Option<&'a Bind<'a>>,
+    pub(super) types: &'a [u8],
+    pub(super) bind: Option<&'a Bind<'a>>,
 }
 
 impl<'a> Writing<'a> {
@@ -95,7 +96,7 @@ impl<'a> Writing<'a> {
 #[derive(Debug)]
 pub(super) struct WritingPortal {
     prepared: Arc<Prepared>,
-    /// `None`: a schema change, whose shards are found when it runs.
+    /// `None`: a schema change or EXPLAIN, whose shards are found when it runs.
     shares: Option<Shares>,
     /// The parameters, as they stand in Bind.
     tail: Vec<u8>,
@@ -210,7 +211,8 @@ impl Session {
             return Ok(true);
         }
         let shares = self.spreads(statement, values)?;
-        if shares.is_none() && !self.may_change(statement) {
+        let other = !self.may_change(statement) && !self.may_explain(prepared, bind)?;
+        if shares.is_none() && other {
             return Ok(false);
         }
         self.answer_pending().await?;
@@ -297,6 +299,9 @@ impl Session {
         if portal.written.is_none() {
             let written = match portal.shares {
                 Some(_) => self.write_portal(&portal).await?,
+                None if explains(&portal.prepared) => {
+                    Box::pin(self.explain_portal(&portal.prepared, &portal.tail)).await?
+                }
                 None => self.change_portal(&portal.prepared).await?,
             };
             portal.written = Some(written);
@@ -439,26 +444,7 @@ impl Session {
             self.drew = Drew::default();
             return moved;
         }
-        let time = if writing.spread.asks_for_time() {
-            self.ask_time(&writing.shares).await?
-        } else {
-            None
-        };
-        let drawn = self.draw(writing).await?;
-        let given = Given {
-            time: time.as_deref(),
-            drawn: &drawn,
-        };
-        let rows = writing
-            .shares
-            .shards
-            .iter()
-            .map(|(_, rows)| rows.as_slice());
-        let parts = writing
-            .spread
-            .parts(writing.text, writing.slots, rows, &given);
-        // The plan is of a text with the same template.
-        let parts = parts.ok_or_else(reply::malformed)?;
+        let parts = self.parts_to_send(writing).await?;
         let mut heard = Heard::new(&writing.spread.what, parts.len());
         self.fan_out_over(&writing.shares);
         let worked = self.work(writing, &parts, &mut heard).await;
@@ -485,6 +471,30 @@ impl Session {
         let rows: Vec<Vec<u32>> = rows.map(|(_, rows)| rows.clone()).collect();
         let what = heard.what;
         together(&heard.answers, what, &rows).map_err(|discord| discord_words(discord, what))
+    }
+
+    /// What the transaction's shards are sent, with what is asked for first written into it.
+    pub(super) async fn parts_to_send(&mut self, writing: &Writing<'_>) -> Result<Vec<Part>, Stop> {
+        let time = if writing.spread.asks_for_time() {
+            self.ask_time(&writing.shares).await?
+        } else {
+            None
+        };
+        let drawn = self.draw(writing).await?;
+        let given = Given {
+            time: time.as_deref(),
+            drawn: &drawn,
+        };
+        let rows = writing
+            .shares
+            .shards
+            .iter()
+            .map(|(_, rows)| rows.as_slice());
+        let parts = writing
+            .spread
+            .parts(writing.text, writing.slots, rows, &given);
+        // The plan is of a text with the same template.
+        parts.ok_or_else(|| reply::malformed().into())
     }
 
     /// The time of the transaction: that which it has been told already, or from now on this.
@@ -568,7 +578,7 @@ impl Session {
 
     /// Makes every shard a part of the transaction, in their order. A table that all have a copy of is locked on each
     /// before the next is reached: whoever writes it elsewhere comes before or behind on all of them.
-    async fn reach_shards(&mut self, writing: &Writing<'_>) -> Result<(), Stop> {
+    pub(super) async fn reach_shards(&mut self, writing: &Writing<'_>) -> Result<(), Stop> {
         let lock = match &writing.spread.what {
             What::Copies(copies) => Some(format!(
                 "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
@@ -699,7 +709,7 @@ impl Writing<'_> {
     }
 
     /// The declared types of the parameters that the part has.
-    fn types_of(&self, part: &Part) -> Vec<u8> {
+    pub(super) fn types_of(&self, part: &Part) -> Vec<u8> {
         let Some(parameters) = &part.parameters else {
             return self.types.to_vec();
         };
@@ -711,7 +721,7 @@ impl Writing<'_> {
     }
 
     /// The parameters that the part has, and how its result is asked for.
-    fn tail_of(&self, part: &Part) -> Vec<u8> {
+    pub(super) fn tail_of(&self, part: &Part) -> Vec<u8> {
         let Some(bind) = self.bind else {
             return NOTHING_BOUND.to_vec();
         };
@@ -766,7 +776,7 @@ impl Writing<'_> {
 }
 
 /// A server's error without the place in its text.
-fn without_position(body: &[u8]) -> Vec<u8> {
+pub(super) fn without_position(body: &[u8]) -> Vec<u8> {
     let mut made = Vec::with_capacity(body.len());
     let mut fields = Body::new(body);
     while let Ok(code) = fields.byte() {

@@ -98,7 +98,11 @@ async fn transactions(streaming: &mut Streaming, count: usize) -> (Vec<String>, 
             continue;
         };
         let change = Change::decode(data).unwrap();
-        lines.push(line(change));
+        let line = line(change);
+        // A relation is told again whenever the server has looked at it again.
+        if !(line.starts_with("relation") && lines.contains(&line)) {
+            lines.push(line);
+        }
         if let Change::Commit { end, .. } = change {
             ended += 1;
             if ended == count {
@@ -209,7 +213,6 @@ fn every_change_is_streamed_in_the_order_of_commits() {
             "commit",
             "begin",
             "message true shardway fence",
-            "relation t: *id 20, n 23, long 25",
             "truncate 1",
             "commit",
         ];

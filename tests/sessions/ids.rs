@@ -281,10 +281,8 @@ fn given_past(mut client: Client) -> Vec<i64> {
 
 fn shards_have_numbers(stand: &mut Stand) {
     until("shards have numbers", || {
-        let shards = stand.shards.iter_mut();
-        let has =
-            |shard: &mut Client| shard.value("select count(*) from shardway.this_node") == "1";
-        shards.map(has).all(|has| has)
+        let numbers = stand.seen("select count(*) from shardway.this_node");
+        numbers.iter().all(|number| number == "1")
     });
 }
 

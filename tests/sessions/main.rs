@@ -20,6 +20,7 @@ mod defaults;
 mod dumps;
 mod dying;
 mod endings;
+mod explaining;
 mod extended;
 mod gathered;
 mod gathered_parts;

@@ -58,6 +58,29 @@ const RAILS_TABLES: [&str; 4] = [
      '2026-01-02 03:04:05.000006', '2026-01-02 03:04:05.000006') RETURNING \"key\"",
     "SELECT \"schema_migrations\".\"version\" FROM \"schema_migrations\" ORDER BY \"schema_migrations\".\"version\" ASC",
 ];
+/// What it asks of the catalogs when it loads a model, and dumps its schema.
+const RAILS_CATALOGS: [&str; 5] = [
+    "SELECT a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid), a.attnotnull, a.atttypmod, \
+     c.collname, col_description(a.attrelid, a.attnum) AS comment, attidentity AS identity, attgenerated AS attgenerated \
+     FROM pg_attribute a LEFT JOIN pg_attrdef d ON a.attrelid = d.adrelid AND a.attnum = d.adnum LEFT JOIN pg_type t ON \
+     a.atttypid = t.oid LEFT JOIN pg_collation c ON a.attcollation = c.oid AND a.attcollation <> t.typcollation WHERE \
+     a.attrelid = '\"posts\"'::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+    "SELECT a.attname FROM ( SELECT indrelid, indkey, generate_subscripts(indkey, 1) idx FROM pg_index WHERE indrelid = \
+     '\"posts\"'::regclass AND indisprimary ) i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[i.idx] \
+     ORDER BY i.idx",
+    "SELECT distinct i.relname, d.indisunique, d.indkey::text, pg_catalog.obj_description(i.oid, 'pg_class') AS comment, \
+     d.indisvalid FROM pg_class t INNER JOIN pg_index d ON t.oid = d.indrelid INNER JOIN pg_class i ON d.indexrelid = i.oid \
+     LEFT JOIN pg_namespace n ON n.oid = t.relnamespace WHERE i.relkind IN ('i', 'I') AND d.indisprimary = 'f' AND t.relname = \
+     'posts' AND n.nspname = ANY (current_schemas(false)) ORDER BY i.relname",
+    "SELECT type.typname AS name, type.typtype, n.nspname AS schema, array_agg(enum.enumlabel ORDER BY enum.enumsortorder) \
+     AS value FROM pg_enum AS enum JOIN pg_type AS type ON (type.oid = enum.enumtypid) JOIN pg_namespace n ON type.typnamespace \
+     = n.oid WHERE n.nspname = ANY (current_schemas(false)) GROUP BY 1, 2, 3",
+    "SELECT t2.oid::regclass::text AS to_table, a1.attname AS column, a2.attname AS primary_key, c.conname AS name, \
+     c.confupdtype AS on_update, c.confdeltype AS on_delete, c.convalidated AS valid FROM pg_constraint c JOIN pg_class t1 ON \
+     c.conrelid = t1.oid JOIN pg_class t2 ON c.confrelid = t2.oid JOIN pg_attribute a1 ON a1.attnum = c.conkey[1] AND \
+     a1.attrelid = t1.oid JOIN pg_attribute a2 ON a2.attnum = c.confkey[1] AND a2.attrelid = t2.oid WHERE c.contype = 'f' AND \
+     t1.relname = 'posts' ORDER BY c.conname",
+];
 
 #[test]
 fn a_rails_migration_under_its_advisory_lock() {
@@ -124,29 +147,7 @@ fn a_rails_migration_under_its_advisory_lock() {
     ] {
         assert_eq!(stand.holders(name), on, "{name}");
     }
-    // What it asks of the catalogs when it loads a model, and dumps its schema.
-    stand.migrates(&[
-        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid), a.attnotnull, a.atttypmod, \
-         c.collname, col_description(a.attrelid, a.attnum) AS comment, attidentity AS identity, attgenerated AS attgenerated \
-         FROM pg_attribute a LEFT JOIN pg_attrdef d ON a.attrelid = d.adrelid AND a.attnum = d.adnum LEFT JOIN pg_type t ON \
-         a.atttypid = t.oid LEFT JOIN pg_collation c ON a.attcollation = c.oid AND a.attcollation <> t.typcollation WHERE \
-         a.attrelid = '\"posts\"'::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-        "SELECT a.attname FROM ( SELECT indrelid, indkey, generate_subscripts(indkey, 1) idx FROM pg_index WHERE indrelid = \
-         '\"posts\"'::regclass AND indisprimary ) i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[i.idx] \
-         ORDER BY i.idx",
-        "SELECT distinct i.relname, d.indisunique, d.indkey::text, pg_catalog.obj_description(i.oid, 'pg_class') AS comment, \
-         d.indisvalid FROM pg_class t INNER JOIN pg_index d ON t.oid = d.indrelid INNER JOIN pg_class i ON d.indexrelid = i.oid \
-         LEFT JOIN pg_namespace n ON n.oid = t.relnamespace WHERE i.relkind IN ('i', 'I') AND d.indisprimary = 'f' AND t.relname = \
-         'posts' AND n.nspname = ANY (current_schemas(false)) ORDER BY i.relname",
-        "SELECT type.typname AS name, type.typtype, n.nspname AS schema, array_agg(enum.enumlabel ORDER BY enum.enumsortorder) \
-         AS value FROM pg_enum AS enum JOIN pg_type AS type ON (type.oid = enum.enumtypid) JOIN pg_namespace n ON type.typnamespace \
-         = n.oid WHERE n.nspname = ANY (current_schemas(false)) GROUP BY 1, 2, 3",
-        "SELECT t2.oid::regclass::text AS to_table, a1.attname AS column, a2.attname AS primary_key, c.conname AS name, \
-         c.confupdtype AS on_update, c.confdeltype AS on_delete, c.convalidated AS valid FROM pg_constraint c JOIN pg_class t1 ON \
-         c.conrelid = t1.oid JOIN pg_class t2 ON c.confrelid = t2.oid JOIN pg_attribute a1 ON a1.attnum = c.conkey[1] AND \
-         a1.attrelid = t1.oid JOIN pg_attribute a2 ON a2.attnum = c.confkey[1] AND a2.attrelid = t2.oid WHERE c.contype = 'f' AND \
-         t1.relname = 'posts' ORDER BY c.conname",
-    ]);
+    stand.migrates(&RAILS_CATALOGS);
 }
 
 #[test]

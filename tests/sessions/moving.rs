@@ -274,45 +274,42 @@ fn movers_and_writers_at_once_lose_nothing() {
     stand.ask("insert into items select 1, 1, '0'");
     stand.ask("insert into items values (1, 2, '0'), (101, 3, '0'), (201, 4, '0')");
     let port = stand.proxy.port;
-    let workers: Vec<_> = (0..4_u32)
-        .map(|worker| {
-            std::thread::spawn(move || {
-                let mut client = Client::connect(port, &[]);
-                let mut added = 0;
-                for round in 0..25 {
-                    let sql = if worker < 2 {
-                        format!(
-                            "update items set id = (id + 97 * {}) % 300 where n = {}",
-                            round + 1,
-                            2 + (round + worker) % 3
-                        )
-                    } else {
-                        "update items set v = (v::int + 1)::text where n > 1".to_owned()
-                    };
-                    let answer = client.ask(&query(&sql));
-                    let tag = answer[0]
-                        .strip_prefix("C UPDATE ")
-                        .map(|rest| rest.trim_end_matches("\\0"));
-                    let failed = answer[0].contains(" 40P01 ");
-                    assert!(tag.is_some() || failed, "{answer:?}");
-                    if worker >= 2
-                        && let Some(count) = tag
-                    {
-                        assert_eq!(count, "3", "a row was met on no shard, or on two");
-                        added += 3;
-                    }
-                }
-                added
-            })
-        })
-        .collect();
-    let added: i32 = workers
-        .into_iter()
-        .map(|worker| worker.join().unwrap())
-        .sum();
+    let workers =
+        [0, 1, 2, 3].map(|worker| std::thread::spawn(move || move_or_write(port, worker)));
+    let added: i32 = workers.map(|worker| worker.join().unwrap()).iter().sum();
     let sums = stand.seen("select coalesce(sum(v::int), 0) from items where n > 1");
     let sum: i32 = sums.iter().map(|sum| sum.parse::<i32>().unwrap()).sum();
     assert_eq!(sum, added);
+}
+
+/// The first two move rows, the others write them all and add up what they wrote.
+fn move_or_write(port: u16, worker: u32) -> i32 {
+    let mut client = Client::connect(port, &[]);
+    let mut added = 0;
+    for round in 0..25 {
+        let sql = if worker < 2 {
+            format!(
+                "update items set id = (id + 97 * {}) % 300 where n = {}",
+                round + 1,
+                2 + (round + worker) % 3
+            )
+        } else {
+            "update items set v = (v::int + 1)::text where n > 1".to_owned()
+        };
+        let answer = client.ask(&query(&sql));
+        let tag = answer[0]
+            .strip_prefix("C UPDATE ")
+            .map(|rest| rest.trim_end_matches("\\0"));
+        let failed = answer[0].contains(" 40P01 ");
+        assert!(tag.is_some() || failed, "{answer:?}");
+        if worker >= 2
+            && let Some(count) = tag
+        {
+            assert_eq!(count, "3", "a row was met on no shard, or on two");
+            added += 3;
+        }
+    }
+    added
 }
 
 #[test]

@@ -487,7 +487,7 @@ fn copies_of_a_reference_table_change_together() {
     stand.all_alike(&["insert into sizes (name) values ('huge') returning size"]);
     let answer = stand.ask("insert into sizes (name) select 'tiny'");
     assert!(
-        answer[0].contains("the copies of reference table"),
+        answer[0].contains("SW125") || answer[0].contains("0A000"),
         "{answer:?}"
     );
     stand.ask("insert into colours (code) values ('t')");

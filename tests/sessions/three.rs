@@ -8,6 +8,13 @@ use crate::{
     harness::{Proxy, postgres, until},
 };
 
+/// Whether the proxy has a role of its own on the servers, which two-phase commit needs.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Control {
+    Own,
+    None,
+}
+
 /// What is on the servers and in the configuration.
 #[derive(Clone, Copy)]
 pub(crate) struct Three<'a> {
@@ -18,6 +25,7 @@ pub(crate) struct Three<'a> {
     /// Tables whose key is their column `id`, with their schema.
     pub(crate) tables: &'a [&'a str],
     pub(crate) reference: &'a [&'a str],
+    pub(crate) control: Control,
     /// Lines of the logical database's section.
     pub(crate) database: &'a str,
     /// Lines of the section `server`.
@@ -34,13 +42,15 @@ impl<'a> Three<'a> {
             ddl: "create table t (id bigint primary key, n int)",
             tables: &["public.t"],
             reference: &[],
+            control: Control::Own,
             database: "",
             server: "",
             pool: "size = 4",
         }
     }
 
-    /// Makes the databases and starts a proxy before them; returns when it can write on several shards.
+    /// Makes the databases and starts a proxy before them; returns when it can write on several shards,
+    /// unless it never can.
     pub(crate) fn start(self) -> Stand {
         let server = postgres().port();
         let mut admin = Client::connect(server, &[]);
@@ -58,12 +68,15 @@ impl<'a> Three<'a> {
         let proxy = self.proxy();
         let sharded = proxy.client();
         let stand = Stand {
+            name: self.name.to_owned(),
             whole,
             sharded,
             shards: made,
             proxy,
         };
-        stand.ready();
+        if self.control == Control::Own {
+            stand.ready();
+        }
         stand
     }
 
@@ -82,8 +95,12 @@ impl<'a> Three<'a> {
                 )
             })
             .collect();
+        let control = match self.control {
+            Control::Own => "control = { user = \"postgres\" }",
+            Control::None => "",
+        };
         let databases = format!(
-            "[databases.postgres]\ncontrol = {{ user = \"postgres\" }}\n{}\n{shards}[databases.postgres.groups.g]\nmethod = \"range\"\n\
+            "[databases.postgres]\n{control}\n{}\n{shards}[databases.postgres.groups.g]\nmethod = \"range\"\n\
              key_type = \"bigint\"\n\
              ranges = [{{ to = 100, shard = \"s0\" }}, {{ to = 200, shard = \"s1\" }}, {{ shard = \"s2\" }}]\n\
              tables = {{ \"public.ready\" = \"id\", {} }}\n[databases.postgres.tables]\nreference = [{}]\n",
@@ -97,6 +114,8 @@ impl<'a> Three<'a> {
 
 /// What [`Three::start`] made.
 pub(crate) struct Stand {
+    /// What its databases' names begin with.
+    pub(crate) name: String,
     /// PostgreSQL itself, with all rows.
     pub(crate) whole: Client,
     /// Through the proxy.
@@ -158,5 +177,17 @@ impl Stand {
     pub(crate) fn seen(&mut self, sql: &str) -> Vec<String> {
         let shards = self.shards.iter_mut();
         shards.map(|shard| shard.value(sql)).collect()
+    }
+
+    /// Waits until nothing is prepared, and nobody is in a transaction.
+    pub(crate) fn at_rest(&mut self) {
+        let name = &self.name;
+        let open = format!(
+            "select (select count(*) from pg_prepared_xacts where database like '{name}%') + \
+             (select count(*) from pg_stat_activity where datname like '{name}%' and xact_start is not null \
+              and pid <> pg_backend_pid())"
+        );
+        let shard = &mut self.shards[0];
+        until("every transaction has ended", || shard.value(&open) == "0");
     }
 }

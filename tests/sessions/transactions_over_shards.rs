@@ -3,7 +3,7 @@
 
 use crate::{
     client::{Client, batch, query},
-    harness::{Proxy, postgres, until},
+    three::{Control, Stand, Three},
 };
 
 const TABLES: &str = "create table t (id bigint primary key, n int check (n < 1000)); \
@@ -15,94 +15,28 @@ const TABLES: &str = "create table t (id bigint primary key, n int check (n < 10
     as 'begin perform pg_terminate_backend(pg_backend_pid()); return null; end'; \
     create constraint trigger last after insert on fatal deferrable initially deferred \
     for each row execute function die()";
-/// A control role, which two-phase commit needs.
-const CONTROL: &str = "control = { user = \"postgres\" }\n";
 
-/// A whole database and one of three shards: ids up to 99, to 199 and above.
-struct Stand {
-    name: String,
-    clients: (Client, Client),
-    shards: Vec<Client>,
-    proxy: Proxy,
+fn three(name: &str) -> Three<'_> {
+    Three {
+        ddl: TABLES,
+        tables: &[
+            "public.t",
+            "public.once",
+            "public.parent",
+            "public.child",
+            "public.fatal",
+        ],
+        database: "per_shard = [\"public.child.child_parent_fkey\", \"public.fatal.last\"]\n",
+        pool: "size = 3",
+        ..Three::new(name)
+    }
 }
 
 fn stand(name: &str) -> Stand {
-    let stand = stand_with(name, "size = 3", CONTROL);
-    let mut client = stand.proxy.client();
-    until("two-phase commit is ready", || {
-        client.ask(&query("begin"));
-        client.ask(&query("insert into t values (1, 0)"));
-        client.ask(&query("insert into t values (101, 0)"));
-        client.ask(&query("commit"))[0] == "C COMMIT\\0"
-    });
-    for id in [1, 101] {
-        client.ask(&query(&format!("delete from t where id = {id}")));
-    }
-    stand
-}
-
-fn stand_with(name: &str, pool: &str, control: &str) -> Stand {
-    let server = postgres().port();
-    let mut whole = Client::connect(server, &[]);
-    let mut shards = Vec::new();
-    for at in 0..4 {
-        whole.ask(&query(&format!("create database {name}_{at}")));
-        let mut shard = Client::connect_to(server, &format!("{name}_{at}"), &[]);
-        shard.ask(&query(TABLES));
-        shards.push(shard);
-    }
-    let shard = |at: usize| {
-        format!(
-            "shards.s{at} = {{ primary = \"postgres://127.0.0.1:{server}/{name}_{at}?sslmode=disable\" }}\n"
-        )
-    };
-    let databases = format!(
-        "[databases.postgres]\n{control}per_shard = [\"public.child.child_parent_fkey\", \"public.fatal.last\"]\n{}{}{}[databases.postgres.groups.g]\nmethod = \"range\"\nkey_type = \"bigint\"\n\
-         ranges = [{{ to = 100, shard = \"s0\" }}, {{ to = 200, shard = \"s1\" }}, {{ shard = \"s2\" }}]\n\
-         tables = {{ \"public.t\" = \"id\", \"public.once\" = \"id\", \"public.parent\" = \"id\", \"public.child\" = \"id\", \"public.fatal\" = \"id\" }}\n",
-        shard(0),
-        shard(1),
-        shard(2)
-    );
-    let proxy = Proxy::with(pool, &databases);
-    let whole = Client::connect_to(server, &format!("{name}_3"), &[]);
-    let sharded = proxy.client();
-    shards.truncate(3);
-    Stand {
-        name: name.to_owned(),
-        clients: (whole, sharded),
-        shards,
-        proxy,
-    }
+    three(name).start()
 }
 
 impl Stand {
-    /// Both answer alike.
-    fn alike(&mut self, bytes: &[u8], readies: usize) -> Vec<String> {
-        let (whole, sharded) = &mut self.clients;
-        whole.send(bytes);
-        sharded.send(bytes);
-        let (expected, found) = (rows(whole.answers(readies)), rows(sharded.answers(readies)));
-        assert_eq!(
-            found,
-            expected,
-            "PostgreSQL's is on the right, to {}",
-            String::from_utf8_lossy(bytes).escape_debug()
-        );
-        found
-    }
-
-    fn all_alike(&mut self, statements: &[&str]) {
-        for sql in statements {
-            self.alike(&query(sql), 1);
-        }
-    }
-
-    /// Through the proxy alone.
-    fn ask(&mut self, sql: &str) -> Vec<String> {
-        self.clients.1.ask(&query(sql))
-    }
-
     fn run(&mut self, statements: &[&str]) {
         for sql in statements {
             let answers = self.ask(sql);
@@ -110,26 +44,8 @@ impl Stand {
         }
     }
 
-    /// What each shard has, as one who looks on sees it.
-    fn seen(&mut self, sql: &str) -> Vec<String> {
-        let shards = self.shards.iter_mut();
-        shards.map(|shard| shard.value(sql)).collect()
-    }
-
     fn ids(&mut self) -> Vec<String> {
         self.seen("select coalesce(string_agg(id::text, ',' order by id), '') from t")
-    }
-
-    /// Nothing is prepared, and nobody is in a transaction.
-    fn at_rest(&mut self) {
-        let name = &self.name;
-        let open = format!(
-            "select (select count(*) from pg_prepared_xacts where database like '{name}%') + \
-             (select count(*) from pg_stat_activity where datname like '{name}%' and xact_start is not null \
-              and pid <> pg_backend_pid())"
-        );
-        let shard = &mut self.shards[0];
-        until("every transaction has ended", || shard.value(&open) == "0");
     }
 
     /// Ends the backends of a shard that are in a transaction; how many.
@@ -144,12 +60,6 @@ impl Stand {
     fn decisions(&mut self) -> Vec<String> {
         self.seen("select count(*) from shardway.decision")
     }
-}
-
-/// Without what two servers tell differently.
-fn rows(lines: Vec<String>) -> Vec<String> {
-    let lines = lines.into_iter();
-    lines.filter(|line| !line.starts_with('T')).collect()
 }
 
 #[test]
@@ -275,7 +185,7 @@ fn a_refused_statement_fails_all() {
         "savepoint a",
         "insert into t values (101, 1)",
     ]);
-    let refused = stand.ask("update t set id = id + 1");
+    let refused = stand.ask("insert into t select id + 1, n from t");
     assert!(refused[0].starts_with("E ERROR 0A000"), "{refused:?}");
     assert_eq!(refused[1], "Z E");
     let failed = stand.ask("select n from t where id = 1");
@@ -295,7 +205,7 @@ fn a_constraint_that_fails_at_the_end_undoes_all() {
             &format!("insert into t values ({second}, 1)"),
             &format!("insert into once values ({first}, 1)"),
         ]);
-        let (whole, sharded) = &mut stand.clients;
+        let (whole, sharded) = (&mut stand.whole, &mut stand.sharded);
         let whole = whole.ask(&query("commit"));
         assert!(whole[0].starts_with("E ERROR 23505"), "{whole:?}");
         assert_eq!(sharded.ask(&query("commit")), whole);
@@ -582,7 +492,11 @@ fn a_client_that_leaves_takes_its_transactions_with_it() {
 
 #[test]
 fn backends_serve_others_after_a_transaction_over_several_shards() {
-    let mut stand = stand_with("shared", "size = 1", CONTROL);
+    let mut stand = Three {
+        pool: "size = 1",
+        ..three("shared")
+    }
+    .start();
     for id in [1, 101, 201] {
         stand.run(&[&format!("insert into t values ({id}, 1)")]);
     }
@@ -611,7 +525,7 @@ fn backends_serve_others_after_a_transaction_over_several_shards() {
         }
         let own = if end == "commit" { "second" } else { "first" };
         for id in [1, 101, 201] {
-            assert_eq!(stand.clients.1.value(&name(id)), own);
+            assert_eq!(stand.sharded.value(&name(id)), own);
         }
     }
 }
@@ -663,13 +577,13 @@ fn a_transaction_that_promises_one_snapshot_stays_on_its_shard() {
 fn a_transaction_tells_one_time() {
     let mut stand = stand("timed");
     stand.run(&["begin", "insert into t values (1, 1)"]);
-    let time = stand.clients.1.value("select now()");
+    let time = stand.sharded.value("select now()");
     stand.run(&["insert into t values (101, 1)"]);
     let refused = stand.ask("update t set n = 2 where id = 101 returning now()");
     assert!(refused[0].starts_with("E ERROR 0A000"), "{refused:?}");
     assert_eq!(stand.ask("rollback")[0], "C ROLLBACK\\0");
     stand.run(&["begin", "insert into t values (1, 1)"]);
-    assert_ne!(stand.clients.1.value("select now()"), time);
+    assert_ne!(stand.sharded.value("select now()"), time);
     stand.run(&[
         "insert into t values (101, 1)",
         "update t set n = 2 where id = 1 returning now()",
@@ -680,7 +594,12 @@ fn a_transaction_tells_one_time() {
 
 #[test]
 fn without_a_control_role_nothing_is_half_committed() {
-    let mut stand = stand_with("bare", "size = 2", "");
+    let mut stand = Three {
+        control: Control::None,
+        pool: "size = 2",
+        ..three("bare")
+    }
+    .start();
     stand.run(&[
         "begin",
         "insert into t values (1, 1)",
@@ -717,7 +636,11 @@ fn what_cannot_be_prepared_decides() {
 
 #[test]
 fn transactions_that_wait_for_each_others_backends_end() {
-    let mut stand = stand_with("crossed", "size = 1\nwait_timeout = \"1s\"", CONTROL);
+    let mut stand = Three {
+        pool: "size = 1\nwait_timeout = \"1s\"",
+        ..three("crossed")
+    }
+    .start();
     let mut other = stand.proxy.client();
     stand.run(&["begin", "insert into t values (1, 1)"]);
     other.ask(&query("begin"));

@@ -40,7 +40,7 @@ const POINTS: [(&str, bool); 8] = [
 const DECIDER: usize = 2;
 
 fn all() -> bool {
-    std::env::var("SHARDWAY_KILLS").is_ok_and(|kills| kills == "all")
+    std::env::var_os("SHARDWAY_KILLS").is_some_and(|kills| kills == "all")
 }
 
 #[test]
@@ -141,6 +141,7 @@ fn transfers_go_on_while_everything_dies() {
     let over = Arc::new(AtomicBool::new(false));
     let proxy: Arc<std::sync::Mutex<Proxy>> = Arc::new(std::sync::Mutex::new(stage.proxy()));
     let committed = Arc::new(AtomicU64::new(0));
+    #[expect(clippy::needless_collect, reason = "all work at once")]
     let workers: Vec<_> = (0..4)
         .map(|_| {
             let (stage, over, proxy) = (Arc::clone(&stage), Arc::clone(&over), Arc::clone(&proxy));

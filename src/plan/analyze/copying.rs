@@ -2,7 +2,10 @@
 
 use super::{Planner, names_transaction};
 use crate::{
-    catalog::{effects::Act, snapshot::Table},
+    catalog::{
+        effects::{Act, Fired, Hazard, HazardKind},
+        snapshot::Table,
+    },
     plan::{
         Override, Route, Target,
         block::{Analysis, Place, full_name},
@@ -181,6 +184,16 @@ impl Planner<'_> {
             return self.one_shard_only(Unroutable::PerShardObject {
                 table: table.name.clone(),
                 hazard: hazard.clone(),
+            });
+        }
+        if let Some(column) = known.effects.draws(given) {
+            return self.one_shard_only(Unroutable::PerShardObject {
+                table: table.name.clone(),
+                hazard: Hazard {
+                    name: column.to_owned(),
+                    kind: HazardKind::Default,
+                    fired: Fired::INSERT,
+                },
             });
         }
         let apart = self.pinned.is_none() && copy.filtered == Filtered::No;

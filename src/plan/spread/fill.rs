@@ -388,7 +388,7 @@ impl Fill {
         })
     }
 
-    /// The answer to [`Fill::draw`], row by row.
+    /// The answer to the query that draws the values, row by row.
     #[must_use]
     pub fn drawn(answer: &str) -> Vec<Vec<Option<String>>> {
         let row = |row: &str| {

@@ -212,7 +212,11 @@ impl Written {
     }
 
     /// These rows, as described.
-    pub(super) fn of_rows(columns: Option<Vec<u8>>, rows: Vec<Vec<u8>>, tag: Vec<u8>) -> Self {
+    pub(in crate::proxy) fn of_rows(
+        columns: Option<Vec<u8>>,
+        rows: Vec<Vec<u8>>,
+        tag: Vec<u8>,
+    ) -> Self {
         let rows = if columns.is_some() { rows } else { Vec::new() };
         Self {
             columns,
