@@ -4,6 +4,7 @@
 //! the statement as the client wrote it, so that PostgreSQL judges the rest of it.
 
 use super::{
+    copy_left::{Condition, Left},
     spread::Shares,
     unroutable::{KeyProblem, Unroutable},
 };
@@ -37,6 +38,9 @@ pub struct CopyIn {
     pub columns: Option<Vec<String>>,
     pub options: Options,
     pub tolerance: Tolerance,
+    /// Columns that each row is given the transaction's time in.
+    pub left: Vec<Left>,
+    pub condition: Condition,
 }
 
 /// A COPY of a sharded table, or of a query, TO STDOUT.
@@ -105,15 +109,14 @@ pub(super) struct Target<'a> {
     pub(super) table: &'a str,
     pub(super) group: GroupId,
     pub(super) key: &'a str,
+    pub(super) left: Vec<Left>,
+    pub(super) condition: Condition,
 }
 
 impl CopyIn {
     /// What the statement says; `None`: something in it is not known here, or changes what a value is.
-    pub(super) fn new(copy: &Copy, target: &Target<'_>) -> Option<Self> {
-        let mut stated = Stated::default();
-        for (name, value) in &copy.options {
-            stated.option(name, value, target.key)?;
-        }
+    pub(super) fn new(copy: &Copy, target: Target<'_>) -> Option<Self> {
+        let stated = Stated::of(copy, target.key)?;
         let options = stated.options()?;
         if let Some(columns) = &copy.columns
             && !columns.iter().any(|column| column == target.key)
@@ -128,19 +131,26 @@ impl CopyIn {
             columns: copy.columns.clone(),
             options,
             tolerance: stated.tolerance,
+            left: target.left,
+            condition: target.condition,
         })
     }
 
     /// A COPY of the same rows into every shard, which read them by themselves.
-    pub(super) fn everywhere(copy: &Copy, schema: &str, table: &str) -> Self {
+    pub(super) fn everywhere(copy: &Copy, schema: &str, table: &str, left: Vec<Left>) -> Self {
+        let options = Stated::of(copy, "").and_then(|stated| stated.options());
+        // What of rows is not understood is sent as it is; copies that differ then are found.
+        let left = options.as_ref().map(|_| left);
         Self {
             schema: schema.to_owned(),
             table: table.to_owned(),
             group: None,
             key: String::new(),
             columns: copy.columns.clone(),
-            options: Options::of(Format::Text),
+            options: options.unwrap_or_else(|| Options::of(Format::Text)),
             tolerance: Tolerance::None,
+            left: left.unwrap_or_default(),
+            condition: Condition::OfRows,
         }
     }
 
@@ -217,7 +227,9 @@ impl CopyIn {
         }
     }
 
-    fn quoted(&self) -> String {
+    /// The table as SQL names it.
+    #[must_use]
+    pub fn quoted(&self) -> String {
         let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         format!("{}.{}", quote(&self.schema), quote(&self.table))
     }
@@ -267,7 +279,7 @@ impl CopyIn {
 }
 
 /// A string as SQL writes it whatever the settings are.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('\'', "''");
     format!("E'{text}'")
 }
@@ -288,6 +300,14 @@ struct Stated {
 }
 
 impl Stated {
+    fn of(copy: &Copy, key: &str) -> Option<Self> {
+        let mut stated = Self::default();
+        for (name, value) in &copy.options {
+            stated.option(name, value, key)?;
+        }
+        Some(stated)
+    }
+
     fn option(&mut self, name: &str, value: &CopyOption, key: &str) -> Option<()> {
         let text = || match value {
             CopyOption::Text(text) => Some(text.clone().into_bytes()),

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod change;
 pub mod combine;
 pub mod copy;
+pub mod copy_left;
 pub mod defaults;
 pub mod explain;
 pub mod explained;

@@ -31,8 +31,8 @@ use crate::{
         tree::{Body, Cte, Insert, Kind, Merge, MergeAct, MergeAction, Name, Query, Relation},
     },
 };
-pub(super) use fill::leaves_time;
 pub use fill::{Fill, Given, asks_for_time, is_each_rows};
+pub(super) use fill::{leaves_time, slots_of, with_time};
 pub use moving::{Columns, Moving, Texts, examine, examined};
 pub use text::{Part, Time};
 

@@ -26,9 +26,18 @@ use super::{
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     net::stream::HIGH_WATER,
-    plan::{StatementPlan, copy::CopyIn, spread::Shares, unroutable::Unroutable},
+    plan::{
+        StatementPlan,
+        copy::CopyIn,
+        copy_left::{Condition, Left, at_moment, listing},
+        spread::Shares,
+        unroutable::Unroutable,
+    },
     proxy::fan::{Fan, LONGEST, Next},
-    split::copy::{Fault, Format, Piece, Splitter},
+    split::{
+        copy::{Fault, Format, Piece, Splitter},
+        filling::Filling,
+    },
     wire::{
         backend::{Status, put_complete},
         frame::{self, HEADER, Header},
@@ -50,6 +59,8 @@ pub(super) struct Copying {
     snapshot: Arc<Snapshot>,
     shares: Shares,
     splitter: Splitter,
+    /// What each row is given in front of its own values.
+    filling: Option<Filling>,
     /// What each shard is sent next, in the order of the fan.
     batches: Vec<Vec<u8>>,
     /// Lines of the client's data, or rows in binary, that were whole.
@@ -151,8 +162,9 @@ impl Session {
         self.begin_own().await?;
         let shares = copy.shares(&self.snapshot);
         let column = self.reach_to_copy(&copy, &shares).await?;
+        let (filling, timed) = self.time_copy(&copy, &shares, text).await?;
         self.fan_out_over(&shares);
-        let opened = self.open_copy(text).await;
+        let opened = self.open_copy(timed.as_deref().unwrap_or(text)).await;
         let response = match opened {
             Ok(response) => response,
             Err(Stop::End(end)) => return Err(Stop::End(end)),
@@ -161,11 +173,13 @@ impl Session {
                 return Err(Stop::Refused(words));
             }
         };
+        let response = without(response, copy.left.len());
         put(self.client.out(), b'G', |out| {
             out.extend_from_slice(&response);
         });
         self.copying = Some(Box::new(Copying {
             splitter: Splitter::new(copy.options.clone(), column, LONGEST),
+            filling,
             snapshot: Arc::clone(&self.snapshot),
             batches: vec![Vec::new(); shares.shards.len()],
             lines: 0,
@@ -206,6 +220,52 @@ impl Session {
         }
         let place = listed.or_else(|| copy.column_among(found.flatten().as_deref()?));
         Ok(place.ok_or_else(reply::columns_changed)?)
+    }
+
+    /// Asks for the transaction's time where the COPY needs it: what each row is given, and the text that has it.
+    async fn time_copy(
+        &mut self,
+        copy: &CopyIn,
+        shares: &Shares,
+        text: &[u8],
+    ) -> Result<(Option<Filling>, Option<Vec<u8>>), Stop> {
+        if copy.left.is_empty() && copy.condition == Condition::OfRows {
+            return Ok((None, None));
+        }
+        let time = self.ask_time(shares).await?;
+        let time = time.ok_or_else(reply::malformed)?;
+        let filling = self.fill_copy(copy, &time).await?;
+        let text = std::str::from_utf8(text).ok();
+        let text = text.and_then(|text| match copy.condition {
+            Condition::OfRows => listing(text, &copy.left),
+            Condition::OfTime => listing(&at_moment(text, &time)?, &copy.left),
+        });
+        // The plan is of a text that was understood.
+        let text = text.ok_or_else(reply::malformed)?;
+        Ok((filling, Some(text.into_bytes())))
+    }
+
+    /// What each row is given for the columns that are left to the transaction's time; `None`: there are none.
+    async fn fill_copy(&mut self, copy: &CopyIn, time: &str) -> Result<Option<Filling>, Stop> {
+        if copy.left.is_empty() {
+            return Ok(None);
+        }
+        let (table, format) = (copy.quoted(), copy.options.format);
+        let mut values = Vec::new();
+        for left in &copy.left {
+            let none = || reply::default_not_sent(&left.column);
+            let kind = self.ask(left.kind_question(&table).as_bytes()).await??;
+            let kind = kind
+                .and_then(|answer| Left::kind(&answer))
+                .ok_or_else(none)?;
+            let question = left.value_question(&kind, format, time).ok_or_else(none)?;
+            let answer = self.ask(question.as_bytes()).await??;
+            let value = answer.and_then(|answer| Left::value(format, answer));
+            values.push((left.column.as_str(), value.ok_or_else(none)?));
+        }
+        let filling = Filling::new(&copy.options, &values);
+        let first = copy.left.first().map_or("", |left| left.column.as_str());
+        Ok(Some(filling.ok_or_else(|| reply::default_not_sent(first))?))
     }
 
     /// Sends every shard the COPY and waits until all take data; what they say about it.
@@ -563,7 +623,7 @@ impl Session {
 impl Copying {
     /// Cuts more of the data.
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Wrong> {
-        if self.copy.is_everywhere() {
+        if self.copy.is_everywhere() && self.filling.is_none() {
             for batch in &mut self.batches {
                 batch.extend_from_slice(bytes);
             }
@@ -590,24 +650,36 @@ impl Copying {
             shares,
             splitter,
             batches,
+            filling,
             lines,
             ..
         } = self;
         let binary = copy.options.format == Format::Binary;
+        let filling = filling.as_ref();
+        let everywhere = copy.is_everywhere();
         let mut each = |piece: Piece<'_>| {
             let bytes = match piece {
                 Piece::Everyone(bytes) => {
                     for batch in batches.iter_mut() {
-                        batch.extend_from_slice(bytes);
+                        match filling {
+                            Some(filling) => filling.header(bytes, batch),
+                            None => batch.extend_from_slice(bytes),
+                        }
                     }
                     *lines += u64::from(!binary);
                     return Ok(());
+                }
+                Piece::Row { bytes, .. } if everywhere => {
+                    for batch in batches.iter_mut() {
+                        put_row(filling, bytes, batch);
+                    }
+                    bytes
                 }
                 Piece::Row { bytes, key } => {
                     let shard = copy.shard(snapshot, key).map_err(Wrong::Place)?;
                     let at = shard.map_or(Some(0), |shard| place_of(shares, shard));
                     let none = || Wrong::Place(Box::new(copy.homeless(snapshot)));
-                    batches[at.ok_or_else(none)?].extend_from_slice(bytes);
+                    put_row(filling, bytes, &mut batches[at.ok_or_else(none)?]);
                     bytes
                 }
             };
@@ -640,6 +712,27 @@ impl Copying {
             Wrong::Place(why) => reply::copy_row(wording::unroutable(why), table, line).into(),
         }
     }
+}
+
+fn put_row(filling: Option<&Filling>, bytes: &[u8], batch: &mut Vec<u8>) {
+    match filling {
+        Some(filling) => filling.row(bytes, batch),
+        None => batch.extend_from_slice(bytes),
+    }
+}
+
+/// What a shard says of the columns that it takes, without so many that the client does not send.
+fn without(mut response: Vec<u8>, added: usize) -> Vec<u8> {
+    if let Some(count) = response.get_mut(1..3)
+        && let Ok(two) = <[u8; 2]>::try_from(&*count)
+        && let Some(left) = usize::from(u16::from_be_bytes(two)).checked_sub(added)
+        && let Ok(own) = u16::try_from(left)
+    {
+        count.copy_from_slice(&own.to_be_bytes());
+        // Their formats are one format.
+        response.truncate(3 + 2 * left);
+    }
+    response
 }
 
 fn place_of(shares: &Shares, shard: ShardId) -> Option<usize> {

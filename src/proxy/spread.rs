@@ -508,7 +508,7 @@ impl Session {
     }
 
     /// The time of the transaction: that which it has been told already, or from now on this.
-    async fn ask_time(&mut self, shares: &Shares) -> Result<Option<String>, Stop> {
+    pub(super) async fn ask_time(&mut self, shares: &Shares) -> Result<Option<String>, Stop> {
         let here = self.link.as_ref().filter(|link| link.named);
         let told = here.map(|link| link.shard).or_else(|| self.several.named());
         let first = shares.shards.first().map(|(shard, _)| *shard);

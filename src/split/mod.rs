@@ -4,3 +4,4 @@
 
 pub mod copy;
 mod fields;
+pub mod filling;

@@ -14,6 +14,7 @@ mod changing;
 mod client;
 mod code;
 mod copy;
+mod copy_defaults;
 mod copying;
 mod cursors;
 mod defaults;

@@ -1,6 +1,6 @@
 //! Where a COPY runs.
 
-use super::Planner;
+use super::{Planner, names_transaction};
 use crate::{
     catalog::{
         effects::{Act, Fired, Hazard, HazardKind},
@@ -10,6 +10,8 @@ use crate::{
         Override, Route, Target,
         block::{Analysis, Place, full_name},
         copy::{self, CopyIn, CopyOut},
+        copy_left::{self, Condition, Left},
+        spread,
         unroutable::Unroutable,
     },
     sql::{
@@ -74,6 +76,11 @@ impl Planner<'_> {
         let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         let place = analysis.place(table);
         self.rests_on(&analysis);
+        if let (true, Some(effects)) = (from, analysis.effects(table)) {
+            let timed =
+                copy_left::may_mark(copy, effects) || !copy_left::left(copy, effects).is_empty();
+            self.leaves_time.set(timed);
+        }
         match place {
             Place::Sharded { .. } if from => self.copy_split(copy, table, &analysis),
             Place::Sharded {
@@ -146,15 +153,23 @@ impl Planner<'_> {
         }
         let calls = self.calls();
         let settled = copy.filtered == Filtered::No || calls.are_harmless();
-        let apart = self.pinned.is_none() && self.context.utf8;
-        if let (true, true, Some(schema)) = (settled, apart, self.schema_where(table)) {
+        let marks = copy_left::may_mark(copy, &known.effects);
+        let apart = self.pinned.is_none() && self.context.utf8 && !marks;
+        if let (true, true, Some(schema), Some(condition)) = (
+            settled,
+            apart,
+            self.schema_where(table),
+            self.condition(copy),
+        ) {
             let found = CopyIn::new(
                 copy,
-                &copy::Target {
+                copy::Target {
                     schema,
                     table: &table.name,
                     group,
                     key,
+                    left: self.leaves(copy, known),
+                    condition,
                 },
             );
             self.copy_in.set(found.map(Box::new));
@@ -183,12 +198,35 @@ impl Planner<'_> {
         }
         let apart = self.pinned.is_none() && copy.filtered == Filtered::No;
         if let (true, Some(schema)) = (apart, self.schema_where(table)) {
-            let everywhere = CopyIn::everywhere(copy, schema, &table.name);
+            let left = self.leaves(copy, known);
+            let everywhere = CopyIn::everywhere(copy, schema, &table.name, left);
             self.copy_in.set(Some(Box::new(everywhere)));
         }
         self.one_shard_only(Unroutable::ReferenceWrite {
             table: full_name(table),
         })
+    }
+
+    /// What its WHERE asks for; `None`: what shards would tell differently.
+    fn condition(&self, copy: &Copy) -> Option<Condition> {
+        if copy.filtered == Filtered::No || !names_transaction(self.text, self.slots) {
+            return Some(Condition::OfRows);
+        }
+        let text = std::str::from_utf8(self.text).ok()?;
+        let made = copy_left::at_moment(text, "epoch")?;
+        let settled = self.context.standard_conforming_strings
+            && !names_transaction(made.as_bytes(), &spread::slots_of(&made));
+        settled.then_some(Condition::OfTime)
+    }
+
+    /// Columns that are left to a time of the transaction.
+    fn leaves(&self, copy: &Copy, known: &Table) -> Vec<Left> {
+        // Where its rows end is not known in another encoding.
+        if self.context.utf8 {
+            copy_left::left(copy, &known.effects)
+        } else {
+            Vec::new()
+        }
     }
 
     /// The schema in which a listed table is found.

@@ -105,7 +105,7 @@ pub fn is_each_rows(expression: &str) -> bool {
         })
 }
 
-fn slots_of(text: &str) -> Slots {
+pub(in crate::plan) fn slots_of(text: &str) -> Slots {
     let (mut template, mut slots) = (Vec::new(), Slots::new());
     normalize(
         text.as_bytes(),
@@ -117,7 +117,7 @@ fn slots_of(text: &str) -> Slots {
 }
 
 /// A default with the transaction's time in it; `None`: not understood.
-fn with_time(expression: &str, time: &str) -> Option<String> {
+pub(in crate::plan) fn with_time(expression: &str, time: &str) -> Option<String> {
     let pieces = pieces(expression, &slots_of(expression))?;
     let edits = at_time(&pieces, time)?;
     Some(super::text::edited(expression, 0..expression.len(), &edits))

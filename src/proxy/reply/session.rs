@@ -718,6 +718,16 @@ pub fn numbers_in_binary() -> Notice {
     }
 }
 
+/// A COPY over several shards that leaves a column to a time which rows cannot be sent.
+#[must_use]
+pub fn default_not_sent(column: &str) -> Notice {
+    Notice {
+        detail: Some("Its default asks for the transaction's time, and has no value that all rows can be sent alike. (SW101)".to_owned()),
+        hint: Some("List the column, and give it a value in each row.".to_owned()),
+        ..error("0A000", format!("COPY that leaves column \"{column}\" to its default is not supported over several shards"))
+    }
+}
+
 /// Copies of a reference table that a write would make differ.
 #[must_use]
 pub fn copies_differ(table: &str) -> Notice {
