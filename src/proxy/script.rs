@@ -87,17 +87,20 @@ enum Turn {
 
 /// Whether strings behind it may mean something else than PostgreSQL has read in them, which reads a text as a whole.
 fn may_change_strings(statement: &StatementPlan) -> bool {
-    match &statement.effect {
-        Effect::Set { name, .. } | Effect::Reset(name) => name == "standard_conforming_strings",
+    let effect = &statement.effect;
+    let named = matches!(effect, Effect::Set { name, .. } | Effect::Reset(name) if name == "standard_conforming_strings");
+    let may = matches!(
+        effect,
         Effect::ResetAll
-        | Effect::DiscardAll
-        | Effect::Pins(_)
-        | Effect::Opaque
-        | Effect::Commit { .. }
-        | Effect::Rollback { .. }
-        | Effect::RollbackTo(_) => true,
-        _ => false,
-    }
+            | Effect::DiscardAll
+            | Effect::Pins(_)
+            | Effect::Opaque
+            | Effect::Execute { .. }
+            | Effect::Commit { .. }
+            | Effect::Rollback { .. }
+            | Effect::RollbackTo(_)
+    );
+    named || may
 }
 
 impl Session {

@@ -463,10 +463,7 @@ fn the_copy_of_a_query_is_that_of_all_rows() {
                 " with binary",
             ] {
                 let text = format!("copy ({query}) to stdout{options}");
-                let (expected, found) = (
-                    stand.whole.ask(&crate::client::query(&text)),
-                    stand.ask(&text),
-                );
+                let (expected, found) = (stand.whole.ask(&query(&text)), stand.ask(&text));
                 if query.contains("join part") {
                     // Merged by its order, which is no COPY's.
                     assert!(found[0].starts_with("E ERROR 0A000"), "{text}: {found:?}");
@@ -489,7 +486,7 @@ fn the_copy_of_a_query_is_that_of_all_rows() {
                 "copy (select t.id, n, amount, note from t left join part p on p.id = t.id) to stdout{options}"
             );
             let all = |client: &mut crate::client::Client| {
-                let mut lines = client.ask(&crate::client::query(&text));
+                let mut lines = client.ask(&query(&text));
                 lines[1..].sort();
                 lines
             };
@@ -497,10 +494,7 @@ fn the_copy_of_a_query_is_that_of_all_rows() {
         }
         let binary = "copy (select id, note from t where n > 0) to stdout with binary";
         let size = |lines: &[String]| copied(lines).0.len();
-        let (expected, found) = (
-            stand.whole.ask(&crate::client::query(binary)),
-            stand.ask(binary),
-        );
+        let (expected, found) = (stand.whole.ask(&query(binary)), stand.ask(binary));
         assert_eq!(size(&found), size(&expected));
         assert_eq!(found[0], expected[0]);
         stand.all_alike(&["select count(*) from t"]);
@@ -516,15 +510,12 @@ fn the_copy_of_a_query_that_fails_has_failed_its_transaction() {
         "copy (select count(*) from t group by) to stdout",
     ] {
         stand.all_alike(&["rollback", "begin", "savepoint a"]);
-        let (expected, found) = (
-            stand.whole.ask(&crate::client::query(fails)),
-            stand.ask(fails),
-        );
+        let (expected, found) = (stand.whole.ask(&query(fails)), stand.ask(fails));
         assert_eq!(found.last(), expected.last(), "{fails}: {found:?}");
         stand.all_alike(&["rollback to a", "select count(*) from t", "commit"]);
     }
     stand.alike(
-        &crate::client::query("copy (select count(*) from t) to stdout; select count(*) from t"),
+        &query("copy (select count(*) from t) to stdout; select count(*) from t"),
         1,
     );
 }
