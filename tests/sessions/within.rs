@@ -454,7 +454,7 @@ fn the_copy_of_a_query_is_that_of_all_rows() {
         &["begin", "update t set note = 'mine' where id = 102"],
     ] {
         stand.all_alike(texts);
-        for query in READS {
+        for read in READS {
             for options in [
                 "",
                 " with (format csv)",
@@ -462,9 +462,9 @@ fn the_copy_of_a_query_is_that_of_all_rows() {
                 " (header true, null '-')",
                 " with binary",
             ] {
-                let text = format!("copy ({query}) to stdout{options}");
+                let text = format!("copy ({read}) to stdout{options}");
                 let (expected, found) = (stand.whole.ask(&query(&text)), stand.ask(&text));
-                if query.contains("join part") {
+                if read.contains("join part") {
                     // Merged by its order, which is no COPY's.
                     assert!(found[0].starts_with("E ERROR 0A000"), "{text}: {found:?}");
                     if texts.len() > 1 {
