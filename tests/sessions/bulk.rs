@@ -109,16 +109,17 @@ fn ids_left_to_their_default_are_computed_for_each_row() {
     ]);
 }
 
+const DJANGO: &str = "INSERT INTO \"t\" (\"n\", \"id\", \"s\") SELECT * FROM UNNEST(($1)::int[], ($2)::bigint[], ($3)::text[]) RETURNING \"t\".\"id\", n";
+const ALCHEMY: &str = "INSERT INTO i (n, s) SELECT p0::INTEGER, p1::VARCHAR FROM (VALUES ($1::int, $2::varchar, 0), ($3, $4, 1)) AS imp_sen(p0, p1, sen_counter) \
+     ORDER BY sen_counter RETURNING i.id, i.id AS id__1";
+
 #[test]
 fn parameters_are_arrays_and_a_prepared_statement_takes_others_each_time() {
     let mut stand = start("bulk_bound");
-    let django = "INSERT INTO \"t\" (\"n\", \"id\", \"s\") SELECT * FROM UNNEST(($1)::int[], ($2)::bigint[], ($3)::text[]) RETURNING \"t\".\"id\", n";
-    let alchemy = "INSERT INTO i (n, s) SELECT p0::INTEGER, p1::VARCHAR FROM (VALUES ($1::int, $2::varchar, 0), ($3, $4, 1)) AS imp_sen(p0, p1, sen_counter) \
-                   ORDER BY sen_counter RETURNING i.id, i.id AS id__1";
     let prepared = batch()
-        .parse("d", django)
+        .parse("d", DJANGO)
         .describe("d")
-        .parse("a", alchemy)
+        .parse("a", ALCHEMY)
         .describe("a")
         .sync();
     stand.alike(&prepared.0, 1);
@@ -144,23 +145,31 @@ fn parameters_are_arrays_and_a_prepared_statement_takes_others_each_time() {
             .sync();
         stand.alike(&bound.0, 1);
     }
-    // Several in one pipeline, with others around them; what fails undoes all of it.
+    stand.all_alike(&[
+        "select * from t order by id",
+        "select id, n, s from i order by id",
+    ]);
+}
+
+#[test]
+fn in_a_pipeline_and_a_transaction_all_of_it_is_done_or_nothing() {
+    let mut stand = start("bulk_piped");
     let piped = batch()
         .run("insert into t (id, n) values ($1, 5)", &["60"])
-        .run(django, &["{1,2}", "{61,161}", "{a,b}"])
+        .run(DJANGO, &["{1,2}", "{61,161}", "{a,b}"])
         .run("select count(*) from t where id >= $1", &["60"])
-        .run(django, &["{1,2}", "{62,262}", "{a,b}"])
+        .run(DJANGO, &["{1,2}", "{62,262}", "{a,b}"])
         .sync();
     stand.alike(&piped.0, 1);
     let broken = batch()
-        .run(django, &["{1,2}", "{63,163}", "{a,b}"])
-        .run(django, &["{1,2}", "{64,60}", "{a,b}"])
-        .run(django, &["{1,2}", "{65,265}", "{a,b}"])
+        .run(DJANGO, &["{1,2}", "{63,163}", "{a,b}"])
+        .run(DJANGO, &["{1,2}", "{64,60}", "{a,b}"])
+        .run(DJANGO, &["{1,2}", "{65,265}", "{a,b}"])
         .sync();
     stand.alike(&broken.0, 1);
     stand.alike(
         &batch()
-            .run(django, &["{1,x}", "{66,166}", "{a,b}"])
+            .run(DJANGO, &["{1,x}", "{66,166}", "{a,b}"])
             .sync()
             .0,
         1,
@@ -168,12 +177,12 @@ fn parameters_are_arrays_and_a_prepared_statement_takes_others_each_time() {
     stand.all_alike(&["select * from t order by id", "begin"]);
     stand.alike(
         &batch()
-            .run(django, &["{1,2}", "{67,167}", "{a,b}"])
+            .run(DJANGO, &["{1,2}", "{67,167}", "{a,b}"])
             .sync()
             .0,
         1,
     );
-    stand.alike(&batch().run(alchemy, &["91", "a", "92", "b"]).sync().0, 1);
+    stand.alike(&batch().run(ALCHEMY, &["91", "a", "92", "b"]).sync().0, 1);
     stand.all_alike(&[
         "commit",
         "select * from t order by id",
