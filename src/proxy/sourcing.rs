@@ -57,6 +57,22 @@ struct Computed {
     held: Held,
 }
 
+/// The plan of a statement whose rows are in its text: they are not computed once more, even if they choose no shard so.
+fn with_rows_given(mut planned: Planned) -> Planned {
+    let statements = &planned.plan.statements;
+    if statements.iter().any(|one| one.sourced.is_some()) {
+        let given = |one: &StatementPlan| StatementPlan {
+            sourced: None,
+            ..one.clone()
+        };
+        planned.plan = Arc::new(Plan {
+            statements: statements.iter().map(given).collect(),
+            structural: planned.plan.structural.clone(),
+        });
+    }
+    planned
+}
+
 impl Session {
     /// How the rows of a text's only statement are computed, if the session may have it done now.
     fn sources<'p>(&self, plan: &'p Plan) -> Option<&'p Sourced> {
@@ -86,7 +102,8 @@ impl Session {
             return Ok(false);
         };
         if filled.rows > 0 {
-            Box::pin(self.run_query(&filled.text, filled.planned)).await?;
+            let planned = with_rows_given(filled.planned);
+            Box::pin(self.run_query(&filled.text, planned)).await?;
             return Ok(true);
         }
         let own = Values {

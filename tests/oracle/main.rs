@@ -211,6 +211,13 @@ impl Run {
             }
         }
         let proxied = self.proxied.ask(statement).await;
+        if let Answer::Error(code) = &proxied {
+            let sql = &statement.sql;
+            assert!(
+                !code.starts_with("connection"),
+                "{place}: {sql} cost the connection"
+            );
+        }
         let shape = self.shapes.entry(statement.shape).or_default();
         match &proxied {
             Answer::Refused(code) => {

@@ -256,3 +256,34 @@ fn a_key_of_one_row_may_be_an_expression() {
         "select n, s from i order by n, s",
     ]);
 }
+
+#[test]
+fn a_value_that_chooses_no_shard_even_when_it_is_known_is_refused() {
+    let three = Three {
+        ddl: "create table t (id bigint primary key); create table words (word text primary key, n int)",
+        database: "groups.words = { method = \"hash\", key_type = \"text\", tables = { \"public.words\" = \"word\" } }",
+        ..Three::new("bulk_words")
+    };
+    let mut stand = three.start();
+    // bpchar, whose text would lose its blanks.
+    for sql in [
+        "insert into words values (N'a', 1)",
+        "insert into words select * from unnest(array['a']::bpchar[], array[1])",
+    ] {
+        let found = stand.ask(sql);
+        assert!(
+            found[0].starts_with("E ERROR 0A000") || found[0] == "C INSERT 0 1\\0",
+            "{sql}: {found:?}"
+        );
+        let found = stand.sharded.ask(&batch().run(sql, &[]).sync().0);
+        assert!(
+            found.last().is_some_and(|line| line == "Z I"),
+            "{sql}: {found:?}"
+        );
+    }
+    stand.all_alike(&[
+        "delete from words",
+        "insert into words values ('b' || 'c', 1)",
+        "select * from words order by 1",
+    ]);
+}
