@@ -50,9 +50,10 @@ pub(crate) enum Way {
     Alternating,
 }
 
-/// A proxy before the server; it ends with the test process.
+/// A proxy before the server; it ends with the test process, or when it is stopped.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
+    stop: tokio::sync::watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -78,6 +79,7 @@ impl Proxy {
         let read = move || load::load_str("test.toml", &text, Path::new("."));
         let settings = read().unwrap_or_else(|errors| panic!("{}", errors.render()));
         let (told, ready) = mpsc::channel();
+        let (stop, mut stopped) = tokio::sync::watch::channel(false);
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
@@ -86,12 +88,16 @@ impl Proxy {
                 .unwrap();
             let reload: server::Reload =
                 Arc::new(move || read().map_err(|errors| errors.to_string()));
-            runtime.block_on(server::run(
-                settings,
-                reload,
-                server::sessions,
-                move |bound| told.send(bound).unwrap(),
-            ))
+            let served = server::run(settings, reload, server::sessions, move |bound| {
+                told.send(bound).unwrap();
+            });
+            runtime.block_on(async {
+                tokio::select! {
+                    served = served => drop(served),
+                    Ok(_) = stopped.wait_for(|stopped| *stopped) => {}
+                }
+            });
+            runtime.shutdown_background();
         });
         let bound = ready.recv().unwrap();
         let Listen::Tcp(address) = bound.listen[0] else {
@@ -99,7 +105,13 @@ impl Proxy {
         };
         Self {
             port: address.port(),
+            stop,
         }
+    }
+
+    /// Ends it as kill -9 would: a hundred that go on with their heartbeats are a load for the tests to come.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
     }
 
     /// A client of it.

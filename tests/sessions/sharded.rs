@@ -172,7 +172,10 @@ fn an_error_on_a_shard_skips_what_another_shard_would_do() {
 fn a_refused_statement_undoes_its_batch() {
     let (_, mut client) = whole_and_sharded("undone");
     let refused = insert(batch(), "1")
-        .run("insert into t (id, n) values ($1::bigint + 1, 0)", &["200"])
+        .run(
+            "insert into t (id, n) select id + $1::bigint, 0 from t",
+            &["200"],
+        )
         .parse("late", "select 1")
         .sync();
     let seen = client.ask(&refused.0);

@@ -191,3 +191,9 @@ impl Stand {
         until("every transaction has ended", || shard.value(&open) == "0");
     }
 }
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.proxy.stop();
+    }
+}
