@@ -22,7 +22,7 @@ pub(crate) const SHARDS: usize = 3;
 /// The program that is tested.
 pub(crate) const SHARDWAY: &str = env!("CARGO_BIN_EXE_shardway");
 /// What waits for a condition gives up after this.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Shardway's own schema, as its control role makes it.
 const OWN_SCHEMA: &str = concat!(

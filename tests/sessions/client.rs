@@ -12,7 +12,7 @@ use std::{
 };
 
 /// An answer that does not come within this will not come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// One connection.
 pub(crate) struct Client {

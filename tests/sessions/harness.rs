@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The server that all tests share.
 pub(crate) fn postgres() -> &'static Cluster {
