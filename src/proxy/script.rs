@@ -135,9 +135,11 @@ impl Session {
         text: &[u8],
     ) -> Result<(), Notice> {
         let text = std::str::from_utf8(text).map_err(|_not_utf8| reply::malformed())?;
-        if text.contains('\\') && statements.iter().rev().skip(1).any(may_change_strings) {
+        // U&'' is an error where the setting is off.
+        let fragile = text.contains('\\') || text.contains("U&") || text.contains("u&");
+        if fragile && statements.iter().rev().skip(1).any(may_change_strings) {
             return Err(wording::unroutable(&Unroutable::Unsupported {
-                feature: "a string with a backslash behind what may change standard_conforming_strings, in one message",
+                feature: "a string with a backslash or U& behind what may change standard_conforming_strings, in one message",
             }));
         }
         let places = statements

@@ -292,6 +292,7 @@ fn the_strings_of_a_text_are_read_before_it_runs() {
         "select count(*) from t; set standard_conforming_strings to off; select count(*) from t where note = 'a\\b'",
         "set standard_conforming_strings to off; select count(*) from t; select id from t where note = 'a\\b' order by id",
         "select count(*) from t; reset all; select id from t where note = 'a\\b' order by id",
+        "set standard_conforming_strings to off; select count(*) from t; select id from t where note = U&'a' order by id",
     ] {
         let found = stand.ask(text);
         let refused = found.iter().any(|line| line.contains("0A000"));
