@@ -95,8 +95,12 @@ impl Session {
                 let home = statement
                     .shows_oids
                     .then(|| alone_complete(&self.snapshot).unwrap_or(self.snapshot.home));
+                let named = self.named_shard();
                 Place {
-                    shard: home.or(told).unwrap_or_else(|| self.any_shard(bound)),
+                    shard: named
+                        .or(home)
+                        .or(told)
+                        .unwrap_or_else(|| self.any_shard(bound)),
                     hold,
                 }
             }
@@ -160,13 +164,17 @@ impl Session {
         Unroutable::SeveralShards { shards }
     }
 
-    /// Where a FunctionCall runs, large objects among them: on the shard that is named, else on the home shard.
-    pub(super) fn place_of_call(&self) -> Result<Place, Notice> {
-        let named = match &self.context.pinned {
+    /// The shard that the session has named.
+    fn named_shard(&self) -> Option<ShardId> {
+        match &self.context.pinned {
             Some(Override::Shard(name)) => self.snapshot.shard_named(name),
             Some(Override::Key(_)) | None => None,
-        };
-        let shard = named.unwrap_or(self.snapshot.home);
+        }
+    }
+
+    /// Where a FunctionCall runs, large objects among them: on the shard that is named, else on the home shard.
+    pub(super) fn place_of_call(&self) -> Result<Place, Notice> {
+        let shard = self.named_shard().unwrap_or(self.snapshot.home);
         match self.link.as_ref().filter(|link| self.is_bound(link)) {
             Some(link) if link.status != Status::Failed && link.shard != shard => {
                 self.may_go_to(shard)?;

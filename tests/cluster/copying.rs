@@ -104,7 +104,7 @@ fn a_copy_that_needs_several_shards_is_refused_before_it_begins() {
     let mut raw = Raw::login(&shop().proxied());
     for sql in [
         "COPY customers (name) FROM STDIN",
-        "COPY (SELECT * FROM orders) TO STDOUT",
+        "COPY customers (name) FROM STDIN (FORMAT csv)",
     ] {
         raw.query(sql);
         let replies = raw.until(b'Z');

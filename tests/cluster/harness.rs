@@ -27,7 +27,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 /// Shardway's own schema, as its control role makes it.
 const OWN_SCHEMA: &str = concat!(
     "SET ROLE shardway; CREATE SCHEMA shardway;",
-    include_str!("../../src/registry/schema/1.sql")
+    include_str!("../../src/registry/schema/1.sql"),
+    include_str!("../../src/registry/schema/2.sql")
 );
 
 /// Prints the program's number and runs it. It ends with its pipe to the owner: statics are never dropped, and a test
