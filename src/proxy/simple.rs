@@ -8,6 +8,7 @@ use super::{
     reply::{self as wording, session as reply},
     request::{POISON, Stop},
     session::{End, Note, Phase, Session},
+    unseen::Judged,
 };
 use crate::{
     plan::{Explains, Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
@@ -431,32 +432,10 @@ impl Session {
 
     /// PostgreSQL judges a text that we cannot read: its error passes; what it accepts is refused.
     async fn judge(&mut self, text: &[u8]) -> Result<(), Stop> {
-        self.reach(Place {
-            shard: self.any,
-            hold: Hold::Aside,
-        })
-        .await?;
-        let Some(link) = &mut self.link else {
-            return Ok(());
-        };
-        let out = link.lease.stream.out();
-        put_parse(out, b"", text, b"");
-        frontend::put_bare(out, b'S');
-        link.lease.unnamed = None;
-        self.pipeline
-            .asked(Request::Parse, Origin::Injected, Note::Nothing);
-        self.pipeline
-            .asked(Request::Sync, Origin::Injected, Note::Nothing);
-        self.settle().await?;
-        if self.failed {
-            // PostgreSQL has said what is wrong with it.
-            if let Some(deferred) = &mut self.deferred {
-                deferred.fail();
-            }
-            self.ready_here();
-            return Ok(());
+        match self.judge_there(self.any, text).await? {
+            Judged::Answered => Ok(()),
+            Judged::GoOn => Err(wording::unroutable(&Unroutable::NotUnderstood).into()),
         }
-        Err(wording::unroutable(&Unroutable::NotUnderstood).into())
     }
 
     pub(super) async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {

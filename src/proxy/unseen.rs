@@ -31,7 +31,7 @@ use crate::{
 use std::sync::Arc;
 
 /// What comes of a look.
-enum Judged {
+pub(super) enum Judged {
     /// Of what PostgreSQL has said, nothing is left to be done.
     Answered,
     GoOn,
@@ -176,7 +176,12 @@ impl Session {
         looked.ok().filter(|_| judged).unwrap_or_default()
     }
 
-    async fn judge_there(&mut self, shard: ShardId, text: &[u8]) -> Result<Judged, Stop> {
+    /// Has PostgreSQL judge a text by a Parse there.
+    pub(super) async fn judge_there(
+        &mut self,
+        shard: ShardId,
+        text: &[u8],
+    ) -> Result<Judged, Stop> {
         let hold = Hold::Aside;
         self.reach(Place { shard, hold }).await?;
         let Some(link) = &mut self.link else {
