@@ -26,8 +26,9 @@ pub mod plan;
 pub mod inspect;
 pub mod pool;
 pub mod replication;
-// Layer 5 and 6: what the proxies share on the servers, transactions over several shards.
+// Layer 5 and 6: what the proxies share on the servers, transactions over several shards, resharding.
 pub mod registry;
+pub mod reshard;
 pub mod txn;
 // Layer 7 to 10: console, sessions, the composition root, commands.
 pub mod admin;

@@ -275,6 +275,7 @@ fn shop() -> Snapshot {
         name: name.to_owned(),
         key_type,
         map: Map::even_hash(HashFunction::Postgres, 1024, &ids).expect("a power of two"),
+        doubled: Vec::new(),
     };
     let text = |value: &str| KeyType::Text.from_text(value.as_bytes()).expect("text");
     let day = |value: &str| KeyType::Date.from_text(value.as_bytes()).expect("a date");
@@ -300,11 +301,13 @@ fn shop() -> Snapshot {
             name: "regions".to_owned(),
             key_type: KeyType::Text,
             map: Map::list(regions, None).expect("a list"),
+            doubled: Vec::new(),
         },
         Group {
             name: "months".to_owned(),
             key_type: KeyType::Date,
             map: Map::range(months).expect("ranges"),
+            doubled: Vec::new(),
         },
         hash("devices", KeyType::Uuid),
         hash("names", KeyType::Text),

@@ -7,6 +7,7 @@ use super::{
     hash::{HashFunction, bucket},
     key::Key,
     key::KeyType,
+    moving::Doubled,
     shard::{ShardId, ShardSet},
 };
 use std::collections::{BTreeMap, btree_map::Entry};
@@ -25,6 +26,8 @@ pub struct Group {
     pub name: String,
     pub key_type: KeyType,
     pub map: Map,
+    /// Rows that are on a shard too that does not own them, while a reshard is under way.
+    pub doubled: Vec<Doubled>,
 }
 
 /// Which shard holds which key values.
@@ -240,6 +243,7 @@ mod tests {
             name: "g".to_owned(),
             key_type: KeyType::Bigint,
             map,
+            doubled: Vec::new(),
         }
     }
 
@@ -340,6 +344,7 @@ mod tests {
             name: "g".to_owned(),
             key_type: KeyType::Text,
             map: Map::range(entries).unwrap(),
+            doubled: Vec::new(),
         };
         assert_eq!(group.shard_of(&text("B")), Some(S[0]));
         // In most collations 'Z' < 'b', and here 'Z' is on the first shard, 'z' on the second.

@@ -279,6 +279,7 @@ impl Layout<'_> {
                 name,
                 key_type,
                 map,
+                doubled: Vec::new(),
             });
         }
     }

@@ -1,0 +1,7 @@
+//! Online resharding: any map to any map, while the database serves.
+//!
+//! What must stay true: `docs/resharding.md` and `docs/decisions/resharding-engine.md`.
+
+pub mod job;
+pub mod plan;
+pub mod servers;
