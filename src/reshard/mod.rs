@@ -5,3 +5,5 @@
 pub mod job;
 pub mod plan;
 pub mod servers;
+pub mod steps;
+pub mod verify;
