@@ -8,7 +8,7 @@ use shardway::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, Mutex, OnceLock, mpsc},
     thread,
     time::{Duration, SystemTime},
 };
@@ -53,6 +53,8 @@ pub(crate) enum Way {
 /// A proxy before the server; it ends with the test process, or when it is stopped.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
+    /// Its configuration, read again by RELOAD.
+    text: Arc<Mutex<String>>,
     stop: tokio::sync::watch::Sender<bool>,
 }
 
@@ -74,9 +76,11 @@ impl Proxy {
     /// A proxy with these settings of its own.
     pub(crate) fn of(server: &str, pool: &str, databases: &str) -> Self {
         let text = format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n{server}\n[pool]\n{pool}\n{databases}\n[users.postgres]\nauth = \"trust\"\n"
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n{server}\n[pool]\n{pool}\n{databases}\n[users.postgres]\nauth = \"trust\"\nconsole = \"admin\"\n"
         );
-        let read = move || load::load_str("test.toml", &text, Path::new("."));
+        let text = Arc::new(Mutex::new(text));
+        let kept = Arc::clone(&text);
+        let read = move || load::load_str("test.toml", &kept.lock().unwrap(), Path::new("."));
         let settings = read().unwrap_or_else(|errors| panic!("{}", errors.render()));
         let (told, ready) = mpsc::channel();
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
@@ -105,8 +109,21 @@ impl Proxy {
         };
         Self {
             port: address.port(),
+            text,
             stop,
         }
+    }
+
+    /// Reads its configuration again, in which the second now stands for the first.
+    pub(crate) fn reload(&self, from: &str, to: &str) {
+        {
+            let mut text = self.text.lock().unwrap();
+            assert!(text.contains(from), "{text}");
+            *text = text.replace(from, to);
+        }
+        let mut console = Client::connect_to(self.port, "shardway", &[]);
+        let answer = console.ask(&query("RELOAD"));
+        assert!(answer[0].starts_with('C'), "{answer:?}");
     }
 
     /// Ends it as kill -9 would: a hundred that go on with their heartbeats are a load for the tests to come.
