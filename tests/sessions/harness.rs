@@ -29,7 +29,7 @@ pub(crate) fn postgres() -> &'static Cluster {
             template_cache: None,
         };
         Sandbox::builder(env)
-            // Proxies live as long as the tests, and keep what idles in their pools.
+            // Each proxy keeps what idles in its pools.
             .setting("max_connections", "3000")
             .start()
             .unwrap()
@@ -50,7 +50,8 @@ pub(crate) enum Way {
     Alternating,
 }
 
-/// A proxy before the server; it ends with the test process, or when it is stopped.
+/// A proxy before the server; it ends when it is dropped or stopped, as kill -9 would end it: hundreds that go on with
+/// their heartbeats and looks at servers would be a load for the tests to come.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     /// Its configuration, read again by RELOAD.
@@ -126,7 +127,7 @@ impl Proxy {
         assert!(answer[0].starts_with('C'), "{answer:?}");
     }
 
-    /// Ends it as kill -9 would: a hundred that go on with their heartbeats are a load for the tests to come.
+    /// Ends it.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
     }
@@ -134,6 +135,19 @@ impl Proxy {
     /// A client of it.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.port, &[])
+    }
+
+    /// A client of it, with which it ends.
+    pub(crate) fn only_client(self) -> Client {
+        let mut client = self.client();
+        client.behind = Some(self);
+        client
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -144,21 +158,25 @@ pub(crate) struct Stage {
     pub(crate) client: Client,
     other: Option<Client>,
     steps: usize,
+    _proxy: Option<Proxy>,
 }
 
 impl Stage {
     pub(crate) fn open(way: Way, settings: &[(&str, &str)]) -> Self {
-        let port = match way {
-            Way::Direct => postgres().port(),
-            Way::Session => Proxy::start("mode = \"session\"").port,
-            Way::Transaction => Proxy::start("size = 1").port,
-            Way::Alternating => Proxy::start("size = 2").port,
+        let proxy = match way {
+            Way::Direct => None,
+            Way::Session => Some(Proxy::start("mode = \"session\"")),
+            Way::Transaction => Some(Proxy::start("size = 1")),
+            Way::Alternating => Some(Proxy::start("size = 2")),
         };
-        Self::before(way, port, settings)
+        Self::before(way, proxy, settings)
     }
 
     /// Before this proxy, or the server itself.
-    fn before(way: Way, port: u16, settings: &[(&str, &str)]) -> Self {
+    fn before(way: Way, proxy: Option<Proxy>, settings: &[(&str, &str)]) -> Self {
+        let port = proxy
+            .as_ref()
+            .map_or_else(|| postgres().port(), |proxy| proxy.port);
         let other = (way == Way::Alternating).then(|| Client::connect(port, &[]));
         Self {
             way,
@@ -166,6 +184,7 @@ impl Stage {
             client: Client::connect(port, settings),
             other,
             steps: 0,
+            _proxy: proxy,
         }
     }
 
@@ -236,8 +255,8 @@ pub(crate) fn same_with(settings: &[(&str, &str)], scene: impl Fn(&mut Stage) ->
 pub(crate) fn same_in(pools: &[&str], scene: impl Fn(&mut Stage) -> Vec<String>) {
     let expected = scene(&mut Stage::open(Way::Direct, &[]));
     for pool in pools {
-        let port = Proxy::start(pool).port;
-        let found = scene(&mut Stage::before(Way::Transaction, port, &[]));
+        let proxy = Proxy::start(pool);
+        let found = scene(&mut Stage::before(Way::Transaction, Some(proxy), &[]));
         assert_eq!(found, expected, "{pool}: PostgreSQL's is on the right");
     }
 }
