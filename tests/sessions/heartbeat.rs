@@ -118,7 +118,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, mut passes: impl FnMut(&[u8]) ->
 #[test]
 fn a_listener_that_is_dead_without_saying_so_is_noticed() {
     let (way, databases) = way();
-    let proxy = Proxy::with("size = 2\nconnect_timeout = \"2s\"", &databases);
+    let proxy = Proxy::with("size = 2\nconnect_timeout = \"5s\"", &databases);
     let (mut listens, mut other) = (proxy.client(), proxy.client());
     assert_eq!(listens.ask(&query("listen beats")), ["C LISTEN\\0", "Z I"]);
     other.ask(&query("notify beats, 'first'"));
