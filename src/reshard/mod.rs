@@ -6,3 +6,4 @@ pub mod flows;
 pub mod job;
 pub mod plan;
 pub mod servers;
+pub mod steps;
