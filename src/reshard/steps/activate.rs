@@ -4,7 +4,7 @@
 //! away before, refuses them until this and not after.
 
 use super::{
-    asking::{About as _, connection},
+    asking::{About as _, connection, named},
     guard::{Switch, guarded},
     records::begin,
     unfence::switch_off,
@@ -47,6 +47,23 @@ async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), Ste
     let on: Vec<_> = on.filter(|(_, switch)| *switch == Switch::On).collect();
     let tables: Vec<_> = on.into_iter().map(|(table, _)| table).collect();
     switch_off(&client, &turned, &tables, destination).await
+}
+
+/// Lets reference tables be written again where they were guarded while shards joined: once every proxy knows that these
+/// have them too.
+///
+/// # Errors
+/// [`StepError`].
+pub async fn open_reference(job: &Job) -> Result<(), StepError> {
+    let Some(giver) = job.giver() else {
+        return Ok(());
+    };
+    let server = named(job, &giver)?;
+    let client = connection(server).await?;
+    let guarded = guarded(&client, job, server).await?;
+    let on = guarded.into_iter().filter(|(table, switch)| table.group.is_none() && *switch == Switch::On);
+    let tables: Vec<_> = on.map(|(table, _)| table).collect();
+    switch_off(&client, job, &tables, server).await
 }
 
 /// The last attempt that a shard was activated by.

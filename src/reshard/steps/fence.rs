@@ -7,7 +7,7 @@
 
 use super::{
     asking::{About as _, connection, is_lock_timeout},
-    guard::{Switch, guarded, lock_timeout, switch_sql},
+    guard::{self, Switch, guarded, lock_timeout, switch_sql},
     records::begin,
 };
 use crate::{
@@ -53,7 +53,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 /// As [`run`].
 pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = connection(source).await?;
-    let tables = job.tables_of(&job.given_by(&source.name));
+    let tables = guard::tables(job, source);
     let guarded = guarded(&client, job, source).await?;
     if guarded.len() < tables.len() {
         return Err(StepError::Again {

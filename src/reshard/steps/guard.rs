@@ -61,14 +61,13 @@ fn triggers(job: &Job) -> Vec<String> {
 /// # Errors
 /// [`StepError::Again`] as well when a table is too busy for the lock that it takes for a moment.
 pub async fn make(job: &Job, server: &Server) -> Result<(), StepError> {
-    let moves = job.given_by(&server.name);
     let client = connection(server).await?;
     begin(&client, job).await?;
     let made = client.batch_execute(&function_sql(job)).await;
     made.about("making the guard's function")?;
     let committed = client.batch_execute("COMMIT").await;
     committed.about("making the guard's function")?;
-    for table in job.tables_of(&moves) {
+    for table in tables(job, server) {
         let Some(when) = Conditions::of(job, &table, server)? else {
             continue;
         };
@@ -82,6 +81,16 @@ pub async fn make(job: &Job, server: &Server) -> Result<(), StepError> {
         client.batch_execute("COMMIT").await.about(&what)?;
     }
     Ok(())
+}
+
+/// The tables that a shard's guard is on: those of which it gives rows, and, while shards join that are given all rows of
+/// reference tables by it, these.
+pub(super) fn tables(job: &Job, server: &Server) -> Vec<MovingTable> {
+    let mut tables = job.tables_of(&job.given_by(&server.name));
+    if job.giver().as_ref() == Some(&server.name) {
+        tables.extend(job.plan.reference.iter().cloned());
+    }
+    tables
 }
 
 /// For how long a table's writers may have to wait behind this.
@@ -121,7 +130,7 @@ pub(super) async fn guarded(
     server: &Server,
 ) -> Result<Vec<(MovingTable, Switch)>, StepError> {
     let mut guarded = Vec::new();
-    for table in job.tables_of(&job.given_by(&server.name)) {
+    for table in tables(job, server) {
         let found = found(client, job, &table).await?;
         if found.count == triggers(job).len() {
             guarded.push((table, found.switch));
@@ -137,7 +146,7 @@ pub(super) async fn guarded(
 pub async fn drop_on(job: &Job, server: &Server) -> Result<(), StepError> {
     let client = connection(server).await?;
     let what = format!("dropping the guard on shard {}", server.name);
-    for table in job.tables_of(&job.given_by(&server.name)) {
+    for table in tables(job, server) {
         if found(&client, job, &table).await?.count == 0 {
             continue;
         }
@@ -180,6 +189,10 @@ struct Conditions {
 
 impl Conditions {
     fn of(job: &Job, table: &MovingTable, server: &Server) -> Result<Option<Self>, StepError> {
+        if table.group.is_none() {
+            let (old, new) = ("true".to_owned(), "true".to_owned());
+            return Ok(Some(Self { old, new }));
+        }
         let moves = job.given_by(&server.name);
         let of = |row: &str| {
             let column = format!("{row}.{}", identifier(&table.key_column));
