@@ -84,7 +84,9 @@ pub async fn version(tools: &Tools) -> Result<u32, DumpError> {
         let digits: String = word.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok()
     });
-    numbers.next().ok_or(DumpError::Said(told.trim().to_owned()))
+    numbers
+        .next()
+        .ok_or(DumpError::Said(told.trim().to_owned()))
 }
 
 /// A part of a server's schema as SQL, as of a snapshot that another connection holds; Shardway's own is left out.
@@ -103,7 +105,11 @@ pub async fn dump(
     };
     let mut command = Command::new(&tools.pg_dump);
     command
-        .args(["--no-password", "--exclude-schema=shardway", "--no-tablespaces"])
+        .args([
+            "--no-password",
+            "--exclude-schema=shardway",
+            "--no-tablespaces",
+        ])
         .args(["--no-publications", "--no-subscriptions", "--encoding=UTF8"])
         .args(["--lock-wait-timeout=10s", section])
         .arg(format!("--snapshot={snapshot}"))
@@ -169,7 +175,10 @@ fn target(server: &Server) -> String {
         ("application_name", "shardway"),
     ];
     if address.tls == TlsMode::VerifyFull {
-        let root = address.root_cert.as_ref().map_or("system", |_| "/dev/stdin");
+        let root = address
+            .root_cert
+            .as_ref()
+            .map_or("system", |_| "/dev/stdin");
         pairs.push(("sslrootcert", root));
     }
     if address.tls_start == TlsStart::Direct {
@@ -191,7 +200,9 @@ fn plain(dump: &str) -> String {
         return dump.to_owned();
     };
     let (opening, closing) = (format!("{OPENING}{key}"), format!("\\unrestrict {key}"));
-    let lines = dump.lines().filter(|line| *line != opening && *line != closing);
+    let lines = dump
+        .lines()
+        .filter(|line| *line != opening && *line != closing);
     lines.fold(String::new(), |text, line| text + line + "\n")
 }
 

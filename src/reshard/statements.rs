@@ -110,7 +110,10 @@ fn primary_key(statement: &Statement) -> Option<String> {
 }
 
 fn validate(statement: &Statement) -> Option<String> {
-    let (table, name) = (statement.find(&["ADD", "CONSTRAINT"])?, statement.constraint()?);
+    let (table, name) = (
+        statement.find(&["ADD", "CONSTRAINT"])?,
+        statement.constraint()?,
+    );
     let foreign = statement.find(&["FOREIGN", "KEY"])?;
     let table = statement.text.get(..table)?.trim();
     let name = statement.text.get(name..foreign)?.trim();
@@ -201,7 +204,9 @@ fn is_escaped(text: &str, at: usize) -> bool {
     let before = &text.as_bytes()[..at];
     let is_e = matches!(before.last(), Some(b'E' | b'e'));
     let is_word = before.len() > 1
-        && before.get(before.len() - 2).is_some_and(|byte| byte.is_ascii_alphanumeric());
+        && before
+            .get(before.len() - 2)
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
     is_e && !is_word
 }
 
@@ -270,14 +275,26 @@ ALTER TABLE public.t ENABLE ROW LEVEL SECURITY;
         assert_eq!(
             phased,
             [
-                (Phase::Key, "ALTER TABLE ONLY public.u\n    ADD CONSTRAINT u_pkey PRIMARY KEY (id)"),
-                (Phase::Key, "ALTER INDEX public.u_pkey ATTACH PARTITION public.u1_pkey"),
+                (
+                    Phase::Key,
+                    "ALTER TABLE ONLY public.u\n    ADD CONSTRAINT u_pkey PRIMARY KEY (id)"
+                ),
+                (
+                    Phase::Key,
+                    "ALTER INDEX public.u_pkey ATTACH PARTITION public.u1_pkey"
+                ),
                 (
                     Phase::Index,
                     "CREATE INDEX i ON public.t USING btree (a) WHERE (b = E'it\\'s; --'::text)"
                 ),
-                (Phase::Index, "ALTER TABLE ONLY public.u ADD CONSTRAINT u_name_key UNIQUE (name)"),
-                (Phase::Index, "ALTER TABLE ONLY public.u REPLICA IDENTITY USING INDEX u_name_key"),
+                (
+                    Phase::Index,
+                    "ALTER TABLE ONLY public.u ADD CONSTRAINT u_name_key UNIQUE (name)"
+                ),
+                (
+                    Phase::Index,
+                    "ALTER TABLE ONLY public.u REPLICA IDENTITY USING INDEX u_name_key"
+                ),
                 (
                     Phase::Foreign,
                     "ALTER TABLE ONLY public.\"t;\"\n    ADD CONSTRAINT \"PRIMARY KEY\" FOREIGN KEY (a) \
@@ -291,12 +308,18 @@ ALTER TABLE public.t ENABLE ROW LEVEL SECURITY;
                     Phase::Validate,
                     "ALTER TABLE ONLY public.\"t;\" VALIDATE CONSTRAINT \"PRIMARY KEY\""
                 ),
-                (Phase::Rest, "COMMENT ON INDEX public.i IS 'one;\n-- Name: x; Type: INDEX\ntwo'"),
+                (
+                    Phase::Rest,
+                    "COMMENT ON INDEX public.i IS 'one;\n-- Name: x; Type: INDEX\ntwo'"
+                ),
                 (
                     Phase::Rest,
                     "CREATE RULE r AS ON INSERT TO public.t DO ( SELECT 1; SELECT $x$;$x$; )"
                 ),
-                (Phase::Rest, "ALTER TABLE public.t ENABLE ROW LEVEL SECURITY"),
+                (
+                    Phase::Rest,
+                    "ALTER TABLE public.t ENABLE ROW LEVEL SECURITY"
+                ),
             ]
         );
     }

@@ -72,7 +72,11 @@ pub(super) async fn remove(job: &Job, note: &Note) -> Result<(), StepError> {
     match note.kind {
         Kind::Guard => {
             let back = job.turned();
-            let of = if guard::name(job) == note.name { job } else { &back };
+            let of = if guard::name(job) == note.name {
+                job
+            } else {
+                &back
+            };
             guard::drop_on(of, server).await
         }
         Kind::Slot => {

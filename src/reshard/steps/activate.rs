@@ -61,7 +61,9 @@ pub async fn open_reference(job: &Job) -> Result<(), StepError> {
     let server = named(job, &giver)?;
     let client = connection(server).await?;
     let guarded = guarded(&client, job, server).await?;
-    let on = guarded.into_iter().filter(|(table, switch)| table.group.is_none() && *switch == Switch::On);
+    let on = guarded
+        .into_iter()
+        .filter(|(table, switch)| table.group.is_none() && *switch == Switch::On);
     let tables: Vec<_> = on.map(|(table, _)| table).collect();
     switch_off(&client, job, &tables, server).await
 }

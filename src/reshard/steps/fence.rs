@@ -110,6 +110,8 @@ async fn unless_held(
     }
     Err(StepError::Again {
         what: format!("fencing shard {}", source.name),
-        problem: format!("{holders} writes to the tables for longer than the lock may be waited for"),
+        problem: format!(
+            "{holders} writes to the tables for longer than the lock may be waited for"
+        ),
     })
 }

@@ -74,9 +74,17 @@ pub async fn make(job: &Job, server: &Server) -> Result<(), StepError> {
         if found(&client, job, &table).await?.count == triggers(job).len() {
             continue;
         }
-        let what = format!("making the guard of {} on shard {}", table.plain(), server.name);
+        let what = format!(
+            "making the guard of {} on shard {}",
+            table.plain(),
+            server.name
+        );
         begin(&client, job).await?;
-        let sql = format!("{}; {}", lock_timeout(job), triggers_sql(job, &table, &when));
+        let sql = format!(
+            "{}; {}",
+            lock_timeout(job),
+            triggers_sql(job, &table, &when)
+        );
         client.batch_execute(&sql).await.about(&what)?;
         client.batch_execute("COMMIT").await.about(&what)?;
     }

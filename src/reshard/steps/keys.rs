@@ -44,7 +44,9 @@ pub async fn rest(job: &Job) -> Result<(), StepError> {
 
 async fn everywhere(job: &Job, phases: &[Phase]) -> Result<(), StepError> {
     let servers = taking_part(job).into_iter();
-    let joins: Vec<Server> = servers.filter(|it| job.plan.joins.contains(&it.name)).collect();
+    let joins: Vec<Server> = servers
+        .filter(|it| job.plan.joins.contains(&it.name))
+        .collect();
     let each = joins.iter().map(|server| async {
         let client = connection(server).await?;
         for phase in phases {
@@ -76,11 +78,14 @@ async fn next(
     };
     let (place, statement): (i32, String) = (row.get(0), row.get(1));
     let what = format!("on shard {}: {statement}", server.name);
-    job.progress.set(format!("schema {}", server.name), statement.clone());
+    job.progress
+        .set(format!("schema {}", server.name), statement.clone());
     if let Err(error) = client.batch_execute(&statement).await {
         // Partitioned tables cannot put it off.
         let whole = statement.strip_suffix(NOT_VALID);
-        let refused = error.code().is_some_and(|code| matches!(code.code(), "42809" | "0A000"));
+        let refused = error
+            .code()
+            .is_some_and(|code| matches!(code.code(), "42809" | "0A000"));
         let Some(whole) = whole.filter(|_| refused && phase == Phase::Foreign) else {
             return Err(error).about(&what);
         };
@@ -88,7 +93,10 @@ async fn next(
         begin(client, job).await?;
         client.batch_execute(whole).await.about(&what)?;
     }
-    client.execute(DONE, &[&job.id, &place]).await.about(&what)?;
+    client
+        .execute(DONE, &[&job.id, &place])
+        .await
+        .about(&what)?;
     client.batch_execute("COMMIT").await.about(&what)?;
     Ok(Went::On)
 }
@@ -97,8 +105,8 @@ async fn analyze(job: &Job, server: &Server) -> Result<(), StepError> {
     let client = connection(server).await?;
     for table in job.tables_of(&job.given_to(&server.name)) {
         let what = format!("counting {} on shard {}", table.plain(), server.name);
-        let analyzed = client.batch_execute(&format!("ANALYZE {}", table.sql()));
-        analyzed.await.about(&what)?;
+        let analyze = format!("ANALYZE {}", table.sql());
+        client.batch_execute(&analyze).await.about(&what)?;
     }
     Ok(())
 }

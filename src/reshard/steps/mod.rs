@@ -4,9 +4,9 @@
 //! dropped at any time; what it makes outside of tables is written down on the home shard before it is made; whoever has
 //! been replaced changes nothing.
 
-mod asking;
 pub mod abort;
 pub mod activate;
+mod asking;
 pub mod fence;
 pub mod finish;
 pub mod guard;

@@ -39,10 +39,14 @@ fn model(job: &Job, destination: &str) -> Result<Server, StepError> {
     let giving = job.given_to(destination);
     match giving.first() {
         Some(moved) => Ok(named(job, &moved.from)?.clone()),
-        None => job.sources().into_iter().next().ok_or_else(|| StepError::Halt {
-            what: "the plan moves nothing".to_owned(),
-            remedy: "make another plan".to_owned(),
-        }),
+        None => job
+            .sources()
+            .into_iter()
+            .next()
+            .ok_or_else(|| StepError::Halt {
+                what: "the plan moves nothing".to_owned(),
+                remedy: "make another plan".to_owned(),
+            }),
     }
 }
 
@@ -83,10 +87,12 @@ async fn prepare(
     }
     let (mut there, mut missing) = (0, Vec::new());
     for table in &tables {
-        let wanted = schema::shape(&from, table).await?.ok_or_else(|| StepError::Halt {
-            what: format!("shard {} has no table {}", source.name, table.plain()),
-            remedy: "make another plan".to_owned(),
-        })?;
+        let wanted = schema::shape(&from, table)
+            .await?
+            .ok_or_else(|| StepError::Halt {
+                what: format!("shard {} has no table {}", source.name, table.plain()),
+                remedy: "make another plan".to_owned(),
+            })?;
         let Some(found) = schema::shape(&to, table).await? else {
             missing.push(table.plain());
             continue;

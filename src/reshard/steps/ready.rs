@@ -63,7 +63,10 @@ async fn reverse(back: &Job, server: &Server) -> Result<(), StepError> {
     let made = publication::make(&client, &name, &tables).await;
     if let publication::Publication::Another { tables } = made.about(&what)? {
         return Err(StepError::Halt {
-            what: format!("{what}: its publication has other tables: {}", tables.join(", ")),
+            what: format!(
+                "{what}: its publication has other tables: {}",
+                tables.join(", ")
+            ),
             remedy: format!("DROP PUBLICATION {name}"),
         });
     }

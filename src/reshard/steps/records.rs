@@ -146,10 +146,7 @@ pub async fn gone(job: &Job, note: &Note) -> Result<(), StepError> {
     let client = home(job).await?;
     let kind = note.kind.name();
     let row = client
-        .query_one(
-            GONE,
-            &[&job.id, &job.token, &note.shard, &kind, &note.name],
-        )
+        .query_one(GONE, &[&job.id, &job.token, &note.shard, &kind, &note.name])
         .await
         .about("forgetting what is gone")?;
     unless_replaced(row.get::<_, i64>(0) == 1)

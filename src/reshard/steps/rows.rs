@@ -3,10 +3,7 @@
 //! What must stay true: only rows that the condition takes; no trigger, rule of a foreign key or subscriber acts on it; a
 //! batch is short, and others have the server for as long as it took.
 
-use super::{
-    asking::About as _,
-    records::begin,
-};
+use super::{asking::About as _, records::begin};
 use crate::{
     clock::Duration,
     reshard::{
@@ -71,7 +68,9 @@ async fn batch(
         "DELETE FROM {} WHERE ctid >= '({from},0)'::tid AND ctid < '({to},0)'::tid AND {condition}",
         table.sql()
     );
-    let took = client.query_one("SELECT clock_timestamp()::text", &[]).await;
+    let took = client
+        .query_one("SELECT clock_timestamp()::text", &[])
+        .await;
     let begun: String = took.about(&what)?.get(0);
     let deleted = client.execute(&delete, &[]).await.about(&what)?;
     let took = client

@@ -154,9 +154,15 @@ pub async fn make(
     let client = connection(destination).await?;
     begin(&client, job).await?;
     let list = |name: &str| format!("CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {OBJECTS}");
-    client.batch_execute(&list("was_there")).await.about(&what)?;
+    client
+        .batch_execute(&list("was_there"))
+        .await
+        .about(&what)?;
     client.batch_execute(&before).await.about(&what)?;
-    client.batch_execute(&list("now_there")).await.about(&what)?;
+    client
+        .batch_execute(&list("now_there"))
+        .await
+        .about(&what)?;
     client.execute(NEW, &[&job.id]).await.about(&what)?;
     const LATER: &str = "INSERT INTO shardway.schema_step (workflow, place, phase, statement) VALUES ($1, $2, $3, $4)";
     for (place, (phase, statement)) in (1_i32..).zip(phased(&after)) {
@@ -192,7 +198,9 @@ async fn place(source: &Server, destination: &Client) -> Result<(), StepError> {
     for row in source.query(PLACES, &[]).await.about(what)? {
         let (table, kind): (String, String) = (row.get(0), row.get(1));
         let (group, column): (Option<String>, Option<String>) = (row.get(2), row.get(3));
-        let placed = destination.execute(PLACE, &[&table, &kind, &group, &column]).await;
+        let placed = destination
+            .execute(PLACE, &[&table, &kind, &group, &column])
+            .await;
         placed.about(what)?;
     }
     Ok(())
@@ -216,7 +224,10 @@ FROM shardway.made WHERE workflow = $1 ORDER BY place";
     }
     const FORGET: &str = "\
 DELETE FROM shardway.placement p WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = p.relation)";
-    for forget in ["DELETE FROM shardway.made WHERE workflow = $1", "DELETE FROM shardway.schema_step WHERE workflow = $1"] {
+    for forget in [
+        "DELETE FROM shardway.made WHERE workflow = $1",
+        "DELETE FROM shardway.schema_step WHERE workflow = $1",
+    ] {
         client.execute(forget, &[&job.id]).await.about(&what)?;
     }
     client.execute(FORGET, &[]).await.about(&what)?;

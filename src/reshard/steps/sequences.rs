@@ -141,9 +141,17 @@ mod tests {
     fn a_sequence_goes_on_past_its_source_in_its_own_steps() {
         assert_eq!(at(1, 1).past(&at(500, 1)), Some(1_500));
         assert_eq!(at(501, 1).past(&at(500, 1)), None);
-        assert_eq!(at(1, 3).past(&at(600, 3)), Some(3_598), "1 modulo 3, as before");
+        assert_eq!(
+            at(1, 3).past(&at(600, 3)),
+            Some(3_598),
+            "1 modulo 3, as before"
+        );
         assert_eq!(at(-1, -1).past(&at(-7, -1)), Some(-1_007));
-        assert_eq!(at(1, 1).past(&at(4_900, 1)), Some(5_000), "never past its end");
+        assert_eq!(
+            at(1, 1).past(&at(4_900, 1)),
+            Some(5_000),
+            "never past its end"
+        );
         assert_eq!(at(1, 1).past(&at(-7, -1)), None, "they run apart");
     }
 }

@@ -36,7 +36,9 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 async fn note(job: &Job, destination: &Server) -> Result<(), StepError> {
     let what = format!("noting the position of shard {}", destination.name);
     let client = connection(destination).await?;
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await;
+    let row = client
+        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
+        .await;
     let lsn: String = row.about(&what)?.get(0);
     let sources = job.given_to(&destination.name).into_iter();
     let sources: BTreeSet<String> = sources.map(|it| it.from).collect();
