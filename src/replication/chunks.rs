@@ -73,6 +73,95 @@ WHERE i.indrelid = $1::text::regclass AND i.indisprimary AND k.place <= i.indnke
     rows.iter().map(column).collect()
 }
 
+/// Blocks that tell how many rows a table has, about.
+const COUNTED: i64 = 1_000;
+/// Blocks and rows of each chunk that are looked at to find where it ends: rows of one block may be neighbours.
+const BLOCKS: i64 = 30;
+const ROWS: i64 = 300;
+/// Bytes that a chunk has at most, about, however few rows that are.
+const LARGEST: i64 = 256 << 20;
+
+/// The first keys of chunks 1, 2, … of so many rows each, about; `table` is its name as SQL.
+///
+/// # Errors
+/// What the server said.
+pub async fn find(
+    source: &Client,
+    table: &str,
+    key: &[KeyColumn],
+    rows: u64,
+) -> Result<Vec<Key>, tokio_postgres::Error> {
+    const SIZE: &str = "\
+SELECT (sum(pg_relation_size(c.oid)) / current_setting('block_size')::int8)::int8, sum(pg_table_size(c.oid))::int8 \
+FROM pg_class c WHERE c.oid = $1::text::regclass \
+     OR c.oid IN (SELECT t.relid FROM pg_partition_tree($1::text::regclass) t WHERE t.isleaf)";
+    let size = source.query_one(SIZE, &[&table]).await?;
+    let (blocks, bytes): (i64, i64) = (size.try_get(0)?, size.try_get(1)?);
+    if blocks == 0 {
+        return Ok(Vec::new());
+    }
+    let counted = percent(COUNTED, blocks);
+    let sql = format!("SELECT count(*) FROM {table} TABLESAMPLE SYSTEM ({counted})");
+    let sampled: i64 = source.query_one(&sql, &[]).await?.try_get(0)?;
+    let total = (sampled.saturating_mul(blocks) / COUNTED.min(blocks)).max(1);
+    let largest = (LARGEST / (bytes / total).max(1)).max(1);
+    let each = i64::try_from(rows).unwrap_or(i64::MAX).clamp(1, largest);
+    let count = total.saturating_add(each - 1) / each;
+    if count <= 1 {
+        return Ok(Vec::new());
+    }
+    let wanted = count.saturating_mul(BLOCKS).max(COUNTED);
+    let seen = total.saturating_mul(wanted.min(blocks)) / blocks;
+    let sql = sample(
+        table,
+        key,
+        &percent(wanted, blocks),
+        &share(count.saturating_mul(ROWS), seen),
+    );
+    let found = source.query(&sql, &[&count]).await?;
+    found.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// Keys that part a sample of a table into $1 pieces of one size, in their order.
+fn sample(table: &str, key: &[KeyColumn], percent: &str, share: &str) -> String {
+    let each = |write: &dyn Fn(&KeyColumn, usize) -> String| {
+        let each = key.iter().zip(1..).map(|(column, at)| write(column, at));
+        each.collect::<Vec<String>>().join(", ")
+    };
+    format!(
+        "SELECT ARRAY[{}] FROM (SELECT {}, row_number() OVER (ORDER BY {}) - 1, count(*) OVER () \
+              FROM {table} TABLESAMPLE SYSTEM ({percent}) WHERE random() < {share}) s ({}, place, total) \
+         WHERE place > 0 AND place * $1::int8 / total <> (place - 1) * $1::int8 / total ORDER BY place",
+        each(&|_, at| format!("k{at}::text")),
+        each(&|column, _| column.name.clone()),
+        each(&|column, _| column.name.clone()),
+        each(&|_, at| format!("k{at}")),
+    )
+}
+
+/// So many of so many in percent, as SQL.
+fn percent(some: i64, all: i64) -> String {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a sample is as large as it happens to be"
+    )]
+    let percent = (100.0 * some as f64 / all.max(1) as f64).min(100.0);
+    format!("{percent:.6}")
+}
+
+/// The same as a part of 1; more than all when all are wanted.
+fn share(some: i64, all: i64) -> String {
+    if some >= all || all <= 1_000_000 {
+        return "2".to_owned();
+    }
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a sample is as large as it happens to be"
+    )]
+    let share = some as f64 / all as f64;
+    format!("{share:.9}")
+}
+
 /// The chunks that begin at these keys, and the one before them.
 #[must_use]
 pub fn between(lows: Vec<Key>) -> Vec<Chunk> {

@@ -5,5 +5,6 @@
 
 pub mod chunks;
 pub mod connection;
+pub mod copy;
 pub mod publication;
 pub mod slot;

@@ -18,7 +18,9 @@ use shardway::{
         job::{Direction, Job, Knobs, Progress, StepError},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
-        steps::{abort, activate, fence, finish, keys, prepare, ready, schema, turn, unfence},
+        steps::{
+            abort, activate, fence, finish, keys, prepare, ready, reverse, schema, turn, unfence,
+        },
     },
     sandbox::{Cluster, Sandbox, SandboxEnv},
 };
@@ -411,5 +413,171 @@ fn a_reshard_goes_through_its_steps_and_leaves_nothing() {
                 || it.contains("records")),
             "{other:?}"
         );
+    });
+}
+
+/// Everything up to a fenced cutover.
+async fn up_to_the_fence(stage: &Stage) {
+    prepare::run(&stage.job, &Tools::default()).await.unwrap();
+    stage.copy().await;
+    keys::primary(&stage.job).await.unwrap();
+    keys::rest(&stage.job).await.unwrap();
+    ready::run(&stage.job).await.unwrap();
+    fence::run(&stage.job).await.unwrap();
+}
+
+#[test]
+fn a_reshard_that_is_given_up_leaves_both_sides_as_they_were() {
+    block_on(async {
+        let stage = Stage::new("given_up", &["b"]).await;
+        let before = (stage.content(0).await, stage.content(1).await);
+        up_to_the_fence(&stage).await;
+        for _again in 0..2 {
+            abort::run(&stage.job).await.unwrap();
+        }
+        assert_eq!((stage.content(0).await, stage.content(1).await), before);
+        stage.run(0, MOVES).await;
+    });
+}
+
+#[test]
+fn giving_up_takes_copied_rows_out_of_live_tables() {
+    block_on(async {
+        let stage = Stage::new("live", &[]).await;
+        stage.run(1, SHOP).await;
+        stage
+            .run(1, "DELETE FROM customer; DELETE FROM country; INSERT INTO customer (id, name) VALUES (7, 'stays')")
+            .await;
+        let before = (stage.content(0).await, stage.content(1).await);
+        up_to_the_fence(&stage).await;
+        assert_eq!(stage.ask(1, "SELECT count(*) FROM customer").await, ["51"]);
+        abort::run(&stage.job).await.unwrap();
+        assert_eq!((stage.content(0).await, stage.content(1).await), before);
+        assert_eq!(stage.ask(1, "SELECT name FROM customer").await, ["stays"]);
+        assert_eq!(stage.ask(0, "SELECT count(*) FROM customer").await, ["100"]);
+    });
+}
+
+#[test]
+fn a_destination_with_other_tables_is_not_written_to() {
+    block_on(async {
+        let stage = Stage::new("other", &[]).await;
+        let job = &stage.job;
+        let tools = Tools::default();
+        assert!(halted(prepare::run(job, &tools).await).contains("lacks public.customer"));
+        stage.run(1, SHOP).await;
+        stage
+            .run(1, "ALTER TABLE customer DROP COLUMN length, ADD length int")
+            .await;
+        let said = halted(prepare::run(job, &tools).await);
+        assert!(
+            said.contains("differs on shard b") && said.contains("generated"),
+            "{said}"
+        );
+    });
+}
+
+#[test]
+fn a_fence_waits_for_nobody_who_takes_long() {
+    block_on(async {
+        let stage = Stage::new("busy", &["b"]).await;
+        up_to_the_fence(&stage).await;
+        unfence::run(&stage.job).await.unwrap();
+        let writer = stage.job.servers["a"].sql().await.unwrap();
+        let write = format!("SET search_path = public; BEGIN; {STAYS}");
+        writer.batch_execute(&write).await.unwrap();
+        stage.run(0, "SELECT pg_sleep(0.05)").await;
+        let Err(StepError::Again { problem, .. }) = fence::run(&stage.job).await else {
+            panic!("fenced");
+        };
+        assert!(
+            problem.contains("process") && problem.contains("postgres"),
+            "{problem}"
+        );
+        writer
+            .batch_execute("PREPARE TRANSACTION 'there'")
+            .await
+            .unwrap();
+        let Err(StepError::Again { problem, .. }) = fence::run(&stage.job).await else {
+            panic!("fenced");
+        };
+        assert!(problem.contains("a prepared transaction"), "{problem}");
+        stage.run(0, MOVES).await;
+        stage.run(0, "ROLLBACK PREPARED 'there'").await;
+        // A writer that came before the lock is waited for, and one that stays queued behind it is refused.
+        fence::run(&stage.job).await.unwrap();
+        assert!(
+            stage
+                .refused(0, "DELETE FROM customer WHERE id = 1000")
+                .await
+                .contains("SWG01")
+        );
+        abort::run(&stage.job).await.unwrap();
+    });
+}
+
+#[test]
+fn a_runner_that_was_replaced_changes_nothing() {
+    block_on(async {
+        let mut stage = Stage::new("replaced", &["b"]).await;
+        up_to_the_fence(&stage).await;
+        unfence::run(&stage.job).await.unwrap();
+        stage.run(0, "UPDATE shardway.runner SET token = 8").await;
+        stage.run(0, "UPDATE shardway.workflow SET token = 8").await;
+        let replaced = |done| assert!(matches!(done, Err(StepError::Replaced)), "{done:?}");
+        replaced(fence::run(&stage.job).await);
+        replaced(ready::run(&stage.job).await);
+        replaced(prepare::run(&stage.job, &Tools::default()).await);
+        replaced(abort::run(&stage.job).await);
+        stage.run(0, MOVES).await;
+        stage.job.token = 9;
+        abort::run(&stage.job).await.unwrap();
+    });
+}
+
+#[test]
+fn a_cutover_is_taken_back_by_the_same_steps() {
+    block_on(async {
+        let mut stage = Stage::new("taken_back", &["b"]).await;
+        let before = (stage.content(0).await, stage.content(1).await);
+        up_to_the_fence(&stage).await;
+        turn::run(&stage.job).await.unwrap();
+        activate::run(&stage.job, 2).await.unwrap();
+        let insert = "INSERT INTO customer (id, name) VALUES (2000, 'new')";
+        let noted =
+            "SELECT count(*) FROM shardway.apply_progress WHERE source = 'b' AND lsn > '0/0'";
+        assert_eq!(stage.ask(0, noted).await, ["1"]);
+        stage.run(1, insert).await;
+        stage.job = Job {
+            attempt: 2,
+            ..stage.job.turned()
+        };
+        reverse::run(&stage.job).await.unwrap();
+        stage
+            .run(0, "INSERT INTO country VALUES ('at', 'Austria')")
+            .await;
+        ready::advance(&stage.job).await.unwrap();
+        fence::run(&stage.job).await.unwrap();
+        assert!(
+            stage
+                .refused(1, "DELETE FROM customer")
+                .await
+                .contains("SWG01")
+        );
+        turn::run(&stage.job).await.unwrap();
+        // The other way would take the keys from both.
+        assert!(halted(activate::run(&stage.job.turned(), 3).await).contains("not fenced"));
+        activate::run(&stage.job, 3).await.unwrap();
+        stage.run(0, insert).await;
+        assert!(
+            stage
+                .refused(1, "DELETE FROM customer")
+                .await
+                .contains("SWG01")
+        );
+        assert!(halted(finish::run(&stage.job).await).contains("has not taken over"));
+        abort::run(&stage.job).await.unwrap();
+        assert_eq!((stage.content(0).await, stage.content(1).await), before);
+        assert_eq!(stage.ask(0, "SELECT count(*) FROM customer").await, ["101"]);
     });
 }
