@@ -2,6 +2,7 @@
 //!
 //! What must stay true: `docs/resharding.md` and `docs/decisions/resharding-engine.md`.
 
+pub mod flows;
 pub mod job;
 pub mod plan;
 pub mod servers;
