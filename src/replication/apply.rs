@@ -199,15 +199,15 @@ impl Applier {
     /// [`ApplyError`]: the transaction that is open must not go on.
     pub async fn apply(&mut self, mut piece: Piece) -> Result<Done, ApplyError> {
         let log = &mut piece.log;
-        let seen = self.it.chunks.seen(
-            &self.it.source,
-            &mut self.there,
-            &self.whose.tables,
-            log,
-        );
+        let seen = self
+            .it
+            .chunks
+            .seen(&self.it.source, &mut self.there, &self.whose.tables, log);
         let seen = seen.await?;
         let places = 0..log.changes().len();
-        let places: Vec<usize> = places.filter(|at| seen.binary_search(at).is_err()).collect();
+        let places: Vec<usize> = places
+            .filter(|at| seen.binary_search(at).is_err())
+            .collect();
         let held = self.holes.clone();
         let first = !self.open;
         if first {
@@ -347,10 +347,11 @@ impl Applier {
         for change in changes {
             let of = settling.entry(change.table);
             let of = of.or_insert_with(|| begin(change.table));
-            of.add(log, change).map_err(|what| ApplyError::Contradiction {
-                table: tables[change.table].plain(),
-                what,
-            })?;
+            of.add(log, change)
+                .map_err(|what| ApplyError::Contradiction {
+                    table: tables[change.table].plain(),
+                    what,
+                })?;
         }
         let mut nets = Vec::new();
         for (at, settled) in settling {
@@ -439,7 +440,9 @@ impl Applier {
             .query(source, (at, table), &what, (log, &rows), &[])
             .await?;
         // What was read must not be lost with the source's last moments: this is durable only behind it.
-        source.batch_execute("SELECT pg_catalog.txid_current()").await?;
+        source
+            .batch_execute("SELECT pg_catalog.txid_current()")
+            .await?;
         let mut found = BTreeMap::new();
         for answer in &answers {
             let place: i64 = answer.try_get(0)?;

@@ -90,10 +90,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Full`].
-    pub fn row<'a>(
-        &mut self,
-        values: impl IntoIterator<Item = Added<'a>>,
-    ) -> Result<Row, Full> {
+    pub fn row<'a>(&mut self, values: impl IntoIterator<Item = Added<'a>>) -> Result<Row, Full> {
         let begin = place(self.cells.len())?;
         for value in values {
             let cell = match value {
@@ -315,7 +312,8 @@ impl<'a> Settling<'a> {
     /// [`Full`].
     pub fn hold(&mut self, log: &mut Log, hole: &Hole) -> Result<(), Full> {
         let row = hole.row(log)?;
-        self.places.insert(log.key(row, self.key), self.entries.len());
+        self.places
+            .insert(log.key(row, self.key), self.entries.len());
         self.entries.push(Entry {
             existed: hole.existed,
             replaced: true,
@@ -509,10 +507,20 @@ mod tests {
     }
 
     /// The changes one by one, as far as they are possible.
-    fn one_by_one(rows: &mut Rows, log: &mut Log, (kind, key, value, first, second): (u8, u8, u8, bool, bool)) {
+    fn one_by_one(
+        rows: &mut Rows,
+        log: &mut Log,
+        (kind, key, value, first, second): (u8, u8, u8, bool, bool),
+    ) {
         let (key, value) = (key.to_string(), value.to_string());
         let there = rows.contains_key(key.as_bytes());
-        let kept = |sent| if sent { Some(value.as_str()) } else { Some("~") };
+        let kept = |sent| {
+            if sent {
+                Some(value.as_str())
+            } else {
+                Some("~")
+            }
+        };
         match (kind, there) {
             (0, false) => {
                 add(log, Kind::Insert, &[Some(&key), Some(&value), None]);

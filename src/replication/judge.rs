@@ -60,8 +60,10 @@ impl Chunks {
             let snapshot: &str = row.try_get(4)?;
             let chunks = found.entry(relation.clone()).or_default();
             let follows = usize::try_from(number) == Ok(chunks.len());
-            let (true, Ok(snapshot)) = (follows && low.is_none() == chunks.is_empty(), snapshot.parse())
-            else {
+            let (true, Ok(snapshot)) = (
+                follows && low.is_none() == chunks.is_empty(),
+                snapshot.parse(),
+            ) else {
                 return Err(JudgeError::NotCopied(relation));
             };
             chunks.push(Chunk { low, snapshot });

@@ -262,7 +262,10 @@ fn locate(table: &Table, value: &impl Fn(usize) -> String, placed: &str) -> Stri
     });
     let lows = joined(lows, ", ");
     let count = table.key.len();
-    let arrays = joined((1..=count).map(|at| format!("${}::text[]", count + at)), ", ");
+    let arrays = joined(
+        (1..=count).map(|at| format!("${}::text[]", count + at)),
+        ", ",
+    );
     let names = joined(table.key.iter().map(|at| format!("c{at}")), ", ");
     format!(
         "SELECT coalesce(width_bucket(ROW({keys}), low.bounds), 0) FROM {placed}, \

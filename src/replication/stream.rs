@@ -16,7 +16,7 @@ use crate::{
     clock::{Clock, Duration, Instant, SystemTime},
     wire::{
         frame::DecodeError,
-        pgoutput::{Change, Old, Oids, Relation, Tuple, Value},
+        pgoutput::{Change, Oids, Old, Relation, Tuple, Value},
         replication::{Answer, Lsn, Progress, Streamed},
         types::{Format, Oid},
     },
@@ -32,6 +32,7 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
+use tokio_postgres::types::{PgLsn, ToSql};
 
 /// Between two heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -92,7 +93,10 @@ pub enum Ended {
     /// Another process runs the reshard.
     Replaced,
     /// Somebody has to do something first.
-    Halt { what: String, remedy: String },
+    Halt {
+        what: String,
+        remedy: String,
+    },
 }
 
 /// Why a stream ended.
@@ -239,11 +243,13 @@ pub async fn run(
         alive: Lsn(0),
         changes: 0,
     };
-    let ended = Box::pin(read(&mut reader, &mut ends, wishes)).await;
-    // Appliers end what they have begun: nothing of theirs happens later.
+    drop(reports);
+    Box::pin(read(&mut reader, &mut ends, &mut tasks, wishes)).await?;
+    // Appliers end what they have begun: nothing of theirs happens later. After an error nobody waits for them, as whoever
+    // goes on waits for the progress that they hold, and goes on from there.
     drop((reader, ends));
     while tasks.join_next().await.is_some() {}
-    ended
+    Ok(())
 }
 
 fn lane(
@@ -294,15 +300,16 @@ async fn beat(client: Client, whose: Whose, sooner: Arc<Notify>, beats: mpsc::Se
             () = beats.closed() => return,
         }
         let sent = Clock.now();
+        let asked: [&(dyn ToSql + Sync); 2] = [&whose.workflow, &whose.token];
         let row = tokio::select! {
-            row = client.query_opt(BEAT_SQL, &[&whose.workflow, &whose.token]) => row,
+            row = client.query_opt(BEAT_SQL, &asked) => row,
             () = beats.closed() => return,
         };
         let heard = match row {
             // A runner with a higher token beats here; appliers say so.
             Ok(None) => continue,
             Ok(Some(row)) => {
-                let end: tokio_postgres::types::PgLsn = row.get(1);
+                let end: PgLsn = row.get(1);
                 Heard::Beat(row.get(0), sent, Lsn(end.into()))
             }
             Err(error) => Heard::Failed(error),
@@ -359,6 +366,7 @@ struct Reader<'a> {
 async fn read(
     reader: &mut Reader<'_>,
     ends: &mut Ends,
+    tasks: &mut JoinSet<()>,
     wishes: &mut watch::Receiver<Wish>,
 ) -> Result<(), StreamError> {
     let mut tick = interval(BEAT);
@@ -380,6 +388,8 @@ async fn read(
                 reader.report(report.ok_or(StreamError::Task)?)?;
                 tell(reader, ends).await?;
             }
+            // What they had to say is read first.
+            _ = tasks.join_next() => return Err(StreamError::Task),
             heard = ends.heard.recv() => reader.hear(heard.ok_or(StreamError::Task)?)?,
             _ = tick.tick() => {
                 if reads && Clock.now() - reader.last_heard > SILENCE {
@@ -418,9 +428,7 @@ async fn tell(reader: &Reader<'_>, ends: &mut Ends) -> Result<(), StreamError> {
 impl Reader<'_> {
     /// Whether the next message may be read.
     fn reads(&self) -> bool {
-        let full = |lane: &Lane| {
-            lane.log.changes().len() >= self.batch || lane.log.size() >= KEPT
-        };
+        let full = |lane: &Lane| lane.log.changes().len() >= self.batch || lane.log.size() >= KEPT;
         self.withheld.is_none() && !self.lanes.iter().any(full)
     }
 
@@ -462,7 +470,8 @@ impl Reader<'_> {
             return;
         }
         let exact = !passed && !self.lanes.iter().any(|lane| lane.open);
-        self.stand.send_modify(|stand| stand.paused = Some((at, exact)));
+        self.stand
+            .send_modify(|stand| stand.paused = Some((at, exact)));
     }
 
     /// Gives destinations what is kept for them. A little is kept back while more has arrived already.
@@ -474,7 +483,8 @@ impl Reader<'_> {
             let count = lane.log.changes().len();
             let full = count >= self.batch || lane.log.size() >= KEPT;
             let behind = lane.sent < boundary && (self.nudged || lane.open);
-            let ready = whole && (behind || (count > 0 && (waits || !more || count * 2 >= self.batch)));
+            let ready =
+                whole && (behind || (count > 0 && (waits || !more || count * 2 >= self.batch)));
             if lane.busy || !(full || ready) {
                 continue;
             }
@@ -535,9 +545,8 @@ impl Reader<'_> {
         let waiting = self.beats.front().map(|beat| Clock.now() - beat.sent);
         let late = waiting.max(self.last_beat);
         let rests = |lane: &Lane| !lane.busy && !lane.open && lane.log.changes().is_empty();
-        let idle = self.transaction.is_none()
-            && self.withheld.is_none()
-            && self.lanes.iter().all(rests);
+        let idle =
+            self.transaction.is_none() && self.withheld.is_none() && self.lanes.iter().all(rests);
         let bytes = if idle {
             // Nothing that came is left to be done.
             let done = self.boundary.max(least.lsn).max(self.alive);
@@ -612,7 +621,9 @@ impl Reader<'_> {
             }
             Change::Commit { end, .. } => self.commit(end),
             Change::Relation(relation) => self.relation(&relation)?,
-            Change::Insert { relation, new } => self.change(relation, Before::Nothing, Some(new))?,
+            Change::Insert { relation, new } => {
+                self.change(relation, Before::Nothing, Some(new))?
+            }
             Change::Update { relation, old, new } => {
                 let before = old.map_or(Before::Same, Before::Told);
                 self.change(relation, before, Some(new))?;
@@ -713,7 +724,11 @@ impl Reader<'_> {
         if let (Some(old), Some(new)) = (&old, &mut new) {
             complete(table, (old, whole), new);
         }
-        let before = if is_update { new.as_ref() } else { old.as_ref() };
+        let before = if is_update {
+            new.as_ref()
+        } else {
+            old.as_ref()
+        };
         let from = self.places(table, before)?;
         let to = self.places(table, new.as_ref())?;
         let same_key = match (before, &new) {
@@ -725,7 +740,11 @@ impl Reader<'_> {
         };
         let stays = |place: &usize| same_key && from.contains(place) && to.contains(place);
         for place in &from {
-            let kind = if stays(place) { Kind::Update } else { Kind::Delete };
+            let kind = if stays(place) {
+                Kind::Update
+            } else {
+                Kind::Delete
+            };
             let values = if stays(place) { new.as_ref() } else { before };
             self.add(*place, at, kind, values)?;
         }
@@ -843,9 +862,14 @@ fn bytes(value: Option<Value<'_>>) -> Option<&[u8]> {
 /// An `int4` or `int8` in either form.
 fn integer(value: Option<Value<'_>>) -> Result<i64, StreamError> {
     let number = match value {
-        Some(Value::Text(text)) => std::str::from_utf8(text).ok().and_then(|it| it.parse().ok()),
+        Some(Value::Text(text)) => std::str::from_utf8(text)
+            .ok()
+            .and_then(|it| it.parse().ok()),
         Some(Value::Binary(bytes)) => match bytes {
-            [_, _, _, _] => bytes.try_into().ok().map(|it| i64::from(i32::from_be_bytes(it))),
+            [_, _, _, _] => bytes
+                .try_into()
+                .ok()
+                .map(|it| i64::from(i32::from_be_bytes(it))),
             bytes => bytes.try_into().ok().map(i64::from_be_bytes),
         },
         Some(Value::Null | Value::Unchanged) | None => None,

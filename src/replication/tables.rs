@@ -241,7 +241,10 @@ mod tests {
 
     #[test]
     fn a_row_goes_to_the_destination_that_is_given_its_key() {
-        let sets = vec![(buckets_of(&[(0, 9), (40, 64)]), 1), (buckets_of(&[(9, 20)]), 0)];
+        let sets = vec![
+            (buckets_of(&[(0, 9), (40, 64)]), 1),
+            (buckets_of(&[(9, 20)]), 0),
+        ];
         let quick = Routes::new(0, KeyType::Bigint, sets.clone());
         assert!(quick.buckets.is_some());
         let mut met = [false; 3];
@@ -250,7 +253,10 @@ mod tests {
             let slow = sets.iter().find(|(keys, _)| keys.contains(&key));
             let slow = slow.map(|(_, to)| *to);
             let text = number.to_string();
-            assert_eq!(quick.of(INT8, Format::Text, Some(text.as_bytes())), Ok(slow));
+            assert_eq!(
+                quick.of(INT8, Format::Text, Some(text.as_bytes())),
+                Ok(slow)
+            );
             let short = i32::try_from(number).unwrap().to_be_bytes();
             assert_eq!(quick.of(INT4, Format::Binary, Some(&short)), Ok(slow));
             met[slow.map_or(2, |to| to)] = true;

@@ -5,9 +5,14 @@
 //! lost (a connection, a server, this process) is taken up again where each destination durably is; a follower that was
 //! stopped changes nothing any more.
 
+mod beginning;
+
 use crate::{
-    clock::{Clock, Duration},
-    replication::stream::{Ended, Lag, Stand, Wish},
+    clock::Duration,
+    replication::{
+        apply::ApplyError,
+        stream::{self, Ended, Lag, Stand, StreamError, Wish},
+    },
     reshard::job::{Job, StepError},
     wire::replication::Lsn,
 };
@@ -15,6 +20,9 @@ use tokio::{sync::watch, task::JoinSet};
 
 /// How long to wait before a lost connection is made again: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Between two times that its figures are shown.
+const SHOWN: Duration = Duration::from_secs(1);
 
 /// One source that is followed. Dropped, it is followed no more.
 #[derive(Debug)]
@@ -28,18 +36,26 @@ pub struct Follower {
 /// Nothing later is applied as long as it is there.
 #[derive(Debug)]
 pub struct Paused {
-    wish: watch::Sender<Wish>,
+    /// None once another one holds it.
+    wish: Option<watch::Sender<Wish>>,
 }
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        self.wish.send_modify(|wish| wish.pause = None);
+        if let Some(wish) = &self.wish {
+            wish.send_modify(|wish| wish.pause = None);
+        }
     }
 }
 
 impl Paused {
     /// Goes on, as dropping it does.
     pub fn resume(self) {}
+
+    /// Another one holds it.
+    fn pass_on(mut self) {
+        self.wish = None;
+    }
 }
 
 impl Follower {
@@ -111,7 +127,7 @@ impl Follower {
     pub async fn pause_at_first_commit_after(&self, lsn: Lsn) -> Result<Paused, StepError> {
         self.wish.send_modify(|wish| wish.pause = Some(lsn));
         let paused = Paused {
-            wish: self.wish.clone(),
+            wish: Some(self.wish.clone()),
         };
         let stands = |stand: &Stand| matches!(stand.paused, Some((at, _)) if at == lsn);
         self.until(stands).await?;
@@ -123,6 +139,27 @@ impl Follower {
             });
         }
         Ok(paused)
+    }
+
+    /// Stops before the next transaction, wherever it stands, with all before it durable on every destination. A position
+    /// that is made after this one is not passed before [`Follower::advance`] reaches it.
+    ///
+    /// # Errors
+    /// As [`Follower::pause_at_first_commit_after`].
+    pub async fn pause(&self) -> Result<Paused, StepError> {
+        self.pause_at_first_commit_after(Lsn(0)).await
+    }
+
+    /// Goes on from where it stands up to a position, and stops there: `paused` is what holds it from then on.
+    ///
+    /// # Errors
+    /// As [`Follower::pause_at_first_commit_after`].
+    pub async fn advance(&self, paused: Paused, lsn: Lsn) -> Result<Paused, StepError> {
+        let further = self.pause_at_first_commit_after(lsn).await;
+        if further.is_ok() {
+            paused.pass_on();
+        }
+        further
     }
 
     /// Waits until it cannot go on any more, and tells why.
@@ -159,6 +196,119 @@ impl Follower {
                 problem: "its task has ended".to_owned(),
             }),
         }
+    }
+}
+
+/// Follows until it is to stop or somebody has to do something; what is of the moment is tried again.
+async fn follow(
+    job: Job,
+    source: String,
+    mut wishes: watch::Receiver<Wish>,
+    stand: watch::Sender<Stand>,
+) {
+    let mut pause = PAUSE.0;
+    let ended = loop {
+        let before = stand.borrow().changes;
+        let error = match Box::pin(once(&job, &source, &mut wishes, &stand)).await {
+            Ok(()) => break Ended::Stopped,
+            Err(error) => error,
+        };
+        let problem = match error {
+            StepError::Again { what, problem } => format!("{what}: {problem}"),
+            StepError::Replaced => break Ended::Replaced,
+            StepError::Halt { what, remedy } => break Ended::Halt { what, remedy },
+        };
+        let progressed = stand.borrow().changes > before;
+        pause = if progressed { PAUSE.0 } else { pause };
+        job.progress
+            .set(format!("stream.{source}.problem"), problem.as_str());
+        stand.send_modify(|stand| {
+            stand.problem = Some(problem);
+            stand.paused = None;
+            stand.lag = Lag::default();
+        });
+        let stop = wishes.wait_for(|wish| wish.stop);
+        if tokio::time::timeout(pause, stop).await.is_ok() {
+            break Ended::Stopped;
+        }
+        pause = (pause * 2).min(PAUSE.1);
+    };
+    stand.send_modify(|stand| stand.ended = Some(ended));
+}
+
+async fn once(
+    job: &Job,
+    source: &str,
+    wishes: &mut watch::Receiver<Wish>,
+    stand: &watch::Sender<Stand>,
+) -> Result<(), StepError> {
+    let setup = Box::pin(beginning::begin(job, source)).await?;
+    let streamed = Box::pin(stream::run(setup, wishes, stand));
+    tokio::select! {
+        ended = streamed => ended.map_err(|error| step(source, error)),
+        () = publish(job, source, stand.subscribe()) => Ok(()),
+    }
+}
+
+/// Shows where it stands, again and again.
+async fn publish(job: &Job, source: &str, mut stand: watch::Receiver<Stand>) {
+    let mut every = tokio::time::interval(SHOWN);
+    loop {
+        every.tick().await;
+        let now = stand.borrow_and_update().clone();
+        let set = |name: &str, value: serde_json::Value| {
+            job.progress.set(format!("stream.{source}.{name}"), value);
+        };
+        set("applied", now.applied.to_string().into());
+        set("changes", now.changes.into());
+        set("consistent", now.consistent.into());
+        set("problem", now.problem.into());
+        if now.lag != Lag::default() {
+            set("lag_bytes", now.lag.bytes.into());
+            set("lag_ms", now.lag.millis.into());
+        }
+    }
+}
+
+/// Whether another try may mend it.
+fn step(source: &str, error: StreamError) -> StepError {
+    let what = error.to_string();
+    let halt = |remedy: &str| StepError::Halt {
+        what: format!("following shard {source}: {what}"),
+        remedy: remedy.to_owned(),
+    };
+    match &error {
+        StreamError::Source(error) => beginning::lost(source, error),
+        StreamError::Sql(error) => beginning::of(source, error),
+        StreamError::Apply { error, .. } => match error {
+            ApplyError::Replaced => StepError::Replaced,
+            ApplyError::Sql(_) | ApplyError::Rows { .. }
+                if !error.sqlstate().is_some_and(beginning::lasts) =>
+            {
+                StepError::Again {
+                    what: format!("following shard {source}"),
+                    problem: what,
+                }
+            }
+            ApplyError::Sql(_)
+            | ApplyError::Rows { .. }
+            | ApplyError::NotCopied(_)
+            | ApplyError::Count { .. }
+            | ApplyError::Contradiction { .. }
+            | ApplyError::Full(_)
+            | ApplyError::Row { .. }
+            | ApplyError::Wipe { .. } => {
+                halt("find out who else writes to the destination, or abort the reshard")
+            }
+        },
+        StreamError::Changed { .. } | StreamError::Emptied(_) | StreamError::Key(_) => {
+            halt("abort the reshard and start it again, with the table as it is to be")
+        }
+        StreamError::Form(_) | StreamError::Full(_) => halt("abort the reshard"),
+        StreamError::Task => StepError::Again {
+            what: format!("following shard {source}"),
+            problem: what,
+        },
     }
 }
 
