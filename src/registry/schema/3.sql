@@ -130,6 +130,24 @@ CREATE TABLE shardway.apply_progress (
     fence int NOT NULL DEFAULT 0,
     PRIMARY KEY (workflow, source)
 );
+-- What a reshard makes of the schema of a shard that joins: statements for when the rows are there, in their order, each
+-- marked in its own transaction.
+CREATE TABLE shardway.schema_step (
+    workflow text NOT NULL,
+    place int NOT NULL,
+    phase text NOT NULL CHECK (phase IN ('key', 'index', 'foreign', 'validate', 'rest')),
+    statement text NOT NULL,
+    done boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (workflow, place)
+);
+-- What it has made there, written with it: objects as pg_identify_object names them.
+CREATE TABLE shardway.made (
+    workflow text NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    place int NOT NULL,
+    PRIMARY KEY (workflow, kind, name)
+);
 -- From which number of the map on this shard owns what it was given.
 CREATE TABLE shardway.activation (
     workflow text NOT NULL,
@@ -156,5 +174,5 @@ CREATE TABLE shardway.runner (
 );
 
 REVOKE ALL ON shardway.leader, shardway.workflow, shardway.journal, shardway.hold, shardway.held, shardway.verify,
-    shardway.cleanup, shardway.chunk, shardway.chunk_done, shardway.apply_progress, shardway.activation, shardway.fence,
-    shardway.runner FROM PUBLIC;
+    shardway.cleanup, shardway.chunk, shardway.chunk_done, shardway.apply_progress, shardway.schema_step, shardway.made,
+    shardway.activation, shardway.fence, shardway.runner FROM PUBLIC;
