@@ -5,3 +5,4 @@
 pub mod job;
 pub mod plan;
 pub mod servers;
+pub mod state;
