@@ -7,7 +7,7 @@
 use super::{
     group::{Group, Map},
     hash::HashFunction,
-    key::Key,
+    key::{Key, KeyType},
     shard::ShardId,
     snapshot::Snapshot,
 };
@@ -71,6 +71,12 @@ impl Ownership {
         Self {
             groups: groups.collect(),
         }
+    }
+
+    /// The type of a group's keys.
+    #[must_use]
+    pub fn key_type(&self, group: &str) -> Option<KeyType> {
+        KeyType::named(&self.groups.get(group)?.key_type)
     }
 
     /// What has another owner here than is kept; a group that only one of them has is none.

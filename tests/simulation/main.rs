@@ -295,7 +295,7 @@ fn an_attempt_that_outlasts_its_deadline_is_undone_and_tried_again() {
 fn is_found(sabotage: Sabotage, said: &str) {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let found = (1..=1_500).find_map(|seed| {
+    let found = (1..=20_000).find_map(|seed| {
         let run = catch_unwind(AssertUnwindSafe(|| by_chance(seed, sabotage)));
         let panic = run.err()?;
         let message = panic.downcast_ref::<String>().cloned();

@@ -97,18 +97,33 @@ CREATE TABLE shardway.cleanup (
     PRIMARY KEY (workflow, shard, kind, name)
 );
 
+-- Where the chunks of a table begin, settled once: src/replication/chunks.rs says how.
+CREATE TABLE shardway.chunk (
+    workflow text NOT NULL,
+    source text NOT NULL,
+    relation text NOT NULL,
+    chunk int NOT NULL,
+    -- The text of each column of the primary key; NULL: no bound. The first is in it, the second is not.
+    low text[],
+    high text[],
+    token bigint NOT NULL,
+    PRIMARY KEY (workflow, source, relation, chunk)
+);
+
 -- ---- On each destination, written with the data ----
 CREATE TABLE shardway.chunk_done (
     workflow text NOT NULL,
     source text NOT NULL,
     relation text NOT NULL,
     chunk int NOT NULL,
-    -- Bounds of the primary key as a row in text; NULL: none.
-    low text,
-    high text,
+    -- As in shardway.chunk.
+    low text[],
+    high text[],
     -- pg_current_snapshot() on the source.
     snapshot text NOT NULL,
     rows bigint NOT NULL,
+    -- As they were copied.
+    bytes bigint NOT NULL,
     token bigint NOT NULL,
     PRIMARY KEY (workflow, source, relation, chunk)
 );
@@ -120,6 +135,24 @@ CREATE TABLE shardway.apply_progress (
     -- The last fence of this source that was seen.
     fence int NOT NULL DEFAULT 0,
     PRIMARY KEY (workflow, source)
+);
+-- What a reshard makes of the schema of a shard that joins: statements for when the rows are there, in their order, each
+-- marked in its own transaction.
+CREATE TABLE shardway.schema_step (
+    workflow text NOT NULL,
+    place int NOT NULL,
+    phase text NOT NULL CHECK (phase IN ('key', 'index', 'foreign', 'validate', 'rest')),
+    statement text NOT NULL,
+    done boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (workflow, place)
+);
+-- What it has made there, written with it: objects as pg_identify_object names them.
+CREATE TABLE shardway.made (
+    workflow text NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    place int NOT NULL,
+    PRIMARY KEY (workflow, kind, name)
 );
 -- From which number of the map on this shard owns what it was given.
 CREATE TABLE shardway.activation (
@@ -140,12 +173,12 @@ CREATE TABLE shardway.fence (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (workflow, attempt)
 );
--- Who may change guards: a lower token may not.
+-- On each source and destination: who may change guards and copy rows. A lower token may not.
 CREATE TABLE shardway.runner (
     workflow text PRIMARY KEY,
     token bigint NOT NULL
 );
 
 REVOKE ALL ON shardway.leader, shardway.workflow, shardway.journal, shardway.hold, shardway.held, shardway.verify,
-    shardway.cleanup, shardway.chunk_done, shardway.apply_progress, shardway.activation, shardway.fence, shardway.runner
-    FROM PUBLIC;
+    shardway.cleanup, shardway.chunk, shardway.chunk_done, shardway.apply_progress, shardway.schema_step, shardway.made,
+    shardway.activation, shardway.fence, shardway.runner FROM PUBLIC;
