@@ -7,5 +7,6 @@ pub mod flows;
 pub mod job;
 pub mod plan;
 pub mod servers;
+pub mod state;
 pub mod statements;
 pub mod steps;
