@@ -283,6 +283,15 @@ impl Gate {
         numbers
     }
 
+    /// What is held.
+    #[must_use]
+    pub fn holds(&self) -> Vec<state::Hold> {
+        if !self.holding.load(Ordering::SeqCst) {
+            return Vec::new();
+        }
+        lock(&self.state).holds().to_vec()
+    }
+
     /// Tells of changes that may let somebody pass.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {

@@ -3,5 +3,6 @@
 //! What must stay true: `docs/resharding.md` and `docs/decisions/resharding-engine.md`.
 
 pub mod job;
+pub mod participant;
 pub mod plan;
 pub mod servers;
