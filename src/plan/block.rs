@@ -13,7 +13,9 @@
 use super::{
     Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
-    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
+    scope::{
+        Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, Usage, resolve, resolve_side,
+    },
     unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
 };
@@ -416,6 +418,9 @@ impl<'a> Analysis<'a> {
                 let (table, key) = (relation.name.name.clone(), key.to_owned());
                 let (conditions, equals) = (Vec::new(), Vec::new());
                 self.instances.push(Instance {
+                    alias: relation.alias.clone(),
+                    usage: Usage::Read,
+                    location: relation.location,
                     group,
                     table,
                     schema: relation.name.schema.clone(),

@@ -8,7 +8,7 @@
 use super::{
     block::{Analysis, Place, both},
     route::{Condition, Pin, Role},
-    scope::{Entry, EntryKind, Nullable, Outputs, resolve},
+    scope::{Entry, EntryKind, Nullable, Outputs, Usage, resolve},
     unroutable::Unroutable,
     value::Value,
 };
@@ -355,6 +355,9 @@ impl<'a> Analysis<'a> {
     fn target_table(&mut self, table: &Relation, scope: usize) -> Option<usize> {
         if self.written_table(table).is_some() {
             self.changed = self.table_itself(table, scope, Nullable::No);
+            if let Some(instance) = self.changed {
+                self.instances[instance].usage = Usage::Changed;
+            }
             return self.changed;
         }
         let name = table
@@ -417,6 +420,9 @@ impl<'a> Analysis<'a> {
         self.with(&merge.ctes, merge.recursive, parent);
         let scope = self.open(parent);
         let instance = self.target_table(&merge.table, scope);
+        if let Some(instance) = instance {
+            self.instances[instance].usage = Usage::Merged;
+        }
         self.item(&merge.source, scope, Nullable::No);
         if let (Some(instance), false) = (instance, merge.by_source) {
             self.restrict(&merge.on, scope, 0, &(instance..instance + 1));
