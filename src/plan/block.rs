@@ -78,6 +78,8 @@ pub(super) struct Analysis<'a> {
     pub(super) barred: Cell<Option<GroupId>>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
+    /// Groups of relations whose keys nothing restricts.
+    pub(super) unrestricted: Vec<GroupId>,
 }
 
 /// How a parameter is read as a key.
@@ -150,6 +152,7 @@ impl<'a> Analysis<'a> {
             footing: Cell::default(),
             barred: Cell::default(),
             carried: None,
+            unrestricted: Vec::new(),
         }
     }
 
@@ -482,6 +485,7 @@ impl<'a> Analysis<'a> {
 
     /// Nothing restricts this relation's keys: all of its group's shards would be needed.
     pub(super) fn unpinned(&mut self, group: GroupId, table: String, key: String) {
+        self.unrestricted.push(group);
         match self.snapshot.group(group).shards().single() {
             Some(shard) => self.fixed.push(Fixed {
                 shard,

@@ -198,6 +198,7 @@ impl Unroutable {
                 | Self::ColumnsUnknown { .. }
                 | Self::PerShardObject { .. }
                 | Self::Copy { .. }
+                | Self::Doubled { .. }
                 | Self::NotUnderstood
                 | Self::NotUtf8
                 | Self::TooDeep

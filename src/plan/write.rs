@@ -9,11 +9,11 @@ use super::{
     block::{Analysis, Place, both},
     route::{Condition, Pin, Role},
     scope::{Entry, EntryKind, Nullable, Outputs, Usage, resolve},
-    unroutable::Unroutable,
+    unroutable::{Undoubled, Unroutable},
     value::Value,
 };
 use crate::{
-    catalog::{effects::Act, group::GroupId, snapshot::Table},
+    catalog::{effects::Act, group::GroupId, snapshot::{ObjectName, Table}},
     sql::tree::{
         Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Overriding,
         Query, Relation, Select, Target, Update,
@@ -52,6 +52,7 @@ impl<'a> Analysis<'a> {
         }
         self.inserted_scope(&insert.table, scope);
         if let Some(conflict) = &insert.conflict {
+            self.conflict_with_doubled(&insert.table);
             if !conflict.assignments.is_empty() {
                 let assigned = assigned(&conflict.assignments);
                 self.sets_off(&insert.table, Act::Update(&assigned));
@@ -269,6 +270,23 @@ impl<'a> Analysis<'a> {
     fn carries(&self, instance: usize, scope: usize, group: GroupId) -> bool {
         let instance = &self.instances[instance];
         instance.group == group && instance.block == scope && instance.nullable == Nullable::No
+    }
+
+    /// A unique index without the key, which the configuration may let each shard have for itself, may meet a row that the
+    /// shard does not own.
+    fn conflict_with_doubled(&mut self, table: &Relation) {
+        let Place::Sharded { group, .. } = self.place(&table.name) else {
+            return;
+        };
+        let group = self.snapshot.group(group);
+        let name = &table.name.name;
+        let accepts = |object: &ObjectName| object.table == "*" || object.table == *name;
+        if group.is_doubled() && self.snapshot.per_shard.iter().any(accepts) {
+            self.refuse(Unroutable::Doubled {
+                group: group.name.clone(),
+                what: Undoubled::Conflict,
+            });
+        }
     }
 
     /// `DO UPDATE SET key = excluded.key`, or the row's own key, stays; anything else may not.
