@@ -82,7 +82,12 @@ impl Seen {
 
     fn failed(&self, error: &Error) {
         let words = match error.as_db_error() {
-            Some(said) => format!("{}: {} ({:?})", said.code().code(), said.message(), said.detail()),
+            Some(said) => format!(
+                "{}: {} ({:?})",
+                said.code().code(),
+                said.message(),
+                said.detail()
+            ),
             None => error.to_string(),
         };
         self.errors.lock().unwrap().push(words);
@@ -176,7 +181,10 @@ fn is_open(error: &Error) -> bool {
 async fn insert(client: &Client, random: &mut Random, seen: &Seen) -> Result<(), Error> {
     let key = (random.account(), seen.number());
     let done = client
-        .execute("insert into entry values ($1, $2, 'alone')", &[&key.0, &key.1])
+        .execute(
+            "insert into entry values ($1, $2, 'alone')",
+            &[&key.0, &key.1],
+        )
         .await;
     told(done, key, Known::There, seen)
 }
@@ -197,7 +205,10 @@ async fn delete(client: &Client, random: &mut Random, seen: &Seen) -> Result<(),
         return Ok(());
     };
     let done = client
-        .execute("delete from entry where account = $1 and id = $2", &[&key.0, &key.1])
+        .execute(
+            "delete from entry where account = $1 and id = $2",
+            &[&key.0, &key.1],
+        )
         .await;
     match done {
         Ok(1) => seen.note(key, Known::Gone),
@@ -283,7 +294,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (self.0 >> 33) % limit
     }
 

@@ -39,7 +39,12 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
         stage.until("done").await;
         let seen = load.stop().await;
         let errors = seen.errors.lock().unwrap().clone();
-        assert!(errors.is_empty(), "{} errors: {:?}", errors.len(), &errors[..errors.len().min(5)]);
+        assert!(
+            errors.is_empty(),
+            "{} errors: {:?}",
+            errors.len(),
+            &errors[..errors.len().min(5)]
+        );
         stage.adds_up(&proxies[0], &seen).await;
         stage.adds_up(&proxies[1], &seen).await;
         stage.is_clean().await;
@@ -59,7 +64,12 @@ fn an_aborted_reshard_leaves_nothing_behind() {
         stage.until("aborted").await;
         let seen = load.stop().await;
         let errors = seen.errors.lock().unwrap().clone();
-        assert!(errors.is_empty(), "{} errors: {:?}", errors.len(), &errors[..errors.len().min(5)]);
+        assert!(
+            errors.is_empty(),
+            "{} errors: {:?}",
+            errors.len(),
+            &errors[..errors.len().min(5)]
+        );
         stage.adds_up(&proxy.target().config(), &seen).await;
         stage.is_clean().await;
     });

@@ -69,7 +69,11 @@ impl Stage {
     /// A proxy of its own process; `failpoint` as `SHARDWAY_FAILPOINT` has it.
     pub(crate) fn proxy(&self, failpoint: &str) -> Proxy {
         let armed = [("SHARDWAY_FAILPOINT", failpoint)];
-        let environment = if failpoint.is_empty() { &armed[..0] } else { &armed[..] };
+        let environment = if failpoint.is_empty() {
+            &armed[..0]
+        } else {
+            &armed[..]
+        };
         Proxy::start_with(self.sandbox.root(), &self.text(), environment)
     }
 
@@ -148,7 +152,11 @@ impl Stage {
             .get(0);
         assert_eq!(sum, ACCOUNTS * 1000, "money was made or lost");
         let mut found = std::collections::BTreeMap::<(i64, i64), i32>::new();
-        for row in client.query("select account, id from entry", &[]).await.unwrap() {
+        for row in client
+            .query("select account, id from entry", &[])
+            .await
+            .unwrap()
+        {
             *found.entry((row.get(0), row.get(1))).or_default() += 1;
         }
         let known = seen.entries.lock().unwrap();
@@ -194,12 +202,20 @@ impl Stage {
             for row in client.query("select id from account", &[]).await.unwrap() {
                 accounts.push(row.get::<_, i64>(0));
             }
-            for row in client.query("select account, id from entry", &[]).await.unwrap() {
+            for row in client
+                .query("select account, id from entry", &[])
+                .await
+                .unwrap()
+            {
                 entries.push((row.get::<_, i64>(0), row.get::<_, i64>(1)));
             }
         }
         accounts.sort_unstable();
-        assert_eq!(accounts, (1..=ACCOUNTS).collect::<Vec<_>>(), "accounts on shards");
+        assert_eq!(
+            accounts,
+            (1..=ACCOUNTS).collect::<Vec<_>>(),
+            "accounts on shards"
+        );
         let all = entries.len();
         entries.sort_unstable();
         entries.dedup();

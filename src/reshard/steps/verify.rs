@@ -5,35 +5,71 @@
 //! by table, so that a run that was interrupted goes on with the next; every table is compared in snapshots of its own, so
 //! that none is held for longer than one table takes.
 
+use super::{
+    asking::About as _,
+    catch_up::{Follower, Paused},
+};
 use crate::{
-    catalog::{key::KeyType, moving::KeySet},
     inspect::AskError,
-    replication::connection::{Connection, Lifetime, Snapshot},
+    replication::connection::{Lifetime, Snapshot},
     reshard::{
+        flows::Flow,
         job::{Job, StepError},
-        plan::MovingTable,
         servers::Server,
         verify::{
             compare::{Compared, Found, Kind, Side, compare},
             form::{Form, Majors},
         },
     },
+    sql::statement::quoted,
     wire::replication::Lsn,
 };
 use deadpool_postgres::Client;
-use std::{collections::BTreeMap, future::Future};
+use std::future::Future;
 
 /// Who lets a source's changes reach a point of its WAL, and no further.
 pub trait Halts: Sync {
     /// Changes go on when it is dropped.
     type Halted: Send;
 
-    /// Resolves when every destination has every commit of the source before this point, and none after it.
-    fn halt_before(
+    /// Stops where the changes of a source stand: nothing made behind this is passed.
+    ///
+    /// # Errors
+    /// [`StepError`]: it is not followed.
+    fn halt(&self, source: &str) -> impl Future<Output = Result<Self::Halted, StepError>> + Send;
+
+    /// Goes on until every destination has every commit of the source before this point, and none after it.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    fn go_to(
         &self,
         source: &str,
+        halted: Self::Halted,
         lsn: Lsn,
     ) -> impl Future<Output = Result<Self::Halted, StepError>> + Send;
+}
+
+impl Halts for &[Follower] {
+    type Halted = Paused;
+
+    async fn halt(&self, source: &str) -> Result<Paused, StepError> {
+        following(self, source)?.pause().await
+    }
+
+    async fn go_to(&self, source: &str, halted: Paused, lsn: Lsn) -> Result<Paused, StepError> {
+        following(self, source)?.advance(halted, lsn).await
+    }
+}
+
+fn following<'a>(followers: &'a [Follower], source: &str) -> Result<&'a Follower, StepError> {
+    let follower = followers.iter().find(|it| it.source() == source);
+    follower.ok_or_else(|| {
+        again(
+            &format!("comparing what went from {source}"),
+            &"it is not followed",
+        )
+    })
 }
 
 /// What was found.
@@ -55,9 +91,9 @@ impl Verdict {
 
 /// Rows of a table that went from one shard to another.
 struct Unit<'a> {
+    flow: Flow<'a>,
     source: &'a Server,
     destination: &'a Server,
-    table: &'a MovingTable,
     condition: String,
 }
 
@@ -66,9 +102,16 @@ struct Unit<'a> {
 /// # Errors
 /// [`StepError::Halt`] where the tables are not alike, or rows cannot be compared; [`StepError::Again`] otherwise.
 pub async fn run<H: Halts>(job: &Job, halts: &H, round: i32) -> Result<Verdict, StepError> {
-    let home = server(job, &job.home)?.sql().await.map_err(of(&job.home))?;
+    let home = server(job, &job.home)?;
+    let home = home.sql().await.about(&format!("asking {}", home.name))?;
     let mut verdict = Verdict::default();
-    for unit in units(job)? {
+    for flow in job.flows() {
+        let unit = Unit {
+            source: server(job, &flow.source)?,
+            destination: server(job, &flow.destination)?,
+            condition: flow.sql(job)?,
+            flow,
+        };
         let compared = match known(&home, job, &unit, round).await? {
             Some(compared) => compared,
             None => {
@@ -77,11 +120,11 @@ pub async fn run<H: Halts>(job: &Job, halts: &H, round: i32) -> Result<Verdict, 
                 compared
             }
         };
-        let table = unit.table.plain();
-        job.progress.set(
-            format!("verify.{table}.{}.rows", unit.destination.name),
-            compared.rows,
-        );
+        let (_, destination, table) = names(&unit);
+        let figure = format!("verify.{table}.{destination}");
+        job.progress.set(format!("{figure}.rows"), compared.rows);
+        job.progress
+            .set(format!("{figure}.different"), compared.different);
         verdict.rows += compared.rows;
         verdict.different += compared.different;
         let told = compared.found.iter().map(|found| words(&unit, found));
@@ -90,91 +133,35 @@ pub async fn run<H: Halts>(job: &Job, halts: &H, round: i32) -> Result<Verdict, 
     Ok(verdict)
 }
 
-/// What there is to compare, one table and pair of shards after the other.
-fn units(job: &Job) -> Result<Vec<Unit<'_>>, StepError> {
-    let mut conditions: BTreeMap<(String, String, String), Vec<KeySet>> = BTreeMap::new();
-    for it in job.moves() {
-        let pair = (it.group, it.from, it.to);
-        conditions.entry(pair).or_default().push(it.keys);
-    }
-    let mut units = Vec::new();
-    for ((group, from, to), sets) in &conditions {
-        let tables = job.plan.tables.iter();
-        for table in tables.filter(|table| table.group.as_ref() == Some(group)) {
-            units.push(Unit {
-                source: server(job, from)?,
-                destination: server(job, to)?,
-                table,
-                condition: condition(job, table, sets)?,
-            });
-        }
-    }
-    let from = job.plan.moves.first().map(|it| &it.from);
-    for (to, from) in job.plan.joins.iter().zip(from.into_iter().cycle()) {
-        for table in &job.plan.reference {
-            units.push(Unit {
-                source: server(job, from)?,
-                destination: server(job, to)?,
-                table,
-                condition: "true".to_owned(),
-            });
-        }
-    }
-    Ok(units)
-}
-
-fn condition(job: &Job, table: &MovingTable, sets: &[KeySet]) -> Result<String, StepError> {
-    let key_type = job
-        .key_type(table)
-        .ok_or_else(|| halt(format!("the map has no group of table {}", table.plain())))?;
-    let column = crate::reshard::plan::identifier(&table.key_column);
-    let each = sets.iter().map(|keys| keys.sql(&column, key_type));
-    let each: Result<Vec<String>, _> = each.collect();
-    let each = each.map_err(|problem| halt(problem.to_string()))?;
-    Ok(format!("({})", each.join(" OR ")))
-}
-
 /// Compares one table of a pair of shards at one moment of the source.
 async fn one<H: Halts>(job: &Job, halts: &H, unit: &Unit<'_>) -> Result<Compared, StepError> {
-    let Unit {
-        source,
-        destination,
-        table,
-        condition,
-    } = unit;
-    let here = source.sql().await.map_err(of(&source.name))?;
-    let there = destination.sql().await.map_err(of(&destination.name))?;
-    let form = Form::of(table, alike(unit, &here, &there).await?);
-    let mut slots = source
-        .stream()
-        .await
-        .map_err(|problem| again(&source.name, &problem))?;
+    let (source, destination, table) = names(unit);
+    let what = format!("comparing {table} on {source} and {destination}");
+    let here = unit.source.sql().await.about(&what)?;
+    let there = unit.destination.sql().await.about(&what)?;
+    let form = Form::of(unit.flow.table, alike(unit, &here, &there).await?);
+    let mut slots = unit.source.stream().await.about(&what)?;
+    // Before the slot, whose point changes would else have passed.
+    let halted = halts.halt(source).await?;
+    let name = format!("{}_v{}", job.slot(source), job.token);
     let slot = slots
-        .create_slot(
-            &format!("{}_verify", job.slot(&source.name)),
-            Lifetime::Temporary,
-            Snapshot::Exported,
-        )
+        .create_slot(&name, Lifetime::Temporary, Snapshot::Exported)
         .await
-        .map_err(|problem| again(&source.name, &problem))?;
+        .about(&what)?;
     let shown = slot.snapshot.unwrap_or_default();
-    begin(&here, Some(&shown)).await.map_err(of(&source.name))?;
-    let halted = halts.halt_before(&source.name, slot.consistent).await?;
-    begin(&there, None).await.map_err(of(&destination.name))?;
-    drop(halted);
-    drop(slots);
+    begin(&here, Some(&shown)).await.about(&what)?;
+    let halted = halts.go_to(source, halted, slot.consistent).await?;
+    begin(&there, None).await.about(&what)?;
+    drop((halted, slots));
     let side = |client| Side {
         client,
-        condition: condition.as_str(),
+        condition: unit.condition.as_str(),
     };
     let compared = compare(&form, side(&here), side(&there))
         .await
-        .map_err(of(&destination.name))?;
+        .about(&what)?;
     for client in [&here, &there] {
-        client
-            .batch_execute("COMMIT")
-            .await
-            .map_err(|problem| again("compare", &problem))?;
+        client.batch_execute("COMMIT").await.about(&what)?;
     }
     Ok(compared)
 }
@@ -182,10 +169,7 @@ async fn one<H: Halts>(job: &Job, halts: &H, unit: &Unit<'_>) -> Result<Compared
 /// Begins a transaction with a snapshot: that which was exported, or one of its own, taken at once.
 async fn begin(client: &Client, snapshot: Option<&str>) -> Result<(), AskError> {
     let shown = match snapshot {
-        Some(snapshot) => format!(
-            "SET TRANSACTION SNAPSHOT {}",
-            crate::sql::statement::quoted(snapshot)
-        ),
+        Some(snapshot) => format!("SET TRANSACTION SNAPSHOT {}", quoted(snapshot)),
         None => "SELECT pg_current_snapshot()".to_owned(),
     };
     let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {shown}");
@@ -199,26 +183,20 @@ FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT att
 
 /// Whether both sides have the same columns; whether hashes mean the same on both.
 async fn alike(unit: &Unit<'_>, here: &Client, there: &Client) -> Result<Majors, StepError> {
-    let table = unit.table.sql();
-    let ask = async |client: &Client, server: &Server| -> Result<(String, i32), StepError> {
-        let row = client
-            .query_one(COLUMNS, &[&table])
-            .await
-            .map_err(|problem| again(&server.name, &problem))?;
-        let columns: Option<String> = row.get(0);
-        Ok((columns.unwrap_or_default(), row.get(1)))
+    let table = unit.flow.table.sql();
+    let what = format!("looking at {table}");
+    let ask = async |client: &Client| -> Result<(Option<String>, i32), StepError> {
+        let row = client.query_one(COLUMNS, &[&table]).await.about(&what)?;
+        Ok((row.get(0), row.get(1)))
     };
-    let (here, major) = ask(here, unit.source).await?;
-    let (there, other) = ask(there, unit.destination).await?;
+    let (here, major) = ask(here).await?;
+    let (there, other) = ask(there).await?;
     if here != there {
+        let (source, destination, table) = names(unit);
+        let (here, there) = (here.unwrap_or_default(), there.unwrap_or_default());
         return Err(StepError::Halt {
-            what: format!(
-                "table {} is not the same on {} ({here}) and {} ({there})",
-                unit.table.plain(),
-                unit.source.name,
-                unit.destination.name
-            ),
-            remedy: "make the columns the same on both, then: shardway reshard resume".to_owned(),
+            what: format!("table {table} is ({here}) on {source} and ({there}) on {destination}"),
+            remedy: "make the columns the same on both, then resume".to_owned(),
         });
     }
     Ok(if major == other {
@@ -247,7 +225,7 @@ async fn known(
     let row = home
         .query_opt(KNOWN, &[&job.id, &source, &destination, &table, &round])
         .await
-        .map_err(|problem| again(&job.home, &problem))?;
+        .about("keeping what was compared")?;
     Ok(row.and_then(|row| serde_json::from_str(row.get(1)).ok()))
 }
 
@@ -282,7 +260,7 @@ fn names<'a>(unit: &'a Unit<'_>) -> (&'a str, &'a str, String) {
     (
         &unit.source.name,
         &unit.destination.name,
-        unit.table.plain(),
+        unit.flow.table.plain(),
     )
 }
 
@@ -293,7 +271,9 @@ fn words(unit: &Unit<'_>, found: &Found) -> String {
         Kind::Missing => format!("{table} {key}: on {source}, missing on {destination}"),
         Kind::Extra => format!("{table} {key}: on {destination}, not on {source}"),
         Kind::Different(columns) => {
-            let named = columns.iter().filter_map(|at| unit.table.columns.get(*at));
+            let named = columns
+                .iter()
+                .filter_map(|at| unit.flow.table.columns.get(*at));
             let named: Vec<&str> = named.map(|column| column.name.as_str()).collect();
             format!(
                 "{table} {key}: {source} and {destination} differ in {}",
@@ -304,16 +284,10 @@ fn words(unit: &Unit<'_>, found: &Found) -> String {
 }
 
 fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepError> {
-    job.servers
-        .get(name)
-        .ok_or_else(|| halt(format!("the configuration has no shard {name}")))
-}
-
-fn halt(what: String) -> StepError {
-    StepError::Halt {
-        what,
-        remedy: "shardway reshard abort".to_owned(),
-    }
+    job.servers.get(name).ok_or_else(|| StepError::Halt {
+        what: format!("the configuration has no shard {name}"),
+        remedy: "give it back its shard, then resume; or abort".to_owned(),
+    })
 }
 
 fn again(what: &str, problem: &dyn std::fmt::Display) -> StepError {
@@ -321,8 +295,4 @@ fn again(what: &str, problem: &dyn std::fmt::Display) -> StepError {
         what: what.to_owned(),
         problem: problem.to_string(),
     }
-}
-
-fn of(shard: &str) -> impl Fn(AskError) -> StepError + '_ {
-    move |problem| again(shard, &problem)
 }
