@@ -23,7 +23,9 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted, Unseen},
+        snapshot::{
+            Nature, OWN_SCHEMA, Other, Placement, Snapshot, Standing, Table, Unlisted, Unseen,
+        },
     },
     sql::{
         normalize::Slot,
@@ -73,7 +75,7 @@ pub(super) struct Analysis<'a> {
     /// The weakest of what tables were found by.
     pub(super) footing: Cell<Footing>,
     /// A group that it came upon and that is not served.
-    pub(super) barred: Cell<Option<GroupId>>,
+    pub(super) barred: Cell<Option<Barred>>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
 }
@@ -103,6 +105,14 @@ pub(super) enum Moment {
     Own,
     /// What functions compute that are not PostgreSQL's own.
     OfCode,
+}
+
+/// Why what a statement names is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Barred {
+    Group(GroupId),
+    /// It is not known which shards own what.
+    Unknown,
 }
 
 /// Where a table is.
@@ -490,10 +500,16 @@ impl<'a> Analysis<'a> {
         let snapshot = self.snapshot;
         let listed = |schema: &str| {
             let place = place_of(snapshot.table(schema, &name.name)?);
-            if let Place::Sharded { group, .. } = place
-                && snapshot.barred.contains(&group)
-            {
-                self.barred.set(Some(group));
+            match place {
+                Place::Sharded { .. } | Place::Reference(_)
+                    if snapshot.standing != Standing::Known =>
+                {
+                    self.barred.set(Some(Barred::Unknown));
+                }
+                Place::Sharded { group, .. } if snapshot.barred.contains(&group) => {
+                    self.barred.set(Some(Barred::Group(group)));
+                }
+                _ => {}
             }
             Some(place)
         };

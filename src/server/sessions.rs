@@ -304,13 +304,15 @@ fn databases(
             .filter(|old| *old.settings == **wanted)
             .cloned();
         let make = || {
-            Database::new(
-                Arc::clone(wanted),
-                PlanCache::new(plan_bytes, seed),
-                parts.clone(),
-            )
+            let plans = PlanCache::new(plan_bytes, seed);
+            let made = Database::new(Arc::clone(wanted), plans, parts.clone());
+            if let Some(older) = old.get(&name) {
+                made.inherit_map(older);
+            }
+            made
         };
-        (name, kept.unwrap_or_else(make))
+        let database = kept.unwrap_or_else(make);
+        (name, database)
     };
     all.into_iter().map(keep_or_make).collect()
 }
