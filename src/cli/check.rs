@@ -149,7 +149,7 @@ async fn ask_database(settings: &Settings, database: &Database) -> Vec<Said> {
     let entering =
         users.filter(|user| user.databases.is_empty() || user.databases.contains(&database.name));
     let roles: Vec<String> = entering.map(|user| user.backend.user.clone()).collect();
-    let survey = survey(database, credentials, &roles).await;
+    let survey = survey(database, &database.snapshot.members, credentials, &roles).await;
     let findings = judge(&database.snapshot, &survey, &roles);
     let lacks = lacks(database, &roles).await;
     let findings = findings.into_iter().map(Said::from);
