@@ -21,6 +21,8 @@ use tokio_postgres::types::PgLsn;
 pub struct Whose {
     pub workflow: String,
     pub source: String,
+    /// What it is called in `shardway.apply_progress`.
+    pub followed: String,
     pub token: i64,
     pub form: Form,
     pub tables: Arc<[Table]>,
@@ -240,7 +242,7 @@ impl Applier {
     async fn begin(&mut self) -> Result<(), ApplyError> {
         let Whose {
             workflow,
-            source,
+            followed: source,
             token,
             ..
         } = &self.whose;
@@ -256,7 +258,7 @@ impl Applier {
     async fn commit(&mut self, end: Reached) -> Result<Done, ApplyError> {
         let Whose {
             workflow,
-            source,
+            followed: source,
             token,
             ..
         } = &self.whose;

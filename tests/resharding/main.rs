@@ -2,4 +2,6 @@
 
 #![cfg(test)]
 
+mod applying;
+mod shards;
 mod streaming;

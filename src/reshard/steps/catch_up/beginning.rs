@@ -69,6 +69,7 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
     let whose = Whose {
         workflow: job.id.clone(),
         source: name.to_owned(),
+        followed: job.followed(name),
         token: job.token,
         form: if binary { Form::Binary } else { Form::Text },
         tables,
@@ -319,7 +320,7 @@ async fn progress(
     to: &str,
     confirmed: Lsn,
 ) -> Result<Reached, StepError> {
-    let (workflow, source) = (&whose.workflow, &whose.source);
+    let (workflow, source) = (&whose.workflow, &whose.followed);
     let row = match job.direction {
         Direction::Forward => {
             let at = PgLsn::from(confirmed.0);
