@@ -6,11 +6,10 @@ use shardway::{
     catalog::moving::{KeySet, Move, Part},
     replication::{publication, slot},
     reshard::{
-        job::{Direction, Job, StepError},
+        job::{Job, StepError},
         steps::{catch_up::Follower, copy},
     },
     sandbox::{Cluster, Sandbox},
-    wire::replication::Lsn,
 };
 use std::{
     sync::{
@@ -33,7 +32,11 @@ fn server(number: usize) -> &'static Cluster {
 
 /// Each shard on a server of its own, as are those of a reshard.
 async fn shards(prefix: &str) -> Shards<'static> {
-    Shards::new(prefix, &[("s", server(0)), ("a", server(1)), ("b", server(2))]).await
+    Shards::new(
+        prefix,
+        &[("s", server(0)), ("a", server(1)), ("b", server(2))],
+    )
+    .await
 }
 
 /// Moves of buckets out of four from `s`: the first to `a`, the second to `b`.
@@ -68,18 +71,32 @@ async fn begin(shards: &Shards<'_>, job: &Job) {
     tables.extend(job.plan.reference.iter().map(|table| table.sql()));
     tables.push("shardway.fence".to_owned());
     let name = job.slot("s");
-    publication::make(&mut client, &name, &tables).await.unwrap();
+    publication::make(&mut client, &name, &tables)
+        .await
+        .unwrap();
     let mut commands = source.stream().await.unwrap();
     slot::make(&client, &mut commands, &name).await.unwrap();
     slot::barrier(&client, LIMIT).await.unwrap();
 }
 
-async fn reshard(shards: &Shards<'_>, tables: &[&str]) -> Reshard {
+/// A reshard of that name, as those of slots must differ on a server.
+async fn reshard(shards: &Shards<'_>, id: &str, tables: &[&str]) -> Reshard {
     let mut found = Vec::new();
     for table in tables {
-        found.push(shards.table("s", table, Some("g")).await);
+        let mut table = shards.table("s", table, Some("g")).await;
+        for column in &mut table.columns {
+            if column.type_name == "mood" {
+                // As it is written where only `pg_catalog` is searched.
+                column.type_name = "public.mood".to_owned();
+            }
+        }
+        found.push(table);
     }
-    shards.reshard("bigint", moves(), found).await
+    let mut reshard = shards.reshard("bigint", moves(), found).await;
+    reshard.job.id = id.to_owned();
+    let sql = format!("UPDATE shardway.workflow SET id = '{id}'");
+    shards.run("s", &sql).await;
+    reshard
 }
 
 /// Ends the test with the reason when it takes too long or cannot go on.
@@ -88,8 +105,11 @@ async fn soon<T>(what: impl Future<Output = Result<T, StepError>>) -> T {
     done.expect("in time").unwrap()
 }
 
-async fn fence(shards: &Shards<'_>, attempt: i32) {
-    let sql = format!("INSERT INTO shardway.fence (workflow, attempt, token) VALUES ('w', {attempt}, 1)");
+async fn fence(shards: &Shards<'_>, job: &Job, attempt: i32) {
+    let id = &job.id;
+    let sql = format!(
+        "INSERT INTO shardway.fence (workflow, attempt, token) VALUES ('{id}', {attempt}, 1)"
+    );
     shards.run("s", &sql).await;
 }
 
@@ -97,7 +117,9 @@ async fn fence(shards: &Shards<'_>, attempt: i32) {
 async fn equal(shards: &Shards<'_>, reshard: &Reshard) {
     for table in &reshard.job.plan.tables {
         for it in moves() {
-            let condition = it.keys.sql("tenant", shardway::catalog::key::KeyType::Bigint);
+            let condition = it
+                .keys
+                .sql("tenant", shardway::catalog::key::KeyType::Bigint);
             let rows = |more: &str| {
                 format!(
                     "SELECT count(*), md5(string_agg(r::text, E'\\n' ORDER BY r::text COLLATE \"C\")) FROM {} r {more}",
@@ -107,7 +129,13 @@ async fn equal(shards: &Shards<'_>, reshard: &Reshard) {
             let there = rows(&format!("WHERE {}", condition.unwrap()));
             let there = shards.one("s", &there).await;
             assert!(!there.starts_with("0|"), "nothing for {}", it.to);
-            assert_eq!(shards.one(&it.to, &rows("")).await, there, "{} on {}", table.name, it.to);
+            assert_eq!(
+                shards.one(&it.to, &rows("")).await,
+                there,
+                "{} on {}",
+                table.name,
+                it.to
+            );
         }
     }
 }
@@ -142,7 +170,7 @@ impl Writers {
                 let (client, connection) = config.connect(NoTls).await.unwrap();
                 let mut driving = JoinSet::new();
                 driving.spawn(connection);
-                let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15);
+                let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 while !stop.load(Ordering::Relaxed) {
                     match client.batch_execute(&transaction(&mut dice)).await {
                         Ok(()) => drop(transactions.fetch_add(1, Ordering::Relaxed)),
@@ -177,9 +205,15 @@ fn transaction(dice: &mut Dice) -> String {
     let mut each: Vec<String> = (0..count).map(|_| statement(dice)).collect();
     if dice.roll(3) == 0 {
         let (undone, kept) = (statement(dice), statement(dice));
-        each.push(format!("SAVEPOINT one; {undone}; ROLLBACK TO one; SAVEPOINT two; {kept}; RELEASE two"));
+        each.push(format!(
+            "SAVEPOINT one; {undone}; ROLLBACK TO one; SAVEPOINT two; {kept}; RELEASE two"
+        ));
     }
-    let end = if dice.roll(12) == 0 { "ROLLBACK" } else { "COMMIT" };
+    let end = if dice.roll(12) == 0 {
+        "ROLLBACK"
+    } else {
+        "COMMIT"
+    };
     format!("BEGIN; {}; {end}", each.join("; "))
 }
 
@@ -188,20 +222,30 @@ fn statement(dice: &mut Dice) -> String {
     let (tenant, id, other) = (1 + dice.roll(40), 1 + dice.roll(300), 1 + dice.roll(40));
     let (number, further) = (dice.roll(1000), 1 + dice.roll(300));
     let row = format!("tenant = {tenant} AND id = {id}");
-    let text = format!("name = 'nam' || chr({}) || {} AND part = {}", 65 + number % 57, id % 40, id % 3);
+    let text = format!(
+        "name = 'nam' || chr({}) || {} AND part = {}",
+        65 + number % 57,
+        id % 40,
+        id % 3
+    );
     match dice.roll(14) {
         0 | 1 => format!(
             "INSERT INTO t VALUES ({tenant}, {id}, {number}, NULL, repeat(md5('{number}'), {})) ON CONFLICT DO NOTHING",
             [1, 100][usize::from(number % 2 == 0)]
         ),
         2 | 3 => format!("UPDATE t SET n = {number} WHERE {row}"),
-        4 => format!("UPDATE t SET note = repeat('x', {}) WHERE {row}", number % 50),
+        4 => format!(
+            "UPDATE t SET note = repeat('x', {}) WHERE {row}",
+            number % 50
+        ),
         5 => format!("UPDATE t SET long = repeat(md5('{number}'), 100) WHERE {row}"),
         6 => format!("DELETE FROM t WHERE {row}"),
         // To another destination, or to and from none; with values that are not streamed.
         7 => format!("UPDATE t SET tenant = {other} WHERE {row}"),
         8 => format!("UPDATE t SET tenant = {other}, id = {further}, n = n + 1 WHERE {row}"),
-        9 => format!("UPDATE t SET tenant = {other} WHERE {row}; DELETE FROM t WHERE tenant = {other} AND id = {id}"),
+        9 => format!(
+            "UPDATE t SET tenant = {other} WHERE {row}; DELETE FROM t WHERE tenant = {other} AND id = {id}"
+        ),
         10 => format!(
             "INSERT INTO w VALUES ('nam' || chr({}) || {}, {}, {tenant}, 'good', '{{a,NULL}}', repeat(md5('{id}'), 100)) \
              ON CONFLICT DO NOTHING",
@@ -210,7 +254,9 @@ fn statement(dice: &mut Dice) -> String {
             id % 3
         ),
         11 => format!("UPDATE w SET tenant = {other}, mood = 'bad' WHERE {text}"),
-        12 => format!("UPDATE w SET name = upper(name) || {further}, tags = tags || '{{\"\"}}' WHERE {text}"),
+        12 => format!(
+            "UPDATE w SET name = upper(name) || {further}, tags = tags || '{{\"\"}}' WHERE {text}"
+        ),
         _ => format!("DELETE FROM w WHERE {text}"),
     }
 }
@@ -234,7 +280,7 @@ fn what_is_written_during_a_copy_is_on_its_destination_once() {
     block_on(async {
         let shards = shards("during").await;
         fill(&shards).await;
-        let reshard = reshard(&shards, &["public.t", "public.w"]).await;
+        let reshard = reshard(&shards, "during", &["public.t", "public.w"]).await;
         reshard.knobs.send_modify(|knobs| knobs.chunk_rows = 400);
         begin(&shards, &reshard.job).await;
         let writers = Writers::start("during_s", 6);
@@ -244,7 +290,7 @@ fn what_is_written_during_a_copy_is_on_its_destination_once() {
         let follower = Follower::start(&reshard.job, "s");
         soon(follower.consistent()).await;
         let written = writers.end().await;
-        fence(&shards, 1).await;
+        fence(&shards, &reshard.job, 1).await;
         soon(follower.fenced(1)).await;
         soon(follower.stop()).await;
         assert!(written > 300, "{written} transactions");
@@ -257,7 +303,7 @@ fn who_is_killed_goes_on_where_it_was() {
     block_on(async {
         let shards = shards("killed").await;
         fill(&shards).await;
-        let reshard = reshard(&shards, &["public.t", "public.w"]).await;
+        let reshard = reshard(&shards, "killed", &["public.t", "public.w"]).await;
         reshard.knobs.send_modify(|knobs| {
             knobs.chunk_rows = 400;
             knobs.batch = 50;
@@ -280,7 +326,9 @@ fn who_is_killed_goes_on_where_it_was() {
         for _ in 0..12 {
             let follower = Follower::start(&reshard.job, "s");
             let pause = Duration::from_millis(20 + dice.roll(200));
-            tokio::time::timeout(pause, follower.failed()).await.unwrap_err();
+            tokio::time::timeout(pause, follower.failed())
+                .await
+                .unwrap_err();
             match dice.roll(4) {
                 0 => ended("s").await,
                 1 => ended("a").await,
@@ -288,12 +336,14 @@ fn who_is_killed_goes_on_where_it_was() {
                 _ => {}
             }
             let pause = Duration::from_millis(dice.roll(100));
-            tokio::time::timeout(pause, follower.failed()).await.unwrap_err();
+            tokio::time::timeout(pause, follower.failed())
+                .await
+                .unwrap_err();
             // Dropped in the middle of whatever it does.
             drop(follower);
         }
         writers.end().await;
-        fence(&shards, 1).await;
+        fence(&shards, &reshard.job, 1).await;
         let follower = Follower::start(&reshard.job, "s");
         soon(follower.fenced(1)).await;
         soon(follower.stop()).await;
