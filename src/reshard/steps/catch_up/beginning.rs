@@ -110,7 +110,9 @@ async fn state(job: &Job, name: &str, source: &Client) -> Result<Confirmed, Step
         .await
         .map_err(|error| match error {
             SlotError::Sql(error) => of(name, &error),
-            error => again(name, error.to_string()),
+            error @ (SlotError::Replication(_)
+            | SlotError::Waiting(_)
+            | SlotError::NotUnderstood) => again(name, error.to_string()),
         })?;
     let gone = |what: &str| StepError::Halt {
         what: format!("slot {slot} of shard {name} {what}"),
