@@ -23,15 +23,20 @@ use tokio_postgres::NoTls;
 
 fn sandbox() -> &'static Sandbox {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
-    SANDBOX.get_or_init(|| servers(3, &[("max_connections", "60")]))
+    let settings = [
+        ("max_connections", "100"),
+        ("max_replication_slots", "40"),
+        ("max_wal_senders", "40"),
+    ];
+    SANDBOX.get_or_init(|| servers(3, &settings))
 }
 
-fn server(number: usize) -> &'static Cluster {
+pub(super) fn server(number: usize) -> &'static Cluster {
     sandbox().cluster(number)
 }
 
 /// Each shard on a server of its own, as are those of a reshard.
-async fn shards(prefix: &str) -> Shards<'static> {
+pub(super) async fn shards(prefix: &str) -> Shards<'static> {
     Shards::new(
         prefix,
         &[("s", server(0)), ("a", server(1)), ("b", server(2))],
@@ -40,7 +45,7 @@ async fn shards(prefix: &str) -> Shards<'static> {
 }
 
 /// Moves of buckets out of four from `s`: the first to `a`, the second to `b`.
-fn moves() -> Vec<Move> {
+pub(super) fn moves() -> Vec<Move> {
     let to = |shard: &str, from| Move {
         group: "g".to_owned(),
         keys: KeySet::of(Part::Buckets {
@@ -53,18 +58,18 @@ fn moves() -> Vec<Move> {
     vec![to("a", 0), to("b", 1)]
 }
 
-const WIDE: &str = "\
+pub(super) const WIDE: &str = "\
 CREATE TABLE t (tenant bigint NOT NULL, id bigint, n int, note text, long text NOT NULL, PRIMARY KEY (tenant, id)); \
 ALTER TABLE t ALTER long SET STORAGE EXTERNAL;";
 /// Keys in an order that is not that of their bytes; values that are streamed as text; the whole old row is streamed.
-const TEXTS: &str = "\
+pub(super) const TEXTS: &str = "\
 CREATE TYPE mood AS ENUM ('good', 'bad'); \
 CREATE TABLE w (name text, part int, tenant bigint NOT NULL, mood mood, tags text[], long text, \
                 PRIMARY KEY (name, part)); \
 ALTER TABLE w ALTER long SET STORAGE EXTERNAL; ALTER TABLE w REPLICA IDENTITY FULL;";
 
 /// Publication, slot, and everybody gone who could be in neither the copy nor the stream.
-async fn begin(shards: &Shards<'_>, job: &Job) {
+pub(super) async fn begin(shards: &Shards<'_>, job: &Job) {
     let source = shards.server("s");
     let mut client = source.sql().await.unwrap();
     let mut tables: Vec<String> = job.plan.tables.iter().map(|table| table.sql()).collect();
@@ -80,7 +85,7 @@ async fn begin(shards: &Shards<'_>, job: &Job) {
 }
 
 /// A reshard of that name, as those of slots must differ on a server.
-async fn reshard(shards: &Shards<'_>, id: &str, tables: &[&str]) -> Reshard {
+pub(super) async fn reshard(shards: &Shards<'_>, id: &str, tables: &[&str]) -> Reshard {
     let mut found = Vec::new();
     for table in tables {
         let mut table = shards.table("s", table, Some("g")).await;
@@ -100,12 +105,12 @@ async fn reshard(shards: &Shards<'_>, id: &str, tables: &[&str]) -> Reshard {
 }
 
 /// Ends the test with the reason when it takes too long or cannot go on.
-async fn soon<T>(what: impl Future<Output = Result<T, StepError>>) -> T {
+pub(super) async fn soon<T>(what: impl Future<Output = Result<T, StepError>>) -> T {
     let done = tokio::time::timeout(LIMIT, what).await;
     done.expect("in time").unwrap()
 }
 
-async fn fence(shards: &Shards<'_>, job: &Job, attempt: i32) {
+pub(super) async fn fence(shards: &Shards<'_>, job: &Job, attempt: i32) {
     let id = &job.id;
     let sql = format!(
         "INSERT INTO shardway.fence (workflow, attempt, token) VALUES ('{id}', {attempt}, 1)"
@@ -114,7 +119,7 @@ async fn fence(shards: &Shards<'_>, job: &Job, attempt: i32) {
 }
 
 /// That both destinations have the rows that are theirs as the source has them, and nothing else.
-async fn equal(shards: &Shards<'_>, reshard: &Reshard) {
+pub(super) async fn equal(shards: &Shards<'_>, reshard: &Reshard) {
     for table in &reshard.job.plan.tables {
         for it in moves() {
             let condition = it

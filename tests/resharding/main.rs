@@ -3,5 +3,6 @@
 #![cfg(test)]
 
 mod applying;
+mod following;
 mod shards;
 mod streaming;
