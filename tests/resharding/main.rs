@@ -2,6 +2,9 @@
 
 #![cfg(test)]
 
+mod applying;
 mod comparing;
+mod following;
+mod shards;
 mod steps;
 mod streaming;
