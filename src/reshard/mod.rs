@@ -6,6 +6,8 @@ pub mod dump;
 pub mod flows;
 pub mod job;
 pub mod plan;
+pub mod planning;
 pub mod servers;
 pub mod statements;
 pub mod steps;
+pub mod wish;
