@@ -311,9 +311,11 @@ async fn estimated(
         condition.as_deref().unwrap_or("true")
     );
     let told = client.simple_query(&explain).await?;
-    let text = told.iter().find_map(|message| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
+    let text = told.iter().find_map(|message| {
+        let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
+            return None;
+        };
+        row.get(0).map(str::to_owned)
     });
     let told: serde_json::Value =
         serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();

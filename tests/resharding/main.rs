@@ -2,5 +2,6 @@
 
 #![cfg(test)]
 
+mod preflight;
 mod steps;
 mod streaming;
