@@ -73,16 +73,12 @@ WITH RECURSIVE base (attnum, oid) AS ( \
 SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
   t.typsend <> 0 AND t.typreceive <> 0 AND (t.typtype = 'e' OR t.oid < 16384 AND t.typtype IN ('b', 'r', 'm') \
     AND t.typname !~ '^_?reg' AND t.typname NOT IN ('oidvector', 'aclitem', '_aclitem')), \
-  coalesce(array_position(i.indkey::int2[], a.attnum), 0)::int4 \
+  coalesce(array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum), 0)::int4 \
 FROM pg_attribute a JOIN base ON base.attnum = a.attnum JOIN pg_type t ON t.oid = base.oid AND t.typtype <> 'd' \
 LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary \
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum";
 
-/// With those of its partitions.
 const SIZE: &str = "\
-SELECT greatest(sum(c.reltuples), 0)::float8, coalesce(sum(pg_total_relation_size(c.oid)), 0)::float8 \
-FROM pg_partition_tree(to_regclass($1)) p JOIN pg_class c ON c.oid = p.relid";
-const SIZE_ALONE: &str = "\
 SELECT greatest(reltuples, 0)::float8, pg_total_relation_size(oid)::float8 FROM pg_class WHERE oid = to_regclass($1)";
 
 /// Makes the plan.
@@ -266,10 +262,7 @@ async fn size(
     moved: &Move,
     owners: &Ownership,
 ) -> Result<Size, tokio_postgres::Error> {
-    let mut row = client.query_one(SIZE, &[&table.sql()]).await?;
-    if row.get::<_, Option<f64>>(0).is_none() {
-        row = client.query_one(SIZE_ALONE, &[&table.sql()]).await?;
-    }
+    let row = client.query_one(SIZE, &[&table.sql()]).await?;
     let (rows, bytes): (f64, f64) = (row.get(0), row.get(1));
     let share = match share_of_buckets(moved, owners) {
         Some(share) => share,

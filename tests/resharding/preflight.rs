@@ -252,7 +252,7 @@ fn a_destination_that_does_not_fit_is_found() {
             .run(1, "UPDATE customer SET name = 'N77' WHERE id = 3")
             .await;
         let found = findings(&stage, &members, "").await;
-        let meets = with(&found, "of by_name is on shard a and on shard b").unwrap();
+        let meets = with(&found, "of public.by_name is on shard a and on shard b").unwrap();
         assert!(meets.what.contains("N77") && meets.severity == Severity::Error);
     });
 }

@@ -213,6 +213,10 @@ fn foreign_key(job: &Job, row: &tokio_postgres::Row, found: &mut Found<'_>) {
         let all = job.plan.tables.iter().chain(&job.plan.reference);
         all.into_iter().find(|it| plainly(it) == name)
     };
+    if !own && of(&table).is_some() {
+        // Told of that table.
+        return;
+    }
     let holds = match (of(&table), of(&target)) {
         (Some(one), Some(other)) => match (&one.group, &other.group) {
             (Some(group), Some(same)) => {
