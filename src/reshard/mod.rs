@@ -5,9 +5,12 @@
 pub mod dump;
 pub mod flows;
 pub mod job;
+pub mod participant;
 pub mod plan;
 pub mod planning;
 pub mod servers;
+pub mod state;
 pub mod statements;
 pub mod steps;
+pub mod verify;
 pub mod wish;

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod comparing;
 mod preflight;
 mod steps;
 mod streaming;

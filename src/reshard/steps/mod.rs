@@ -21,6 +21,7 @@
 pub mod abort;
 pub mod activate;
 mod asking;
+pub mod catch_up;
 pub mod copy;
 pub mod fence;
 pub mod finish;
@@ -36,6 +37,7 @@ pub mod schema;
 pub mod sequences;
 pub mod turn;
 pub mod unfence;
+pub mod verify;
 
 use super::{
     job::{Direction, Job, StepError},
