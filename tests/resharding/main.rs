@@ -5,6 +5,7 @@
 mod applying;
 mod comparing;
 mod following;
+mod preflight;
 mod shards;
 mod steps;
 mod streaming;
