@@ -2,4 +2,7 @@
 
 #![cfg(test)]
 
+mod copying;
+mod shards;
+mod slots;
 mod streaming;

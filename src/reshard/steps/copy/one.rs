@@ -204,7 +204,7 @@ struct Record {
 
 impl Record {
     fn of(job: &Job, part: &Part<'_>) -> Self {
-        let bound = |key| literal(key).map_or("NULL".to_owned(), |text| quoted(&text));
+        let bound = |key| literal(key).map_or_else(|| "NULL".to_owned(), |text| quoted(&text));
         let workflow = quoted(&job.id);
         Self {
             place: [
