@@ -277,7 +277,7 @@ async fn narrow(shards: &Shards<'_>) -> Reshard {
 fn a_copy_that_is_given_up_goes_on_where_it_was() {
     block_on(async {
         let shards = shards("resumed").await;
-        let Reshard { job, .. } = narrow(&shards).await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
         let (mut before, mut times) = (Vec::new(), 0);
         loop {
             // Given up as soon as two more chunks are there, wherever the others are.
@@ -313,7 +313,7 @@ fn servers_that_are_killed_lose_no_row_and_double_none() {
             &[("h", home), ("s", home), ("a", other), ("b", other)],
         )
         .await;
-        let Reshard { job, .. } = narrow(&shards).await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
         for (killed, enough) in [(other, 2), (home, 8), (other, 16), (home, 20)] {
             let more = async { while records(&shards).await.len() < enough {} };
             let mut run = Box::pin(copy::run(&job));
@@ -334,7 +334,7 @@ fn servers_that_are_killed_lose_no_row_and_double_none() {
 fn a_runner_that_was_replaced_copies_nothing_more() {
     block_on(async {
         let shards = shards("replaced").await;
-        let Reshard { job, .. } = narrow(&shards).await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
         let blocker = shards.server("a").sql().await.unwrap();
         blocker
             .batch_execute("BEGIN; LOCK TABLE public.t IN SHARE MODE")
@@ -367,7 +367,7 @@ fn a_runner_that_was_replaced_copies_nothing_more() {
 fn what_an_earlier_runner_left_open_is_ended() {
     block_on(async {
         let shards = shards("left").await;
-        let Reshard { job, .. } = narrow(&shards).await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
         // It sleeps in the middle of a chunk.
         let asleep = shards.server("a").sql().await.unwrap();
         asleep
@@ -486,7 +486,7 @@ fn a_standby_is_no_source() {
             ],
         )
         .await;
-        let Reshard { job, .. } = narrow(&shards).await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
         source.cluster(0).stop();
         std::fs::write(source.cluster(0).data_dir().join("standby.signal"), "").unwrap();
         source.cluster(0).start().unwrap();
@@ -518,7 +518,7 @@ fn shards_that_join_get_reference_tables_whole() {
             shards.table("s", "public.t", Some("g")).await,
             shards.table("s", "public.country", None).await,
         ];
-        let Reshard { mut job, .. } = shards.reshard("bigint", buckets(), tables).await;
+        let Reshard { mut job, knobs: _knobs } = shards.reshard("bigint", buckets(), tables).await;
         let mut plan = (*job.plan).clone();
         plan.joins = vec!["b".to_owned()];
         job.plan = std::sync::Arc::new(plan);
@@ -538,7 +538,7 @@ fn shards_that_join_get_reference_tables_whole() {
 fn rows_that_are_there_already_stop_it() {
     block_on(async {
         let shards = shards("there").await;
-        let Reshard { job, .. } = narrow(&shards).await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
         shards
             .run(
                 "a",

@@ -5,4 +5,5 @@
 mod copying;
 mod shards;
 mod slots;
+mod steps;
 mod streaming;
