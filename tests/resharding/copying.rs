@@ -169,7 +169,8 @@ fn keys_of_several_columns_in_the_order_of_their_collations() {
             .await
             .unwrap();
         assert!((10..60).contains(&kept.len()), "{} chunks", kept.len());
-        let keys = "SELECT tenant::text, part::text, at::text FROM t ORDER BY md5(part) LIMIT 500";
+        let keys =
+            "SELECT tenant::text, part::text, at::text FROM public.t ORDER BY md5(part) LIMIT 500";
         let keys = source.query(keys, &[]).await.unwrap();
         let column = |at: usize| keys.iter().map(|key| key.get(at)).collect::<Vec<String>>();
         let lows: Vec<Vec<String>> = kept.iter().filter_map(|chunk| chunk.get(1)).collect();
@@ -198,7 +199,7 @@ fn keys_of_several_columns_in_the_order_of_their_collations() {
             let number: i32 = number.get(0);
             let chunk = chunks::between(lows.clone()).swap_remove(number as usize);
             let there = format!(
-                "SELECT count(*) FROM t WHERE {} AND part = $1",
+                "SELECT count(*) FROM public.t WHERE {} AND part = $1",
                 chunk.sql(&columns)
             );
             let there: i64 = source
@@ -518,7 +519,10 @@ fn shards_that_join_get_reference_tables_whole() {
             shards.table("s", "public.t", Some("g")).await,
             shards.table("s", "public.country", None).await,
         ];
-        let Reshard { mut job, knobs: _knobs } = shards.reshard("bigint", buckets(), tables).await;
+        let Reshard {
+            mut job,
+            knobs: _knobs,
+        } = shards.reshard("bigint", buckets(), tables).await;
         let mut plan = (*job.plan).clone();
         plan.joins = vec!["b".to_owned()];
         job.plan = std::sync::Arc::new(plan);
