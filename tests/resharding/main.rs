@@ -4,8 +4,10 @@
 
 mod applying;
 mod comparing;
+mod copying;
 mod following;
 mod preflight;
 mod shards;
+mod slots;
 mod steps;
 mod streaming;
