@@ -125,7 +125,8 @@ fn a_setting_made_in_another_encoding_follows_the_session_and_nobody_else() {
         shardway::wire::frontend::put_query(&mut out, b"set app.other = 'o\xe9'");
         seen.extend([stage.raw_step(&out), shown(&mut stage), shown(&mut stage)]);
         let port = stage.port;
-        drop(stage);
+        // The session ends; what is behind it goes on.
+        stage.client = Client::connect(port, &[]);
         let clean = "select coalesce(current_setting('app.other', true), '')";
         let other = (0..3).map(|_| Client::connect(port, &[]).value(clean));
         seen.extend(other.map(String::into_bytes));
