@@ -20,14 +20,16 @@ pub mod metrics;
 pub mod protocol;
 pub mod split;
 // Layer 3: sockets, and where a statement goes.
+pub mod gate;
 pub mod net;
 pub mod plan;
 // Layer 4: backends to lease, databases to look into, changes to follow.
 pub mod inspect;
 pub mod pool;
 pub mod replication;
-// Layer 5 and 6: what the proxies share on the servers, transactions over several shards.
+// Layer 5 and 6: what the proxies share on the servers, transactions over several shards, resharding.
 pub mod registry;
+pub mod reshard;
 pub mod txn;
 // Layer 7 to 10: console, sessions, the composition root, commands.
 pub mod admin;

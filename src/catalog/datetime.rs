@@ -45,6 +45,44 @@ pub(super) fn parse_instant(text: &[u8]) -> Result<i64, KeyError> {
     check_instant(local - zone_offset(zone)? * MICROS_PER_SECOND)
 }
 
+/// What [`parse_date`] reads again.
+pub(super) fn date_text(day: i32) -> String {
+    match day {
+        i32::MAX => "infinity".to_owned(),
+        i32::MIN => "-infinity".to_owned(),
+        _ => day_text(i64::from(day)),
+    }
+}
+
+/// What [`parse_instant`] reads again.
+pub(super) fn instant_text(instant: i64) -> String {
+    match instant {
+        i64::MAX => return "infinity".to_owned(),
+        i64::MIN => return "-infinity".to_owned(),
+        _ => {}
+    }
+    let seconds = instant.div_euclid(MICROS_PER_SECOND);
+    let micros = instant.rem_euclid(MICROS_PER_SECOND);
+    let day = day_text(seconds.div_euclid(SECONDS_PER_DAY));
+    let second = seconds.rem_euclid(SECONDS_PER_DAY);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{day} {hour:02}:{minute:02}:{second:02}.{micros:06}+00")
+}
+
+/// A day of the proleptic Gregorian calendar, from days since 2000-01-01.
+fn day_text(day: i64) -> String {
+    // Counted from 0000-03-01, so that a leap day is the last of its year, in eras of 400 years.
+    let day = day + 730_425;
+    let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let of_month = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{of_month:02}")
+}
+
 /// A day in PostgreSQL's range, or one of the infinities.
 pub(super) fn check_day(day: i32) -> Result<i32, KeyError> {
     if DAYS.contains(&day) || day == i32::MIN || day == i32::MAX {

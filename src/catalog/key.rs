@@ -192,6 +192,21 @@ impl KeyType {
         }
     }
 
+    /// The type of a name as [`KeyType::name`] gives it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        const ALL: [KeyType; 7] = [
+            KeyType::Bigint,
+            KeyType::Text,
+            KeyType::Uuid,
+            KeyType::Date,
+            KeyType::Timestamptz,
+            KeyType::Numeric,
+            KeyType::Bytea,
+        ];
+        ALL.into_iter().find(|key_type| key_type.name() == name)
+    }
+
     /// The type's name in the configuration and in SQL.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -9,6 +9,7 @@ pub mod group;
 pub mod hash;
 pub mod id;
 pub mod key;
+pub mod moving;
 pub mod numeric;
 pub mod oids;
 pub mod ownership;

@@ -8,7 +8,7 @@ use super::{Lease, NotReady, SchemaFault};
 use crate::inspect::AskError;
 
 /// The form of the schema that this version makes and needs.
-pub(super) const FORM: i32 = 2;
+pub(super) const FORM: i32 = 3;
 
 /// What leads from one form to the next.
 struct Step {
@@ -29,6 +29,12 @@ const STEPS: &[Step] = &[
         form: 2,
         oldest: 2,
         sql: include_str!("schema/2.sql"),
+    },
+    // Proxies of form 2 hold nothing when a reshard asks for it.
+    Step {
+        form: 3,
+        oldest: 3,
+        sql: include_str!("schema/3.sql"),
     },
 ];
 

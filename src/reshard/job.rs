@@ -1,0 +1,166 @@
+//! A reshard as its steps see it: what moves between which servers, in which direction, for which runner.
+
+use super::{plan::Plan, servers::Server};
+use crate::{catalog::moving::Move, clock::Duration};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::watch;
+
+/// Which way rows go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    Forward,
+    /// While a reshard is undone: from the new owners to the old ones.
+    Back,
+}
+
+/// What an operator may change while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Knobs {
+    /// Rows a chunk has, about.
+    pub chunk_rows: u64,
+    /// Chunks that are copied at a time.
+    pub copies: usize,
+    /// Most bytes a second that copies read; 0: no limit.
+    pub bytes_per_second: u64,
+    /// Changes that are applied in one transaction, at most.
+    pub batch: usize,
+    /// WAL that a source may keep before the reshard stands still and says so, in bytes.
+    pub wal_kept: u64,
+    /// How long statements may be held while those under way end.
+    pub drain: Duration,
+    /// How long statements may be held altogether.
+    pub hold: Duration,
+    /// How long the fence may wait for locks.
+    pub lock: Duration,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Self {
+            chunk_rows: 50_000,
+            copies: 2,
+            bytes_per_second: 0,
+            batch: 2_000,
+            wal_kept: 16 << 30,
+            drain: Duration::from_millis(50),
+            hold: Duration::from_millis(1_000),
+            lock: Duration::from_millis(20),
+        }
+    }
+}
+
+/// A reshard and who runs it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub id: String,
+    /// The runner's: whoever meets a higher one has been replaced.
+    pub token: i64,
+    pub attempt: i32,
+    pub direction: Direction,
+    pub plan: Arc<Plan>,
+    pub knobs: watch::Receiver<Knobs>,
+    /// By name.
+    pub servers: Arc<BTreeMap<String, Server>>,
+    /// The shard with the catalog.
+    pub home: String,
+    pub progress: Arc<Progress>,
+}
+
+/// Why a step did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Of the moment: the step is run again.
+    #[error("{what}: {problem}")]
+    Again { what: String, problem: String },
+    /// Somebody has to do something first.
+    #[error("{what}")]
+    Halt {
+        what: String,
+        /// A statement or a command that mends it.
+        remedy: String,
+    },
+    /// Another process runs the reshard by now.
+    #[error("another process runs it")]
+    Replaced,
+}
+
+/// What is shown of a run; nothing is decided by it.
+#[derive(Debug, Default)]
+pub struct Progress(Mutex<BTreeMap<String, serde_json::Value>>);
+
+impl Progress {
+    /// Sets one figure, by its name in `docs/resharding.md`.
+    pub fn set(&self, name: impl Into<String>, value: impl Into<serde_json::Value>) {
+        let mut figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        figures.insert(name.into(), value.into());
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, serde_json::Value> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Job {
+    /// The moves as this direction has them.
+    #[must_use]
+    pub fn moves(&self) -> Vec<Move> {
+        let turned = |it: &Move| match self.direction {
+            Direction::Forward => it.clone(),
+            Direction::Back => Move {
+                from: it.to.clone(),
+                to: it.from.clone(),
+                ..it.clone()
+            },
+        };
+        self.plan.moves.iter().map(turned).collect()
+    }
+
+    /// The shards that give rows away, each once.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Server> {
+        self.named(self.moves().into_iter().map(|it| it.from).collect())
+    }
+
+    /// The shards that are given rows, each once.
+    #[must_use]
+    pub fn destinations(&self) -> Vec<Server> {
+        self.named(self.moves().into_iter().map(|it| it.to).collect())
+    }
+
+    fn named(&self, names: BTreeSet<String>) -> Vec<Server> {
+        let found = names.iter().filter_map(|name| self.servers.get(name));
+        found.cloned().collect()
+    }
+
+    /// What the publication and the slot on a source are called, in this direction.
+    #[must_use]
+    pub fn slot(&self, source: &str) -> String {
+        slot(&self.id, source, self.direction)
+    }
+}
+
+/// What the publication and the slot of a reshard are called on a source.
+#[must_use]
+pub fn slot(workflow: &str, source: &str, direction: Direction) -> String {
+    let plain = |c: char| match c {
+        'a'..='z' | '0'..='9' | '_' => c,
+        'A'..='Z' => c.to_ascii_lowercase(),
+        _ => '_',
+    };
+    let source: String = source.chars().map(plain).take(24).collect();
+    match direction {
+        Direction::Forward => format!("shardway_{workflow}_{source}"),
+        Direction::Back => format!("shardway_{workflow}_{source}_back"),
+    }
+}

@@ -1,0 +1,65 @@
+//! What a reshard is to do, as it is stored with it.
+
+use crate::catalog::{moving::Move, ownership::Ownership};
+use serde::{Deserialize, Serialize};
+
+/// What a reshard is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Keys that change their owner; each key at most once.
+    pub moves: Vec<Move>,
+    /// The owners before, at this number of the map, and after.
+    pub epoch: i64,
+    pub before: Ownership,
+    pub after: Ownership,
+    /// The tables of the groups that move.
+    pub tables: Vec<MovingTable>,
+    /// Shards that join the database with it: they get reference tables and the schema as well.
+    pub joins: Vec<String>,
+    /// Tables that every shard has whole, copied to those that join.
+    pub reference: Vec<MovingTable>,
+}
+
+/// A table of which rows move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingTable {
+    pub schema: String,
+    pub name: String,
+    /// None of a reference table.
+    pub group: Option<String>,
+    /// The shard key's column; empty for a reference table.
+    pub key_column: String,
+    /// Columns of the primary key, in its order.
+    pub primary_key: Vec<String>,
+    /// Columns that are copied: all but generated ones, in the order of the table.
+    pub columns: Vec<MovingColumn>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingColumn {
+    pub name: String,
+    /// As `format_type` writes it.
+    pub type_name: String,
+    /// Whether its binary form is the same on every shard: no numbers of own types in it.
+    pub binary: bool,
+}
+
+impl MovingTable {
+    /// The name as SQL, quoted.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!("{}.{}", identifier(&self.schema), identifier(&self.name))
+    }
+
+    /// `schema.name`, as records have it.
+    #[must_use]
+    pub fn plain(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+/// A name as SQL has it.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

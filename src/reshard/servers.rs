@@ -1,0 +1,57 @@
+//! Connections of their own to the shards, for work that takes long: never the control role's few others.
+
+use crate::{
+    clock::Duration,
+    config::settings::{Address, Credentials},
+    inspect::{AskError, connect},
+    net::tls::ClientTls,
+    replication::connection::{Connection, ReplicationError},
+};
+use deadpool_postgres::Client;
+use std::sync::Arc;
+
+/// One shard as a reshard reaches it.
+#[derive(Clone)]
+pub struct Server {
+    pub name: String,
+    pub address: Address,
+    pub credentials: Credentials,
+    /// For a login, and for each command of a replication connection.
+    pub limit: Duration,
+    pub tls: Arc<ClientTls>,
+}
+
+/// Nothing ends by itself; values are written as every server reads them; row security is an error, never a filter.
+const SETTINGS: &str = "\
+SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+SET row_security = off; SET search_path = pg_catalog; SET DateStyle = ISO; SET IntervalStyle = postgres; \
+SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex; SET client_min_messages = warning; \
+SET synchronous_commit = on";
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A connection for statements, with nothing of a session's settings left to chance.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn sql(&self) -> Result<Client, AskError> {
+        let client = connect(&self.address, &self.credentials, self.limit).await?;
+        client.batch_execute(SETTINGS).await?;
+        Ok(client)
+    }
+
+    /// A connection for slots and streams.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn stream(&self) -> Result<Connection, ReplicationError> {
+        Connection::open(&self.address, &self.credentials, self.limit, &self.tls).await
+    }
+}
