@@ -68,10 +68,18 @@ struct Own {
     make: String,
     drop: String,
     validate: String,
-    /// A primary key makes it.
-    implied: bool,
+    origin: Origin,
     /// Rows may be there that it would not let in, or none be refused where it is missing.
     binds: bool,
+}
+
+/// What makes a part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Origin {
+    #[default]
+    Itself,
+    /// It comes with the primary key.
+    PrimaryKey,
 }
 
 /// Asks the primaries of all shards, and compares what tables have that live on several of them. `snapshot` knows where
@@ -118,7 +126,11 @@ async fn parts(client: &Client) -> Result<Parts, AskError> {
                 make: row.try_get(5)?,
                 drop: row.try_get(6)?,
                 validate: row.try_get(7)?,
-                implied: row.try_get(8)?,
+                origin: if row.try_get(8)? {
+                    Origin::PrimaryKey
+                } else {
+                    Origin::Itself
+                },
                 binds: row.try_get(9)?,
             };
             let table = parts.entry(TableName { schema, name }).or_default();
@@ -170,7 +182,7 @@ fn judge_part(
     for (shard, here) in each {
         let (what, sql) = match here {
             // What is missing is the primary key.
-            None if there.implied => continue,
+            None if there.origin == Origin::PrimaryKey => continue,
             None => (Drifted::Missing, there.make.clone()),
             Some(here) if here.definition != there.definition => {
                 let what = Drifted::Differs {

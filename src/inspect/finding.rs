@@ -174,10 +174,10 @@ impl Finding {
     /// The statement that mends it, to be run on its shard by who knows that the other shards are right.
     #[must_use]
     pub fn sql(&self) -> Option<&str> {
-        match self {
-            Self::PartDrifted { sql, .. } => Some(sql),
-            _ => None,
-        }
+        let Self::PartDrifted { sql, .. } = self else {
+            return None;
+        };
+        Some(sql)
     }
 
     /// How much it matters.
