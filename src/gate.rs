@@ -241,9 +241,6 @@ impl Gate {
     /// Holds were read; the reading began at this time.
     pub fn has_read(&self, began: Instant) {
         *lock(&self.read) = Some(began);
-        if !self.is_quiet() {
-            self.tell();
-        }
     }
 
     /// Whether what was read of holds may be relied on no more.

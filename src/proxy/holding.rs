@@ -16,7 +16,7 @@ use crate::{
         group::{Group, GroupId},
         snapshot::Snapshot,
     },
-    clock::Duration,
+    clock::{Duration, Instant},
     gate::{
         Came,
         state::{Answer, REFERENCES, Touch, Touched},
@@ -40,14 +40,27 @@ pub(super) enum Passed {
 
 /// What ended a wait.
 enum Waited {
+    /// It may have another answer now.
     Changed,
     Cancelled,
-    /// Nothing has changed for so long.
-    InVain,
+}
+
+/// How a statement stands at the gate.
+enum Stands {
+    Passes,
+    /// For this reshard.
+    Waits(String),
+    /// What is known here may be out of date.
+    Unheard,
+    /// It is in doubt what this reshard has done.
+    Refused(Option<String>),
+    Cancelled,
 }
 
 /// How long a statement waits for this proxy to know again what the others have agreed on.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Session {
     /// Statements are about to be given their place; whether they must ask first.
@@ -88,17 +101,20 @@ impl Session {
         self.asks_for(came, &asked).await
     }
 
-    /// The same, for code that may touch anything.
-    pub(super) async fn asks_gate_for_code(&mut self) -> Result<Passed, Stop> {
-        match self.comes() {
-            Came::Quiet => Ok(Passed::Now),
-            came => {
-                let mut asked = Touched::default();
-                for group in &self.snapshot.groups {
-                    asked.add(&group.name, &Touch::Any);
-                }
-                asked.add(REFERENCES, &Touch::Any);
-                self.asks_for(came, &asked).await
+    /// Waits until code may run that may touch anything.
+    pub(super) async fn passes_gate_for_code(&mut self) -> Result<(), Stop> {
+        loop {
+            let came = self.comes();
+            if came == Came::Quiet {
+                return Ok(());
+            }
+            let mut asked = Touched::default();
+            for group in &self.snapshot.groups {
+                asked.add(&group.name, &Touch::Any);
+            }
+            asked.add(REFERENCES, &Touch::Any);
+            if self.asks_for(came, &asked).await? == Passed::Now {
+                return Ok(());
             }
         }
     }
@@ -118,25 +134,31 @@ impl Session {
             let refused = reply::keys_moved(&group);
             return Err(refused.into());
         }
-        let gate = Arc::clone(&self.database.gate);
         // Before the question, so that no change after it is missed.
-        let changes = gate.changes();
+        let changes = self.database.gate.changes();
+        let stands = self.stands(came, asked);
+        match stands {
+            Stands::Passes => Ok(Passed::Now),
+            Stands::Refused(_) | Stands::Cancelled => self.has_waited(stands),
+            Stands::Waits(_) | Stands::Unheard => self.waits(changes, asked, stands).await,
+        }
+    }
+
+    /// What the gate says of a statement that has come. If it does not pass, it has not come.
+    fn stands(&self, came: Came, asked: &Touched) -> Stands {
         let Some(ticket) = &self.ticket else {
-            return Ok(Passed::Now);
+            return Stands::Passes;
         };
         if self.is_unheard(asked) {
             if came == Came::First {
                 ticket.ends();
             }
-            return self.waits(changes, Some(PATIENCE), None).await;
+            return Stands::Unheard;
         }
         match ticket.asks(came, asked) {
-            Answer::Passes => Ok(Passed::Now),
-            Answer::Waits(reshard) => self.waits(changes, None, Some(&reshard)).await,
-            Answer::Unsure(reshard) => {
-                gate.counts.refused.increment();
-                Err(reply::keys_in_doubt(Some(&reshard)).into())
-            }
+            Answer::Passes => Stands::Passes,
+            Answer::Waits(reshard) => Stands::Waits(reshard),
+            Answer::Unsure(reshard) => Stands::Refused(Some(reshard)),
         }
     }
 
@@ -148,12 +170,12 @@ impl Session {
         lapsed && asked.iter().any(|(group, _)| gate.watches(group))
     }
 
-    /// Waits until something has changed that may let it go on.
+    /// Waits until it may go on.
     async fn waits(
         &mut self,
-        mut changes: watch::Receiver<u64>,
-        patience: Option<Duration>,
-        reshard: Option<&str>,
+        changes: watch::Receiver<u64>,
+        asked: &Touched,
+        stands: Stands,
     ) -> Result<Passed, Stop> {
         if !self.pipeline.is_empty() {
             // What was asked before it is answered before it.
@@ -166,7 +188,7 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_held(begun);
         self.cancel.wait_begins();
-        let outcome = Box::pin(self.wait_for_change(&mut changes, patience)).await;
+        let outcome = Box::pin(self.stay(changes, asked, stands, begun + PATIENCE)).await;
         self.cancel.wait_ends();
         match &self.link {
             Some(link) => self.info.set_active(link.shard.0, link.lease.target.pid),
@@ -175,15 +197,50 @@ impl Session {
         let waited = self.shared.clock.now().saturating_duration_since(begun);
         gate.counts.held.increment();
         gate.counts.held_micros.add_time(waited);
-        match outcome? {
-            Waited::Changed => {
-                self.refresh();
-                Ok(Passed::Anew)
+        self.has_waited(outcome?)
+    }
+
+    fn has_waited(&self, stands: Stands) -> Result<Passed, Stop> {
+        let reshard = match stands {
+            Stands::Passes => return Ok(Passed::Anew),
+            Stands::Cancelled => return Err(reply::cancelled().into()),
+            Stands::Refused(reshard) => reshard,
+            Stands::Waits(reshard) => Some(reshard),
+            Stands::Unheard => None,
+        };
+        self.database.gate.counts.refused.increment();
+        Err(reply::keys_in_doubt(reshard.as_deref()).into())
+    }
+
+    /// Waits at the gate; how it stands when there is nothing to wait for any more.
+    async fn stay(
+        &mut self,
+        mut changes: watch::Receiver<u64>,
+        asked: &Touched,
+        mut stands: Stands,
+        until: Instant,
+    ) -> Result<Stands, End> {
+        loop {
+            let unheard = matches!(stands, Stands::Unheard);
+            if let Waited::Cancelled = self.wait_for_change(&mut changes, unheard).await? {
+                return Ok(Stands::Cancelled);
             }
-            Waited::Cancelled => Err(reply::cancelled().into()),
-            Waited::InVain => {
-                gate.counts.refused.increment();
-                Err(reply::keys_in_doubt(reshard).into())
+            let before = Arc::clone(&self.snapshot);
+            self.refresh();
+            if !Arc::ptr_eq(&before, &self.snapshot) {
+                // What it touches may be something else by now.
+                return Ok(Stands::Passes);
+            }
+            stands = match self.comes() {
+                Came::Quiet => Stands::Passes,
+                came @ (Came::First | Came::Again) => self.stands(came, asked),
+            };
+            match stands {
+                Stands::Waits(_) => {}
+                Stands::Unheard if self.shared.clock.now() < until => {}
+                Stands::Passes | Stands::Cancelled | Stands::Refused(_) | Stands::Unheard => {
+                    return Ok(stands);
+                }
             }
         }
     }
@@ -191,13 +248,14 @@ impl Session {
     async fn wait_for_change(
         &mut self,
         changes: &mut watch::Receiver<u64>,
-        patience: Option<Duration>,
+        unheard: bool,
     ) -> Result<Waited, End> {
         let mut changed = pin!(changes.changed());
-        let mut patience = pin!(async {
-            match patience {
-                Some(patience) => tokio::time::sleep(patience).await,
-                None => std::future::pending().await,
+        let mut look = pin!(async {
+            if unheard {
+                tokio::time::sleep(LOOK).await;
+            } else {
+                std::future::pending::<()>().await;
             }
         });
         let mut cancelled = pin!(self.cancel.cancelled());
@@ -205,14 +263,11 @@ impl Session {
         let (client, info) = (&mut self.client, &self.info);
         poll_fn(|cx| {
             // The sender lives in the gate, which the session's database has.
-            if changed.as_mut().poll(cx).is_ready() {
+            if changed.as_mut().poll(cx).is_ready() || look.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Waited::Changed));
             }
             if cancelled.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Waited::Cancelled));
-            }
-            if patience.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::InVain));
             }
             while asked.as_mut().poll(cx).is_ready() {
                 if info.wanted() == Wanted::EndNow {

@@ -37,7 +37,7 @@ async fn follow(database: Weak<Database>, clock: Clock) {
                 if waits {
                     gate.left().await;
                 } else {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             };
             match alive.coordinator.registry() {
@@ -66,11 +66,16 @@ async fn round(participant: &mut Participant, database: &Database, clock: Clock)
             if !ended.holds.is_empty() && database.map_epoch() < ended.map {
                 database.renew_map().await;
             }
-            if database.map_epoch() >= ended.map {
+            let known = database.map_epoch() >= ended.map;
+            if known {
                 participant.let_go(gate, &ended);
             }
             database.watch_moving();
-            participant.rests(gate, clock.now())
+            if known || ended.holds.is_empty() {
+                participant.rests(gate, clock.now())
+            } else {
+                AGAIN
+            }
         }
         Err(problem) => {
             let name = registry.database();
