@@ -6,6 +6,7 @@
 
 mod agreement;
 mod control;
+mod flip;
 pub mod holds;
 mod ids;
 mod lack;
@@ -16,6 +17,7 @@ pub mod waiting;
 
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
+pub use flip::{Flip, Flipped, MapNow, Record, Unflipped};
 pub use ids::Ids;
 pub use lack::{Lack, accept_map, lacks};
 pub use map::Kept;
@@ -23,7 +25,7 @@ pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{
     catalog::{
-        ownership::{Disagreement, Ownership},
+        ownership::{Declared, Disagreement},
         shard::ShardId,
     },
     clock::Duration,
@@ -72,7 +74,7 @@ pub struct Registry {
     home: ShardId,
     names: Arc<[String]>,
     /// Who owns which keys, as the configuration says.
-    ownership: Ownership,
+    declared: Declared,
     controls: Vec<Control>,
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
@@ -114,7 +116,7 @@ impl Registry {
         Self {
             database: database.name.clone(),
             home: database.snapshot.home,
-            ownership: Ownership::of(&database.snapshot),
+            declared: Declared::of(&database.snapshot),
             names: shards.clone().map(|shard| shard.name.clone()).collect(),
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
@@ -462,7 +464,7 @@ impl Registry {
     async fn compare(&self, by: u64) -> Option<Kept> {
         let asked = async {
             let lease = self.lease(self.home).await?;
-            let kept = errand(map::compare(&lease, &self.ownership, by)).await?;
+            let kept = errand(map::compare(&lease, &self.declared, by)).await?;
             lease.done();
             Ok::<_, AskError>(kept)
         };
