@@ -343,7 +343,7 @@ impl Session {
             let Some(wanted) = asked.of(&now.name) else {
                 return false;
             };
-            then.map != now.map
+            (then.map != now.map || then.pins != now.pins)
                 && (before
                     .of(&now.name)
                     .is_some_and(|touch| has_moved(touch, then, now))
