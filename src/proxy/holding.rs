@@ -18,7 +18,7 @@ use crate::{
     },
     clock::{Duration, Instant},
     gate::{
-        Came,
+        Came, Ticket,
         state::{Answer, REFERENCES, Touch, Touched},
     },
     metrics::sessions::Wanted,
@@ -87,7 +87,7 @@ impl Session {
         }
         let (gate, number) = (&self.database.gate, self.info.pid);
         let ticket = self.ticket.get_or_insert_with(|| gate.enter(number));
-        ticket.comes()
+        ticket.comes(self.marks.begun)
     }
 
     /// Asks whether statements may go on, and waits until they may.
@@ -127,12 +127,19 @@ impl Session {
         }
     }
 
-    async fn asks_for(&mut self, came: Came, asked: &Touched) -> Result<Passed, Stop> {
-        if came == Came::First {
+    /// Another snapshot is about to be taken over: a transaction under way is held to that under which it began.
+    pub(super) fn keeps_what_it_began_on(&mut self) {
+        let at_work = self.ticket.as_ref().is_some_and(Ticket::is_at_work);
+        if at_work && self.began_on.is_none() {
             self.began_on = Some(Arc::clone(&self.snapshot));
-        } else if let Some(group) = self.moved_meanwhile(asked) {
-            let refused = reply::keys_moved(&group);
-            return Err(refused.into());
+        }
+    }
+
+    async fn asks_for(&mut self, came: Came, asked: &Touched) -> Result<Passed, Stop> {
+        if came == Came::Again
+            && let Some(group) = self.moved_meanwhile(asked)
+        {
+            return Err(reply::keys_moved(&group).into());
         }
         // Before the question, so that no change after it is missed.
         let changes = self.database.gate.changes();
@@ -162,12 +169,17 @@ impl Session {
         }
     }
 
-    /// Whether keys are touched that move, and what is known of that may be out of date.
+    /// Whether keys are touched that move, or may, and what is known of that may be out of date.
     fn is_unheard(&self, asked: &Touched) -> bool {
         let gate = &self.database.gate;
         let now = self.shared.clock.now();
-        let lapsed = self.database.coordinator.is_lapsed(now) || gate.is_lapsed(now);
-        lapsed && asked.iter().any(|(group, _)| gate.watches(group))
+        let lapsed = self.database.coordinator.is_silent(now) || gate.is_lapsed(now);
+        lapsed && (gate.may_be_stale(now) || self.is_watched(asked))
+    }
+
+    fn is_watched(&self, asked: &Touched) -> bool {
+        let mut groups = asked.iter();
+        groups.any(|(group, _)| self.database.gate.watches(group))
     }
 
     /// Waits until it may go on.
@@ -238,6 +250,10 @@ impl Session {
             match stands {
                 Stands::Waits(_) => {}
                 Stands::Unheard if self.shared.clock.now() < until => {}
+                Stands::Unheard if !self.is_watched(asked) => {
+                    // Nothing was known to move: the others wait no more for what cannot be read.
+                    self.database.gate.cannot_read();
+                }
                 Stands::Passes | Stands::Cancelled | Stands::Refused(_) | Stands::Unheard => {
                     return Ok(stands);
                 }
@@ -335,6 +351,10 @@ impl Session {
             return None;
         }
         let before = self.ticket.as_ref()?.touched();
+        let touched = |group: &str| match &before {
+            Some(before) => before.of(group),
+            None => Some(&Touch::Any),
+        };
         let one_snapshot = self.several.promises_one_snapshot() || self.has_snapshots();
         let moved = self.snapshot.groups.iter().find(|now| {
             let Some(then) = group_named(began, &now.name) else {
@@ -344,9 +364,7 @@ impl Session {
                 return false;
             };
             (then.map != now.map || then.pins != now.pins)
-                && (before
-                    .of(&now.name)
-                    .is_some_and(|touch| has_moved(touch, then, now))
+                && (touched(&now.name).is_some_and(|touch| has_moved(touch, then, now))
                     || (one_snapshot && has_moved(wanted, then, now)))
         });
         moved.map(|group| group.name.clone())

@@ -63,19 +63,15 @@ async fn round(participant: &mut Participant, database: &Database, clock: Clock)
     }
     match participant.look(registry, gate, || clock.now()).await {
         Ok(ended) => {
-            if !ended.holds.is_empty() && database.map_epoch() < ended.map {
+            if database.map_epoch() < ended.map {
                 database.renew_map().await;
             }
-            let known = database.map_epoch() >= ended.map;
-            if known {
-                participant.let_go(gate, &ended);
-            }
             database.watch_moving();
-            if known || ended.holds.is_empty() {
-                participant.rests(gate, clock.now())
-            } else {
-                AGAIN
+            if database.map_epoch() < ended.map {
+                return AGAIN;
             }
+            participant.let_go(gate, &ended);
+            participant.rests(gate, clock.now())
         }
         Err(problem) => {
             let name = registry.database();
