@@ -243,7 +243,7 @@ pub struct Session {
     pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
     /// Its place at the gate, once it has touched rows of several shards.
     pub(super) ticket: Option<Ticket>,
-    /// What was known when its transaction came to the gate, while keys move.
+    /// What was known when its transaction came to the gate, if other things are by now.
     pub(super) began_on: Option<Arc<Snapshot>>,
     /// What SQL calls differently than the backend in this batch.
     pub(super) renamed: Option<Box<Renamed>>,

@@ -248,6 +248,7 @@ fn keep_shown(
 }
 
 impl Session {
+    #[expect(clippy::too_many_lines, reason = "one line for each field")]
     fn new(
         client: Stream,
         user: Arc<User>,

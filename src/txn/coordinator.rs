@@ -363,6 +363,12 @@ impl Coordinator {
         self.agreement().is_some_and(|it| it.is_lapsed(now))
     }
 
+    /// Whether the other proxies may go on without this one in what they hold back.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.agreement().is_some_and(|it| it.is_silent(now))
+    }
+
     /// Announces a schema change to the other proxies, before it is committed. Nothing where there is no catalog.
     ///
     /// # Errors
