@@ -13,7 +13,11 @@ use super::{
     value::Value,
 };
 use crate::{
-    catalog::{effects::Act, group::GroupId, snapshot::{ObjectName, Table}},
+    catalog::{
+        effects::Act,
+        group::GroupId,
+        snapshot::{ObjectName, Table},
+    },
     sql::tree::{
         Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Overriding,
         Query, Relation, Select, Target, Update,
