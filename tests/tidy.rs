@@ -78,9 +78,16 @@ const ONLY: &[(&str, &[&str], &str)] = &[
     ),
     (
         ".spawn(",
-        &["server", "pool/", "sandbox/", "inspect/", "cli/"],
+        &[
+            "server",
+            "pool/",
+            "sandbox/",
+            "inspect/",
+            "cli/",
+            "reshard/dump.rs",
+        ],
         "server counts tasks; pools connect on a runtime handle so that a client that leaves ends no connect; \
-         inspect drives its control connection; sandbox and cli start processes",
+         inspect drives its control connection; sandbox, cli and a reshard's pg_dump start processes",
     ),
     (
         "tokio::spawn",

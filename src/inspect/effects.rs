@@ -127,7 +127,7 @@ SELECT DISTINCT named.schema, named.name, t.tgname::text, t.tgtype::int, fn.nspn
 FROM pg_catalog.pg_trigger t JOIN named ON named.oid = t.tgrelid \
 JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_namespace fn ON fn.oid = p.pronamespace \
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
-WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') ORDER BY 1, 2, 3";
+WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND fn.nspname <> 'shardway' ORDER BY 1, 2, 3";
 
 const RULES: &str = "\
 SELECT DISTINCT named.schema, named.name, r.rulename::text FROM pg_catalog.pg_rewrite r \

@@ -16,6 +16,7 @@ use super::{
     scope::{
         Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, Usage, resolve, resolve_side,
     },
+    touch::Touches,
     unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
 };
@@ -76,6 +77,8 @@ pub(super) struct Analysis<'a> {
     pub(super) footing: Cell<Footing>,
     /// A group that it came upon and that is not served.
     pub(super) barred: Cell<Option<GroupId>>,
+    /// Whose rows may be touched.
+    pub(super) touches: Cell<Touches>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
     /// Groups of relations whose keys nothing restricts.
@@ -151,6 +154,7 @@ impl<'a> Analysis<'a> {
             changed: None,
             footing: Cell::default(),
             barred: Cell::default(),
+            touches: Cell::default(),
             carried: None,
             unrestricted: Vec::new(),
         }
@@ -499,6 +503,12 @@ impl<'a> Analysis<'a> {
         let snapshot = self.snapshot;
         let listed = |schema: &str| {
             let place = place_of(snapshot.table(schema, &name.name)?);
+            let touches = match place {
+                Place::Sharded { group, .. } => Touches::group(group),
+                Place::Reference(_) => Touches::REFERENCES,
+                Place::Single(_) | Place::Catalog | Place::Unknown => Touches::NOTHING,
+            };
+            self.touches.set(self.touches.get().and(touches));
             if let Place::Sharded { group, .. } = place
                 && snapshot.barred.contains(&group)
             {

@@ -279,7 +279,7 @@ impl Member {
 
     /// Drops what was notified on these channels until now.
     pub async fn forget_earlier(&self, channels: impl Fn(&str) -> bool) {
-        self.hub.settle(0..self.hub.lines.len()).await;
+        self.hear_all().await;
         self.mailbox.drop_notifications(channels);
     }
 
@@ -309,6 +309,11 @@ impl Member {
             self.hub.settle(shard..shard + 1).await;
             self.hub.lock().unclaim(shard, backend);
         }
+    }
+
+    /// Waits until everything that was notified before now has come.
+    pub async fn hear_all(&self) {
+        self.hub.settle(0..self.hub.lines.len()).await;
     }
 
     /// What still waits at another place of the same session comes first here.

@@ -346,7 +346,8 @@ impl Session {
                 return Err(told(reply::listening_ended(&problem)));
             }
         }
-        // Until now the old ones have heard.
+        // Until now the old ones have heard, but what was notified just before may still be on its way.
+        listening.member.hear_all().await;
         member.take_over(&listening.member);
         listening.member = member;
         Ok(())

@@ -15,7 +15,7 @@ use crate::{
     config::settings::{BackendProof, User},
     plan::{Context, Override, Plan, StatementPlan, Target, Values, explain::Description},
     protocol::{
-        parameters::{Applied, Value, is_list_of_names, list, set_local, set_to},
+        parameters::{Applied, Value, is_list_of_names, list, set_to},
         transaction::Deferred,
     },
     sql::statement::Effect,
@@ -384,11 +384,53 @@ impl Session {
         }
     }
 
+    /// What was tried beside a transaction that has reached no shard is part of what is replayed there: SET LOCAL, and
+    /// behind one what the session is set to, which a shard would else know before it.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "called with the effects of settings"
+    )]
+    fn replay_setting(&mut self, effect: &Effect) {
+        let link = self.link.as_ref();
+        if !link.is_some_and(|link| link.hold == Hold::AsideTransaction) {
+            return;
+        }
+        let own = |name: &str| self.parameters.own_default(name);
+        let set = |verb: &str, name: &str, value: Option<&str>| {
+            let value = value.map(|value| if value.is_empty() { "''" } else { value });
+            let own = own(name);
+            set_to(verb, name, value.or(own.as_deref()).unwrap_or("DEFAULT"))
+        };
+        let (local, texts) = match effect {
+            Effect::Set { name, value, local } => {
+                let verb = if *local { "SET LOCAL " } else { "SET " };
+                (*local, vec![set(verb, name, value.as_deref())])
+            }
+            Effect::Reset(name) => (false, vec![set("SET ", name, None)]),
+            Effect::SetEach(settings) => {
+                let each = settings.iter();
+                let each = each.map(|(name, value)| set("SET ", name, Some(value)));
+                (false, each.collect())
+            }
+            Effect::ResetAll => (false, vec!["RESET ALL".to_owned()]),
+            _ => return,
+        };
+        let Some(deferred) = &mut self.deferred else {
+            return;
+        };
+        if local || deferred.has_settings() {
+            texts
+                .iter()
+                .for_each(|text| deferred.setting(text.as_bytes()));
+        }
+    }
+
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "called with the effects named here"
     )]
     fn setting_took_effect(&mut self, effect: &Effect) {
+        self.replay_setting(effect);
         match effect {
             Effect::Set {
                 name,
@@ -409,23 +451,6 @@ impl Session {
                 self.begun_there();
                 self.parameters
                     .set(name, value.clone().map(Value::given), *local);
-                let aside = self
-                    .link
-                    .as_ref()
-                    .is_some_and(|link| link.hold == Hold::AsideTransaction);
-                match &mut self.deferred {
-                    // Tried beside the transaction, which has reached no shard: it is part of what is replayed there.
-                    Some(deferred) if *local && aside => {
-                        let own = self.parameters.own_default(name);
-                        let value = value.as_deref().or(own.as_deref());
-                        let text = set_local(
-                            name,
-                            value.map(|value| if value.is_empty() { "''" } else { value }),
-                        );
-                        deferred.setting(text.as_bytes());
-                    }
-                    _ => {}
-                }
                 self.settings_are_told();
             }
             Effect::SetEach(settings) => {

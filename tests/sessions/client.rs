@@ -1,5 +1,6 @@
 //! A client that sends exactly what a test says and reads frames: nothing is hidden by a driver.
 
+use crate::harness::Proxy;
 use shardway::wire::{
     frame::{self, HEADER},
     frontend::{self, Named, put, put_bare, put_named, put_parse},
@@ -20,6 +21,8 @@ pub(crate) struct Client {
     buffer: Vec<u8>,
     pub(crate) pid: u32,
     pub(crate) key: Vec<u8>,
+    /// What ends with it.
+    pub(crate) behind: Option<Proxy>,
 }
 
 impl Client {
@@ -76,6 +79,7 @@ impl Client {
             buffer: Vec::new(),
             pid: 0,
             key: Vec::new(),
+            behind: None,
         }
     }
 

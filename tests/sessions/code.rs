@@ -134,7 +134,7 @@ fn code_that_leaves_nothing_keeps_no_backend() {
     for sql in made("harm_") {
         admin.ask(&query(&sql));
     }
-    let proxy = Proxy::start("size = 1\nwait_timeout = \"100ms\"");
+    let proxy = Proxy::start("size = 1\nwait_timeout = \"1s\"");
     until("the functions are known", || {
         !keeps(&proxy, "select harm_harmless(1)")
     });

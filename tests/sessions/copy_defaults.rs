@@ -377,7 +377,7 @@ fn a_condition_has_the_transaction_s_time() {
 
 #[test]
 fn what_rows_cannot_be_sent_is_refused() {
-    let ddl = "create table t (id bigint primary key, gap float8 default extract(epoch from now())::float8 / 3, \
+    let ddl = "create table t (id bigint primary key, gap float8 default extract(epoch from now())::float8 * 0 + 1::float8 / 3, \
                none timestamptz default nullif(now(), now()), made timestamptz default now(), day date default now(), pair t2 default row(now()))";
     let ddl = format!("create type t2 as (at timestamptz); {ddl}");
     let mut stand = Three {
@@ -387,7 +387,7 @@ fn what_rows_cannot_be_sent_is_refused() {
     .start();
     let today = stand.sharded.value("select current_date");
     for (sql, column) in [
-        // Its last digits are not told.
+        // Its last digits are not told, whatever the time.
         ("copy t (id, none, made, day, pair) from stdin", "gap"),
         ("copy t (id, gap, pair) from stdin", "none"),
         (

@@ -464,14 +464,12 @@ fn all_shards_stop_when_one_fails_or_the_client_wants_no_more() {
 #[test]
 fn columns_that_are_not_needed_need_no_privilege() {
     let mut stand = stand("parts_columns");
-    let server = crate::harness::postgres().port();
     for shard in &mut stand.shards {
         shard.ask(&query(
             "do $$ begin create role reader; exception when duplicate_object then null; end $$",
         ));
         shard.ask(&query("grant select (id, b, i4, tx) on t to reader"));
     }
-    let _: u16 = server;
     for client in [&mut stand.whole, &mut stand.sharded] {
         client.ask(&query("set role reader"));
     }

@@ -8,7 +8,7 @@ use shardway::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, Mutex, OnceLock, mpsc},
     thread,
     time::{Duration, SystemTime},
 };
@@ -29,7 +29,7 @@ pub(crate) fn postgres() -> &'static Cluster {
             template_cache: None,
         };
         Sandbox::builder(env)
-            // Proxies live as long as the tests, and keep what idles in their pools.
+            // Each proxy keeps what idles in its pools.
             .setting("max_connections", "3000")
             .start()
             .unwrap()
@@ -50,9 +50,12 @@ pub(crate) enum Way {
     Alternating,
 }
 
-/// A proxy before the server; it ends with the test process, or when it is stopped.
+/// A proxy before the server; it ends when it is dropped or stopped, as kill -9 would end it: hundreds that go on with
+/// their heartbeats and looks at servers would be a load for the tests to come.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
+    /// Its configuration, read again by RELOAD.
+    text: Arc<Mutex<String>>,
     stop: tokio::sync::watch::Sender<bool>,
 }
 
@@ -74,9 +77,11 @@ impl Proxy {
     /// A proxy with these settings of its own.
     pub(crate) fn of(server: &str, pool: &str, databases: &str) -> Self {
         let text = format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n{server}\n[pool]\n{pool}\n{databases}\n[users.postgres]\nauth = \"trust\"\n"
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nworkers = 2\n{server}\n[pool]\n{pool}\n{databases}\n[users.postgres]\nauth = \"trust\"\nconsole = \"admin\"\n"
         );
-        let read = move || load::load_str("test.toml", &text, Path::new("."));
+        let text = Arc::new(Mutex::new(text));
+        let kept = Arc::clone(&text);
+        let read = move || load::load_str("test.toml", &kept.lock().unwrap(), Path::new("."));
         let settings = read().unwrap_or_else(|errors| panic!("{}", errors.render()));
         let (told, ready) = mpsc::channel();
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
@@ -105,11 +110,24 @@ impl Proxy {
         };
         Self {
             port: address.port(),
+            text,
             stop,
         }
     }
 
-    /// Ends it as kill -9 would: a hundred that go on with their heartbeats are a load for the tests to come.
+    /// Reads its configuration again, in which the second now stands for the first.
+    pub(crate) fn reload(&self, from: &str, to: &str) {
+        {
+            let mut text = self.text.lock().unwrap();
+            assert!(text.contains(from), "{text}");
+            *text = text.replace(from, to);
+        }
+        let mut console = Client::connect_to(self.port, "shardway", &[]);
+        let answer = console.ask(&query("RELOAD"));
+        assert!(answer[0].starts_with('C'), "{answer:?}");
+    }
+
+    /// Ends it.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
     }
@@ -117,6 +135,19 @@ impl Proxy {
     /// A client of it.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.port, &[])
+    }
+
+    /// A client of it, with which it ends.
+    pub(crate) fn only_client(self) -> Client {
+        let mut client = self.client();
+        client.behind = Some(self);
+        client
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -127,21 +158,25 @@ pub(crate) struct Stage {
     pub(crate) client: Client,
     other: Option<Client>,
     steps: usize,
+    _proxy: Option<Proxy>,
 }
 
 impl Stage {
     pub(crate) fn open(way: Way, settings: &[(&str, &str)]) -> Self {
-        let port = match way {
-            Way::Direct => postgres().port(),
-            Way::Session => Proxy::start("mode = \"session\"").port,
-            Way::Transaction => Proxy::start("size = 1").port,
-            Way::Alternating => Proxy::start("size = 2").port,
+        let proxy = match way {
+            Way::Direct => None,
+            Way::Session => Some(Proxy::start("mode = \"session\"")),
+            Way::Transaction => Some(Proxy::start("size = 1")),
+            Way::Alternating => Some(Proxy::start("size = 2")),
         };
-        Self::before(way, port, settings)
+        Self::before(way, proxy, settings)
     }
 
     /// Before this proxy, or the server itself.
-    fn before(way: Way, port: u16, settings: &[(&str, &str)]) -> Self {
+    fn before(way: Way, proxy: Option<Proxy>, settings: &[(&str, &str)]) -> Self {
+        let port = proxy
+            .as_ref()
+            .map_or_else(|| postgres().port(), |proxy| proxy.port);
         let other = (way == Way::Alternating).then(|| Client::connect(port, &[]));
         Self {
             way,
@@ -149,6 +184,7 @@ impl Stage {
             client: Client::connect(port, settings),
             other,
             steps: 0,
+            _proxy: proxy,
         }
     }
 
@@ -219,8 +255,8 @@ pub(crate) fn same_with(settings: &[(&str, &str)], scene: impl Fn(&mut Stage) ->
 pub(crate) fn same_in(pools: &[&str], scene: impl Fn(&mut Stage) -> Vec<String>) {
     let expected = scene(&mut Stage::open(Way::Direct, &[]));
     for pool in pools {
-        let port = Proxy::start(pool).port;
-        let found = scene(&mut Stage::before(Way::Transaction, port, &[]));
+        let proxy = Proxy::start(pool);
+        let found = scene(&mut Stage::before(Way::Transaction, Some(proxy), &[]));
         assert_eq!(found, expected, "{pool}: PostgreSQL's is on the right");
     }
 }

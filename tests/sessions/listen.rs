@@ -286,7 +286,7 @@ fn code_that_listens_keeps_its_backend_and_hears() {
 
 #[test]
 fn no_backend_is_kept_by_listen() {
-    let proxy = watched("size = 1\nwait_timeout = \"5s\"");
+    let proxy = watched("size = 1\nwait_timeout = \"10s\"");
     let mut listeners: Vec<Client> = (0..30).map(|_| proxy.client()).collect();
     for (at, listener) in listeners.iter_mut().enumerate() {
         let seen = listener.ask(&query(&format!("listen shared; listen mine_{at}")));

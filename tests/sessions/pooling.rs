@@ -66,7 +66,7 @@ fn a_client_that_waits_for_a_backend_can_cancel() {
 
 #[test]
 fn a_wait_has_its_deadline_and_the_batch_is_skipped() {
-    let proxy = Proxy::start("size = 1\nwait_timeout = \"100ms\"");
+    let proxy = Proxy::start("size = 1\nwait_timeout = \"1s\"");
     let (mut holder, mut waiting) = (proxy.client(), proxy.client());
     holder.ask(&query("begin"));
     let seen = waiting.ask(&batch().run("select 1", &[]).run("select 2", &[]).sync().0);

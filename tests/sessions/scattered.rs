@@ -445,7 +445,8 @@ fn what_a_limit_leaves_out_is_not_read() {
         "3",
         "each shard gives what may be needed of it"
     );
-    // The first shard has all of these rows: the others have more than anybody holds, and are stopped.
+    // The first shard has all of these rows: the others have gigabytes, more than anybody holds or throws away before they
+    // are stopped.
     let ended = |stand: &mut Stand| -> Vec<i64> {
         let figure =
             "select xact_rollback from pg_stat_database where datname = current_database()";
@@ -455,8 +456,9 @@ fn what_a_limit_leaves_out_is_not_read() {
             .collect()
     };
     let before = ended(&mut stand);
+    let endless = "select t.id, repeat('y', case when id > 20 then 100000 else 100 end) from t, generate_series(1, 100000) as i";
     let answer = stand.sharded.ask(&query(&format!(
-        "{ENDLESS} order by id limit 30000 offset 100"
+        "{endless} order by id limit 30000 offset 100"
     )));
     assert_eq!(
         answer

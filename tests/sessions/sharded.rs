@@ -28,7 +28,8 @@ fn whole_and_sharded(table: &str) -> (Client, Client) {
         shard(1)
     );
     let proxy = Proxy::with("size = 2", &databases);
-    (Client::connect_to(server, &name(2), &[]), proxy.client())
+    let whole = Client::connect_to(server, &name(2), &[]);
+    (whole, proxy.only_client())
 }
 
 /// Both answer alike.

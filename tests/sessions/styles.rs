@@ -53,7 +53,7 @@ fn parts_of_datestyle_are_completed_by_the_roles_own() {
         "[databases.postgres]\nshards.s0 = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n\
          [users.styled]\nauth = \"trust\"\n"
     );
-    let proxy = Proxy::with("size = 1\nwait_timeout = \"2s\"", &shards);
+    let proxy = Proxy::with("size = 1\nwait_timeout = \"10s\"", &shards);
     let play = |port: u16, started: &[(&str, &str)]| -> Vec<String> {
         let mut client = Client::connect_as(port, "styled", "postgres", started);
         let mut between =

@@ -191,9 +191,3 @@ impl Stand {
         until("every transaction has ended", || shard.value(&open) == "0");
     }
 }
-
-impl Drop for Stand {
-    fn drop(&mut self) {
-        self.proxy.stop();
-    }
-}

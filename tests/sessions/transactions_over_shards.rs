@@ -637,7 +637,7 @@ fn what_cannot_be_prepared_decides() {
 #[test]
 fn transactions_that_wait_for_each_others_backends_end() {
     let mut stand = Three {
-        pool: "size = 1\nwait_timeout = \"1s\"",
+        pool: "size = 1\nwait_timeout = \"3s\"",
         ..three("crossed")
     }
     .start();

@@ -384,7 +384,7 @@ fn two_that_cross_in_pools_of_one_backend_both_go_on() {
 #[test]
 fn without_a_reserve_who_goes_on_is_told_why_it_got_no_backend() {
     let mut three = Three::new("no_reserve");
-    three.pool = "size = 1\nreserve_size = 0\nwait_timeout = \"500ms\"";
+    three.pool = "size = 1\nreserve_size = 0\nwait_timeout = \"3s\"";
     let mut stand = three.start();
     stand.ask(ROWS);
     let (mut one, mut other) = (stand.proxy.client(), stand.proxy.client());

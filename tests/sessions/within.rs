@@ -597,3 +597,52 @@ fn a_pipeline_is_one_transaction_wherever_its_statements_run() {
     );
     stand.all_alike(&["rollback", LEFT]);
 }
+
+#[test]
+fn a_path_that_a_text_sets_is_that_of_its_next_statement() {
+    let mut stand = Three {
+        ddl: "create schema early; create schema alt; create table t (id bigint primary key, n bigint); \
+              create table alt.t (n bigint primary key, id bigint)",
+        // A table of the same name whose key is another column.
+        tables: &["public.t", "alt.t\" = \"n\", \"public.none"],
+        ..Three::new("paths_of_texts")
+    }
+    .start();
+    for sql in [
+        "insert into public.t values (1, 1), (101, 1), (201, 1)",
+        "insert into alt.t (n, id) values (1, 201), (101, 1), (201, 101)",
+        "begin",
+        "set local search_path to early, public",
+        "set search_path to alt, public; select n from t where n = 1; savepoint s",
+        "select n from t where n = 101",
+        "rollback",
+        "select n from t where n = 1",
+        "begin",
+        "insert into t values (3, 3)",
+        "set local search_path to early, public",
+        "set search_path to alt, public; select n from t where n = 201",
+        "select n from t where n = 1",
+        "commit",
+        "select n from t where n = 1",
+        "reset search_path",
+        "begin",
+        "set local search_path to alt",
+        "reset search_path",
+        "select n from t where n = 1",
+        "rollback",
+        "begin",
+        "set local search_path to alt",
+        "savepoint s",
+        "set search_path to public",
+        "rollback to s",
+        "select n from t where n = 1",
+        "commit",
+        "begin",
+        "set local search_path to alt",
+        "reset all",
+        "select n from t where n = 1",
+        "commit",
+    ] {
+        stand.alike(&query(sql), 1);
+    }
+}

@@ -19,9 +19,12 @@ CREATE TABLE shardway.workflow (
     attempt int NOT NULL DEFAULT 0,
     -- 'forward', or 'back' while and after a rollback.
     direction text NOT NULL DEFAULT 'forward' CHECK (direction IN ('forward', 'back')),
+    -- How often the owners have changed because of it, and the round of verification.
+    flips int NOT NULL DEFAULT 0,
+    round int NOT NULL DEFAULT 0,
     token bigint NOT NULL,
     version bigint NOT NULL DEFAULT 1,
-    -- What the operator wants next: 'cutover', 'rollback', 'finish', 'abort'; and whether it stands still.
+    -- What the operator wants next: 'cutover', 'rollback', 'finish', 'abort', 'verify'; and whether it stands still.
     wanted text,
     paused boolean NOT NULL DEFAULT false,
     plan jsonb NOT NULL,
@@ -32,6 +35,9 @@ CREATE TABLE shardway.workflow (
     made_at timestamptz NOT NULL DEFAULT now(),
     changed_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- One at a time.
+CREATE UNIQUE INDEX workflow_one ON shardway.workflow ((true)) WHERE state NOT IN ('done', 'aborted');
 
 -- Every transition, in order. Nothing is ever taken away.
 CREATE TABLE shardway.journal (
@@ -91,18 +97,33 @@ CREATE TABLE shardway.cleanup (
     PRIMARY KEY (workflow, shard, kind, name)
 );
 
+-- Where the chunks of a table begin, settled once: src/replication/chunks.rs says how.
+CREATE TABLE shardway.chunk (
+    workflow text NOT NULL,
+    source text NOT NULL,
+    relation text NOT NULL,
+    chunk int NOT NULL,
+    -- The text of each column of the primary key; NULL: no bound. The first is in it, the second is not.
+    low text[],
+    high text[],
+    token bigint NOT NULL,
+    PRIMARY KEY (workflow, source, relation, chunk)
+);
+
 -- ---- On each destination, written with the data ----
 CREATE TABLE shardway.chunk_done (
     workflow text NOT NULL,
     source text NOT NULL,
     relation text NOT NULL,
     chunk int NOT NULL,
-    -- Bounds of the primary key as a row in text; NULL: none.
-    low text,
-    high text,
+    -- As in shardway.chunk.
+    low text[],
+    high text[],
     -- pg_current_snapshot() on the source.
     snapshot text NOT NULL,
     rows bigint NOT NULL,
+    -- As they were copied.
+    bytes bigint NOT NULL,
     token bigint NOT NULL,
     PRIMARY KEY (workflow, source, relation, chunk)
 );
@@ -115,10 +136,30 @@ CREATE TABLE shardway.apply_progress (
     fence int NOT NULL DEFAULT 0,
     PRIMARY KEY (workflow, source)
 );
+-- What a reshard makes of the schema of a shard that joins: statements for when the rows are there, in their order, each
+-- marked in its own transaction.
+CREATE TABLE shardway.schema_step (
+    workflow text NOT NULL,
+    place int NOT NULL,
+    phase text NOT NULL CHECK (phase IN ('key', 'index', 'foreign', 'validate', 'rest')),
+    statement text NOT NULL,
+    done boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (workflow, place)
+);
+-- What it has made there, written with it: objects as pg_identify_object names them.
+CREATE TABLE shardway.made (
+    workflow text NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    place int NOT NULL,
+    PRIMARY KEY (workflow, kind, name)
+);
 -- From which number of the map on this shard owns what it was given.
 CREATE TABLE shardway.activation (
     workflow text NOT NULL,
     attempt int NOT NULL,
+    -- Of the cutover.
+    direction text NOT NULL CHECK (direction IN ('forward', 'back')),
     epoch bigint NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (workflow, attempt)
@@ -134,12 +175,12 @@ CREATE TABLE shardway.fence (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (workflow, attempt)
 );
--- Who may change guards: a lower token may not.
+-- On each source and destination: who may change guards and copy rows. A lower token may not.
 CREATE TABLE shardway.runner (
     workflow text PRIMARY KEY,
     token bigint NOT NULL
 );
 
 REVOKE ALL ON shardway.leader, shardway.workflow, shardway.journal, shardway.hold, shardway.held, shardway.verify,
-    shardway.cleanup, shardway.chunk_done, shardway.apply_progress, shardway.activation, shardway.fence, shardway.runner
-    FROM PUBLIC;
+    shardway.cleanup, shardway.chunk, shardway.chunk_done, shardway.apply_progress, shardway.schema_step, shardway.made,
+    shardway.activation, shardway.fence, shardway.runner FROM PUBLIC;

@@ -1,0 +1,154 @@
+//! Gives a reshard up before its map is committed, or after it was rolled back: everything that was written down goes.
+//!
+//! What must stay true: never once a cutover is committed; a table that the reshard has not made is never dropped, only rows
+//! go that were copied; what cannot go now is tried again, and does not keep the others.
+
+use super::{
+    activate::latest_anywhere,
+    asking::{About as _, connection, home, named},
+    condition, guard,
+    ready::slot_error,
+    records::{Kind, Note, claim_all, gone, noted, taking_part},
+    rows, schema,
+};
+use crate::{
+    replication::{publication, slot},
+    reshard::{
+        job::{Direction, Job, StepError},
+        plan::identifier,
+        servers::Server,
+    },
+};
+
+/// Removes all that the run has made. Runs until nothing is left of it.
+///
+/// # Errors
+/// [`StepError::Halt`]: the cutover is committed. The first [`StepError::Again`] when the others were tried.
+pub async fn run(job: &Job) -> Result<(), StepError> {
+    let job = &Job {
+        direction: Direction::Forward,
+        ..job.clone()
+    };
+    unless_taken_over(job).await?;
+    claim_all(job).await?;
+    let mut first = None;
+    let notes = noted(job).await?;
+    for note in notes.iter().filter(|it| it.kind != Kind::Records) {
+        let removed = match remove(job, note).await {
+            Ok(()) => gone(job, note).await,
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(()) => {}
+            Err(StepError::Replaced) => return Err(StepError::Replaced),
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        None => forget(job, &notes).await,
+        Some(error) => Err(error),
+    }
+}
+
+/// The copies are given up, so the sources have to own the keys: nothing was cut over, or it was rolled back.
+async fn unless_taken_over(job: &Job) -> Result<(), StepError> {
+    const COMMITTED: &str =
+        "SELECT max(attempt) FROM shardway.hold WHERE workflow = $1 AND state = 'committed'";
+    let row = home(job).await?.query_one(COMMITTED, &[&job.id]).await;
+    let committed: Option<i32> = row.about("asking whether a cutover is committed")?.get(0);
+    let latest = latest_anywhere(job).await?;
+    let forward = latest.is_some_and(|it| it.direction == Direction::Forward);
+    if forward || committed > latest.map(|it| it.attempt) {
+        return Err(StepError::Halt {
+            what: "the new owners have taken over: the cutover is committed".to_owned(),
+            remedy: "roll it back first; finish ends it as it is".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Removes one thing that was written down; nothing if it is not there.
+pub(super) async fn remove(job: &Job, note: &Note) -> Result<(), StepError> {
+    let server = named(job, &note.shard)?;
+    let what = format!("removing {} on shard {}", note.name, server.name);
+    match note.kind {
+        Kind::Guard => {
+            let back = job.turned();
+            let of = if guard::name(job) == note.name {
+                job
+            } else {
+                &back
+            };
+            guard::drop_on(of, server).await
+        }
+        Kind::Slot => {
+            let client = connection(server).await?;
+            let mut commands = server.stream().await.about(&what)?;
+            let removed = slot::remove(&client, &mut commands, &note.name).await;
+            removed.map_err(|error| slot_error(&what, error))
+        }
+        Kind::Publication => {
+            let client = connection(server).await?;
+            publication::remove(&client, &note.name).await.about(&what)
+        }
+        Kind::Rows => delete(job, server).await,
+        Kind::Table => schema::unmake(job, server).await,
+        // Last of all: they say who may do this.
+        Kind::Records => Ok(()),
+    }
+}
+
+/// Deletes copied rows. Tables that the reshard made go as a whole.
+async fn delete(job: &Job, server: &Server) -> Result<(), StepError> {
+    let client = connection(server).await?;
+    if schema::is_made(&client, job).await? {
+        return Ok(());
+    }
+    let moves = job.given_to(&server.name);
+    for table in job.tables_of(&moves) {
+        let column = identifier(&table.key_column);
+        if let Some(condition) = condition(job, &table, &moves, &column)? {
+            rows::delete(&client, job, &table, &condition).await?;
+        }
+    }
+    if job.plan.joins.contains(&server.name) {
+        for table in &job.plan.reference {
+            rows::delete(&client, job, table, "true").await?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets the run on every shard, when all else has gone.
+pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
+    for server in taking_part(job) {
+        forget_records(job, &server).await?;
+    }
+    for note in notes.iter().filter(|it| it.kind == Kind::Records) {
+        gone(job, note).await?;
+    }
+    Ok(())
+}
+
+/// Forgets the run in a shard's own schema; that it was activated stays.
+async fn forget_records(job: &Job, server: &Server) -> Result<(), StepError> {
+    const RECORDS: [&str; 7] = [
+        "chunk",
+        "chunk_done",
+        "apply_progress",
+        "schema_step",
+        "made",
+        "fence",
+        "runner",
+    ];
+    let what = format!("forgetting the run on shard {}", server.name);
+    let client = connection(server).await?;
+    client.batch_execute("BEGIN").await.about(&what)?;
+    for table in RECORDS {
+        let forget = format!("DELETE FROM shardway.{table} WHERE workflow = $1");
+        client.execute(&forget, &[&job.id]).await.about(&what)?;
+    }
+    client.batch_execute("COMMIT").await.about(&what)
+}

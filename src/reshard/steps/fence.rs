@@ -1,0 +1,117 @@
+//! The fence: from one transaction on each source on, nobody writes moving keys there, and the stream of changes says where
+//! that is.
+//!
+//! What must stay true: everything that writes a moving key on a source is committed before its fence, in its WAL, or is
+//! refused by the guard; no writer of any key waits for longer than the lock's limit; a runner that was replaced fences
+//! nothing.
+
+use super::{
+    asking::{About as _, connection, is_lock_timeout},
+    guard::{self, Switch, guarded, lock_timeout, switch_sql},
+    records::begin,
+};
+use crate::{
+    inspect::at_once,
+    reshard::{
+        job::{Job, StepError},
+        plan::MovingTable,
+        servers::Server,
+    },
+};
+use deadpool_postgres::Client;
+
+/// What a fence's logical message is called; its content is the reshard's name and the attempt.
+pub const MESSAGE: &str = "shardway_fence";
+
+/// Who writes to the tables for longer than a lock may be waited for; prepared transactions have no process.
+const HOLDERS: &str = "\
+SELECT coalesce(string_agg(DISTINCT coalesce('process ' || l.pid || ' of ' || a.usename || ' (' || a.application_name || ')', \
+                                             'a prepared transaction'), ', '), '') \
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+  AND l.relation = ANY(SELECT to_regclass(name)::oid FROM unnest($1::text[]) name) \
+  AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') AND l.pid IS DISTINCT FROM pg_backend_pid() \
+  AND (a.pid IS NULL OR clock_timestamp() - a.xact_start > make_interval(secs => $2))";
+
+const MARK: &str = "\
+INSERT INTO shardway.fence AS f (workflow, attempt, token) VALUES ($1, $2, $3) \
+ON CONFLICT (workflow, attempt) DO UPDATE SET token = excluded.token, beat = f.beat + 1, at = clock_timestamp()";
+
+/// Fences every source, all at once. What was fenced when another could not be has to be [unfenced](super::unfence::run).
+///
+/// # Errors
+/// [`StepError::Again`]: somebody holds a lock for too long; what it says names who.
+pub async fn run(job: &Job) -> Result<(), StepError> {
+    let sources = job.sources();
+    let fenced = at_once(sources.iter().map(|it| fence(job, it)).collect()).await;
+    fenced.into_iter().collect()
+}
+
+/// Fences one source.
+///
+/// # Errors
+/// As [`run`].
+pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
+    let client = connection(source).await?;
+    let tables = guard::tables(job, source);
+    let guarded = guarded(&client, job, source).await?;
+    if guarded.len() < tables.len() {
+        return Err(StepError::Again {
+            what: format!("fencing shard {}", source.name),
+            problem: "a table has no guard yet".to_owned(),
+        });
+    }
+    unless_held(&client, job, source, &tables).await?;
+    let what = format!("fencing shard {}", source.name);
+    begin(&client, job).await?;
+    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let locked = format!(
+        "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
+        lock_timeout(job),
+        names.join(", "),
+        switch_sql(job, &tables, Switch::On)
+    );
+    match client.batch_execute(&locked).await {
+        Err(error) if is_lock_timeout(&error) => {
+            drop(client.batch_execute("ROLLBACK").await);
+            unless_held(&client, job, source, &tables).await?;
+            return Err(error).about(&what);
+        }
+        locked => locked.about(&what)?,
+    }
+    let marked = client
+        .execute(MARK, &[&job.id, &job.attempt, &job.token])
+        .await;
+    marked.about(&what)?;
+    let content = format!("{} {}", job.id, job.attempt);
+    client
+        .execute(
+            "SELECT pg_logical_emit_message(true, $1, $2)",
+            &[&MESSAGE, &content],
+        )
+        .await
+        .about(&what)?;
+    client.batch_execute("COMMIT").await.about(&what)
+}
+
+/// Asks who holds locks already, so that no queue of writers forms behind a lock that cannot be had.
+async fn unless_held(
+    client: &Client,
+    job: &Job,
+    source: &Server,
+    tables: &[MovingTable],
+) -> Result<(), StepError> {
+    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let most = job.knobs.borrow().lock.as_secs_f64();
+    let row = client.query_one(HOLDERS, &[&names, &most]).await;
+    let holders: String = row.about("looking for who holds locks")?.get(0);
+    if holders.is_empty() {
+        return Ok(());
+    }
+    Err(StepError::Again {
+        what: format!("fencing shard {}", source.name),
+        problem: format!(
+            "{holders} writes to the tables for longer than the lock may be waited for"
+        ),
+    })
+}

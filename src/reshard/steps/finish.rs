@@ -1,0 +1,84 @@
+//! The end of a reshard: the way back is given up, rows that the old owners still have go, then what refused writes to them.
+//!
+//! What must stay true: no row is deleted unless the new owner is known to have taken over; the guards stay until the last
+//! row has gone; each note goes after its thing, so that a run that was cut goes on.
+
+use super::{
+    abort::{forget, remove},
+    activate::{latest, latest_anywhere},
+    asking::connection,
+    condition,
+    records::{Kind, claim_all, gone, noted},
+    rows,
+};
+use crate::reshard::{
+    job::{Direction, Job, StepError},
+    plan::identifier,
+    servers::Server,
+};
+
+/// Deletes what the shards that gave rows still have of them, and all that was made for the run. Forward, whatever the
+/// job's direction is.
+///
+/// # Errors
+/// [`StepError::Halt`]: the cutover in this direction is not known to be committed.
+pub async fn run(job: &Job) -> Result<(), StepError> {
+    let job = &Job {
+        direction: Direction::Forward,
+        ..job.clone()
+    };
+    unless_not_committed(job).await?;
+    claim_all(job).await?;
+    let notes = noted(job).await?;
+    for note in &notes {
+        if matches!(note.kind, Kind::Slot | Kind::Publication) {
+            remove(job, note).await?;
+            gone(job, note).await?;
+        }
+    }
+    for source in job.sources() {
+        delete(job, &source).await?;
+    }
+    for note in &notes {
+        match note.kind {
+            Kind::Guard => remove(job, note).await?,
+            // What came stays.
+            Kind::Rows | Kind::Slot | Kind::Publication | Kind::Table | Kind::Records => {}
+        }
+        if note.kind != Kind::Records {
+            gone(job, note).await?;
+        }
+    }
+    forget(job, &notes).await
+}
+
+/// Every destination has taken over, and none of it was rolled back since.
+async fn unless_not_committed(job: &Job) -> Result<(), StepError> {
+    let last = latest_anywhere(job).await?;
+    let last = last.filter(|it| it.direction == Direction::Forward);
+    for destination in job.destinations() {
+        let here = latest(&connection(&destination).await?, job).await?;
+        if last.is_none() || here != last {
+            return Err(StepError::Halt {
+                what: format!(
+                    "shard {} has not taken over what it was given",
+                    destination.name
+                ),
+                remedy: "cut over first; abort gives a reshard up before that".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn delete(job: &Job, source: &Server) -> Result<(), StepError> {
+    let client = connection(source).await?;
+    let moves = job.given_by(&source.name);
+    for table in job.tables_of(&moves) {
+        let column = identifier(&table.key_column);
+        if let Some(condition) = condition(job, &table, &moves, &column)? {
+            rows::delete(&client, job, &table, &condition).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! The triggers that refuse writes of keys that a shard has given away, to whoever comes past the proxies or with an old map.
+//!
+//! What must stay true: they are made disabled, and enabled under a lock that waits for every writer; they judge the rows
+//! that are written by what is written in them, so that no snapshot is too old for them; they say nothing of other keys;
+//! they do not fire for what is applied under `session_replication_role = replica`.
+
+use super::{
+    asking::{About as _, connection},
+    condition,
+    records::begin,
+};
+use crate::{
+    reshard::{
+        job::{Direction, Job, StepError},
+        plan::{MovingTable, identifier},
+        servers::Server,
+    },
+    sql::statement::quoted,
+};
+use deadpool_postgres::Client;
+
+/// What a refused write is told with; proxies that meet it take the map over again.
+pub const REFUSED: &str = "SWG01";
+
+/// What each trigger of a guard is for: the end of its name, the event, the rows it looks at.
+const PARTS: [(&str, &str, &[&str]); 3] = [
+    ("_i", "INSERT", &["NEW"]),
+    ("_u", "UPDATE", &["OLD", "NEW"]),
+    ("_d", "DELETE", &["OLD"]),
+];
+const TRUNCATE: &str = "_t";
+
+/// Which triggers of a table belong to a guard, by the beginning of their name, and whether one of them is enabled.
+const FOUND: &str = "\
+SELECT count(*), coalesce(bool_or(tgenabled <> 'D'), false) FROM pg_trigger \
+WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgname = ANY($2)";
+
+/// What a guard's function and its triggers are called; the triggers have an ending each.
+#[must_use]
+pub fn name(job: &Job) -> String {
+    match job.direction {
+        Direction::Forward => format!("shardway_guard_{}", job.id),
+        Direction::Back => format!("shardway_guard_{}_back", job.id),
+    }
+}
+
+fn function(job: &Job) -> String {
+    format!("shardway.{}", identifier(&name(job)))
+}
+
+fn triggers(job: &Job) -> Vec<String> {
+    let parts = PARTS.iter().map(|(ending, ..)| *ending);
+    let endings = parts.chain([TRUNCATE]);
+    endings
+        .map(|ending| format!("{}{ending}", name(job)))
+        .collect()
+}
+
+/// Makes the guard of a shard, disabled; a table that has it already keeps it as it is.
+///
+/// # Errors
+/// [`StepError::Again`] as well when a table is too busy for the lock that it takes for a moment.
+pub async fn make(job: &Job, server: &Server) -> Result<(), StepError> {
+    let client = connection(server).await?;
+    begin(&client, job).await?;
+    let made = client.batch_execute(&function_sql(job)).await;
+    made.about("making the guard's function")?;
+    let committed = client.batch_execute("COMMIT").await;
+    committed.about("making the guard's function")?;
+    for table in tables(job, server) {
+        let Some(when) = Conditions::of(job, &table, server)? else {
+            continue;
+        };
+        if found(&client, job, &table).await?.count == triggers(job).len() {
+            continue;
+        }
+        let what = format!(
+            "making the guard of {} on shard {}",
+            table.plain(),
+            server.name
+        );
+        begin(&client, job).await?;
+        let sql = format!(
+            "{}; {}",
+            lock_timeout(job),
+            triggers_sql(job, &table, &when)
+        );
+        client.batch_execute(&sql).await.about(&what)?;
+        client.batch_execute("COMMIT").await.about(&what)?;
+    }
+    Ok(())
+}
+
+/// The tables that a shard's guard is on: those of which it gives rows, and, while shards join that are given all rows of
+/// reference tables by it, these.
+pub(super) fn tables(job: &Job, server: &Server) -> Vec<MovingTable> {
+    let mut tables = job.tables_of(&job.given_by(&server.name));
+    if job.giver().as_ref() == Some(&server.name) {
+        tables.extend(job.plan.reference.iter().cloned());
+    }
+    tables
+}
+
+/// For how long a table's writers may have to wait behind this.
+pub(super) fn lock_timeout(job: &Job) -> String {
+    let most = job.knobs.borrow().lock.as_millis().max(1);
+    format!("SET LOCAL lock_timeout = {most}")
+}
+
+/// Turns the guard's triggers of tables on or off, as statements.
+#[must_use]
+pub fn switch_sql(job: &Job, tables: &[MovingTable], switch: Switch) -> String {
+    let word = match switch {
+        Switch::On => "ENABLE",
+        Switch::Off => "DISABLE",
+    };
+    let mut sql = String::new();
+    for table in tables {
+        for trigger in triggers(job) {
+            let (table, trigger) = (table.sql(), identifier(&trigger));
+            sql.push_str(&format!("ALTER TABLE {table} {word} TRIGGER {trigger}; "));
+        }
+    }
+    sql
+}
+
+/// Whether a guard refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+/// Which of a shard's tables have the guard.
+pub(super) async fn guarded(
+    client: &Client,
+    job: &Job,
+    server: &Server,
+) -> Result<Vec<(MovingTable, Switch)>, StepError> {
+    let mut guarded = Vec::new();
+    for table in tables(job, server) {
+        let found = found(client, job, &table).await?;
+        if found.count == triggers(job).len() {
+            guarded.push((table, found.switch));
+        }
+    }
+    Ok(guarded)
+}
+
+/// Takes a guard away with its function, and what is left of one that was being made.
+///
+/// # Errors
+/// [`StepError::Again`] as well when a table is too busy for the lock that it takes for a moment.
+pub async fn drop_on(job: &Job, server: &Server) -> Result<(), StepError> {
+    let client = connection(server).await?;
+    let what = format!("dropping the guard on shard {}", server.name);
+    for table in tables(job, server) {
+        if found(&client, job, &table).await?.count == 0 {
+            continue;
+        }
+        begin(&client, job).await?;
+        let mut sql = lock_timeout(job);
+        for trigger in triggers(job) {
+            let (table, trigger) = (table.sql(), identifier(&trigger));
+            sql.push_str(&format!("; DROP TRIGGER IF EXISTS {trigger} ON {table}"));
+        }
+        client.batch_execute(&sql).await.about(&what)?;
+        client.batch_execute("COMMIT").await.about(&what)?;
+    }
+    begin(&client, job).await?;
+    let sql = format!("DROP FUNCTION IF EXISTS {}(); COMMIT", function(job));
+    client.batch_execute(&sql).await.about(&what)
+}
+
+/// What a table has of a guard.
+struct Found {
+    count: usize,
+    switch: Switch,
+}
+
+async fn found(client: &Client, job: &Job, table: &MovingTable) -> Result<Found, StepError> {
+    let row = client
+        .query_one(FOUND, &[&table.sql(), &triggers(job)])
+        .await
+        .about("looking for a guard")?;
+    Ok(Found {
+        count: usize::try_from(row.get::<_, i64>(0)).unwrap_or(0),
+        switch: if row.get(1) { Switch::On } else { Switch::Off },
+    })
+}
+
+/// Rows that a guard refuses, by the row that is looked at.
+struct Conditions {
+    old: String,
+    new: String,
+}
+
+impl Conditions {
+    fn of(job: &Job, table: &MovingTable, server: &Server) -> Result<Option<Self>, StepError> {
+        if table.group.is_none() {
+            let (old, new) = ("true".to_owned(), "true".to_owned());
+            return Ok(Some(Self { old, new }));
+        }
+        let moves = job.given_by(&server.name);
+        let of = |row: &str| {
+            let column = format!("{row}.{}", identifier(&table.key_column));
+            condition(job, table, &moves, &column)
+        };
+        let both = of("OLD")?.zip(of("NEW")?);
+        Ok(both.map(|(old, new)| Self { old, new }))
+    }
+}
+
+fn function_sql(job: &Job) -> String {
+    let message = quoted(&format!(
+        "keys of this row belong to another shard since reshard {}",
+        job.id
+    ));
+    let hint = quoted("Write through Shardway, which knows the shard.");
+    let body = format!(
+        "BEGIN RAISE EXCEPTION USING ERRCODE = '{REFUSED}', MESSAGE = {message}, HINT = {hint}, \
+         SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME; END"
+    );
+    format!(
+        "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql \
+         SET search_path = pg_catalog, pg_temp AS {}",
+        function(job),
+        quoted(&body)
+    )
+}
+
+fn triggers_sql(job: &Job, table: &MovingTable, when: &Conditions) -> String {
+    let (table_sql, function, name) = (table.sql(), function(job), name(job));
+    let mut sql = String::new();
+    for (ending, event, rows) in PARTS {
+        let each = rows.iter().map(|row| match *row {
+            "OLD" => when.old.clone(),
+            _ => when.new.clone(),
+        });
+        let each: Vec<String> = each.collect();
+        let trigger = identifier(&format!("{name}{ending}"));
+        sql.push_str(&format!(
+            "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {table_sql} FOR EACH ROW WHEN ({}) \
+             EXECUTE FUNCTION {function}(); ",
+            each.join(" OR ")
+        ));
+    }
+    let trigger = identifier(&format!("{name}{TRUNCATE}"));
+    sql.push_str(&format!(
+        "CREATE OR REPLACE TRIGGER {trigger} BEFORE TRUNCATE ON {table_sql} FOR EACH STATEMENT \
+         EXECUTE FUNCTION {function}(); "
+    ));
+    sql + &switch_sql(job, std::slice::from_ref(table), Switch::Off)
+}

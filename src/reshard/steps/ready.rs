@@ -1,0 +1,122 @@
+//! Makes what the cutover only has to turn on: guards on the sources, publications and slots of the way back, sequences.
+//!
+//! What must stay true: nothing here is seen by a client; it may take as long as it takes, for no statement is held yet.
+
+use super::{
+    asking::{About as _, connection},
+    guard,
+    records::{Kind, Note, claim_all, note},
+    sequences,
+};
+use crate::{
+    inspect::at_once,
+    replication::{
+        connection::ReplicationError,
+        publication,
+        slot::{self, SlotError},
+    },
+    reshard::{
+        job::{Job, StepError},
+        plan::MovingTable,
+        servers::Server,
+    },
+};
+
+/// What every publication of a reshard has beside the tables: heartbeats and fences.
+pub const FENCES: &str = "shardway.fence";
+
+/// Makes everything ready for a cutover in the job's direction.
+///
+/// # Errors
+/// [`StepError::Again`] as well while a table is too busy, or a transaction that is older than a slot goes on.
+pub async fn run(job: &Job) -> Result<(), StepError> {
+    let back = job.turned();
+    let mut notes = Vec::new();
+    for source in job.sources() {
+        notes.push(Note::of(Kind::Guard, &source.name, &guard::name(job)));
+    }
+    for destination in job.destinations() {
+        let slot = back.slot(&destination.name);
+        notes.push(Note::of(Kind::Publication, &destination.name, &slot));
+        notes.push(Note::of(Kind::Slot, &destination.name, &slot));
+    }
+    note(job, &notes).await?;
+    claim_all(job).await?;
+    let destinations = job.destinations();
+    let made = at_once(destinations.iter().map(|it| reverse(&back, it)).collect()).await;
+    made.into_iter().collect::<Result<(), StepError>>()?;
+    sequences::run(job).await?;
+    for source in job.sources() {
+        guard::make(job, &source).await?;
+    }
+    Ok(())
+}
+
+/// While it waits for a cutover: nothing is read yet from the slots of the way back, and no WAL is to be kept for them.
+///
+/// # Errors
+/// [`StepError`].
+pub async fn advance(job: &Job) -> Result<(), StepError> {
+    const ADVANCE: &str = "\
+SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots \
+WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
+    let back = job.turned();
+    for destination in job.destinations() {
+        let name = back.slot(&destination.name);
+        let client = connection(&destination).await?;
+        let advanced = client.query(ADVANCE, &[&name]).await;
+        advanced.about("moving a slot on")?;
+    }
+    Ok(())
+}
+
+/// The publication and the slot of the way back on a shard.
+async fn reverse(back: &Job, server: &Server) -> Result<(), StepError> {
+    let name = back.slot(&server.name);
+    let what = format!("making slot {name} on shard {}", server.name);
+    let client = connection(server).await?;
+    let tables = back.tables_of(&back.given_by(&server.name));
+    let mut tables: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    tables.push(FENCES.to_owned());
+    let made = publication::make(&client, &name, &tables).await;
+    if let publication::Publication::Another { tables } = made.about(&what)? {
+        return Err(StepError::Halt {
+            what: format!(
+                "{what}: its publication has other tables: {}",
+                tables.join(", ")
+            ),
+            remedy: format!("DROP PUBLICATION {name}"),
+        });
+    }
+    let mut commands = server.stream().await.about(&what)?;
+    match slot::make(&client, &mut commands, &name).await {
+        Ok(_) => Ok(()),
+        // The server waits for whoever has changed something in a transaction that is not over.
+        Err(SlotError::Replication(ReplicationError::Timeout)) => {
+            let running = slot::running(&client).await.about(&what)?;
+            Err(StepError::Again {
+                what,
+                problem: format!("it waits for {}", running.join("; ")),
+            })
+        }
+        Err(error) => Err(slot_error(&what, error)),
+    }
+}
+
+/// A slot's fault as a step's.
+pub(super) fn slot_error(what: &str, error: SlotError) -> StepError {
+    match error {
+        SlotError::Sql(error) => match Err::<(), _>(error).about(what) {
+            Err(error) => error,
+            Ok(()) => StepError::Replaced,
+        },
+        SlotError::Replication(error) => match Err::<(), _>(error).about(what) {
+            Err(error) => error,
+            Ok(()) => StepError::Replaced,
+        },
+        error @ (SlotError::Waiting(_) | SlotError::NotUnderstood) => StepError::Again {
+            what: what.to_owned(),
+            problem: error.to_string(),
+        },
+    }
+}
