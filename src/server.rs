@@ -9,6 +9,7 @@
 mod accept;
 mod deadlocks;
 mod health;
+mod holding;
 mod learn;
 pub mod life;
 mod listening;

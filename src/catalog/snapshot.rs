@@ -29,9 +29,13 @@ pub struct Snapshot {
     pub database: String,
     /// Shard names in order; [`ShardId`] is the index.
     pub shards: Vec<String>,
+    /// The shards that serve: no row that counts is on another.
+    pub members: ShardSet,
     /// Holds the catalog, and what exists once per database.
     pub home: ShardId,
     pub groups: Vec<Group>,
+    /// Groups whose buckets the configuration splits over as many shards as there are.
+    pub even: Vec<GroupId>,
     /// Every listed table.
     pub tables: HashMap<TableName, Table, foldhash::fast::RandomState>,
     /// Groups that take every table with a column of that name (`key_column`), once the columns are known.
@@ -177,9 +181,11 @@ impl Snapshot {
             epoch: Epoch(1),
             schema: 0,
             database: database.to_owned(),
+            members: ShardSet::first(shards.len()),
             shards,
             home: ShardId(0),
             groups: Vec::new(),
+            even: Vec::new(),
             tables: HashMap::default(),
             key_columns: Vec::new(),
             unlisted: Unlisted::Error,
@@ -269,10 +275,10 @@ impl Snapshot {
         }
     }
 
-    /// Every shard.
+    /// Every shard that serves.
     #[must_use]
     pub fn all(&self) -> ShardSet {
-        ShardSet::first(self.shards.len())
+        self.members.clone()
     }
 
     /// The shard with this name.

@@ -22,6 +22,7 @@ use super::{
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
     spread::{self, Asked, Spread},
+    touch::Touches,
     unroutable::Unroutable,
     value::Reading,
 };
@@ -107,6 +108,7 @@ pub fn analyze(
                 && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             footing: planner.footing(),
+            touches: planner.touches(&statement.kind),
             ..StatementPlan::new(place, effect, access, target)
         }));
     }
@@ -269,6 +271,7 @@ fn of_another_encoding(
             shows_oids: false,
             target,
             footing: Footing::Sure,
+            touches: Touches::NOTHING,
             numbers,
             gather: None,
             spread: None,
@@ -344,6 +347,7 @@ fn whole(
         shows_oids: false,
         target,
         footing: Footing::Sure,
+        touches: Touches::EVERYTHING,
         numbers: Numbers::MayAsk,
         gather: None,
         spread: None,
@@ -384,6 +388,7 @@ struct Planner<'a> {
     combine: Cell<Option<Box<Combine>>>,
     footing: Cell<Footing>,
     barred: Cell<Option<GroupId>>,
+    touches: Cell<Touches>,
     /// What an INSERT leaves to be computed.
     computes: Cell<Option<Box<super::defaults::Computes>>>,
     /// How the rows of an INSERT … SELECT are computed first.
@@ -466,6 +471,7 @@ impl<'a> Planner<'a> {
         Self {
             footing: Cell::default(),
             barred: Cell::default(),
+            touches: Cell::default(),
             text,
             types: &[],
             slots,
@@ -817,6 +823,39 @@ impl<'a> Planner<'a> {
             .set(self.footing.get().max(analysis.footing.get()));
         let barred = self.barred.get();
         self.barred.set(barred.or_else(|| analysis.barred.get()));
+        let touches = self.touches.get().and(analysis.touches.get());
+        self.touches.set(touches);
+    }
+
+    /// Whose rows it may touch: where an override lets code or commands run that were not looked into, anybody's.
+    fn touches(&self, kind: &Kind) -> Touches {
+        if self.pinned.is_none() || self.snapshot.is_single() {
+            return self.touches.get();
+        }
+        match kind {
+            Kind::Query(_)
+            | Kind::Insert(_)
+            | Kind::Update(_)
+            | Kind::Delete(_)
+            | Kind::Merge(_)
+            | Kind::Explain { .. }
+            | Kind::Declare { .. }
+            | Kind::Copy(_) => {
+                let calls = self.calls();
+                let hidden = calls.one_shard.or(calls.runs_sql).or(calls.unknown);
+                if hidden.is_some() {
+                    Touches::EVERYTHING
+                } else {
+                    self.touches.get()
+                }
+            }
+            Kind::Call(_)
+            | Kind::Utility(_)
+            | Kind::Change(_)
+            | Kind::CreateTemporary
+            | Kind::TableOfExecute { .. } => Touches::EVERYTHING,
+            _ => self.touches.get(),
+        }
     }
 
     /// Why none of it is served.

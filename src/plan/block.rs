@@ -14,6 +14,7 @@ use super::{
     Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
     scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
+    touch::Touches,
     unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
 };
@@ -74,6 +75,8 @@ pub(super) struct Analysis<'a> {
     pub(super) footing: Cell<Footing>,
     /// A group that it came upon and that is not served.
     pub(super) barred: Cell<Option<GroupId>>,
+    /// Whose rows may be touched.
+    pub(super) touches: Cell<Touches>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
 }
@@ -147,6 +150,7 @@ impl<'a> Analysis<'a> {
             changed: None,
             footing: Cell::default(),
             barred: Cell::default(),
+            touches: Cell::default(),
             carried: None,
         }
     }
@@ -490,6 +494,12 @@ impl<'a> Analysis<'a> {
         let snapshot = self.snapshot;
         let listed = |schema: &str| {
             let place = place_of(snapshot.table(schema, &name.name)?);
+            let touches = match place {
+                Place::Sharded { group, .. } => Touches::group(group),
+                Place::Reference(_) => Touches::REFERENCES,
+                Place::Single(_) | Place::Catalog | Place::Unknown => Touches::NOTHING,
+            };
+            self.touches.set(self.touches.get().and(touches));
             if let Place::Sharded { group, .. } = place
                 && snapshot.barred.contains(&group)
             {

@@ -14,6 +14,7 @@ use crate::{
     clock::{Duration, Instant},
     config::settings::{self, Credentials, Settings},
     inspect::{Survey, code, complete, credentials_for, judge, survey},
+    registry::Registry,
 };
 use std::sync::{
     Arc,
@@ -143,6 +144,29 @@ impl Database {
         }
         self.take_over_map().await;
         CaughtUp::Yes
+    }
+
+    /// Takes over whose keys are whose, and nothing else: statements wait for it.
+    pub async fn renew_map(&self) {
+        self.coordinator.renew_map().await;
+        self.take_over_map().await;
+    }
+
+    /// The number of the map that statements are planned by.
+    #[must_use]
+    pub fn map_epoch(&self) -> i64 {
+        let kept = self.coordinator.registry().ok().and_then(Registry::map);
+        kept.map_or(0, |kept| kept.epoch)
+    }
+
+    /// Tells the gate which groups have keys that move.
+    pub fn watch_moving(&self) {
+        let snapshot = self.snapshot.load();
+        let moving = snapshot
+            .groups
+            .iter()
+            .filter(|group| !group.doubled.is_empty());
+        self.gate.watch(moving.map(|group| group.name.as_str()));
     }
 
     /// Looks at the functions and triggers of the first shard that can be asked: they are the same on all.

@@ -848,6 +848,20 @@ pub const CODES: &[Code] = &[
         meaning: "A transaction with a snapshot on every shard (shardway.read_consistency) reads the catalogs of one shard and locks the tables that it finds there, as pg_dump does; other shards have tables that it has not.",
         what_to_do: "Dump each shard by itself (shardway.shard), or keep all tables that are not sharded on one shard.",
     },
+    Code {
+        code: "SW401",
+        sqlstate: "57P03",
+        title: "Keys that move cannot be located",
+        meaning: "A reshard moves these keys, and this proxy cannot ask the home shard whose they are by now: serving them might show rows that are out of date.",
+        what_to_do: "Bring the home shard back; statements on other keys and tables go on meanwhile. SHOW PROXIES in the console tells who hears from it.",
+    },
+    Code {
+        code: "SW402",
+        sqlstate: "40001",
+        title: "Keys moved under an open transaction",
+        meaning: "A reshard has given keys that the transaction touches to another shard since it began: the transaction promises one snapshot, or its proxy was not heard of while that happened.",
+        what_to_do: "Repeat the transaction.",
+    },
 ];
 
 #[cfg(test)]

@@ -302,6 +302,8 @@ impl Session {
             for_batch: false,
             script: None,
             several: super::several::Several::default(),
+            ticket: None,
+            began_on: None,
             listening: None,
             welcoming: false,
             reported: Reported::default(),

@@ -55,6 +55,8 @@ pub struct Agreement {
     lease: AtomicU64,
     /// Somebody has announced a number.
     rung: Arc<Notify>,
+    /// The same, for whoever looks after holds.
+    told: Arc<Notify>,
     /// Changes that are to be numbered by the next heartbeat.
     left: Arc<Mutex<Vec<i64>>>,
 }
@@ -85,6 +87,7 @@ impl Agreement {
             taken: AtomicI64::new(0),
             lease: AtomicU64::new(NONE),
             rung: Arc::default(),
+            told: Arc::default(),
             left: Arc::default(),
         }
     }
@@ -101,8 +104,13 @@ impl Agreement {
         self.rung.notified().await;
     }
 
-    pub(super) fn bell(&self) -> Arc<Notify> {
-        Arc::clone(&self.rung)
+    /// The same, for one more.
+    pub(super) async fn told(&self) {
+        self.told.notified().await;
+    }
+
+    pub(super) fn bells(&self) -> Vec<Arc<Notify>> {
+        vec![Arc::clone(&self.told), Arc::clone(&self.rung)]
     }
 
     /// Tells of numbers that were read.

@@ -6,6 +6,8 @@
 
 mod agreement;
 mod control;
+mod flip;
+pub mod holds;
 mod ids;
 mod lack;
 mod map;
@@ -15,6 +17,7 @@ pub mod waiting;
 
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
+pub use flip::{Flip, Flipped, MapNow, Record, Unflipped};
 pub use ids::Ids;
 pub use lack::{Lack, accept_map, lacks};
 pub use map::Kept;
@@ -22,7 +25,7 @@ pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{
     catalog::{
-        ownership::{Disagreement, Ownership},
+        ownership::{Declared, Disagreement},
         shard::ShardId,
     },
     clock::Duration,
@@ -71,7 +74,7 @@ pub struct Registry {
     home: ShardId,
     names: Arc<[String]>,
     /// Who owns which keys, as the configuration says.
-    ownership: Ownership,
+    declared: Declared,
     controls: Vec<Control>,
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
@@ -113,12 +116,12 @@ impl Registry {
         Self {
             database: database.name.clone(),
             home: database.snapshot.home,
-            ownership: Ownership::of(&database.snapshot),
+            declared: Declared::of(&database.snapshot),
             names: shards.clone().map(|shard| shard.name.clone()).collect(),
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
                 .collect(),
-            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bell()),
+            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bells()),
             agreement,
             known: ArcSwap::from_pointee(Known {
                 installation: None,
@@ -262,6 +265,49 @@ impl Registry {
     /// [`AskError`]: its silence will tell.
     pub async fn leave(&self, me: Me) -> Result<(), AskError> {
         proxies::leave(self.pulse.lease().await?, me).await
+    }
+
+    /// What statements are held back, and the number of the map, at one time.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn read_holds(&self) -> Result<holds::Read, AskError> {
+        let lease = self.lease(self.home).await?;
+        let read = errand(holds::read(&lease)).await?;
+        lease.done();
+        Ok(read)
+    }
+
+    /// Says for this proxy whether anybody is still at what an attempt moves; `None`: nobody.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn answer_hold(
+        &self,
+        attempt: (&str, i32),
+        incarnation: u64,
+        waiting_for: Option<&str>,
+    ) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        errand(holds::answer(&lease, attempt, incarnation, waiting_for)).await?;
+        lease.done();
+        Ok(())
+    }
+
+    /// Ends a hold whose deadline has passed, unless somebody has ended it.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn expire_hold(&self, workflow: &str, attempt: i32) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        errand(holds::expire(&lease, workflow, attempt)).await?;
+        lease.done();
+        Ok(())
+    }
+
+    /// Resolves when something was announced on the home shard.
+    pub async fn told(&self) {
+        self.agreement.told().await;
     }
 
     /// Tells the other proxies on the home shard which transactions wait here, and hears which wait with them.
@@ -418,7 +464,7 @@ impl Registry {
     async fn compare(&self, by: u64) -> Option<Kept> {
         let asked = async {
             let lease = self.lease(self.home).await?;
-            let kept = errand(map::compare(&lease, &self.ownership, by)).await?;
+            let kept = errand(map::compare(&lease, &self.declared, by)).await?;
             lease.done();
             Ok::<_, AskError>(kept)
         };

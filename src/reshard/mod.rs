@@ -5,6 +5,7 @@
 pub mod dump;
 pub mod flows;
 pub mod job;
+pub mod participant;
 pub mod plan;
 pub mod servers;
 pub mod state;

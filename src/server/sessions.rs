@@ -3,7 +3,7 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving, deadlocks, recovering, tasks::Tasks};
+use super::{Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, tasks::Tasks};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
@@ -98,6 +98,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let shared = Arc::new(shared);
     for database in shared.databases.load().values() {
         recovering::look_after(database, &tasks, &shared);
+        holding::look_after(database, &tasks, parts.clock);
         deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
     }
     Ok(Arc::new(Sessions {
@@ -168,6 +169,7 @@ impl Service for Sessions {
         };
         for (_, made) in new.iter().filter(|database| !is_kept(database)) {
             recovering::look_after(made, &self.tasks, shared);
+            holding::look_after(made, &self.tasks, parts.clock);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
         }
         let transactions = &shared.metrics.transactions;
@@ -303,10 +305,13 @@ fn databases(
             .get(&name)
             .filter(|old| *old.settings == **wanted)
             .cloned();
+        let gate = old.get(&name).map(|old| Arc::clone(&old.gate));
         let make = || {
             Database::new(
                 Arc::clone(wanted),
                 PlanCache::new(plan_bytes, seed),
+                // Sessions of both may be at work on keys that move.
+                gate.unwrap_or_default(),
                 parts.clone(),
             )
         };

@@ -311,6 +311,12 @@ impl Coordinator {
         self.view.deadlocks.increment();
     }
 
+    /// The name of this process among those that serve the database.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.id()
+    }
+
     /// What is known of other proxies' schema changes; none where there is nobody to agree with.
     #[must_use]
     pub fn agreement(&self) -> Option<&Agreement> {

@@ -2,4 +2,5 @@
 
 #![cfg(test)]
 
+mod steps;
 mod streaming;

@@ -158,6 +158,8 @@ CREATE TABLE shardway.made (
 CREATE TABLE shardway.activation (
     workflow text NOT NULL,
     attempt int NOT NULL,
+    -- Of the cutover.
+    direction text NOT NULL CHECK (direction IN ('forward', 'back')),
     epoch bigint NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (workflow, attempt)

@@ -41,7 +41,8 @@ pub async fn unless_committed(job: &Job) -> Result<(), StepError> {
     let mut committed: bool = row.about("asking whether the cutover is committed")?.get(0);
     for server in job.destinations() {
         let client = connection(&server).await?;
-        committed |= latest(&client, job).await? == Some(job.attempt);
+        let latest = latest(&client, job).await?;
+        committed |= latest.is_some_and(|it| it.attempt == job.attempt);
     }
     if committed {
         return Err(StepError::Halt {
