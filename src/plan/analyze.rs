@@ -23,7 +23,7 @@ use super::{
     route::{Fixed, Pin, Pins, Why},
     spread::{self, Asked, Spread},
     touch::Touches,
-    unroutable::Unroutable,
+    unroutable::{Undoubled, Unroutable},
     value::Reading,
 };
 use crate::{
@@ -1284,8 +1284,24 @@ impl<'a> Planner<'a> {
         if let Some(why) = self.refusal(&analysis.refusals, fixed.as_ref()) {
             return Target::Refused(Box::new(why));
         }
+        if let Some(why) = self.sees_doubled(&analysis, fixed.as_ref()) {
+            return Target::Refused(Box::new(why));
+        }
         let needed = fixed.into_iter().chain(analysis.fixed).collect();
         self.settle(needed, pins)
+    }
+
+    /// Whether it would see rows that the shard of an overriding key has without owning them.
+    fn sees_doubled(&self, analysis: &Analysis<'_>, fixed: Option<&Fixed>) -> Option<Unroutable> {
+        let by_key = matches!(self.pinned, Some(Override::Key(_)));
+        let shard = fixed.filter(|_| by_key)?.shard;
+        let groups = analysis.unrestricted.iter();
+        let mut groups = groups.map(|group| self.snapshot.group(*group));
+        let group = groups.find(|group| group.doubled_on(shard).is_some())?;
+        Some(Unroutable::Doubled {
+            group: group.name.clone(),
+            what: Undoubled::KeyOverride,
+        })
     }
 
     /// Whether it draws from a sequence in its own words.
@@ -1366,7 +1382,9 @@ impl<'a> Planner<'a> {
                 if by_key
                     && matches!(
                         why,
-                        Unroutable::ReferenceWrite { .. } | Unroutable::UnknownTable { .. }
+                        Unroutable::ReferenceWrite { .. }
+                            | Unroutable::UnknownTable { .. }
+                            | Unroutable::Doubled { .. }
                     ) =>
             {
                 true

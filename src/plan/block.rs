@@ -13,7 +13,9 @@
 use super::{
     Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
-    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
+    scope::{
+        Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, Usage, resolve, resolve_side,
+    },
     touch::Touches,
     unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
@@ -79,6 +81,8 @@ pub(super) struct Analysis<'a> {
     pub(super) touches: Cell<Touches>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
+    /// Groups of relations whose keys nothing restricts.
+    pub(super) unrestricted: Vec<GroupId>,
 }
 
 /// How a parameter is read as a key.
@@ -152,6 +156,7 @@ impl<'a> Analysis<'a> {
             barred: Cell::default(),
             touches: Cell::default(),
             carried: None,
+            unrestricted: Vec::new(),
         }
     }
 
@@ -420,6 +425,9 @@ impl<'a> Analysis<'a> {
                 let (table, key) = (relation.name.name.clone(), key.to_owned());
                 let (conditions, equals) = (Vec::new(), Vec::new());
                 self.instances.push(Instance {
+                    alias: relation.alias.clone(),
+                    usage: Usage::Read,
+                    location: relation.location,
                     group,
                     table,
                     schema: relation.name.schema.clone(),
@@ -481,6 +489,7 @@ impl<'a> Analysis<'a> {
 
     /// Nothing restricts this relation's keys: all of its group's shards would be needed.
     pub(super) fn unpinned(&mut self, group: GroupId, table: String, key: String) {
+        self.unrestricted.push(group);
         match self.snapshot.group(group).shards().single() {
             Some(shard) => self.fixed.push(Fixed {
                 shard,

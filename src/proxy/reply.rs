@@ -15,7 +15,7 @@ use crate::{
         effects::{Hazard, HazardKind},
         snapshot::OWN_SCHEMA,
     },
-    plan::unroutable::{KeyProblem, Unheld, Unroutable},
+    plan::unroutable::{KeyProblem, Undoubled, Unheld, Unroutable},
     wire::notice::{Notice, Words},
 };
 
@@ -147,6 +147,26 @@ fn message(why: &Unroutable) -> (String, String) {
     }
 }
 
+/// What is refused because it cannot leave out rows that a shard does not own.
+fn undoubled(what: Undoubled) -> &'static str {
+    match what {
+        Undoubled::Text => "a statement of this form over several shards is not supported",
+        Undoubled::Hash => "a statement over several shards is not supported",
+        Undoubled::CurrentOf => "WHERE CURRENT OF over several shards is not supported",
+        Undoubled::MergeBySource => "WHEN NOT MATCHED BY SOURCE is not supported",
+        Undoubled::ColumnAliases => {
+            "a list of column aliases for a table whose columns are not known is not supported"
+        }
+        Undoubled::Conflict => {
+            "ON CONFLICT on a table with a unique index that need not hold the shard key is not supported"
+        }
+        Undoubled::KeyOverride => {
+            "a shard chosen by a key that the statement itself does not say is not supported"
+        }
+        Undoubled::Copy => "COPY of this relation is not supported",
+    }
+}
+
 fn rare_message(why: &Unroutable) -> (String, String) {
     let text = |text: &str| text.to_owned();
     match why {
@@ -154,6 +174,15 @@ fn rare_message(why: &Unroutable) -> (String, String) {
             format!("group \"{group}\" is not served here"),
             text(
                 "This proxy's configuration gives keys of the group to other shards than the map that all proxies share.",
+            ),
+        ),
+        Unroutable::Doubled { group, what } => (
+            format!(
+                "{} while a reshard moves rows of group \"{group}\"",
+                undoubled(*what)
+            ),
+            text(
+                "Rows that move are on two shards until the reshard is finished, and only those of the shard that owns them count.",
             ),
         ),
         Unroutable::NotUtf8 => (
@@ -653,6 +682,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "shardway check --connect says what differs. Correct the configuration; or, if no row has to move, make it the map of all: shardway check --connect --accept-map prints the SQL.",
     },
     Code {
+        code: "SW174",
+        sqlstate: "0A000",
+        title: "Rows are on two shards",
+        meaning: "A reshard moves rows of this group: they are on two shards until it is finished, and each shard must leave out those that it does not own. The statement is of a form that cannot be given the condition for that. All other statements on the group's tables work meanwhile.",
+        what_to_do: "Restrict the statement to one key, or write it in another form, or repeat it when the reshard is finished: SHOW RESHARD in the console shows how far it is.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -920,6 +956,10 @@ mod tests {
                 what: Unheld::Name,
             },
             Unroutable::MapDiffers { group: table() },
+            Unroutable::Doubled {
+                group: table(),
+                what: Undoubled::Text,
+            },
             Unroutable::PerShardObject {
                 table: table(),
                 hazard: Hazard {
@@ -936,7 +976,7 @@ mod tests {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
             ("SW101"..="SW121").contains(&code.code)
-                || matches!(code.code, "SW165" | "SW125" | "SW131" | "SW152")
+                || matches!(code.code, "SW165" | "SW174" | "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

@@ -17,3 +17,4 @@ pub mod state;
 pub mod statements;
 pub mod steps;
 mod throttle;
+pub mod verify;

@@ -5,12 +5,12 @@
 //! whose deadline has passed ends, whoever is dead; where nobody can say what has become of it, its keys are refused.
 
 use crate::{
+    catalog::moving::{KeySet, Part},
     clock::{Duration, Instant},
     gate::{
         Gate,
         state::{Hold, Moving, REFERENCES},
     },
-    catalog::moving::{KeySet, Part},
     inspect::AskError,
     registry::{
         Registry,

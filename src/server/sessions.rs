@@ -3,7 +3,9 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, tasks::Tasks};
+use super::{
+    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, tasks::Tasks,
+};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},

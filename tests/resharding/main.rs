@@ -2,5 +2,6 @@
 
 #![cfg(test)]
 
+mod comparing;
 mod steps;
 mod streaming;
