@@ -12,7 +12,7 @@ use super::{
     steps::{self, catch_up::Follower},
 };
 use crate::{
-    catalog::ownership::{Moving, Ownership},
+    catalog::ownership::Moving,
     clock::{Clock, Duration, Instant},
     failpoint,
     inspect::{AskError, at_once},
@@ -95,7 +95,10 @@ impl Ground<'_> {
             if late.is_empty() {
                 return Ok(());
             }
-            let waits = format!("proxies that have not taken the map over: {}", late.join(", "));
+            let waits = format!(
+                "proxies that have not taken the map over: {}",
+                late.join(", ")
+            );
             job.progress.set("waiting_for", waits);
             tokio::time::sleep(LOOK).await;
             job.progress.set("waiting_for", serde_json::Value::Null);
@@ -143,7 +146,8 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
                 Ok(())
             }
             hold::Drained::No { waiting_for } => {
-                job.progress.set("cutover.waiting_for", waiting_for.as_str());
+                job.progress
+                    .set("cutover.waiting_for", waiting_for.as_str());
                 Err(StepError::Again {
                     what: WHAT.to_owned(),
                     problem: format!("not drained within {drain:?}: {waiting_for}"),
@@ -162,25 +166,22 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         failpoint::reached("before_flip").await;
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map(WHAT, error))?;
-        let (before, after, joins) = match job.direction {
-            Direction::Forward => (&job.plan.before, &job.plan.after, job.plan.joins.as_slice()),
-            Direction::Back => (&job.plan.after, &job.plan.before, &[][..]),
+        let joins = match job.direction {
+            Direction::Forward => job.plan.joins.as_slice(),
+            Direction::Back => &[],
         };
-        if let Some(differs) = Ownership::disagreements(&now.content.owners, before).first() {
-            return Err(StepError::Halt {
-                what: format!(
-                    "the map of group {} is not the one that this was planned for",
-                    differs.group
-                ),
-                remedy: "abort it and plan it again".to_owned(),
-            });
-        }
+        // Only of these keys, whatever became of others meanwhile.
+        let after = now.content.owners.apply(&job.moves());
+        let after = after.map_err(|problem| StepError::Halt {
+            what: format!("the map is not the one that this was planned for: {problem}"),
+            remedy: "abort it and plan it again".to_owned(),
+        })?;
         let flip = Flip {
             workflow: job.id.clone(),
             attempt: job.attempt,
             token: job.token,
             expected: now.epoch,
-            after: now.content.owners.clone().overlaid(after),
+            after,
             doubled: moving(job, Owner::After),
             joins: joins.to_vec(),
         };
@@ -247,7 +248,10 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map("giving it up", error))?;
         let doubled = now.content.moving;
-        let doubled: Vec<_> = doubled.into_iter().filter(|it| it.workflow == job.id).collect();
+        let doubled: Vec<_> = doubled
+            .into_iter()
+            .filter(|it| it.workflow == job.id)
+            .collect();
         // Nobody writes by an older map when the guards go.
         self.all_know(job, &doubled).await?;
         Box::pin(steps::abort::run(job)).await?;
@@ -256,8 +260,10 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     }
 
     async fn forget_hold(&self, job: &Job) -> Result<(), StepError> {
-        self.at_home("forgetting holds", async |lease| hold::forget(lease, &job.id).await)
-            .await
+        self.at_home("forgetting holds", async |lease| {
+            hold::forget(lease, &job.id).await
+        })
+        .await
     }
 
     async fn at_home(
@@ -376,11 +382,8 @@ fn of_map(what: &str, error: Unflipped) -> StepError {
     }
 }
 
-/// The streams, as what compares both sides stops them.
-struct Streams<'a>(&'a [Follower]);
-
 async fn verify(job: &Job, streams: &[Follower], round: i32) -> Result<(), StepError> {
-    let verdict = Box::pin(steps::verify::run(job, &Streams(streams), round)).await?;
+    let verdict = Box::pin(steps::verify::run(job, &streams, round)).await?;
     job.progress.set("verify.rows", verdict.rows);
     job.progress.set("verify.different", verdict.different);
     if verdict.is_clean() {

@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// What became of a hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Drained {
+pub(super) enum Drained {
     Yes,
     /// Not in time.
     No {
@@ -49,7 +49,7 @@ pub enum Drained {
 ///
 /// # Errors
 /// [`AskError`]: it may have been asked.
-pub async fn begin(
+pub(super) async fn begin(
     lease: &Lease,
     job: &Job,
     version: i64,
@@ -77,7 +77,7 @@ pub async fn begin(
 ///
 /// # Errors
 /// [`AskError`].
-pub async fn drained(
+pub(super) async fn drained(
     lease: &Lease,
     job: &Job,
     lapsed: Duration,
@@ -87,8 +87,7 @@ pub async fn drained(
     let look = lease.prepare(OPEN).await?;
     let looking = async {
         loop {
-            let values: [&(dyn ToSql + Sync); 3] =
-                [&job.id, &job.attempt, &lapsed.as_secs_f64()];
+            let values: [&(dyn ToSql + Sync); 3] = [&job.id, &job.attempt, &lapsed.as_secs_f64()];
             let row = lease.query_one(&look, &values).await?;
             let held: bool = row.try_get(0)?;
             if !held {
@@ -111,7 +110,7 @@ pub async fn drained(
 ///
 /// # Errors
 /// [`AskError`].
-pub async fn release(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
+pub(super) async fn release(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
     lease.query(RELEASE, &[&workflow, &attempt]).await?;
     Ok(())
 }
@@ -120,7 +119,7 @@ pub async fn release(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), 
 ///
 /// # Errors
 /// [`AskError`].
-pub async fn took(lease: &Lease, workflow: &str) -> Result<f64, AskError> {
+pub(super) async fn took(lease: &Lease, workflow: &str) -> Result<f64, AskError> {
     let row = lease.query_one(TOOK, &[&workflow]).await?;
     Ok(row.try_get(0)?)
 }
@@ -129,7 +128,7 @@ pub async fn took(lease: &Lease, workflow: &str) -> Result<f64, AskError> {
 ///
 /// # Errors
 /// [`AskError`].
-pub async fn forget(lease: &Lease, workflow: &str) -> Result<(), AskError> {
+pub(super) async fn forget(lease: &Lease, workflow: &str) -> Result<(), AskError> {
     lease.execute(FORGET, &[&workflow]).await?;
     Ok(())
 }

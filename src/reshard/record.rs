@@ -113,9 +113,7 @@ pub async fn start(lease: &Lease, id: &str, plan: &Plan, knobs: &Knobs) -> Resul
     let (plan, knobs) = (json(plan), json(knobs));
     match lease.execute(START, &[&id, &plan, &knobs]).await {
         Ok(made) => Ok(made == 1),
-        Err(error)
-            if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) =>
-        {
+        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {
             Ok(false)
         }
         Err(error) => Err(error.into()),

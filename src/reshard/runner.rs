@@ -284,7 +284,8 @@ impl<'a> Run<'a> {
         if let (true, Some(rest)) = (cutover, self.rest) {
             let left = rest.saturating_duration_since(self.runner.clock.now());
             if !left.is_zero() {
-                self.progress.set("waiting_for", "the next attempt of the cutover");
+                self.progress
+                    .set("waiting_for", "the next attempt of the cutover");
                 self.watch_for(left.min(LOOK)).await?;
                 return Ok(());
             }
@@ -503,9 +504,10 @@ impl<'a> Run<'a> {
     async fn fail(&mut self, error: StepError) -> Result<(), Left> {
         let (event, told) = match error {
             StepError::Replaced => return Err(Left::Replaced),
-            StepError::Again { ref what, ref problem } => {
-                (Event::Again, format!("{what}: {problem}"))
-            }
+            StepError::Again {
+                ref what,
+                ref problem,
+            } => (Event::Again, format!("{what}: {problem}")),
             StepError::Halt { what, remedy } => {
                 let told = what.clone();
                 (Event::Halt(Stopped { what, remedy }), told)
@@ -551,7 +553,10 @@ impl<'a> Run<'a> {
         let shown = async {
             let lease = self.runner.home().await?;
             let all = self.progress.all();
-            let shown = all.into_iter().filter(|(_, value)| !value.is_null()).collect();
+            let shown = all
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .collect();
             let (id, token) = (&self.stored.id, self.stored.token);
             errand(record::show(&lease, id, token, &shown)).await?;
             lease.done();

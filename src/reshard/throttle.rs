@@ -19,7 +19,7 @@ FROM pg_replication_slots s WHERE s.slot_name = $1";
 ///
 /// # Errors
 /// [`StepError::Halt`]: a slot is lost, or keeps more than the limit.
-pub async fn look(job: &Job) -> Result<(), StepError> {
+pub(super) async fn look(job: &Job) -> Result<(), StepError> {
     let most = job.knobs.borrow().wal_kept;
     for source in job.sources() {
         let slot = job.slot(&source.name);
@@ -51,7 +51,8 @@ pub async fn look(job: &Job) -> Result<(), StepError> {
                     "shard {} keeps {kept} bytes of WAL for slot {slot}, more than {most}",
                     source.name
                 ),
-                remedy: "resume with a higher limit (reshard set wal_kept=...), or abort".to_owned(),
+                remedy: "resume with a higher limit (reshard set wal_kept=...), or abort"
+                    .to_owned(),
             });
         }
         if age.is_some_and(|age| age > OLD) {
