@@ -4,7 +4,8 @@
 //! that changed is replaced, and sessions move to the new one between transactions.
 
 use super::{
-    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, tasks::Tasks,
+    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, resharding,
+    tasks::Tasks,
 };
 use crate::{
     admin::Console,

@@ -3,5 +3,6 @@
 #![cfg(test)]
 
 mod comparing;
+mod preflight;
 mod steps;
 mod streaming;
