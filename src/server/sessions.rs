@@ -4,7 +4,8 @@
 //! that changed is replaced, and sessions move to the new one between transactions.
 
 use super::{
-    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, tasks::Tasks,
+    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, resharding,
+    tasks::Tasks,
 };
 use crate::{
     admin::Console,
@@ -102,6 +103,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         recovering::look_after(database, &tasks, &shared);
         holding::look_after(database, &tasks, parts.clock);
         deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
+        resharding::look_after(database, &tasks, parts.clock, &shared.tls);
     }
     Ok(Arc::new(Sessions {
         shared,
@@ -173,6 +175,7 @@ impl Service for Sessions {
             recovering::look_after(made, &self.tasks, shared);
             holding::look_after(made, &self.tasks, parts.clock);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
+            resharding::look_after(made, &self.tasks, shared.clock, &shared.tls);
         }
         let transactions = &shared.metrics.transactions;
         transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));
