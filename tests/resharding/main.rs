@@ -6,3 +6,4 @@ mod comparing;
 mod preflight;
 mod steps;
 mod streaming;
+mod whole;
