@@ -1,7 +1,10 @@
 //! A whole reshard by its steps, with the copy and the followers, while clients write: no row is lost or doubled, neither
 //! forward nor back.
 
-use crate::steps::{Stage, block_on};
+use crate::{
+    preflight::planned,
+    steps::{Stage, block_on},
+};
 use shardway::reshard::{
     dump::Tools,
     job::{Job, StepError},
@@ -114,6 +117,8 @@ async fn cut(job: &mut Job, followers: Vec<Follower>, epoch: i64) {
 fn every_row_is_on_its_owner_forward_and_back_and_forward() {
     block_on(async {
         let mut stage = Stage::new("to_and_fro", &["b"]).await;
+        let planned = planned(&stage, &["a"], "").await.unwrap();
+        stage.job.plan = Arc::new(planned.plan);
         let writer = Writer::start(&stage, "a", 1_001);
         prepare::run(&stage.job, &Tools::default()).await.unwrap();
         copy::run(&stage.job).await.unwrap();
