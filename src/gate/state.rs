@@ -165,7 +165,8 @@ impl State {
         let mut wanted: Vec<&str> = groups.into_iter().collect();
         let held: Vec<String> = self.holds.iter().flat_map(groups_of).collect();
         wanted.extend(held.iter().map(String::as_str));
-        self.watched.retain(|group, _| wanted.contains(&group.as_str()));
+        self.watched
+            .retain(|group, _| wanted.contains(&group.as_str()));
         let new = |group: &&str| !self.watched.contains_key(*group);
         let new: Vec<&str> = wanted.iter().copied().filter(new).collect();
         if new.is_empty() {
