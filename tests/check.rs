@@ -65,7 +65,12 @@ fn findings(settings: &Settings) -> Vec<String> {
         .enable_all()
         .build()
         .unwrap();
-    let survey = runtime.block_on(inspect::survey(database, &database.snapshot.members, credentials, &roles));
+    let survey = runtime.block_on(inspect::survey(
+        database,
+        &database.snapshot.members,
+        credentials,
+        &roles,
+    ));
     let findings = inspect::judge(&database.snapshot, &survey, &roles);
     let bad = findings
         .iter()

@@ -35,6 +35,7 @@ mod listen;
 mod migrating;
 mod moving;
 mod numbers;
+mod owners;
 mod pooling;
 mod reaching;
 mod resetting;
