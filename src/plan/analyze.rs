@@ -22,7 +22,8 @@ use super::{
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
     spread::{self, Asked, Spread},
-    unroutable::Unroutable,
+    touch::Touches,
+    unroutable::{Undoubled, Unroutable},
     value::Reading,
 };
 use crate::{
@@ -107,6 +108,7 @@ pub fn analyze(
                 && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             footing: planner.footing(),
+            touches: planner.touches(&statement.kind),
             ..StatementPlan::new(place, effect, access, target)
         }));
     }
@@ -269,6 +271,7 @@ fn of_another_encoding(
             shows_oids: false,
             target,
             footing: Footing::Sure,
+            touches: Touches::NOTHING,
             numbers,
             gather: None,
             spread: None,
@@ -344,6 +347,7 @@ fn whole(
         shows_oids: false,
         target,
         footing: Footing::Sure,
+        touches: Touches::EVERYTHING,
         numbers: Numbers::MayAsk,
         gather: None,
         spread: None,
@@ -384,6 +388,7 @@ struct Planner<'a> {
     combine: Cell<Option<Box<Combine>>>,
     footing: Cell<Footing>,
     barred: Cell<Option<Barred>>,
+    touches: Cell<Touches>,
     /// What an INSERT leaves to be computed.
     computes: Cell<Option<Box<super::defaults::Computes>>>,
     /// How the rows of an INSERT … SELECT are computed first.
@@ -466,6 +471,7 @@ impl<'a> Planner<'a> {
         Self {
             footing: Cell::default(),
             barred: Cell::default(),
+            touches: Cell::default(),
             text,
             types: &[],
             slots,
@@ -818,6 +824,39 @@ impl<'a> Planner<'a> {
             .set(self.footing.get().max(analysis.footing.get()));
         let barred = self.barred.get();
         self.barred.set(barred.or_else(|| analysis.barred.get()));
+        let touches = self.touches.get().and(analysis.touches.get());
+        self.touches.set(touches);
+    }
+
+    /// Whose rows it may touch: where an override lets code or commands run that were not looked into, anybody's.
+    fn touches(&self, kind: &Kind) -> Touches {
+        if self.pinned.is_none() || self.snapshot.is_single() {
+            return self.touches.get();
+        }
+        match kind {
+            Kind::Query(_)
+            | Kind::Insert(_)
+            | Kind::Update(_)
+            | Kind::Delete(_)
+            | Kind::Merge(_)
+            | Kind::Explain { .. }
+            | Kind::Declare { .. }
+            | Kind::Copy(_) => {
+                let calls = self.calls();
+                let hidden = calls.one_shard.or(calls.runs_sql).or(calls.unknown);
+                if hidden.is_some() {
+                    Touches::EVERYTHING
+                } else {
+                    self.touches.get()
+                }
+            }
+            Kind::Call(_)
+            | Kind::Utility(_)
+            | Kind::Change(_)
+            | Kind::CreateTemporary
+            | Kind::TableOfExecute { .. } => Touches::EVERYTHING,
+            _ => self.touches.get(),
+        }
     }
 
     /// Why none of it is served; `changes`: it changes the schema of several shards.
@@ -1251,8 +1290,24 @@ impl<'a> Planner<'a> {
         if let Some(why) = self.refusal(&analysis.refusals, fixed.as_ref()) {
             return Target::Refused(Box::new(why));
         }
+        if let Some(why) = self.sees_doubled(&analysis, fixed.as_ref()) {
+            return Target::Refused(Box::new(why));
+        }
         let needed = fixed.into_iter().chain(analysis.fixed).collect();
         self.settle(needed, pins)
+    }
+
+    /// Whether it would see rows that the shard of an overriding key has without owning them.
+    fn sees_doubled(&self, analysis: &Analysis<'_>, fixed: Option<&Fixed>) -> Option<Unroutable> {
+        let by_key = matches!(self.pinned, Some(Override::Key(_)));
+        let shard = fixed.filter(|_| by_key)?.shard;
+        let groups = analysis.unrestricted.iter();
+        let mut groups = groups.map(|group| self.snapshot.group(*group));
+        let group = groups.find(|group| group.doubled_on(shard).is_some())?;
+        Some(Unroutable::Doubled {
+            group: group.name.clone(),
+            what: Undoubled::KeyOverride,
+        })
     }
 
     /// Whether it draws from a sequence in its own words.
@@ -1333,7 +1388,9 @@ impl<'a> Planner<'a> {
                 if by_key
                     && matches!(
                         why,
-                        Unroutable::ReferenceWrite { .. } | Unroutable::UnknownTable { .. }
+                        Unroutable::ReferenceWrite { .. }
+                            | Unroutable::UnknownTable { .. }
+                            | Unroutable::Doubled { .. }
                     ) =>
             {
                 true

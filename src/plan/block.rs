@@ -13,7 +13,10 @@
 use super::{
     Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
-    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
+    scope::{
+        Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, Usage, resolve, resolve_side,
+    },
+    touch::Touches,
     unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
 };
@@ -76,8 +79,12 @@ pub(super) struct Analysis<'a> {
     pub(super) footing: Cell<Footing>,
     /// A group that it came upon and that is not served.
     pub(super) barred: Cell<Option<Barred>>,
+    /// Whose rows may be touched.
+    pub(super) touches: Cell<Touches>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
+    /// Groups of relations whose keys nothing restricts.
+    pub(super) unrestricted: Vec<GroupId>,
 }
 
 /// How a parameter is read as a key.
@@ -157,7 +164,9 @@ impl<'a> Analysis<'a> {
             changed: None,
             footing: Cell::default(),
             barred: Cell::default(),
+            touches: Cell::default(),
             carried: None,
+            unrestricted: Vec::new(),
         }
     }
 
@@ -426,6 +435,9 @@ impl<'a> Analysis<'a> {
                 let (table, key) = (relation.name.name.clone(), key.to_owned());
                 let (conditions, equals) = (Vec::new(), Vec::new());
                 self.instances.push(Instance {
+                    alias: relation.alias.clone(),
+                    usage: Usage::Read,
+                    location: relation.location,
                     group,
                     table,
                     schema: relation.name.schema.clone(),
@@ -487,6 +499,7 @@ impl<'a> Analysis<'a> {
 
     /// Nothing restricts this relation's keys: all of its group's shards would be needed.
     pub(super) fn unpinned(&mut self, group: GroupId, table: String, key: String) {
+        self.unrestricted.push(group);
         match self.snapshot.group(group).shards().single() {
             Some(shard) => self.fixed.push(Fixed {
                 shard,
@@ -500,6 +513,12 @@ impl<'a> Analysis<'a> {
         let snapshot = self.snapshot;
         let listed = |schema: &str| {
             let place = place_of(snapshot.table(schema, &name.name)?);
+            let touches = match place {
+                Place::Sharded { group, .. } => Touches::group(group),
+                Place::Reference(_) => Touches::REFERENCES,
+                Place::Single(_) | Place::Catalog | Place::Unknown => Touches::NOTHING,
+            };
+            self.touches.set(self.touches.get().and(touches));
             match place {
                 Place::Sharded { .. } | Place::Reference(_)
                     if snapshot.standing != Standing::Known =>

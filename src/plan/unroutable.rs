@@ -49,6 +49,8 @@ pub enum Unroutable {
     CannotHold { table: String, what: Unheld },
     /// Other proxies say that keys of the group are elsewhere than the configuration says.
     MapDiffers { group: String },
+    /// A reshard moves rows of the group, which are on two shards meanwhile, and this cannot be told apart from them.
+    Doubled { group: String, what: Undoubled },
     /// It is not known which shards own which keys; [`Standing::Known`] counts as not read.
     MapUnknown(Standing),
     /// The override names another shard than the statement's own keys.
@@ -57,6 +59,25 @@ pub enum Unroutable {
     OverrideShard { shard: String },
     /// `shardway.key` is no key of the group, or there is not exactly one group that it can mean.
     OverrideKey { key: String },
+}
+
+/// What cannot leave out the rows that a shard has without owning them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undoubled {
+    /// The text is not understood well enough.
+    Text,
+    /// The key's hash cannot be computed by SQL.
+    Hash,
+    CurrentOf,
+    MergeBySource,
+    /// Column aliases of a table the columns of which are not known.
+    ColumnAliases,
+    /// ON CONFLICT, by a unique index that need not hold the key.
+    Conflict,
+    /// A shard that was chosen by a key which the statement does not say.
+    KeyOverride,
+    /// COPY of something else than a table with rows of its own.
+    Copy,
 }
 
 /// What sharding cannot hold.
@@ -126,6 +147,7 @@ impl Unroutable {
             | Self::Copy { .. }
             | Self::CannotHold { .. }
             | Self::PerShardObject { .. }
+            | Self::Doubled { .. }
             | Self::OverrideContradicts { .. } => "0A000",
         }
     }
@@ -159,6 +181,7 @@ impl Unroutable {
             Self::PerShardObject { .. } => "SW125",
             Self::CannotHold { .. } => "SW131",
             Self::MapDiffers { .. } => "SW165",
+            Self::Doubled { .. } => "SW174",
             Self::MapUnknown(Standing::Known | Standing::Unread) => "SW166",
             Self::MapUnknown(Standing::Lacking { .. }) => "SW167",
             Self::MapUnknown(Standing::Behind { .. }) => "SW168",
@@ -181,6 +204,7 @@ impl Unroutable {
                 | Self::ColumnsUnknown { .. }
                 | Self::PerShardObject { .. }
                 | Self::Copy { .. }
+                | Self::Doubled { .. }
                 | Self::NotUnderstood
                 | Self::NotUtf8
                 | Self::TooDeep

@@ -16,7 +16,7 @@ use crate::{
     clock::{Duration, Instant},
     config::settings::{self, Credentials, Settings},
     inspect::{Survey, code, complete, credentials_for, judge, survey},
-    registry::Kept,
+    registry::{Kept, Registry},
 };
 use std::sync::{
     Arc, PoisonError,
@@ -171,6 +171,24 @@ impl Database {
             self.learn(&settings).await;
         }
         CaughtUp::Yes
+    }
+
+    /// The number of the map that statements are planned by.
+    #[must_use]
+    pub fn map_epoch(&self) -> i64 {
+        let registry = self.coordinator.registry().ok();
+        let kept = registry.and_then(|registry: &Registry| registry.map().0);
+        kept.map_or(0, |kept| kept.epoch)
+    }
+
+    /// Tells the gate which groups have keys that move.
+    pub fn watch_moving(&self) {
+        let snapshot = self.snapshot.load();
+        let moving = snapshot
+            .groups
+            .iter()
+            .filter(|group| !group.doubled.is_empty());
+        self.gate.watch(moving.map(|group| group.name.as_str()));
     }
 
     /// Asks for the map again and takes it over: others have changed it. Whether the home shard has answered.

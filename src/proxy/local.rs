@@ -638,6 +638,7 @@ impl Session {
             return;
         }
         self.looking.forget();
+        self.keeps_what_it_began_on();
         if self.several.foreseen.is_empty() {
             self.snapshot = Arc::clone(&current);
         } else {

@@ -15,7 +15,7 @@ use crate::{
         effects::{Hazard, HazardKind},
         snapshot::{OWN_SCHEMA, Standing},
     },
-    plan::unroutable::{KeyProblem, Unheld, Unroutable},
+    plan::unroutable::{KeyProblem, Undoubled, Unheld, Unroutable},
     wire::notice::{Notice, Words},
 };
 
@@ -147,6 +147,26 @@ fn message(why: &Unroutable) -> (String, String) {
     }
 }
 
+/// What is refused because it cannot leave out rows that a shard does not own.
+fn undoubled(what: Undoubled) -> &'static str {
+    match what {
+        Undoubled::Text => "a statement of this form over several shards is not supported",
+        Undoubled::Hash => "a statement over several shards is not supported",
+        Undoubled::CurrentOf => "WHERE CURRENT OF over several shards is not supported",
+        Undoubled::MergeBySource => "WHEN NOT MATCHED BY SOURCE is not supported",
+        Undoubled::ColumnAliases => {
+            "a list of column aliases for a table whose columns are not known is not supported"
+        }
+        Undoubled::Conflict => {
+            "ON CONFLICT on a table with a unique index that need not hold the shard key is not supported"
+        }
+        Undoubled::KeyOverride => {
+            "a shard chosen by a key that the statement itself does not say is not supported"
+        }
+        Undoubled::Copy => "COPY of this relation is not supported",
+    }
+}
+
 fn map_unknown(standing: &Standing) -> (String, String) {
     let why = match standing {
         Standing::Known | Standing::Unread => {
@@ -187,6 +207,15 @@ fn rare_message(why: &Unroutable) -> (String, String) {
             format!("group \"{group}\" is not served here"),
             text(
                 "This proxy's configuration gives keys of the group to other shards than the map that all proxies share.",
+            ),
+        ),
+        Unroutable::Doubled { group, what } => (
+            format!(
+                "{} while a reshard moves rows of group \"{group}\"",
+                undoubled(*what)
+            ),
+            text(
+                "Rows that move are on two shards until the reshard is finished, and only those of the shard that owns them count.",
             ),
         ),
         Unroutable::MapUnknown(standing) => map_unknown(standing),
@@ -708,6 +737,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Nothing, if it passes within seconds. Else see the log: make the shards reachable; of two maps of one number, decide which is right and delete the row of the other from shardway.map.",
     },
     Code {
+        code: "SW174",
+        sqlstate: "0A000",
+        title: "Rows are on two shards",
+        meaning: "A reshard moves rows of this group: they are on two shards until it is finished, and each shard must leave out those that it does not own. The statement is of a form that cannot be given the condition for that. All other statements on the group's tables work meanwhile.",
+        what_to_do: "Restrict the statement to one key, or write it in another form, or repeat it when the reshard is finished: SHOW RESHARD in the console shows how far it is.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -903,6 +939,20 @@ pub const CODES: &[Code] = &[
         meaning: "A transaction with a snapshot on every shard (shardway.read_consistency) reads the catalogs of one shard and locks the tables that it finds there, as pg_dump does; other shards have tables that it has not.",
         what_to_do: "Dump each shard by itself (shardway.shard), or keep all tables that are not sharded on one shard.",
     },
+    Code {
+        code: "SW401",
+        sqlstate: "57P03",
+        title: "Keys that move cannot be located",
+        meaning: "A reshard moves these keys, and this proxy cannot ask the home shard whose they are by now: serving them might show rows that are out of date.",
+        what_to_do: "Bring the home shard back; statements on other keys and tables go on meanwhile. SHOW PROXIES in the console tells who hears from it.",
+    },
+    Code {
+        code: "SW402",
+        sqlstate: "40001",
+        title: "Keys moved under an open transaction",
+        meaning: "A reshard has given keys that the transaction touches to another shard since it began: the transaction promises one snapshot, or its proxy was not heard of while that happened.",
+        what_to_do: "Repeat the transaction.",
+    },
 ];
 
 #[cfg(test)]
@@ -961,6 +1011,10 @@ mod tests {
                 what: Unheld::Name,
             },
             Unroutable::MapDiffers { group: table() },
+            Unroutable::Doubled {
+                group: table(),
+                what: Undoubled::Text,
+            },
             Unroutable::MapUnknown(Standing::Unread),
             Unroutable::MapUnknown(Standing::Lacking { shard: table() }),
             Unroutable::MapUnknown(Standing::Behind {
@@ -985,7 +1039,7 @@ mod tests {
         let of_routing = |code: &&Code| {
             ("SW101"..="SW121").contains(&code.code)
                 || ("SW165"..="SW168").contains(&code.code)
-                || matches!(code.code, "SW125" | "SW131" | "SW152")
+                || matches!(code.code, "SW174" | "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

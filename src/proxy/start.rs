@@ -248,6 +248,7 @@ fn keep_shown(
 }
 
 impl Session {
+    #[expect(clippy::too_many_lines, reason = "one line for each field")]
     fn new(
         client: Stream,
         user: Arc<User>,
@@ -302,6 +303,8 @@ impl Session {
             for_batch: false,
             script: None,
             several: super::several::Several::default(),
+            ticket: None,
+            began_on: None,
             listening: None,
             welcoming: false,
             reported: Reported::default(),

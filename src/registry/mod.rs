@@ -8,6 +8,7 @@ mod agreement;
 mod control;
 mod copies;
 mod flip;
+pub mod holds;
 mod ids;
 mod lack;
 mod map;
@@ -134,7 +135,7 @@ impl Registry {
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
                 .collect(),
-            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bell()),
+            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bells()),
             agreement,
             known: ArcSwap::from_pointee(Known {
                 installation: None,
@@ -280,6 +281,49 @@ impl Registry {
     /// [`AskError`]: its silence will tell.
     pub async fn leave(&self, me: Me) -> Result<(), AskError> {
         proxies::leave(self.pulse.lease().await?, me).await
+    }
+
+    /// What statements are held back, and the number of the map, at one time.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn read_holds(&self) -> Result<holds::Read, AskError> {
+        let lease = self.lease(self.home).await?;
+        let read = errand(holds::read(&lease)).await?;
+        lease.done();
+        Ok(read)
+    }
+
+    /// Says for this proxy whether anybody is still at what an attempt moves; `None`: nobody.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn answer_hold(
+        &self,
+        attempt: (&str, i32),
+        incarnation: u64,
+        waiting_for: Option<&str>,
+    ) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        errand(holds::answer(&lease, attempt, incarnation, waiting_for)).await?;
+        lease.done();
+        Ok(())
+    }
+
+    /// Ends a hold whose deadline has passed, unless somebody has ended it.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn expire_hold(&self, workflow: &str, attempt: i32) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        errand(holds::expire(&lease, workflow, attempt)).await?;
+        lease.done();
+        Ok(())
+    }
+
+    /// Resolves when something was announced on the home shard.
+    pub async fn told(&self) {
+        self.agreement.told().await;
     }
 
     /// Tells the other proxies on the home shard which transactions wait here, and hears which wait with them.

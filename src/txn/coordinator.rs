@@ -311,6 +311,12 @@ impl Coordinator {
         self.view.deadlocks.increment();
     }
 
+    /// The name of this process among those that serve the database.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.id()
+    }
+
     /// What is known of other proxies' schema changes; none where there is nobody to agree with.
     #[must_use]
     pub fn agreement(&self) -> Option<&Agreement> {
@@ -355,6 +361,12 @@ impl Coordinator {
     #[must_use]
     pub fn is_lapsed(&self, now: Instant) -> bool {
         self.agreement().is_some_and(|it| it.is_lapsed(now))
+    }
+
+    /// Whether the other proxies may go on without this one in what they hold back.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.agreement().is_some_and(|it| it.is_silent(now))
     }
 
     /// Announces a schema change to the other proxies, before it is committed. Nothing where there is no catalog.

@@ -1,0 +1,279 @@
+//! Statements over many rows at a time, each column as one array: what a batch comes to, as SQL.
+//!
+//! What must stay true: a value is written as it was streamed, in its binary form or as text that its type reads; rows are
+//! found by their primary key alone; nothing is looked up by a name that a database could shadow.
+
+use super::{
+    batch::{Log, Row, Shape},
+    tables::{Table, identifier},
+};
+use bytes::{BufMut as _, BytesMut};
+use deadpool_postgres::Client;
+use std::{collections::HashMap, error::Error};
+use tokio_postgres::{
+    Statement,
+    types::{FromSql, IsNull, Kind, ToSql, Type, to_sql_checked},
+};
+
+/// In which form values are streamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Each as its type sends it.
+    Binary,
+    Text,
+}
+
+/// What a statement does with the rows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum What {
+    Insert,
+    /// Sets these columns.
+    Update(Shape),
+    Delete,
+    /// Answers these columns of the rows that are there, each after its place among the keys.
+    Read(Vec<usize>),
+    /// Answers the numbers of the chunks that keys belong to, in the order of the keys. More parameters follow, one `text[]`
+    /// for each column of the key, with the lows of chunks 1, 2, … in order.
+    Locate,
+    /// Answers the keys as text.
+    Show,
+}
+
+/// Statements that were prepared on one connection.
+#[derive(Debug)]
+pub struct Statements {
+    form: Form,
+    prepared: HashMap<(usize, What), Statement>,
+}
+
+impl Statements {
+    /// None yet.
+    #[must_use]
+    pub fn new(form: Form) -> Self {
+        Self {
+            form,
+            prepared: HashMap::new(),
+        }
+    }
+
+    /// Runs one that changes rows, and tells how many.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn execute(
+        &mut self,
+        client: &Client,
+        (place, table): (usize, &Table),
+        what: &What,
+        (log, rows): (&Log, &[Row]),
+    ) -> Result<u64, tokio_postgres::Error> {
+        let statement = self.statement(client, (place, table), what).await?;
+        let columns = arrays(table, what, log, rows);
+        let columns: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|it| it as _).collect();
+        client.execute(&statement, &columns).await
+    }
+
+    /// Runs one that answers rows. `more` follows the columns.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn query(
+        &mut self,
+        client: &Client,
+        (place, table): (usize, &Table),
+        what: &What,
+        (log, rows): (&Log, &[Row]),
+        more: &[Vec<&str>],
+    ) -> Result<Vec<tokio_postgres::Row>, tokio_postgres::Error> {
+        let statement = self.statement(client, (place, table), what).await?;
+        let columns = arrays(table, what, log, rows);
+        let columns = columns.iter().map(|it| it as &(dyn ToSql + Sync));
+        let more = more.iter().map(|it| it as &(dyn ToSql + Sync));
+        let all: Vec<_> = columns.chain(more).collect();
+        client.query(&statement, &all).await
+    }
+
+    async fn statement(
+        &mut self,
+        client: &Client,
+        (place, table): (usize, &Table),
+        what: &What,
+    ) -> Result<Statement, tokio_postgres::Error> {
+        // Looked up by reference it would need a borrowed form of the pair.
+        let key = (place, what.clone());
+        if let Some(found) = self.prepared.get(&key) {
+            return Ok(found.clone());
+        }
+        let made = client.prepare(&sql(table, what, self.form)).await?;
+        self.prepared.insert(key, made.clone());
+        Ok(made)
+    }
+}
+
+/// A value as it is on the wire.
+#[derive(Debug)]
+pub struct Raw<'a>(pub &'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Self(raw))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+/// The values of one column of some rows, as an array.
+#[derive(Debug)]
+struct Array<'a> {
+    log: &'a Log,
+    rows: &'a [Row],
+    column: usize,
+}
+
+impl ToSql for Array<'_> {
+    fn to_sql(
+        &self,
+        array: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        let Kind::Array(element) = array.kind() else {
+            return Err("no array".into());
+        };
+        let count = i32::try_from(self.rows.len())?;
+        out.put_i32(i32::from(count > 0)); // dimensions
+        out.put_i32(1); // there may be NULLs
+        out.put_u32(element.oid());
+        if count > 0 {
+            out.put_i32(count);
+            out.put_i32(1); // the first one's number
+        }
+        for row in self.rows {
+            let cell = self.log.cells(*row).get(self.column).copied();
+            match cell.and_then(|cell| self.log.value(cell)) {
+                Some(value) => {
+                    out.put_i32(i32::try_from(value.len())?);
+                    out.put_slice(value);
+                }
+                None => out.put_i32(-1),
+            }
+        }
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+/// The columns that a statement gets as parameters.
+fn parameters(table: &Table, what: &What) -> Vec<usize> {
+    match what {
+        What::Insert => (0..table.columns.len()).collect(),
+        What::Update(shape) => {
+            let set = (0..table.columns.len()).filter(|at| sets(table, shape, *at));
+            table.key.iter().copied().chain(set).collect()
+        }
+        What::Delete | What::Read(_) | What::Locate | What::Show => table.key.clone(),
+    }
+}
+
+/// Whether an UPDATE sets a column: of the key nothing changes, and a column that is always generated cannot have changed.
+fn sets(table: &Table, shape: &Shape, at: usize) -> bool {
+    shape.has(at) && !table.key.contains(&at) && !table.columns[at].always
+}
+
+fn arrays<'a>(table: &Table, what: &What, log: &'a Log, rows: &'a [Row]) -> Vec<Array<'a>> {
+    let columns = parameters(table, what).into_iter();
+    columns.map(|column| Array { log, rows, column }).collect()
+}
+
+fn sql(table: &Table, what: &What, form: Form) -> String {
+    let given = parameters(table, what);
+    let column = |at: usize| identifier(&table.columns[at].name);
+    let value = |at: usize| match form {
+        Form::Binary => format!("u.c{at}"),
+        Form::Text => format!("u.c{at}::{}", table.columns[at].type_name),
+    };
+    let array = |(number, at): (usize, &usize)| match form {
+        Form::Binary => format!("${number}::{}[]", table.columns[*at].type_name),
+        Form::Text => format!("${number}::text[]"),
+    };
+    let arrays = joined((1..).zip(&given).map(array), ", ");
+    let names = joined(given.iter().map(|at| format!("c{at}")), ", ");
+    let rows = format!("unnest({arrays}) AS u ({names})");
+    let placed = format!("unnest({arrays}) WITH ORDINALITY AS u ({names}, place)");
+    let same = table
+        .key
+        .iter()
+        .map(|at| format!("t.{} = {}", column(*at), value(*at)));
+    let same = joined(same, " AND ");
+    let name = table.sql();
+    match what {
+        What::Insert => {
+            let columns = joined(given.iter().map(|at| column(*at)), ", ");
+            let values = joined(given.iter().map(|at| value(*at)), ", ");
+            format!(
+                "INSERT INTO {name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {rows}"
+            )
+        }
+        What::Update(_) => {
+            let set = &given[table.key.len()..];
+            if set.is_empty() {
+                return format!("SELECT FROM {name} AS t, {rows} WHERE {same}");
+            }
+            let set = set
+                .iter()
+                .map(|at| format!("{} = {}", column(*at), value(*at)));
+            let set = joined(set, ", ");
+            format!("UPDATE {name} AS t SET {set} FROM {rows} WHERE {same}")
+        }
+        What::Delete => format!("DELETE FROM {name} AS t USING {rows} WHERE {same}"),
+        What::Read(columns) => {
+            let each = columns.iter().map(|at| match form {
+                Form::Binary => format!("t.{}", column(*at)),
+                Form::Text => format!("t.{}::text", column(*at)),
+            });
+            let each = joined(each, ", ");
+            format!("SELECT u.place, {each} FROM {name} AS t, {placed} WHERE {same}")
+        }
+        What::Locate => locate(table, &value, &placed),
+        What::Show => {
+            let each = given.iter().map(|at| format!("{}::text", value(*at)));
+            let each = joined(each, ", ");
+            format!("SELECT {each} FROM {placed} ORDER BY u.place")
+        }
+    }
+}
+
+/// Compares keys with chunks' lows as the source's own index does.
+fn locate(table: &Table, value: &impl Fn(usize) -> String, placed: &str) -> String {
+    let collated = |sql: String, at: usize| match &table.columns[at].collation {
+        Some(collation) => format!("({sql}) COLLATE {collation}"),
+        None => sql,
+    };
+    let keys = joined(table.key.iter().map(|at| collated(value(*at), *at)), ", ");
+    let lows = table.key.iter().map(|at| {
+        let low = format!("b.c{at}::{}", table.columns[*at].type_name);
+        collated(low, *at)
+    });
+    let lows = joined(lows, ", ");
+    let count = table.key.len();
+    let arrays = joined(
+        (1..=count).map(|at| format!("${}::text[]", count + at)),
+        ", ",
+    );
+    let names = joined(table.key.iter().map(|at| format!("c{at}")), ", ");
+    format!(
+        "SELECT coalesce(width_bucket(ROW({keys}), low.bounds), 0) FROM {placed}, \
+         (SELECT array_agg(ROW({lows}) ORDER BY b.place) FROM unnest({arrays}) WITH ORDINALITY AS b ({names}, place)) \
+         AS low (bounds) ORDER BY u.place"
+    )
+}
+
+fn joined(each: impl IntoIterator<Item = String>, between: &str) -> String {
+    each.into_iter().collect::<Vec<String>>().join(between)
+}

@@ -1,0 +1,283 @@
+//! The tables that a stream of changes is followed for: what a row's columns are, and which destinations a row goes to.
+//!
+//! What must stay true: a row goes where its key says, and nowhere when nobody is given the key; a table that is not as it
+//! was planned is noticed before one of its rows is looked at.
+
+use crate::{
+    catalog::{
+        hash::{HashFunction, bucket},
+        key::{Key, KeyType},
+        moving::{KeySet, Part},
+    },
+    wire::{
+        pgoutput::Relation,
+        types::{BPCHAR, Format, INT2, INT4, INT8, NUMERIC, Oid},
+    },
+};
+
+/// A table of which rows are brought somewhere.
+#[derive(Clone, Debug)]
+pub struct Table {
+    pub schema: String,
+    pub name: String,
+    /// All that are streamed, in the table's order.
+    pub columns: Vec<Column>,
+    /// Places of the primary key's columns, in the key's order.
+    pub key: Vec<usize>,
+    pub goes: Goes,
+}
+
+/// A column as source and destinations have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    /// As `format_type` writes it.
+    pub type_name: String,
+    /// On the source.
+    pub oid: Oid,
+    /// On the source.
+    pub type_modifier: i32,
+    /// On the source; quoted, with its schema; none of a type without.
+    pub collation: Option<String>,
+    /// An identity that nobody but the server sets.
+    pub always: bool,
+}
+
+/// Where rows go, by the destinations' places.
+#[derive(Clone, Debug)]
+pub enum Goes {
+    ByKey(Routes),
+    /// All rows.
+    Everywhere(Vec<usize>),
+}
+
+/// Where the rows of a sharded table go.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    /// The place of the shard key's column.
+    pub column: usize,
+    key_type: KeyType,
+    sets: Vec<(KeySet, usize)>,
+    /// By bucket, where nothing but buckets is moved.
+    buckets: Option<Vec<Option<usize>>>,
+}
+
+/// A table is not as it was planned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Changed {
+    #[error("its columns are {found}, where {planned} were planned")]
+    Columns { planned: String, found: String },
+    /// The column that is missing in it.
+    #[error("its replica identity does not have {0}")]
+    Identity(String),
+}
+
+/// A shard key that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the shard key is not understood")]
+pub struct NoKey;
+
+impl Table {
+    /// The name as SQL.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!("{}.{}", identifier(&self.schema), identifier(&self.name))
+    }
+
+    /// `schema.name`, for people.
+    #[must_use]
+    pub fn plain(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// Whether the stream's rows are those that were planned.
+    ///
+    /// # Errors
+    /// [`Changed`].
+    pub fn check(&self, relation: &Relation<'_>) -> Result<(), Changed> {
+        let planned = self.columns.iter();
+        let planned = planned.map(|it| (it.name.as_bytes(), it.oid, it.type_modifier));
+        let found = relation.columns();
+        let found = found.map(|it| (it.name, it.oid, it.type_modifier));
+        if !planned.eq(found) {
+            let names: Vec<&str> = self.columns.iter().map(|it| it.name.as_str()).collect();
+            let found: Vec<_> = relation
+                .columns()
+                .map(|it| String::from_utf8_lossy(it.name).into_owned())
+                .collect();
+            return Err(Changed::Columns {
+                planned: names.join(", "),
+                found: found.join(", "),
+            });
+        }
+        let shard_key = match &self.goes {
+            Goes::ByKey(routes) => Some(routes.column),
+            Goes::Everywhere(_) => None,
+        };
+        for (at, column) in relation.columns().enumerate() {
+            let needed = self.key.contains(&at) || shard_key == Some(at);
+            if needed && !column.in_key {
+                let name = String::from_utf8_lossy(column.name).into_owned();
+                return Err(Changed::Identity(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Routes {
+    /// Of the sets of keys that destinations are given.
+    #[must_use]
+    pub fn new(column: usize, key_type: KeyType, sets: Vec<(KeySet, usize)>) -> Self {
+        let buckets = buckets(&sets);
+        Self {
+            column,
+            key_type,
+            sets,
+            buckets,
+        }
+    }
+
+    /// The destination of a row with this key.
+    ///
+    /// # Errors
+    /// [`NoKey`].
+    pub fn of(
+        &self,
+        oid: Oid,
+        format: Format,
+        value: Option<&[u8]>,
+    ) -> Result<Option<usize>, NoKey> {
+        // No owner has rows without a key.
+        let Some(value) = value else {
+            return Ok(None);
+        };
+        // Blanks at its end are no part of it.
+        let value = match oid {
+            BPCHAR => {
+                let end = value.iter().rposition(|byte| *byte != b' ');
+                &value[..end.map_or(0, |last| last + 1)]
+            }
+            _ => value,
+        };
+        let key = self
+            .key_type
+            .from_parameter(declared(oid), format, value)
+            .map_err(|_error| NoKey)?;
+        Ok(self.of_key(&key))
+    }
+
+    /// The sets of keys that a destination is given.
+    pub fn sets(&self, destination: usize) -> impl Iterator<Item = &KeySet> {
+        let here = self.sets.iter().filter(move |(_, to)| *to == destination);
+        here.map(|(keys, _)| keys)
+    }
+
+    /// The type of the keys.
+    #[must_use]
+    pub fn key_type(&self) -> KeyType {
+        self.key_type
+    }
+
+    fn of_key(&self, key: &Key) -> Option<usize> {
+        if let Some(buckets) = &self.buckets {
+            let count = u32::try_from(buckets.len()).unwrap_or(1);
+            let at = bucket(HashFunction::Postgres, count, key);
+            return buckets.get(at as usize).copied().flatten();
+        }
+        let found = self.sets.iter().find(|(keys, _)| keys.contains(key));
+        found.map(|(_, to)| *to)
+    }
+}
+
+/// A type that keys have; one derived from it (a domain) is read as what the key's type is.
+fn declared(oid: Oid) -> Oid {
+    // bpchar and the like have the form of text; only numbers differ from one another.
+    if [INT2, INT4, INT8, NUMERIC].contains(&oid) {
+        oid
+    } else {
+        0
+    }
+}
+
+/// The destination of each bucket.
+fn buckets(sets: &[(KeySet, usize)]) -> Option<Vec<Option<usize>>> {
+    let mut by_bucket: Vec<Option<usize>> = Vec::new();
+    for (keys, to) in sets {
+        let Part::Buckets { of, runs } = &keys.part else {
+            return None;
+        };
+        if !keys.with.is_empty() || !keys.without.is_empty() {
+            return None;
+        }
+        if by_bucket.is_empty() {
+            by_bucket = vec![None; *of as usize];
+        } else if by_bucket.len() != *of as usize {
+            return None;
+        }
+        for at in runs.iter().flat_map(|(from, to)| *from..*to) {
+            *by_bucket.get_mut(at as usize)? = Some(*to);
+        }
+    }
+    (!by_bucket.is_empty()).then_some(by_bucket)
+}
+
+/// A name as SQL has it.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buckets_of(runs: &[(u32, u32)]) -> KeySet {
+        KeySet::of(Part::Buckets {
+            of: 64,
+            runs: runs.to_vec(),
+        })
+    }
+
+    #[test]
+    fn a_row_goes_to_the_destination_that_is_given_its_key() {
+        let sets = vec![
+            (buckets_of(&[(0, 9), (40, 64)]), 1),
+            (buckets_of(&[(9, 20)]), 0),
+        ];
+        let quick = Routes::new(0, KeyType::Bigint, sets.clone());
+        assert!(quick.buckets.is_some());
+        let mut met = [false; 3];
+        for number in 0..500_i64 {
+            let key = Key::Bigint(number);
+            let slow = sets.iter().find(|(keys, _)| keys.contains(&key));
+            let slow = slow.map(|(_, to)| *to);
+            let text = number.to_string();
+            assert_eq!(
+                quick.of(INT8, Format::Text, Some(text.as_bytes())),
+                Ok(slow)
+            );
+            let short = i32::try_from(number).unwrap().to_be_bytes();
+            assert_eq!(quick.of(INT4, Format::Binary, Some(&short)), Ok(slow));
+            met[slow.map_or(2, |to| to)] = true;
+        }
+        assert_eq!(met, [true; 3]);
+        assert_eq!(quick.of(INT8, Format::Text, None), Ok(None));
+        assert_eq!(quick.of(INT8, Format::Text, Some(b"x")), Err(NoKey));
+    }
+
+    #[test]
+    fn single_keys_count() {
+        let keys = KeySet {
+            part: Part::Buckets {
+                of: 64,
+                runs: vec![(0, 64)],
+            },
+            with: Vec::new(),
+            without: vec![Key::Bigint(7)],
+        };
+        let routes = Routes::new(0, KeyType::Bigint, vec![(keys, 3)]);
+        assert_eq!(routes.of(INT8, Format::Text, Some(b"6")), Ok(Some(3)));
+        assert_eq!(routes.of(INT8, Format::Text, Some(b"7")), Ok(None));
+    }
+}

@@ -1,0 +1,415 @@
+//! What following a source begins with: tables as they are there, destinations with how far they are, the slot's stream.
+//!
+//! What must stay true: it begins at the least of what destinations have, and the source still has all from there on; a
+//! table that is not as it was planned is not followed; a destination's progress is this runner's from here on.
+
+use crate::{
+    inspect::AskError,
+    replication::{
+        apply::{Destination, Reached, Whose},
+        connection::{Format, ReplicationError},
+        judge::{Chunks, JudgeError},
+        rows::Form,
+        slot::{self, SlotError, State, WalStatus},
+        stream::Setup,
+        tables::{Column, Goes, Routes, Table},
+    },
+    reshard::{
+        flows::Flow,
+        job::{Direction, Job, StepError},
+        plan::MovingTable,
+        servers::Server,
+    },
+    wire::replication::Lsn,
+};
+use deadpool_postgres::Client;
+use std::sync::Arc;
+use tokio_postgres::types::{PgLsn, ToSql};
+
+/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed.
+const APPLY: &str = "\
+SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII";
+const READ: &str = "\
+SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+SET jit = off; SET client_encoding = SQL_ASCII; SET synchronous_commit = local";
+const HERE: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding'), \
+CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END";
+const COLUMNS: &str = "\
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod, a.attidentity = 'a', \
+       CASE WHEN a.attcollation <> 0 THEN (SELECT format('%I.%I', n.nspname, l.collname) \
+            FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace WHERE l.oid = a.attcollation) END \
+FROM pg_attribute a \
+WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
+ORDER BY a.attnum";
+/// Where a destination is; from the slot's beginning when nothing was applied there yet.
+const BEGIN: &str = "\
+INSERT INTO shardway.apply_progress AS p (workflow, source, lsn, token) VALUES ($1, $2, $3, $4) \
+ON CONFLICT (workflow, source) DO UPDATE SET token = excluded.token WHERE p.token <= excluded.token \
+RETURNING lsn, fence";
+/// The same, where it was said before from where on.
+const GO_ON: &str = "\
+UPDATE shardway.apply_progress SET token = $3 WHERE workflow = $1 AND source = $2 AND token <= $3 RETURNING lsn, fence";
+const KNOWN: &str =
+    "SELECT count(*) FROM shardway.apply_progress WHERE workflow = $1 AND source = $2";
+
+/// Everything that a stream needs.
+pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
+    let flows: Vec<Flow<'_>> = job.flows();
+    let flows: Vec<&Flow<'_>> = flows.iter().filter(|flow| flow.source == name).collect();
+    let source = server(job, name)?;
+    let asking = sql(source).await?;
+    let state = state(job, name, &asking).await?;
+    let mut names: Vec<&str> = flows.iter().map(|flow| flow.destination.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let (encoding, consistency) = primary(&asking, name).await?;
+    let tables: Arc<[Table]> = tables(job, &asking, &flows, &names).await?.into();
+    let binary = flows.iter().all(|flow| is_binary(flow.table));
+    let whose = Whose {
+        workflow: job.id.clone(),
+        source: name.to_owned(),
+        followed: job.followed(name),
+        token: job.token,
+        form: if binary { Form::Binary } else { Form::Text },
+        tables,
+    };
+    let mut destinations = Vec::new();
+    for (place, to) in names.iter().enumerate() {
+        let reading = sql(source).await?;
+        said(name, reading.batch_execute(READ).await)?;
+        let found = destination(job, &whose, (place, to), state.confirmed, &encoding).await?;
+        destinations.push(Destination {
+            name: (*to).to_owned(),
+            client: found.0,
+            source: reading,
+            progress: found.1,
+            chunks: found.2,
+        });
+    }
+    let reached = destinations.iter().map(|it| it.progress.lsn);
+    let from = reached.min().unwrap_or_default();
+    let format = if binary { Format::Binary } else { Format::Text };
+    let slot = job.slot(name);
+    let streaming = source.stream().await.map_err(|error| lost(name, &error))?;
+    let streaming = streaming.start(&slot, from, &slot, format).await;
+    Ok(Setup {
+        whose,
+        streaming: streaming.map_err(|error| lost(name, &error))?,
+        heart: asking,
+        destinations,
+        consistency,
+        batch: job.knobs.borrow().batch,
+    })
+}
+
+/// What the server says of the slot, which must have all that is needed.
+async fn state(job: &Job, name: &str, source: &Client) -> Result<Confirmed, StepError> {
+    let slot = job.slot(name);
+    let found = slot::state(source, &slot)
+        .await
+        .map_err(|error| match error {
+            SlotError::Sql(error) => of(name, &error),
+            error @ (SlotError::Replication(_)
+            | SlotError::Waiting(_)
+            | SlotError::NotUnderstood) => again(name, error.to_string()),
+        })?;
+    let gone = |what: &str| StepError::Halt {
+        what: format!("slot {slot} of shard {name} {what}"),
+        remedy: "abort the reshard and start it again: what was copied cannot be caught up"
+            .to_owned(),
+    };
+    match found {
+        None => Err(gone("is not there")),
+        Some(State {
+            wal: WalStatus::Lost,
+            ..
+        }) => Err(gone("has lost its WAL")),
+        Some(State {
+            confirmed: None, ..
+        }) => Err(again(name, format!("slot {slot} is being made"))),
+        Some(State {
+            confirmed: Some(confirmed),
+            ..
+        }) => Ok(Confirmed { confirmed }),
+    }
+}
+
+struct Confirmed {
+    confirmed: Lsn,
+}
+
+/// Its encoding, and where its WAL ends.
+async fn primary(client: &Client, name: &str) -> Result<(String, Lsn), StepError> {
+    let row = said(name, client.query_one(HERE, &[]).await)?;
+    let (standby, encoding): (bool, String) = (row.get(0), row.get(1));
+    if standby {
+        return Err(StepError::Halt {
+            what: format!("the address of shard {name} leads to a standby"),
+            remedy: format!("let shard {name} have the address of its primary"),
+        });
+    }
+    let end: Option<PgLsn> = row.get(2);
+    Ok((encoding, Lsn(end.map_or(0, u64::from))))
+}
+
+/// Whether all its values can be passed on in their binary form. Elements of an array of arrays would lose their places.
+fn is_binary(table: &MovingTable) -> bool {
+    let mut columns = table.columns.iter();
+    columns.all(|it| it.binary && !it.type_name.ends_with("[]"))
+}
+
+/// The tables of which rows go anywhere from here.
+async fn tables(
+    job: &Job,
+    source: &Client,
+    flows: &[&Flow<'_>],
+    names: &[&str],
+) -> Result<Vec<Table>, StepError> {
+    let mut tables: Vec<Table> = Vec::new();
+    for flow in flows {
+        let same =
+            |table: &Table| table.name == flow.table.name && table.schema == flow.table.schema;
+        if !tables.iter().any(same) {
+            tables.push(table(job, source, flow, flows, names).await?);
+        }
+    }
+    Ok(tables)
+}
+
+async fn table(
+    job: &Job,
+    source: &Client,
+    flow: &Flow<'_>,
+    flows: &[&Flow<'_>],
+    names: &[&str],
+) -> Result<Table, StepError> {
+    let (planned, name) = (flow.table, flow.source.as_str());
+    let columns = columns(source, name, planned).await?;
+    let place = |column: &String| {
+        let found = columns.iter().position(|it| it.name == *column);
+        found.ok_or_else(|| changed(planned, name, &format!("no column {column}")))
+    };
+    let key: Result<Vec<usize>, StepError> = planned.primary_key.iter().map(place).collect();
+    let key = key?;
+    if key.is_empty() {
+        return Err(changed(planned, name, "no primary key"));
+    }
+    let same = flows.iter().filter(|it| it.table == planned);
+    let to = |flow: &&&Flow<'_>| names.iter().position(|name| *name == flow.destination);
+    let goes = if flow.keys.is_none() {
+        Goes::Everywhere(same.filter_map(|flow| to(&flow)).collect())
+    } else {
+        let group = planned.group.as_ref();
+        let key_type = group.and_then(|group| job.plan.before.key_type(group));
+        let key_type = key_type.ok_or_else(|| changed(planned, name, "a group without owners"))?;
+        let sets = same.filter_map(|flow| Some((flow.keys.as_ref()?, to(&flow)?)));
+        let sets = sets.flat_map(|(keys, to)| keys.iter().map(move |keys| (keys.clone(), to)));
+        Goes::ByKey(Routes::new(
+            place(&planned.key_column)?,
+            key_type,
+            sets.collect(),
+        ))
+    };
+    Ok(Table {
+        schema: planned.schema.clone(),
+        name: planned.name.clone(),
+        columns,
+        key,
+        goes,
+    })
+}
+
+async fn columns(
+    source: &Client,
+    name: &str,
+    planned: &MovingTable,
+) -> Result<Vec<Column>, StepError> {
+    let rows = said(name, source.query(COLUMNS, &[&planned.sql()]).await)?;
+    let column = |row: &tokio_postgres::Row| Column {
+        name: row.get(0),
+        type_name: row.get(1),
+        oid: row.get(2),
+        type_modifier: row.get(3),
+        always: row.get(4),
+        collation: row.get(5),
+    };
+    let columns: Vec<Column> = rows.iter().map(column).collect();
+    let wanted = planned.columns.iter().map(|it| (&it.name, &it.type_name));
+    if wanted.eq(columns.iter().map(|it| (&it.name, &it.type_name))) {
+        return Ok(columns);
+    }
+    let found = columns.iter();
+    let found: Vec<String> = found
+        .map(|it| format!("{} {}", it.name, it.type_name))
+        .collect();
+    Err(changed(planned, name, &found.join(", ")))
+}
+
+fn changed(planned: &MovingTable, source: &str, found: &str) -> StepError {
+    StepError::Halt {
+        what: format!(
+            "{} on shard {source} is not as it was planned: it has {found}",
+            planned.plain()
+        ),
+        remedy: "abort the reshard and start it again, with the table as it is to be".to_owned(),
+    }
+}
+
+async fn destination(
+    job: &Job,
+    whose: &Whose,
+    (place, to): (usize, &str),
+    confirmed: Lsn,
+    encoding: &str,
+) -> Result<(Client, Reached, Chunks), StepError> {
+    let client = sql(server(job, to)?).await?;
+    let (found, _) = primary(&client, to).await?;
+    if found != encoding || !["UTF8", "SQL_ASCII"].contains(&encoding) {
+        return Err(StepError::Halt {
+            what: format!(
+                "the database has encoding {encoding} on {}, {found} on {to}",
+                whose.source
+            ),
+            remedy: "only databases in UTF8 are resharded, all of them in the same".to_owned(),
+        });
+    }
+    let chunks = match job.direction {
+        Direction::Back => Chunks::default(),
+        Direction::Forward => copied(&client, whose, (place, to)).await?,
+    };
+    let progress = progress(job, &client, whose, to, confirmed).await?;
+    said(to, client.batch_execute(APPLY).await)?;
+    let replica = client.batch_execute("SET session_replication_role = replica");
+    match replica.await {
+        // Then there is nothing on the tables that would fire, which was looked at before.
+        Err(error) if error.code().is_none_or(|it| it.code() != "42501") => {
+            return Err(of(to, &error));
+        }
+        _ => {}
+    }
+    Ok((client, progress, chunks))
+}
+
+/// What was copied there, which must be all.
+async fn copied(
+    client: &Client,
+    whose: &Whose,
+    (place, to): (usize, &str),
+) -> Result<Chunks, StepError> {
+    let from = (whose.workflow.as_str(), whose.source.as_str());
+    let read = Chunks::read(client, from, &whose.tables).await;
+    let chunks = read.map_err(|error| match error {
+        JudgeError::Sql(error) => of(to, &error),
+        error @ JudgeError::NotCopied(_) => again(to, error.to_string()),
+    })?;
+    let given = |table: &Table| match &table.goes {
+        Goes::Everywhere(places) => places.contains(&place),
+        Goes::ByKey(routes) => routes.sets(place).next().is_some(),
+    };
+    let mut tables = whose.tables.iter().enumerate();
+    let missing = tables.find(|(at, table)| given(table) && !chunks.has(*at));
+    match missing {
+        None => Ok(chunks),
+        Some((_, table)) => Err(again(to, format!("{} is not copied", table.plain()))),
+    }
+}
+
+async fn progress(
+    job: &Job,
+    client: &Client,
+    whose: &Whose,
+    to: &str,
+    confirmed: Lsn,
+) -> Result<Reached, StepError> {
+    let (workflow, source) = (&whose.workflow, &whose.followed);
+    let row = match job.direction {
+        Direction::Forward => {
+            let at = PgLsn::from(confirmed.0);
+            let asked: [&(dyn ToSql + Sync); 4] = [workflow, source, &at, &whose.token];
+            said(to, client.query_opt(BEGIN, &asked).await)?
+        }
+        Direction::Back => {
+            let known = said(to, client.query_one(KNOWN, &[workflow, source]).await)?;
+            if known.get::<_, i64>(0) == 0 {
+                return Err(again(
+                    to,
+                    format!("nothing says from where on {source} is followed"),
+                ));
+            }
+            let asked: [&(dyn ToSql + Sync); 3] = [workflow, source, &whose.token];
+            said(to, client.query_opt(GO_ON, &asked).await)?
+        }
+    };
+    let row = row.ok_or(StepError::Replaced)?;
+    let lsn: PgLsn = row.get(0);
+    let reached = Reached {
+        lsn: Lsn(lsn.into()),
+        fence: row.get(1),
+    };
+    if reached.lsn < confirmed && job.direction == Direction::Forward {
+        return Err(StepError::Halt {
+            what: format!(
+                "shard {to} has the changes of {source} up to {}, and {source} keeps them from {confirmed} on only: {to} \
+                 has lost what it had",
+                reached.lsn
+            ),
+            remedy: "abort the reshard and start it again".to_owned(),
+        });
+    }
+    Ok(reached)
+}
+
+fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepError> {
+    job.servers.get(name).ok_or_else(|| StepError::Halt {
+        what: format!("the configuration has no shard {name}"),
+        remedy: format!("give the database its shard {name} again"),
+    })
+}
+
+async fn sql(server: &Server) -> Result<Client, StepError> {
+    let connected = server.sql().await;
+    connected.map_err(|error| again(&server.name, error.to_string()))
+}
+
+fn said<T>(name: &str, result: Result<T, tokio_postgres::Error>) -> Result<T, StepError> {
+    result.map_err(|error| of(name, &error))
+}
+
+fn again(name: &str, problem: String) -> StepError {
+    StepError::Again {
+        what: format!("shard {name}"),
+        problem,
+    }
+}
+
+/// What a server said: whether another try may mend it.
+pub(super) fn of(name: &str, error: &tokio_postgres::Error) -> StepError {
+    let problem = match error.as_db_error() {
+        Some(said) => format!("{} ({})", said.message(), said.code().code()),
+        None => AskError::Connection(error.to_string()).to_string(),
+    };
+    match error.code() {
+        Some(code) if lasts(code.code()) => StepError::Halt {
+            what: format!("shard {name}: {problem}"),
+            remedy: "mend what the server says and resume, or abort".to_owned(),
+        },
+        _ => again(name, problem),
+    }
+}
+
+/// Names and rights that are missing, values and rows that do not fit: another try ends alike.
+pub(super) fn lasts(sqlstate: &str) -> bool {
+    const LASTING: [&str; 8] = ["0A", "22", "23", "28", "2B", "3D", "3F", "42"];
+    LASTING.iter().any(|class| sqlstate.starts_with(class))
+}
+
+pub(super) fn lost(name: &str, error: &ReplicationError) -> StepError {
+    match error.sqlstate() {
+        Some(code) if lasts(code) => StepError::Halt {
+            what: format!("the stream of shard {name}: {error}"),
+            remedy: "mend what the server says and resume, or abort".to_owned(),
+        },
+        _ => again(name, error.to_string()),
+    }
+}
