@@ -312,15 +312,17 @@ fn databases(
             .cloned();
         let gate = old.get(&name).map(|old| Arc::clone(&old.gate));
         let make = || {
-            Database::new(
-                Arc::clone(wanted),
-                PlanCache::new(plan_bytes, seed),
-                // Sessions of both may be at work on keys that move.
-                gate.unwrap_or_default(),
-                parts.clone(),
-            )
+            let plans = PlanCache::new(plan_bytes, seed);
+            // Sessions of both may be at work on keys that move.
+            let gate = gate.unwrap_or_default();
+            let made = Database::new(Arc::clone(wanted), plans, gate, parts.clone());
+            if let Some(older) = old.get(&name) {
+                made.inherit_map(older);
+            }
+            made
         };
-        (name, kept.unwrap_or_else(make))
+        let database = kept.unwrap_or_else(make);
+        (name, database)
     };
     all.into_iter().map(keep_or_make).collect()
 }
