@@ -14,6 +14,7 @@ pub mod defaults;
 pub mod explain;
 pub mod explained;
 pub mod gather;
+pub mod owned;
 pub mod route;
 mod scope;
 pub mod source;

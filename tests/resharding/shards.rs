@@ -1,0 +1,247 @@
+//! Databases that stand for the shards of a reshard, and the reshard itself, as its steps are given it.
+
+use shardway::{
+    auth::scram::ChannelBinding,
+    catalog::{moving::Move, ownership::Ownership},
+    clock::Duration,
+    config::{
+        load::load_str,
+        settings::{Address, Credentials, Host, TlsMode, TlsStart},
+    },
+    net::tls::ClientTls,
+    reshard::{
+        job::{Direction, Job, Knobs},
+        plan::{MovingColumn, MovingTable, Plan},
+        servers::Server,
+    },
+    sandbox::{Cluster, Sandbox, SandboxEnv},
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::sync::watch;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Shardway's own schema.
+const OWN_SCHEMA: &str = concat!(
+    "CREATE SCHEMA shardway;",
+    include_str!("../../src/registry/schema/1.sql"),
+    include_str!("../../src/registry/schema/2.sql"),
+    include_str!("../../src/registry/schema/3.sql")
+);
+
+/// Servers that were started for tests.
+pub(crate) fn servers(count: usize, settings: &[(&str, &str)]) -> Sandbox {
+    let environment = SandboxEnv {
+        pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
+        path: std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .collect(),
+        tmp: std::env::temp_dir(),
+        template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
+    };
+    let mut builder = Sandbox::builder(environment).clusters(count);
+    for (name, value) in [("wal_level", "logical")].iter().chain(settings) {
+        builder = builder.setting(name, value);
+    }
+    builder.start().unwrap()
+}
+
+/// Databases with Shardway's own schema, each a shard; the first is the home shard.
+pub(crate) struct Shards<'a> {
+    shards: Vec<(String, &'a Cluster)>,
+    /// Databases are named after it and their shards.
+    prefix: String,
+    tls: Arc<ClientTls>,
+}
+
+/// A reshard and what may be changed of it.
+pub(crate) struct Reshard {
+    pub(crate) job: Job,
+    pub(crate) knobs: watch::Sender<Knobs>,
+}
+
+impl<'a> Shards<'a> {
+    /// Makes them.
+    pub(crate) async fn new(prefix: &str, shards: &[(&str, &'a Cluster)]) -> Self {
+        let named = shards
+            .iter()
+            .map(|(name, cluster)| ((*name).to_owned(), *cluster));
+        let made = Self {
+            shards: named.collect(),
+            prefix: prefix.to_owned(),
+            tls: Arc::new(ClientTls::new().unwrap()),
+        };
+        for (name, cluster) in shards {
+            let create = format!("CREATE DATABASE {}", made.database(name));
+            cluster.execute("postgres", &create).await.unwrap();
+            made.run(name, OWN_SCHEMA).await;
+        }
+        made
+    }
+
+    fn database(&self, shard: &str) -> String {
+        format!("{}_{shard}", self.prefix)
+    }
+
+    pub(crate) fn cluster(&self, shard: &str) -> &'a Cluster {
+        self.shards
+            .iter()
+            .find(|(name, _)| name == shard)
+            .unwrap()
+            .1
+    }
+
+    pub(crate) async fn run(&self, shard: &str, sql: &str) {
+        let database = self.database(shard);
+        let run = self.cluster(shard).execute(&database, sql);
+        run.await.unwrap_or_else(|error| panic!("{error}: {sql}"));
+    }
+
+    pub(crate) async fn on_all(&self, sql: &str) {
+        for (name, _) in &self.shards {
+            self.run(name, sql).await;
+        }
+    }
+
+    /// The only value, `-` for NULL.
+    pub(crate) async fn one(&self, shard: &str, sql: &str) -> String {
+        let rows = self.rows(shard, sql).await;
+        assert_eq!(rows.len(), 1, "{sql}: {rows:?}");
+        rows[0].clone()
+    }
+
+    /// The rows as lines.
+    pub(crate) async fn rows(&self, shard: &str, sql: &str) -> Vec<String> {
+        let rows = self.cluster(shard).query(&self.database(shard), sql).await;
+        let rows = rows.unwrap_or_else(|error| panic!("{error}: {sql}"));
+        let cell = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+        let line = |row: Vec<Option<String>>| {
+            let cells: Vec<String> = row.into_iter().map(cell).collect();
+            cells.join("|")
+        };
+        rows.into_iter().map(line).collect()
+    }
+
+    /// How a step reaches a shard.
+    pub(crate) fn server(&self, shard: &str) -> Server {
+        Server {
+            name: shard.to_owned(),
+            address: Address {
+                host: Host::Tcp("127.0.0.1".to_owned()),
+                port: self.cluster(shard).port(),
+                database: self.database(shard),
+                tls: TlsMode::Disable,
+                root_cert: None,
+                tls_start: TlsStart::Request,
+                channel_binding: ChannelBinding::Prefer,
+            },
+            credentials: Credentials {
+                user: "postgres".to_owned(),
+                password: None,
+            },
+            limit: LIMIT,
+            tls: Arc::clone(&self.tls),
+        }
+    }
+
+    /// A table as plans have it, seen on a shard.
+    pub(crate) async fn table(&self, shard: &str, name: &str, group: Option<&str>) -> MovingTable {
+        let columns = format!(
+            "SELECT a.attname, format_type(a.atttypid, a.atttypmod), \
+                    a.atttypid < 16384 AND t.typtype <> 'c' \
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+             WHERE a.attrelid = '{name}'::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
+             ORDER BY a.attnum"
+        );
+        let rows = self
+            .cluster(shard)
+            .query(&self.database(shard), &columns)
+            .await;
+        let column = |row: Vec<Option<String>>| MovingColumn {
+            name: row[0].clone().unwrap(),
+            type_name: row[1].clone().unwrap(),
+            binary: row[2].as_deref() == Some("t"),
+        };
+        let key = format!(
+            "SELECT a.attname FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k (n, place), pg_attribute a \
+             WHERE i.indrelid = '{name}'::regclass AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.n \
+             ORDER BY k.place"
+        );
+        let (schema, plain) = name.split_once('.').unwrap();
+        MovingTable {
+            schema: schema.to_owned(),
+            name: plain.trim_matches('"').to_owned(),
+            group: group.map(str::to_owned),
+            key_column: if group.is_some() { "tenant" } else { "" }.to_owned(),
+            primary_key: self.rows(shard, &key).await,
+            columns: rows.unwrap().into_iter().map(column).collect(),
+        }
+    }
+
+    /// A reshard of the group `g` with keys of this type, run by the first runner.
+    pub(crate) async fn reshard(
+        &self,
+        key_type: &str,
+        moves: Vec<Move>,
+        tables: Vec<MovingTable>,
+    ) -> Reshard {
+        let (home, _) = &self.shards[0];
+        self.run(
+            home,
+            "INSERT INTO shardway.workflow (id, state, token, plan) VALUES ('w', 'copy', 1, '{}')",
+        )
+        .await;
+        let (reference, moving) = tables.into_iter().partition(|it| it.group.is_none());
+        let (knobs, changes) = watch::channel(Knobs {
+            chunk_rows: 1_000,
+            ..Knobs::default()
+        });
+        let servers = self.shards.iter();
+        let servers = servers.map(|(name, _)| (name.clone(), self.server(name)));
+        let job = Job {
+            id: "w".to_owned(),
+            token: 1,
+            attempt: 0,
+            direction: Direction::Forward,
+            plan: Arc::new(Plan {
+                moves,
+                epoch: 1,
+                before: owners(key_type),
+                after: owners(key_type),
+                tables: moving,
+                joins: Vec::new(),
+                reference,
+            }),
+            knobs: changes,
+            servers: Arc::new(servers.collect::<BTreeMap<String, Server>>()),
+            home: home.clone(),
+            progress: Arc::default(),
+        };
+        Reshard { job, knobs }
+    }
+}
+
+/// Owners of a group `g`: what the copy asks of them is the type of its keys.
+fn owners(key_type: &str) -> Ownership {
+    let text = format!(
+        "[databases.app]\nshards.s = {{ primary = \"postgres://h/app\" }}\n\
+         [databases.app.groups.g]\nmethod = \"list\"\nkey_type = \"{key_type}\"\n\
+         lists.s = [\"*\"]\ntables = {{ \"public.t\" = \"tenant\" }}\n"
+    );
+    let settings = load_str("test", &text, Path::new("."));
+    let settings = settings.unwrap_or_else(|errors| panic!("{}", errors.render()));
+    Ownership::of(&settings.databases["app"].snapshot)
+}
+
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(future)
+}
