@@ -617,7 +617,6 @@ mod tests {
             key_type: KeyType::Bigint,
             pins: std::collections::BTreeMap::default(),
             map: Map::range(vec![entry(Some(10), 0), entry(None, 1)]).unwrap(),
-            pins: std::collections::BTreeMap::new(),
             doubled: vec![Doubled {
                 shard: ShardId(1),
                 keys,
