@@ -11,3 +11,4 @@ pub mod servers;
 pub mod state;
 pub mod statements;
 pub mod steps;
+pub mod verify;

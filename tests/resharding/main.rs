@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod comparing;
 mod copying;
 mod shards;
 mod slots;

@@ -35,6 +35,7 @@ pub mod schema;
 pub mod sequences;
 pub mod turn;
 pub mod unfence;
+pub mod verify;
 
 use super::{
     job::{Direction, Job, StepError},
