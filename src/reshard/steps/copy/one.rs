@@ -1,7 +1,7 @@
 //! One chunk to one destination.
 //!
-//! What must stay true: the chunk's record is claimed before the snapshot is taken, so that two who copy the same chunk
-//! wait for each other; sessions that something went wrong on are not used again.
+//! What must stay true: the chunk's record is claimed before its rows are copied, so that two who copy the same chunk wait
+//! for each other; sessions that something went wrong on are not used again.
 
 use super::{
     super::asking::{About as _, named},
@@ -92,21 +92,18 @@ pub(super) async fn copy<'a>(
     let mut source = idle.take(job, &flow.source, End::Source).await?;
     let mut destination = idle.take(job, &flow.destination, End::Destination).await?;
     let record = Record::of(job, &part);
-    let claimed = destination.ask(&record.claim()).await.about(&what)?;
+    let claim = record.claim();
+    let (claimed, begun) = tokio::join!(destination.ask(&claim), begin(&mut source));
+    let (claimed, (snapshot, written)) = (claimed.about(&what)?, begun.about(&what)?);
     if claimed.is_empty() {
-        // Whoever copied it has committed only now.
-        let ended = destination.ask("ROLLBACK").await;
-        ended.about(&what)?;
+        // Whoever copied it has committed only now; both transactions are undone with their sessions.
         return Ok((flow, Copied::default()));
     }
-    let (snapshot, written) = begin(&mut source).await.about(&what)?;
     let (out, into) = statements(&part, &condition);
     let copied = pass(&mut source, &out, &mut destination, &into, budget).await;
     let copied = copied.map_err(|error| failed(&what, error))?;
-    while !is_flushed(&mut source, &written).await.about(&what)? {
-        tokio::time::sleep(PAUSE).await;
-    }
-    source.ask("COMMIT").await.about(&what)?;
+    let ended = end(&mut source, &written).await;
+    ended.about(&what)?;
     let committed = destination.ask(&record.commit(&snapshot, copied)).await;
     match committed {
         // No token: another's is higher.
@@ -133,14 +130,21 @@ SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text";
     }
 }
 
-/// Whether a crash of the source could not take back what the snapshot has seen.
-async fn is_flushed(source: &mut Session, written: &str) -> Said<bool> {
-    let sql = format!(
+/// Ends the snapshot, and waits until a crash of the source could not take back what it has seen.
+async fn end(source: &mut Session, written: &str) -> Said<()> {
+    let flushed = format!(
         "SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn",
         quoted(written)
     );
-    let rows = source.ask(&sql).await?;
-    Ok(rows.into_iter().flatten().flatten().any(|cell| cell == "t"))
+    let mut sql = format!("COMMIT; {flushed}");
+    loop {
+        let rows = source.ask(&sql).await?;
+        if rows.into_iter().flatten().flatten().any(|cell| cell == "t") {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+        sql.clone_from(&flushed);
+    }
 }
 
 /// How the rows leave and how they arrive.
