@@ -8,7 +8,7 @@
 pub mod state;
 
 use crate::{
-    clock::{Duration, Instant},
+    clock::{Clock, Duration, Instant},
     metrics::counters::Counter,
 };
 use state::{Answer, Moving, Seen, Standing, State, Touched};
@@ -28,8 +28,12 @@ const UNNOTED: u64 = 1;
 /// What is added to generations in [`Slot::since`].
 const NOTED: u64 = 1;
 
-/// How long what was read of holds may be relied on.
+/// Of [`Gate::read`].
+const NEVER: u64 = u64::MAX;
+
+/// How long what was read of the map and holds may be relied on.
 pub const LEASE: Duration = Duration::from_secs(6);
+const LEASE_MICROS: u64 = LEASE.as_secs() * 1_000_000;
 
 /// The gate of one logical database.
 #[derive(Debug)]
@@ -40,8 +44,11 @@ pub struct Gate {
     holding: AtomicBool,
     state: Mutex<State>,
     slots: Mutex<HashMap<u32, Arc<Slot>>>,
-    /// When holds were read last, as of the begin of the reading.
-    read: Mutex<Option<Instant>>,
+    base: Instant,
+    /// When the map and holds were read last, as of the begin of the reading, in microseconds after `base`; [`NEVER`].
+    read: AtomicU64,
+    /// Whether they can be read, as far as is known.
+    unreachable: AtomicBool,
     /// Tells those who wait that something has changed.
     changed: watch::Sender<u64>,
     /// Tells whoever waits for a hold to be drained.
@@ -94,7 +101,9 @@ impl Default for Gate {
             holding: AtomicBool::new(false),
             state: Mutex::default(),
             slots: Mutex::default(),
-            read: Mutex::default(),
+            base: Clock.now(),
+            read: AtomicU64::new(NEVER),
+            unreachable: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             left: Notify::new(),
             counts: Counts::default(),
@@ -103,18 +112,17 @@ impl Default for Gate {
 }
 
 impl Ticket {
-    /// A statement is about to touch rows; whether anything moves.
+    /// A statement is about to touch rows; whether anything moves, or may by now.
     #[must_use]
-    pub fn comes(&self) -> Came {
+    pub fn comes(&self, now: Instant) -> Came {
         let first = self.slot.since.load(Ordering::Relaxed) == IDLE;
         if first {
             self.slot.since.store(UNNOTED, Ordering::SeqCst);
         }
-        match (self.gate.generation.load(Ordering::SeqCst), first) {
-            (0, _) => Came::Quiet,
-            (_, true) => Came::First,
-            (_, false) => Came::Again,
+        if self.gate.generation.load(Ordering::SeqCst) == 0 && !self.gate.may_be_stale(now) {
+            return Came::Quiet;
         }
+        if first { Came::First } else { Came::Again }
     }
 
     /// What a statement is told that touches this and has come. If it does not pass, it has not come.
@@ -148,10 +156,17 @@ impl Ticket {
         answer
     }
 
-    /// What was touched so far in the transaction under way.
+    /// What was touched so far in the transaction under way; `None`: not all of it was noted.
     #[must_use]
-    pub fn touched(&self) -> Touched {
-        lock(&self.slot.touched).clone()
+    pub fn touched(&self) -> Option<Touched> {
+        let noted = self.slot.since.load(Ordering::SeqCst) > UNNOTED;
+        noted.then(|| lock(&self.slot.touched).clone())
+    }
+
+    /// Whether anything is under way.
+    #[must_use]
+    pub fn is_at_work(&self) -> bool {
+        self.slot.since.load(Ordering::Relaxed) != IDLE
     }
 
     /// Nothing is under way any more.
@@ -238,19 +253,39 @@ impl Gate {
         );
     }
 
-    /// Holds were read; the reading began at this time.
+    /// The map and holds were read, and taken over; the reading began at this time.
     pub fn has_read(&self, began: Instant) {
-        *lock(&self.read) = Some(began);
-        if !self.is_quiet() {
+        let was_stale = self.is_lapsed(began);
+        let unreachable = self.unreachable.swap(false, Ordering::Relaxed);
+        self.read.store(self.micros(began), Ordering::Release);
+        if was_stale || unreachable {
             self.tell();
         }
     }
 
-    /// Whether what was read of holds may be relied on no more.
+    /// They cannot be read: where nothing was known to move, nobody waits for that.
+    pub fn cannot_read(&self) {
+        if !self.unreachable.swap(true, Ordering::Relaxed) {
+            self.tell();
+        }
+    }
+
+    /// Whether what was read of them may be relied on no more.
     #[must_use]
     pub fn is_lapsed(&self, now: Instant) -> bool {
-        let read = *lock(&self.read);
-        read.is_none_or(|read| now.saturating_duration_since(read) > LEASE)
+        let read = self.read.load(Ordering::Acquire);
+        read != NEVER && self.micros(now).saturating_sub(read) > LEASE_MICROS
+    }
+
+    /// Whether keys may move of which this proxy has not heard, though it could.
+    #[must_use]
+    pub fn may_be_stale(&self, now: Instant) -> bool {
+        self.is_lapsed(now) && !self.unreachable.load(Ordering::Relaxed)
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        let micros = at.saturating_duration_since(self.base).as_micros();
+        u64::try_from(micros).unwrap_or(NEVER - 1)
     }
 
     /// The sessions whose transactions have touched what an attempt holds, or may have.

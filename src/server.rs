@@ -15,6 +15,7 @@ pub mod life;
 mod listening;
 pub mod logging;
 mod recovering;
+mod resharding;
 mod service;
 mod sessions;
 pub mod tasks;

@@ -59,8 +59,8 @@ const ONLY: &[(&str, &[&str], &str)] = &[
     ("getrandom::", &["entropy.rs"], "one source of randomness"),
     (
         "env::var",
-        &["config/", "cli/", "sandbox/"],
-        "settings come from the file; sandbox finds server binaries",
+        &["config/", "cli/", "sandbox/", "failpoint.rs"],
+        "settings come from the file; sandbox finds server binaries; tests arm points, which no release has",
     ),
     (
         "fs::",
@@ -85,8 +85,10 @@ const ONLY: &[(&str, &[&str], &str)] = &[
             "inspect/",
             "cli/",
             "reshard/dump.rs",
+            "reshard/steps/catch_up.rs",
+            "replication/stream.rs",
         ],
-        "server counts tasks; pools connect on a runtime handle so that a client that leaves ends no connect; \
+        "server counts tasks; a follower's tasks end with it; pools connect on a runtime handle so that a client that leaves ends no connect; \
          inspect drives its control connection; sandbox, cli and a reshard's pg_dump start processes",
     ),
     (

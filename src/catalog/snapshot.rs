@@ -54,6 +54,8 @@ pub struct Snapshot {
     pub unseen: Unseen,
     /// Groups whose keys are elsewhere, as other proxies say: their tables are not used.
     pub barred: Vec<GroupId>,
+    /// Whether it is known who owns which keys.
+    pub standing: Standing,
     /// Sequences that count for tables of one shard, and on which.
     pub sequences: HashMap<TableName, ShardId, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
@@ -150,6 +152,24 @@ pub enum Unlisted {
     On(ShardId),
 }
 
+/// Whether it is known which shard owns which keys, and which shards serve. What is on several shards is used only then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Known,
+    /// The map that all proxies share was not read yet.
+    Unread,
+    /// The map names a shard that the configuration does not have.
+    Lacking {
+        shard: String,
+    },
+    /// A shard has seen a later map than the home shard has, or another one of its number; `None`: this proxy has.
+    Behind {
+        shard: Option<String>,
+        seen: i64,
+        kept: i64,
+    },
+}
+
 /// What a table is taken for that nothing lists and that no server was seen to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unseen {
@@ -194,6 +214,7 @@ impl Snapshot {
             effects_of_others: HashMap::default(),
             unseen: Unseen::Unlisted,
             barred: Vec::new(),
+            standing: Standing::Known,
             sequences: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,

@@ -24,6 +24,9 @@ pub enum AskError {
     Server { sqlstate: String, message: String },
     #[error("{0}")]
     Connection(String),
+    /// Nobody is to ask it.
+    #[error("it does not serve yet")]
+    Apart,
 }
 
 /// Connects; the connection closes when the client is dropped.

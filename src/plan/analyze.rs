@@ -17,7 +17,7 @@ pub use viewing::{Shown, shown};
 use super::scope::Instance;
 use super::{
     Context, Explains, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
-    block::{Analysis, Moment, Place},
+    block::{Analysis, Barred, Moment, Place},
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
@@ -31,7 +31,7 @@ use crate::{
         code::Code,
         group::GroupId,
         shard::ShardId,
-        snapshot::{Snapshot, TableName},
+        snapshot::{Snapshot, Standing, TableName},
     },
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
@@ -387,7 +387,7 @@ struct Planner<'a> {
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,
     footing: Cell<Footing>,
-    barred: Cell<Option<GroupId>>,
+    barred: Cell<Option<Barred>>,
     touches: Cell<Touches>,
     /// What an INSERT leaves to be computed.
     computes: Cell<Option<Box<super::defaults::Computes>>>,
@@ -495,7 +495,8 @@ impl<'a> Planner<'a> {
     /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
     /// which does not run by itself.
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
-        if let Some(why) = self.barred() {
+        let changes = self.changes.take();
+        if let Some(why) = self.barred(changes.is_some()) {
             let target = Target::Refused(Box::new(why));
             let StatementPlan { start, end, .. } = plan;
             return StatementPlan::new(start..end, plan.effect, plan.access, target);
@@ -513,7 +514,7 @@ impl<'a> Planner<'a> {
             spread: spread.filter(|_| writes(kind)),
             copy_in: self.copy_in.take(),
             copy_out: self.copy_out.take(),
-            changes: self.changes.take(),
+            changes,
             combine: combine.filter(|_| queries(kind)),
             computes: self
                 .computes
@@ -858,13 +859,18 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Why none of it is served.
-    fn barred(&self) -> Option<Unroutable> {
-        let group = self.barred.get()?;
+    /// Why none of it is served; `changes`: it changes the schema of several shards.
+    fn barred(&self, changes: bool) -> Option<Unroutable> {
+        let barred = match (self.barred.get(), &self.snapshot.standing) {
+            (None | Some(Barred::Unknown), Standing::Known) => None,
+            (Some(Barred::Group(group)), _) => Some(Unroutable::MapDiffers {
+                group: self.snapshot.group(group).name.clone(),
+            }),
+            (Some(Barred::Unknown), standing) => Some(Unroutable::MapUnknown(standing.clone())),
+            (None, standing) => changes.then(|| Unroutable::MapUnknown(standing.clone())),
+        };
         let said = matches!(self.pinned, Some(Override::Shard(_)));
-        (!said).then(|| Unroutable::MapDiffers {
-            group: self.snapshot.group(group).name.clone(),
-        })
+        barred.filter(|_| !said)
     }
 
     fn footing(&self) -> Footing {

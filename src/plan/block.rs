@@ -26,7 +26,9 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted, Unseen},
+        snapshot::{
+            Nature, OWN_SCHEMA, Other, Placement, Snapshot, Standing, Table, Unlisted, Unseen,
+        },
     },
     sql::{
         normalize::Slot,
@@ -76,7 +78,7 @@ pub(super) struct Analysis<'a> {
     /// The weakest of what tables were found by.
     pub(super) footing: Cell<Footing>,
     /// A group that it came upon and that is not served.
-    pub(super) barred: Cell<Option<GroupId>>,
+    pub(super) barred: Cell<Option<Barred>>,
     /// Whose rows may be touched.
     pub(super) touches: Cell<Touches>,
     /// The relation whose key new rows take over.
@@ -110,6 +112,14 @@ pub(super) enum Moment {
     Own,
     /// What functions compute that are not PostgreSQL's own.
     OfCode,
+}
+
+/// Why what a statement names is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Barred {
+    Group(GroupId),
+    /// It is not known which shards own what.
+    Unknown,
 }
 
 /// Where a table is.
@@ -509,10 +519,16 @@ impl<'a> Analysis<'a> {
                 Place::Single(_) | Place::Catalog | Place::Unknown => Touches::NOTHING,
             };
             self.touches.set(self.touches.get().and(touches));
-            if let Place::Sharded { group, .. } = place
-                && snapshot.barred.contains(&group)
-            {
-                self.barred.set(Some(group));
+            match place {
+                Place::Sharded { .. } | Place::Reference(_)
+                    if snapshot.standing != Standing::Known =>
+                {
+                    self.barred.set(Some(Barred::Unknown));
+                }
+                Place::Sharded { group, .. } if snapshot.barred.contains(&group) => {
+                    self.barred.set(Some(Barred::Group(group)));
+                }
+                _ => {}
             }
             Some(place)
         };

@@ -615,8 +615,8 @@ mod tests {
         snapshot.groups.push(Group {
             name: "g".to_owned(),
             key_type: KeyType::Bigint,
+            pins: std::collections::BTreeMap::default(),
             map: Map::range(vec![entry(Some(10), 0), entry(None, 1)]).unwrap(),
-            pins: std::collections::BTreeMap::new(),
             doubled: vec![Doubled {
                 shard: ShardId(1),
                 keys,

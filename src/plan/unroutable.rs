@@ -1,6 +1,6 @@
 //! Why a statement is not routed: data only; `proxy/reply.rs` words it.
 
-use crate::catalog::effects::Hazard;
+use crate::catalog::{effects::Hazard, snapshot::Standing};
 
 /// Why a statement is not routed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub enum Unroutable {
     MapDiffers { group: String },
     /// A reshard moves rows of the group, which are on two shards meanwhile, and this cannot be told apart from them.
     Doubled { group: String, what: Undoubled },
+    /// It is not known which shards own which keys; [`Standing::Known`] counts as not read.
+    MapUnknown(Standing),
     /// The override names another shard than the statement's own keys.
     OverrideContradicts { named: String, keys: String },
     /// `shardway.shard` names no shard.
@@ -126,7 +128,8 @@ impl Unroutable {
             | Self::OverrideKey { .. } => "22P02",
             Self::OverrideShard { .. } => "22023",
             Self::TooDeep => "54001",
-            Self::MapDiffers { .. } => "55000",
+            Self::MapDiffers { .. } | Self::MapUnknown(Standing::Lacking { .. }) => "55000",
+            Self::MapUnknown(_) => "57P03",
             Self::NoShardForKey { .. } => "23514",
             Self::Unsupported { .. }
             | Self::Unpinned { .. }
@@ -179,6 +182,9 @@ impl Unroutable {
             Self::CannotHold { .. } => "SW131",
             Self::MapDiffers { .. } => "SW165",
             Self::Doubled { .. } => "SW174",
+            Self::MapUnknown(Standing::Known | Standing::Unread) => "SW166",
+            Self::MapUnknown(Standing::Lacking { .. }) => "SW167",
+            Self::MapUnknown(Standing::Behind { .. }) => "SW168",
         }
     }
 

@@ -117,20 +117,9 @@ impl Session {
         }
         let prepared = self.prepared(bind.statement).await?;
         self.sure = false;
-        let mut prepared = self.bound_now(bind.statement, prepared)?;
-        if self.names_unseen(&prepared.plan) {
-            match Box::pin(self.see_bound(bind.statement, prepared)).await? {
-                Some(seen) => prepared = seen,
-                None => return Ok(()),
-            }
-        }
-        let came = self.comes_to_gate(&prepared.plan.statements);
-        if came != Came::Quiet {
-            match Box::pin(self.binds_at_gate(came, &bind, prepared)).await? {
-                Some(passed) => prepared = passed,
-                None => return Ok(()),
-            }
-        }
+        let Some(prepared) = self.bound_and_passed(&bind, prepared).await? else {
+            return Ok(());
+        };
         let filled = self.filled(&prepared, &bind).await?;
         let (bind, frame) = chosen(filled.as_deref(), bind, frame)?;
         let values = Values {
@@ -180,6 +169,27 @@ impl Session {
             self.reach(Place { shard, hold }).await?;
         }
         self.bind_there(&bind, frame, prepared).await
+    }
+
+    /// What a statement that is bound means now, when it may run; `None`: it was answered or skipped.
+    async fn bound_and_passed(
+        &mut self,
+        bind: &Bind<'_>,
+        prepared: Arc<Prepared>,
+    ) -> Result<Option<Arc<Prepared>>, Stop> {
+        let mut prepared = self.bound_now(bind.statement, prepared)?;
+        if self.names_unseen(&prepared.plan) {
+            match Box::pin(self.see_bound(bind.statement, prepared)).await? {
+                Some(seen) => prepared = seen,
+                None => return Ok(None),
+            }
+        }
+        match self.comes_to_gate(&prepared.plan.statements) {
+            Came::Quiet => Ok(Some(prepared)),
+            came @ (Came::First | Came::Again) => {
+                Box::pin(self.binds_at_gate(came, bind, prepared)).await
+            }
+        }
     }
 
     /// What a statement that is bound means when it has passed the gate; `None`: it was skipped.

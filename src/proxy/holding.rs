@@ -16,9 +16,9 @@ use crate::{
         group::{Group, GroupId},
         snapshot::Snapshot,
     },
-    clock::Duration,
+    clock::{Duration, Instant},
     gate::{
-        Came,
+        Came, Ticket,
         state::{Answer, REFERENCES, Touch, Touched},
     },
     metrics::sessions::Wanted,
@@ -40,14 +40,27 @@ pub(super) enum Passed {
 
 /// What ended a wait.
 enum Waited {
+    /// It may have another answer now.
     Changed,
     Cancelled,
-    /// Nothing has changed for so long.
-    InVain,
+}
+
+/// How a statement stands at the gate.
+enum Stands {
+    Passes,
+    /// For this reshard.
+    Waits(String),
+    /// What is known here may be out of date.
+    Unheard,
+    /// It is in doubt what this reshard has done.
+    Refused(Option<String>),
+    Cancelled,
 }
 
 /// How long a statement waits for this proxy to know again what the others have agreed on.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Session {
     /// Statements are about to be given their place; whether they must ask first.
@@ -74,7 +87,7 @@ impl Session {
         }
         let (gate, number) = (&self.database.gate, self.info.pid);
         let ticket = self.ticket.get_or_insert_with(|| gate.enter(number));
-        ticket.comes()
+        ticket.comes(self.marks.begun)
     }
 
     /// Asks whether statements may go on, and waits until they may.
@@ -88,17 +101,20 @@ impl Session {
         self.asks_for(came, &asked).await
     }
 
-    /// The same, for code that may touch anything.
-    pub(super) async fn asks_gate_for_code(&mut self) -> Result<Passed, Stop> {
-        match self.comes() {
-            Came::Quiet => Ok(Passed::Now),
-            came => {
-                let mut asked = Touched::default();
-                for group in &self.snapshot.groups {
-                    asked.add(&group.name, &Touch::Any);
-                }
-                asked.add(REFERENCES, &Touch::Any);
-                self.asks_for(came, &asked).await
+    /// Waits until code may run that may touch anything.
+    pub(super) async fn passes_gate_for_code(&mut self) -> Result<(), Stop> {
+        loop {
+            let came = self.comes();
+            if came == Came::Quiet {
+                return Ok(());
+            }
+            let mut asked = Touched::default();
+            for group in &self.snapshot.groups {
+                asked.add(&group.name, &Touch::Any);
+            }
+            asked.add(REFERENCES, &Touch::Any);
+            if self.asks_for(came, &asked).await? == Passed::Now {
+                return Ok(());
             }
         }
     }
@@ -111,49 +127,67 @@ impl Session {
         }
     }
 
-    async fn asks_for(&mut self, came: Came, asked: &Touched) -> Result<Passed, Stop> {
-        if came == Came::First {
+    /// Another snapshot is about to be taken over: a transaction under way is held to that under which it began.
+    pub(super) fn keeps_what_it_began_on(&mut self) {
+        let at_work = self.ticket.as_ref().is_some_and(Ticket::is_at_work);
+        if at_work && self.began_on.is_none() {
             self.began_on = Some(Arc::clone(&self.snapshot));
-        } else if let Some(group) = self.moved_meanwhile(asked) {
-            let refused = reply::keys_moved(&group);
-            return Err(refused.into());
         }
-        let gate = Arc::clone(&self.database.gate);
+    }
+
+    async fn asks_for(&mut self, came: Came, asked: &Touched) -> Result<Passed, Stop> {
+        if came == Came::Again
+            && let Some(group) = self.moved_meanwhile(asked)
+        {
+            return Err(reply::keys_moved(&group).into());
+        }
         // Before the question, so that no change after it is missed.
-        let changes = gate.changes();
+        let changes = self.database.gate.changes();
+        let stands = self.stands(came, asked);
+        match stands {
+            Stands::Passes => Ok(Passed::Now),
+            Stands::Refused(_) | Stands::Cancelled => self.has_waited(stands),
+            Stands::Waits(_) | Stands::Unheard => self.waits(changes, asked, stands).await,
+        }
+    }
+
+    /// What the gate says of a statement that has come. If it does not pass, it has not come.
+    fn stands(&self, came: Came, asked: &Touched) -> Stands {
         let Some(ticket) = &self.ticket else {
-            return Ok(Passed::Now);
+            return Stands::Passes;
         };
         if self.is_unheard(asked) {
             if came == Came::First {
                 ticket.ends();
             }
-            return self.waits(changes, Some(PATIENCE), None).await;
+            return Stands::Unheard;
         }
         match ticket.asks(came, asked) {
-            Answer::Passes => Ok(Passed::Now),
-            Answer::Waits(reshard) => self.waits(changes, None, Some(&reshard)).await,
-            Answer::Unsure(reshard) => {
-                gate.counts.refused.increment();
-                Err(reply::keys_in_doubt(Some(&reshard)).into())
-            }
+            Answer::Passes => Stands::Passes,
+            Answer::Waits(reshard) => Stands::Waits(reshard),
+            Answer::Unsure(reshard) => Stands::Refused(Some(reshard)),
         }
     }
 
-    /// Whether keys are touched that move, and what is known of that may be out of date.
+    /// Whether keys are touched that move, or may, and what is known of that may be out of date.
     fn is_unheard(&self, asked: &Touched) -> bool {
         let gate = &self.database.gate;
         let now = self.shared.clock.now();
-        let lapsed = self.database.coordinator.is_lapsed(now) || gate.is_lapsed(now);
-        lapsed && asked.iter().any(|(group, _)| gate.watches(group))
+        let lapsed = self.database.coordinator.is_silent(now) || gate.is_lapsed(now);
+        lapsed && (gate.may_be_stale(now) || self.is_watched(asked))
     }
 
-    /// Waits until something has changed that may let it go on.
+    fn is_watched(&self, asked: &Touched) -> bool {
+        let mut groups = asked.iter();
+        groups.any(|(group, _)| self.database.gate.watches(group))
+    }
+
+    /// Waits until it may go on.
     async fn waits(
         &mut self,
-        mut changes: watch::Receiver<u64>,
-        patience: Option<Duration>,
-        reshard: Option<&str>,
+        changes: watch::Receiver<u64>,
+        asked: &Touched,
+        stands: Stands,
     ) -> Result<Passed, Stop> {
         if !self.pipeline.is_empty() {
             // What was asked before it is answered before it.
@@ -166,7 +200,7 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_held(begun);
         self.cancel.wait_begins();
-        let outcome = Box::pin(self.wait_for_change(&mut changes, patience)).await;
+        let outcome = Box::pin(self.stay(changes, asked, stands, begun + PATIENCE)).await;
         self.cancel.wait_ends();
         match &self.link {
             Some(link) => self.info.set_active(link.shard.0, link.lease.target.pid),
@@ -175,15 +209,54 @@ impl Session {
         let waited = self.shared.clock.now().saturating_duration_since(begun);
         gate.counts.held.increment();
         gate.counts.held_micros.add_time(waited);
-        match outcome? {
-            Waited::Changed => {
-                self.refresh();
-                Ok(Passed::Anew)
+        self.has_waited(outcome?)
+    }
+
+    fn has_waited(&self, stands: Stands) -> Result<Passed, Stop> {
+        let reshard = match stands {
+            Stands::Passes => return Ok(Passed::Anew),
+            Stands::Cancelled => return Err(reply::cancelled().into()),
+            Stands::Refused(reshard) => reshard,
+            Stands::Waits(reshard) => Some(reshard),
+            Stands::Unheard => None,
+        };
+        self.database.gate.counts.refused.increment();
+        Err(reply::keys_in_doubt(reshard.as_deref()).into())
+    }
+
+    /// Waits at the gate; how it stands when there is nothing to wait for any more.
+    async fn stay(
+        &mut self,
+        mut changes: watch::Receiver<u64>,
+        asked: &Touched,
+        mut stands: Stands,
+        until: Instant,
+    ) -> Result<Stands, End> {
+        loop {
+            let unheard = matches!(stands, Stands::Unheard);
+            if let Waited::Cancelled = self.wait_for_change(&mut changes, unheard).await? {
+                return Ok(Stands::Cancelled);
             }
-            Waited::Cancelled => Err(reply::cancelled().into()),
-            Waited::InVain => {
-                gate.counts.refused.increment();
-                Err(reply::keys_in_doubt(reshard).into())
+            let before = Arc::clone(&self.snapshot);
+            self.refresh();
+            if !Arc::ptr_eq(&before, &self.snapshot) {
+                // What it touches may be something else by now.
+                return Ok(Stands::Passes);
+            }
+            stands = match self.comes() {
+                Came::Quiet => Stands::Passes,
+                came @ (Came::First | Came::Again) => self.stands(came, asked),
+            };
+            match stands {
+                Stands::Waits(_) => {}
+                Stands::Unheard if self.shared.clock.now() < until => {}
+                Stands::Unheard if !self.is_watched(asked) => {
+                    // Nothing was known to move: the others wait no more for what cannot be read.
+                    self.database.gate.cannot_read();
+                }
+                Stands::Passes | Stands::Cancelled | Stands::Refused(_) | Stands::Unheard => {
+                    return Ok(stands);
+                }
             }
         }
     }
@@ -191,13 +264,14 @@ impl Session {
     async fn wait_for_change(
         &mut self,
         changes: &mut watch::Receiver<u64>,
-        patience: Option<Duration>,
+        unheard: bool,
     ) -> Result<Waited, End> {
         let mut changed = pin!(changes.changed());
-        let mut patience = pin!(async {
-            match patience {
-                Some(patience) => tokio::time::sleep(patience).await,
-                None => std::future::pending().await,
+        let mut look = pin!(async {
+            if unheard {
+                tokio::time::sleep(LOOK).await;
+            } else {
+                std::future::pending::<()>().await;
             }
         });
         let mut cancelled = pin!(self.cancel.cancelled());
@@ -205,14 +279,11 @@ impl Session {
         let (client, info) = (&mut self.client, &self.info);
         poll_fn(|cx| {
             // The sender lives in the gate, which the session's database has.
-            if changed.as_mut().poll(cx).is_ready() {
+            if changed.as_mut().poll(cx).is_ready() || look.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Waited::Changed));
             }
             if cancelled.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Waited::Cancelled));
-            }
-            if patience.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::InVain));
             }
             while asked.as_mut().poll(cx).is_ready() {
                 if info.wanted() == Wanted::EndNow {
@@ -280,6 +351,10 @@ impl Session {
             return None;
         }
         let before = self.ticket.as_ref()?.touched();
+        let touched = |group: &str| match &before {
+            Some(before) => before.of(group),
+            None => Some(&Touch::Any),
+        };
         let one_snapshot = self.several.promises_one_snapshot() || self.has_snapshots();
         let moved = self.snapshot.groups.iter().find(|now| {
             let Some(then) = group_named(began, &now.name) else {
@@ -288,10 +363,8 @@ impl Session {
             let Some(wanted) = asked.of(&now.name) else {
                 return false;
             };
-            then.map != now.map
-                && (before
-                    .of(&now.name)
-                    .is_some_and(|touch| has_moved(touch, then, now))
+            (then.map != now.map || then.pins != now.pins)
+                && (touched(&now.name).is_some_and(|touch| has_moved(touch, then, now))
                     || (one_snapshot && has_moved(wanted, then, now)))
         });
         moved.map(|group| group.name.clone())

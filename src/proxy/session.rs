@@ -243,7 +243,7 @@ pub struct Session {
     pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
     /// Its place at the gate, once it has touched rows of several shards.
     pub(super) ticket: Option<Ticket>,
-    /// What was known when its transaction came to the gate, while keys move.
+    /// What was known when its transaction came to the gate, if other things are by now.
     pub(super) began_on: Option<Arc<Snapshot>>,
     /// What SQL calls differently than the backend in this batch.
     pub(super) renamed: Option<Box<Renamed>>,
@@ -734,6 +734,9 @@ impl Session {
         let may_move = hold != Hold::Bound && problem.is_of_the_place();
         for step in 1..if may_move { count } else { 1 } {
             let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
+            if !self.snapshot.members.contains(next) {
+                continue;
+            }
             match self.checkout(next, claim).await? {
                 Waited::Lease(lease) => {
                     self.any = next;

@@ -463,10 +463,9 @@ impl Session {
             .and_then(|oid| oid.try_into().ok())
             .map_or(u32::MAX, u32::from_be_bytes);
         let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
-        while oid >= FIRST_OWN_OID {
-            match Box::pin(self.asks_gate_for_code()).await {
-                Ok(Passed::Now) => break,
-                Ok(Passed::Anew) => {}
+        if oid >= FIRST_OWN_OID {
+            match Box::pin(self.passes_gate_for_code()).await {
+                Ok(()) => {}
                 Err(Stop::End(end)) => return Err(end),
                 Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
             }

@@ -32,6 +32,18 @@ pub struct Kept {
     pub lacking: Vec<String>,
 }
 
+impl Kept {
+    /// What a configuration says of a map.
+    pub(super) fn judged(epoch: i64, content: Arc<Content>, here: &Declared) -> Self {
+        Self {
+            epoch,
+            disagreements: content.disagreements(here),
+            lacking: content.lacking(here),
+            content,
+        }
+    }
+}
+
 /// Compares what the configuration says with the map, and adds to it what is new.
 pub(super) async fn compare(lease: &Lease, here: &Declared, by: u64) -> Result<Kept, AskError> {
     let by = format!("{by:016x}");
@@ -43,12 +55,7 @@ pub(super) async fn compare(lease: &Lease, here: &Declared, by: u64) -> Result<K
         };
         let both = kept.clone().and(here);
         if both == kept {
-            return Ok(Kept {
-                epoch,
-                disagreements: kept.disagreements(here),
-                lacking: kept.lacking(here),
-                content: Arc::new(kept),
-            });
+            return Ok(Kept::judged(epoch, Arc::new(kept), here));
         }
         lease.query(SWAP, &[&text(&both), &by, &epoch]).await?;
     }

@@ -14,13 +14,15 @@ use super::{
 use crate::wire::replication::Lsn;
 use deadpool_postgres::Client;
 use std::{collections::BTreeMap, sync::Arc};
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::{error::SqlState, types::PgLsn};
 
 /// Whose changes they are.
 #[derive(Clone, Debug)]
 pub struct Whose {
     pub workflow: String,
     pub source: String,
+    /// What it is called in `shardway.apply_progress`.
+    pub followed: String,
     pub token: i64,
     pub form: Form,
     pub tables: Arc<[Table]>,
@@ -95,7 +97,7 @@ pub enum ApplyError {
     Row {
         table: String,
         key: String,
-        problem: Box<ApplyError>,
+        problem: Box<Self>,
     },
     #[error("{table} was emptied: {problem}")]
     Wipe { table: String, problem: String },
@@ -127,7 +129,7 @@ impl ApplyError {
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            Self::Sql(error) | Self::Rows { error, .. } => error.code().map(|it| it.code()),
+            Self::Sql(error) | Self::Rows { error, .. } => error.code().map(SqlState::code),
             Self::Row { problem, .. } => problem.sqlstate(),
             Self::Replaced
             | Self::NotCopied(_)
@@ -144,7 +146,7 @@ impl ApplyError {
         match self {
             Self::Count { .. } | Self::Contradiction { .. } => true,
             Self::Rows { error, .. } => {
-                let class = error.code().map(|it| it.code());
+                let class = error.code().map(SqlState::code);
                 class.is_some_and(|it| it.starts_with("23") || it.starts_with("22"))
             }
             Self::Sql(_)
@@ -240,7 +242,7 @@ impl Applier {
     async fn begin(&mut self) -> Result<(), ApplyError> {
         let Whose {
             workflow,
-            source,
+            followed: source,
             token,
             ..
         } = &self.whose;
@@ -256,7 +258,7 @@ impl Applier {
     async fn commit(&mut self, end: Reached) -> Result<Done, ApplyError> {
         let Whose {
             workflow,
-            source,
+            followed: source,
             token,
             ..
         } = &self.whose;

@@ -247,12 +247,20 @@ pub enum Contradiction {
     Full(#[from] Full),
 }
 
+/// Where values are that were not sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unsent {
+    /// In the destination's row of that key.
+    Here,
+    /// In none of the destination's rows.
+    Elsewhere,
+}
+
 /// What is known of a key.
 struct Entry {
     /// Before the first of its changes.
     existed: bool,
-    /// Values that were not sent are not those that the destination has.
-    replaced: bool,
+    unsent: Unsent,
     /// The row with this key, or a row that had it last.
     row: Row,
     there: bool,
@@ -316,7 +324,7 @@ impl<'a> Settling<'a> {
             .insert(log.key(row, self.key), self.entries.len());
         self.entries.push(Entry {
             existed: hole.existed,
-            replaced: true,
+            unsent: Unsent::Elsewhere,
             row,
             there: true,
         });
@@ -333,7 +341,11 @@ impl<'a> Settling<'a> {
             self.places.insert(key, self.entries.len());
             self.entries.push(Entry {
                 existed: change.kind != Kind::Insert,
-                replaced: change.kind != Kind::Update,
+                unsent: if change.kind == Kind::Update {
+                    Unsent::Here
+                } else {
+                    Unsent::Elsewhere
+                },
                 row: change.row,
                 there: change.kind != Kind::Delete,
             });
@@ -345,7 +357,7 @@ impl<'a> Settling<'a> {
             (Kind::Update | Kind::Delete, false) => return Err(Contradiction::Gone(change)),
             (Kind::Insert, false) => {
                 entry.row = change.row;
-                entry.replaced = true;
+                entry.unsent = Unsent::Elsewhere;
             }
             (Kind::Update, true) => entry.row = log.merged(change.row, entry.row)?,
             (Kind::Delete | Kind::Wipe, _) => entry.row = change.row,
@@ -364,7 +376,9 @@ impl<'a> Settling<'a> {
             match (entry.existed, entry.there) {
                 (false, false) => {}
                 (true, false) => net.deletes.push(row),
-                (existed, true) if entry.replaced && partial => net.missing.push((row, existed)),
+                (existed, true) if entry.unsent == Unsent::Elsewhere && partial => {
+                    net.missing.push((row, existed));
+                }
                 (false, true) => net.inserts.push(row),
                 (true, true) => {
                     let shape = Shape::of(log.cells(row));

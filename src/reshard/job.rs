@@ -143,6 +143,16 @@ impl Job {
         found.cloned().collect()
     }
 
+    /// What a source is called in `shardway.apply_progress`, in this direction: two shards may give each other rows, and then
+    /// each is followed both ways.
+    #[must_use]
+    pub fn followed(&self, source: &str) -> String {
+        match self.direction {
+            Direction::Forward => source.to_owned(),
+            Direction::Back => format!("{source} back"),
+        }
+    }
+
     /// What the publication and the slot on a source are called, in this direction.
     #[must_use]
     pub fn slot(&self, source: &str) -> String {

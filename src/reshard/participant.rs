@@ -90,20 +90,21 @@ impl Participant {
             seen.until = began + left;
             gate.hold(&hold.workflow, hold.attempt, &moving(hold));
         }
-        gate.has_read(began);
         self.answer(registry, gate).await?;
         Ok(Ended {
             holds: ended(&read, gate),
             map: read.map,
+            began,
         })
     }
 
-    /// What is held no more goes on: with the map that was read with it, which is taken over.
+    /// What is held no more goes on: with the map that was read with it, which is taken over by now.
     pub fn let_go(&mut self, gate: &Gate, ended: &Ended) {
         for hold in &ended.holds {
             self.seen.remove(&(hold.workflow.clone(), hold.attempt));
             gate.release(&hold.workflow, hold.attempt);
         }
+        gate.has_read(ended.began);
         let held: Vec<_> = gate.holds();
         self.seen.retain(|(workflow, attempt), _| {
             let same = |hold: &Hold| hold.workflow == *workflow && hold.attempt == *attempt;
@@ -151,6 +152,7 @@ impl Participant {
     }
 
     fn doubt(&self, gate: &Gate, now: Instant) {
+        gate.cannot_read();
         for ((workflow, attempt), seen) in &self.seen {
             if seen.until <= now {
                 gate.is_unsure(workflow, *attempt);
@@ -197,6 +199,8 @@ const NAMED: usize = 10;
 pub struct Ended {
     pub holds: Vec<Hold>,
     pub map: i64,
+    /// When the reading began that found them.
+    pub began: Instant,
 }
 
 fn held(read: &Read) -> impl Iterator<Item = &Reported> {

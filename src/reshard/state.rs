@@ -432,9 +432,12 @@ impl Record {
     /// # Errors
     /// [`Refusal::Over`].
     pub fn resume(&self) -> Result<Self, Refusal> {
+        // What differed is compared anew, not looked up.
+        let again = self.state == State::Verify && self.stopped.is_some();
         self.unless_over(Self {
             paused: false,
             stopped: None,
+            round: self.round + i32::from(again),
             ..self.clone()
         })
     }

@@ -37,7 +37,7 @@ async fn follow(database: Weak<Database>, clock: Clock) {
                 if waits {
                     gate.left().await;
                 } else {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             };
             match alive.coordinator.registry() {
@@ -63,13 +63,14 @@ async fn round(participant: &mut Participant, database: &Database, clock: Clock)
     }
     match participant.look(registry, gate, || clock.now()).await {
         Ok(ended) => {
-            if !ended.holds.is_empty() && database.map_epoch() < ended.map {
+            if database.map_epoch() < ended.map {
                 database.renew_map().await;
             }
-            if database.map_epoch() >= ended.map {
-                participant.let_go(gate, &ended);
-            }
             database.watch_moving();
+            if database.map_epoch() < ended.map {
+                return AGAIN;
+            }
+            participant.let_go(gate, &ended);
             participant.rests(gate, clock.now())
         }
         Err(problem) => {

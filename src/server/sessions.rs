@@ -4,7 +4,8 @@
 //! that changed is replaced, and sessions move to the new one between transactions.
 
 use super::{
-    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, tasks::Tasks,
+    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, resharding,
+    tasks::Tasks,
 };
 use crate::{
     admin::Console,
@@ -102,6 +103,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         recovering::look_after(database, &tasks, &shared);
         holding::look_after(database, &tasks, parts.clock);
         deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
+        resharding::look_after(database, &tasks, parts.clock, &shared.tls);
     }
     Ok(Arc::new(Sessions {
         shared,
@@ -173,6 +175,7 @@ impl Service for Sessions {
             recovering::look_after(made, &self.tasks, shared);
             holding::look_after(made, &self.tasks, parts.clock);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
+            resharding::look_after(made, &self.tasks, shared.clock, &shared.tls);
         }
         let transactions = &shared.metrics.transactions;
         transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));
@@ -309,15 +312,17 @@ fn databases(
             .cloned();
         let gate = old.get(&name).map(|old| Arc::clone(&old.gate));
         let make = || {
-            Database::new(
-                Arc::clone(wanted),
-                PlanCache::new(plan_bytes, seed),
-                // Sessions of both may be at work on keys that move.
-                gate.unwrap_or_default(),
-                parts.clone(),
-            )
+            let plans = PlanCache::new(plan_bytes, seed);
+            // Sessions of both may be at work on keys that move.
+            let gate = gate.unwrap_or_default();
+            let made = Database::new(Arc::clone(wanted), plans, gate, parts.clone());
+            if let Some(older) = old.get(&name) {
+                made.inherit_map(older);
+            }
+            made
         };
-        (name, kept.unwrap_or_else(make))
+        let database = kept.unwrap_or_else(make);
+        (name, database)
     };
     all.into_iter().map(keep_or_make).collect()
 }

@@ -199,7 +199,10 @@ async fn delete(client: &Client, random: &mut Random, seen: &Seen) -> Result<(),
             .find(|(_, known)| **known == Known::There);
         let key = found.map(|(key, _)| *key);
         // Nobody else deletes it meanwhile.
-        key.inspect(|key| drop(entries.insert(*key, Known::Open)))
+        if let Some(key) = key {
+            entries.insert(key, Known::Open);
+        }
+        key
     };
     let Some(key) = taken else {
         return Ok(());

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 
 const NAMES: [&str; 2] = ["a", "b"];
 
-fn sandbox() -> &'static Sandbox {
+pub(crate) fn sandbox() -> &'static Sandbox {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
     SANDBOX.get_or_init(|| {
         let environment = SandboxEnv {
@@ -51,7 +51,7 @@ fn sandbox() -> &'static Sandbox {
     })
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -60,14 +60,14 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A database on two servers: all on `a`, the upper half of the keys to go to `b`.
-struct Stage {
-    database: &'static str,
-    job: Job,
+pub(crate) struct Stage {
+    pub(crate) database: &'static str,
+    pub(crate) job: Job,
     _knobs: watch::Sender<Knobs>,
 }
 
 /// What the database has before: two tables of a group and a reference table, with all that goes along.
-const SHOP: &str = "\
+pub(crate) const SHOP: &str = "\
 CREATE TYPE mood AS ENUM ('good', 'bad');
 CREATE FUNCTION upper_name() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.name := upper(NEW.name); RETURN NEW; END $$;
 CREATE TABLE country (code text PRIMARY KEY, name text);
@@ -151,7 +151,7 @@ fn plan(joins: &[&str]) -> Plan {
     }
 }
 
-fn server(number: usize, database: &str) -> Server {
+pub(crate) fn server(number: usize, database: &str) -> Server {
     Server {
         name: NAMES[number].to_owned(),
         address: Address {
@@ -185,7 +185,7 @@ UNION ALL SELECT 'records in ' || name FROM unnest(ARRAY['cleanup', 'chunk', 'ch
 ORDER BY 1";
 
 impl Stage {
-    async fn new(database: &'static str, joins: &[&str]) -> Self {
+    pub(crate) async fn new(database: &'static str, joins: &[&str]) -> Self {
         for cluster in sandbox().clusters() {
             cluster
                 .execute("postgres", &format!("CREATE DATABASE {database}"))
@@ -233,13 +233,13 @@ impl Stage {
         sandbox().cluster(number)
     }
 
-    async fn run(&self, shard: usize, sql: &str) {
+    pub(crate) async fn run(&self, shard: usize, sql: &str) {
         let done = Self::at(shard).execute(self.database, sql).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
     /// What a server answers, a value per row.
-    async fn ask(&self, shard: usize, sql: &str) -> Vec<String> {
+    pub(crate) async fn ask(&self, shard: usize, sql: &str) -> Vec<String> {
         let rows = Self::at(shard).query(self.database, sql).await;
         let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         let value = |row: Vec<Option<String>>| row.into_iter().next().flatten();

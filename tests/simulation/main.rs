@@ -314,6 +314,6 @@ fn what_is_broken_on_purpose_is_found() {
     is_found(Sabotage::OneFenceMissing, "without the fence");
     is_found(Sabotage::NoDrain, "without the fence");
     is_found(Sabotage::Tokens, "changed the map");
-    is_found(Sabotage::NoGuards, "not all earlier ones are");
+    is_found(Sabotage::LosesChanges, "not all earlier ones are");
     is_found(Sabotage::GuardsStay, "a guard is left");
 }

@@ -6,6 +6,7 @@
 //!
 //! | step | when | the job's direction |
 //! |---|---|---|
+//! | [`preflight`] | before anything; changes nothing | forward |
 //! | [`prepare`] | before the copy | forward |
 //! | [`keys::primary`] | after the copy, before followers start | forward |
 //! | [`keys::rest`] | past the consistency point | forward |
@@ -26,6 +27,7 @@ pub mod fence;
 pub mod finish;
 pub mod guard;
 pub mod keys;
+pub mod preflight;
 pub mod prepare;
 pub mod ready;
 pub mod records;

@@ -42,11 +42,12 @@ async fn note(job: &Job, destination: &Server) -> Result<(), StepError> {
     let lsn: String = row.about(&what)?.get(0);
     let sources = job.given_to(&destination.name).into_iter();
     let sources: BTreeSet<String> = sources.map(|it| it.from).collect();
+    let followed = job.turned().followed(&destination.name);
     for source in sources {
         let client = connection(named(job, &source)?).await?;
         begin(&client, job).await?;
         let noted = client
-            .execute(NOTE, &[&job.id, &destination.name, &lsn, &job.token])
+            .execute(NOTE, &[&job.id, &followed, &lsn, &job.token])
             .await;
         if noted.about(&what)? != 1 {
             return Err(StepError::Replaced);

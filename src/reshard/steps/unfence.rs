@@ -12,9 +12,11 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
+        plan::MovingTable,
         servers::Server,
     },
 };
+use deadpool_postgres::Client;
 
 /// Whether the attempt's cutover is committed.
 const COMMITTED: &str = "\
@@ -57,16 +59,16 @@ async fn unfence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = connection(source).await?;
     let guarded = guarded(&client, job, source).await?;
     let on = guarded.into_iter();
-    let on: Vec<_> = on.filter(|(_, switch)| *switch == Switch::On).collect();
-    let tables: Vec<_> = on.into_iter().map(|(table, _)| table).collect();
+    let on = on.filter(|(_, switch)| *switch == Switch::On);
+    let tables: Vec<_> = on.map(|(table, _)| table).collect();
     switch_off(&client, job, &tables, source).await
 }
 
 /// Turns guards off, however often the lock is not to be had at once.
 pub(super) async fn switch_off(
-    client: &deadpool_postgres::Client,
+    client: &Client,
     job: &Job,
-    tables: &[crate::reshard::plan::MovingTable],
+    tables: &[MovingTable],
     server: &Server,
 ) -> Result<(), StepError> {
     const TURNS: u32 = 200;

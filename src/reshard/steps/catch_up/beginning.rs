@@ -69,6 +69,7 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
     let whose = Whose {
         workflow: job.id.clone(),
         source: name.to_owned(),
+        followed: job.followed(name),
         token: job.token,
         form: if binary { Form::Binary } else { Form::Text },
         tables,
@@ -109,7 +110,9 @@ async fn state(job: &Job, name: &str, source: &Client) -> Result<Confirmed, Step
         .await
         .map_err(|error| match error {
             SlotError::Sql(error) => of(name, &error),
-            error => again(name, error.to_string()),
+            error @ (SlotError::Replication(_)
+            | SlotError::Waiting(_)
+            | SlotError::NotUnderstood) => again(name, error.to_string()),
         })?;
     let gone = |what: &str| StepError::Halt {
         what: format!("slot {slot} of shard {name} {what}"),
@@ -319,7 +322,7 @@ async fn progress(
     to: &str,
     confirmed: Lsn,
 ) -> Result<Reached, StepError> {
-    let (workflow, source) = (&whose.workflow, &whose.source);
+    let (workflow, source) = (&whose.workflow, &whose.followed);
     let row = match job.direction {
         Direction::Forward => {
             let at = PgLsn::from(confirmed.0);
