@@ -321,6 +321,22 @@ impl Registry {
         Ok(())
     }
 
+    /// The reshard that moves keys of a group, for people.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn reshard_of(&self, group: &str) -> Result<Option<holds::Reshard>, AskError> {
+        let lease = self.lease(self.home).await?;
+        let found = errand(holds::reshard_of(&lease, group)).await?;
+        lease.done();
+        Ok(found)
+    }
+
+    /// What this proxy knows of the map and holds may be out of date: it looks at once.
+    pub fn look_again(&self) {
+        self.agreement.look_again();
+    }
+
     /// Resolves when something was announced on the home shard.
     pub async fn told(&self) {
         self.agreement.told().await;
