@@ -2,7 +2,7 @@
 //! after every round, read by the console and `/metrics`.
 
 use super::counters::Counter;
-use crate::clock::SystemTime;
+use crate::{catalog::ownership::Content, clock::SystemTime};
 use std::sync::atomic::AtomicU64;
 use std::{
     collections::BTreeMap,
@@ -24,6 +24,8 @@ pub struct Distributed {
     pub deadlocks: Counter,
     /// The number of the map that all proxies share; 0: not known.
     pub map_epoch: AtomicU64,
+    /// That map.
+    map: Mutex<Option<Arc<Content>>>,
     parts: Mutex<Vec<Part>>,
     proxies: Mutex<Vec<Proxy>>,
 }
@@ -142,6 +144,17 @@ impl Distributed {
     #[must_use]
     pub fn proxies(&self) -> Vec<Proxy> {
         lock(&self.proxies).clone()
+    }
+
+    /// The map that all proxies share, as it was read last.
+    #[must_use]
+    pub fn map(&self) -> Option<Arc<Content>> {
+        lock(&self.map).clone()
+    }
+
+    /// It was read.
+    pub fn set_map(&self, map: Arc<Content>) {
+        *lock(&self.map) = Some(map);
     }
 
     /// The home shard has said who serves.

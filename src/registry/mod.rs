@@ -570,7 +570,9 @@ impl Registry {
         if now.standing != before.standing {
             match &now.standing {
                 Standing::Known => tracing::info!(database, epoch = kept.epoch, "read the map"),
-                standing => {
+                standing @ (Standing::Unread
+                | Standing::Lacking { .. }
+                | Standing::Behind { .. }) => {
                     tracing::error!(
                         database,
                         ?standing,

@@ -473,6 +473,7 @@ impl Coordinator {
         if let (Some(kept), _) = registry.map() {
             let epoch = u64::try_from(kept.epoch).unwrap_or_default();
             self.view.map_epoch.store(epoch, Ordering::Relaxed);
+            self.view.set_map(kept.content);
         }
         let Ok(installation) = registry.ready([]) else {
             return;
