@@ -214,6 +214,10 @@ fn transaction(dice: &mut Dice) -> String {
             "SAVEPOINT one; {undone}; ROLLBACK TO one; SAVEPOINT two; {kept}; RELEASE two"
         ));
     }
+    if dice.roll(3) == 0 {
+        // Under way while others begin and end, and while snapshots are taken.
+        each.insert(1, "SELECT pg_sleep(0.03)".to_owned());
+    }
     let end = if dice.roll(12) == 0 {
         "ROLLBACK"
     } else {

@@ -374,3 +374,39 @@ fn changes_go_back_once_the_owners_have_changed() {
         }
     });
 }
+
+#[test]
+fn destinations_may_be_apart() {
+    block_on(async {
+        let (shards, reshard, [a, b, _]) = copied("apart", "").await;
+        let follower = following(&reshard.job).await;
+        let locker = shards.server("a").sql().await.unwrap();
+        locker
+            .batch_execute("BEGIN; LOCK TABLE public.t")
+            .await
+            .unwrap();
+        for id in 1001..1100 {
+            let both = format!(
+                "INSERT INTO t VALUES ({a}, {id}, 0, '', ''), ({b}, {id}, 0, '', ''); \
+                 UPDATE t SET tenant = {b} WHERE tenant = {a} AND id = {id} - 1 AND id % 2 = 0; \
+                 DELETE FROM t WHERE id = {id} - 7"
+            );
+            shards.run("s", &both).await;
+        }
+        let count = format!("SELECT count(*) FROM t WHERE tenant = {b}");
+        let all = shards.one("s", &count).await;
+        let ahead = async { while shards.one("b", &count).await != all {} };
+        tokio::time::timeout(LIMIT, ahead).await.unwrap();
+        drop(follower);
+        locker.batch_execute("ROLLBACK").await.unwrap();
+        let progress = "SELECT lsn FROM shardway.apply_progress";
+        let (behind, ahead) = (
+            shards.one("a", progress).await,
+            shards.one("b", progress).await,
+        );
+        assert!(behind.parse::<Lsn>().unwrap() < ahead.parse().unwrap());
+        let again = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &again, 1).await;
+        soon(again.stop()).await;
+    });
+}
