@@ -35,6 +35,7 @@ lint: ## format and lints
 	@tests/setup/tools.sh build
 	@cargo fmt --check
 	@cargo clippy --all-targets --locked -- -D warnings
+	@cargo clippy --all-targets --locked --features failpoints -- -D warnings
 
 bench: ## how fast the parts are: lexer, plan cache, frames, hashes
 	@tests/setup/tools.sh build

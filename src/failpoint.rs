@@ -2,7 +2,8 @@
 //!
 //! A point is armed by `SET shardway.failpoint = '<point>@<address>'` in the session that reaches it: there it connects to
 //! the address, and waits until that connection is closed. Who listens there knows that the point was reached, and does
-//! what it wants with the process, a server or a connection meanwhile.
+//! what it wants with the process, a server or a connection meanwhile. Points that no session reaches are armed for the
+//! whole process, by its environment.
 
 /// The setting that arms a point.
 pub const SETTING: &str = "shardway.failpoint";
@@ -43,5 +44,32 @@ pub async fn hit(point: &str, armed: Option<&str>) {
 /// A point is reached: nothing happens.
 #[cfg(not(feature = "failpoints"))]
 pub fn hit(_point: &str, _armed: Option<&str>) -> std::future::Ready<()> {
+    std::future::ready(())
+}
+
+/// A point of the process is reached, which `SHARDWAY_FAILPOINT` may arm: `name:kill` ends the process at once, and
+/// `name:wait@address` waits as a session's point does.
+#[cfg(feature = "failpoints")]
+pub async fn reached(point: &str) {
+    let armed = ARMED.as_deref().and_then(|armed| armed.split_once(':'));
+    match armed {
+        Some((name, "kill")) if name == point => std::process::abort(),
+        Some((name, does)) if name == point => {
+            if let Some(address) = does.strip_prefix("wait@") {
+                hit(point, Some(&format!("{point}@{address}"))).await;
+            }
+        }
+        Some(_) | None => {}
+    }
+}
+
+/// Read once: a point stays armed as long as the process lives.
+#[cfg(feature = "failpoints")]
+static ARMED: std::sync::LazyLock<Option<String>> =
+    std::sync::LazyLock::new(|| std::env::var("SHARDWAY_FAILPOINT").ok());
+
+/// A point of the process is reached: nothing happens.
+#[cfg(not(feature = "failpoints"))]
+pub fn reached(_point: &str) -> std::future::Ready<()> {
     std::future::ready(())
 }

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod protocol;
 pub mod split;
 // Layer 3: sockets, and where a statement goes.
+pub mod gate;
 pub mod net;
 pub mod plan;
 // Layer 4: backends to lease, databases to look into, changes to follow.

@@ -9,11 +9,13 @@
 mod accept;
 mod deadlocks;
 mod health;
+mod holding;
 mod learn;
 pub mod life;
 mod listening;
 pub mod logging;
 mod recovering;
+mod resharding;
 mod service;
 mod sessions;
 pub mod tasks;

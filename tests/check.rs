@@ -65,7 +65,12 @@ fn findings(settings: &Settings) -> Vec<String> {
         .enable_all()
         .build()
         .unwrap();
-    let survey = runtime.block_on(inspect::survey(database, credentials, &roles));
+    let survey = runtime.block_on(inspect::survey(
+        database,
+        &database.snapshot.members,
+        credentials,
+        &roles,
+    ));
     let findings = inspect::judge(&database.snapshot, &survey, &roles);
     let bad = findings
         .iter()
@@ -141,6 +146,102 @@ fn servers_that_do_not_fit_are_told_apart() {
             "s1: table public.loose is in no group or list: statements on it are refused",
             "s1: table public.visits differs from that on s0: column at is missing or at another place",
             "s1: there is no table public.countries",
+        ]
+    );
+}
+
+/// What `check --connect` says can be mended: shard, severity, message and the statement that mends it.
+fn drift(server: &Server, exit: i32) -> Vec<[String; 4]> {
+    let file = server.directory.join("drift.toml");
+    fs::write(&file, configuration(server)).unwrap();
+    let ran = Command::new(env!("CARGO_BIN_EXE_shardway"))
+        .args(["check", "--connect", "--output", "json", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert_eq!(ran.status.code(), Some(exit), "{ran:?}");
+    let told: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let text = |found: &serde_json::Value, key: &str| found[key].as_str().unwrap_or("-").to_owned();
+    let findings = told["findings"].as_array().unwrap();
+    findings
+        .iter()
+        .map(|found| ["shard", "severity", "message", "sql"].map(|key| text(found, key)))
+        .filter(|[_, _, message, _]| message.contains(" of public."))
+        .collect()
+}
+
+#[test]
+fn indexes_and_constraints_that_differ_are_found_with_what_mends_them() {
+    let same = "
+        CREATE TABLE customers (id bigint PRIMARY KEY, name text NOT NULL, age int, country text REFERENCES countries (code));
+        CREATE TABLE visits (at timestamptz, tenant_id int, note text) PARTITION BY RANGE (tenant_id);
+        CREATE TABLE visits_0 PARTITION OF visits DEFAULT;
+        CREATE INDEX \"at, of\" ON visits (at);
+    ";
+    let first = format!(
+        "CREATE TABLE countries (code text PRIMARY KEY, name text); {same}
+        CREATE INDEX names ON customers (lower(name)) WHERE age > 5;
+        CREATE INDEX ages ON customers (age);
+        CREATE UNIQUE INDEX own ON customers (id, name);
+        CREATE INDEX notes ON visits (note);
+        ALTER TABLE customers ADD CONSTRAINT young CHECK (age < 200) NOT VALID;
+        ALTER TABLE customers ADD CONSTRAINT old CHECK (age >= 0);
+        ALTER TABLE customers ADD CONSTRAINT \"Named\" UNIQUE (id, age) DEFERRABLE;"
+    );
+    let second = format!(
+        "CREATE TABLE countries (code text UNIQUE, name text); {same}
+        CREATE INDEX names ON customers (lower(name)) WHERE age > 5;
+        CREATE INDEX ages ON customers (age DESC);
+        ALTER TABLE customers ADD CONSTRAINT young CHECK (age < 200);
+        ALTER TABLE customers ALTER COLUMN name DROP NOT NULL;
+        ALTER TABLE visits ADD CONSTRAINT noted CHECK (note <> '');
+        ALTER TABLE countries ALTER COLUMN name SET NOT NULL;
+        CREATE TABLE loose (a int UNIQUE);"
+    );
+    let (server, _settings) = start([&first, &second]);
+    server.psql("\\c s1\nDROP TABLE loose");
+    let found = drift(&server, 3);
+    let shown: Vec<String> = found
+        .iter()
+        .map(|[shard, severity, message, _]| format!("{shard} {severity}: {message}"))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "s0 error: constraint countries_code_key of public.countries is missing here, and there on s1",
+            "s0 error: NOT NULL of public.countries.name is missing here, and there on s1",
+            "s0 error: constraint young of public.customers is not valid",
+            "s0 error: constraint noted of public.visits is missing here, and there on s1",
+            "s1 error: constraint countries_pkey of public.countries is missing here, and there on s0",
+            "s1 error: constraint Named of public.customers is missing here, and there on s0",
+            "s1 error: constraint old of public.customers is missing here, and there on s0",
+            "s1 warning: index ages of public.customers is here CREATE INDEX ages ON public.customers USING btree (age DESC) \
+             and on s0 CREATE INDEX ages ON public.customers USING btree (age)",
+            "s1 error: index own of public.customers is missing here, and there on s0",
+            "s1 error: NOT NULL of public.customers.name is missing here, and there on s0",
+            "s1 warning: index notes of public.visits is missing here, and there on s0",
+        ]
+    );
+    for [shard, _, message, sql] in &found {
+        assert_ne!(sql, "-", "{message}");
+        server.psql(&format!("\\c {shard}\n{sql}"));
+    }
+    assert_eq!(drift(&server, 0), Vec::<[String; 4]>::new());
+    // An index whose building did not end.
+    server.psql(
+        "\\c s1\nUPDATE pg_index SET indisvalid = false WHERE indexrelid = 'names'::regclass",
+    );
+    let found = drift(&server, 0);
+    let [[shard, severity, message, sql]] = &*found else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        [&**shard, severity, message, sql],
+        [
+            "s1",
+            "warning",
+            "index names of public.customers is not valid",
+            "REINDEX INDEX public.names;"
         ]
     );
 }

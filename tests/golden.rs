@@ -28,7 +28,7 @@ use shardway::{
     },
     wire::{frontend::Bind, types},
 };
-use std::{collections::HashMap, path::Path};
+use std::{collections::BTreeMap, collections::HashMap, path::Path};
 
 const SHARDS: [&str; 4] = ["s0", "s1", "s2", "s3"];
 
@@ -275,6 +275,7 @@ fn shop() -> Snapshot {
         name: name.to_owned(),
         key_type,
         map: Map::even_hash(HashFunction::Postgres, 1024, &ids).expect("a power of two"),
+        pins: BTreeMap::new(),
         doubled: Vec::new(),
     };
     let text = |value: &str| KeyType::Text.from_text(value.as_bytes()).expect("text");
@@ -301,12 +302,14 @@ fn shop() -> Snapshot {
             name: "regions".to_owned(),
             key_type: KeyType::Text,
             map: Map::list(regions, None).expect("a list"),
+            pins: BTreeMap::new(),
             doubled: Vec::new(),
         },
         Group {
             name: "months".to_owned(),
             key_type: KeyType::Date,
             map: Map::range(months).expect("ranges"),
+            pins: BTreeMap::new(),
             doubled: Vec::new(),
         },
         hash("devices", KeyType::Uuid),

@@ -187,6 +187,7 @@ fn groups() -> Vec<Group> {
         name: name.to_owned(),
         key_type,
         map,
+        pins: BTreeMap::new(),
         doubled: Vec::new(),
     };
     let text = |text: &str| Key::Text(text.as_bytes().into());

@@ -26,6 +26,8 @@ pub struct Group {
     pub name: String,
     pub key_type: KeyType,
     pub map: Map,
+    /// Single keys that another shard has than the map says.
+    pub pins: BTreeMap<Key, ShardId>,
     /// Rows that are on a shard too that does not own them, while a reshard is under way.
     pub doubled: Vec<Doubled>,
 }
@@ -146,6 +148,11 @@ impl Group {
         if key.key_type() != self.key_type {
             return None;
         }
+        if !self.pins.is_empty()
+            && let Some(shard) = self.pins.get(key)
+        {
+            return Some(*shard);
+        }
         match &self.map {
             Map::Hash { function, shards } => shards
                 .get(bucket(*function, u32::try_from(shards.len()).ok()?, key) as usize)
@@ -171,6 +178,8 @@ impl Group {
         if is_empty(low, high) {
             return ShardSet::new();
         }
+        let pinned = self.pins.range::<Key, _>((low, high));
+        let pinned = pinned.map(|(_, shard)| *shard);
         match &self.map {
             Map::Hash { .. } => self.shards(),
             Map::Range(entries) => {
@@ -190,24 +199,30 @@ impl Group {
                     .take(last.saturating_add(1))
                     .skip(first)
                     .map(|entry| entry.shard)
+                    .chain(pinned)
                     .collect()
             }
             Map::List { values, other } => values
                 .range::<Key, _>((low, high))
                 .map(|(_, shard)| *shard)
                 .chain(*other)
+                .chain(pinned)
                 .collect(),
         }
     }
 
-    /// Every shard that the map names.
+    /// Every shard that has keys.
     #[must_use]
     pub fn shards(&self) -> ShardSet {
-        match &self.map {
+        let mut shards: ShardSet = match &self.map {
             Map::Hash { shards, .. } => shards.iter().copied().collect(),
             Map::Range(entries) => entries.iter().map(|entry| entry.shard).collect(),
             Map::List { values, other } => values.values().copied().chain(*other).collect(),
+        };
+        for shard in self.pins.values() {
+            shards.insert(*shard);
         }
+        shards
     }
 }
 
@@ -243,6 +258,7 @@ mod tests {
             name: "g".to_owned(),
             key_type: KeyType::Bigint,
             map,
+            pins: BTreeMap::new(),
             doubled: Vec::new(),
         }
     }
@@ -344,6 +360,7 @@ mod tests {
             name: "g".to_owned(),
             key_type: KeyType::Text,
             map: Map::range(entries).unwrap(),
+            pins: BTreeMap::new(),
             doubled: Vec::new(),
         };
         assert_eq!(group.shard_of(&text("B")), Some(S[0]));

@@ -261,7 +261,7 @@ impl Group {
         };
         let each = sets.iter().map(|keys| keys.sql(column, self.key_type));
         let each: Result<Vec<String>, NoSql> = each.collect();
-        Ok(Some(format!("(NOT {})", either(each?))))
+        Ok(Some(format!("({} IS NOT TRUE)", either(each?))))
     }
 }
 

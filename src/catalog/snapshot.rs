@@ -29,9 +29,13 @@ pub struct Snapshot {
     pub database: String,
     /// Shard names in order; [`ShardId`] is the index.
     pub shards: Vec<String>,
+    /// The shards that serve: no row that counts is on another.
+    pub members: ShardSet,
     /// Holds the catalog, and what exists once per database.
     pub home: ShardId,
     pub groups: Vec<Group>,
+    /// Groups whose buckets the configuration splits over as many shards as there are.
+    pub even: Vec<GroupId>,
     /// Every listed table.
     pub tables: HashMap<TableName, Table, foldhash::fast::RandomState>,
     /// Groups that take every table with a column of that name (`key_column`), once the columns are known.
@@ -50,6 +54,8 @@ pub struct Snapshot {
     pub unseen: Unseen,
     /// Groups whose keys are elsewhere, as other proxies say: their tables are not used.
     pub barred: Vec<GroupId>,
+    /// Whether it is known who owns which keys.
+    pub standing: Standing,
     /// Sequences that count for tables of one shard, and on which.
     pub sequences: HashMap<TableName, ShardId, foldhash::fast::RandomState>,
     /// What may act on each shard by itself, as the configuration says.
@@ -146,6 +152,24 @@ pub enum Unlisted {
     On(ShardId),
 }
 
+/// Whether it is known which shard owns which keys, and which shards serve. What is on several shards is used only then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Known,
+    /// The map that all proxies share was not read yet.
+    Unread,
+    /// The map names a shard that the configuration does not have.
+    Lacking {
+        shard: String,
+    },
+    /// A shard has seen a later map than the home shard has, or another one of its number; `None`: this proxy has.
+    Behind {
+        shard: Option<String>,
+        seen: i64,
+        kept: i64,
+    },
+}
+
 /// What a table is taken for that nothing lists and that no server was seen to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unseen {
@@ -177,9 +201,11 @@ impl Snapshot {
             epoch: Epoch(1),
             schema: 0,
             database: database.to_owned(),
+            members: ShardSet::first(shards.len()),
             shards,
             home: ShardId(0),
             groups: Vec::new(),
+            even: Vec::new(),
             tables: HashMap::default(),
             key_columns: Vec::new(),
             unlisted: Unlisted::Error,
@@ -188,6 +214,7 @@ impl Snapshot {
             effects_of_others: HashMap::default(),
             unseen: Unseen::Unlisted,
             barred: Vec::new(),
+            standing: Standing::Known,
             sequences: HashMap::default(),
             per_shard: Vec::new(),
             code: Code::Unknown,
@@ -269,10 +296,10 @@ impl Snapshot {
         }
     }
 
-    /// Every shard.
+    /// Every shard that serves.
     #[must_use]
     pub fn all(&self) -> ShardSet {
-        ShardSet::first(self.shards.len())
+        self.members.clone()
     }
 
     /// The shard with this name.

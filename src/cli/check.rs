@@ -4,11 +4,12 @@
 
 use super::{Exit, output::Output};
 use crate::{
+    catalog::snapshot::Snapshot,
     config::{
         load::load,
         settings::{Address, Database, Host, Settings},
     },
-    inspect::{Finding, Severity, credentials_for, judge, survey},
+    inspect::{Finding, Severity, complete, credentials_for, drift, judge, survey},
     registry::{Lack, accept_map, lacks},
 };
 use serde_json::{Value, json};
@@ -104,6 +105,17 @@ struct Said {
     message: String,
     /// What an administrator can do about it, on that shard.
     sql: Option<String>,
+    /// Whether that is to be done in any case.
+    remedy: Remedy,
+}
+
+/// Whether a statement that mends something can be run unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// Shardway needs it.
+    Needed,
+    /// It takes other shards for right.
+    Offered,
 }
 
 impl From<Finding> for Said {
@@ -112,7 +124,8 @@ impl From<Finding> for Said {
             shard: finding.shard().map(str::to_owned),
             severity: finding.severity(),
             message: finding.to_string(),
-            sql: None,
+            sql: finding.sql().map(str::to_owned),
+            remedy: Remedy::Offered,
         }
     }
 }
@@ -123,6 +136,7 @@ impl From<Lack> for Said {
             severity: lack.severity(),
             message: lack.to_string(),
             sql: lack.sql(),
+            remedy: Remedy::Needed,
             shard: lack.shard,
         }
     }
@@ -149,10 +163,13 @@ async fn ask_database(settings: &Settings, database: &Database) -> Vec<Said> {
     let entering =
         users.filter(|user| user.databases.is_empty() || user.databases.contains(&database.name));
     let roles: Vec<String> = entering.map(|user| user.backend.user.clone()).collect();
-    let survey = survey(database, credentials, &roles).await;
+    let survey = survey(database, &database.snapshot.members, credentials, &roles).await;
     let findings = judge(&database.snapshot, &survey, &roles);
+    let mut known = Snapshot::clone(&database.snapshot);
+    complete(&mut known, &survey);
+    let drifted = drift(database, credentials, &known).await;
     let lacks = lacks(database, &roles).await;
-    let findings = findings.into_iter().map(Said::from);
+    let findings = findings.into_iter().chain(drifted).map(Said::from);
     findings.chain(lacks.into_iter().map(Said::from)).collect()
 }
 
@@ -166,7 +183,8 @@ fn as_sql(settings: &Settings, found: &Found) -> String {
         for shard in &database.shards {
             let here = said
                 .iter()
-                .filter(|it| it.shard.as_ref() == Some(&shard.name));
+                .filter(|it| it.shard.as_ref() == Some(&shard.name))
+                .filter(|it| it.remedy == Remedy::Needed);
             let sql: Vec<_> = here.filter_map(|it| it.sql.clone()).collect();
             if !sql.is_empty() {
                 lines.push(format!("-- database {name}, shard {}", shard.name));

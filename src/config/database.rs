@@ -11,12 +11,12 @@ use crate::catalog::{
     group::{Group, GroupId, Map, MapError, RangeEntry},
     hash::HashFunction,
     key::{Key, KeyError, KeyType, Literal},
-    shard::ShardId,
+    shard::{ShardId, ShardSet},
     snapshot::{ObjectName, Placement, Snapshot, Table, TableName, Unlisted},
 };
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 use toml::{Spanned, de::DeValue};
@@ -77,13 +77,17 @@ fn read_database(
         groups: Vec::new(),
         tables: BTreeMap::new(),
         key_columns: Vec::new(),
+        even: Vec::new(),
     };
     layout.read_groups(reader, node);
     layout.read_other_tables(reader, node);
     let per_shard = read_per_shard(reader, node);
+    let home = home.unwrap_or(ShardId(0));
     let snapshot = Snapshot {
-        home: home.unwrap_or(ShardId(0)),
+        home,
+        members: layout.members(home, unlisted),
         groups: layout.groups,
+        even: layout.even,
         tables: layout
             .tables
             .into_iter()
@@ -237,9 +241,31 @@ struct Layout<'n> {
     groups: Vec<Group>,
     tables: BTreeMap<TableName, (Table, Place)>,
     key_columns: Vec<(String, GroupId, Place)>,
+    /// Hash groups that are split over as many shards as there are.
+    even: Vec<GroupId>,
 }
 
 impl Layout<'_> {
+    /// The shards that serve as long as no map says more: those that something lives on, or all if nothing says where.
+    fn members(&self, home: ShardId, unlisted: Unlisted) -> ShardSet {
+        if self.groups.is_empty() || !self.even.is_empty() {
+            return ShardSet::first(self.shards.len());
+        }
+        let mut members = ShardSet::one(home);
+        if let Unlisted::On(shard) = unlisted {
+            members.insert(shard);
+        }
+        for group in &self.groups {
+            members.union(&group.shards());
+        }
+        for (table, _) in self.tables.values() {
+            if let Placement::Single(shard) = table.placement {
+                members.insert(shard);
+            }
+        }
+        members
+    }
+
     fn read_groups(&mut self, reader: &mut Reader, node: &Node<'_>) {
         for (name, span, group) in reader.children(node, "groups", Section::Group) {
             let id = GroupId(u16::try_from(self.groups.len()).unwrap_or(u16::MAX));
@@ -252,6 +278,9 @@ impl Layout<'_> {
                     "list" => self.read_lists(reader, &group, key_type, &span),
                     _ => self.read_hash(reader, &group, &span),
                 });
+            if matches!(map, Some(Map::Hash { .. })) && !group.has("shards") {
+                self.even.push(id);
+            }
             for (table, span, column) in reader.entries(&group, "tables") {
                 let DeValue::String(column) = column.get_ref() else {
                     reader.wrong_type(&table, "a string: the key column", column);
@@ -279,6 +308,7 @@ impl Layout<'_> {
                 name,
                 key_type,
                 map,
+                pins: BTreeMap::new(),
                 doubled: Vec::new(),
             });
         }
@@ -350,13 +380,7 @@ impl Layout<'_> {
         let buckets = reader
             .integer(node, "buckets")
             .and_then(|buckets| u32::try_from(buckets).ok())?;
-        let shards: Vec<ShardId> = (0..self.shards.len())
-            .filter_map(|at| u16::try_from(at).ok())
-            .map(ShardId)
-            .collect();
-        if shards.is_empty() {
-            return None;
-        }
+        let shards = self.split_over(reader, node)?;
         let map = Map::even_hash(function, buckets, &shards);
         map.map_err(|error| match error {
             MapError::TooManyShards { buckets, shards } => {
@@ -379,6 +403,22 @@ impl Layout<'_> {
         .ok()
     }
 
+    /// The shards that buckets are split over, in their order.
+    fn split_over(&self, reader: &mut Reader, node: &Node<'_>) -> Option<Vec<ShardId>> {
+        let mut shards = BTreeSet::new();
+        for (name, span) in reader.texts(node, "shards") {
+            shards.insert(find_shard(reader, self.shards, &name, &span)?);
+        }
+        if shards.is_empty() {
+            if node.has("shards") {
+                reader.fail(&node.place("shards"), Problem::NoShards);
+                return None;
+            }
+            shards.extend(ShardSet::first(self.shards.len()).iter());
+        }
+        (!shards.is_empty()).then(|| shards.into_iter().collect())
+    }
+
     fn read_ranges(
         &self,
         reader: &mut Reader,
@@ -389,7 +429,12 @@ impl Layout<'_> {
         refuse_keys_of_others(
             reader,
             node,
-            &[("hash", "hash"), ("buckets", "hash"), ("lists", "list")],
+            &[
+                ("hash", "hash"),
+                ("buckets", "hash"),
+                ("shards", "hash"),
+                ("lists", "list"),
+            ],
         );
         let mut entries = Vec::new();
         let mut spans = Vec::new();
@@ -445,7 +490,12 @@ impl Layout<'_> {
         refuse_keys_of_others(
             reader,
             node,
-            &[("hash", "hash"), ("buckets", "hash"), ("ranges", "range")],
+            &[
+                ("hash", "hash"),
+                ("buckets", "hash"),
+                ("shards", "hash"),
+                ("ranges", "range"),
+            ],
         );
         if !node.has("lists") {
             reader.fail(

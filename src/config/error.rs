@@ -111,6 +111,8 @@ pub enum Problem {
     NotAPowerOfTwo,
     #[error("{shards} shards cannot share {buckets} buckets")]
     TooFewBuckets { shards: usize, buckets: u32 },
+    #[error("`shards` must name at least one shard")]
+    NoShards,
     #[error("`{key}` belongs to {method} groups only")]
     OtherMethod {
         key: &'static str,

@@ -240,6 +240,7 @@ pub const OPTIONS: &[Opt] = &[
     opt(Section::Group, "hash", Kind::Choice(&["postgres", "xxh3"]), "Hash groups: `postgres` is what `PARTITION BY HASH` computes, so that SQL can compute it too; `xxh3` is faster to compute outside of PostgreSQL.")
         .or("\"postgres\""),
     opt(Section::Group, "buckets", Kind::Integer { least: 1, most: 65_536 }, "Hash groups: a power of two; the buckets are split evenly over the shards.").or("1024"),
+    opt(Section::Group, "shards", Kind::Texts, "Hash groups: the shards that the buckets are first split over; default: all. A reshard moves them from there, and the file may stay as it is."),
     opt(Section::Group, "ranges", Kind::Tables, "Range groups: an array of ranges in ascending order, the last without `to`."),
     opt(Section::Group, "lists", Kind::Tables, "List groups: the values of each shard; `\"*\"` is every other value."),
     opt(Section::Group, "tables", Kind::Tables, "The group's tables, each with its key column: `\"schema.table\" = \"column\"`, written as PostgreSQL stores the names."),

@@ -24,6 +24,9 @@ pub enum AskError {
     Server { sqlstate: String, message: String },
     #[error("{0}")]
     Connection(String),
+    /// Nobody is to ask it.
+    #[error("it does not serve yet")]
+    Apart,
 }
 
 /// Connects; the connection closes when the client is dropped.
@@ -64,7 +67,7 @@ pub fn pool(
     of(manager, limits)
 }
 
-/// The same, of connections on which notifications are heard: each rings the bell.
+/// The same, of connections on which notifications are heard: each rings the bells.
 ///
 /// # Errors
 /// As [`pool`].
@@ -73,23 +76,23 @@ pub fn hearing(
     credentials: &Credentials,
     options: &str,
     limits: Limits,
-    bell: Arc<Notify>,
+    bells: Vec<Arc<Notify>>,
 ) -> Result<Pool, AskError> {
     let config = config(address, credentials, options, limits);
     let tls = Connector::new(address).map_err(AskError::Tls)?;
     let recycling_method = RecyclingMethod::default();
     let manager = Manager::from_connect(
         config,
-        Hearing { tls, bell },
+        Hearing { tls, bells },
         ManagerConfig { recycling_method },
     );
     of(manager, limits)
 }
 
-/// Connects, and rings a bell at every notification.
+/// Connects, and rings bells at every notification.
 struct Hearing {
     tls: Connector,
-    bell: Arc<Notify>,
+    bells: Vec<Arc<Notify>>,
 }
 
 type Connecting<'a> = Pin<
@@ -102,7 +105,7 @@ type Connecting<'a> = Pin<
 
 impl Connect for Hearing {
     fn connect(&self, config: &tokio_postgres::Config) -> Connecting<'_> {
-        let (config, tls, bell) = (config.clone(), self.tls.clone(), Arc::clone(&self.bell));
+        let (config, tls, bells) = (config.clone(), self.tls.clone(), self.bells.clone());
         Box::pin(async move {
             let (client, mut connection) = config.connect(tls).await?;
             #[expect(
@@ -112,7 +115,7 @@ impl Connect for Hearing {
             let driving = tokio::spawn(async move {
                 while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
                     if matches!(message, tokio_postgres::AsyncMessage::Notification(_)) {
-                        bell.notify_one();
+                        bells.iter().for_each(|bell| bell.notify_one());
                     }
                 }
             });

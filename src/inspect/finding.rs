@@ -10,7 +10,8 @@ use crate::{
 use std::fmt;
 
 /// How much a finding matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Worth knowing.
     Note,
@@ -91,6 +92,19 @@ pub enum Finding {
         table: TableName,
         what: Difference,
     },
+    /// An index or a constraint of the table is not what it is on other shards.
+    PartDrifted {
+        shard: String,
+        other: String,
+        table: TableName,
+        part: Part,
+        name: String,
+        /// It refuses rows, so that where it is not the same rows may be there that others refuse.
+        binds: bool,
+        what: Drifted,
+        /// Makes it as it is there.
+        sql: String,
+    },
     /// On a server, in no list, and refused as the configuration stands.
     Unlisted {
         shard: String,
@@ -136,12 +150,44 @@ pub enum Difference {
     },
 }
 
+/// What of a table is compared beside its columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Constraint,
+    Index,
+    /// By the name of the column.
+    NotNull,
+}
+
+/// How an index or a constraint differs between two shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drifted {
+    Missing,
+    Differs {
+        here: String,
+        there: String,
+    },
+    /// Its building or checking has not ended.
+    Invalid,
+}
+
 impl Finding {
+    /// The statement that mends it, to be run on its shard by who knows that the other shards are right.
+    #[must_use]
+    pub fn sql(&self) -> Option<&str> {
+        let Self::PartDrifted { sql, .. } = self else {
+            return None;
+        };
+        Some(sql)
+    }
+
     /// How much it matters.
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
             Self::Reached { .. } => Severity::Note,
+            // Slow at worst.
+            Self::PartDrifted { binds: false, .. } => Severity::Warning,
             Self::Unlisted { .. }
             | Self::PlacementContradicts { .. }
             | Self::RoleMissing { .. }
@@ -157,7 +203,8 @@ impl Finding {
             | Self::KeyColumnChanges { .. }
             | Self::KeyColumnGenerated { .. }
             | Self::KeyColumnCollation { .. }
-            | Self::ColumnsDiffer { .. } => Severity::Error,
+            | Self::ColumnsDiffer { .. }
+            | Self::PartDrifted { .. } => Severity::Error,
         }
     }
 
@@ -177,6 +224,7 @@ impl Finding {
             | Self::TableMissing { .. }
             | Self::KeyColumnMissing { .. }
             | Self::ColumnsDiffer { .. }
+            | Self::PartDrifted { .. }
             | Self::Unlisted { .. }
             | Self::PlacementContradicts { .. }
             | Self::PerShard { .. }
@@ -201,6 +249,7 @@ impl Finding {
             | Self::KeyColumnGenerated { shard, .. }
             | Self::KeyColumnCollation { shard, .. }
             | Self::ColumnsDiffer { shard, .. }
+            | Self::PartDrifted { shard, .. }
             | Self::Unlisted { shard, .. }
             | Self::RoleMissing { shard, .. }
             | Self::NoPrivilege { shard, .. } => Some(shard),
@@ -297,6 +346,28 @@ impl fmt::Display for Finding {
                     } => {
                         write!(f, "column {column} is {here} here and {there} there")
                     }
+                }
+            }
+            Self::PartDrifted {
+                other,
+                table,
+                part,
+                name,
+                what,
+                ..
+            } => {
+                let of = Shown(table);
+                match part {
+                    Part::Index => write!(f, "index {name} of {of} ")?,
+                    Part::Constraint => write!(f, "constraint {name} of {of} ")?,
+                    Part::NotNull => write!(f, "NOT NULL of {of}.{name} ")?,
+                }
+                match what {
+                    Drifted::Missing => write!(f, "is missing here, and there on {other}"),
+                    Drifted::Differs { here, there } => {
+                        write!(f, "is here {here} and on {other} {there}")
+                    }
+                    Drifted::Invalid => f.write_str("is not valid"),
                 }
             }
             Self::PlacementContradicts { table, what } => {

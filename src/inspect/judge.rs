@@ -1,6 +1,7 @@
 //! What the shards said against what the configuration says. Pure.
 
 use super::{
+    AskError,
     columns::{Column, Derived},
     effects::{Made, Objects},
     finding::{Contradiction, Difference, Finding},
@@ -40,6 +41,7 @@ pub fn judge(snapshot: &Snapshot, survey: &Survey, roles: &[String]) -> Vec<Find
         let shard = name.clone();
         let observed = match answer {
             Ok(observed) => observed,
+            Err(AskError::Apart) => continue,
             Err(reason) => {
                 findings.push(Finding::Unreachable {
                     shard,
@@ -130,8 +132,14 @@ fn oids(snapshot: &Snapshot, survey: &Survey) -> Option<Arc<Oids>> {
     if snapshot.is_single() {
         return None;
     }
+    let home = survey.shards.get(snapshot.home.index());
     let shards = survey.shards.iter();
-    let observed = shards.map(|shard| shard.as_ref().ok().map(|observed| &observed.oids));
+    let observed = shards.map(|shard| match shard {
+        Ok(observed) => Some(&observed.oids),
+        // Nothing comes from there.
+        Err(AskError::Apart) => Some(&home?.as_ref().ok()?.oids),
+        Err(_) => None,
+    });
     Oids::of(&observed.collect::<Vec<_>>(), snapshot.home)
 }
 

@@ -5,6 +5,7 @@
 mod code;
 mod columns;
 mod connect;
+mod drift;
 mod effects;
 mod finding;
 mod judge;
@@ -20,8 +21,9 @@ mod weigh;
 pub use code::code;
 pub use columns::{Column, Derived, Tables, columns};
 pub use connect::{AskError, Limits, connect, hearing, pool};
+pub use drift::drift;
 pub use effects::{Action, Counted, Counter, DefaultValue, Made, Objects, Trigger, Unique};
-pub use finding::{Contradiction, Difference, Finding, Severity};
+pub use finding::{Contradiction, Difference, Drifted, Finding, Part, Severity};
 pub use judge::{complete, judge};
 pub use placements::Kept;
 pub use survey::{Observed, Survey, at_once, complete_snapshot, credentials_for, survey};

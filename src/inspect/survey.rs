@@ -13,6 +13,7 @@ use super::{
 use crate::{
     catalog::{
         oids,
+        shard::{ShardId, ShardSet},
         snapshot::{Snapshot, TableName},
     },
     clock::Duration,
@@ -24,6 +25,15 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub struct Survey {
     pub shards: Vec<Result<Observed, AskError>>,
+}
+
+impl Survey {
+    /// Whether all have answered that serve.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let mut shards = self.shards.iter();
+        shards.all(|answer| matches!(answer, Ok(_) | Err(AskError::Apart)))
+    }
 }
 
 /// What one server has.
@@ -62,13 +72,23 @@ WHERE r.rolname = ANY($1) AND c.relkind IN ('r', 'p', 'f') \
   AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)' \
   AND NOT pg_catalog.has_table_privilege(r.oid, c.oid, 'SELECT')";
 
-/// Asks the primaries of all shards at once; `roles` are those that backends will be opened as.
-pub async fn survey(database: &Database, credentials: &Credentials, roles: &[String]) -> Survey {
+/// Asks the primaries of all these shards at once; `roles` are those that backends will be opened as.
+pub async fn survey(
+    database: &Database,
+    members: &ShardSet,
+    credentials: &Credentials,
+    roles: &[String],
+) -> Survey {
     let limit = database.pool.connect_timeout;
-    let asking: Vec<_> = database
-        .shards
-        .iter()
-        .map(|shard| observe(&shard.primary, credentials, roles, limit))
+    let shards = (0..).map(ShardId).zip(&database.shards);
+    let asking: Vec<_> = shards
+        .map(|(at, shard)| async move {
+            if members.contains(at) {
+                observe(&shard.primary, credentials, roles, limit).await
+            } else {
+                Err(AskError::Apart)
+            }
+        })
         .collect();
     Survey {
         shards: at_once(asking).await,
@@ -85,7 +105,7 @@ pub async fn complete_snapshot(
     let Some(credentials) = database.control.as_ref().or(credentials) else {
         return vec![Finding::NoCredentials];
     };
-    let survey = survey(database, credentials, &[]).await;
+    let survey = survey(database, &snapshot.members, credentials, &[]).await;
     complete(snapshot, &survey);
     judge(snapshot, &survey, &[])
 }

@@ -220,6 +220,7 @@ impl Page {
                 SessionState::Idle => "idle",
                 SessionState::Active => "active",
                 SessionState::Waiting => "waiting",
+                SessionState::Held => "held",
             };
             *counts
                 .entry((

@@ -119,6 +119,8 @@ pub enum SessionState {
     Active,
     /// In the queue for a backend.
     Waiting,
+    /// At the gate, while keys change their owner.
+    Held,
 }
 
 /// What a session is asked to do by others; grows only.
@@ -307,13 +309,20 @@ impl SessionInfo {
         self.state.store(2, Relaxed);
     }
 
+    /// The session waits at the gate since `now`.
+    pub fn set_held(&self, now: Instant) {
+        self.waiting_since.store(self.micros_at(now) + 1, Relaxed);
+        self.state.store(3, Relaxed);
+    }
+
     /// What the session does now.
     #[must_use]
     pub fn state(&self) -> SessionState {
         match self.state.load(Relaxed) {
             0 => SessionState::Idle,
             1 => SessionState::Active,
-            _ => SessionState::Waiting,
+            2 => SessionState::Waiting,
+            _ => SessionState::Held,
         }
     }
 

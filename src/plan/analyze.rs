@@ -17,12 +17,13 @@ pub use viewing::{Shown, shown};
 use super::scope::Instance;
 use super::{
     Context, Explains, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
-    block::{Analysis, Moment, Place},
+    block::{Analysis, Barred, Moment, Place},
     combine::{self, Combine},
     gather::{Gather, Named, Plain, is_settled},
     route::{Fixed, Pin, Pins, Why},
     spread::{self, Asked, Spread},
-    unroutable::Unroutable,
+    touch::Touches,
+    unroutable::{Undoubled, Unroutable},
     value::Reading,
 };
 use crate::{
@@ -30,7 +31,7 @@ use crate::{
         code::Code,
         group::GroupId,
         shard::ShardId,
-        snapshot::{Snapshot, TableName},
+        snapshot::{Snapshot, Standing, TableName},
     },
     protocol::parameters::{Value, is_list_of_names, list},
     sql::{
@@ -107,6 +108,7 @@ pub fn analyze(
                 && (planner.momentary.get() || shows_oids(text, slots)),
             numbers,
             footing: planner.footing(),
+            touches: planner.touches(&statement.kind),
             ..StatementPlan::new(place, effect, access, target)
         }));
     }
@@ -269,6 +271,7 @@ fn of_another_encoding(
             shows_oids: false,
             target,
             footing: Footing::Sure,
+            touches: Touches::NOTHING,
             numbers,
             gather: None,
             spread: None,
@@ -344,6 +347,7 @@ fn whole(
         shows_oids: false,
         target,
         footing: Footing::Sure,
+        touches: Touches::EVERYTHING,
         numbers: Numbers::MayAsk,
         gather: None,
         spread: None,
@@ -383,7 +387,8 @@ struct Planner<'a> {
     changes: Cell<Option<Box<super::change::Changes>>>,
     combine: Cell<Option<Box<Combine>>>,
     footing: Cell<Footing>,
-    barred: Cell<Option<GroupId>>,
+    barred: Cell<Option<Barred>>,
+    touches: Cell<Touches>,
     /// What an INSERT leaves to be computed.
     computes: Cell<Option<Box<super::defaults::Computes>>>,
     /// How the rows of an INSERT … SELECT are computed first.
@@ -466,6 +471,7 @@ impl<'a> Planner<'a> {
         Self {
             footing: Cell::default(),
             barred: Cell::default(),
+            touches: Cell::default(),
             text,
             types: &[],
             slots,
@@ -489,7 +495,8 @@ impl<'a> Planner<'a> {
     /// The plan with what was found of several shards. Of EXPLAIN, DECLARE or COPY a query's is that of the query within,
     /// which does not run by itself.
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
-        if let Some(why) = self.barred() {
+        let changes = self.changes.take();
+        if let Some(why) = self.barred(changes.is_some()) {
             let target = Target::Refused(Box::new(why));
             let StatementPlan { start, end, .. } = plan;
             return StatementPlan::new(start..end, plan.effect, plan.access, target);
@@ -507,7 +514,7 @@ impl<'a> Planner<'a> {
             spread: spread.filter(|_| writes(kind)),
             copy_in: self.copy_in.take(),
             copy_out: self.copy_out.take(),
-            changes: self.changes.take(),
+            changes,
             combine: combine.filter(|_| queries(kind)),
             computes: self
                 .computes
@@ -817,15 +824,53 @@ impl<'a> Planner<'a> {
             .set(self.footing.get().max(analysis.footing.get()));
         let barred = self.barred.get();
         self.barred.set(barred.or_else(|| analysis.barred.get()));
+        let touches = self.touches.get().and(analysis.touches.get());
+        self.touches.set(touches);
     }
 
-    /// Why none of it is served.
-    fn barred(&self) -> Option<Unroutable> {
-        let group = self.barred.get()?;
+    /// Whose rows it may touch: where an override lets code or commands run that were not looked into, anybody's.
+    fn touches(&self, kind: &Kind) -> Touches {
+        if self.pinned.is_none() || self.snapshot.is_single() {
+            return self.touches.get();
+        }
+        match kind {
+            Kind::Query(_)
+            | Kind::Insert(_)
+            | Kind::Update(_)
+            | Kind::Delete(_)
+            | Kind::Merge(_)
+            | Kind::Explain { .. }
+            | Kind::Declare { .. }
+            | Kind::Copy(_) => {
+                let calls = self.calls();
+                let hidden = calls.one_shard.or(calls.runs_sql).or(calls.unknown);
+                if hidden.is_some() {
+                    Touches::EVERYTHING
+                } else {
+                    self.touches.get()
+                }
+            }
+            Kind::Call(_)
+            | Kind::Utility(_)
+            | Kind::Change(_)
+            | Kind::CreateTemporary
+            | Kind::TableOfExecute { .. } => Touches::EVERYTHING,
+            _ => self.touches.get(),
+        }
+    }
+
+    /// Why none of it is served; `changes`: it changes the schema of several shards.
+    fn barred(&self, changes: bool) -> Option<Unroutable> {
+        let barred = match (self.barred.get(), &self.snapshot.standing) {
+            (None | Some(Barred::Unknown), Standing::Known) => None,
+            (Some(Barred::Group(group)), _) => Some(Unroutable::MapDiffers {
+                group: self.snapshot.group(group).name.clone(),
+            }),
+            (Some(Barred::Unknown), standing) => Some(Unroutable::MapUnknown(standing.clone())),
+            (None, standing) => changes.then(|| Unroutable::MapUnknown(standing.clone())),
+        };
         let said = matches!(self.pinned, Some(Override::Shard(_)));
-        (!said).then(|| Unroutable::MapDiffers {
-            group: self.snapshot.group(group).name.clone(),
-        })
+        barred.filter(|_| !said)
     }
 
     fn footing(&self) -> Footing {
@@ -1245,8 +1290,24 @@ impl<'a> Planner<'a> {
         if let Some(why) = self.refusal(&analysis.refusals, fixed.as_ref()) {
             return Target::Refused(Box::new(why));
         }
+        if let Some(why) = self.sees_doubled(&analysis, fixed.as_ref()) {
+            return Target::Refused(Box::new(why));
+        }
         let needed = fixed.into_iter().chain(analysis.fixed).collect();
         self.settle(needed, pins)
+    }
+
+    /// Whether it would see rows that the shard of an overriding key has without owning them.
+    fn sees_doubled(&self, analysis: &Analysis<'_>, fixed: Option<&Fixed>) -> Option<Unroutable> {
+        let by_key = matches!(self.pinned, Some(Override::Key(_)));
+        let shard = fixed.filter(|_| by_key)?.shard;
+        let groups = analysis.unrestricted.iter();
+        let mut groups = groups.map(|group| self.snapshot.group(*group));
+        let group = groups.find(|group| group.doubled_on(shard).is_some())?;
+        Some(Unroutable::Doubled {
+            group: group.name.clone(),
+            what: Undoubled::KeyOverride,
+        })
     }
 
     /// Whether it draws from a sequence in its own words.
@@ -1327,7 +1388,9 @@ impl<'a> Planner<'a> {
                 if by_key
                     && matches!(
                         why,
-                        Unroutable::ReferenceWrite { .. } | Unroutable::UnknownTable { .. }
+                        Unroutable::ReferenceWrite { .. }
+                            | Unroutable::UnknownTable { .. }
+                            | Unroutable::Doubled { .. }
                     ) =>
             {
                 true

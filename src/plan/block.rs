@@ -13,7 +13,10 @@
 use super::{
     Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
-    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
+    scope::{
+        Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, Usage, resolve, resolve_side,
+    },
+    touch::Touches,
     unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
 };
@@ -23,7 +26,9 @@ use crate::{
         group::{GroupId, Map},
         key::KeyType,
         shard::ShardId,
-        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, Table, Unlisted, Unseen},
+        snapshot::{
+            Nature, OWN_SCHEMA, Other, Placement, Snapshot, Standing, Table, Unlisted, Unseen,
+        },
     },
     sql::{
         normalize::Slot,
@@ -73,9 +78,13 @@ pub(super) struct Analysis<'a> {
     /// The weakest of what tables were found by.
     pub(super) footing: Cell<Footing>,
     /// A group that it came upon and that is not served.
-    pub(super) barred: Cell<Option<GroupId>>,
+    pub(super) barred: Cell<Option<Barred>>,
+    /// Whose rows may be touched.
+    pub(super) touches: Cell<Touches>,
     /// The relation whose key new rows take over.
     pub(super) carried: Option<usize>,
+    /// Groups of relations whose keys nothing restricts.
+    pub(super) unrestricted: Vec<GroupId>,
 }
 
 /// How a parameter is read as a key.
@@ -103,6 +112,14 @@ pub(super) enum Moment {
     Own,
     /// What functions compute that are not PostgreSQL's own.
     OfCode,
+}
+
+/// Why what a statement names is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Barred {
+    Group(GroupId),
+    /// It is not known which shards own what.
+    Unknown,
 }
 
 /// Where a table is.
@@ -147,7 +164,9 @@ impl<'a> Analysis<'a> {
             changed: None,
             footing: Cell::default(),
             barred: Cell::default(),
+            touches: Cell::default(),
             carried: None,
+            unrestricted: Vec::new(),
         }
     }
 
@@ -416,6 +435,9 @@ impl<'a> Analysis<'a> {
                 let (table, key) = (relation.name.name.clone(), key.to_owned());
                 let (conditions, equals) = (Vec::new(), Vec::new());
                 self.instances.push(Instance {
+                    alias: relation.alias.clone(),
+                    usage: Usage::Read,
+                    location: relation.location,
                     group,
                     table,
                     schema: relation.name.schema.clone(),
@@ -477,6 +499,7 @@ impl<'a> Analysis<'a> {
 
     /// Nothing restricts this relation's keys: all of its group's shards would be needed.
     pub(super) fn unpinned(&mut self, group: GroupId, table: String, key: String) {
+        self.unrestricted.push(group);
         match self.snapshot.group(group).shards().single() {
             Some(shard) => self.fixed.push(Fixed {
                 shard,
@@ -490,10 +513,22 @@ impl<'a> Analysis<'a> {
         let snapshot = self.snapshot;
         let listed = |schema: &str| {
             let place = place_of(snapshot.table(schema, &name.name)?);
-            if let Place::Sharded { group, .. } = place
-                && snapshot.barred.contains(&group)
-            {
-                self.barred.set(Some(group));
+            let touches = match place {
+                Place::Sharded { group, .. } => Touches::group(group),
+                Place::Reference(_) => Touches::REFERENCES,
+                Place::Single(_) | Place::Catalog | Place::Unknown => Touches::NOTHING,
+            };
+            self.touches.set(self.touches.get().and(touches));
+            match place {
+                Place::Sharded { .. } | Place::Reference(_)
+                    if snapshot.standing != Standing::Known =>
+                {
+                    self.barred.set(Some(Barred::Unknown));
+                }
+                Place::Sharded { group, .. } if snapshot.barred.contains(&group) => {
+                    self.barred.set(Some(Barred::Group(group)));
+                }
+                _ => {}
             }
             Some(place)
         };

@@ -69,6 +69,12 @@ impl CopyOut {
         })
     }
 
+    /// The group of the table; `None`: a query is copied.
+    #[must_use]
+    pub fn of_table(&self) -> Option<GroupId> {
+        self.group
+    }
+
     /// The shards that have the table; `None`: a query is copied.
     #[must_use]
     pub fn shards(&self, snapshot: &Snapshot) -> Option<ShardSet> {

@@ -163,13 +163,18 @@ fn over_several(
     Some(Description {
         rows: vec![
             ("route", "gathered".to_owned()),
-            ("shards", snapshot.shards.join(", ")),
+            ("shards", all(snapshot)),
             ("reason", reason.to_owned()),
             ("each shard", question),
             ("access", "read".to_owned()),
         ],
         refused: None,
     })
+}
+
+/// Every shard that serves.
+fn all(snapshot: &Snapshot) -> String {
+    shards(&Route::All, snapshot).join(", ")
 }
 
 /// A schema change: the shards that run it, as far as that is known without asking servers.
@@ -181,20 +186,17 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
     let mut rows = Vec::new();
     let (shards, reason) = match &changes.reach {
         Reach::Shards(set) => (names(set), "a schema change of these shards".to_owned()),
-        Reach::View { .. } => (
-            snapshot.shards.join(", "),
-            "a schema change of these shards".to_owned(),
-        ),
+        Reach::View { .. } => (all(snapshot), "a schema change of these shards".to_owned()),
         Reach::Locks(_) => (
-            snapshot.shards.join(", "),
+            all(snapshot),
             "each locks those of the tables that it has".to_owned(),
         ),
         Reach::Servers => (
-            snapshot.shards.join(", "),
+            all(snapshot),
             "a change of every server, once on each".to_owned(),
         ),
         Reach::Holders(relations) => (
-            snapshot.shards.join(", "),
+            all(snapshot),
             format!("those of them that have {}", relations.join(" or ")),
         ),
         Reach::New(new) => {
@@ -205,12 +207,9 @@ fn changed(changes: &Changes, snapshot: &Snapshot) -> Description {
                         names(&ShardSet::one(shard)),
                         "a new table of one shard".to_owned(),
                     ),
-                    Placement::Reference => (
-                        snapshot.shards.join(", "),
-                        "a new reference table".to_owned(),
-                    ),
+                    Placement::Reference => (all(snapshot), "a new reference table".to_owned()),
                     Placement::Sharded { group, key_column } => (
-                        snapshot.shards.join(", "),
+                        all(snapshot),
                         format!(
                             "a new table of group {} by {key_column}",
                             snapshot.group(group).name
@@ -356,7 +355,7 @@ fn shards(route: &Route, snapshot: &Snapshot) -> Vec<String> {
     match route {
         Route::One(shard) => vec![name(*shard)],
         Route::Some(set) => set.iter().map(name).collect(),
-        Route::All | Route::Any => snapshot.shards.clone(),
+        Route::All | Route::Any => snapshot.all().iter().map(name).collect(),
         Route::Home => vec![name(snapshot.home)],
     }
 }

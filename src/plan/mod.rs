@@ -14,10 +14,12 @@ pub mod defaults;
 pub mod explain;
 pub mod explained;
 pub mod gather;
+pub mod owned;
 pub mod route;
 mod scope;
 pub mod source;
 pub mod spread;
+pub mod touch;
 pub mod unroutable;
 mod value;
 mod write;
@@ -113,6 +115,8 @@ pub struct StatementPlan {
     pub shows_oids: bool,
     pub target: Target,
     pub footing: Footing,
+    /// Groups whose rows it may read or write.
+    pub touches: touch::Touches,
     pub numbers: Numbers,
     /// How it is computed when it needs several shards.
     pub gather: Option<Box<gather::Gather>>,
@@ -234,6 +238,7 @@ impl StatementPlan {
             shows_oids: false,
             target,
             footing: Footing::Sure,
+            touches: touch::Touches::NOTHING,
             numbers: Numbers::Apart,
             gather: None,
             spread: None,

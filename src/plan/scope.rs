@@ -6,7 +6,7 @@
 use crate::{
     catalog::group::GroupId,
     plan::route::Condition,
-    sql::tree::{Column, JoinKind},
+    sql::tree::{Alias, Column, JoinKind},
 };
 
 /// A sharded relation of the statement, once per mention.
@@ -17,6 +17,11 @@ pub(super) struct Instance {
     /// As written.
     pub(super) schema: Option<String>,
     pub(super) key: String,
+    /// What its rows are called in the statement, if they are called otherwise than the table.
+    pub(super) alias: Option<Alias>,
+    pub(super) usage: Usage,
+    /// Where its name stands in the text, bytes.
+    pub(super) location: u32,
     /// The scope that it stands in.
     pub(super) block: usize,
     pub(super) nullable: Nullable,
@@ -24,6 +29,16 @@ pub(super) struct Instance {
     pub(super) conditions: Vec<Condition>,
     /// Instances whose key equals this one's in every row of this one that can matter.
     pub(super) equals: Vec<usize>,
+}
+
+/// What is done with a relation's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Usage {
+    Read,
+    /// UPDATE, DELETE.
+    Changed,
+    /// MERGE INTO.
+    Merged,
 }
 
 /// Whether an outer join may replace a relation's rows by NULLs.

@@ -34,6 +34,7 @@ use crate::{
 pub use fill::{Fill, Given, asks_for_time, is_each_rows};
 pub(super) use fill::{leaves_time, slots_of, with_time};
 pub use moving::{Columns, Moving, Texts, examine, examined};
+pub(super) use text::quote;
 pub use text::{Part, Time};
 
 /// How a write is made of parts for several shards.
@@ -274,14 +275,14 @@ fn copies(ctes: &[Cte], table: &Relation, analysis: &Analysis<'_>, pins: &[Pin])
     }
     let schema = table.name.schema.as_ref();
     let quoted = match schema {
-        Some(schema) => format!("{}.{}", text::quote(schema), text::quote(name)),
-        None => text::quote(name),
+        Some(schema) => format!("{}.{}", quote(schema), quote(name)),
+        None => quote(name),
     };
     let alias = table.alias.as_ref().map_or(name, |alias| &alias.name);
     Some(What::Copies(Copies {
         table: name.clone(),
         quoted,
-        alias: text::quote(alias),
+        alias: quote(alias),
     }))
 }
 

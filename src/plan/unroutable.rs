@@ -1,6 +1,6 @@
 //! Why a statement is not routed: data only; `proxy/reply.rs` words it.
 
-use crate::catalog::effects::Hazard;
+use crate::catalog::{effects::Hazard, snapshot::Standing};
 
 /// Why a statement is not routed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +49,35 @@ pub enum Unroutable {
     CannotHold { table: String, what: Unheld },
     /// Other proxies say that keys of the group are elsewhere than the configuration says.
     MapDiffers { group: String },
+    /// A reshard moves rows of the group, which are on two shards meanwhile, and this cannot be told apart from them.
+    Doubled { group: String, what: Undoubled },
+    /// It is not known which shards own which keys; [`Standing::Known`] counts as not read.
+    MapUnknown(Standing),
     /// The override names another shard than the statement's own keys.
     OverrideContradicts { named: String, keys: String },
     /// `shardway.shard` names no shard.
     OverrideShard { shard: String },
     /// `shardway.key` is no key of the group, or there is not exactly one group that it can mean.
     OverrideKey { key: String },
+}
+
+/// What cannot leave out the rows that a shard has without owning them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undoubled {
+    /// The text is not understood well enough.
+    Text,
+    /// The key's hash cannot be computed by SQL.
+    Hash,
+    CurrentOf,
+    MergeBySource,
+    /// Column aliases of a table the columns of which are not known.
+    ColumnAliases,
+    /// ON CONFLICT, by a unique index that need not hold the key.
+    Conflict,
+    /// A shard that was chosen by a key which the statement does not say.
+    KeyOverride,
+    /// COPY of something else than a table with rows of its own.
+    Copy,
 }
 
 /// What sharding cannot hold.
@@ -105,7 +128,8 @@ impl Unroutable {
             | Self::OverrideKey { .. } => "22P02",
             Self::OverrideShard { .. } => "22023",
             Self::TooDeep => "54001",
-            Self::MapDiffers { .. } => "55000",
+            Self::MapDiffers { .. } | Self::MapUnknown(Standing::Lacking { .. }) => "55000",
+            Self::MapUnknown(_) => "57P03",
             Self::NoShardForKey { .. } => "23514",
             Self::Unsupported { .. }
             | Self::Unpinned { .. }
@@ -123,6 +147,7 @@ impl Unroutable {
             | Self::Copy { .. }
             | Self::CannotHold { .. }
             | Self::PerShardObject { .. }
+            | Self::Doubled { .. }
             | Self::OverrideContradicts { .. } => "0A000",
         }
     }
@@ -156,6 +181,10 @@ impl Unroutable {
             Self::PerShardObject { .. } => "SW125",
             Self::CannotHold { .. } => "SW131",
             Self::MapDiffers { .. } => "SW165",
+            Self::Doubled { .. } => "SW174",
+            Self::MapUnknown(Standing::Known | Standing::Unread) => "SW166",
+            Self::MapUnknown(Standing::Lacking { .. }) => "SW167",
+            Self::MapUnknown(Standing::Behind { .. }) => "SW168",
         }
     }
 
@@ -175,6 +204,7 @@ impl Unroutable {
                 | Self::ColumnsUnknown { .. }
                 | Self::PerShardObject { .. }
                 | Self::Copy { .. }
+                | Self::Doubled { .. }
                 | Self::NotUnderstood
                 | Self::NotUtf8
                 | Self::TooDeep

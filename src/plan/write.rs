@@ -8,12 +8,16 @@
 use super::{
     block::{Analysis, Place, both},
     route::{Condition, Pin, Role},
-    scope::{Entry, EntryKind, Nullable, Outputs, resolve},
-    unroutable::Unroutable,
+    scope::{Entry, EntryKind, Nullable, Outputs, Usage, resolve},
+    unroutable::{Undoubled, Unroutable},
     value::Value,
 };
 use crate::{
-    catalog::{effects::Act, group::GroupId, snapshot::Table},
+    catalog::{
+        effects::Act,
+        group::GroupId,
+        snapshot::{ObjectName, Table},
+    },
     sql::tree::{
         Body, Column, Cte, Delete, Expr, From, Insert, Merge, MergeAct, MergeAction, Overriding,
         Query, Relation, Select, Target, Update,
@@ -52,6 +56,7 @@ impl<'a> Analysis<'a> {
         }
         self.inserted_scope(&insert.table, scope);
         if let Some(conflict) = &insert.conflict {
+            self.conflict_with_doubled(&insert.table);
             if !conflict.assignments.is_empty() {
                 let assigned = assigned(&conflict.assignments);
                 self.sets_off(&insert.table, Act::Update(&assigned));
@@ -271,6 +276,23 @@ impl<'a> Analysis<'a> {
         instance.group == group && instance.block == scope && instance.nullable == Nullable::No
     }
 
+    /// A unique index without the key, which the configuration may let each shard have for itself, may meet a row that the
+    /// shard does not own.
+    fn conflict_with_doubled(&mut self, table: &Relation) {
+        let Place::Sharded { group, .. } = self.place(&table.name) else {
+            return;
+        };
+        let group = self.snapshot.group(group);
+        let name = &table.name.name;
+        let accepts = |object: &ObjectName| object.table == "*" || object.table == *name;
+        if group.is_doubled() && self.snapshot.per_shard.iter().any(accepts) {
+            self.refuse(Unroutable::Doubled {
+                group: group.name.clone(),
+                what: Undoubled::Conflict,
+            });
+        }
+    }
+
     /// `DO UPDATE SET key = excluded.key`, or the row's own key, stays; anything else may not.
     fn conflict_assignment(&mut self, target: &Target, table: &Relation) {
         let Place::Sharded { key, .. } = self.place(&table.name) else {
@@ -355,6 +377,9 @@ impl<'a> Analysis<'a> {
     fn target_table(&mut self, table: &Relation, scope: usize) -> Option<usize> {
         if self.written_table(table).is_some() {
             self.changed = self.table_itself(table, scope, Nullable::No);
+            if let Some(instance) = self.changed {
+                self.instances[instance].usage = Usage::Changed;
+            }
             return self.changed;
         }
         let name = table
@@ -417,6 +442,9 @@ impl<'a> Analysis<'a> {
         self.with(&merge.ctes, merge.recursive, parent);
         let scope = self.open(parent);
         let instance = self.target_table(&merge.table, scope);
+        if let Some(instance) = instance {
+            self.instances[instance].usage = Usage::Merged;
+        }
         self.item(&merge.source, scope, Nullable::No);
         if let (Some(instance), false) = (instance, merge.by_source) {
             self.restrict(&merge.on, scope, 0, &(instance..instance + 1));

@@ -12,14 +12,16 @@ use super::{
     reply::{self as wording, session as reply},
     request::Stop,
     scatter::Scattered,
-    session::{End, Note, Session},
+    session::{End, Note, Session, first_value},
+    spread::without_position,
 };
 use crate::{
     catalog::shard::ShardSet,
     plan::{
         Plan, StatementPlan, Values,
         copy::{CopyOut, query_within},
-        unroutable::Unroutable,
+        owned::{PerShard, TableCopy},
+        unroutable::{Undoubled, Unroutable},
     },
     protocol::pipeline::{Origin, Request},
     split::copy::{Format, Header},
@@ -168,11 +170,50 @@ impl Session {
         Ok(())
     }
 
+    /// What the shards are sent.
+    async fn copies(&mut self, copy: &CopyOut, text: &[u8]) -> Result<PerShard, Stop> {
+        let text = std::str::from_utf8(text).map_err(|_not_utf8| reply::malformed())?;
+        let doubled = copy
+            .of_table()
+            .map(|group| self.snapshot.group(group))
+            .filter(|group| group.is_doubled());
+        let Some(group) = doubled.map(|group| group.name.clone()) else {
+            return self.per_shard(text);
+        };
+        let refusal = || {
+            let what = Undoubled::Copy;
+            Stop::from(wording::unroutable(&Unroutable::Doubled { group, what }))
+        };
+        let Some(table) = TableCopy::of(text) else {
+            return Err(refusal());
+        };
+        if let Some(fan) = self.fan.as_deref_mut() {
+            fan.ask(0, 1, |out| put_query(out, table.question().as_bytes()));
+        }
+        let (mut answer, mut problem) = (None, None);
+        self.hear_fan(|_, tag, body| {
+            match tag {
+                b'D' => answer = first_value(body),
+                b'E' => problem = Some(Words::Servers(without_position(body))),
+                _ => {}
+            }
+            Ok(())
+        })
+        .await?;
+        if let Some(problem) = problem {
+            return Err(problem.into());
+        }
+        let query = answer.and_then(|answer| table.of_query(&answer));
+        self.per_shard(&query.ok_or_else(refusal)?)
+    }
+
     async fn give_copy(&mut self, copy: &CopyOut, text: &[u8]) -> Result<u64, Stop> {
+        let texts = self.copies(copy, text).await?;
         let members = self.fan.as_deref().map_or(0, Fan::len);
         for at in 0..members {
             if let Some(fan) = self.fan.as_deref_mut() {
-                fan.ask(at, 1, |out| put_query(out, text));
+                let own = texts.on(fan.shard(at)).as_bytes();
+                fan.ask(at, 1, |out| put_query(out, own));
             }
         }
         let mut response: Option<Vec<u8>> = None;

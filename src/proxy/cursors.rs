@@ -29,6 +29,7 @@ use crate::{
         order::Merge,
         parts::{Gave, PART, Parts},
     },
+    plan::owned::PerShard,
     protocol::parameters::Value,
     sql::{cursor::Scroll, statement::Effect},
     wire::{
@@ -304,7 +305,7 @@ impl Session {
     ) -> Result<Box<Reading>, Stop> {
         self.enlist_fan(&asked.shards).await?;
         let name = self.cursors.next_name();
-        let parsed = Some((asked.question.as_str(), asked.types.as_slice()));
+        let parsed = Some((&asked.question, asked.types.as_slice()));
         let bound = self.bind_parts(&name, parsed, &asked.tail).await;
         self.end_within(bound).await?;
         let level = self.several.savepoints();
@@ -318,7 +319,7 @@ impl Session {
     pub(super) async fn bind_parts(
         &mut self,
         name: &str,
-        parse: Option<(&str, &[u8])>,
+        parse: Option<(&PerShard, &[u8])>,
         tail: &[u8],
     ) -> Result<(), Stop> {
         let members = self.fan.as_deref().map_or(0, Fan::len);
@@ -327,13 +328,14 @@ impl Session {
             let own = shard.zip(parse);
             let own = own.map(|(shard, (_, types))| self.types_for(shard, types));
             if let Some(fan) = self.fan.as_deref_mut() {
-                let stale = self.cursors.stale_on(fan.shard(at));
+                let shard = fan.shard(at);
+                let stale = self.cursors.stale_on(shard);
                 fan.ask(at, 1, |out| {
                     for name in &stale {
                         put_named(out, b'C', Name::Portal(name.as_bytes()));
                     }
                     if let (Some((text, _)), Some(types)) = (parse, &own) {
-                        put_parse(out, b"", text.as_bytes(), types);
+                        put_parse(out, b"", text.on(shard).as_bytes(), types);
                     }
                     put_bind(out, name.as_bytes(), b"", tail);
                     put_bare(out, b'S');

@@ -10,6 +10,7 @@ use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     clock::{Clock, Instant},
     config::settings::{self, BackendProof, Credentials, PoolMode, Settings, User},
+    gate::Gate,
     metrics::{
         Metrics,
         listeners::NewListener,
@@ -50,6 +51,8 @@ pub struct Database {
     pub unfit: ArcSwapOption<String>,
     /// Looks at the servers.
     pub(super) learning: Learning,
+    /// Before which statements wait whose keys change their owner.
+    pub gate: Arc<Gate>,
     /// Transactions over several shards.
     pub coordinator: Arc<Coordinator>,
     /// Sessions on several shards, where rings of waits are looked for.
@@ -120,12 +123,18 @@ impl std::fmt::Debug for Database {
 impl Database {
     /// A database with no backend yet.
     #[must_use]
-    pub fn new(settings: Arc<settings::Database>, plans: PlanCache, parts: Parts) -> Arc<Self> {
+    pub fn new(
+        settings: Arc<settings::Database>,
+        plans: PlanCache,
+        gate: Arc<Gate>,
+        parts: Parts,
+    ) -> Arc<Self> {
         let coordinator =
             Coordinator::new(&settings, Arc::clone(&parts.incarnation), &parts.metrics);
         let looks = coordinator.is_wanted() && !settings.deadlock_interval.is_zero();
         Arc::new(Self {
             snapshot: ArcSwap::from(learning::unlearned(&settings)),
+            gate,
             coordinator,
             waits: looks.then(Arc::default),
             ids: Ids::new(parts.clock, settings.sequence_block),

@@ -20,6 +20,7 @@ use crate::{
         Explains, Values,
         cache::Planned,
         explained::{Explain, Form, Runs, ShardPlan, Top},
+        owned::PerShard,
         spread::{Given, Part, Shares, What},
         unroutable::Unroutable,
     },
@@ -218,7 +219,8 @@ impl Session {
             Way::Streamed(scattered) => {
                 let (shards, question) = scattered.asked();
                 if self.is_streamed(&scattered, explaining, bound).await? {
-                    let questions = same_of_all(shards, question, bound.types, bound);
+                    let question = self.per_shard(question)?;
+                    let questions = same_of_all(shards, &question, bound.types, bound);
                     let top = explaining.top_of_stream();
                     let heard = self.explain_apart(explaining, &questions).await?;
                     return explaining.answer(&self.named(&questions), &top, heard);
@@ -267,6 +269,7 @@ impl Session {
     ) -> Result<Written, Stop> {
         let asks = self.gather_question(scatter, explaining.own.as_bytes(), bound);
         let (shards, question, types) = Box::pin(asks).await?;
+        let question = self.per_shard(&question)?;
         let questions = same_of_all(&shards, &question, &types, bound);
         let heard = self.explain_apart(explaining, &questions).await?;
         let top = Top {
@@ -307,7 +310,8 @@ impl Session {
                 .iter()
                 .map(|(_, rows)| rows.as_slice());
             let parts = as_written.parts(writing.text, writing.slots, rows, &Given::default());
-            let questions = questions_of(&writing, parts.ok_or_else(reply::malformed)?);
+            let parts = self.owned_parts(&writing, parts.ok_or_else(reply::malformed)?)?;
+            let questions = questions_of(&writing, parts.parts);
             let heard = self.explain_apart(explaining, &questions).await?;
             return explaining.answer(&self.named(&questions), &top, heard);
         }
@@ -315,7 +319,7 @@ impl Session {
         self.begin_own().await?;
         self.reach_shards(&writing).await?;
         let parts = self.parts_to_send(&writing).await?;
-        let questions = questions_of(&writing, parts);
+        let questions = questions_of(&writing, parts.parts);
         let heard = self
             .explain_within(explaining, &writing, &questions)
             .await?;
@@ -493,13 +497,18 @@ impl Heard {
 }
 
 /// The same question for each of these shards.
-fn same_of_all(shards: &ShardSet, asked: &str, types: &[u8], bound: &Bound<'_>) -> Vec<Question> {
+fn same_of_all(
+    shards: &ShardSet,
+    asked: &PerShard,
+    types: &[u8],
+    bound: &Bound<'_>,
+) -> Vec<Question> {
     let tail = bound
         .tail
         .map_or_else(|| NOTHING_BOUND.to_vec(), Bind::tail_for_text);
     let question = |shard| Question {
         shard,
-        asked: asked.to_owned(),
+        asked: asked.on(shard).to_owned(),
         types: types.to_vec(),
         tail: tail.clone(),
     };

@@ -2,6 +2,7 @@
 //! each backend that needs it, under a name of its own.
 
 use super::{
+    holding::Passed,
     ids::{Computing, Filled},
     link::{Hold, Link},
     local::put_explanation_columns,
@@ -16,6 +17,7 @@ use super::{
 };
 use crate::{
     catalog::snapshot::Snapshot,
+    gate::Came,
     plan::{Override, StatementPlan, Target, Values, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::{Effect, PinReason},
@@ -115,13 +117,9 @@ impl Session {
         }
         let prepared = self.prepared(bind.statement).await?;
         self.sure = false;
-        let mut prepared = self.bound_now(bind.statement, prepared)?;
-        if self.names_unseen(&prepared.plan) {
-            match Box::pin(self.see_bound(bind.statement, prepared)).await? {
-                Some(seen) => prepared = seen,
-                None => return Ok(()),
-            }
-        }
+        let Some(prepared) = self.bound_and_passed(&bind, prepared).await? else {
+            return Ok(());
+        };
         let filled = self.filled(&prepared, &bind).await?;
         let (bind, frame) = chosen(filled.as_deref(), bind, frame)?;
         let values = Values {
@@ -171,6 +169,58 @@ impl Session {
             self.reach(Place { shard, hold }).await?;
         }
         self.bind_there(&bind, frame, prepared).await
+    }
+
+    /// What a statement that is bound means now, when it may run; `None`: it was answered or skipped.
+    async fn bound_and_passed(
+        &mut self,
+        bind: &Bind<'_>,
+        prepared: Arc<Prepared>,
+    ) -> Result<Option<Arc<Prepared>>, Stop> {
+        let mut prepared = self.bound_now(bind.statement, prepared)?;
+        if self.names_unseen(&prepared.plan) {
+            match Box::pin(self.see_bound(bind.statement, prepared)).await? {
+                Some(seen) => prepared = seen,
+                None => return Ok(None),
+            }
+        }
+        match self.comes_to_gate(&prepared.plan.statements) {
+            Came::Quiet => Ok(Some(prepared)),
+            came @ (Came::First | Came::Again) => {
+                Box::pin(self.binds_at_gate(came, bind, prepared)).await
+            }
+        }
+    }
+
+    /// What a statement that is bound means when it has passed the gate; `None`: it was skipped.
+    async fn binds_at_gate(
+        &mut self,
+        mut came: Came,
+        bind: &Bind<'_>,
+        mut prepared: Arc<Prepared>,
+    ) -> Result<Option<Arc<Prepared>>, Stop> {
+        loop {
+            let values = Values {
+                text: &prepared.text,
+                slots: &prepared.slots,
+                types: &prepared.types,
+                bind: Some(bind),
+            };
+            let asking = self.asks_gate(came, &prepared.plan.statements, &values);
+            let passed = asking.await?;
+            if self.skip {
+                return Ok(None);
+            }
+            if passed == Passed::Now {
+                return Ok(Some(prepared));
+            }
+            prepared = self.executes_now(bind.statement, prepared)?;
+            prepared = self.plan_again(bind.statement, prepared);
+            came = self.comes_to_gate(&prepared.plan.statements);
+            if came == Came::Quiet {
+                return Ok(Some(prepared));
+            }
+        }
     }
 
     /// Binds on the link, which has been reached.
@@ -632,12 +682,20 @@ impl Session {
     /// The statement, planned again when settings or the catalog have changed since it was parsed: as in PostgreSQL a
     /// prepared statement means what its text means now.
     pub(super) fn planned_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
-        let meaning = self.meaning();
         let parsed_just_now = self
             .pending
             .iter()
             .any(|pending| Arc::ptr_eq(pending, &prepared));
-        if prepared.meaning == meaning || parsed_just_now || prepared.executes.is_some() {
+        if parsed_just_now {
+            return prepared;
+        }
+        self.plan_again(name, prepared)
+    }
+
+    /// The same, of a statement that may wait for its shard.
+    fn plan_again(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+        let meaning = self.meaning();
+        if prepared.meaning == meaning || prepared.executes.is_some() {
             return prepared;
         }
         let types = &prepared.types;
@@ -682,6 +740,11 @@ impl Session {
             self.unnamed = Some(Arc::clone(&anew));
         } else {
             self.statements.insert(name.into(), Arc::clone(&anew));
+        }
+        for pending in &mut self.pending {
+            if Arc::ptr_eq(pending, &prepared) {
+                *pending = Arc::clone(&anew);
+            }
         }
         anew
     }

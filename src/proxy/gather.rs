@@ -24,6 +24,7 @@ use crate::{
     plan::{
         Plan, Route, StatementPlan, Target, Values,
         gather::{Asked, Gather, Push, Texts, array_element},
+        owned::PerShard,
         unroutable::Unroutable,
     },
     pool::backend::Reported,
@@ -106,6 +107,7 @@ pub(super) struct Described {
 #[derive(Debug)]
 struct Question {
     asked: Asked,
+    text: PerShard,
     /// The RowDescription that is expected.
     shape: Vec<u8>,
     /// What reads the needed columns of the table, and the RowDescription that is expected of it.
@@ -136,7 +138,7 @@ impl Question {
 
     /// As one batch, in whose transaction values are written so that they read back as they are; in the client's this is
     /// undone behind it.
-    fn put(&self, preparations: &[String], types: &[u8], stands: Stands, out: &mut Vec<u8>) {
+    fn put(&self, preparations: &[String], own: Own<'_>, stands: Stands, out: &mut Vec<u8>) {
         let execute = |out: &mut Vec<u8>| {
             put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
         };
@@ -153,7 +155,7 @@ impl Question {
         }
         put_parse(out, b"", self.columns.as_bytes(), b"");
         put_named(out, b'D', Named::Statement(b""));
-        put_parse(out, b"", self.asked.question.as_bytes(), types);
+        put_parse(out, b"", self.text.on(own.shard).as_bytes(), own.types);
         put_bind(out, b"", b"", &self.tail);
         put_named(out, b'D', Named::Portal(b""));
         execute(out);
@@ -163,6 +165,14 @@ impl Question {
         }
         frontend::put_bare(out, b'S');
     }
+}
+
+/// What is one shard's own of a question.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    shard: ShardId,
+    /// Of parameters, as they stand in Parse.
+    types: &'a [u8],
 }
 
 /// Whose transaction the shards answer in.
@@ -441,6 +451,7 @@ impl Session {
         let value = |name: &'static str| Some((name, reported?.get(name.as_bytes())?.to_vec()));
         let settings = OF_VALUES.into_iter().filter_map(value).collect();
         Ok(Question {
+            text: self.per_shard(&asked.question)?,
             asked,
             shape: expected,
             columns: texts.columns(),
@@ -552,12 +563,18 @@ impl Session {
         self.lease_fan(shards).await?;
         let count = self.fan.as_deref().map_or(0, Fan::len);
         for at in 0..count {
-            let shard = self.fan.as_deref().map(|fan| fan.shard(at));
-            let types = shard.map(|shard| self.types_for(shard, &question.types));
-            if let (Some(fan), Some(types)) = (self.fan.as_deref_mut(), types) {
+            let Some(shard) = self.fan.as_deref().map(|fan| fan.shard(at)) else {
+                continue;
+            };
+            let types = self.types_for(shard, &question.types);
+            let own = Own {
+                shard,
+                types: &types,
+            };
+            if let Some(fan) = self.fan.as_deref_mut() {
                 let preparations = question.preparations(&fan.link(at).lease.reported);
                 fan.ask(at, 1, |out| {
-                    question.put(&preparations, &types, stands, out);
+                    question.put(&preparations, own, stands, out);
                 });
             }
         }

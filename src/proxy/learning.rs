@@ -9,14 +9,17 @@ use crate::{
     catalog::{
         code::Code,
         group::GroupId,
-        snapshot::{Placement, Snapshot, Unlisted, Unseen},
+        moving::Doubled,
+        shard::ShardSet,
+        snapshot::{Epoch, Placement, Snapshot, Standing, Unlisted, Unseen},
     },
     clock::{Duration, Instant},
     config::settings::{self, Credentials, Settings},
     inspect::{Survey, code, complete, credentials_for, judge, survey},
+    registry::{Kept, Registry},
 };
 use std::sync::{
-    Arc,
+    Arc, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 use tokio::sync::Mutex;
@@ -35,6 +38,8 @@ pub struct Learning {
     begun: AtomicU64,
     /// The last that has ended. Held while one is under way.
     ended: Mutex<Ended>,
+    /// Held while one snapshot takes the place of another.
+    installing: std::sync::Mutex<()>,
     /// How many schemas were made that one transaction alone sees.
     uncommitted: AtomicU64,
 }
@@ -46,6 +51,8 @@ struct Ended {
     /// When it began.
     at: Option<Instant>,
     looked: Looked,
+    /// The shards that were asked.
+    members: Option<ShardSet>,
 }
 
 /// Who has answered.
@@ -55,6 +62,13 @@ pub enum Looked {
     #[default]
     Partly,
     All,
+}
+
+/// Whether there is another snapshot now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Swapped {
+    Yes,
+    No,
 }
 
 /// Whether all is known that others have announced.
@@ -81,6 +95,9 @@ pub(super) fn unlearned(settings: &settings::Database) -> Arc<Snapshot> {
     }
     let mut snapshot = (**configured).clone();
     snapshot.unseen = Unseen::Asked;
+    if settings.control.is_some() {
+        snapshot.standing = Standing::Unread;
+    }
     Arc::new(snapshot)
 }
 
@@ -94,16 +111,22 @@ impl Database {
         }
         let number = self.learning.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let at = Some(self.now());
-        let mut looked = Looked::Partly;
+        let (mut looked, mut members) = (Looked::Partly, None);
         if let Some(credentials) = credentials_for(settings, &self.settings) {
             if self.settings.name != "*" {
                 self.learn_code(credentials).await;
             }
             if !self.snapshot.load().is_single() {
-                looked = self.learn_tables(credentials).await;
+                let (by, of) = self.learn_tables(credentials).await;
+                (looked, members) = (by, Some(of));
             }
         }
-        *ended = Ended { number, at, looked };
+        *ended = Ended {
+            number,
+            at,
+            looked,
+            members,
+        };
         looked
     }
 
@@ -132,8 +155,8 @@ impl Database {
         };
         let settings = shared.settings.load_full();
         if heard > agreement.taken() {
-            self.coordinator.renew_map().await;
-            if self.learn(&settings).await == Looked::Partly {
+            let renewed = self.renew_map().await;
+            if !renewed || self.learn(&settings).await == Looked::Partly {
                 return CaughtUp::No;
             }
             let number = shared.metrics.sessions.proxy();
@@ -141,14 +164,50 @@ impl Database {
         } else if agreement.is_lapsed(self.now()) {
             self.learn_unheard(&settings).await;
         }
-        self.take_over_map().await;
+        self.take_over_map();
+        let members = self.learning.ended.lock().await.members.clone();
+        if members.is_some_and(|members| members != self.snapshot.load().members) {
+            // Who serves is another than who was looked at.
+            self.learn(&settings).await;
+        }
         CaughtUp::Yes
+    }
+
+    /// The number of the map that statements are planned by.
+    #[must_use]
+    pub fn map_epoch(&self) -> i64 {
+        let registry = self.coordinator.registry().ok();
+        let kept = registry.and_then(|registry: &Registry| registry.map().0);
+        kept.map_or(0, |kept| kept.epoch)
+    }
+
+    /// Tells the gate which groups have keys that move.
+    pub fn watch_moving(&self) {
+        let snapshot = self.snapshot.load();
+        let moving = snapshot
+            .groups
+            .iter()
+            .filter(|group| !group.doubled.is_empty());
+        self.gate.watch(moving.map(|group| group.name.as_str()));
+    }
+
+    /// Asks for the map again and takes it over: others have changed it. Whether the home shard has answered.
+    pub async fn renew_map(&self) -> bool {
+        let renewed = self.coordinator.renew_map().await;
+        self.take_over_map();
+        if let Err(problem) = &renewed {
+            let database = &self.settings.name;
+            tracing::debug!(database, %problem, "asking for the map");
+        }
+        renewed.is_ok()
     }
 
     /// Looks at the functions and triggers of the first shard that can be asked: they are the same on all.
     async fn learn_code(&self, credentials: &Credentials) {
         let limit = self.settings.pool.connect_timeout;
-        for shard in &self.settings.shards {
+        let members = self.snapshot.load().all();
+        let shards = members.iter();
+        for shard in shards.filter_map(|shard| self.settings.shards.get(shard.index())) {
             match code(&shard.primary, credentials, limit).await {
                 Ok(code) => return self.take_over(code),
                 Err(problem) => {
@@ -158,51 +217,67 @@ impl Database {
         }
     }
 
-    /// Takes over which groups are not served, because other proxies say that their keys are elsewhere.
-    async fn take_over_map(&self) {
-        // Not while a look is under way, which takes it over too.
-        let _turn = self.learning.ended.lock().await;
-        let old = self.snapshot.load_full();
-        let barred = self.barred(&old);
-        if old.barred != barred {
-            let mut new = (*old).clone();
-            new.barred = barred;
-            new.schema += 1;
-            self.snapshot.store(Arc::new(new));
+    /// Takes over what its predecessor knew of the map: it is asked for again at once, and nobody waits for that.
+    pub fn inherit_map(&self, older: &Self) {
+        let home = |of: &Self| {
+            let home = of.settings.snapshot.home;
+            of.settings
+                .shards
+                .get(home.index())
+                .map(|shard| shard.primary.clone())
+        };
+        if home(self) == home(older) {
+            self.coordinator.inherit_map(&older.coordinator);
+            self.take_over_map();
         }
     }
 
-    fn barred(&self, snapshot: &Snapshot) -> Vec<GroupId> {
-        let barred = self.coordinator.barred();
-        let groups = snapshot.groups.iter().zip(0_u16..);
-        groups
-            .filter(|(group, _)| barred.contains(&group.name))
-            .map(|(_, at)| GroupId(at))
-            .collect()
+    /// Takes over who owns which keys, as far as it is known.
+    pub(super) fn take_over_map(&self) {
+        self.install(|old| old.clone());
+    }
+
+    /// Puts another snapshot in the place of the last, with the map as it is known now.
+    fn install(&self, make: impl FnOnce(&Snapshot) -> Snapshot) -> Swapped {
+        // Whoever comes later knows a later map.
+        let turn = &self.learning.installing;
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.snapshot.load_full();
+        let mut new = make(&old);
+        if let Some((kept, standing)) = self.coordinator.map() {
+            put_map(&mut new, &self.settings.snapshot, kept.as_ref(), standing);
+        }
+        if new == *old {
+            return Swapped::No;
+        }
+        new.schema = old.schema + 1;
+        self.snapshot.store(Arc::new(new));
+        Swapped::Yes
     }
 
     fn take_over(&self, code: Code) {
-        let old = self.snapshot.load_full();
-        if old.code != code {
-            let mut new = (*old).clone();
-            new.code = code;
-            new.schema += 1;
-            self.snapshot.store(Arc::new(new));
-        }
+        self.install(|old| Snapshot {
+            code,
+            ..old.clone()
+        });
     }
 
-    async fn learn_tables(&self, credentials: &Credentials) -> Looked {
+    async fn learn_tables(&self, credentials: &Credentials) -> (Looked, ShardSet) {
         let old = self.snapshot.load_full();
         // What was found by key column is found again, or is not there any more.
         let mut new = (*unlearned(&self.settings)).clone();
         new.schema = old.schema;
         new.code = old.code.clone();
-        new.barred = self.barred(&new);
+        new.standing = old.standing.clone();
+        if let Some((kept, standing)) = self.coordinator.map() {
+            put_map(&mut new, &self.settings.snapshot, kept.as_ref(), standing);
+        }
+        let members = new.members.clone();
         let credentials = self.settings.control.as_ref().unwrap_or(credentials);
-        let survey = survey(&self.settings, credentials, &[]).await;
+        let survey = survey(&self.settings, &members, credentials, &[]).await;
         complete(&mut new, &survey);
         keep_known(&mut new, &old, &survey);
-        let looked = if survey.shards.iter().all(Result::is_ok) {
+        let looked = if survey.is_complete() {
             Looked::All
         } else {
             Looked::Partly
@@ -220,16 +295,16 @@ impl Database {
             .find(|finding| finding.forbids_routing())
             .map(ToString::to_string);
         self.judge_fitness(unfit, looked);
-        if new != *old {
-            new.schema += 1;
-            tracing::info!(
-                database = new.database,
-                tables = new.tables.len(),
-                "took over what the servers say of tables"
-            );
-            self.snapshot.store(Arc::new(new));
+        let tables = new.tables.len();
+        let swapped = self.install(|old| Snapshot {
+            schema: old.schema,
+            ..new
+        });
+        if swapped == Swapped::Yes {
+            let database = &self.settings.name;
+            tracing::info!(database, tables, "took over what the servers say of tables");
         }
-        looked
+        (looked, members)
     }
 
     fn judge_fitness(&self, unfit: Option<String>, looked: Looked) {
@@ -248,10 +323,50 @@ impl Database {
     }
 }
 
+/// Puts who owns which keys in the place of what the configuration says of it.
+fn put_map(
+    snapshot: &mut Snapshot,
+    configured: &Snapshot,
+    kept: Option<&Kept>,
+    standing: Standing,
+) {
+    snapshot.standing = standing;
+    snapshot.barred.clear();
+    let Some(Kept {
+        epoch,
+        content,
+        disagreements,
+        ..
+    }) = kept
+    else {
+        return;
+    };
+    let find = |name: &str| configured.shard_named(name);
+    snapshot.epoch = Epoch(u64::try_from(*epoch).unwrap_or_default());
+    snapshot.members = content.members.iter().filter_map(|it| find(it)).collect();
+    for (group, at) in snapshot.groups.iter_mut().zip(0_u16..) {
+        let differs = disagreements.iter().any(|it| it.group == group.name);
+        match content.owners.map_of(&group.name, find) {
+            Ok(Some((map, pins))) if !differs => {
+                group.map = map;
+                group.pins = pins;
+                let moving = content.moving.iter().filter(|it| it.group == group.name);
+                let doubled = moving.filter_map(|it| {
+                    let (shard, keys) = (find(&it.shard)?, it.keys.clone());
+                    Some(Doubled { shard, keys })
+                });
+                group.doubled = doubled.collect();
+            }
+            // A shard that is not known is said of the whole map.
+            Ok(_) | Err(_) => snapshot.barred.push(GroupId(at)),
+        }
+    }
+}
+
 /// What only servers know that could not be asked stays as it was.
 fn keep_known(new: &mut Snapshot, old: &Snapshot, survey: &Survey) {
     let heard = |shard: usize| survey.shards.get(shard).is_some_and(Result::is_ok);
-    if survey.shards.iter().all(Result::is_ok) {
+    if survey.is_complete() {
         return;
     }
     for (name, table) in &old.tables {

@@ -625,9 +625,6 @@ impl Session {
                 self.database = database;
                 self.pools.clear();
                 self.context_stale = true;
-                if self.any.index() >= self.database.settings.shards.len() {
-                    self.any = crate::catalog::shard::ShardId(0);
-                }
             }
         }
         self.take_over_snapshot();
@@ -641,12 +638,16 @@ impl Session {
             return;
         }
         self.looking.forget();
+        self.keeps_what_it_began_on();
         if self.several.foreseen.is_empty() {
             self.snapshot = Arc::clone(&current);
-            return;
+        } else {
+            drop(current);
+            self.foresee_again();
         }
-        drop(current);
-        self.foresee_again();
+        if !self.snapshot.members.contains(self.any) {
+            self.any = self.snapshot.home;
+        }
     }
 
     /// A reload may have given another password for the same role: backends are opened with it from now on.

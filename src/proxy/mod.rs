@@ -14,6 +14,7 @@ mod explaining;
 mod extended;
 mod fan;
 mod gather;
+mod holding;
 mod ids;
 pub mod keyring;
 pub mod learning;

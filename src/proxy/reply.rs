@@ -13,9 +13,9 @@ pub mod session;
 use crate::{
     catalog::{
         effects::{Hazard, HazardKind},
-        snapshot::OWN_SCHEMA,
+        snapshot::{OWN_SCHEMA, Standing},
     },
-    plan::unroutable::{KeyProblem, Unheld, Unroutable},
+    plan::unroutable::{KeyProblem, Undoubled, Unheld, Unroutable},
     wire::notice::{Notice, Words},
 };
 
@@ -147,6 +147,59 @@ fn message(why: &Unroutable) -> (String, String) {
     }
 }
 
+/// What is refused because it cannot leave out rows that a shard does not own.
+fn undoubled(what: Undoubled) -> &'static str {
+    match what {
+        Undoubled::Text => "a statement of this form over several shards is not supported",
+        Undoubled::Hash => "a statement over several shards is not supported",
+        Undoubled::CurrentOf => "WHERE CURRENT OF over several shards is not supported",
+        Undoubled::MergeBySource => "WHEN NOT MATCHED BY SOURCE is not supported",
+        Undoubled::ColumnAliases => {
+            "a list of column aliases for a table whose columns are not known is not supported"
+        }
+        Undoubled::Conflict => {
+            "ON CONFLICT on a table with a unique index that need not hold the shard key is not supported"
+        }
+        Undoubled::KeyOverride => {
+            "a shard chosen by a key that the statement itself does not say is not supported"
+        }
+        Undoubled::Copy => "COPY of this relation is not supported",
+    }
+}
+
+fn map_unknown(standing: &Standing) -> (String, String) {
+    let why = match standing {
+        Standing::Known | Standing::Unread => {
+            return (
+                "the map of the shards was not read yet".to_owned(),
+                "Which shard owns which keys is kept on the home shard, which this proxy has not been able to ask since it \
+                 was started. SHOW SHARDS and the log say why."
+                    .to_owned(),
+            );
+        }
+        Standing::Lacking { shard } => format!(
+            "The map that all proxies share names shard \"{shard}\", which this proxy's configuration does not have."
+        ),
+        Standing::Behind { shard, seen, kept } => {
+            let who = shard.as_ref().map_or_else(
+                || "This proxy".to_owned(),
+                |shard| format!("Shard \"{shard}\""),
+            );
+            if seen == kept {
+                format!("{who} has seen another map {kept} than the home shard has.")
+            } else {
+                format!(
+                    "{who} has seen map {seen}, and the home shard has map {kept}: it has lost what it had committed."
+                )
+            }
+        }
+    };
+    (
+        "what is on several shards is not served here".to_owned(),
+        why,
+    )
+}
+
 fn rare_message(why: &Unroutable) -> (String, String) {
     let text = |text: &str| text.to_owned();
     match why {
@@ -156,6 +209,16 @@ fn rare_message(why: &Unroutable) -> (String, String) {
                 "This proxy's configuration gives keys of the group to other shards than the map that all proxies share.",
             ),
         ),
+        Unroutable::Doubled { group, what } => (
+            format!(
+                "{} while a reshard moves rows of group \"{group}\"",
+                undoubled(*what)
+            ),
+            text(
+                "Rows that move are on two shards until the reshard is finished, and only those of the shard that owns them count.",
+            ),
+        ),
+        Unroutable::MapUnknown(standing) => map_unknown(standing),
         Unroutable::NotUtf8 => (
             text("statement is not UTF-8 text"),
             text(
@@ -653,6 +716,34 @@ pub const CODES: &[Code] = &[
         what_to_do: "shardway check --connect says what differs. Correct the configuration; or, if no row has to move, make it the map of all: shardway check --connect --accept-map prints the SQL.",
     },
     Code {
+        code: "SW166",
+        sqlstate: "57P03",
+        title: "Map not read yet",
+        meaning: "Which shard owns which keys is kept in shardway.map on the home shard, and this proxy has not read it since it was started or given another configuration: the home shard cannot be reached by the control role, its schema cannot be used, or, on a database that no proxy has served before, some shard has not been reached. What the configuration says may be outdated by a reshard, so that sharded and reference tables, and schema changes, are refused. Tables of one shard are served.",
+        what_to_do: "See why in the log and with shardway check --connect; the proxy goes on trying. Run the statement again.",
+    },
+    Code {
+        code: "SW167",
+        sqlstate: "55000",
+        title: "Shard of the map missing in the configuration",
+        meaning: "The map that all proxies share names a shard that this proxy's configuration does not have: rows are there, or copies of reference tables, that this proxy could neither read nor write. Sharded and reference tables, and schema changes, are refused by this proxy.",
+        what_to_do: "Add the shard to this proxy's configuration; shardway check --connect says which.",
+    },
+    Code {
+        code: "SW168",
+        sqlstate: "57P03",
+        title: "Home shard behind",
+        meaning: "A shard keeps a later version of the map of all proxies than the home shard, which has lost what it had committed: a standby without its last transactions was promoted, or an older backup was restored. Until the home shard has the latest map again, sharded and reference tables, and schema changes, are refused. The first proxy that reaches all shards restores the map from the latest copy; that does not happen where two maps of one number differ.",
+        what_to_do: "Nothing, if it passes within seconds. Else see the log: make the shards reachable; of two maps of one number, decide which is right and delete the row of the other from shardway.map.",
+    },
+    Code {
+        code: "SW174",
+        sqlstate: "0A000",
+        title: "Rows are on two shards",
+        meaning: "A reshard moves rows of this group: they are on two shards until it is finished, and each shard must leave out those that it does not own. The statement is of a form that cannot be given the condition for that. All other statements on the group's tables work meanwhile.",
+        what_to_do: "Restrict the statement to one key, or write it in another form, or repeat it when the reshard is finished: SHOW RESHARD in the console shows how far it is.",
+    },
+    Code {
         code: "SW201",
         sqlstate: "53300",
         title: "Waited too long for a server connection",
@@ -848,6 +939,20 @@ pub const CODES: &[Code] = &[
         meaning: "A transaction with a snapshot on every shard (shardway.read_consistency) reads the catalogs of one shard and locks the tables that it finds there, as pg_dump does; other shards have tables that it has not.",
         what_to_do: "Dump each shard by itself (shardway.shard), or keep all tables that are not sharded on one shard.",
     },
+    Code {
+        code: "SW401",
+        sqlstate: "57P03",
+        title: "Keys that move cannot be located",
+        meaning: "A reshard moves these keys, and this proxy cannot ask the home shard whose they are by now: serving them might show rows that are out of date.",
+        what_to_do: "Bring the home shard back; statements on other keys and tables go on meanwhile. SHOW PROXIES in the console tells who hears from it.",
+    },
+    Code {
+        code: "SW402",
+        sqlstate: "40001",
+        title: "Keys moved under an open transaction",
+        meaning: "A reshard has given keys that the transaction touches to another shard since it began: the transaction promises one snapshot, or its proxy was not heard of while that happened.",
+        what_to_do: "Repeat the transaction.",
+    },
 ];
 
 #[cfg(test)]
@@ -906,6 +1011,17 @@ mod tests {
                 what: Unheld::Name,
             },
             Unroutable::MapDiffers { group: table() },
+            Unroutable::Doubled {
+                group: table(),
+                what: Undoubled::Text,
+            },
+            Unroutable::MapUnknown(Standing::Unread),
+            Unroutable::MapUnknown(Standing::Lacking { shard: table() }),
+            Unroutable::MapUnknown(Standing::Behind {
+                shard: Some(table()),
+                seen: 2,
+                kept: 1,
+            }),
             Unroutable::PerShardObject {
                 table: table(),
                 hazard: Hazard {
@@ -922,7 +1038,8 @@ mod tests {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
             ("SW101"..="SW121").contains(&code.code)
-                || matches!(code.code, "SW165" | "SW125" | "SW131" | "SW152")
+                || ("SW165"..="SW168").contains(&code.code)
+                || matches!(code.code, "SW174" | "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());
         for why in all {

@@ -21,7 +21,7 @@ use super::{
     link::Hold,
     place::Place,
     prepared::{Prepared, Told},
-    reply::session as reply,
+    reply::{self as wording, session as reply},
     request::Stop,
     session::{Note, Session},
 };
@@ -31,6 +31,7 @@ use crate::{
     plan::{
         Plan, StatementPlan, Target, Values,
         combine::{Count, OrderBy, Places},
+        owned::PerShard,
     },
     protocol::transaction::Deferred,
     sql::statement::Effect,
@@ -96,7 +97,7 @@ pub(super) struct Scattering {
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) shards: ShardSet,
-    pub(super) question: String,
+    pub(super) question: PerShard,
     /// Types of parameters, as they stand in Parse.
     pub(super) types: Vec<u8>,
     /// Bind's, with the formats of the keys.
@@ -452,6 +453,15 @@ impl Session {
         ))))
     }
 
+    /// What the shards are sent of a text.
+    ///
+    /// # Errors
+    /// Rows are on several shards, and the text cannot leave out those that a shard does not own.
+    pub(super) fn per_shard(&self, text: &str) -> Result<PerShard, Stop> {
+        let made = PerShard::of(text.to_owned(), &self.context, &self.snapshot);
+        made.map_err(|why| wording::unroutable(&why).into())
+    }
+
     async fn try_open(
         &mut self,
         scattered: &Scattered,
@@ -467,13 +477,14 @@ impl Session {
         }
         let members = fan.len();
         let shards: Vec<_> = (0..members).map(|at| fan.shard(at)).collect();
+        let question = self.per_shard(&scattered.question)?;
         for (at, shard) in shards.iter().enumerate() {
             let types = self.types_for(*shard, bound.types);
             let Some(fan) = self.fan.as_deref_mut() else {
                 return Ok(None);
             };
             fan.ask(at, 1, |out| {
-                put_parse(out, b"", scattered.question.as_bytes(), &types);
+                put_parse(out, b"", question.on(*shard).as_bytes(), &types);
                 put_named(out, b'D', Named::Statement(b""));
                 put_bare(out, b'S');
             });
@@ -490,6 +501,7 @@ impl Session {
         })
         .await?;
         if let Some((at, body)) = failed {
+            let body = placed(&body, |place| question.own_place(shards[at], place));
             return Err(self.error_of(at, body));
         }
         for (shard, columns) in shards.iter().zip(&mut described) {
@@ -513,7 +525,7 @@ impl Session {
             columns,
             asked: Asked {
                 shards: scattered.shards.clone(),
-                question: scattered.question.clone(),
+                question,
                 types: bound.types.to_vec(),
                 tail: shape.tail,
                 keys,
@@ -687,13 +699,18 @@ fn in_own_text(stop: Stop, places: Places) -> Stop {
     let Words::Servers(body) = *words else {
         return Stop::Refused(words);
     };
+    Words::Servers(placed(&body, |place| places.own(place))).into()
+}
+
+/// A server's error with its place in the text that it is about; without, where that has none.
+pub(super) fn placed(body: &[u8], own: impl Fn(usize) -> Option<usize>) -> Vec<u8> {
     let mut made = Vec::with_capacity(body.len());
-    let mut fields = Body::new(&body);
+    let mut fields = Body::new(body);
     while let Ok(code @ 1..) = fields.byte() {
         let Ok(text) = fields.cstr() else { break };
         let place = || std::str::from_utf8(text).ok()?.parse().ok();
         let text = match code {
-            b'P' => match place().and_then(|place| places.own(place)) {
+            b'P' => match place().and_then(&own) {
                 Some(own) => own.to_string().into_bytes(),
                 None => continue,
             },
@@ -704,7 +721,7 @@ fn in_own_text(stop: Stop, places: Places) -> Stop {
         made.push(0);
     }
     made.push(0);
-    Words::Servers(made).into()
+    made
 }
 
 /// The value of a parameter of LIMIT or OFFSET, `None` inside for NULL; outer `None`: it is not known here, or negative.

@@ -34,6 +34,7 @@ use super::{
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     config::settings::{PoolMode, User},
+    gate::Ticket,
     metrics::sessions::{Registered, Wanted},
     net::stream::{HIGH_WATER, Stream},
     plan::{Context, Plan},
@@ -240,6 +241,10 @@ pub struct Session {
     pub(super) tally: Counted,
     pub(super) marks: Marks,
     pub(super) scratch: Option<Box<crate::plan::cache::Scratch>>,
+    /// Its place at the gate, once it has touched rows of several shards.
+    pub(super) ticket: Option<Ticket>,
+    /// What was known when its transaction came to the gate, if other things are by now.
+    pub(super) began_on: Option<Arc<Snapshot>>,
     /// What SQL calls differently than the backend in this batch.
     pub(super) renamed: Option<Box<Renamed>>,
 }
@@ -729,6 +734,9 @@ impl Session {
         let may_move = hold != Hold::Bound && problem.is_of_the_place();
         for step in 1..if may_move { count } else { 1 } {
             let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
+            if !self.snapshot.members.contains(next) {
+                continue;
+            }
             match self.checkout(next, claim).await? {
                 Waited::Lease(lease) => {
                     self.any = next;
@@ -979,6 +987,7 @@ impl Session {
             self.scattered = None;
             self.cursors.clear();
             self.tally.transactions += 1;
+            self.leaves_gate();
             if self.parameters.in_transaction() {
                 self.transaction_ends(!self.failed);
             }

@@ -2,6 +2,7 @@
 
 use super::{
     gather::{Bound, Scatter},
+    holding::Passed,
     link::Hold,
     local::own_setting,
     place::{Place, changes_meaning},
@@ -11,6 +12,7 @@ use super::{
     unseen::Judged,
 };
 use crate::{
+    gate::Came,
     plan::{Explains, Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
     protocol::{
         pipeline::{Origin, Request},
@@ -52,20 +54,36 @@ impl Session {
     }
 
     async fn try_query(&mut self, text: &[u8]) -> Result<(), Stop> {
-        self.sure = false;
-        let mut planned = self.database.plans.plan(
-            text,
-            &[],
-            &self.context,
-            &self.snapshot,
-            self.scratch.get_or_insert_default(),
-        );
-        if self.names_unseen(&planned.plan) {
-            match Box::pin(self.see(text)).await? {
-                Some(seen) => planned = seen,
-                None => return Ok(()),
+        let planned = loop {
+            self.sure = false;
+            let mut planned = self.database.plans.plan(
+                text,
+                &[],
+                &self.context,
+                &self.snapshot,
+                self.scratch.get_or_insert_default(),
+            );
+            if self.names_unseen(&planned.plan) {
+                match Box::pin(self.see(text)).await? {
+                    Some(seen) => planned = seen,
+                    None => return Ok(()),
+                }
             }
-        }
+            let came = self.comes_to_gate(&planned.plan.statements);
+            if came == Came::Quiet {
+                break planned;
+            }
+            let values = Values {
+                text,
+                slots: &planned.slots,
+                types: &[],
+                bind: None,
+            };
+            let asking = self.asks_gate(came, &planned.plan.statements, &values);
+            if Box::pin(asking).await? == Passed::Now {
+                break planned;
+            }
+        };
         if self.computes(&planned).is_some() {
             return Box::pin(self.query_computed(text, &planned)).await;
         }
@@ -440,6 +458,18 @@ impl Session {
 
     pub(super) async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {
         self.refresh();
+        let oid = frame
+            .get(HEADER..HEADER + 4)
+            .and_then(|oid| oid.try_into().ok())
+            .map_or(u32::MAX, u32::from_be_bytes);
+        let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
+        if oid >= FIRST_OWN_OID {
+            match Box::pin(self.passes_gate_for_code()).await {
+                Ok(()) => {}
+                Err(Stop::End(end)) => return Err(end),
+                Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
+            }
+        }
         let place = match self.place_of_call() {
             Ok(place) => place,
             Err(refused) => return self.refuse_query(&refused.into()).await,
@@ -449,11 +479,6 @@ impl Session {
             Err(Stop::End(end)) => return Err(end),
             Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
         }
-        let oid = frame
-            .get(HEADER..HEADER + 4)
-            .and_then(|oid| oid.try_into().ok())
-            .map_or(u32::MAX, u32::from_be_bytes);
-        let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
         if !builtin {
             self.pin(PinReason::Code);
         }

@@ -17,6 +17,7 @@ use super::{
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
+    scatter::placed,
     session::{End, Note, Phase, Portal, Session, told},
 };
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     config::settings::PoolMode,
     plan::{
         Plan, StatementPlan, Values,
+        owned::PerShard,
         spread::{Fill, Given, Part, Shares, Spread, Turns, What},
     },
     protocol::transaction::Deferred,
@@ -454,7 +456,7 @@ impl Session {
             self.drew = Drew::default();
             return moved;
         }
-        let parts = self.parts_to_send(writing).await?;
+        let Parts { parts, owned } = self.parts_to_send(writing).await?;
         let mut heard = Heard::new(&writing.spread.what, parts.len());
         self.fan_out_over(&writing.shares);
         let worked = self.work(writing, &parts, &mut heard).await;
@@ -467,7 +469,12 @@ impl Session {
             // What it drew, it drew on several.
             self.drew = Drew::default();
         }
-        if let Some(body) = heard.problem {
+        if let Some((at, body)) = heard.problem {
+            let shard = writing.shares.shards.get(at).map(|(shard, _)| *shard);
+            let body = match shard.zip(owned.as_ref()) {
+                Some((shard, owned)) => placed(&body, |place| owned.own_place(shard, place)),
+                None => body,
+            };
             return Err(Words::Servers(writing.own_error(&body)).into());
         }
         worked?;
@@ -484,7 +491,7 @@ impl Session {
     }
 
     /// What the transaction's shards are sent, with what is asked for first written into it.
-    pub(super) async fn parts_to_send(&mut self, writing: &Writing<'_>) -> Result<Vec<Part>, Stop> {
+    pub(super) async fn parts_to_send(&mut self, writing: &Writing<'_>) -> Result<Parts, Stop> {
         let time = if writing.spread.asks_for_time() {
             self.ask_time(&writing.shares).await?
         } else {
@@ -504,7 +511,31 @@ impl Session {
             .spread
             .parts(writing.text, writing.slots, rows, &given);
         // The plan is of a text with the same template.
-        parts.ok_or_else(|| reply::malformed().into())
+        let parts = parts.ok_or_else(reply::malformed)?;
+        self.owned_parts(writing, parts)
+    }
+
+    /// The parts, each for the rows that its shard owns.
+    ///
+    /// # Errors
+    /// As [`Session::per_shard`].
+    pub(super) fn owned_parts(
+        &self,
+        writing: &Writing<'_>,
+        mut parts: Vec<Part>,
+    ) -> Result<Parts, Stop> {
+        let scans = matches!(writing.spread.what, What::Share(_) | What::Whole);
+        let owned = match parts.first().filter(|_| scans) {
+            // All are the same text.
+            Some(first) => Some(self.per_shard(&first.text)?),
+            None => None,
+        };
+        if let Some(owned) = &owned {
+            for (part, (shard, _)) in parts.iter_mut().zip(&writing.shares.shards) {
+                owned.on(*shard).clone_into(&mut part.text);
+            }
+        }
+        Ok(Parts { parts, owned })
     }
 
     /// The time of the transaction: that which it has been told already, or from now on this.
@@ -663,12 +694,19 @@ impl Session {
     }
 }
 
+/// What each of the transaction's shards is sent.
+pub(super) struct Parts {
+    pub(super) parts: Vec<Part>,
+    /// The text that they are made of.
+    owned: Option<PerShard>,
+}
+
 /// What has been heard of the shards.
 struct Heard<'a> {
     what: &'a What,
     answers: Vec<Answer>,
-    /// The first error, as the server worded it.
-    problem: Option<Vec<u8>>,
+    /// The first error, as the server worded it, and whose it is.
+    problem: Option<(usize, Vec<u8>)>,
     /// Notices for the client.
     notices: Vec<u8>,
     held: usize,
@@ -687,7 +725,7 @@ impl<'a> Heard<'a> {
 
     fn hear(&mut self, at: usize, tag: u8, body: &[u8]) -> Result<(), Stop> {
         match tag {
-            b'E' if self.problem.is_none() => self.problem = Some(body.to_vec()),
+            b'E' if self.problem.is_none() => self.problem = Some((at, body.to_vec())),
             b'T' => self.answers[at].describe(body),
             b'D' => {
                 self.held += body.len();

@@ -248,6 +248,7 @@ fn keep_shown(
 }
 
 impl Session {
+    #[expect(clippy::too_many_lines, reason = "one line for each field")]
     fn new(
         client: Stream,
         user: Arc<User>,
@@ -302,6 +303,8 @@ impl Session {
             for_batch: false,
             script: None,
             several: super::several::Several::default(),
+            ticket: None,
+            began_on: None,
             listening: None,
             welcoming: false,
             reported: Reported::default(),
@@ -416,8 +419,10 @@ fn any_shard(database: &Arc<Database>, pid: u32) -> ShardId {
     if let Some(shard) = snapshots::alone_complete(&database.snapshot.load()) {
         return shard;
     }
-    let count = database.settings.shards.len().max(1);
-    ShardId(u16::try_from(pid as usize % count).unwrap_or(0))
+    let snapshot = database.snapshot.load();
+    let members = snapshot.all();
+    let at = pid as usize % members.len().max(1);
+    members.iter().nth(at).unwrap_or(snapshot.home)
 }
 
 /// A number that nobody outside knows, to seed hashes with.

@@ -53,8 +53,12 @@ pub struct Agreement {
     taken: AtomicI64,
     /// Until when what is known here may be relied on, in microseconds after `base`.
     lease: AtomicU64,
+    /// When the last heartbeat began that was taken, as `lease`.
+    beat: AtomicU64,
     /// Somebody has announced a number.
     rung: Arc<Notify>,
+    /// The same, for whoever looks after holds.
+    told: Arc<Notify>,
     /// Changes that are to be numbered by the next heartbeat.
     left: Arc<Mutex<Vec<i64>>>,
 }
@@ -84,7 +88,9 @@ impl Agreement {
             heard: watch::Sender::new(0),
             taken: AtomicI64::new(0),
             lease: AtomicU64::new(NONE),
+            beat: AtomicU64::new(NONE),
             rung: Arc::default(),
+            told: Arc::default(),
             left: Arc::default(),
         }
     }
@@ -96,13 +102,26 @@ impl Agreement {
         lease != NONE && micros(now.saturating_duration_since(self.base)) > lease
     }
 
+    /// Whether the others may take this proxy for one that relies on nothing: its last heartbeat is that old.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant) -> bool {
+        let beat = self.beat.load(Ordering::Acquire);
+        let age = micros(now.saturating_duration_since(self.base)).saturating_sub(beat);
+        beat != NONE && age > micros(LEASE)
+    }
+
     /// Resolves when somebody has announced a number.
     pub async fn rung(&self) {
         self.rung.notified().await;
     }
 
-    pub(super) fn bell(&self) -> Arc<Notify> {
-        Arc::clone(&self.rung)
+    /// The same, for one more.
+    pub(super) async fn told(&self) {
+        self.told.notified().await;
+    }
+
+    pub(super) fn bells(&self) -> Vec<Arc<Notify>> {
+        vec![Arc::clone(&self.told), Arc::clone(&self.rung)]
     }
 
     /// Tells of numbers that were read.
@@ -124,6 +143,11 @@ impl Agreement {
 
     /// A heartbeat that began at this time has read this number.
     fn beaten(&self, began: Instant, epoch: i64) {
+        let beat = micros(began.saturating_duration_since(self.base));
+        let before = self.beat.load(Ordering::Acquire);
+        if before == NONE || before < beat {
+            self.beat.store(beat, Ordering::Release);
+        }
         self.heard.send_if_modified(|heard| {
             let newer = epoch > *heard;
             *heard = epoch.max(*heard);

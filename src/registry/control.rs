@@ -41,15 +41,15 @@ impl Control {
         }
     }
 
-    /// One connection, on which the bell is rung at every notification. Opens nothing yet.
+    /// One connection, on which the bells are rung at every notification. Opens nothing yet.
     pub(super) fn hearing(
         address: &Address,
         credentials: &Credentials,
         limit: Duration,
-        bell: Arc<Notify>,
+        bells: Vec<Arc<Notify>>,
     ) -> Self {
         let limits = Limits { limit, most: 1 };
-        let pool = inspect::hearing(address, credentials, OPTIONS, limits, bell);
+        let pool = inspect::hearing(address, credentials, OPTIONS, limits, bells);
         Self {
             pool: pool.map_err(|error| error.to_string()),
         }

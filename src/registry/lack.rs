@@ -6,7 +6,7 @@ use super::{
     schema::{self, Fault},
 };
 use crate::{
-    catalog::ownership::{Disagreement, Ownership, What as Differs},
+    catalog::ownership::{Content, Declared, Disagreement, What as Differs},
     config::settings::Database,
     inspect::{AskError, Severity, at_once},
 };
@@ -40,6 +40,8 @@ enum What {
     },
     /// The map that all proxies share says that keys are elsewhere.
     Map(Disagreement),
+    /// The map names a shard that the configuration does not have.
+    Lacking(String),
     /// Nothing: the schema is made when the proxy starts.
     ToBeMade,
 }
@@ -132,14 +134,18 @@ async fn on_shard(shard: &str, to: &Control, roles: &[String]) -> Result<Vec<Wha
 }
 
 async fn on_home(database: &Database, to: &Control) -> Result<Vec<What>, AskError> {
-    let here = Ownership::of(&database.snapshot);
-    let kept = kept_map(to).await?.map(|(_, kept)| kept);
-    let found = kept.map(|kept| Ownership::disagreements(&kept, &here));
-    Ok(found.into_iter().flatten().map(What::Map).collect())
+    let here = Declared::of(&database.snapshot);
+    let Some((_, kept)) = kept_map(to).await? else {
+        return Ok(Vec::new());
+    };
+    let kept = kept.and(&here);
+    let disagreements = kept.disagreements(&here).into_iter().map(What::Map);
+    let lacking = kept.lacking(&here).into_iter().map(What::Lacking);
+    Ok(disagreements.chain(lacking).collect())
 }
 
 /// The map that all proxies share, where the schema is there and ours.
-async fn kept_map(to: &Control) -> Result<Option<(i64, Ownership)>, AskError> {
+async fn kept_map(to: &Control) -> Result<Option<(i64, Content)>, AskError> {
     let lease = to.lease().await?;
     errand(async {
         let there = lease.query_one(HAS_MAP, &[]).await?;
@@ -167,9 +173,10 @@ pub async fn accept_map(database: &Database) -> Result<Option<String>, AskError>
         return Ok(None);
     };
     let to = Control::new(&home.primary, control, database.pool.connect_timeout);
-    let here = Ownership::of(&database.snapshot);
+    let here = Declared::of(&database.snapshot);
     let kept = kept_map(&to).await?;
-    let differs = kept.filter(|(_, kept)| !Ownership::disagreements(kept, &here).is_empty());
+    let kept = kept.map(|(epoch, kept)| (epoch, kept.and(&here)));
+    let differs = kept.filter(|(_, kept)| !kept.disagreements(&here).is_empty());
     Ok(differs.map(|(epoch, kept)| map::accept(epoch, kept, &here)))
 }
 
@@ -198,7 +205,7 @@ impl Lack {
     pub fn severity(&self) -> Severity {
         match self.what {
             What::NoControl | What::ToBeMade => Severity::Note,
-            What::Map(_) => Severity::Error,
+            What::Map(_) | What::Lacking(_) => Severity::Error,
             What::Schema(_)
             | What::NoPrepared { .. }
             | What::Membership { .. }
@@ -225,6 +232,7 @@ impl Lack {
                 Some(format!("GRANT {} TO {control}{how};", identifier(role)))
             }
             What::Map(_)
+            | What::Lacking(_)
             | What::NoControl
             | What::Schema(_)
             | What::Superuser { .. }
@@ -267,11 +275,19 @@ impl fmt::Display for Lack {
                         f,
                         "the map of all proxies gives {of} of group {group} to {kept}, the configuration to {here}"
                     )?,
+                    Differs::Outside { shard } => write!(
+                        f,
+                        "the configuration gives keys of group {group} that nobody had to shard {shard}, which does not serve yet"
+                    )?,
                 }
                 f.write_str(
                     ": a proxy with this configuration does not serve the group; if no row has to move, --accept-map prints the SQL that makes the configuration's the map of all",
                 )
             }
+            What::Lacking(shard) => write!(
+                f,
+                "the map of all proxies names shard {shard}, which the configuration does not have: a proxy with this configuration serves nothing that is on several shards"
+            ),
             What::ToBeMade => f.write_str("schema \"shardway\" will be made when the proxy starts"),
         }
     }

@@ -1,19 +1,23 @@
 //! The map of the keys' owners that all proxies of one logical database agree on, on its home shard.
 //!
-//! What must stay true: it is changed by compare-and-swap of its number alone; a proxy adds to it what contradicts
-//! nothing, and never changes an owner.
+//! What must stay true: it is changed by compare-and-swap of its number alone, and every change is announced as a schema
+//! change is; a proxy adds to it what contradicts nothing, and never changes an owner.
 
 use super::Lease;
 use crate::{
-    catalog::ownership::{Disagreement, Ownership},
+    catalog::ownership::{Content, Declared, Disagreement},
     inspect::AskError,
 };
+use std::sync::Arc;
 
 const READ: &str = "SELECT epoch, content::text FROM shardway.map";
 const WRITE: &str = "\
 INSERT INTO shardway.map (epoch, content, made_by) VALUES (1, $1::text::jsonb, $2) ON CONFLICT DO NOTHING";
 const SWAP: &str = "\
-UPDATE shardway.map SET epoch = epoch + 1, content = $1::text::jsonb, made_at = now(), made_by = $2 WHERE epoch = $3";
+WITH made AS (UPDATE shardway.map SET epoch = epoch + 1, content = $1::text::jsonb, made_at = now(), made_by = $2 \
+              WHERE epoch = $3 RETURNING epoch), \
+     told AS (UPDATE shardway.epoch SET epoch = epoch + 1 WHERE EXISTS (SELECT FROM made) RETURNING epoch) \
+SELECT made.epoch, pg_notify('shardway', told.epoch::text) FROM made, told";
 /// Others may have been at it in between.
 const TRIES: usize = 8;
 
@@ -21,44 +25,60 @@ const TRIES: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub epoch: i64,
+    pub content: Arc<Content>,
     /// Groups of which the configuration says something else.
     pub disagreements: Vec<Disagreement>,
+    /// Shards that it names and the configuration does not have.
+    pub lacking: Vec<String>,
+}
+
+impl Kept {
+    /// What a configuration says of a map.
+    pub(super) fn judged(epoch: i64, content: Arc<Content>, here: &Declared) -> Self {
+        Self {
+            epoch,
+            disagreements: content.disagreements(here),
+            lacking: content.lacking(here),
+            content,
+        }
+    }
 }
 
 /// Compares what the configuration says with the map, and adds to it what is new.
-pub(super) async fn compare(lease: &Lease, here: &Ownership, by: u64) -> Result<Kept, AskError> {
+pub(super) async fn compare(lease: &Lease, here: &Declared, by: u64) -> Result<Kept, AskError> {
     let by = format!("{by:016x}");
     for _ in 0..TRIES {
         let Some((epoch, kept)) = read(lease).await? else {
-            lease.execute(WRITE, &[&text(here), &by]).await?;
+            let first = Content::first(here);
+            lease.execute(WRITE, &[&text(&first), &by]).await?;
             continue;
         };
         let both = kept.clone().and(here);
         if both == kept {
-            let disagreements = Ownership::disagreements(&kept, here);
-            return Ok(Kept {
-                epoch,
-                disagreements,
-            });
+            return Ok(Kept::judged(epoch, Arc::new(kept), here));
         }
-        lease.execute(SWAP, &[&text(&both), &by, &epoch]).await?;
+        lease.query(SWAP, &[&text(&both), &by, &epoch]).await?;
     }
     Err(AskError::Timeout)
 }
 
 /// The map and its number, if there is one.
-pub(super) async fn read(lease: &Lease) -> Result<Option<(i64, Ownership)>, AskError> {
+pub(super) async fn read(lease: &Lease) -> Result<Option<(i64, Content)>, AskError> {
     let Some(row) = lease.query_opt(READ, &[]).await? else {
         return Ok(None);
     };
     let content: String = row.try_get(1)?;
-    let kept = serde_json::from_str(&content)
-        .map_err(|error| AskError::Connection(format!("shardway.map cannot be read: {error}")))?;
-    Ok(Some((row.try_get(0)?, kept)))
+    Ok(Some((row.try_get(0)?, parsed(&content)?)))
+}
+
+/// The content of a map.
+pub(super) fn parsed(content: &str) -> Result<Content, AskError> {
+    let content = serde_json::from_str(content);
+    content.map_err(|error| AskError::Connection(format!("shardway.map cannot be read: {error}")))
 }
 
 /// What makes the map say of its groups what the configuration says; only if it has not changed meanwhile.
-pub(super) fn accept(epoch: i64, kept: Ownership, here: &Ownership) -> String {
+pub(super) fn accept(epoch: i64, kept: Content, here: &Declared) -> String {
     let content = text(&kept.replaced_by(here)).replace('\'', "''");
     format!(
         "WITH made AS (UPDATE shardway.map SET epoch = epoch + 1, content = '{content}'::jsonb, made_at = now(), \
@@ -68,7 +88,8 @@ pub(super) fn accept(epoch: i64, kept: Ownership, here: &Ownership) -> String {
     )
 }
 
-fn text(map: &Ownership) -> String {
+/// A map's content as it is stored.
+pub(super) fn text(map: &Content) -> String {
     // It has nothing that JSON cannot hold.
     serde_json::to_string(map).unwrap_or_default()
 }

@@ -6,6 +6,9 @@
 
 mod agreement;
 mod control;
+mod copies;
+mod flip;
+pub mod holds;
 mod ids;
 mod lack;
 mod map;
@@ -15,6 +18,7 @@ pub mod waiting;
 
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
+pub use flip::{Flip, Flipped, MapNow, Record, Unflipped};
 pub use ids::Ids;
 pub use lack::{Lack, accept_map, lacks};
 pub use map::Kept;
@@ -22,8 +26,9 @@ pub use proxies::{HEARTBEAT, Me, SILENCE};
 
 use crate::{
     catalog::{
-        ownership::{Disagreement, Ownership},
+        ownership::{Declared, Disagreement},
         shard::ShardId,
+        snapshot::Standing,
     },
     clock::Duration,
     config::settings::{Credentials, Database},
@@ -32,11 +37,13 @@ use crate::{
     metrics::transactions::Proxy,
 };
 use arc_swap::ArcSwap;
-use schema::{Fault, Identity};
+use copies::Compared;
+use schema::{Fault, Identity, Prepared};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
+use tokio::sync::Mutex;
 
 /// Why there are no transactions over several shards.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,13 +78,15 @@ pub struct Registry {
     home: ShardId,
     names: Arc<[String]>,
     /// Who owns which keys, as the configuration says.
-    ownership: Ownership,
+    declared: Declared,
     controls: Vec<Control>,
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
     /// What was heard of others' schema changes, through the pulse.
     agreement: Agreement,
     known: ArcSwap<Known>,
+    /// Held while the map is read and made known.
+    turn: Mutex<()>,
     /// Whether every shard has its number for ids.
     numbered: AtomicBool,
 }
@@ -91,7 +100,15 @@ struct Known {
     shards: Vec<Result<(), NotReady>>,
     /// Who owns which keys; `None`: nobody has been asked yet.
     map: Option<Kept>,
+    /// Whether that may be relied on.
+    standing: Standing,
 }
+
+/// How long the first look waits for a shard other than the home shard.
+const FIRST: Duration = Duration::from_secs(2);
+
+/// Which installation it is, and which shards can take part in a transaction over several.
+type Identified = (Option<u64>, Vec<Result<(), NotReady>>);
 
 impl Registry {
     /// Of a database with several shards and a control role; opens nothing yet.
@@ -113,18 +130,20 @@ impl Registry {
         Self {
             database: database.name.clone(),
             home: database.snapshot.home,
-            ownership: Ownership::of(&database.snapshot),
+            declared: Declared::of(&database.snapshot),
             names: shards.clone().map(|shard| shard.name.clone()).collect(),
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
                 .collect(),
-            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bell()),
+            pulse: Control::hearing(&home.primary, credentials, limit, agreement.bells()),
             agreement,
             known: ArcSwap::from_pointee(Known {
                 installation: None,
                 shards: unasked,
                 map: None,
+                standing: Standing::Unread,
             }),
+            turn: Mutex::default(),
             numbered: AtomicBool::new(false),
         }
     }
@@ -264,6 +283,49 @@ impl Registry {
         proxies::leave(self.pulse.lease().await?, me).await
     }
 
+    /// What statements are held back, and the number of the map, at one time.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn read_holds(&self) -> Result<holds::Read, AskError> {
+        let lease = self.lease(self.home).await?;
+        let read = errand(holds::read(&lease)).await?;
+        lease.done();
+        Ok(read)
+    }
+
+    /// Says for this proxy whether anybody is still at what an attempt moves; `None`: nobody.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn answer_hold(
+        &self,
+        attempt: (&str, i32),
+        incarnation: u64,
+        waiting_for: Option<&str>,
+    ) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        errand(holds::answer(&lease, attempt, incarnation, waiting_for)).await?;
+        lease.done();
+        Ok(())
+    }
+
+    /// Ends a hold whose deadline has passed, unless somebody has ended it.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn expire_hold(&self, workflow: &str, attempt: i32) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        errand(holds::expire(&lease, workflow, attempt)).await?;
+        lease.done();
+        Ok(())
+    }
+
+    /// Resolves when something was announced on the home shard.
+    pub async fn told(&self) {
+        self.agreement.told().await;
+    }
+
     /// Tells the other proxies on the home shard which transactions wait here, and hears which wait with them.
     ///
     /// # Errors
@@ -296,13 +358,12 @@ impl Registry {
             .shards()
             .map(|shard| self.prepare(shard, me.incarnation));
         let looked = at_once(looking.collect()).await;
-        let mut new = self.identify(looked, me.incarnation).await;
+        let (mut installation, mut shards) = self.identify(looked, me.incarnation).await;
         let old = self.known.load_full();
-        if new.installation.is_some() && old.installation.is_none() && self.beat(me).await.is_err()
-        {
-            new.installation = None;
+        if installation.is_some() && old.installation.is_none() && self.beat(me).await.is_err() {
+            installation = None;
         }
-        for (shard, now) in self.shards().zip(&mut new.shards) {
+        for (shard, now) in self.shards().zip(&mut shards) {
             let before = &old.shards[shard.index()];
             // Whoever cannot be asked for a while need not be worse than before.
             if matches!(now, Err(NotReady::Unreachable { .. })) && before.is_ok() {
@@ -310,8 +371,13 @@ impl Registry {
             }
             self.tell(shard, before, now);
         }
-        let all = new.shards.iter().all(Result::is_ok);
-        self.known.store(Arc::new(new));
+        let all = shards.iter().all(Result::is_ok);
+        // The map may have been renewed meanwhile.
+        self.known.rcu(|known| Known {
+            installation,
+            shards: shards.clone(),
+            ..Known::clone(known)
+        });
         if all && !self.numbered.load(Ordering::Relaxed) {
             let numbered = self.number_shards().await;
             self.numbered.store(numbered.is_ok(), Ordering::Relaxed);
@@ -339,31 +405,39 @@ impl Registry {
         }
     }
 
-    async fn prepare(&self, shard: ShardId, by: u64) -> Result<Option<Identity>, NotReady> {
+    async fn prepare(&self, shard: ShardId, by: u64) -> Result<Prepared, NotReady> {
         let prepared = async {
             let lease = self.lease(shard).await?;
             let limited = errand(async { Ok(schema::prepare(&lease, by).await) });
-            let identity = limited.await??;
+            let prepared = limited.await??;
             lease.done();
-            Ok(identity)
+            Ok(prepared)
         };
-        prepared
-            .await
-            .map_err(|fault: Fault| fault.of(self.name(shard)))
+        let first = self.known.load().map.is_none() && shard != self.home;
+        let prepared = if first {
+            // The first statements wait for this.
+            let limited = tokio::time::timeout(FIRST, prepared).await;
+            limited.unwrap_or(Err(Fault::Ask(AskError::Timeout)))
+        } else {
+            prepared.await
+        };
+        prepared.map_err(|fault: Fault| fault.of(self.name(shard)))
     }
 
     /// One installation for all: the home shard's, else what the others say, else a new one, for which all have to have
     /// been asked. What is nobody's yet becomes ours, the home shard first, because it arbitrates.
-    async fn identify(&self, looked: Vec<Result<Option<Identity>, NotReady>>, by: u64) -> Known {
-        let said = |shard: ShardId| match &looked[shard.index()] {
-            Ok(Some(identity)) => Some(identity.installation),
-            Ok(None) | Err(_) => None,
+    async fn identify(&self, looked: Vec<Result<Prepared, NotReady>>, by: u64) -> Identified {
+        let said = |shard: ShardId| {
+            let prepared = looked[shard.index()].as_ref().ok()?;
+            let identity = prepared.identity.as_ref();
+            identity.map(|identity| identity.installation)
         };
         let all_asked = looked.iter().all(Result::is_ok);
         let new = || all_asked.then(|| u64::from_le_bytes(entropy::bytes()));
         let others = || self.shards().find_map(said).or_else(new);
         let mut installation = match &looked[self.home.index()] {
             Ok(at_home) => at_home
+                .identity
                 .as_ref()
                 .map_or_else(others, |home| Some(home.installation)),
             Err(_) => self.known.load().installation,
@@ -383,7 +457,7 @@ impl Registry {
                 installation: wanted,
                 shard: self.name(shard).to_owned(),
             };
-            let found = match found {
+            let found = match &found.identity {
                 Some(found) => Ok(found.clone()),
                 None => self.make_ours(shard, &wanted).await,
             };
@@ -403,66 +477,160 @@ impl Registry {
                 }
             });
         }
-        let map = match installation {
-            Some(_) => self.compare(by).await,
-            None => None,
-        };
-        Known {
-            installation,
-            shards,
-            map,
+        if shards[self.home.index()].is_ok() && installation.is_some() {
+            let copies = self.shards().filter(|shard| shards[shard.index()].is_ok());
+            self.compare(by, copies).await;
         }
+        for (looked, shard) in looked.iter().zip(self.shards()) {
+            if shards[shard.index()].is_ok() && looked.as_ref().is_ok_and(|it| !it.may_prepare) {
+                shards[shard.index()] = Err(Fault::NoPrepared.of(self.name(shard)));
+            }
+        }
+        (installation, shards)
     }
 
-    /// The map that all agree on; what was known, if the home shard cannot be asked.
-    async fn compare(&self, by: u64) -> Option<Kept> {
-        let asked = async {
-            let lease = self.lease(self.home).await?;
-            let kept = errand(map::compare(&lease, &self.ownership, by)).await?;
-            lease.done();
+    /// Reads the map that all agree on, and compares it with the copies of these shards. The first time nothing is known
+    /// before that is done.
+    async fn compare(&self, by: u64, copies: impl Iterator<Item = ShardId>) {
+        let read = async {
+            let _turn = self.turn.lock().await;
+            let kept = self.read_and_add(by).await?;
+            if self.known.load().map.is_some() {
+                self.publish(&kept, None);
+            }
             Ok::<_, AskError>(kept)
         };
-        let before = self.known.load().map.clone();
-        match asked.await {
-            Ok(kept) => {
-                let database = &self.database;
-                let known = before.is_some_and(|before| before.disagreements == kept.disagreements);
-                for Disagreement { group, what } in &kept.disagreements {
-                    if !known {
-                        tracing::error!(
-                            database,
-                            group,
-                            ?what,
-                            "the configuration says that keys are elsewhere than the map of all proxies says: the group is not served"
-                        );
-                    }
-                }
-                Some(kept)
-            }
+        let kept = match read.await {
+            Ok(kept) => kept,
             Err(problem) => {
                 let database = &self.database;
                 tracing::debug!(database, %problem, "asking for the map");
-                before
+                return;
+            }
+        };
+        let compared = self.compare_copies(copies, kept.epoch, &kept.content, by);
+        match compared.await {
+            Compared::Latest => self.publish(&kept, Some(Standing::Known)),
+            Compared::Behind(standing, None) => self.publish(&kept, Some(standing)),
+            Compared::Behind(standing, Some((epoch, content))) => {
+                self.publish(&kept, Some(standing));
+                let adopted = self.adopt(epoch, &content, by).await;
+                let _turn = self.turn.lock().await;
+                if adopted.is_ok()
+                    && let Ok(kept) = self.read_and_add(by).await
+                    && kept.epoch >= epoch
+                {
+                    let database = &self.database;
+                    tracing::warn!(
+                        database,
+                        epoch,
+                        "the home shard had an older map than a shard: it has the shard's now"
+                    );
+                    self.publish(&kept, Some(Standing::Known));
+                }
             }
         }
     }
 
-    /// Asks for the map again: others may have changed it.
-    pub async fn renew_map(&self, me: Me) {
-        if !self.is_known() {
-            return;
+    /// Makes known what was read, and, if it was, what the copies say of it.
+    fn publish(&self, kept: &Kept, compared: Option<Standing>) {
+        let before = self
+            .known
+            .rcu(|known| self.weigh(known, kept, compared.as_ref()));
+        let (now, database) = (self.known.load(), &self.database);
+        if now.standing != before.standing {
+            match &now.standing {
+                Standing::Known => tracing::info!(database, epoch = kept.epoch, "read the map"),
+                standing => {
+                    tracing::error!(
+                        database,
+                        ?standing,
+                        "what is on several shards is not served"
+                    );
+                }
+            }
         }
-        let map = self.compare(me.incarnation).await;
-        self.known.rcu(|known| Known {
-            map: map.clone(),
-            ..Known::clone(known)
-        });
+        let told = before.map.as_ref();
+        let told = told.is_some_and(|before| before.disagreements == kept.disagreements);
+        for Disagreement { group, what } in kept.disagreements.iter().filter(|_| !told) {
+            tracing::error!(
+                database,
+                group,
+                ?what,
+                "the configuration says that keys are elsewhere than the map of all proxies says: the group is not served"
+            );
+        }
     }
 
-    /// The map that all proxies agree on, as of the last time that the home shard was asked.
+    /// What is known from now on. Reads come one after another: who reads an older map than is known reads one that has
+    /// lost something; copies that were compared with an older one say nothing any more.
+    fn weigh(&self, known: &Known, kept: &Kept, compared: Option<&Standing>) -> Known {
+        let older = known.map.as_ref().filter(|known| known.epoch > kept.epoch);
+        let (map, standing) = match (older, compared) {
+            (Some(_), Some(_)) => return known.clone(),
+            (Some(known), None) => {
+                // Who may have written by it?
+                let standing = Standing::Behind {
+                    shard: None,
+                    seen: known.epoch,
+                    kept: kept.epoch,
+                };
+                (known, standing)
+            }
+            (None, Some(standing @ Standing::Behind { .. })) => (kept, standing.clone()),
+            (None, None) if matches!(known.standing, Standing::Behind { shard: Some(_), .. }) => {
+                (kept, known.standing.clone())
+            }
+            (None, _) => {
+                let lacking = kept.lacking.first();
+                let lacking = lacking.map(|shard| Standing::Lacking {
+                    shard: shard.clone(),
+                });
+                (kept, lacking.unwrap_or(Standing::Known))
+            }
+        };
+        Known {
+            map: Some(map.clone()),
+            standing,
+            ..known.clone()
+        }
+    }
+
+    async fn read_and_add(&self, by: u64) -> Result<Kept, AskError> {
+        let lease = self.lease(self.home).await?;
+        let kept = errand(map::compare(&lease, &self.declared, by)).await?;
+        lease.done();
+        Ok(kept)
+    }
+
+    /// Asks for the map again: others may have changed it.
+    ///
+    /// # Errors
+    /// [`AskError`]: what was known stays.
+    pub async fn renew_map(&self, me: Me) -> Result<(), AskError> {
+        if self.known.load().map.is_some() {
+            let _turn = self.turn.lock().await;
+            let kept = self.read_and_add(me.incarnation).await?;
+            self.publish(&kept, None);
+        }
+        Ok(())
+    }
+
+    /// The map that all proxies agree on, as of the last time that the home shard was asked, and whether it may be relied
+    /// on.
     #[must_use]
-    pub fn map(&self) -> Option<Kept> {
-        self.known.load().map.clone()
+    pub fn map(&self) -> (Option<Kept>, Standing) {
+        let known = self.known.load();
+        (known.map.clone(), known.standing.clone())
+    }
+
+    /// Takes over what its predecessor knew of the map, as long as it knows nothing itself.
+    pub fn inherit(&self, older: &Self) {
+        let known = older.known.load();
+        if let Some(map) = &known.map {
+            let kept = Kept::judged(map.epoch, Arc::clone(&map.content), &self.declared);
+            self.publish(&kept, Some(known.standing.clone()));
+        }
     }
 
     async fn make_ours(&self, shard: ShardId, wanted: &Identity) -> Result<Identity, NotReady> {

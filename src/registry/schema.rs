@@ -123,18 +123,27 @@ impl Fault {
     }
 }
 
-/// Makes the schema if it is not there, makes it newer if it is old, and says whose it is; `None`: nobody's yet.
-pub(super) async fn prepare(lease: &Lease, by: u64) -> Result<Option<Identity>, Fault> {
+/// A schema that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Prepared {
+    /// Whose it is; `None`: nobody's yet.
+    pub(super) identity: Option<Identity>,
+    /// Whether the server can prepare transactions.
+    pub(super) may_prepare: bool,
+}
+
+/// Makes the schema if it is not there, makes it newer if it is old, and says whose it is.
+pub(super) async fn prepare(lease: &Lease, by: u64) -> Result<Prepared, Fault> {
     let facts = facts(lease).await?;
     let version = version(lease, &facts).await?;
     if version.is_none_or(|(version, _)| version < FORM) {
         migrate(lease, by).await?;
     }
-    if facts.max_prepared == 0 {
-        return Err(Fault::NoPrepared);
-    }
     lease.execute(FORGET, &[]).await?;
-    identity(lease).await
+    Ok(Prepared {
+        identity: identity(lease).await?,
+        may_prepare: facts.max_prepared > 0,
+    })
 }
 
 pub(super) async fn facts(lease: &Lease) -> Result<Facts, Fault> {

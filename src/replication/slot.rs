@@ -85,12 +85,11 @@ pub async fn make(
 /// # Errors
 /// [`SlotError::Waiting`], [`SlotError::Sql`].
 pub async fn barrier(source: &Client, limit: Duration) -> Result<(), SlotError> {
-    const XMAX: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
     const PASSED: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8";
-    let xmax: String = source.query_one(XMAX, &[]).await?.try_get(0)?;
+    let next: String = source.query_one(NEXT, &[]).await?.try_get(0)?;
     let passed = async {
         loop {
-            if source.query_one(PASSED, &[&xmax]).await?.try_get(0)? {
+            if source.query_one(PASSED, &[&next]).await?.try_get(0)? {
                 return Ok(());
             }
             tokio::time::sleep(PAUSE).await;
@@ -98,12 +97,15 @@ pub async fn barrier(source: &Client, limit: Duration) -> Result<(), SlotError> 
     };
     match tokio::time::timeout(limit, passed).await {
         Ok(passed) => passed,
-        Err(_elapsed) => Err(SlotError::Waiting(older(source, &xmax).await?)),
+        Err(_elapsed) => Err(SlotError::Waiting(older(source, &next).await?)),
     }
 }
 
+/// A number of a transaction, after all that are running. A snapshot's xmax is not: it is after the last that has ended.
+const NEXT: &str = "SELECT pg_current_xact_id()::text";
+
 /// Who has a transaction with a number below this one, in words.
-async fn older(source: &Client, xmax: &str) -> Result<Vec<String>, tokio_postgres::Error> {
+async fn older(source: &Client, next: &str) -> Result<Vec<String>, tokio_postgres::Error> {
     // Numbers of 32 bits: whoever runs is less than 2^31 behind.
     const SQL: &str = "\
 SELECT format('process %s of %s in %s, %s for %s s', a.pid, coalesce(a.usename, '-'), coalesce(a.datname, '-'), \
@@ -113,7 +115,7 @@ WHERE a.backend_xid IS NOT NULL AND age(a.backend_xid) >= age($1::text::xid8::xi
 UNION ALL \
 SELECT format('prepared transaction %s of %s in %s', p.gid, p.owner, p.database) FROM pg_prepared_xacts p \
 WHERE age(p.transaction) >= age($1::text::xid8::xid)";
-    let rows = source.query(SQL, &[&xmax]).await?;
+    let rows = source.query(SQL, &[&next]).await?;
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
@@ -122,9 +124,8 @@ WHERE age(p.transaction) >= age($1::text::xid8::xid)";
 /// # Errors
 /// What the server said.
 pub async fn running(source: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
-    const XMAX: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
-    let xmax: String = source.query_one(XMAX, &[]).await?.try_get(0)?;
-    older(source, &xmax).await
+    let next: String = source.query_one(NEXT, &[]).await?.try_get(0)?;
+    older(source, &next).await
 }
 
 /// What the server says of a slot of the connection's database; `None`: there is none.

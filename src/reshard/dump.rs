@@ -86,7 +86,7 @@ pub async fn version(tools: &Tools) -> Result<u32, DumpError> {
     });
     numbers
         .next()
-        .ok_or(DumpError::Said(told.trim().to_owned()))
+        .ok_or_else(|| DumpError::Said(told.trim().to_owned()))
 }
 
 /// A part of a server's schema as SQL, as of a snapshot that another connection holds; Shardway's own is left out.

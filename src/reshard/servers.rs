@@ -2,13 +2,13 @@
 
 use crate::{
     clock::Duration,
-    config::settings::{Address, Credentials},
+    config::settings::{Address, Credentials, Database, Shard},
     inspect::{AskError, connect},
     net::tls::ClientTls,
     replication::connection::{Connection, ReplicationError},
 };
 use deadpool_postgres::Client;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One shard as a reshard reaches it.
 #[derive(Clone)]
@@ -37,6 +37,25 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
+    /// Every shard of a database with a control role, as that role, by name.
+    #[must_use]
+    pub fn all(database: &Database, tls: &Arc<ClientTls>) -> BTreeMap<String, Self> {
+        let Some(credentials) = &database.control else {
+            return BTreeMap::new();
+        };
+        let server = |shard: &Shard| Self {
+            name: shard.name.clone(),
+            address: shard.primary.clone(),
+            credentials: credentials.clone(),
+            limit: database.pool.connect_timeout,
+            tls: Arc::clone(tls),
+        };
+        let shards = database.shards.iter();
+        shards
+            .map(|shard| (shard.name.clone(), server(shard)))
+            .collect()
+    }
+
     /// A connection for statements, with nothing of a session's settings left to chance.
     ///
     /// # Errors

@@ -206,7 +206,7 @@ fn is_escaped(text: &str, at: usize) -> bool {
     let is_word = before.len() > 1
         && before
             .get(before.len() - 2)
-            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+            .is_some_and(u8::is_ascii_alphanumeric);
     is_e && !is_word
 }
 

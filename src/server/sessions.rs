@@ -3,7 +3,10 @@
 //! What must stay true: a reload drops nobody. A database whose settings did not change keeps its pools and plans; one
 //! that changed is replaced, and sessions move to the new one between transactions.
 
-use super::{Foundation, ServeError, Service, Serving, deadlocks, recovering, tasks::Tasks};
+use super::{
+    Foundation, ServeError, Service, Serving, deadlocks, holding, recovering, resharding,
+    tasks::Tasks,
+};
 use crate::{
     admin::Console,
     config::settings::{self, Settings},
@@ -98,7 +101,9 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let shared = Arc::new(shared);
     for database in shared.databases.load().values() {
         recovering::look_after(database, &tasks, &shared);
+        holding::look_after(database, &tasks, parts.clock);
         deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
+        resharding::look_after(database, &tasks, parts.clock, &shared.tls);
     }
     Ok(Arc::new(Sessions {
         shared,
@@ -168,7 +173,9 @@ impl Service for Sessions {
         };
         for (_, made) in new.iter().filter(|database| !is_kept(database)) {
             recovering::look_after(made, &self.tasks, shared);
+            holding::look_after(made, &self.tasks, parts.clock);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
+            resharding::look_after(made, &self.tasks, shared.clock, &shared.tls);
         }
         let transactions = &shared.metrics.transactions;
         transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));
@@ -303,14 +310,19 @@ fn databases(
             .get(&name)
             .filter(|old| *old.settings == **wanted)
             .cloned();
+        let gate = old.get(&name).map(|old| Arc::clone(&old.gate));
         let make = || {
-            Database::new(
-                Arc::clone(wanted),
-                PlanCache::new(plan_bytes, seed),
-                parts.clone(),
-            )
+            let plans = PlanCache::new(plan_bytes, seed);
+            // Sessions of both may be at work on keys that move.
+            let gate = gate.unwrap_or_default();
+            let made = Database::new(Arc::clone(wanted), plans, gate, parts.clone());
+            if let Some(older) = old.get(&name) {
+                made.inherit_map(older);
+            }
+            made
         };
-        (name, kept.unwrap_or_else(make))
+        let database = kept.unwrap_or_else(make);
+        (name, database)
     };
     all.into_iter().map(keep_or_make).collect()
 }

@@ -532,6 +532,7 @@ fn relation(table: &nodes::RangeVar) -> Relation {
             name: table.relname().unwrap_or_default().to_owned(),
         },
         alias: alias(table.alias()),
+        location: place(table.location),
     }
 }
 
@@ -586,6 +587,7 @@ fn no_relation() -> Relation {
             name: String::new(),
         },
         alias: None,
+        location: Literal::NOWHERE,
     }
 }
 

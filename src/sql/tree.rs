@@ -279,6 +279,8 @@ pub enum JoinKind {
 pub struct Relation {
     pub name: Name,
     pub alias: Option<Alias>,
+    /// Where its name stands, in bytes, or [`Literal::NOWHERE`].
+    pub location: u32,
 }
 
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use super::{
     waiting::{self, Condemned, Suspect},
 };
 use crate::{
-    catalog::shard::ShardId,
+    catalog::{shard::ShardId, snapshot::Standing as MapStanding},
     clock::{Duration, Instant},
     config::settings::Database,
     inspect::AskError,
@@ -18,7 +18,7 @@ use crate::{
         Metrics,
         transactions::{Distributed, Outcome, Proxy},
     },
-    registry::{Agreement, Announced, Late, Me, NotReady, Registry},
+    registry::{Agreement, Announced, Kept, Late, Me, NotReady, Registry},
 };
 use std::sync::{Arc, atomic::Ordering};
 use tokio::sync::{Mutex, watch};
@@ -311,25 +311,41 @@ impl Coordinator {
         self.view.deadlocks.increment();
     }
 
+    /// The name of this process among those that serve the database.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.id()
+    }
+
     /// What is known of other proxies' schema changes; none where there is nobody to agree with.
     #[must_use]
     pub fn agreement(&self) -> Option<&Agreement> {
         self.registry.as_ref().map(Registry::agreement)
     }
 
-    /// Whether nobody says that a group's keys are elsewhere than the configuration says; which groups are.
+    /// What is known of the map that all proxies share, and whether it may be relied on; `None`: there is nobody to share
+    /// one with.
     #[must_use]
-    pub fn barred(&self) -> Vec<String> {
-        let kept = self.registry.as_ref().and_then(Registry::map);
-        let disagreements = kept.map(|kept| kept.disagreements).unwrap_or_default();
-        let groups = disagreements.into_iter().map(|found| found.group);
-        groups.collect()
+    pub fn map(&self) -> Option<(Option<Kept>, MapStanding)> {
+        let registry = self.registry.as_ref()?;
+        Some(registry.map())
     }
 
     /// Asks for the map again: others may have changed it.
-    pub async fn renew_map(&self) {
-        if let Some(registry) = &self.registry {
-            registry.renew_map(self.me(None)).await;
+    ///
+    /// # Errors
+    /// [`AskError`]: what was known stays.
+    pub async fn renew_map(&self) -> Result<(), AskError> {
+        match &self.registry {
+            Some(registry) => registry.renew_map(self.me(None)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes over what its predecessor knew of the map; both are before the same home shard.
+    pub fn inherit_map(&self, older: &Self) {
+        if let (Some(own), Some(older)) = (&self.registry, &older.registry) {
+            own.inherit(older);
         }
     }
 
@@ -345,6 +361,12 @@ impl Coordinator {
     #[must_use]
     pub fn is_lapsed(&self, now: Instant) -> bool {
         self.agreement().is_some_and(|it| it.is_lapsed(now))
+    }
+
+    /// Whether the other proxies may go on without this one in what they hold back.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.agreement().is_some_and(|it| it.is_silent(now))
     }
 
     /// Announces a schema change to the other proxies, before it is committed. Nothing where there is no catalog.
@@ -448,7 +470,7 @@ impl Coordinator {
             }
             first
         });
-        if let Some(kept) = registry.map() {
+        if let (Some(kept), _) = registry.map() {
             let epoch = u64::try_from(kept.epoch).unwrap_or_default();
             self.view.map_epoch.store(epoch, Ordering::Relaxed);
         }

@@ -281,6 +281,15 @@ impl Proxy {
     /// Starts the binary with a configuration written to a directory that the sandbox removes, and waits until it
     /// serves.
     pub(crate) fn start(dir: &Path, configuration: &str) -> Self {
+        Self::start_with(dir, configuration, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub(crate) fn start_with(
+        dir: &Path,
+        configuration: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let config = dir.join(format!("proxy-{number}.toml"));
@@ -288,7 +297,8 @@ impl Proxy {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", WITH_OWNER, "proxy", SHARDWAY, "serve", "--config"])
-            .arg(&config);
+            .arg(&config)
+            .envs(environment.iter().copied());
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

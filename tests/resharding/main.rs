@@ -3,6 +3,11 @@
 #![cfg(test)]
 
 mod applying;
+mod comparing;
+mod copying;
 mod following;
+mod preflight;
 mod shards;
+mod slots;
+mod steps;
 mod streaming;

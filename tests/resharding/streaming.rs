@@ -21,7 +21,7 @@ use std::{
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn server() -> &'static Cluster {
+pub(crate) fn server() -> &'static Cluster {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
     let start = || {
         let environment = SandboxEnv {
@@ -164,7 +164,7 @@ fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -158,7 +158,7 @@ pub(crate) struct Stage {
     pub(crate) client: Client,
     other: Option<Client>,
     steps: usize,
-    _proxy: Option<Proxy>,
+    proxy: Option<Proxy>,
 }
 
 impl Stage {
@@ -184,8 +184,13 @@ impl Stage {
             client: Client::connect(port, settings),
             other,
             steps: 0,
-            _proxy: proxy,
+            proxy,
         }
+    }
+
+    /// Ends the session, and not what is behind it.
+    pub(crate) fn end(self) -> Option<Proxy> {
+        self.proxy
     }
 
     /// Sends and reads up to that many ReadyForQuery.

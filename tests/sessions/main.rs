@@ -28,6 +28,7 @@ mod gathered_parts;
 mod greetings;
 mod harness;
 mod heartbeat;
+mod holding;
 mod hostile;
 mod ids;
 mod limits;

@@ -30,7 +30,11 @@ part() { # NAME COMMAND...
 run() {
     case $1 in
         format) part format cargo fmt --check ;;
-        lint) part lint cargo clippy --all-targets --locked -- -D warnings ;;
+        lint)
+            part lint cargo clippy --all-targets --locked -- -D warnings
+            # What only kills at points of a commit need.
+            part failpoints cargo clippy --all-targets --locked --features failpoints -- -D warnings
+            ;;
         unit) part unit cargo test --locked --lib --bins ;;
         docs) part docs env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items ;;
         # A workspace of its own: PostgreSQL's own scanner, which may not be linked beside the parser.

@@ -117,6 +117,7 @@ fn client(console: &Console, session: &SessionInfo, now: Now) -> Vec<Cell> {
 fn client_state(session: &SessionInfo) -> &'static str {
     match session.state() {
         SessionState::Waiting => "waiting",
+        SessionState::Held => "held",
         SessionState::Active => "active",
         SessionState::Idle => "idle",
     }

@@ -102,7 +102,7 @@ fn states_by_pool(console: &Console, now: Now) -> BTreeMap<(String, String), Sta
             .entry((session.database.to_string(), session.user.to_string()))
             .or_default();
         match session.state() {
-            SessionState::Waiting => pool.clients_waiting += 1,
+            SessionState::Waiting | SessionState::Held => pool.clients_waiting += 1,
             // PgBouncer counts every linked or idle client as active.
             SessionState::Active | SessionState::Idle => pool.clients_active += 1,
         }

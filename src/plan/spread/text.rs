@@ -214,7 +214,7 @@ pub(super) fn is_time(name: &str) -> bool {
     matches!(name, "now" | "transaction_timestamp")
 }
 
-pub(super) fn quote(name: &str) -> String {
+pub(in crate::plan) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -283,6 +283,34 @@ pub fn cancelled() -> Notice {
     error("57014", "canceling statement due to user request")
 }
 
+/// Keys that move, of which nobody can say now whose they are.
+#[must_use]
+pub fn keys_in_doubt(reshard: Option<&str>) -> Notice {
+    let why = match reshard {
+        Some(reshard) => format!(
+            "Reshard \"{reshard}\" was about to move them, and the home shard cannot be asked what has become of that. (SW401)"
+        ),
+        None => "They move, and this proxy has not heard from the home shard for so long that they may be elsewhere. (SW401)".to_owned(),
+    };
+    Notice {
+        detail: Some(why),
+        hint: Some("Repeat it when the home shard can be reached.".to_owned()),
+        ..error("57P03", "it is not known on which shard these keys are")
+    }
+}
+
+/// A transaction that touches keys whose owner has changed since it began.
+#[must_use]
+pub fn keys_moved(group: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "Keys of group \"{group}\" that the transaction touches were given to another shard since it began. (SW402)"
+        )),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error("40001", "could not go on with keys that have moved")
+    }
+}
+
 /// The session is being ended by an operator.
 #[must_use]
 pub fn shutting_down() -> Notice {

@@ -203,11 +203,12 @@ impl Session {
 
     /// Locks the rows, and finds out where they belong.
     async fn locate(&mut self, work: &mut Work<'_>, sources: &[ShardId]) -> Result<(), Stop> {
-        let parse = |bytes: &mut Vec<u8>| {
+        let text = self.per_shard(&work.texts.locate)?;
+        let parse = |shard: ShardId, bytes: &mut Vec<u8>| {
             put_parse(
                 bytes,
                 b"",
-                work.texts.locate.as_bytes(),
+                text.on(shard).as_bytes(),
                 &raw(&work.described.parameters),
             );
         };
@@ -215,7 +216,7 @@ impl Session {
             return Ok(());
         };
         let mut bytes = Vec::new();
-        parse(&mut bytes);
+        parse(*first, &mut bytes);
         put_named(&mut bytes, b'D', Named::Statement(b""));
         frontend::put_bare(&mut bytes, b'S');
         let mut carried = Vec::new();
@@ -235,7 +236,7 @@ impl Session {
         let mut asks = Vec::new();
         for shard in sources {
             let mut bytes = Vec::new();
-            parse(&mut bytes);
+            parse(*shard, &mut bytes);
             let formats: Vec<Format> = carried.iter().map(|(_, format)| *format).collect();
             put_bind(
                 &mut bytes,

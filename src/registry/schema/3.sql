@@ -19,9 +19,12 @@ CREATE TABLE shardway.workflow (
     attempt int NOT NULL DEFAULT 0,
     -- 'forward', or 'back' while and after a rollback.
     direction text NOT NULL DEFAULT 'forward' CHECK (direction IN ('forward', 'back')),
+    -- How often the owners have changed because of it, and the round of verification.
+    flips int NOT NULL DEFAULT 0,
+    round int NOT NULL DEFAULT 0,
     token bigint NOT NULL,
     version bigint NOT NULL DEFAULT 1,
-    -- What the operator wants next: 'cutover', 'rollback', 'finish', 'abort'; and whether it stands still.
+    -- What the operator wants next: 'cutover', 'rollback', 'finish', 'abort', 'verify'; and whether it stands still.
     wanted text,
     paused boolean NOT NULL DEFAULT false,
     plan jsonb NOT NULL,
@@ -32,6 +35,9 @@ CREATE TABLE shardway.workflow (
     made_at timestamptz NOT NULL DEFAULT now(),
     changed_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- One at a time.
+CREATE UNIQUE INDEX workflow_one ON shardway.workflow ((true)) WHERE state NOT IN ('done', 'aborted');
 
 -- Every transition, in order. Nothing is ever taken away.
 CREATE TABLE shardway.journal (
@@ -152,6 +158,8 @@ CREATE TABLE shardway.made (
 CREATE TABLE shardway.activation (
     workflow text NOT NULL,
     attempt int NOT NULL,
+    -- Of the cutover.
+    direction text NOT NULL CHECK (direction IN ('forward', 'back')),
     epoch bigint NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (workflow, attempt)

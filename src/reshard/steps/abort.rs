@@ -1,16 +1,15 @@
-//! Gives a reshard up before its map is committed: everything that was written down goes.
+//! Gives a reshard up before its map is committed, or after it was rolled back: everything that was written down goes.
 //!
 //! What must stay true: never once a cutover is committed; a table that the reshard has not made is never dropped, only rows
 //! go that were copied; what cannot go now is tried again, and does not keep the others.
 
 use super::{
-    activate::latest,
-    asking::{About as _, connection, named},
+    activate::latest_anywhere,
+    asking::{About as _, connection, home, named},
     condition, guard,
     ready::slot_error,
     records::{Kind, Note, claim_all, gone, noted, taking_part},
     rows, schema,
-    unfence::{self, unless_committed},
 };
 use crate::{
     replication::{publication, slot},
@@ -30,14 +29,13 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         direction: Direction::Forward,
         ..job.clone()
     };
-    unless_committed(job).await?;
-    unless_ever_activated(job).await?;
+    unless_taken_over(job).await?;
     claim_all(job).await?;
-    unfence::run(job).await?;
     let mut first = None;
-    for note in noted(job).await? {
-        let removed = match remove(job, &note).await {
-            Ok(()) => gone(job, &note).await,
+    let notes = noted(job).await?;
+    for note in notes.iter().filter(|it| it.kind != Kind::Records) {
+        let removed = match remove(job, note).await {
+            Ok(()) => gone(job, note).await,
             Err(error) => Err(error),
         };
         match removed {
@@ -48,19 +46,25 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
             }
         }
     }
-    first.map_or(Ok(()), Err)
+    match first {
+        None => forget(job, &notes).await,
+        Some(error) => Err(error),
+    }
 }
 
-/// After a cutover both sides have rows of their own: only [`super::finish`] tells which to keep.
-async fn unless_ever_activated(job: &Job) -> Result<(), StepError> {
-    for server in taking_part(job) {
-        let client = connection(&server).await?;
-        if latest(&client, job).await?.is_some() {
-            return Err(StepError::Halt {
-                what: format!("shard {} has taken over before", server.name),
-                remedy: "finish ends it, in the direction of the last cutover".to_owned(),
-            });
-        }
+/// The copies are given up, so the sources have to own the keys: nothing was cut over, or it was rolled back.
+async fn unless_taken_over(job: &Job) -> Result<(), StepError> {
+    const COMMITTED: &str =
+        "SELECT max(attempt) FROM shardway.hold WHERE workflow = $1 AND state = 'committed'";
+    let row = home(job).await?.query_one(COMMITTED, &[&job.id]).await;
+    let committed: Option<i32> = row.about("asking whether a cutover is committed")?.get(0);
+    let latest = latest_anywhere(job).await?;
+    let forward = latest.is_some_and(|it| it.direction == Direction::Forward);
+    if forward || committed > latest.map(|it| it.attempt) {
+        return Err(StepError::Halt {
+            what: "the new owners have taken over: the cutover is committed".to_owned(),
+            remedy: "roll it back first; finish ends it as it is".to_owned(),
+        });
     }
     Ok(())
 }
@@ -91,7 +95,8 @@ pub(super) async fn remove(job: &Job, note: &Note) -> Result<(), StepError> {
         }
         Kind::Rows => delete(job, server).await,
         Kind::Table => schema::unmake(job, server).await,
-        Kind::Records => forget_records(job, server).await,
+        // Last of all: they say who may do this.
+        Kind::Records => Ok(()),
     }
 }
 
@@ -116,8 +121,19 @@ async fn delete(job: &Job, server: &Server) -> Result<(), StepError> {
     Ok(())
 }
 
+/// Forgets the run on every shard, when all else has gone.
+pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
+    for server in taking_part(job) {
+        forget_records(job, &server).await?;
+    }
+    for note in notes.iter().filter(|it| it.kind == Kind::Records) {
+        gone(job, note).await?;
+    }
+    Ok(())
+}
+
 /// Forgets the run in a shard's own schema; that it was activated stays.
-pub(super) async fn forget_records(job: &Job, server: &Server) -> Result<(), StepError> {
+async fn forget_records(job: &Job, server: &Server) -> Result<(), StepError> {
     const RECORDS: [&str; 7] = [
         "chunk",
         "chunk_done",

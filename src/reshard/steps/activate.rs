@@ -6,27 +6,43 @@
 use super::{
     asking::{About as _, connection, named},
     guard::{Switch, guarded},
-    records::begin,
+    records::{begin, taking_part},
     unfence::switch_off,
 };
 use crate::{
     inspect::at_once,
     reshard::{
-        job::{Job, StepError},
+        job::{Direction, Job, StepError},
         servers::Server,
     },
 };
 use deadpool_postgres::Client;
 
 const ACTIVATE: &str = "\
-INSERT INTO shardway.activation (workflow, attempt, epoch) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-const LATEST: &str = "SELECT max(attempt) FROM shardway.activation WHERE workflow = $1";
+INSERT INTO shardway.activation (workflow, attempt, direction, epoch) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+const LATEST: &str = "\
+SELECT attempt, direction FROM shardway.activation WHERE workflow = $1 ORDER BY attempt DESC LIMIT 1";
+const FENCED: &str =
+    "SELECT EXISTS (SELECT FROM shardway.fence WHERE workflow = $1 AND attempt = $2)";
 
-/// Activates every destination as of the map's number.
+/// Activates every destination of the committed cutover, whose direction is the job's, as of the map's number.
 ///
 /// # Errors
-/// [`StepError`].
+/// [`StepError::Halt`]: the job's sources were not fenced by this attempt.
 pub async fn run(job: &Job, epoch: i64) -> Result<(), StepError> {
+    for source in job.sources() {
+        let client = connection(&source).await?;
+        let fenced = client.query_one(FENCED, &[&job.id, &job.attempt]).await;
+        if !fenced.about("asking for the fence")?.get::<_, bool>(0) {
+            return Err(StepError::Halt {
+                what: format!(
+                    "shard {} was not fenced by attempt {}",
+                    source.name, job.attempt
+                ),
+                remedy: "report it: the cutover went the other way".to_owned(),
+            });
+        }
+    }
     let destinations = job.destinations();
     let each = destinations.iter().map(|it| activate(job, it, epoch));
     at_once(each.collect()).await.into_iter().collect()
@@ -36,16 +52,21 @@ async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), Ste
     let what = format!("activating shard {}", destination.name);
     let client = connection(destination).await?;
     begin(&client, job).await?;
+    let direction = match job.direction {
+        Direction::Forward => "forward",
+        Direction::Back => "back",
+    };
     let activated = client
-        .execute(ACTIVATE, &[&job.id, &job.attempt, &epoch])
+        .execute(ACTIVATE, &[&job.id, &job.attempt, &direction, &epoch])
         .await;
     activated.about(&what)?;
     client.batch_execute("COMMIT").await.about(&what)?;
     let turned = job.turned();
     let guarded = guarded(&client, &turned, destination).await?;
+    // Reference tables are opened later.
     let on = guarded.into_iter();
-    let on: Vec<_> = on.filter(|(_, switch)| *switch == Switch::On).collect();
-    let tables: Vec<_> = on.into_iter().map(|(table, _)| table).collect();
+    let on = on.filter(|(table, switch)| table.group.is_some() && *switch == Switch::On);
+    let tables: Vec<_> = on.map(|(table, _)| table).collect();
     switch_off(&client, &turned, &tables, destination).await
 }
 
@@ -68,8 +89,34 @@ pub async fn open_reference(job: &Job) -> Result<(), StepError> {
     switch_off(&client, job, &tables, server).await
 }
 
-/// The last attempt that a shard was activated by.
-pub(super) async fn latest(client: &Client, job: &Job) -> Result<Option<i32>, StepError> {
-    let row = client.query_one(LATEST, &[&job.id]).await;
-    Ok(row.about("asking for activations")?.get(0))
+/// The last cutover that a shard knows of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Latest {
+    pub(super) attempt: i32,
+    pub(super) direction: Direction,
+}
+
+/// The last cutover by which a shard was activated.
+pub(super) async fn latest(client: &Client, job: &Job) -> Result<Option<Latest>, StepError> {
+    let row = client.query_opt(LATEST, &[&job.id]).await;
+    let row = row.about("asking for activations")?;
+    Ok(row.map(|row| Latest {
+        attempt: row.get(0),
+        direction: match row.get(1) {
+            "back" => Direction::Back,
+            _ => Direction::Forward,
+        },
+    }))
+}
+
+/// The last cutover by which any shard was activated.
+pub(super) async fn latest_anywhere(job: &Job) -> Result<Option<Latest>, StepError> {
+    let mut last: Option<Latest> = None;
+    for server in taking_part(job) {
+        let here = latest(&connection(&server).await?, job).await?;
+        if here.map(|it| it.attempt) > last.map(|it| it.attempt) {
+            last = here;
+        }
+    }
+    Ok(last)
 }

@@ -41,7 +41,7 @@ fn of(what: &str, error: AskError) -> StepError {
         AskError::Server { sqlstate, message } => {
             sorted(what, Some(&sqlstate), format!("{message} ({sqlstate})"))
         }
-        AskError::Timeout | AskError::Tls(_) | AskError::Connection(_) => {
+        AskError::Timeout | AskError::Tls(_) | AskError::Connection(_) | AskError::Apart => {
             sorted(what, None, error.to_string())
         }
     }

@@ -4,24 +4,29 @@
 //! row has gone; each note goes after its thing, so that a run that was cut goes on.
 
 use super::{
-    abort::{forget_records, remove},
-    activate::latest,
-    asking::{connection, named},
+    abort::{forget, remove},
+    activate::{latest, latest_anywhere},
+    asking::connection,
     condition,
     records::{Kind, claim_all, gone, noted},
     rows,
 };
 use crate::reshard::{
-    job::{Job, StepError},
+    job::{Direction, Job, StepError},
     plan::identifier,
     servers::Server,
 };
 
-/// Deletes what the job's sources still have of what they gave, and all that was made for the run.
+/// Deletes what the shards that gave rows still have of them, and all that was made for the run. Forward, whatever the
+/// job's direction is.
 ///
 /// # Errors
 /// [`StepError::Halt`]: the cutover in this direction is not known to be committed.
 pub async fn run(job: &Job) -> Result<(), StepError> {
+    let job = &Job {
+        direction: Direction::Forward,
+        ..job.clone()
+    };
     unless_not_committed(job).await?;
     claim_all(job).await?;
     let notes = noted(job).await?;
@@ -38,20 +43,22 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         match note.kind {
             Kind::Guard => remove(job, note).await?,
             // What came stays.
-            Kind::Rows | Kind::Slot | Kind::Publication => {}
-            Kind::Table | Kind::Records => {
-                forget_records(job, named(job, &note.shard)?).await?;
-            }
+            Kind::Rows | Kind::Slot | Kind::Publication | Kind::Table | Kind::Records => {}
         }
-        gone(job, note).await?;
+        if note.kind != Kind::Records {
+            gone(job, note).await?;
+        }
     }
-    Ok(())
+    forget(job, &notes).await
 }
 
+/// Every destination has taken over, and none of it was rolled back since.
 async fn unless_not_committed(job: &Job) -> Result<(), StepError> {
+    let last = latest_anywhere(job).await?;
+    let last = last.filter(|it| it.direction == Direction::Forward);
     for destination in job.destinations() {
-        let client = connection(&destination).await?;
-        if latest(&client, job).await? < Some(job.attempt) {
+        let here = latest(&connection(&destination).await?, job).await?;
+        if last.is_none() || here != last {
             return Err(StepError::Halt {
                 what: format!(
                     "shard {} has not taken over what it was given",

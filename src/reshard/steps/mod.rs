@@ -3,6 +3,20 @@
 //! What must stay true: every step may be run again, from its beginning, whatever an earlier run left behind, and may be
 //! dropped at any time; what it makes outside of tables is written down on the home shard before it is made; whoever has
 //! been replaced changes nothing.
+//!
+//! | step | when | the job's direction |
+//! |---|---|---|
+//! | [`preflight`] | before anything; changes nothing | forward |
+//! | [`prepare`] | before the copy | forward |
+//! | [`keys::primary`] | after the copy, before followers start | forward |
+//! | [`keys::rest`] | past the consistency point | forward |
+//! | [`ready`] | before a cutover; [`ready::advance`] every few seconds while it waits for one | of the cutover |
+//! | [`fence`], [`turn`] | in the cutover; [`turn`] when every fence is applied | of the cutover |
+//! | [`unfence`] | to undo an attempt | of the cutover |
+//! | [`activate`] | after the commit | of the cutover that was committed |
+//! | [`reverse`] | when every proxy has the new map | of the next cutover, the other way |
+//! | [`finish`] | while the new owners serve | any |
+//! | [`abort`] | while the old owners serve | any |
 
 pub mod abort;
 pub mod activate;
@@ -13,14 +27,17 @@ pub mod fence;
 pub mod finish;
 pub mod guard;
 pub mod keys;
+pub mod preflight;
 pub mod prepare;
 pub mod ready;
 pub mod records;
+pub mod reverse;
 pub mod rows;
 pub mod schema;
 pub mod sequences;
 pub mod turn;
 pub mod unfence;
+pub mod verify;
 
 use super::{
     job::{Direction, Job, StepError},

@@ -52,6 +52,24 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     Ok(())
 }
 
+/// While it waits for a cutover: nothing is read yet from the slots of the way back, and no WAL is to be kept for them.
+///
+/// # Errors
+/// [`StepError`].
+pub async fn advance(job: &Job) -> Result<(), StepError> {
+    const ADVANCE: &str = "\
+SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots \
+WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
+    let back = job.turned();
+    for destination in job.destinations() {
+        let name = back.slot(&destination.name);
+        let client = connection(&destination).await?;
+        let advanced = client.query(ADVANCE, &[&name]).await;
+        advanced.about("moving a slot on")?;
+    }
+    Ok(())
+}
+
 /// The publication and the slot of the way back on a shard.
 async fn reverse(back: &Job, server: &Server) -> Result<(), StepError> {
     let name = back.slot(&server.name);

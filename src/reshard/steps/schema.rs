@@ -32,7 +32,7 @@ SELECT o.class, o.oid FROM ( \
   UNION ALL SELECT 'pg_ts_dict'::regclass, oid FROM pg_ts_dict WHERE oid >= 16384 \
   UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper \
   UNION ALL SELECT 'pg_foreign_server'::regclass, oid FROM pg_foreign_server) o \
-WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')";
+WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype IN ('e', 'i'))";
 
 /// In which order things go: what others depend on last, as far as CASCADE does not do it.
 const NEW: &str = "\

@@ -12,9 +12,11 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
+        plan::MovingTable,
         servers::Server,
     },
 };
+use deadpool_postgres::Client;
 
 /// Whether the attempt's cutover is committed.
 const COMMITTED: &str = "\
@@ -41,7 +43,8 @@ pub async fn unless_committed(job: &Job) -> Result<(), StepError> {
     let mut committed: bool = row.about("asking whether the cutover is committed")?.get(0);
     for server in job.destinations() {
         let client = connection(&server).await?;
-        committed |= latest(&client, job).await? == Some(job.attempt);
+        let latest = latest(&client, job).await?;
+        committed |= latest.is_some_and(|it| it.attempt == job.attempt);
     }
     if committed {
         return Err(StepError::Halt {
@@ -56,16 +59,16 @@ async fn unfence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = connection(source).await?;
     let guarded = guarded(&client, job, source).await?;
     let on = guarded.into_iter();
-    let on: Vec<_> = on.filter(|(_, switch)| *switch == Switch::On).collect();
-    let tables: Vec<_> = on.into_iter().map(|(table, _)| table).collect();
+    let on = on.filter(|(_, switch)| *switch == Switch::On);
+    let tables: Vec<_> = on.map(|(table, _)| table).collect();
     switch_off(&client, job, &tables, source).await
 }
 
 /// Turns guards off, however often the lock is not to be had at once.
 pub(super) async fn switch_off(
-    client: &deadpool_postgres::Client,
+    client: &Client,
     job: &Job,
-    tables: &[crate::reshard::plan::MovingTable],
+    tables: &[MovingTable],
     server: &Server,
 ) -> Result<(), StepError> {
     const TURNS: u32 = 200;

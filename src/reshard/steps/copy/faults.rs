@@ -13,7 +13,10 @@ const LASTING: [&str; 8] = ["0A", "22", "23", "28", "2B", "3D", "3F", "42"];
 pub(super) fn sql(what: String, error: tokio_postgres::Error) -> StepError {
     match AskError::from(error) {
         AskError::Server { sqlstate, message } => of(what, Some(&sqlstate), message),
-        other => of(what, None, other.to_string()),
+        other @ (AskError::Timeout
+        | AskError::Tls(_)
+        | AskError::Connection(_)
+        | AskError::Apart) => of(what, None, other.to_string()),
     }
 }
 

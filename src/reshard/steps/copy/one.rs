@@ -25,6 +25,7 @@ use std::{
 /// How often a server is asked again that tells nobody.
 const PAUSE: Duration = Duration::from_millis(5);
 
+const STANDBY: &str = "SELECT pg_is_in_recovery()";
 /// Makes this runner the one that may copy to a shard.
 const CLAIM: &str = "\
 INSERT INTO shardway.runner AS r (workflow, token) VALUES ($1, $2) \
@@ -46,6 +47,10 @@ pub(super) async fn clear(job: &Job, flows: &[Flow<'_>]) -> Result<(), StepError
     for name in names {
         let client = connect(job, name).await?;
         let about = |error| faults::sql(format!("ending earlier copies on {name}"), error);
+        let standby = client.query_one(STANDBY, &[]).await;
+        if standby.map_err(about)?.get(0) {
+            return Err(on_standby(name));
+        }
         let claimed = client.execute(CLAIM, &[&job.id, &job.token]).await;
         if claimed.map_err(about)? != 1 {
             return Err(StepError::Replaced);
@@ -54,6 +59,16 @@ pub(super) async fn clear(job: &Job, flows: &[Flow<'_>]) -> Result<(), StepError
         ended.map_err(about)?;
     }
     Ok(())
+}
+
+/// The snapshot of a standby does not tell which transactions run: a change would be lost.
+fn on_standby(shard: &str) -> StepError {
+    StepError::Halt {
+        what: format!(
+            "the address of shard {shard} leads to a standby, and rows are copied between primaries only"
+        ),
+        remedy: format!("let shard {shard} have the address of its primary"),
+    }
 }
 
 /// Sessions that wait for their next chunk.
@@ -204,7 +219,7 @@ struct Record {
 
 impl Record {
     fn of(job: &Job, part: &Part<'_>) -> Self {
-        let bound = |key| literal(key).map_or("NULL".to_owned(), |text| quoted(&text));
+        let bound = |key| literal(key).map_or_else(|| "NULL".to_owned(), |text| quoted(&text));
         let workflow = quoted(&job.id);
         Self {
             place: [

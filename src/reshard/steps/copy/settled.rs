@@ -43,7 +43,6 @@ INSERT INTO shardway.chunk (workflow, source, relation, chunk, low, high, token)
 SELECT $1, $2, $3, number, low::text[], high::text[], $4 FROM unnest($5::int4[], $6::text[], $7::text[]) c (number, low, high)";
 const DONE: &str = "\
 SELECT source, relation, chunk, low, high, rows, bytes FROM shardway.chunk_done WHERE workflow = $1";
-const STANDBY: &str = "SELECT pg_is_in_recovery()";
 
 /// The chunks of all tables on all their sources, settled where they are not yet.
 pub(super) async fn all(
@@ -59,7 +58,7 @@ pub(super) async fn all(
             continue;
         }
         if !sources.contains_key(flow.source.as_str()) {
-            sources.insert(&flow.source, primary(job, &flow.source).await?);
+            sources.insert(&flow.source, connect(job, &flow.source).await?);
         }
         let source = &sources[flow.source.as_str()];
         all.insert(table, of(job, &home, source, flow).await?);
@@ -128,22 +127,6 @@ pub(super) fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepErr
         what: format!("the configuration has no shard {name}"),
         remedy: format!("give the database its shard {name} again"),
     })
-}
-
-/// The snapshot of a standby does not tell which transactions run: a change would be lost.
-async fn primary(job: &Job, name: &str) -> Result<Client, StepError> {
-    let client = connect(job, name).await?;
-    let asked = client.query_one(STANDBY, &[]).await;
-    let asked = asked.map_err(|error| faults::sql(format!("asking shard {name}"), error))?;
-    if asked.get(0) {
-        return Err(StepError::Halt {
-            what: format!(
-                "the address of shard {name} leads to a standby, and rows are copied from primaries only"
-            ),
-            remedy: format!("let shard {name} have the address of its primary"),
-        });
-    }
-    Ok(client)
 }
 
 async fn of(

@@ -1,0 +1,178 @@
+//! The map as the proxies of a database keep it: what configuration files say, who owns what, which shards serve, and
+//! what of a reshard every proxy has to know.
+
+use super::{Disagreement, Owned, Ownership, judge};
+use crate::catalog::{moving::KeySet, snapshot::Snapshot};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored")]
+pub struct Content {
+    /// What configuration files say: a file that contradicts it and the owners is not obeyed.
+    pub declared: Ownership,
+    /// What counts.
+    pub owners: Ownership,
+    /// The shards that serve; none as form 2 of the schema has kept it.
+    pub members: BTreeSet<String>,
+    /// What is on a shard that does not own it.
+    pub moving: Vec<Moving>,
+}
+
+/// Keys whose rows are on a shard that does not own them, because of a reshard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    pub workflow: String,
+    pub group: String,
+    pub keys: KeySet,
+    pub shard: String,
+}
+
+/// What a configuration says of owners.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    pub(super) owners: Ownership,
+    /// Groups whose buckets it splits over as many shards as there are.
+    pub(super) even: BTreeSet<String>,
+    /// All shards.
+    pub(super) shards: BTreeSet<String>,
+    /// Those that serve if nobody has kept a map yet.
+    members: BTreeSet<String>,
+}
+
+/// As it is stored, by this form of the schema or by form 2.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Whole {
+        declared: Ownership,
+        owners: Ownership,
+        members: BTreeSet<String>,
+        moving: Vec<Moving>,
+    },
+    Form2(Ownership),
+}
+
+impl From<Stored> for Content {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::Whole {
+                declared,
+                owners,
+                members,
+                moving,
+            } => Self {
+                declared,
+                owners,
+                members,
+                moving,
+            },
+            Stored::Form2(owners) => Self {
+                declared: owners.clone(),
+                owners,
+                members: BTreeSet::new(),
+                moving: Vec::new(),
+            },
+        }
+    }
+}
+
+impl Declared {
+    /// Of a snapshot as it is configured.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Self {
+        let even = snapshot.even.iter();
+        let names = |shard: crate::catalog::shard::ShardId| snapshot.shards.get(shard.index());
+        Self {
+            owners: Ownership::of(snapshot),
+            even: even.map(|id| snapshot.group(*id).name.clone()).collect(),
+            shards: snapshot.shards.iter().cloned().collect(),
+            members: snapshot.members.iter().filter_map(names).cloned().collect(),
+        }
+    }
+}
+
+impl Content {
+    /// Where nobody has kept anything yet.
+    #[must_use]
+    pub fn first(here: &Declared) -> Self {
+        Self {
+            declared: here.owners.clone(),
+            owners: here.owners.clone(),
+            members: here.members.clone(),
+            moving: Vec::new(),
+        }
+    }
+
+    /// What is kept, and what the configuration adds to it where it agrees: groups, values of lists.
+    #[must_use]
+    pub fn and(mut self, here: &Declared) -> Self {
+        if self.members.is_empty() {
+            self.members = here.members.union(&self.owners.shards()).cloned().collect();
+        }
+        for (group, judged) in judge::groups(&self, here) {
+            if let Ok(added) = judged {
+                self.declared.groups.insert(group.clone(), added.declared);
+                self.owners.groups.insert(group, added.owners);
+            }
+        }
+        self
+    }
+
+    /// What the configuration gives to another owner.
+    #[must_use]
+    pub fn disagreements(&self, here: &Declared) -> Vec<Disagreement> {
+        let judged = judge::groups(self, here).into_iter();
+        let differs = judged.filter_map(|(group, judged)| {
+            let what = judged.err()?;
+            Some(Disagreement { group, what })
+        });
+        differs.collect()
+    }
+
+    /// Shards that it names and the configuration does not have.
+    #[must_use]
+    pub fn lacking(&self, here: &Declared) -> Vec<String> {
+        let moving = self.moving.iter().map(|it| it.shard.clone());
+        let named: BTreeSet<String> = self.owners.shards().into_iter().chain(moving).collect();
+        let named = named.union(&self.members);
+        named
+            .filter(|it| !here.shards.contains(*it))
+            .cloned()
+            .collect()
+    }
+
+    /// What is kept, with what the configuration says of its groups in the place of what was said of them.
+    #[must_use]
+    pub fn replaced_by(mut self, here: &Declared) -> Self {
+        let groups: &BTreeMap<String, Owned> = &here.owners.groups;
+        self.declared.groups.extend(groups.clone());
+        self.owners.groups.extend(groups.clone());
+        self.members.extend(here.owners.shards());
+        self.moving.retain(|it| !groups.contains_key(&it.group));
+        self
+    }
+
+    /// The content after a flip: these owners, this on other shards, these more that serve.
+    #[must_use]
+    pub fn flipped(
+        mut self,
+        after: Ownership,
+        workflow: &str,
+        doubled: &[Moving],
+        joins: &[String],
+    ) -> Self {
+        self.owners = after;
+        self.members.extend(joins.iter().cloned());
+        self.doubling(workflow, doubled)
+    }
+
+    /// The content with this on other shards because of a workflow, and nothing else because of it.
+    #[must_use]
+    pub fn doubling(mut self, workflow: &str, doubled: &[Moving]) -> Self {
+        self.moving.retain(|it| it.workflow != workflow);
+        self.moving.extend(doubled.iter().cloned());
+        self
+    }
+}

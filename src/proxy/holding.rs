@@ -1,0 +1,385 @@
+//! A session at the gate: before a statement is given its place it says whose rows it touches. While keys change their
+//! owner it waits there, and is planned anew when it goes on.
+//!
+//! What must stay true: nothing that touches rows of several shards is given a place without having passed; what waits
+//! has done nothing, and notices a cancel, its client's end and the proxy's. Who has touched keys under one map goes on
+//! with them under no other.
+
+use super::{
+    prepared::Prepared,
+    reply::session as reply,
+    request::Stop,
+    session::{End, Session, told},
+};
+use crate::{
+    catalog::{
+        group::{Group, GroupId},
+        snapshot::Snapshot,
+    },
+    clock::{Duration, Instant},
+    gate::{
+        Came, Ticket,
+        state::{Answer, REFERENCES, Touch, Touched},
+    },
+    metrics::sessions::Wanted,
+    net::stream::HIGH_WATER,
+    plan::{StatementPlan, Values},
+    sql::statement::{Access, Effect},
+    wire::backend::Status,
+};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use tokio::sync::watch;
+
+/// Whether a statement may go on as it was planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    Now,
+    /// It has waited: it is planned anew.
+    Anew,
+}
+
+/// What ended a wait.
+enum Waited {
+    /// It may have another answer now.
+    Changed,
+    Cancelled,
+}
+
+/// How a statement stands at the gate.
+enum Stands {
+    Passes,
+    /// For this reshard.
+    Waits(String),
+    /// What is known here may be out of date.
+    Unheard,
+    /// It is in doubt what this reshard has done.
+    Refused(Option<String>),
+    Cancelled,
+}
+
+/// How long a statement waits for this proxy to know again what the others have agreed on.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+
+impl Session {
+    /// Statements are about to be given their place; whether they must ask first.
+    pub(super) fn comes_to_gate(&mut self, statements: &[StatementPlan]) -> Came {
+        let one_snapshot = self
+            .deferred
+            .as_ref()
+            .is_some_and(|deferred| !deferred.statement_snapshots());
+        let concerns = |one: &StatementPlan| {
+            !one.touches.is_nothing() || matches!(one.effect, Effect::Execute { .. })
+        };
+        if !one_snapshot && !statements.iter().any(concerns) {
+            return Came::Quiet;
+        }
+        self.comes()
+    }
+
+    fn comes(&mut self) -> Came {
+        if self.snapshot.is_single()
+            || !self.database.coordinator.is_wanted()
+            || self.status() == Status::Failed
+        {
+            return Came::Quiet;
+        }
+        let (gate, number) = (&self.database.gate, self.info.pid);
+        let ticket = self.ticket.get_or_insert_with(|| gate.enter(number));
+        ticket.comes(self.marks.begun)
+    }
+
+    /// Asks whether statements may go on, and waits until they may.
+    pub(super) async fn asks_gate(
+        &mut self,
+        came: Came,
+        statements: &[StatementPlan],
+        values: &Values<'_>,
+    ) -> Result<Passed, Stop> {
+        let asked = self.touched_by(statements, values);
+        self.asks_for(came, &asked).await
+    }
+
+    /// Waits until code may run that may touch anything.
+    pub(super) async fn passes_gate_for_code(&mut self) -> Result<(), Stop> {
+        loop {
+            let came = self.comes();
+            if came == Came::Quiet {
+                return Ok(());
+            }
+            let mut asked = Touched::default();
+            for group in &self.snapshot.groups {
+                asked.add(&group.name, &Touch::Any);
+            }
+            asked.add(REFERENCES, &Touch::Any);
+            if self.asks_for(came, &asked).await? == Passed::Now {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A transaction, or a statement outside of one, has ended.
+    pub(super) fn leaves_gate(&mut self) {
+        if let Some(ticket) = &self.ticket {
+            ticket.ends();
+            self.began_on = None;
+        }
+    }
+
+    /// Another snapshot is about to be taken over: a transaction under way is held to that under which it began.
+    pub(super) fn keeps_what_it_began_on(&mut self) {
+        let at_work = self.ticket.as_ref().is_some_and(Ticket::is_at_work);
+        if at_work && self.began_on.is_none() {
+            self.began_on = Some(Arc::clone(&self.snapshot));
+        }
+    }
+
+    async fn asks_for(&mut self, came: Came, asked: &Touched) -> Result<Passed, Stop> {
+        if came == Came::Again
+            && let Some(group) = self.moved_meanwhile(asked)
+        {
+            return Err(reply::keys_moved(&group).into());
+        }
+        // Before the question, so that no change after it is missed.
+        let changes = self.database.gate.changes();
+        let stands = self.stands(came, asked);
+        match stands {
+            Stands::Passes => Ok(Passed::Now),
+            Stands::Refused(_) | Stands::Cancelled => self.has_waited(stands),
+            Stands::Waits(_) | Stands::Unheard => self.waits(changes, asked, stands).await,
+        }
+    }
+
+    /// What the gate says of a statement that has come. If it does not pass, it has not come.
+    fn stands(&self, came: Came, asked: &Touched) -> Stands {
+        let Some(ticket) = &self.ticket else {
+            return Stands::Passes;
+        };
+        if self.is_unheard(asked) {
+            if came == Came::First {
+                ticket.ends();
+            }
+            return Stands::Unheard;
+        }
+        match ticket.asks(came, asked) {
+            Answer::Passes => Stands::Passes,
+            Answer::Waits(reshard) => Stands::Waits(reshard),
+            Answer::Unsure(reshard) => Stands::Refused(Some(reshard)),
+        }
+    }
+
+    /// Whether keys are touched that move, or may, and what is known of that may be out of date.
+    fn is_unheard(&self, asked: &Touched) -> bool {
+        let gate = &self.database.gate;
+        let now = self.shared.clock.now();
+        let lapsed = self.database.coordinator.is_silent(now) || gate.is_lapsed(now);
+        lapsed && (gate.may_be_stale(now) || self.is_watched(asked))
+    }
+
+    fn is_watched(&self, asked: &Touched) -> bool {
+        let mut groups = asked.iter();
+        groups.any(|(group, _)| self.database.gate.watches(group))
+    }
+
+    /// Waits until it may go on.
+    async fn waits(
+        &mut self,
+        changes: watch::Receiver<u64>,
+        asked: &Touched,
+        stands: Stands,
+    ) -> Result<Passed, Stop> {
+        if !self.pipeline.is_empty() {
+            // What was asked before it is answered before it.
+            self.settle().await?;
+            if self.skip {
+                return Ok(Passed::Now);
+            }
+        }
+        let gate = Arc::clone(&self.database.gate);
+        let begun = self.shared.clock.now();
+        self.info.set_held(begun);
+        self.cancel.wait_begins();
+        let outcome = Box::pin(self.stay(changes, asked, stands, begun + PATIENCE)).await;
+        self.cancel.wait_ends();
+        match &self.link {
+            Some(link) => self.info.set_active(link.shard.0, link.lease.target.pid),
+            None => self.info.set_idle(),
+        }
+        let waited = self.shared.clock.now().saturating_duration_since(begun);
+        gate.counts.held.increment();
+        gate.counts.held_micros.add_time(waited);
+        self.has_waited(outcome?)
+    }
+
+    fn has_waited(&self, stands: Stands) -> Result<Passed, Stop> {
+        let reshard = match stands {
+            Stands::Passes => return Ok(Passed::Anew),
+            Stands::Cancelled => return Err(reply::cancelled().into()),
+            Stands::Refused(reshard) => reshard,
+            Stands::Waits(reshard) => Some(reshard),
+            Stands::Unheard => None,
+        };
+        self.database.gate.counts.refused.increment();
+        Err(reply::keys_in_doubt(reshard.as_deref()).into())
+    }
+
+    /// Waits at the gate; how it stands when there is nothing to wait for any more.
+    async fn stay(
+        &mut self,
+        mut changes: watch::Receiver<u64>,
+        asked: &Touched,
+        mut stands: Stands,
+        until: Instant,
+    ) -> Result<Stands, End> {
+        loop {
+            let unheard = matches!(stands, Stands::Unheard);
+            if let Waited::Cancelled = self.wait_for_change(&mut changes, unheard).await? {
+                return Ok(Stands::Cancelled);
+            }
+            let before = Arc::clone(&self.snapshot);
+            self.refresh();
+            if !Arc::ptr_eq(&before, &self.snapshot) {
+                // What it touches may be something else by now.
+                return Ok(Stands::Passes);
+            }
+            stands = match self.comes() {
+                Came::Quiet => Stands::Passes,
+                came @ (Came::First | Came::Again) => self.stands(came, asked),
+            };
+            match stands {
+                Stands::Waits(_) => {}
+                Stands::Unheard if self.shared.clock.now() < until => {}
+                Stands::Unheard if !self.is_watched(asked) => {
+                    // Nothing was known to move: the others wait no more for what cannot be read.
+                    self.database.gate.cannot_read();
+                }
+                Stands::Passes | Stands::Cancelled | Stands::Refused(_) | Stands::Unheard => {
+                    return Ok(stands);
+                }
+            }
+        }
+    }
+
+    async fn wait_for_change(
+        &mut self,
+        changes: &mut watch::Receiver<u64>,
+        unheard: bool,
+    ) -> Result<Waited, End> {
+        let mut changed = pin!(changes.changed());
+        let mut look = pin!(async {
+            if unheard {
+                tokio::time::sleep(LOOK).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        });
+        let mut cancelled = pin!(self.cancel.cancelled());
+        let mut asked = pin!(self.info.asked());
+        let (client, info) = (&mut self.client, &self.info);
+        poll_fn(|cx| {
+            // The sender lives in the gate, which the session's database has.
+            if changed.as_mut().poll(cx).is_ready() || look.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Waited::Changed));
+            }
+            if cancelled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Waited::Cancelled));
+            }
+            while asked.as_mut().poll(cx).is_ready() {
+                if info.wanted() == Wanted::EndNow {
+                    return Poll::Ready(Err(told(reply::shutting_down())));
+                }
+                asked.set(info.asked());
+            }
+            if client.poll_flush(cx)?.is_pending() || client.buffered().len() > HIGH_WATER {
+                return Poll::Pending;
+            }
+            match client.poll_fill(cx)? {
+                Poll::Ready(0) => Poll::Ready(Err(End::Client)),
+                Poll::Ready(_) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Whose rows statements touch.
+    fn touched_by(&self, statements: &[StatementPlan], values: &Values<'_>) -> Touched {
+        let mut asked = Touched::default();
+        for statement in statements {
+            for (group, at) in self.snapshot.groups.iter().zip(0_u16..) {
+                let id = GroupId(at);
+                if statement.touches.has(id) {
+                    let keys = statement.keys_of(id, &self.snapshot, values);
+                    asked.add(&group.name, &keys.map_or(Touch::Any, Touch::Keys));
+                }
+            }
+            if statement.touches.has_references() && statement.access == Access::Write {
+                asked.add(REFERENCES, &Touch::Any);
+            }
+            if let Effect::Execute { name, .. } = &statement.effect {
+                let named = self.statements.get(name.as_bytes());
+                self.touched_within(named, &mut asked);
+            }
+        }
+        asked
+    }
+
+    /// What a prepared statement touches that SQL executes: its keys are looked for when it is planned with them.
+    fn touched_within(&self, prepared: Option<&Arc<Prepared>>, asked: &mut Touched) {
+        let statements = prepared.map_or(&[][..], |prepared| prepared.plan.statements.as_slice());
+        for statement in statements {
+            for (group, at) in self.snapshot.groups.iter().zip(0_u16..) {
+                if statement.touches.has(GroupId(at)) {
+                    asked.add(&group.name, &Touch::Any);
+                }
+            }
+            if statement.touches.has_references() && statement.access == Access::Write {
+                asked.add(REFERENCES, &Touch::Any);
+            }
+        }
+    }
+
+    /// A group of which keys have another owner than when the transaction touched them, or took the one snapshot that it
+    /// promises.
+    fn moved_meanwhile(&self, asked: &Touched) -> Option<String> {
+        let began = self.began_on.as_ref()?;
+        if Arc::ptr_eq(began, &self.snapshot) {
+            return None;
+        }
+        let before = self.ticket.as_ref()?.touched();
+        let touched = |group: &str| match &before {
+            Some(before) => before.of(group),
+            None => Some(&Touch::Any),
+        };
+        let one_snapshot = self.several.promises_one_snapshot() || self.has_snapshots();
+        let moved = self.snapshot.groups.iter().find(|now| {
+            let Some(then) = group_named(began, &now.name) else {
+                return false;
+            };
+            let Some(wanted) = asked.of(&now.name) else {
+                return false;
+            };
+            (then.map != now.map || then.pins != now.pins)
+                && (touched(&now.name).is_some_and(|touch| has_moved(touch, then, now))
+                    || (one_snapshot && has_moved(wanted, then, now)))
+        });
+        moved.map(|group| group.name.clone())
+    }
+}
+
+fn group_named<'s>(snapshot: &'s Snapshot, name: &str) -> Option<&'s Group> {
+    snapshot.groups.iter().find(|group| group.name == name)
+}
+
+fn has_moved(touch: &Touch, then: &Group, now: &Group) -> bool {
+    match touch {
+        Touch::Any => true,
+        Touch::Keys(keys) => keys
+            .iter()
+            .any(|key| then.shard_of(key) != now.shard_of(key)),
+    }
+}

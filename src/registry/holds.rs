@@ -1,0 +1,132 @@
+//! Statements that proxies hold back while keys change their owner: what the home shard says of it, and what this proxy
+//! answers.
+//!
+//! What must stay true: a hold ends by compare-and-swap of its row alone, and after its deadline any proxy may do it; an
+//! answer counts for the attempt that it was given for.
+
+use super::Lease;
+use crate::{gate::state::Moving, inspect::AskError};
+use tokio_postgres::{Row, types::Type};
+
+/// What the home shard says, all at one time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Read {
+    pub holds: Vec<Reported>,
+    /// The number of the map.
+    pub map: i64,
+}
+
+/// One hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reported {
+    pub workflow: String,
+    pub attempt: i32,
+    pub state: Held,
+    pub moving: Vec<Moving>,
+    /// Seconds until its deadline.
+    pub left: f64,
+    /// Whether shards join, which writes to reference tables must reach.
+    pub joins: Joins,
+}
+
+/// Whether shards join the database with a reshard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joins {
+    None,
+    Some,
+}
+
+/// What has become of a hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    Held,
+    Released,
+    Committed,
+}
+
+const READ: &str = "\
+SELECT m.epoch, h.workflow, h.attempt, h.state, h.moving, h.left_, h.joins \
+FROM (SELECT coalesce(max(epoch), 0)::int8 AS epoch FROM shardway.map) m LEFT JOIN ( \
+    SELECT h.workflow, h.attempt, h.state, h.moving::text AS moving, \
+           extract(epoch FROM h.deadline - clock_timestamp())::float8 AS left_, \
+           coalesce(jsonb_array_length(w.plan -> 'joins') > 0, false) AS joins \
+    FROM shardway.hold h LEFT JOIN shardway.workflow w ON w.id = h.workflow) h ON true";
+const ANSWER: &str = "\
+INSERT INTO shardway.held (workflow, attempt, incarnation, drained, waiting_for) \
+SELECT $1, $2, $3, $4, $5 FROM shardway.hold WHERE workflow = $1 AND attempt = $2 AND state = 'held' \
+ON CONFLICT (workflow, attempt, incarnation) DO UPDATE SET drained = excluded.drained, \
+    waiting_for = excluded.waiting_for, at = clock_timestamp()";
+const EXPIRE: &str = "\
+WITH released AS (UPDATE shardway.hold SET state = 'released' \
+    WHERE workflow = $1 AND attempt = $2 AND state = 'held' AND deadline < clock_timestamp() RETURNING workflow) \
+SELECT pg_notify('shardway', 'hold') FROM released";
+
+/// Every hold, and the map's number.
+pub(super) async fn read(lease: &Lease) -> Result<Read, AskError> {
+    let rows = lease.query_typed(READ, &[]).await?;
+    let map = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
+    let mut holds = Vec::new();
+    for row in &rows {
+        holds.extend(hold(row)?);
+    }
+    Ok(Read { holds, map })
+}
+
+fn hold(row: &Row) -> Result<Option<Reported>, AskError> {
+    let Some(workflow) = row.try_get::<_, Option<String>>(1)? else {
+        return Ok(None);
+    };
+    let state: String = row.try_get(3)?;
+    let moving: String = row.try_get(4)?;
+    let moving = serde_json::from_str(&moving)
+        .map_err(|error| AskError::Connection(format!("shardway.hold cannot be read: {error}")))?;
+    let joins = if row.try_get(6)? {
+        Joins::Some
+    } else {
+        Joins::None
+    };
+    Ok(Some(Reported {
+        workflow,
+        attempt: row.try_get(2)?,
+        state: match state.as_str() {
+            "held" => Held::Held,
+            "committed" => Held::Committed,
+            _ => Held::Released,
+        },
+        moving,
+        left: row.try_get(5)?,
+        joins,
+    }))
+}
+
+/// Says for this proxy whether anybody is still at it.
+pub(super) async fn answer(
+    lease: &Lease,
+    (workflow, attempt): (&str, i32),
+    incarnation: u64,
+    waiting_for: Option<&str>,
+) -> Result<(), AskError> {
+    let incarnation = format!("{incarnation:016x}");
+    let drained = waiting_for.is_none();
+    lease
+        .query_typed(
+            ANSWER,
+            &[
+                (&workflow, Type::TEXT),
+                (&attempt, Type::INT4),
+                (&incarnation, Type::TEXT),
+                (&drained, Type::BOOL),
+                (&waiting_for, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Ends a hold whose deadline has passed, unless somebody has ended it.
+pub(super) async fn expire(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
+    lease
+        .query_typed(EXPIRE, &[(&workflow, Type::TEXT), (&attempt, Type::INT4)])
+        .await?;
+    Ok(())
+}

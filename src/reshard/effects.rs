@@ -1,0 +1,397 @@
+//! What a reshard does, by the name that the state machine gives it: steps on servers, changes of the map, holds.
+//!
+//! What must stay true: an effect may be run again from its beginning, and dropped at any time; one of an attempt that is
+//! not committed ends within the time that statements may be held for; nothing is taken for done that was not seen.
+
+use super::{
+    dump::Tools,
+    hold,
+    job::{Direction, Job, StepError},
+    record::{self, Stored},
+    state::Effect,
+    steps::{self, catch_up::Follower},
+};
+use crate::{
+    catalog::ownership::Moving,
+    clock::{Clock, Duration, Instant},
+    failpoint,
+    inspect::{AskError, at_once},
+    registry::{Flip, Record as Beside, Registry, Unflipped, errand},
+};
+use serde_json::json;
+
+/// What effects work with.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground<'a> {
+    pub registry: &'a Registry,
+    pub tools: &'a Tools,
+    pub clock: Clock,
+}
+
+/// After how long a proxy that says nothing surely serves no keys that move.
+const LAPSED: Duration = Duration::from_secs(7);
+/// How often proxies are looked at that have to take the map over.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Ground<'_> {
+    /// Runs an effect to its end.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub async fn run(
+        &self,
+        effect: Effect,
+        job: &Job,
+        stored: &Stored,
+        streams: &[Follower],
+    ) -> Result<(), StepError> {
+        match effect {
+            Effect::Prepare => Box::pin(steps::prepare::run(job, self.tools)).await,
+            Effect::Announce => self.announce(job).await,
+            Effect::Copy => Box::pin(steps::copy::run(job)).await,
+            Effect::CatchUp => catch_up(job, streams).await,
+            Effect::Verify => verify(job, streams, stored.record.round).await,
+            Effect::Ready => Box::pin(steps::ready::run(job)).await,
+            Effect::Hold => self.hold(job, stored).await,
+            Effect::Fence => {
+                failpoint::reached("before_fence").await;
+                let fenced = within(job, "fencing", Box::pin(steps::fence::run(job))).await;
+                failpoint::reached("after_fence").await;
+                fenced
+            }
+            Effect::Drain => within(job, "applying the fences", drain(job, streams)).await,
+            Effect::Commit => within(job, "changing the map", self.commit(job, stored)).await,
+            Effect::Activate => self.activate(job).await,
+            Effect::Undo => self.undo(job).await,
+            Effect::Reverse => self.reverse(job).await,
+            Effect::Finish => self.finish(job).await,
+            Effect::Abort => self.abort(job).await,
+        }
+    }
+
+    /// While nothing else is done.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub async fn idle(&self, job: &Job) -> Result<(), StepError> {
+        steps::ready::advance(job).await
+    }
+
+    async fn announce(&self, job: &Job) -> Result<(), StepError> {
+        let moving = moving(job, Owner::Before);
+        self.all_know(job, &moving).await
+    }
+
+    /// Says what is on two shards, and waits until every proxy has heard it.
+    async fn all_know(&self, job: &Job, moving: &[Moving]) -> Result<(), StepError> {
+        const WHAT: &str = "telling the proxies what is on two shards";
+        let told = self
+            .registry
+            .set_moving(&job.id, moving, job.token)
+            .await
+            .map_err(|error| of_map(WHAT, error))?;
+        loop {
+            let late = self.late(told.announced).await?;
+            if late.is_empty() {
+                return Ok(());
+            }
+            let waits = format!(
+                "proxies that have not taken the map over: {}",
+                late.join(", ")
+            );
+            job.progress.set("waiting_for", waits);
+            tokio::time::sleep(LOOK).await;
+            job.progress.set("waiting_for", serde_json::Value::Null);
+        }
+    }
+
+    /// Who has not taken a number over and may still serve by an older one.
+    async fn late(&self, announced: i64) -> Result<Vec<String>, StepError> {
+        const LATE: &str = "\
+SELECT coalesce(address, 'local') || ' (' || incarnation || ')' FROM shardway.proxy \
+WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(secs => $2) ORDER BY incarnation";
+        let asked = async {
+            let lease = self.registry.lease(self.registry.home()).await?;
+            let lapsed = LAPSED.as_secs_f64();
+            let late = errand(async { Ok(lease.query(LATE, &[&announced, &lapsed]).await?) });
+            let rows = late.await?;
+            lease.done();
+            Ok::<_, AskError>(rows.iter().map(|row| row.get(0)).collect())
+        };
+        asked
+            .await
+            .map_err(|error| again("asking which proxies there are", &error))
+    }
+
+    async fn hold(&self, job: &Job, stored: &Stored) -> Result<(), StepError> {
+        const WHAT: &str = "holding statements back";
+        let (drain, most) = {
+            let knobs = job.knobs.borrow();
+            (knobs.drain, knobs.hold)
+        };
+        let lease = self.registry.lease(self.registry.home()).await;
+        let lease = lease.map_err(|error| again(WHAT, &error))?;
+        let began = self.clock.now();
+        let held = errand(hold::begin(&lease, job, stored.version, most)).await;
+        if !held.map_err(|error| again(WHAT, &error))? {
+            return Err(changed(WHAT));
+        }
+        failpoint::reached("after_hold").await;
+        let waited = hold::drained(&lease, job, LAPSED, drain).await;
+        match waited.map_err(|error| again(WHAT, &error))? {
+            hold::Drained::Yes => {
+                lease.done();
+                let took = self.clock.now().saturating_duration_since(began);
+                job.progress.set("cutover.drain_ms", milliseconds(took));
+                Ok(())
+            }
+            hold::Drained::No { waiting_for } => {
+                job.progress
+                    .set("cutover.waiting_for", waiting_for.as_str());
+                Err(StepError::Again {
+                    what: WHAT.to_owned(),
+                    problem: format!("not drained within {drain:?}: {waiting_for}"),
+                })
+            }
+            hold::Drained::Released => Err(StepError::Again {
+                what: WHAT.to_owned(),
+                problem: "the deadline has passed".to_owned(),
+            }),
+        }
+    }
+
+    /// New owners, with the record of it, while the attempt still holds.
+    async fn commit(&self, job: &Job, stored: &Stored) -> Result<(), StepError> {
+        const WHAT: &str = "changing the map";
+        failpoint::reached("before_flip").await;
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map(WHAT, error))?;
+        let joins = match job.direction {
+            Direction::Forward => job.plan.joins.as_slice(),
+            Direction::Back => &[],
+        };
+        // Only of these keys, whatever became of others meanwhile.
+        let after = now.content.owners.apply(&job.moves());
+        let after = after.map_err(|problem| StepError::Halt {
+            what: format!("the map is not the one that this was planned for: {problem}"),
+            remedy: "abort it and plan it again".to_owned(),
+        })?;
+        let flip = Flip {
+            workflow: job.id.clone(),
+            attempt: job.attempt,
+            token: job.token,
+            expected: now.epoch,
+            after,
+            doubled: moving(job, Owner::After),
+            joins: joins.to_vec(),
+        };
+        let detail = json!({ "attempt": job.attempt, "epoch": now.epoch + 1 });
+        let write = record::swapping(stored, &stored.record.committed(), "committed", &detail);
+        let beside = Beside {
+            sql: write.sql.to_owned(),
+            values: write.values,
+            rows: Some(1),
+        };
+        let flipped = self.registry.flip(&flip, &[beside]).await;
+        flipped.map_err(|error| of_map(WHAT, error))?;
+        failpoint::reached("after_flip").await;
+        self.pause(job).await
+    }
+
+    /// How long statements were held altogether, by the home shard's clock.
+    async fn pause(&self, job: &Job) -> Result<(), StepError> {
+        let asked = async {
+            let lease = self.registry.lease(self.registry.home()).await?;
+            let took = errand(hold::took(&lease, &job.id)).await?;
+            lease.done();
+            Ok::<_, AskError>(took)
+        };
+        // Only shown: the map has changed.
+        if let Ok(took) = asked.await {
+            job.progress.set("cutover.pause_ms", took);
+        }
+        Ok(())
+    }
+
+    async fn activate(&self, job: &Job) -> Result<(), StepError> {
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map("activating the new owners", error))?;
+        Box::pin(steps::activate::run(job, now.epoch)).await?;
+        failpoint::reached("after_activate").await;
+        Ok(())
+    }
+
+    async fn undo(&self, job: &Job) -> Result<(), StepError> {
+        Box::pin(steps::unfence::run(job)).await?;
+        self.at_home("releasing statements", async |lease| {
+            hold::release(lease, &job.id, job.attempt).await
+        })
+        .await
+    }
+
+    async fn reverse(&self, job: &Job) -> Result<(), StepError> {
+        // The former owners have what was theirs: seen from the next cutover, its destinations.
+        self.all_know(job, &moving(job, Owner::Before)).await?;
+        failpoint::reached("before_reverse").await;
+        Box::pin(steps::reverse::run(job)).await
+    }
+
+    async fn finish(&self, job: &Job) -> Result<(), StepError> {
+        let old = moving(job, Owner::Before);
+        self.all_know(job, &old).await?;
+        Box::pin(steps::finish::run(job)).await?;
+        self.all_know(job, &[]).await?;
+        self.forget_hold(job).await
+    }
+
+    async fn abort(&self, job: &Job) -> Result<(), StepError> {
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map("giving it up", error))?;
+        let doubled = now.content.moving;
+        let doubled: Vec<_> = doubled
+            .into_iter()
+            .filter(|it| it.workflow == job.id)
+            .collect();
+        // Nobody writes by an older map when the guards go.
+        self.all_know(job, &doubled).await?;
+        Box::pin(steps::abort::run(job)).await?;
+        self.all_know(job, &[]).await?;
+        self.forget_hold(job).await
+    }
+
+    async fn forget_hold(&self, job: &Job) -> Result<(), StepError> {
+        self.at_home("forgetting holds", async |lease| {
+            hold::forget(lease, &job.id).await
+        })
+        .await
+    }
+
+    async fn at_home(
+        &self,
+        what: &str,
+        does: impl AsyncFnOnce(&crate::registry::Lease) -> Result<(), AskError>,
+    ) -> Result<(), StepError> {
+        let done = async {
+            let lease = self.registry.lease(self.registry.home()).await?;
+            errand(does(&lease)).await?;
+            lease.done();
+            Ok::<_, AskError>(())
+        };
+        done.await.map_err(|error| again(what, &error))
+    }
+}
+
+async fn catch_up(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
+    all(streams.iter().map(Follower::consistent).collect()).await?;
+    failpoint::reached("after_consistent").await;
+    Box::pin(steps::keys::rest(job)).await
+}
+
+/// The destinations have all that the sources ever committed; then the way back begins.
+async fn drain(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
+    let sources = job.sources();
+    let followed = |name: &str| streams.iter().any(|it| it.source() == name);
+    if !sources.iter().all(|it| followed(&it.name)) {
+        return Err(changed("applying the fences"));
+    }
+    all(streams.iter().map(|it| it.fenced(job.attempt)).collect()).await?;
+    failpoint::reached("after_drain").await;
+    Box::pin(steps::turn::run(job)).await
+}
+
+async fn all(each: Vec<impl Future<Output = Result<(), StepError>>>) -> Result<(), StepError> {
+    at_once(each).await.into_iter().collect()
+}
+
+/// While statements are held.
+async fn within(
+    job: &Job,
+    what: &str,
+    task: impl Future<Output = Result<(), StepError>>,
+) -> Result<(), StepError> {
+    let most = job.knobs.borrow().hold;
+    let done = tokio::time::timeout(most, task).await;
+    done.unwrap_or_else(|_| {
+        Err(StepError::Again {
+            what: what.to_owned(),
+            problem: format!("not done within {most:?}"),
+        })
+    })
+}
+
+/// Whose rows are on two shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// Those that get keys in the job's direction have them already.
+    Before,
+    /// Those that gave keys still have them.
+    After,
+}
+
+fn moving(job: &Job, owner: Owner) -> Vec<Moving> {
+    let moves = job.moves().into_iter();
+    let doubled = moves.map(|it| Moving {
+        workflow: job.id.clone(),
+        group: it.group,
+        keys: it.keys,
+        shard: match owner {
+            Owner::Before => it.to,
+            Owner::After => it.from,
+        },
+    });
+    doubled.collect()
+}
+
+/// Milliseconds with two places.
+#[must_use]
+pub fn milliseconds(took: Duration) -> f64 {
+    (took.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// Since then.
+#[must_use]
+pub fn since(clock: Clock, then: Instant) -> Duration {
+    clock.now().saturating_duration_since(then)
+}
+
+fn again(what: &str, error: &AskError) -> StepError {
+    StepError::Again {
+        what: what.to_owned(),
+        problem: error.to_string(),
+    }
+}
+
+fn changed(what: &str) -> StepError {
+    StepError::Again {
+        what: what.to_owned(),
+        problem: "the reshard was changed meanwhile".to_owned(),
+    }
+}
+
+fn of_map(what: &str, error: Unflipped) -> StepError {
+    match error {
+        Unflipped::Replaced => StepError::Replaced,
+        Unflipped::Ask(_)
+        | Unflipped::NoMap
+        | Unflipped::Changed { .. }
+        | Unflipped::NotHeld
+        | Unflipped::Record { .. } => StepError::Again {
+            what: what.to_owned(),
+            problem: error.to_string(),
+        },
+    }
+}
+
+async fn verify(job: &Job, streams: &[Follower], round: i32) -> Result<(), StepError> {
+    let verdict = Box::pin(steps::verify::run(job, &streams, round)).await?;
+    job.progress.set("verify.rows", verdict.rows);
+    job.progress.set("verify.different", verdict.different);
+    if verdict.is_clean() {
+        return Ok(());
+    }
+    let found = verdict.found.join("; ");
+    Err(StepError::Halt {
+        what: format!("{} rows are not alike on both sides: {found}", verdict.different),
+        remedy: "find out who else writes to the destinations; resume compares once more, abort gives it up".to_owned(),
+    })
+}

@@ -1,0 +1,50 @@
+//! Which process runs the reshards of a database: whoever holds a lease on the home shard.
+//!
+//! What must stay true: a token is given to one holder once; a holder that could not renew in time stops everything that it
+//! does for the reshards before another can begin.
+
+use crate::{clock::Duration, inspect::AskError, registry::Lease};
+
+/// How long a lease is good for, by the home shard's clock.
+pub const LEASE: Duration = Duration::from_secs(6);
+/// How often it is renewed.
+pub const RENEWAL: Duration = Duration::from_secs(1);
+/// How long after the begin of its last renewal a holder still takes itself for one.
+pub const BELIEVED: Duration = Duration::from_secs(5);
+
+const TAKE: &str = "\
+UPDATE shardway.leader SET holder = $1, token = token + 1, until = clock_timestamp() + make_interval(secs => $2) \
+WHERE until < clock_timestamp() RETURNING token";
+const RENEW: &str = "\
+UPDATE shardway.leader SET until = clock_timestamp() + make_interval(secs => $3) WHERE holder = $1 AND token = $2";
+const LEAVE: &str =
+    "UPDATE shardway.leader SET until = '-infinity' WHERE holder = $1 AND token = $2";
+
+/// Takes the lease if nobody has it; the token.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn take(lease: &Lease, holder: &str) -> Result<Option<i64>, AskError> {
+    let seconds = LEASE.as_secs_f64();
+    let row = lease.query_opt(TAKE, &[&holder, &seconds]).await?;
+    row.map(|row| Ok(row.try_get(0)?)).transpose()
+}
+
+/// Keeps it; false: another has it.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn renew(lease: &Lease, holder: &str, token: i64) -> Result<bool, AskError> {
+    let seconds = LEASE.as_secs_f64();
+    let renewed = lease.execute(RENEW, &[&holder, &token, &seconds]).await?;
+    Ok(renewed == 1)
+}
+
+/// Gives it back, so that another need not wait.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn leave(lease: &Lease, holder: &str, token: i64) -> Result<(), AskError> {
+    lease.execute(LEAVE, &[&holder, &token]).await?;
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! This proxy's part in a cutover: hears which statements are to be held back, tells the gate and answers when nobody is at
+//! them any more, and lets them go when the hold has ended.
+//!
+//! What must stay true: what a hold has held goes on only with a map that is not older than the end of the hold; a hold
+//! whose deadline has passed ends, whoever is dead; where nobody can say what has become of it, its keys are refused.
+
+use crate::{
+    catalog::moving::{KeySet, Part},
+    clock::{Duration, Instant},
+    gate::{
+        Gate,
+        state::{Hold, Moving, REFERENCES},
+    },
+    inspect::AskError,
+    registry::{
+        Registry,
+        holds::{Held, Joins, Read, Reported},
+    },
+};
+use std::collections::HashMap;
+
+/// How often holds are read while something is held, without news.
+const HOLDING: Duration = Duration::from_millis(200);
+/// While keys move.
+const MOVING: Duration = Duration::from_secs(1);
+/// Otherwise.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// This proxy in the cutovers of one logical database.
+#[derive(Debug)]
+pub struct Participant {
+    incarnation: u64,
+    /// What was seen of attempts that are held.
+    seen: HashMap<(String, i32), Attempt>,
+    /// The number of the map when holds were read last.
+    map: i64,
+}
+
+/// An attempt that is held.
+#[derive(Debug)]
+struct Attempt {
+    /// When its deadline passes, as of the last reading.
+    until: Instant,
+    /// What was last said of who is at it.
+    said: Option<Said>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Said {
+    Drained,
+    WaitingFor(String),
+}
+
+impl Participant {
+    #[must_use]
+    pub fn new(incarnation: u64) -> Self {
+        Self {
+            incarnation,
+            seen: HashMap::new(),
+            map: 0,
+        }
+    }
+
+    /// Reads what is held and tells the gate; what is held no more goes on only by [`Self::let_go`].
+    ///
+    /// # Errors
+    /// [`AskError`]: nobody knows. Holds whose deadline has passed are in doubt.
+    pub async fn look(
+        &mut self,
+        registry: &Registry,
+        gate: &Gate,
+        now: impl Fn() -> Instant,
+    ) -> Result<Ended, AskError> {
+        let began = now();
+        let read = match self.read(registry).await {
+            Ok(read) => read,
+            Err(problem) => {
+                self.doubt(gate, now());
+                return Err(problem);
+            }
+        };
+        self.map = read.map;
+        for hold in held(&read) {
+            let left = Duration::try_from_secs_f64(hold.left).unwrap_or_default();
+            let attempt = (hold.workflow.clone(), hold.attempt);
+            let seen = self.seen.entry(attempt).or_insert(Attempt {
+                until: began,
+                said: None,
+            });
+            seen.until = began + left;
+            gate.hold(&hold.workflow, hold.attempt, &moving(hold));
+        }
+        self.answer(registry, gate).await?;
+        Ok(Ended {
+            holds: ended(&read, gate),
+            map: read.map,
+            began,
+        })
+    }
+
+    /// What is held no more goes on: with the map that was read with it, which is taken over by now.
+    pub fn let_go(&mut self, gate: &Gate, ended: &Ended) {
+        for hold in &ended.holds {
+            self.seen.remove(&(hold.workflow.clone(), hold.attempt));
+            gate.release(&hold.workflow, hold.attempt);
+        }
+        gate.has_read(ended.began);
+        let held: Vec<_> = gate.holds();
+        self.seen.retain(|(workflow, attempt), _| {
+            let same = |hold: &Hold| hold.workflow == *workflow && hold.attempt == *attempt;
+            held.iter().any(same)
+        });
+    }
+
+    /// How long it can be until something must be done, without news.
+    #[must_use]
+    pub fn rests(&self, gate: &Gate, now: Instant) -> Duration {
+        let deadlines = self.seen.values().map(|attempt| attempt.until);
+        let next = deadlines.map(|until| until.saturating_duration_since(now));
+        let most = match (self.seen.is_empty(), gate.is_quiet()) {
+            (false, _) => HOLDING,
+            (true, false) => MOVING,
+            (true, true) => QUIET,
+        };
+        next.min().map_or(most, |next| next.min(most)).max(SHORTEST)
+    }
+
+    /// Whether somebody is waited for.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        let drained = |attempt: &Attempt| attempt.said == Some(Said::Drained);
+        !self.seen.values().all(drained)
+    }
+
+    /// What is held, after those whose deadline has passed were ended.
+    async fn read(&self, registry: &Registry) -> Result<Read, AskError> {
+        let read = registry.read_holds().await?;
+        let has_passed = |hold: &&Reported| hold.left <= 0.0;
+        if !held(&read).any(|hold| has_passed(&hold)) {
+            return Ok(read);
+        }
+        for hold in held(&read).filter(has_passed) {
+            tracing::warn!(
+                database = registry.database(),
+                reshard = hold.workflow,
+                attempt = hold.attempt,
+                "statements were held until the deadline: they go on"
+            );
+            registry.expire_hold(&hold.workflow, hold.attempt).await?;
+        }
+        registry.read_holds().await
+    }
+
+    fn doubt(&self, gate: &Gate, now: Instant) {
+        gate.cannot_read();
+        for ((workflow, attempt), seen) in &self.seen {
+            if seen.until <= now {
+                gate.is_unsure(workflow, *attempt);
+            }
+        }
+    }
+
+    /// Says who is still at what is held, where that is news.
+    async fn answer(&mut self, registry: &Registry, gate: &Gate) -> Result<(), AskError> {
+        for hold in gate.holds() {
+            let key = (hold.workflow, hold.attempt);
+            let Some(seen) = self.seen.get_mut(&key) else {
+                continue;
+            };
+            let at = gate.is_at(&key.0, key.1);
+            let says = match at.as_slice() {
+                [] => Said::Drained,
+                at => Said::WaitingFor(clients(at)),
+            };
+            if seen.said.as_ref() == Some(&says) {
+                continue;
+            }
+            let waiting_for = match &says {
+                Said::Drained => None,
+                Said::WaitingFor(clients) => Some(clients.as_str()),
+            };
+            let attempt = (key.0.as_str(), key.1);
+            registry
+                .answer_hold(attempt, self.incarnation, waiting_for)
+                .await?;
+            seen.said = Some(says);
+        }
+        Ok(())
+    }
+}
+
+/// No deadline is looked for more often.
+const SHORTEST: Duration = Duration::from_millis(5);
+/// How many clients are named to people.
+const NAMED: usize = 10;
+
+/// Holds that have ended, and the number of the map that says how.
+#[derive(Debug, PartialEq)]
+pub struct Ended {
+    pub holds: Vec<Hold>,
+    pub map: i64,
+    /// When the reading began that found them.
+    pub began: Instant,
+}
+
+fn held(read: &Read) -> impl Iterator<Item = &Reported> {
+    read.holds.iter().filter(|hold| hold.state == Held::Held)
+}
+
+/// What is held here and there no more.
+fn ended(read: &Read, gate: &Gate) -> Vec<Hold> {
+    let still = |hold: &Hold| {
+        held(read).any(|row| row.workflow == hold.workflow && row.attempt == hold.attempt)
+    };
+    let mut holds = gate.holds();
+    holds.retain(|hold| !still(hold));
+    holds
+}
+
+/// What is held, writes to reference tables among it where shards join.
+fn moving(hold: &Reported) -> Vec<Moving> {
+    let mut moving = hold.moving.clone();
+    if hold.joins == Joins::Some {
+        moving.push(Moving {
+            group: REFERENCES.to_owned(),
+            keys: KeySet::of(Part::None),
+        });
+    }
+    moving
+}
+
+/// For people: the numbers of clients as `SHOW CLIENTS` has them.
+fn clients(numbers: &[u32]) -> String {
+    let named: Vec<String> = numbers.iter().take(NAMED).map(u32::to_string).collect();
+    let more = numbers.len().saturating_sub(NAMED);
+    if more == 0 {
+        format!("clients {}", named.join(", "))
+    } else {
+        format!("clients {} and {more} more", named.join(", "))
+    }
+}

@@ -1,0 +1,317 @@
+//! Makes a plan of what is wanted, from the map and from what the servers say of the tables. Changes nothing.
+//!
+//! What must stay true: a plan names every table of the groups that move, and every column that is to be copied; a value
+//! travels in binary form only if that means the same on every server.
+
+use super::{
+    plan::{MovingColumn, MovingTable, Plan},
+    servers::Server,
+    wish::{NoMoves, Wish, moves},
+};
+use crate::{
+    catalog::{
+        moving::{Move, Part},
+        ownership::{Ownership, Unmovable},
+        snapshot::{Nature, Placement, Snapshot, TableName},
+    },
+    inspect::AskError,
+};
+use deadpool_postgres::Client;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a plan is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    pub snapshot: &'a Snapshot,
+    /// The map's number, and who owns what by it.
+    pub epoch: i64,
+    pub owners: &'a Ownership,
+    /// The shards that serve.
+    pub members: &'a BTreeSet<String>,
+    /// All of the configuration, by name.
+    pub servers: &'a BTreeMap<String, Server>,
+}
+
+/// A plan, and how much it moves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    pub plan: Plan,
+    pub sizes: Vec<Size>,
+}
+
+/// About how much of a table leaves a shard.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Size {
+    pub table: String,
+    pub shard: String,
+    pub rows: u64,
+    /// With its indexes.
+    pub bytes: u64,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Moves(#[from] NoMoves),
+    #[error(transparent)]
+    Unmovable(#[from] Unmovable),
+    #[error("shard {shard}: {error}")]
+    Ask { shard: String, error: AskError },
+    #[error("shard {shard} has no table {table}")]
+    NoTable { shard: String, table: String },
+    #[error("group {0} has no tables")]
+    NoTables(String),
+}
+
+/// A table's columns but generated ones: name, type, whether its binary form is the same everywhere; then whether it is of
+/// the primary key and at which place.
+const COLUMNS: &str = "\
+WITH RECURSIVE base (attnum, oid) AS ( \
+  SELECT a.attnum, a.atttypid FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped \
+  UNION ALL SELECT b.attnum, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd') \
+SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
+  t.typsend <> 0 AND t.typreceive <> 0 AND (t.typtype = 'e' OR t.oid < 16384 AND t.typtype IN ('b', 'r', 'm') \
+    AND t.typname !~ '^_?reg' AND t.typname NOT IN ('oidvector', 'aclitem', '_aclitem')), \
+  coalesce(array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum), 0)::int4 \
+FROM pg_attribute a JOIN base ON base.attnum = a.attnum JOIN pg_type t ON t.oid = base.oid AND t.typtype <> 'd' \
+LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary \
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum";
+
+const SIZE: &str = "\
+SELECT greatest(reltuples, 0)::float8, pg_total_relation_size(oid)::float8 FROM pg_class WHERE oid = to_regclass($1)";
+
+/// Makes the plan.
+///
+/// # Errors
+/// [`PlanError`].
+pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanError> {
+    let shards: BTreeSet<String> = asked.servers.keys().cloned().collect();
+    let moves = moves(asked.owners, wishes, &shards)?;
+    let after = asked.owners.apply(&moves)?;
+    let to: BTreeSet<&String> = moves.iter().map(|it| &it.to).collect();
+    let joins = to
+        .into_iter()
+        .filter(|shard| !asked.members.contains(*shard));
+    let joins: Vec<String> = joins.cloned().collect();
+    let mut connections = Connections::default();
+    let mut tables = Vec::new();
+    let groups: BTreeSet<&String> = moves.iter().map(|it| &it.group).collect();
+    for group in groups {
+        let mut of_group = moves.iter().filter(|it| it.group == *group);
+        let from = of_group
+            .next()
+            .map(|it| it.from.clone())
+            .unwrap_or_default();
+        let names = sharded(asked.snapshot, group);
+        if names.is_empty() {
+            return Err(PlanError::NoTables(group.clone()));
+        }
+        let client = connections.to(asked.servers, &from).await?;
+        for (name, key_column) in names {
+            let read = table(client, &name, Some(group), &key_column).await;
+            tables.push(read.map_err(|fault| fault.on(&from, &name))?);
+        }
+    }
+    let mut reference = Vec::new();
+    if let Some(first) = moves.first().filter(|_| !joins.is_empty()) {
+        let client = connections.to(asked.servers, &first.from).await?;
+        for name in whole(asked.snapshot) {
+            let read = table(client, &name, None, "").await;
+            reference.push(read.map_err(|fault| fault.on(&first.from, &name))?);
+        }
+    }
+    let mut sizes = Vec::new();
+    for it in &moves {
+        let of_group = |table: &&MovingTable| table.group.as_ref() == Some(&it.group);
+        let client = connections.to(asked.servers, &it.from).await?;
+        for table in tables.iter().filter(of_group) {
+            let size = size(client, table, it, asked.owners).await;
+            sizes.push(size.map_err(|error| PlanError::Ask {
+                shard: it.from.clone(),
+                error: error.into(),
+            })?);
+        }
+    }
+    let plan = Plan {
+        moves,
+        epoch: asked.epoch,
+        before: asked.owners.clone(),
+        after,
+        tables,
+        joins,
+        reference,
+    };
+    Ok(Planned { plan, sizes })
+}
+
+/// One connection to each shard that is asked.
+#[derive(Default)]
+struct Connections(BTreeMap<String, Client>);
+
+impl Connections {
+    async fn to(
+        &mut self,
+        servers: &BTreeMap<String, Server>,
+        shard: &str,
+    ) -> Result<&Client, PlanError> {
+        if !self.0.contains_key(shard) {
+            let server = servers
+                .get(shard)
+                .ok_or_else(|| NoMoves::NoShard(shard.to_owned()))?;
+            let client = server.sql().await.map_err(|error| PlanError::Ask {
+                shard: shard.to_owned(),
+                error,
+            })?;
+            self.0.insert(shard.to_owned(), client);
+        }
+        let found = self.0.get(shard);
+        found.ok_or_else(|| NoMoves::NoShard(shard.to_owned()).into())
+    }
+}
+
+/// The tables of a group with their shard keys, in order.
+fn sharded(snapshot: &Snapshot, group: &str) -> Vec<(TableName, String)> {
+    let tables = snapshot.tables.iter();
+    let tables = tables.filter(|(_, table)| table.nature == Nature::Table);
+    let of_group = tables.filter_map(|(name, table)| match &table.placement {
+        Placement::Sharded {
+            group: id,
+            key_column,
+        } if snapshot.group(*id).name == group => Some((name.clone(), key_column.clone())),
+        Placement::Sharded { .. } | Placement::Reference | Placement::Single(_) => None,
+    });
+    let mut found: Vec<_> = of_group.collect();
+    found.sort();
+    found
+}
+
+/// The tables that every shard has whole, in order.
+fn whole(snapshot: &Snapshot) -> Vec<TableName> {
+    let tables = snapshot.tables.iter();
+    let tables = tables.filter(|(_, table)| {
+        table.nature == Nature::Table && table.placement == Placement::Reference
+    });
+    let mut found: Vec<TableName> = tables.map(|(name, _)| name.clone()).collect();
+    found.sort();
+    found
+}
+
+enum Fault {
+    Ask(tokio_postgres::Error),
+    NoTable,
+}
+
+impl Fault {
+    fn on(self, shard: &str, table: &TableName) -> PlanError {
+        let shard = shard.to_owned();
+        match self {
+            Self::Ask(error) => PlanError::Ask {
+                shard,
+                error: error.into(),
+            },
+            Self::NoTable => PlanError::NoTable {
+                shard,
+                table: format!("{}.{}", table.schema, table.name),
+            },
+        }
+    }
+}
+
+async fn table(
+    client: &Client,
+    name: &TableName,
+    group: Option<&str>,
+    key_column: &str,
+) -> Result<MovingTable, Fault> {
+    let mut table = MovingTable {
+        schema: name.schema.clone(),
+        name: name.name.clone(),
+        group: group.map(str::to_owned),
+        key_column: key_column.to_owned(),
+        primary_key: Vec::new(),
+        columns: Vec::new(),
+    };
+    let rows = client.query(COLUMNS, &[&table.sql()]).await;
+    let rows = rows.map_err(Fault::Ask)?;
+    if rows.is_empty() {
+        return Err(Fault::NoTable);
+    }
+    let mut primary_key: Vec<(i32, String)> = Vec::new();
+    for row in rows {
+        let name: String = row.get(0);
+        let place: i32 = row.get(3);
+        if place > 0 {
+            primary_key.push((place, name.clone()));
+        }
+        table.columns.push(MovingColumn {
+            name,
+            type_name: row.get(1),
+            binary: row.get(2),
+        });
+    }
+    primary_key.sort();
+    table.primary_key = primary_key.into_iter().map(|(_, name)| name).collect();
+    Ok(table)
+}
+
+/// The share of a shard's rows that a move takes along: of buckets as many as it takes, else as the server estimates.
+async fn size(
+    client: &Client,
+    table: &MovingTable,
+    moved: &Move,
+    owners: &Ownership,
+) -> Result<Size, tokio_postgres::Error> {
+    let row = client.query_one(SIZE, &[&table.sql()]).await?;
+    let (rows, bytes): (f64, f64) = (row.get(0), row.get(1));
+    let share = match share_of_buckets(moved, owners) {
+        Some(share) => share,
+        None => estimated(client, table, moved, owners).await? / rows.max(1.0),
+    };
+    let share = share.clamp(0.0, 1.0);
+    Ok(Size {
+        table: table.plain(),
+        shard: moved.from.clone(),
+        rows: (rows * share).round() as u64,
+        bytes: (bytes * share).round() as u64,
+    })
+}
+
+fn share_of_buckets(moved: &Move, owners: &Ownership) -> Option<f64> {
+    let count = |part: &Part| match part {
+        Part::Buckets { runs, .. } => {
+            let each = runs.iter().map(|(from, to)| f64::from(to - from));
+            Some(each.sum::<f64>())
+        }
+        Part::None | Part::Ranges(_) | Part::Values(_) | Part::Others(_) => None,
+    };
+    let all = owners.sets_of(&moved.group, &moved.from)?;
+    Some(count(&moved.keys.part)? / count(&all.part)?)
+}
+
+async fn estimated(
+    client: &Client,
+    table: &MovingTable,
+    moved: &Move,
+    owners: &Ownership,
+) -> Result<f64, tokio_postgres::Error> {
+    let column = super::plan::identifier(&table.key_column);
+    let key_type = owners.key_type(&moved.group);
+    let condition = key_type.and_then(|it| moved.keys.sql(&column, it).ok());
+    let explain = format!(
+        "EXPLAIN (FORMAT JSON) SELECT FROM {} WHERE {}",
+        table.sql(),
+        condition.as_deref().unwrap_or("true")
+    );
+    let told = client.simple_query(&explain).await?;
+    let text = told.iter().find_map(|message| {
+        let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
+            return None;
+        };
+        row.get(0).map(str::to_owned)
+    });
+    let told: serde_json::Value =
+        serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+    let rows = told.pointer("/0/Plan/Plan Rows");
+    Ok(rows.and_then(serde_json::Value::as_f64).unwrap_or(0.0))
+}

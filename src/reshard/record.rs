@@ -1,0 +1,290 @@
+//! What is recorded of reshards on the home shard.
+//!
+//! What must stay true: a record changes only by compare-and-swap of its version and of its runner's token, together with
+//! the row of the journal that says so; an operator's wish is such a change too.
+
+use super::{
+    job::{Direction, Knobs},
+    plan::Plan,
+    state::{Record, State, Step, Stopped, Wish},
+};
+use crate::{inspect::AskError, registry::Lease};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::Arc};
+use tokio_postgres::{Row, types::ToSql};
+
+/// A reshard as it is recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    pub id: String,
+    pub record: Record,
+    pub token: i64,
+    pub version: i64,
+    pub plan: Arc<Plan>,
+    pub knobs: Knobs,
+    pub progress: BTreeMap<String, Value>,
+    pub made_at: String,
+    pub changed_at: String,
+}
+
+/// A statement that writes a record, with what it is told; it must touch one row.
+pub struct Write {
+    pub sql: &'static str,
+    pub values: Vec<Box<dyn ToSql + Send + Sync>>,
+}
+
+const COLUMNS: &str = "\
+id, state, step, attempt, flips, round, wanted, paused, error::text, token, version, plan::text, knobs::text, \
+progress::text, made_at::text, changed_at::text";
+/// The new version and token are those that are told; nobody else may have been at it.
+const SWAP: &str = "\
+WITH swapped AS (UPDATE shardway.workflow SET state = $4, step = $5, attempt = $6, flips = $7, round = $8, wanted = $9, \
+        paused = $10, error = $11::text::jsonb, direction = $12, version = version + 1, changed_at = clock_timestamp() \
+    WHERE id = $1 AND version = $2 AND token = $3 RETURNING id) \
+INSERT INTO shardway.journal (workflow, token, event, detail) SELECT id, $3, $13, $14::text::jsonb FROM swapped";
+const TAKE: &str = "\
+WITH taken AS (UPDATE shardway.workflow SET token = $2, version = version + 1 WHERE id = $1 AND token < $2 RETURNING id) \
+INSERT INTO shardway.journal (workflow, token, event) SELECT id, $2, 'taken over' FROM taken";
+const START: &str = "\
+WITH made AS (INSERT INTO shardway.workflow (id, state, token, plan, knobs) \
+        VALUES ($1, 'prepare', 0, $2::text::jsonb, $3::text::jsonb) RETURNING id) \
+INSERT INTO shardway.journal (workflow, token, event) SELECT id, 0, 'started' FROM made";
+const KNOBS: &str = "\
+WITH set AS (UPDATE shardway.workflow SET knobs = $3::text::jsonb, version = version + 1, changed_at = clock_timestamp() \
+    WHERE id = $1 AND version = $2 RETURNING id, token) \
+INSERT INTO shardway.journal (workflow, token, event, detail) SELECT id, token, 'set', $3::text::jsonb FROM set";
+/// Nothing is decided by it: no version.
+const PROGRESS: &str =
+    "UPDATE shardway.workflow SET progress = $3::text::jsonb WHERE id = $1 AND token = $2";
+const VERSION: &str = "SELECT version, token FROM shardway.workflow WHERE id = $1";
+const JOURNAL: &str = "INSERT INTO shardway.journal (workflow, token, event, detail) VALUES ($1, $2, $3, $4::text::jsonb)";
+const ENTRIES: &str = "\
+SELECT at::text, event, detail::text FROM shardway.journal WHERE workflow = $1 ORDER BY id DESC LIMIT $2";
+
+/// Reshards that are not over; in practice one at most.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn unfinished(lease: &Lease) -> Result<Vec<Stored>, AskError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM shardway.workflow WHERE state NOT IN ('done', 'aborted') ORDER BY made_at, id"
+    );
+    let rows = lease.query(&sql, &[]).await?;
+    rows.iter().map(stored).collect()
+}
+
+/// All that there ever were, the newest first.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn all(lease: &Lease) -> Result<Vec<Stored>, AskError> {
+    let sql =
+        format!("SELECT {COLUMNS} FROM shardway.workflow ORDER BY made_at DESC, id LIMIT 100");
+    let rows = lease.query(&sql, &[]).await?;
+    rows.iter().map(stored).collect()
+}
+
+/// One of them.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn read(lease: &Lease, id: &str) -> Result<Option<Stored>, AskError> {
+    let sql = format!("SELECT {COLUMNS} FROM shardway.workflow WHERE id = $1");
+    let row = lease.query_opt(&sql, &[&id]).await?;
+    row.as_ref().map(stored).transpose()
+}
+
+/// Its version and its runner's token.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn version(lease: &Lease, id: &str) -> Result<Option<(i64, i64)>, AskError> {
+    let row = lease.query_opt(VERSION, &[&id]).await?;
+    row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .transpose()
+}
+
+/// Records a new one; false: there is one under this name, or one is not over.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn start(lease: &Lease, id: &str, plan: &Plan, knobs: &Knobs) -> Result<bool, AskError> {
+    let (plan, knobs) = (json(plan), json(knobs));
+    match lease.execute(START, &[&id, &plan, &knobs]).await {
+        Ok(made) => Ok(made == 1),
+        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes a runner the one that may change it; false: a later one has it.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn take(lease: &Lease, id: &str, token: i64) -> Result<bool, AskError> {
+    Ok(lease.execute(TAKE, &[&id, &token]).await? == 1)
+}
+
+/// Changes it; false: somebody else has changed it meanwhile.
+///
+/// # Errors
+/// [`AskError`]: it may have been changed.
+pub async fn swap(
+    lease: &Lease,
+    stored: &Stored,
+    record: &Record,
+    event: &str,
+    detail: &Value,
+) -> Result<bool, AskError> {
+    let write = swapping(stored, record, event, detail);
+    let values = write.values.iter();
+    let values: Vec<&(dyn ToSql + Sync)> = values
+        .map(|value| -> &(dyn ToSql + Sync) { &**value })
+        .collect();
+    Ok(lease.execute(write.sql, &values).await? == 1)
+}
+
+/// What changes it, for a transaction that changes more.
+#[must_use]
+pub fn swapping(stored: &Stored, record: &Record, event: &str, detail: &Value) -> Write {
+    let direction = match record.direction() {
+        Direction::Forward => "forward",
+        Direction::Back => "back",
+    };
+    Write {
+        sql: SWAP,
+        values: vec![
+            Box::new(stored.id.clone()),
+            Box::new(stored.version),
+            Box::new(stored.token),
+            Box::new(word(&record.state)),
+            Box::new(record.step.map(|step| word(&step))),
+            Box::new(record.attempt),
+            Box::new(record.flips),
+            Box::new(record.round),
+            Box::new(record.wanted.map(|wish| word(&wish))),
+            Box::new(record.paused),
+            Box::new(record.stopped.as_ref().map(json)),
+            Box::new(direction),
+            Box::new(event.to_owned()),
+            Box::new(detail.to_string()),
+        ],
+    }
+}
+
+/// Changes what the operator may change while it runs; false: somebody else has changed it meanwhile.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn set_knobs(lease: &Lease, stored: &Stored, knobs: &Knobs) -> Result<bool, AskError> {
+    let values: [&(dyn ToSql + Sync); 3] = [&stored.id, &stored.version, &json(knobs)];
+    Ok(lease.execute(KNOBS, &values).await? == 1)
+}
+
+/// Says what is shown; false: a later runner has it.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn show(
+    lease: &Lease,
+    id: &str,
+    token: i64,
+    progress: &BTreeMap<String, Value>,
+) -> Result<bool, AskError> {
+    let values: [&(dyn ToSql + Sync); 3] = [&id, &token, &json(progress)];
+    Ok(lease.execute(PROGRESS, &values).await? == 1)
+}
+
+/// Writes down that something happened which changes no record.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn journal(
+    lease: &Lease,
+    id: &str,
+    token: i64,
+    event: &str,
+    detail: &Value,
+) -> Result<(), AskError> {
+    let values: [&(dyn ToSql + Sync); 4] = [&id, &token, &event, &detail.to_string()];
+    lease.execute(JOURNAL, &values).await?;
+    Ok(())
+}
+
+/// The last entries of its journal, the newest first: when, what, and details.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn entries(
+    lease: &Lease,
+    id: &str,
+    most: i64,
+) -> Result<Vec<(String, String, Value)>, AskError> {
+    let rows = lease.query(ENTRIES, &[&id, &most]).await?;
+    let entry = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?, parsed(row, 2)?));
+    rows.iter().map(entry).collect()
+}
+
+fn stored(row: &Row) -> Result<Stored, AskError> {
+    Ok(Stored {
+        id: row.try_get(0)?,
+        record: Record {
+            state: of_word::<State>(row, 1)?,
+            step: maybe_word::<Step>(row, 2)?,
+            attempt: row.try_get(3)?,
+            flips: row.try_get(4)?,
+            round: row.try_get(5)?,
+            wanted: maybe_word::<Wish>(row, 6)?,
+            paused: row.try_get(7)?,
+            stopped: match row.try_get::<_, Option<String>>(8)? {
+                Some(_) => Some(parsed::<Stopped>(row, 8)?),
+                None => None,
+            },
+        },
+        token: row.try_get(9)?,
+        version: row.try_get(10)?,
+        plan: Arc::new(parsed(row, 11)?),
+        knobs: parsed(row, 12)?,
+        progress: parsed(row, 13)?,
+        made_at: row.try_get(14)?,
+        changed_at: row.try_get(15)?,
+    })
+}
+
+/// As the column has it.
+#[must_use]
+pub fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(word)) => word,
+        Ok(_) | Err(_) => String::new(),
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    // It has nothing that JSON cannot hold.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn parsed<T: DeserializeOwned>(row: &Row, at: usize) -> Result<T, AskError> {
+    let text: String = row.try_get(at)?;
+    serde_json::from_str(&text).map_err(|error| unreadable(&error))
+}
+
+fn of_word<T: DeserializeOwned>(row: &Row, at: usize) -> Result<T, AskError> {
+    let text: String = row.try_get(at)?;
+    serde_json::from_value(Value::String(text)).map_err(|error| unreadable(&error))
+}
+
+fn maybe_word<T: DeserializeOwned>(row: &Row, at: usize) -> Result<Option<T>, AskError> {
+    match row.try_get::<_, Option<String>>(at)? {
+        Some(_) => of_word(row, at).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> AskError {
+    AskError::Connection(format!("shardway.workflow cannot be read: {error}"))
+}

@@ -1,0 +1,584 @@
+//! Runs the reshards of a database, while this process has the lead.
+//!
+//! What must stay true: nothing is done for a reshard without the lead, and everything stops when it is lost; whoever takes a
+//! run over bumps its token on the home shard and on every server that takes part before anything else is done; a record
+//! that somebody else has changed is read again before anything is concluded from it.
+
+use super::{
+    dump::Tools,
+    effects::{Ground, since},
+    job::{Job, Knobs, Progress, StepError},
+    leader,
+    record::{self, Stored, word},
+    servers::Server,
+    state::{Effect, Event, Next, Record, State, Step, Stopped, Waiting},
+    steps::{self, catch_up::Follower},
+    throttle,
+};
+use crate::{
+    clock::{Clock, Duration, Instant},
+    failpoint,
+    inspect::AskError,
+    registry::{Lease, Registry, errand},
+};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::watch;
+
+/// How often a process that does not lead looks for something to run.
+const IDLE: Duration = Duration::from_secs(2);
+/// How often a run is looked at: whether somebody wants something else.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often what is shown is written down.
+const SHOWN: Duration = Duration::from_secs(1);
+/// How long to wait before something is tried again: at first, and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How often sources are looked at.
+const WATCHED: Duration = Duration::from_secs(5);
+
+/// What a process runs reshards with.
+pub struct Runner<'a> {
+    pub registry: &'a Registry,
+    pub servers: Arc<BTreeMap<String, Server>>,
+    /// The process.
+    pub holder: String,
+    pub tools: Tools,
+    pub clock: Clock,
+}
+
+/// Why a run is not gone on with by this process.
+#[derive(Debug)]
+enum Left {
+    Replaced,
+    Ask(AskError),
+}
+
+impl From<AskError> for Left {
+    fn from(error: AskError) -> Self {
+        Self::Ask(error)
+    }
+}
+
+impl Runner<'_> {
+    /// For as long as it is not dropped.
+    pub async fn run(&self) {
+        loop {
+            if let Err(problem) = self.once().await {
+                let database = self.registry.database();
+                tracing::debug!(database, %problem, "looking for reshards to run");
+            }
+            tokio::time::sleep(IDLE).await;
+        }
+    }
+
+    /// Leads as long as there is something to run, if nobody else does.
+    async fn once(&self) -> Result<(), AskError> {
+        if !self.registry.is_known() {
+            return Ok(());
+        }
+        let lease = self.home().await?;
+        let unfinished = errand(record::unfinished(&lease)).await?;
+        if unfinished.is_empty() {
+            lease.done();
+            return Ok(());
+        }
+        let began = self.clock.now();
+        let token = errand(leader::take(&lease, &self.holder)).await?;
+        lease.done();
+        let Some(token) = token else {
+            return Ok(());
+        };
+        let database = self.registry.database();
+        tracing::info!(database, token, "runs the reshards from now on");
+        tokio::select! {
+            () = self.keep(token, began) => {
+                tracing::warn!(database, token, "another process may run the reshards");
+            }
+            worked = self.work(token) => {
+                let lease = self.home().await?;
+                errand(leader::leave(&lease, &self.holder, token)).await?;
+                lease.done();
+                match worked {
+                    Ok(()) => {}
+                    Err(Left::Replaced) => tracing::warn!(database, token, "was replaced as the runner"),
+                    Err(Left::Ask(problem)) => return Err(problem),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn home(&self) -> Result<Lease, AskError> {
+        self.registry.lease(self.registry.home()).await
+    }
+
+    /// Keeps the lead; resolves when it is lost, or may be.
+    async fn keep(&self, token: i64, mut renewed: Instant) {
+        loop {
+            tokio::time::sleep(leader::RENEWAL).await;
+            let began = self.clock.now();
+            let renewing = async {
+                let lease = self.home().await?;
+                let kept = leader::renew(&lease, &self.holder, token).await?;
+                lease.done();
+                Ok::<_, AskError>(kept)
+            };
+            let left = leader::BELIEVED.saturating_sub(since(self.clock, renewed));
+            match tokio::time::timeout(left, renewing).await {
+                Ok(Ok(true)) => renewed = began,
+                Ok(Ok(false)) | Err(_) => return,
+                Ok(Err(_)) => {}
+            }
+            if since(self.clock, renewed) >= leader::BELIEVED {
+                return;
+            }
+        }
+    }
+
+    async fn work(&self, token: i64) -> Result<(), Left> {
+        loop {
+            let lease = self.home().await?;
+            let unfinished = errand(record::unfinished(&lease)).await?;
+            let Some(first) = unfinished.into_iter().next() else {
+                lease.done();
+                return Ok(());
+            };
+            let mine =
+                first.token == token || errand(record::take(&lease, &first.id, token)).await?;
+            let stored = errand(record::read(&lease, &first.id)).await?;
+            lease.done();
+            match stored {
+                Some(stored) if mine && stored.token == token => {
+                    Box::pin(Run::new(self, stored).drive()).await?;
+                }
+                Some(_) => return Err(Left::Replaced),
+                None => {}
+            }
+        }
+    }
+}
+
+/// One reshard that this process runs.
+struct Run<'a> {
+    runner: &'a Runner<'a>,
+    stored: Stored,
+    knobs: watch::Sender<Knobs>,
+    progress: Arc<Progress>,
+    streams: Vec<Follower>,
+    /// Which way they go.
+    flips: i32,
+    /// Before the next try, and before the next attempt of a cutover.
+    pause: Duration,
+    rest: Option<Instant>,
+}
+
+/// How an effect ended.
+enum Ended {
+    With(Result<(), StepError>),
+    /// Somebody wants something else.
+    Changed(Box<Stored>),
+}
+
+impl<'a> Run<'a> {
+    fn new(runner: &'a Runner<'a>, stored: Stored) -> Self {
+        let progress = Arc::new(Progress::default());
+        for (name, value) in &stored.progress {
+            progress.set(name.clone(), value.clone());
+        }
+        Self {
+            runner,
+            knobs: watch::Sender::new(stored.knobs.clone()),
+            progress,
+            streams: Vec::new(),
+            flips: stored.record.flips,
+            pause: PAUSE.0,
+            rest: None,
+            stored,
+        }
+    }
+
+    fn job(&self) -> Job {
+        let record = &self.stored.record;
+        let home = self.runner.registry;
+        let job = Job {
+            id: self.stored.id.clone(),
+            token: self.stored.token,
+            attempt: record.attempt,
+            direction: record.direction(),
+            plan: Arc::clone(&self.stored.plan),
+            knobs: self.knobs.subscribe(),
+            servers: Arc::clone(&self.runner.servers),
+            home: home.name(home.home()).to_owned(),
+            progress: Arc::clone(&self.progress),
+        };
+        // Committed: the record speaks of the next cutover already.
+        if record.step == Some(Step::Committed) {
+            job.turned()
+        } else {
+            job
+        }
+    }
+
+    /// To its end.
+    async fn drive(mut self) -> Result<(), Left> {
+        self.claim().await?;
+        self.settle(&Event::TakenOver, &Value::Null).await?;
+        loop {
+            if let Err(error) = self.tend().await {
+                self.fail(error).await?;
+                continue;
+            }
+            match self.stored.record.next() {
+                Next::Over => {
+                    self.show_now().await;
+                    return Ok(());
+                }
+                Next::Turn(record) => self.turn(&record).await?,
+                Next::Wait(waiting) => self.wait(waiting).await?,
+                Next::Run(effect) => self.effect(effect).await?,
+            }
+        }
+    }
+
+    /// Whoever ran it before can do nothing on any server from here on.
+    async fn claim(&mut self) -> Result<(), Left> {
+        loop {
+            match Box::pin(steps::records::claim_all(&self.job())).await {
+                Ok(()) => return Ok(()),
+                Err(StepError::Replaced) => return Err(Left::Replaced),
+                Err(error) => {
+                    self.progress.set("problem", error.to_string());
+                    self.show_now().await;
+                    tokio::time::sleep(self.pause).await;
+                    self.pause = (self.pause * 2).min(PAUSE.1);
+                }
+            }
+        }
+    }
+
+    /// Starts and stops the streams as the record has it.
+    async fn tend(&mut self) -> Result<(), StepError> {
+        let record = &self.stored.record;
+        let wanted = record.streams();
+        if !self.streams.is_empty() && (!wanted || self.flips != record.flips) {
+            for stream in std::mem::take(&mut self.streams) {
+                // What it ended with before, it has told.
+                drop(stream.stop().await);
+            }
+        }
+        if wanted && self.streams.is_empty() {
+            self.flips = record.flips;
+            let job = self.job();
+            if record.state == State::CatchUp {
+                Box::pin(steps::keys::primary(&job)).await?;
+            }
+            let sources = job.sources();
+            let started = sources.iter().map(|it| Follower::start(&job, &it.name));
+            self.streams = started.collect();
+        }
+        Ok(())
+    }
+
+    async fn turn(&mut self, record: &Record) -> Result<(), Left> {
+        let cutover = record.step == Some(Step::Hold);
+        if let (true, Some(rest)) = (cutover, self.rest) {
+            let left = rest.saturating_duration_since(self.runner.clock.now());
+            if !left.is_zero() {
+                self.progress
+                    .set("waiting_for", "the next attempt of the cutover");
+                self.watch_for(left.min(LOOK)).await?;
+                return Ok(());
+            }
+            self.rest = None;
+        }
+        self.progress.set("waiting_for", Value::Null);
+        let event = format!("{} {}", word(&record.state), step_word(record.step));
+        let detail = json!({ "attempt": record.attempt });
+        self.swap(record, event.trim(), &detail).await?;
+        Ok(())
+    }
+
+    async fn wait(&mut self, waiting: Waiting) -> Result<(), Left> {
+        self.progress.set("waiting_for", word(&waiting));
+        self.lags();
+        let idle = matches!(waiting, Waiting::Operator) && !self.streams.is_empty();
+        if idle {
+            let ground = self.ground();
+            if let Err(error) = ground.idle(&self.job()).await {
+                self.progress.set("problem", error.to_string());
+            }
+        }
+        let began = self.runner.clock.now();
+        while since(self.runner.clock, began) < WATCHED {
+            let ended = tokio::select! {
+                biased;
+                failed = failed(&self.streams) => Some(failed),
+                changed = async { tokio::time::sleep(LOOK).await; self.changed().await } => {
+                    if let Some(changed) = changed? {
+                        self.stored = changed;
+                        return Ok(());
+                    }
+                    None
+                }
+            };
+            self.lags();
+            if let Some(error) = ended {
+                return self.fail(error).await;
+            }
+        }
+        self.show_now().await;
+        Ok(())
+    }
+
+    fn ground(&self) -> Ground<'a> {
+        Ground {
+            registry: self.runner.registry,
+            tools: &self.runner.tools,
+            clock: self.runner.clock,
+        }
+    }
+
+    /// Runs an effect, unless somebody wants something else meanwhile.
+    async fn effect(&mut self, effect: Effect) -> Result<(), Left> {
+        let name = format!("{effect:?}").to_lowercase();
+        self.progress.set("doing", name.as_str());
+        self.progress.set("waiting_for", Value::Null);
+        let job = self.job();
+        let ground = self.ground();
+        let began = self.runner.clock.now();
+        let ended = {
+            let running = Box::pin(ground.run(effect, &job, &self.stored, &self.streams));
+            tokio::select! {
+                done = running => Ended::With(done),
+                error = failed(&self.streams) => Ended::With(Err(error)),
+                changed = self.other_than(effect, &job) => changed?,
+            }
+        };
+        let took = super::effects::milliseconds(since(self.runner.clock, began));
+        match ended {
+            Ended::Changed(stored) => {
+                self.take_over(*stored);
+                Ok(())
+            }
+            Ended::With(Ok(())) => {
+                self.pause = PAUSE.0;
+                self.progress.set("problem", Value::Null);
+                if self.stored.record.state == State::Cutover {
+                    self.progress.set(format!("cutover.{name}_ms"), took);
+                }
+                if effect == Effect::Commit {
+                    return self.reload().await;
+                }
+                if effect == Effect::Activate {
+                    self.show_now().await;
+                }
+                let detail = json!({ "attempt": job.attempt, "took_ms": took });
+                self.settle(&Event::Done(effect), &detail).await?;
+                failpoint::reached(&format!("after_{name}_recorded")).await;
+                Ok(())
+            }
+            Ended::With(Err(error)) => self.fail(error).await,
+        }
+    }
+
+    /// Resolves when the record asks for something else than this effect.
+    async fn other_than(&self, effect: Effect, job: &Job) -> Result<Ended, Left> {
+        let (mut shown, mut watched) = (self.runner.clock.now(), None);
+        let mut version = self.stored.version;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.lags();
+            if since(self.runner.clock, shown) >= SHOWN {
+                shown = self.runner.clock.now();
+                self.show_now().await;
+            }
+            let due = watched.is_none_or(|then| since(self.runner.clock, then) >= WATCHED);
+            if due && !self.stored.record.is_attempt() {
+                watched = Some(self.runner.clock.now());
+                if let Err(error) = throttle::look(job).await {
+                    return Ok(Ended::With(Err(error)));
+                }
+            }
+            match self.changed_since(version).await {
+                Ok(Some(stored)) => {
+                    version = stored.version;
+                    self.knobs.send_replace(stored.knobs.clone());
+                    if stored.record.next() != Next::Run(effect) {
+                        return Ok(Ended::Changed(Box::new(stored)));
+                    }
+                }
+                Ok(None) | Err(Left::Ask(_)) => {}
+                Err(Left::Replaced) => return Err(Left::Replaced),
+            }
+        }
+    }
+
+    async fn changed(&self) -> Result<Option<Stored>, Left> {
+        match self.changed_since(self.stored.version).await {
+            Err(Left::Ask(_)) => Ok(None),
+            changed => changed,
+        }
+    }
+
+    /// The record, if it has another version.
+    async fn changed_since(&self, version: i64) -> Result<Option<Stored>, Left> {
+        let lease = self.runner.home().await?;
+        let now = errand(record::version(&lease, &self.stored.id)).await?;
+        let changed = match now {
+            Some((_, token)) if token != self.stored.token => return Err(Left::Replaced),
+            None => return Err(Left::Replaced),
+            Some((now, _)) if now == version => None,
+            Some(_) => errand(record::read(&lease, &self.stored.id)).await?,
+        };
+        lease.done();
+        Ok(changed)
+    }
+
+    async fn watch_for(&mut self, time: Duration) -> Result<(), Left> {
+        tokio::time::sleep(time).await;
+        if let Some(changed) = self.changed().await? {
+            self.take_over(changed);
+        }
+        Ok(())
+    }
+
+    fn take_over(&mut self, stored: Stored) {
+        self.knobs.send_replace(stored.knobs.clone());
+        self.stored = stored;
+    }
+
+    /// Reads the record again.
+    async fn reload(&mut self) -> Result<(), Left> {
+        let lease = self.runner.home().await?;
+        let stored = errand(record::read(&lease, &self.stored.id)).await?;
+        lease.done();
+        match stored {
+            Some(stored) if stored.token == self.stored.token => {
+                self.take_over(stored);
+                Ok(())
+            }
+            Some(_) | None => Err(Left::Replaced),
+        }
+    }
+
+    /// Records what came of something; of a record that somebody has changed, what comes of it now.
+    async fn settle(&mut self, event: &Event, detail: &Value) -> Result<(), Left> {
+        while let Some(next) = self.stored.record.after(event) {
+            let name = match event {
+                Event::Done(effect) => format!("{effect:?}").to_lowercase(),
+                Event::Again => "failed".to_owned(),
+                Event::Halt(_) => "stopped".to_owned(),
+                Event::TakenOver => "undone by another runner".to_owned(),
+            };
+            if self.swap(&next, &name, detail).await? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the record; false: somebody else has, and it was read again.
+    async fn swap(&mut self, record: &Record, event: &str, detail: &Value) -> Result<bool, Left> {
+        let lease = self.runner.home().await?;
+        let swapped = errand(record::swap(&lease, &self.stored, record, event, detail)).await;
+        match swapped {
+            Ok(true) => {
+                lease.done();
+                self.stored.record = record.clone();
+                self.stored.version += 1;
+                Ok(true)
+            }
+            Ok(false) => {
+                lease.done();
+                self.reload().await?;
+                Ok(false)
+            }
+            // It may have been changed: what is recorded tells.
+            Err(_) => {
+                self.reload().await?;
+                Ok(false)
+            }
+        }
+    }
+
+    async fn fail(&mut self, error: StepError) -> Result<(), Left> {
+        let (event, told) = match error {
+            StepError::Replaced => return Err(Left::Replaced),
+            StepError::Again {
+                ref what,
+                ref problem,
+            } => (Event::Again, format!("{what}: {problem}")),
+            StepError::Halt { what, remedy } => {
+                let told = what.clone();
+                (Event::Halt(Stopped { what, remedy }), told)
+            }
+        };
+        let (id, state) = (&self.stored.id, word(&self.stored.record.state));
+        tracing::warn!(reshard = id, state, problem = told, "a step failed");
+        self.progress.set("problem", told.as_str());
+        // Whatever it was, a commit may have happened.
+        self.reload().await?;
+        let attempt = self.stored.record.is_attempt();
+        self.settle(&event, &json!({ "problem": told })).await?;
+        self.show_now().await;
+        if matches!(event, Event::Halt(_)) && !attempt {
+            self.streams.clear();
+            return Ok(());
+        }
+        if attempt && self.stored.record.step == Some(Step::Undo) {
+            self.rest = Some(self.runner.clock.now() + self.pause);
+        } else {
+            self.watch_for(self.pause).await?;
+        }
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        Ok(())
+    }
+
+    /// How far the streams are behind.
+    fn lags(&self) {
+        for stream in &self.streams {
+            let lag = stream.lag();
+            let name = |what: &str| format!("stream.{}.{what}", stream.source());
+            self.progress.set(name("lag_bytes"), lag.bytes);
+            if let Some(problem) = stream.problem() {
+                self.progress.set(name("problem"), problem);
+            } else {
+                self.progress.set(name("problem"), Value::Null);
+            }
+        }
+    }
+
+    /// Writes down what is shown; nothing is decided by it.
+    async fn show_now(&self) {
+        let shown = async {
+            let lease = self.runner.home().await?;
+            let all = self.progress.all();
+            let shown = all
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .collect();
+            let (id, token) = (&self.stored.id, self.stored.token);
+            errand(record::show(&lease, id, token, &shown)).await?;
+            lease.done();
+            Ok::<_, AskError>(())
+        };
+        drop(shown.await);
+    }
+}
+
+/// Resolves when one of them cannot go on any more.
+async fn failed(streams: &[Follower]) -> StepError {
+    let mut each: Vec<_> = streams.iter().map(|it| Box::pin(it.failed())).collect();
+    std::future::poll_fn(|cx| {
+        let ready = each.iter_mut().find_map(|it| match it.as_mut().poll(cx) {
+            std::task::Poll::Ready(error) => Some(error),
+            std::task::Poll::Pending => None,
+        });
+        ready.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+    })
+    .await
+}
+
+fn step_word(step: Option<Step>) -> String {
+    step.map(|step| word(&step)).unwrap_or_default()
+}

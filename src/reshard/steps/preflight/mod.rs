@@ -1,0 +1,130 @@
+//! Looks for what a reshard would stumble over, before anything is touched.
+//!
+//! What must stay true: it changes nothing; what would end in lost rows or in failing statements is an error; each finding
+//! says what mends it, as a statement where there is one.
+
+mod merging;
+mod servers;
+mod tables;
+
+use super::records::taking_part;
+use crate::{
+    inspect::{Severity, at_once},
+    reshard::{
+        dump::{Tools, version},
+        job::{Job, StepError},
+    },
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Something that was found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    pub severity: Severity,
+    /// `None`: of the whole.
+    pub shard: Option<String>,
+    pub table: Option<String>,
+    pub what: String,
+    /// A statement or a command.
+    pub fix: String,
+}
+
+/// What is found on one shard.
+struct Found<'a> {
+    shard: &'a str,
+    all: Vec<Finding>,
+}
+
+impl<'a> Found<'a> {
+    fn on(shard: &'a str) -> Self {
+        Self {
+            shard,
+            all: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, severity: Severity, what: impl Into<String>, fix: impl Into<String>) {
+        self.all.push(Finding {
+            severity,
+            shard: Some(self.shard.to_owned()),
+            table: None,
+            what: what.into(),
+            fix: fix.into(),
+        });
+    }
+
+    fn error(&mut self, what: impl Into<String>, fix: impl Into<String>) {
+        self.add(Severity::Error, what, fix);
+    }
+
+    fn warning(&mut self, what: impl Into<String>, fix: impl Into<String>) {
+        self.add(Severity::Warning, what, fix);
+    }
+
+    fn note(&mut self, what: impl Into<String>, fix: impl Into<String>) {
+        self.add(Severity::Note, what, fix);
+    }
+
+    /// What was found since then is about this table.
+    fn about(&mut self, since: usize, table: &str) {
+        for finding in self.all.iter_mut().skip(since) {
+            finding.table = Some(table.to_owned());
+        }
+    }
+}
+
+/// Everything that is found, the worst first.
+///
+/// # Errors
+/// [`StepError::Again`]: a server cannot be asked.
+pub async fn run(job: &Job, tools: &Tools) -> Result<Vec<Finding>, StepError> {
+    let servers = taking_part(job);
+    let each = servers.iter().map(|server| servers::look(job, server));
+    let mut findings = Vec::new();
+    let mut facts = BTreeMap::new();
+    for looked in at_once(each.collect()).await {
+        let (shard, fact, found) = looked?;
+        facts.insert(shard, fact);
+        findings.extend(found);
+    }
+    findings.extend(servers::compare(job, &facts));
+    let each = servers.iter().map(|server| tables::look(job, server));
+    for looked in at_once(each.collect()).await {
+        findings.extend(looked?);
+    }
+    // Reads whole tables: not of what cannot move anyway.
+    if findings.iter().all(|it| it.severity < Severity::Error) {
+        findings.extend(merging::look(job).await?);
+    }
+    findings.extend(tool(job, tools, &facts).await);
+    findings.sort_by(|a, b| (b.severity, a).cmp(&(a.severity, b)));
+    findings.dedup();
+    Ok(findings)
+}
+
+/// Whether `pg_dump` can be used, when a shard needs a schema.
+async fn tool(
+    job: &Job,
+    tools: &Tools,
+    facts: &BTreeMap<String, servers::Facts>,
+) -> Option<Finding> {
+    if job.plan.joins.is_empty() {
+        return None;
+    }
+    let needed = job.sources().into_iter();
+    let needed = needed.filter_map(|it| facts.get(&it.name).map(servers::Facts::major));
+    let needed = needed.max()?;
+    let what = match version(tools).await {
+        Ok(found) if found >= needed => return None,
+        Ok(found) => format!("pg_dump is of version {found}, older than the servers"),
+        Err(error) => error.to_string(),
+    };
+    Some(Finding {
+        severity: Severity::Error,
+        shard: None,
+        table: None,
+        what,
+        fix: format!("install pg_dump of PostgreSQL {needed} or newer, and say where it is"),
+    })
+}

@@ -1,0 +1,343 @@
+//! What the tables that move have that cannot move, or not so.
+
+use super::{Finding, Found};
+use crate::reshard::{
+    job::{Job, StepError},
+    plan::{MovingTable, identifier},
+    servers::Server,
+    steps::{
+        asking::{About as _, connection, named},
+        condition, schema,
+    },
+};
+use deadpool_postgres::Client;
+
+const TABLE: &str = "\
+SELECT c.relkind::text, c.relpersistence::text, c.relreplident::text, c.relrowsecurity, c.relforcerowsecurity, \
+  pg_has_role(c.relowner, 'USAGE'), (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), \
+  EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)), pg_get_userbyid(c.relowner)::text, current_user::text, \
+  coalesce((SELECT a.attnotnull FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = $2), true) \
+FROM pg_class c WHERE c.oid = to_regclass($1)";
+
+/// Triggers that act on applied rows as well.
+const ALWAYS: &str = "\
+SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled IN ('A', 'R') \
+UNION ALL SELECT rulename::text FROM pg_rewrite WHERE ev_class = to_regclass($1) AND ev_enabled IN ('A', 'R')";
+
+/// Unique indexes that do not have the shard key.
+const UNIQUE: &str = "\
+SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = to_regclass($1) AND i.indisunique \
+  AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attname = $2 \
+    AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))";
+
+/// Foreign keys of a table and to it: name, the table that has it, the one it names, whether it is that table's own, the
+/// columns that are compared.
+const FOREIGN: &str = "\
+SELECT conname::text, format('%I.%I', n.nspname, c.relname), format('%I.%I', fn.nspname, f.relname), k.conrelid = to_regclass($1), \
+  array(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY u (num, at) \
+        JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.num ORDER BY u.at), \
+  array(SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY u (num, at) \
+        JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.num ORDER BY u.at) \
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+JOIN pg_class f ON f.oid = k.confrelid JOIN pg_namespace fn ON fn.oid = f.relnamespace \
+WHERE k.contype = 'f' AND to_regclass($1) IN (k.conrelid, k.confrelid)";
+
+/// Columns that name large objects; there are some.
+const LARGE: &str = "\
+SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped \
+  AND format_type(a.atttypid, NULL) IN ('oid', 'lo') AND EXISTS (SELECT FROM pg_largeobject_metadata)";
+
+/// Looks at the tables of one shard, from which rows go or to which they come.
+pub(super) async fn look(job: &Job, server: &Server) -> Result<Vec<Finding>, StepError> {
+    let client = connection(server).await?;
+    let mut found = Found::on(&server.name);
+    let mut leaving = job.tables_of(&job.given_by(&server.name));
+    if job.giver().as_ref() == Some(&server.name) {
+        leaving.extend(job.plan.reference.iter().cloned());
+    }
+    for table in &leaving {
+        let since = found.all.len();
+        leaves(job, &client, server, table, &mut found).await?;
+        found.about(since, &table.plain());
+    }
+    let joins = job.plan.joins.contains(&server.name);
+    let mut coming = job.tables_of(&job.given_to(&server.name));
+    if joins {
+        coming.extend(job.plan.reference.iter().cloned());
+    }
+    for table in &coming {
+        let since = found.all.len();
+        comes(job, &client, server, table, &mut found).await?;
+        found.about(since, &table.plain());
+    }
+    Ok(found.all)
+}
+
+async fn leaves(
+    job: &Job,
+    client: &Client,
+    server: &Server,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), StepError> {
+    let what = format!("looking at {} on shard {}", table.plain(), server.name);
+    let name = table.sql();
+    let row = client.query_opt(TABLE, &[&name, &table.key_column]).await;
+    let Some(row) = row.about(&what)? else {
+        found.error("it is not there", "make the plan again");
+        return Ok(());
+    };
+    kind(&row, table, found);
+    identity(&row, table, found);
+    rights(&row, table, found);
+    if !row.get::<_, bool>(10) {
+        let column = identifier(&table.key_column);
+        if any(client, &format!("{name} WHERE {column} IS NULL"), found)
+            .await
+            .about(&what)?
+        {
+            found.error(
+                format!("there are rows whose {column} is NULL, which no shard owns"),
+                format!("DELETE FROM {name} WHERE {column} IS NULL"),
+            );
+        }
+    }
+    for row in client.query(ALWAYS, &[&name]).await.about(&what)? {
+        let trigger: String = row.get(0);
+        found.error(
+            format!("{trigger} acts on replicas as well: it would act on copied rows again"),
+            format!("ALTER TABLE {name} ENABLE TRIGGER {}", identifier(&trigger)),
+        );
+    }
+    if table.group.is_some() {
+        let rows = client.query(UNIQUE, &[&name, &table.key_column]).await;
+        for row in rows.about(&what)? {
+            let index: String = row.get(0);
+            found.warning(
+                format!(
+                    "{index} is unique without the shard key: no shard sees what another one has"
+                ),
+                "let values come from one sequence, or make them UUIDs",
+            );
+        }
+    }
+    for row in client.query(LARGE, &[&name]).await.about(&what)? {
+        let column: String = row.get(0);
+        found.error(
+            format!("column {column} may name large objects, which are not copied"),
+            format!(
+                "keep them in a column of type bytea: ALTER TABLE {name} ADD COLUMN data bytea"
+            ),
+        );
+    }
+    let foreign = client.query(FOREIGN, &[&name]).await.about(&what)?;
+    for row in &foreign {
+        foreign_key(job, row, found);
+    }
+    Ok(())
+}
+
+fn kind(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
+    let name = table.sql();
+    let (kind, persistence): (&str, &str) = (row.get(0), row.get(1));
+    if kind != "r" || row.get(7) {
+        found.error(
+            "it is partitioned, a partition, or inherits: such tables cannot be moved yet",
+            "move its rows into a plain table",
+        );
+    }
+    if persistence == "u" {
+        found.error(
+            "it is unlogged: its changes cannot be followed",
+            format!("ALTER TABLE {name} SET LOGGED"),
+        );
+    }
+}
+
+fn identity(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
+    let name = table.sql();
+    let column = &table.key_column;
+    if table.primary_key.is_empty() {
+        found.error(
+            "it has no primary key",
+            format!("ALTER TABLE {name} ADD PRIMARY KEY (…)"),
+        );
+    } else {
+        let in_key = table.group.is_none() || table.primary_key.contains(column);
+        let told = match row.get::<_, &str>(2) {
+            "f" => true,
+            "d" => in_key,
+            _ => false,
+        };
+        if !told {
+            found.error(
+                format!("what is deleted or updated does not tell its primary key and {column}"),
+                if in_key {
+                    format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT")
+                } else {
+                    format!("ALTER TABLE {name} REPLICA IDENTITY FULL")
+                },
+            );
+        }
+    }
+}
+
+fn rights(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
+    let (owns, bypasses): (bool, bool) = (row.get(5), row.get(6));
+    let (owner, role): (&str, &str) = (row.get(8), row.get(9));
+    if !owns {
+        found.error(
+            format!("role {role} is no member of {owner}, which owns it"),
+            format!("GRANT \"{owner}\" TO \"{role}\""),
+        );
+    }
+    let forced: bool = row.get(4);
+    if row.get(3) && !bypasses && (forced || !owns) {
+        found.error(
+            format!(
+                "row security hides rows of {} from role {role}",
+                table.plain()
+            ),
+            format!("ALTER ROLE \"{role}\" BYPASSRLS"),
+        );
+    }
+}
+
+/// Whether a foreign key holds when its two tables are on several shards.
+fn foreign_key(job: &Job, row: &tokio_postgres::Row, found: &mut Found<'_>) {
+    let (constraint, table, target): (String, String, String) =
+        (row.get(0), row.get(1), row.get(2));
+    let own: bool = row.get(3);
+    let (columns, targets): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
+    let of = |name: &str| {
+        let all = job.plan.tables.iter().chain(&job.plan.reference);
+        all.into_iter().find(|it| plainly(it) == name)
+    };
+    if !own && of(&table).is_some() {
+        // Told of that table.
+        return;
+    }
+    let holds = match (of(&table), of(&target)) {
+        (Some(one), Some(other)) => match (&one.group, &other.group) {
+            (Some(group), Some(same)) => {
+                let mut pairs = columns.iter().zip(&targets);
+                group == same
+                    && pairs
+                        .any(|(own, there)| *own == one.key_column && *there == other.key_column)
+            }
+            (_, None) => true,
+            (None, Some(_)) => false,
+        },
+        // Reference tables are in the plan only when shards join: every other shard has them.
+        (Some(_), None) => own && job.plan.joins.is_empty(),
+        (None, _) => false,
+    };
+    if !holds {
+        found.error(
+            format!(
+                "foreign key {constraint} of {table} to {target} does not hold within one shard"
+            ),
+            format!(
+                "ALTER TABLE {table} DROP CONSTRAINT {}",
+                identifier(&constraint)
+            ),
+        );
+    }
+}
+
+/// The name as `format('%I.%I')` writes it.
+fn plainly(table: &MovingTable) -> String {
+    let part = |name: &str| {
+        let mut bytes = name.bytes();
+        let begins = bytes
+            .next()
+            .is_some_and(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let plain = begins
+            && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+        if plain {
+            name.to_owned()
+        } else {
+            identifier(name)
+        }
+    };
+    format!("{}.{}", part(&table.schema), part(&table.name))
+}
+
+/// Whether there is a row; a role that may not look has to be told.
+async fn any(
+    client: &Client,
+    rows: &str,
+    found: &mut Found<'_>,
+) -> Result<bool, tokio_postgres::Error> {
+    let there = format!("SELECT EXISTS (SELECT FROM {rows})");
+    match client.query_one(&there, &[]).await {
+        Ok(row) => Ok(row.get(0)),
+        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => {
+            found.error(
+                "the control role may not read all of its rows",
+                "make it a member of the owner, and let it bypass row security",
+            );
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What a destination has already.
+async fn comes(
+    job: &Job,
+    client: &Client,
+    server: &Server,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), StepError> {
+    let what = format!("looking at {} on shard {}", table.plain(), server.name);
+    let name = table.sql();
+    let joins = job.plan.joins.contains(&server.name);
+    let Some(here) = schema::shape(client, table).await? else {
+        if !joins {
+            found.error("it is not there", "make it as it is on the other shards");
+        }
+        return Ok(());
+    };
+    let moves = job.given_to(&server.name);
+    let condition = match &table.group {
+        Some(_) if !joins => condition(job, table, &moves, &identifier(&table.key_column))?,
+        Some(_) | None => Some("true".to_owned()),
+    };
+    if let Some(condition) = condition.filter(|_| joins || table.group.is_some()) {
+        if any(client, &format!("{name} WHERE {condition}"), found)
+            .await
+            .about(&what)?
+        {
+            found.error(
+                "it has rows already of keys that it does not own",
+                format!("DELETE FROM {name} WHERE {condition}"),
+            );
+        }
+    }
+    let Some(from) = moves
+        .first()
+        .map(|it| it.from.clone())
+        .or_else(|| job.giver())
+    else {
+        return Ok(());
+    };
+    let source = connection(named(job, &from)?).await?;
+    let Some(there) = schema::shape(&source, table).await? else {
+        return Ok(());
+    };
+    if let Some(differs) = there.differs(&here) {
+        let said = format!(
+            "it is made otherwise than on shard {from}: it lacks {:?}, and has {:?}",
+            differs.missing, differs.extra
+        );
+        let fix = "make the tables alike";
+        if differs.essential {
+            found.error(said, fix);
+        } else {
+            found.warning(said, fix);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Resharding from three shards to four while clients write: nothing that was acknowledged is lost or there twice, nothing
+//! fails that need not, whatever dies in between.
+//!
+//! Needs the feature `failpoints`. `SHARDWAY_RESHARD=all` takes every victim at every point, which takes long.
+
+#![cfg(test)]
+
+#[expect(
+    dead_code,
+    reason = "the harness of another suite, of which this one uses a part"
+)]
+#[path = "../cluster/harness.rs"]
+mod harness;
+mod load;
+mod stage;
+
+use harness::block_on;
+use load::Load;
+use stage::Stage;
+
+/// What moves: an even split over four shards.
+const TO: [&str; 4] = ["--group", "g", "--to", "s0,s1,s2,s3"];
+
+#[test]
+fn rows_move_there_and_back_and_there_again_while_clients_write() {
+    let stage = Stage::open();
+    let (first, second) = (stage.proxy(""), stage.proxy(""));
+    block_on(async {
+        stage.fill(&first).await;
+        let proxies = [first.target().config(), second.target().config()];
+        let load = Load::start(&proxies, 6);
+        stage.must(&[&["start"], &TO[..]].concat());
+        stage.until("ready").await;
+        for verb in ["cutover", "rollback", "cutover"] {
+            stage.must(&[verb]);
+            stage.until("reverse").await;
+        }
+        stage.must(&["finish"]);
+        stage.until("done").await;
+        let seen = load.stop().await;
+        let errors = seen.errors.lock().unwrap().clone();
+        assert!(
+            errors.is_empty(),
+            "{} errors: {:?}",
+            errors.len(),
+            &errors[..errors.len().min(5)]
+        );
+        stage.adds_up(&proxies[0], &seen).await;
+        stage.adds_up(&proxies[1], &seen).await;
+        stage.is_clean().await;
+    });
+}
+
+#[test]
+fn an_aborted_reshard_leaves_nothing_behind() {
+    let stage = Stage::open();
+    let proxy = stage.proxy("");
+    block_on(async {
+        stage.fill(&proxy).await;
+        let load = Load::start(&[proxy.target().config()], 4);
+        stage.must(&[&["start"], &TO[..]].concat());
+        stage.until("ready").await;
+        stage.must(&["abort"]);
+        stage.until("aborted").await;
+        let seen = load.stop().await;
+        let errors = seen.errors.lock().unwrap().clone();
+        assert!(
+            errors.is_empty(),
+            "{} errors: {:?}",
+            errors.len(),
+            &errors[..errors.len().min(5)]
+        );
+        stage.adds_up(&proxy.target().config(), &seen).await;
+        stage.is_clean().await;
+    });
+}

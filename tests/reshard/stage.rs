@@ -1,0 +1,229 @@
+//! Four servers, of which three have the rows, proxies before them, and the commands of a reshard.
+
+use crate::{
+    harness::{PATIENCE, Proxy, SHARDWAY, environment, open_session},
+    load::{ACCOUNTS, Known, Seen},
+};
+use serde_json::Value;
+use shardway::sandbox::Sandbox;
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+use tokio_postgres::{Client, Config};
+
+pub(crate) const SHARDS: usize = 4;
+const TABLES: &str = "\
+create table account (id bigint primary key, balance bigint not null); \
+create table entry (account bigint, id bigint, note text, primary key (account, id)); \
+create index entry_note on entry (note); \
+create table wide (id bigint primary key, small int not null, big text not null); \
+alter table wide alter big set storage external; \
+create table rate (id int primary key, rate numeric(10, 4) not null)";
+
+pub(crate) struct Stage {
+    pub(crate) sandbox: Sandbox,
+    config: PathBuf,
+}
+
+impl Stage {
+    /// The fourth server is empty.
+    pub(crate) fn open() -> Self {
+        let sandbox = Sandbox::builder(environment())
+            .clusters(SHARDS)
+            .setting("synchronous_commit", "on")
+            .setting("wal_level", "logical")
+            .setting("max_wal_senders", "20")
+            .setting("max_replication_slots", "20")
+            .start()
+            .unwrap();
+        for shard in 0..SHARDS - 1 {
+            crate::block_on(async {
+                let client = session(&sandbox, shard).await;
+                client.batch_execute(TABLES).await.unwrap();
+            });
+        }
+        let config = sandbox.root().join("reshard.toml");
+        let stage = Self { sandbox, config };
+        std::fs::write(&stage.config, stage.text()).unwrap();
+        stage
+    }
+
+    fn text(&self) -> String {
+        let shards: String = (0..SHARDS)
+            .map(|at| {
+                let port = self.sandbox.cluster(at).port();
+                format!("shards.s{at} = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n")
+            })
+            .collect();
+        format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 2\n[databases.postgres]\n\
+             control = {{ user = \"postgres\" }}\n{shards}[databases.postgres.groups.g]\nmethod = \"hash\"\n\
+             key_type = \"bigint\"\nbuckets = 64\nshards = [\"s0\", \"s1\", \"s2\"]\n\
+             tables = {{ \"public.account\" = \"id\", \"public.entry\" = \"account\", \"public.wide\" = \"id\" }}\n\
+             [databases.postgres.tables]\nreference = [\"public.rate\"]\n[users.postgres]\nauth = \"trust\"\n"
+        )
+    }
+
+    /// A proxy of its own process; `failpoint` as `SHARDWAY_FAILPOINT` has it.
+    pub(crate) fn proxy(&self, failpoint: &str) -> Proxy {
+        let armed = [("SHARDWAY_FAILPOINT", failpoint)];
+        let environment = if failpoint.is_empty() {
+            &armed[..0]
+        } else {
+            &armed[..]
+        };
+        Proxy::start_with(self.sandbox.root(), &self.text(), environment)
+    }
+
+    /// Rows, through a proxy, once it can write on several shards.
+    pub(crate) async fn fill(&self, proxy: &Proxy) {
+        let client = open_session(&proxy.target().config()).await.unwrap();
+        let fill = format!(
+            "insert into account select i, 1000 from unnest(array(select generate_series(1, {ACCOUNTS}))) as of (i)"
+        );
+        let begun = Instant::now();
+        while let Err(error) = client.batch_execute(&fill).await {
+            assert!(begun.elapsed() < PATIENCE, "never ready: {error:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let wide = format!(
+            "insert into wide select i, 0, repeat(md5(i::text), 300) \
+             from unnest(array(select generate_series(1, {ACCOUNTS}))) as of (i)"
+        );
+        client.batch_execute(&wide).await.unwrap();
+        let rates = "insert into rate values (1, 1.5), (2, 2.25)";
+        client.batch_execute(rates).await.unwrap();
+    }
+
+    /// Runs `shardway reshard …` before the same servers.
+    pub(crate) fn reshard(&self, args: &[&str]) -> Output {
+        let (verb, rest) = args.split_first().unwrap();
+        Command::new(SHARDWAY)
+            .args(["reshard", verb, "--config"])
+            .arg(&self.config)
+            .args(["--database", "postgres"])
+            .args(rest)
+            .output()
+            .unwrap()
+    }
+
+    /// The same, which must succeed; what it printed.
+    pub(crate) fn must(&self, args: &[&str]) -> String {
+        let output = self.reshard(args);
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        );
+        assert!(output.status.success(), "{args:?}: {out}\n{err}");
+        out
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let output = self.reshard(&["status", "--output", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// Waits until the reshard is in a state.
+    pub(crate) async fn until(&self, state: &str) {
+        let begun = Instant::now();
+        loop {
+            let status = self.status();
+            if status["state"] == state {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "never {state}: {status:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub(crate) async fn session(&self, shard: usize) -> Client {
+        session(&self.sandbox, shard).await
+    }
+
+    /// Everything that was acknowledged is there once, on the shard that owns it, and nothing else.
+    pub(crate) async fn adds_up(&self, proxy: &Config, seen: &Seen) {
+        let client = open_session(proxy).await.unwrap();
+        let sum: i64 = client
+            .query_one("select sum(balance)::bigint from account", &[])
+            .await
+            .unwrap()
+            .get(0);
+        assert_eq!(sum, ACCOUNTS * 1000, "money was made or lost");
+        let mut found = std::collections::BTreeMap::<(i64, i64), i32>::new();
+        for row in client
+            .query("select account, id from entry", &[])
+            .await
+            .unwrap()
+        {
+            *found.entry((row.get(0), row.get(1))).or_default() += 1;
+        }
+        let known = seen.entries.lock().unwrap();
+        for (key, known) in known.iter() {
+            let times = found.get(key).copied().unwrap_or_default();
+            match known {
+                Known::There => assert_eq!(times, 1, "{key:?} was acknowledged"),
+                Known::Gone => assert_eq!(times, 0, "{key:?} was deleted"),
+                Known::Open => assert!(times <= 1, "{key:?} is there {times} times"),
+            }
+        }
+        for (key, times) in &found {
+            assert_eq!(*times, 1, "{key:?} is there more than once");
+            assert!(known.contains_key(key), "{key:?}: nobody wrote it");
+        }
+    }
+
+    /// After finish or abort: each row is on one shard only, and nothing of a reshard is left.
+    pub(crate) async fn is_clean(&self) {
+        let (mut accounts, mut entries) = (Vec::new(), Vec::new());
+        for shard in 0..SHARDS {
+            let client = self.session(shard).await;
+            let left = client
+                .query(
+                    "select 'slot ' || slot_name from pg_replication_slots \
+                     union all select 'publication ' || pubname from pg_publication \
+                     union all select 'trigger ' || tgname from pg_trigger where tgname like 'shardway%' \
+                     union all select 'prepared ' || gid from pg_prepared_xacts",
+                    &[],
+                )
+                .await
+                .unwrap();
+            let left: Vec<String> = left.iter().map(|row| row.get(0)).collect();
+            assert!(left.is_empty(), "s{shard}: {left:?}");
+            let has: bool = client
+                .query_one("select to_regclass('public.account') is not null", &[])
+                .await
+                .unwrap()
+                .get(0);
+            if !has {
+                continue;
+            }
+            for row in client.query("select id from account", &[]).await.unwrap() {
+                accounts.push(row.get::<_, i64>(0));
+            }
+            for row in client
+                .query("select account, id from entry", &[])
+                .await
+                .unwrap()
+            {
+                entries.push((row.get::<_, i64>(0), row.get::<_, i64>(1)));
+            }
+        }
+        accounts.sort_unstable();
+        assert_eq!(
+            accounts,
+            (1..=ACCOUNTS).collect::<Vec<_>>(),
+            "accounts on shards"
+        );
+        let all = entries.len();
+        entries.sort_unstable();
+        entries.dedup();
+        assert_eq!(entries.len(), all, "entries on more than one shard");
+    }
+}
+
+async fn session(sandbox: &Sandbox, shard: usize) -> Client {
+    let config = sandbox.cluster(shard).config("postgres");
+    open_session(&config).await.unwrap()
+}

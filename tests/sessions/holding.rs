@@ -1,0 +1,372 @@
+//! Statements that wait while keys change their owner: two proxies before the same shards, and holds as a reshard writes
+//! them on the home shard.
+
+use crate::{
+    client::{Client, batch, query},
+    harness::{Proxy, until},
+    three::{Stand, Three},
+};
+use shardway::catalog::{
+    key::Key,
+    moving::{KeySet, Part},
+};
+use std::time::{Duration, Instant};
+
+/// A group besides, none of whose keys move.
+const DATABASE: &str = "groups.h = { method = \"range\", key_type = \"bigint\", tables = { \"public.u\" = \"id\" }, \
+    ranges = [{ to = 100, shard = \"s0\" }, { to = 200, shard = \"s1\" }, { shard = \"s2\" }] }";
+const DDL: &str = "create table t (id bigint primary key, n int); create table u (id bigint primary key, n int); \
+    create table r (id bigint primary key, n int)";
+
+/// Three shards behind two proxies that both have had a look at holds.
+struct Held {
+    stand: Stand,
+    other: Proxy,
+    /// Of the second proxy.
+    theirs: Client,
+}
+
+impl Held {
+    fn start(name: &str) -> Self {
+        let three = Three {
+            ddl: DDL,
+            reference: &["public.r"],
+            database: DATABASE,
+            ..Three::new(name)
+        };
+        let mut stand = three.start();
+        let other = three.proxy();
+        let mut theirs = other.client();
+        until("the other proxy can write on several shards", || {
+            theirs.ask(&query("insert into ready values (1), (101)"))[0].starts_with('C')
+        });
+        for text in [
+            "insert into t select g, 0 from generate_series(1, 20) g",
+            "insert into t values (101, 0), (201, 0)",
+            "insert into u values (5, 0), (101, 0)",
+            "insert into r values (1, 0)",
+        ] {
+            let found = stand.ask(text);
+            assert!(found[0].starts_with('C'), "{text}: {found:?}");
+        }
+        Self {
+            stand,
+            other,
+            theirs,
+        }
+    }
+
+    /// On the home shard, past the proxies.
+    fn home(&mut self, sql: &str) {
+        let found = self.stand.shards[0].ask(&query(sql));
+        let fault = found.iter().find(|line| line.starts_with('E'));
+        assert_eq!(fault, None, "{sql}");
+    }
+
+    /// Holds statements on keys below 10 back for so many seconds, as a reshard does, and waits for nobody.
+    fn hold(&mut self, attempt: i32, seconds: u32) {
+        let keys = KeySet::of(Part::Ranges(vec![(None, Some(Key::Bigint(10)))]));
+        let moving = serde_json::json!([{ "group": "g", "keys": keys }]);
+        self.home(&format!(
+            "insert into shardway.hold (workflow, attempt, state, moving, deadline) values \
+             ('w', {attempt}, 'held', '{moving}', clock_timestamp() + interval '{seconds} s') \
+             on conflict (workflow) do update set attempt = excluded.attempt, state = 'held', \
+             moving = excluded.moving, deadline = excluded.deadline; notify shardway, 'hold'"
+        ));
+    }
+
+    fn end(&mut self, state: &str) {
+        self.home(&format!(
+            "update shardway.hold set state = '{state}' where state = 'held'; notify shardway, 'hold'"
+        ));
+    }
+
+    /// Waits until so many proxies say that nobody is at it.
+    fn drained(&mut self, attempt: i32, proxies: usize) {
+        let sql =
+            format!("select count(*) from shardway.held where drained and attempt = {attempt}");
+        let home = &mut self.stand.shards[0];
+        until("proxies say that nobody is at it", || {
+            home.value(&sql) == proxies.to_string()
+        });
+    }
+
+    /// Waits until so many proxies say who is at it.
+    fn waited_for(&mut self, attempt: i32) -> String {
+        let sql = format!(
+            "select coalesce(max(waiting_for), '') from shardway.held where not drained and attempt = {attempt}"
+        );
+        let home = &mut self.stand.shards[0];
+        let mut told = String::new();
+        until("a proxy says who is at it", || {
+            told = home.value(&sql);
+            !told.is_empty()
+        });
+        told
+    }
+
+    /// Both proxies hold, and nobody is at it.
+    fn held(name: &str) -> Self {
+        let mut held = Self::start(name);
+        held.hold(1, 60);
+        held.drained(1, 2);
+        held
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.other.stop();
+    }
+}
+
+/// Waits until so many clients of a proxy wait at the gate.
+fn waiting(proxy: &Proxy, count: usize) {
+    let mut console = Client::connect_to(proxy.port, "shardway", &[]);
+    until("clients wait at the gate", || {
+        let rows = console.ask(&query("SHOW CLIENTS"));
+        rows.iter().filter(|row| row.contains("|held|")).count() == count
+    });
+}
+
+/// Is answered without waiting.
+fn answers(client: &mut Client, sql: &str) {
+    let begun = Instant::now();
+    let found = client.ask(&query(sql));
+    assert!(!found[0].starts_with('E'), "{sql}: {found:?}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{sql} has waited"
+    );
+}
+
+#[test]
+fn other_keys_and_tables_never_wait() {
+    let mut held = Held::held("hold_others");
+    for text in [
+        "select * from t where id = 10",
+        "select * from t where id in (11, 101)",
+        "insert into t values (50, 1), (150, 1)",
+        "update t set n = 1 where id = 201",
+        "delete from t where id = 12",
+        "select count(*) from u",
+        "update u set n = n + 1",
+        "insert into u values (6, 1)",
+        "select * from r",
+        "update r set n = 2",
+        "select 1",
+        "show search_path",
+        "begin",
+        "select * from t where id = 15",
+        "select * from u where id = 5",
+        "commit",
+    ] {
+        answers(&mut held.stand.sharded, text);
+        answers(
+            &mut held.theirs,
+            &text.replace("50", "60").replace("(6,", "(7,"),
+        );
+    }
+    let call = batch()
+        .parse("s", "select n from t where id = $1")
+        .call("s", &["20"])
+        .call("s", &["101"])
+        .sync();
+    let found = held.stand.sharded.ask(&call.0);
+    assert_eq!(found.iter().filter(|line| line.starts_with('D')).count(), 2);
+}
+
+#[test]
+fn moving_keys_wait_and_go_on_when_released() {
+    let mut held = Held::held("hold_moving");
+    let texts = [
+        "select count(*) from t",
+        "select n from t where id = 9",
+        "update t set n = n + 1 where id in (3, 101)",
+        "insert into t values (0, 7), (300, 7)",
+        "delete from t where n = 99",
+        "explain analyze select * from t where id = 4",
+        "copy t to stdout",
+        "truncate t",
+    ];
+    let mut clients: Vec<Client> = texts.iter().map(|_| held.other.client()).collect();
+    for (client, text) in clients.iter_mut().zip(texts) {
+        client.send(&query(text));
+    }
+    waiting(&held.other, texts.len());
+    assert!(clients.iter().all(|client| !client.has_answer()));
+    held.end("released");
+    for (client, text) in clients.iter_mut().zip(texts) {
+        let found = client.answers(1);
+        assert!(!found[0].starts_with('E'), "{text}: {found:?}");
+    }
+    waiting(&held.other, 0);
+    answers(&mut held.stand.sharded, "select count(*) from t");
+}
+
+#[test]
+fn what_was_committed_goes_on() {
+    let mut held = Held::held("hold_committed");
+    held.stand
+        .sharded
+        .send(&query("select count(*) from t where id = 1"));
+    held.theirs.send(&query("insert into t values (0, 1)"));
+    waiting(&held.stand.proxy, 1);
+    waiting(&held.other, 1);
+    held.end("committed");
+    let found = held.stand.sharded.answers(1);
+    assert!(found.contains(&"D 1".to_owned()), "{found:?}");
+    let found = held.theirs.answers(1);
+    assert!(found[0].starts_with('C'), "{found:?}");
+}
+
+#[test]
+fn transactions_that_have_touched_what_moves_pass_and_are_waited_for() {
+    let mut held = Held::start("hold_open");
+    let mut open = held.stand.proxy.client();
+    answers(&mut open, "begin");
+    answers(&mut open, "update t set n = 1 where id = 1");
+    held.hold(1, 60);
+    held.drained(1, 1);
+    let told = held.waited_for(1);
+    assert!(told.contains(&open.pid.to_string()), "{told}");
+    answers(&mut open, "update t set n = 1 where id = 2");
+    answers(&mut open, "select count(*) from t");
+    // Others wait meanwhile, those of the same proxy and in a transaction that was elsewhere.
+    let mut late = held.stand.proxy.client();
+    answers(&mut late, "begin");
+    answers(&mut late, "select n from u where id = 5");
+    late.send(&query("select n from t where id = 1"));
+    waiting(&held.stand.proxy, 1);
+    answers(&mut open, "commit");
+    held.drained(1, 2);
+    // It has ended: its next one waits.
+    open.send(&query("select n from t where id = 1"));
+    waiting(&held.stand.proxy, 2);
+    held.end("released");
+    for client in [&mut open, &mut late] {
+        let found = client.answers(1);
+        assert!(found.contains(&"D 1".to_owned()), "{found:?}");
+    }
+}
+
+#[test]
+fn a_hold_ends_at_its_deadline_though_its_leader_is_dead() {
+    let mut held = Held::start("hold_deadline");
+    held.hold(1, 2);
+    held.drained(1, 2);
+    let begun = Instant::now();
+    held.stand
+        .sharded
+        .send(&query("select n from t where id = 1"));
+    held.theirs.send(&query("select count(*) from t"));
+    for client in [&mut held.stand.sharded, &mut held.theirs] {
+        let found = client.answers(1);
+        assert!(!found[0].starts_with('E'), "{found:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let state = held.stand.shards[0].value("select state from shardway.hold");
+    assert_eq!(state, "released", "nobody can commit it any more");
+}
+
+#[test]
+fn whoever_waits_can_cancel_and_leave() {
+    let mut held = Held::held("hold_cancel");
+    let mut client = held.stand.proxy.client();
+    client.send(&query("select n from t where id = 1"));
+    waiting(&held.stand.proxy, 1);
+    client.cancel(held.stand.proxy.port);
+    let found = client.answers(1);
+    assert!(found[0].contains("57014"), "{found:?}");
+    // Its session goes on; in a transaction the cancel has failed it.
+    answers(&mut client, "begin");
+    answers(&mut client, "update t set n = 5 where id = 20");
+    client.send(&query("update t set n = 5 where id = 1"));
+    waiting(&held.stand.proxy, 1);
+    client.cancel(held.stand.proxy.port);
+    assert!(client.answers(1)[0].contains("57014"));
+    let found = client.ask(&query("select 1"));
+    assert!(found[0].contains("25P02"), "{found:?}");
+    answers(&mut client, "rollback");
+    client.send(&query("select count(*) from t"));
+    waiting(&held.stand.proxy, 1);
+    drop(client);
+    waiting(&held.stand.proxy, 0);
+    held.drained(1, 2);
+    held.end("released");
+    assert_eq!(held.theirs.value("select n from t where id = 20"), "0");
+}
+
+#[test]
+fn a_pipeline_waits_where_it_touches_what_moves_and_keeps_its_order() {
+    let mut held = Held::held("hold_pipeline");
+    let client = &mut held.stand.sharded;
+    let pipeline = batch()
+        .parse("s", "select n from t where id = $1")
+        .call("s", &["15"])
+        .call("s", &["1"])
+        .call("s", &["16"])
+        .sync();
+    client.send(&pipeline.0);
+    waiting(&held.stand.proxy, 1);
+    let client = &mut held.stand.sharded;
+    // What stands before it is answered, what stands behind it is not.
+    let before = client.until("C");
+    assert_eq!(
+        before.iter().filter(|line| line.starts_with('D')).count(),
+        1
+    );
+    assert!(!client.has_answer());
+    held.end("released");
+    let found = held.stand.sharded.answers(1);
+    assert_eq!(found.iter().filter(|line| line.starts_with('D')).count(), 2);
+    // Statements of SQL, and those that were prepared before.
+    answers(
+        &mut held.stand.sharded,
+        "prepare p as select n from t where id = 1",
+    );
+    held.hold(2, 60);
+    held.drained(2, 2);
+    held.stand.sharded.send(&query("execute p"));
+    waiting(&held.stand.proxy, 1);
+    let mut other = held.stand.proxy.client();
+    other.send(
+        &batch()
+            .run("select n from t where id = $1", &["3"])
+            .sync()
+            .0,
+    );
+    waiting(&held.stand.proxy, 2);
+    held.end("released");
+    for client in [&mut held.stand.sharded, &mut other] {
+        let found = client.answers(1);
+        assert!(found.contains(&"D 0".to_owned()), "{found:?}");
+    }
+}
+
+#[test]
+fn texts_of_several_statements_and_copies_wait() {
+    let mut held = Held::held("hold_texts");
+    let mut text = held.stand.proxy.client();
+    text.send(&query(
+        "insert into t values (30, 1); insert into t values (4000, 1); update t set n = 8 where id = 1",
+    ));
+    let mut copying = held.stand.proxy.client();
+    copying.send(&query("copy t from stdin"));
+    waiting(&held.stand.proxy, 2);
+    held.end("released");
+    let found = text.answers(1);
+    assert_eq!(found.iter().filter(|line| line.starts_with('C')).count(), 3);
+    copying.until("G");
+    // A COPY that has begun is a transaction that passes.
+    held.hold(2, 60);
+    held.drained(2, 1);
+    let told = held.waited_for(2);
+    assert!(told.contains(&copying.pid.to_string()), "{told}");
+    copying.send(&batch().copy_data("-5\t1\n").bare(b'c').0);
+    let found = copying.answers(1);
+    assert!(found[0].starts_with('C'), "{found:?}");
+    held.drained(2, 2);
+    held.end("released");
+    assert_eq!(held.theirs.value("select n from t where id = -5"), "1");
+}
