@@ -67,7 +67,7 @@ async fn measure(sandbox: &Sandbox) -> Result<()> {
     source
         .execute(
             "postgres",
-            "CREATE PUBLICATION both FOR TABLE t, shardway.fence",
+            "CREATE PUBLICATION p FOR TABLE t, shardway.fence",
         )
         .await?;
     for round in 0..ROUNDS {
@@ -168,7 +168,7 @@ async fn subscription(source: &Cluster, destination: &Cluster, round: usize) -> 
     );
     let begun = Clock.now();
     let subscribe = format!(
-        "CREATE SUBSCRIPTION {database} CONNECTION '{connection}' PUBLICATION both \
+        "CREATE SUBSCRIPTION {database} CONNECTION '{connection}' PUBLICATION p \
          WITH (create_slot = false, copy_data = false, binary = true, slot_name = '{database}')"
     );
     destination.execute(&database, &subscribe).await?;
