@@ -37,6 +37,7 @@ mod listen;
 mod migrating;
 mod moving;
 mod numbers;
+mod owners;
 mod pooling;
 mod reaching;
 mod resetting;
