@@ -8,6 +8,7 @@ mod completions;
 mod demo;
 mod man;
 mod output;
+mod reshard;
 mod route;
 mod serve;
 
@@ -41,6 +42,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Tell where a statement would go, and why; needs no server.
     Route(route::RouteArgs),
+    /// Move keys between shards while the database serves.
+    Reshard(reshard::ReshardArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff).
@@ -95,6 +98,7 @@ fn dispatch(arguments: Arguments) -> Exit {
         Command::Serve(args) => serve::run(&args, &output),
         Command::Check(args) => check::run(&args, &output),
         Command::Route(args) => route::run(&args, &output),
+        Command::Reshard(args) => reshard::run(&args, &output),
         Command::Completions(args) => completions::run(&args, Arguments::command(), &output),
         Command::Man => man::run(&Arguments::command(), &output),
     }

@@ -113,6 +113,7 @@ fn read_database(
         .duration(node, "deadlock_interval")
         .unwrap_or_default();
     let sequence_block = reader.integer(node, "sequence_block").unwrap_or(1);
+    let pg_dump = reader.text(node, "pg_dump").unwrap_or_default();
     Database {
         name: name.to_owned(),
         snapshot: Arc::new(snapshot),
@@ -123,6 +124,7 @@ fn read_database(
         two_phase_retention,
         deadlock_interval,
         sequence_block,
+        pg_dump: pg_dump.into(),
     }
 }
 

@@ -130,6 +130,8 @@ pub struct Database {
     pub deadlock_interval: Duration,
     /// How many numbers of a sequence are drawn at once.
     pub sequence_block: usize,
+    /// The program that writes schemas down.
+    pub pg_dump: PathBuf,
 }
 
 /// How roles are looked up on the home shard, by the control role.

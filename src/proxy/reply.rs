@@ -163,6 +163,9 @@ fn undoubled(what: Undoubled) -> &'static str {
         Undoubled::KeyOverride => {
             "a shard chosen by a key that the statement itself does not say is not supported"
         }
+        Undoubled::View => {
+            "a statement over several shards on a view that does not show the shard key is not supported"
+        }
         Undoubled::Copy => "COPY of this relation is not supported",
     }
 }

@@ -247,9 +247,7 @@ fn dollar(text: &str) -> usize {
 mod tests {
     use super::*;
 
-    #[test]
-    fn statements_are_run_when_their_tables_can_have_them() {
-        let dump = "
+    const DUMP: &str = "
 --
 -- Name: a; Type: CONSTRAINT
 --
@@ -270,7 +268,10 @@ ALTER TABLE ONLY public.u REPLICA IDENTITY USING INDEX u_name_key;
 ALTER INDEX public.u_pkey ATTACH PARTITION public.u1_pkey;
 ALTER TABLE public.t ENABLE ROW LEVEL SECURITY;
 ";
-        let phased = phased(dump);
+
+    #[test]
+    fn statements_are_run_when_their_tables_can_have_them() {
+        let phased = phased(DUMP);
         let phased: Vec<(Phase, &str)> = phased.iter().map(|(at, it)| (*at, it.as_str())).collect();
         assert_eq!(
             phased,

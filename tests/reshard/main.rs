@@ -16,7 +16,7 @@ mod stage;
 
 use harness::block_on;
 use load::Load;
-use stage::Stage;
+use stage::{Stage, to};
 
 /// What moves: an even split over four shards.
 const TO: [&str; 4] = ["--group", "g", "--to", "s0,s1,s2,s3"];
@@ -27,7 +27,7 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
     let (first, second) = (stage.proxy(""), stage.proxy(""));
     block_on(async {
         stage.fill(&first).await;
-        let proxies = [first.target().config(), second.target().config()];
+        let proxies = [to(&first), to(&second)];
         let load = Load::start(&proxies, 6);
         stage.must(&[&["start"], &TO[..]].concat());
         stage.until("ready").await;
@@ -57,7 +57,7 @@ fn an_aborted_reshard_leaves_nothing_behind() {
     let proxy = stage.proxy("");
     block_on(async {
         stage.fill(&proxy).await;
-        let load = Load::start(&[proxy.target().config()], 4);
+        let load = Load::start(&[to(&proxy)], 4);
         stage.must(&[&["start"], &TO[..]].concat());
         stage.until("ready").await;
         stage.must(&["abort"]);
@@ -70,7 +70,7 @@ fn an_aborted_reshard_leaves_nothing_behind() {
             errors.len(),
             &errors[..errors.len().min(5)]
         );
-        stage.adds_up(&proxy.target().config(), &seen).await;
+        stage.adds_up(&to(&proxy), &seen).await;
         stage.is_clean().await;
     });
 }

@@ -79,7 +79,7 @@ impl Stage {
 
     /// Rows, through a proxy, once it can write on several shards.
     pub(crate) async fn fill(&self, proxy: &Proxy) {
-        let client = open_session(&proxy.target().config()).await.unwrap();
+        let client = open_session(&to(proxy)).await.unwrap();
         let fill = format!(
             "insert into account select i, 1000 from unnest(array(select generate_series(1, {ACCOUNTS}))) as of (i)"
         );
@@ -226,4 +226,11 @@ impl Stage {
 async fn session(sandbox: &Sandbox, shard: usize) -> Client {
     let config = sandbox.cluster(shard).config("postgres");
     open_session(&config).await.unwrap()
+}
+
+/// The database through a proxy, as its superuser.
+pub(crate) fn to(proxy: &Proxy) -> Config {
+    let mut config = proxy.target().config();
+    config.dbname("postgres").user("postgres");
+    config
 }

@@ -11,3 +11,4 @@ mod shards;
 mod slots;
 mod steps;
 mod streaming;
+mod whole;

@@ -30,7 +30,11 @@ fn snapshot(more: &str) -> Arc<Snapshot> {
 }
 
 /// A plan that takes the keys from 51 on from `a` to `b`.
-async fn planned(stage: &Stage, members: &[&str], more: &str) -> Result<Planned, PlanError> {
+pub(crate) async fn planned(
+    stage: &Stage,
+    members: &[&str],
+    more: &str,
+) -> Result<Planned, PlanError> {
     let snapshot = snapshot(more);
     let members: BTreeSet<String> = members.iter().map(|name| (*name).to_owned()).collect();
     let wish = Wish::of_move("range=[51,):b", None).unwrap();

@@ -455,6 +455,9 @@ fn what_has_moved_is_answered_by_its_new_owner() {
     let mut prepared = held.stand.proxy.client();
     let parse = batch().parse("s", "select n from t where id = $1").sync();
     prepared.ask(&parse.0);
+    let mut summing = held.other.client();
+    let sum = "select sum(n) from t where id between $1 and 3";
+    summing.ask(&batch().parse("s", sum).call("s", &["1"]).sync().0);
     let mut one_snapshot = held.stand.proxy.client();
     answers(&mut one_snapshot, "begin isolation level repeatable read");
     answers(&mut one_snapshot, "select * from u where id = 101");
@@ -474,12 +477,14 @@ fn what_has_moved_is_answered_by_its_new_owner() {
         "select count(*), sum(n) from t where id between 1 and 3",
     ));
     waiting(&held.stand.proxy, 3);
-    waiting(&held.other, 3);
+    summing.send(&batch().call("s", &["1"]).sync().0);
+    waiting(&held.other, 4);
     Held::flip(&engine, 1);
     let begun = Instant::now();
     assert!(reading.answers(1).contains(&"D 100".to_owned()));
     println!("answered {:?} after the commit", begun.elapsed());
     assert!(prepared.answers(1).contains(&"D 100".to_owned()));
+    assert!(summing.answers(1).contains(&"D 300".to_owned()));
     assert!(counting.answers(1).contains(&"D 3|300".to_owned()));
     assert_eq!(held.theirs.answers(1), ["C INSERT 0 1\\0", "Z I"]);
     assert_eq!(transaction.answers(1), ["C UPDATE 1\\0", "Z T"]);

@@ -18,6 +18,7 @@ mod copy_defaults;
 mod copying;
 mod cursors;
 mod defaults;
+mod doubled;
 mod dumps;
 mod dying;
 mod endings;

@@ -378,7 +378,7 @@ fn a_home_shard_that_lost_the_last_map_gets_it_from_a_shard() {
     stand.proxy.stop();
     let copied = engine
         .runtime
-        .block_on(engine.registry.copy_map(0))
+        .block_on(engine.registry.copy_map("w"))
         .unwrap();
     assert_eq!(copied, number);
     stand.shards[1].ask(&query("insert into t values (5, 7)"));
@@ -403,7 +403,7 @@ fn of_two_maps_of_one_number_none_is_served() {
     let number = engine.moves(&mut stand.shards[0], &[tenant(5, "s0", "s1")], &[]);
     engine
         .runtime
-        .block_on(engine.registry.copy_map(0))
+        .block_on(engine.registry.copy_map("w"))
         .unwrap();
     has_number(&mut stand, number, 1);
     let other =

@@ -94,6 +94,7 @@ fn database() -> Database {
         two_phase_retention: Duration::from_secs(6 * 60 * 60),
         deadlock_interval: Duration::from_secs(1),
         sequence_block: 1,
+        pg_dump: "pg_dump".into(),
     }
 }
 

@@ -1,17 +1,29 @@
 //! Makes the destinations ready for rows: what will be made is written down, nobody older may interfere, the tables are
-//! there and of the same shape. Publications and slots are made by the copy, right before it.
+//! there and of the same shape; and makes the sources tell their changes, from before the copy on.
+//!
+//! What must stay true: what a slot does not stream, every snapshot of the copy sees; a slot that is made anew has no copies
+//! from before it.
 
 use super::{
-    asking::{connection, named},
+    asking::{About as _, connection, named},
+    ready::{slot_error, stream},
     records::{Kind, Note, claim_all, note, taking_part},
     schema,
 };
-use crate::reshard::{
-    dump::Tools,
-    job::{Job, StepError},
-    plan::MovingTable,
-    servers::Server,
+use crate::{
+    clock::Duration,
+    inspect::at_once,
+    replication::slot::{self, Slot},
+    reshard::{
+        dump::Tools,
+        job::{Job, StepError},
+        plan::MovingTable,
+        servers::Server,
+    },
 };
+
+/// How long transactions of before a slot are waited for, before it is told who they are.
+const BARRIER: Duration = Duration::from_secs(5);
 
 /// Prepares every shard that takes part.
 ///
@@ -31,7 +43,34 @@ pub async fn run(job: &Job, tools: &Tools) -> Result<(), StepError> {
         let source = model(job, &destination.name)?;
         prepare(job, tools, &source, destination).await?;
     }
-    Ok(())
+    let sources = job.sources();
+    let streaming = at_once(sources.iter().map(|it| streams(job, it)).collect()).await;
+    streaming.into_iter().collect()
+}
+
+/// The source's publication and slot, and every transaction over that was begun before.
+async fn streams(job: &Job, source: &Server) -> Result<(), StepError> {
+    const COPIED: &str =
+        "SELECT EXISTS (SELECT FROM shardway.chunk_done WHERE workflow = $1 AND source = $2)";
+    let what = format!("making ready to stream from shard {}", source.name);
+    if let Slot::Made(_) = stream(job, source).await? {
+        for destination in job.destinations() {
+            let client = connection(&destination).await?;
+            let copied = client.query_one(COPIED, &[&job.id, &source.name]).await;
+            if copied.about(&what)?.get(0) {
+                return Err(StepError::Halt {
+                    what: format!(
+                        "the slot of shard {} was lost after rows were copied",
+                        source.name
+                    ),
+                    remedy: "abort the reshard and start it again".to_owned(),
+                });
+            }
+        }
+    }
+    let client = connection(source).await?;
+    let passed = slot::barrier(&client, BARRIER).await;
+    passed.map_err(|error| slot_error(&what, error))
 }
 
 /// The source whose schema a destination is to have: one that gives it rows, else any.

@@ -12,15 +12,15 @@ use crate::{
     inspect::at_once,
     replication::{
         connection::ReplicationError,
-        publication,
+        publication::{self, Publication},
         slot::{self, SlotError},
     },
     reshard::{
         job::{Job, StepError},
-        plan::MovingTable,
         servers::Server,
     },
 };
+use std::collections::BTreeSet;
 
 /// What every publication of a reshard has beside the tables: heartbeats and fences.
 pub const FENCES: &str = "shardway.fence";
@@ -43,8 +43,8 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     note(job, &notes).await?;
     claim_all(job).await?;
     let destinations = job.destinations();
-    let made = at_once(destinations.iter().map(|it| reverse(&back, it)).collect()).await;
-    made.into_iter().collect::<Result<(), StepError>>()?;
+    let made = at_once(destinations.iter().map(|it| stream(&back, it)).collect()).await;
+    made.into_iter().collect::<Result<Vec<_>, StepError>>()?;
     sequences::run(job).await?;
     for source in job.sources() {
         guard::make(job, &source).await?;
@@ -70,27 +70,40 @@ WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
     Ok(())
 }
 
-/// The publication and the slot of the way back on a shard.
-async fn reverse(back: &Job, server: &Server) -> Result<(), StepError> {
-    let name = back.slot(&server.name);
+/// The publication and the slot of what a shard gives in the job's direction.
+///
+/// # Errors
+/// [`StepError::Again`] as well while a transaction that is older than the slot goes on.
+pub(super) async fn stream(job: &Job, server: &Server) -> Result<slot::Slot, StepError> {
+    let name = job.slot(&server.name);
     let what = format!("making slot {name} on shard {}", server.name);
     let client = connection(server).await?;
-    let tables = back.tables_of(&back.given_by(&server.name));
-    let mut tables: Vec<String> = tables.iter().map(MovingTable::sql).collect();
-    tables.push(FENCES.to_owned());
-    let made = publication::make(&client, &name, &tables).await;
-    if let publication::Publication::Another { tables } = made.about(&what)? {
-        return Err(StepError::Halt {
-            what: format!(
-                "{what}: its publication has other tables: {}",
-                tables.join(", ")
-            ),
-            remedy: format!("DROP PUBLICATION {name}"),
-        });
-    }
+    let flows = job.flows().into_iter();
+    let given = flows.filter(|flow| flow.source == server.name);
+    let mut tables: BTreeSet<String> = given.map(|flow| flow.table.sql()).collect();
+    tables.insert(FENCES.to_owned());
+    let tables: Vec<String> = tables.into_iter().collect();
     let mut commands = server.stream().await.about(&what)?;
+    match publication::make(&client, &name, &tables)
+        .await
+        .about(&what)?
+    {
+        Publication::Found => {}
+        // A slot from before it streams nothing of use.
+        Publication::Made => {
+            let removed = slot::remove(&client, &mut commands, &name).await;
+            removed.map_err(|error| slot_error(&what, error))?;
+        }
+        Publication::Another { tables } => {
+            let tables = tables.join(", ");
+            return Err(StepError::Halt {
+                what: format!("{what}: its publication has other tables: {tables}"),
+                remedy: format!("DROP PUBLICATION {name}"),
+            });
+        }
+    }
     match slot::make(&client, &mut commands, &name).await {
-        Ok(_) => Ok(()),
+        Ok(slot) => Ok(slot),
         // The server waits for whoever has changed something in a transaction that is not over.
         Err(SlotError::Replication(ReplicationError::Timeout)) => {
             let running = slot::running(&client).await.about(&what)?;

@@ -305,16 +305,15 @@ async fn comes(
         Some(_) if !joins => condition(job, table, &moves, &identifier(&table.key_column))?,
         Some(_) | None => Some("true".to_owned()),
     };
-    if let Some(condition) = condition.filter(|_| joins || table.group.is_some()) {
-        if any(client, &format!("{name} WHERE {condition}"), found)
+    if let Some(condition) = condition.filter(|_| joins || table.group.is_some())
+        && any(client, &format!("{name} WHERE {condition}"), found)
             .await
             .about(&what)?
-        {
-            found.error(
-                "it has rows already of keys that it does not own",
-                format!("DELETE FROM {name} WHERE {condition}"),
-            );
-        }
+    {
+        found.error(
+            "it has rows already of keys that it does not own",
+            format!("DELETE FROM {name} WHERE {condition}"),
+        );
     }
     let Some(from) = moves
         .first()
