@@ -22,6 +22,12 @@ pub struct Distributed {
     pub aborted: Counter,
     /// Transactions of this proxy that were ended because they were on a ring of waits over shards.
     pub deadlocks: Counter,
+    /// Statements that waited while their keys changed their owner.
+    pub held: Counter,
+    /// How long, altogether.
+    pub held_micros: Counter,
+    /// Statements that were refused because nobody could say where their keys were.
+    pub held_refused: Counter,
     /// The number of the map that all proxies share; 0: not known.
     pub map_epoch: AtomicU64,
     /// That map.

@@ -259,7 +259,6 @@ impl Session {
                 return Ok(Passed::Now);
             }
         }
-        let gate = Arc::clone(&self.database.gate);
         let begun = self.shared.clock.now();
         self.info.set_held(begun);
         self.cancel.wait_begins();
@@ -270,8 +269,7 @@ impl Session {
             None => self.info.set_idle(),
         }
         let waited = self.shared.clock.now().saturating_duration_since(begun);
-        gate.counts.held.increment();
-        gate.counts.held_micros.add_time(waited);
+        self.database.coordinator.count_held(waited);
         self.has_waited(outcome?)
     }
 
@@ -283,7 +281,7 @@ impl Session {
             Stands::Waits(reshard) => Some(reshard),
             Stands::Unheard => None,
         };
-        self.database.gate.counts.refused.increment();
+        self.database.coordinator.count_held_refused();
         Err(reply::keys_in_doubt(reshard.as_deref()).into())
     }
 

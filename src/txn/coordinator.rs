@@ -311,6 +311,17 @@ impl Coordinator {
         self.view.deadlocks.increment();
     }
 
+    /// A statement has waited while its keys changed their owner.
+    pub fn count_held(&self, time: Duration) {
+        self.view.held.increment();
+        self.view.held_micros.add_time(time);
+    }
+
+    /// One was refused because nobody could say where its keys were.
+    pub fn count_held_refused(&self) {
+        self.view.held_refused.increment();
+    }
+
     /// The name of this process among those that serve the database.
     #[must_use]
     pub fn incarnation(&self) -> u64 {

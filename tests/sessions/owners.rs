@@ -23,13 +23,13 @@ const HASHED: &str = "unlisted_tables = \"s0\"\n\
 const TWO: &str = r#"{ to = 100, shard = "s0" }, { shard = "s1" }"#;
 
 /// Of the database of a stand, past its proxies.
-struct Engine {
-    registry: Registry,
-    runtime: tokio::runtime::Runtime,
+pub(crate) struct Engine {
+    pub(crate) registry: Registry,
+    pub(crate) runtime: tokio::runtime::Runtime,
 }
 
 impl Engine {
-    fn of(three: Three<'_>) -> Self {
+    pub(crate) fn of(three: Three<'_>) -> Self {
         let settings = load_str("test", &three.databases(), Path::new("."))
             .unwrap_or_else(|errors| panic!("{}", errors.render()));
         Self {
@@ -41,11 +41,11 @@ impl Engine {
         }
     }
 
-    fn map(&self) -> shardway::registry::MapNow {
+    pub(crate) fn map(&self) -> shardway::registry::MapNow {
         self.runtime.block_on(self.registry.read_map()).unwrap()
     }
 
-    fn flip(&self, flip: &Flip, records: &[Record]) -> Result<i64, Unflipped> {
+    pub(crate) fn flip(&self, flip: &Flip, records: &[Record]) -> Result<i64, Unflipped> {
         let flipped = self.runtime.block_on(self.registry.flip(flip, records))?;
         Ok(flipped.epoch)
     }
