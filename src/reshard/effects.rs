@@ -33,6 +33,12 @@ const LAPSED: Duration = Duration::from_secs(7);
 /// How often proxies are looked at that have to take the map over.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How often a lock is asked for that others hold, before it is told; and how long they have the table in between.
+const TRIES: usize = 100;
+const TURN: Duration = Duration::from_millis(50);
+/// The same while statements are held.
+const EAGER: Duration = Duration::from_millis(5);
+
 impl Ground<'_> {
     /// Runs an effect to its end.
     ///
@@ -51,11 +57,11 @@ impl Ground<'_> {
             Effect::Copy => Box::pin(steps::copy::run(job)).await,
             Effect::CatchUp => catch_up(job, streams).await,
             Effect::Verify => verify(job, streams, stored.record.round).await,
-            Effect::Ready => Box::pin(steps::ready::run(job)).await,
+            Effect::Ready => patiently(job, Making::Ready).await,
             Effect::Hold => self.hold(job, stored).await,
             Effect::Fence => {
                 failpoint::reached("before_fence").await;
-                let fenced = within(job, "fencing", Box::pin(steps::fence::run(job))).await;
+                let fenced = within(job, "fencing", fence(job)).await;
                 failpoint::reached("after_fence").await;
                 fenced
             }
@@ -235,7 +241,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         // The former owners have what was theirs: seen from the next cutover, its destinations.
         self.all_know(job, &moving(job, Owner::Before)).await?;
         failpoint::reached("before_reverse").await;
-        Box::pin(steps::reverse::run(job)).await
+        patiently(job, Making::Reverse).await
     }
 
     async fn finish(&self, job: &Job) -> Result<(), StepError> {
@@ -280,6 +286,48 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             Ok::<_, AskError>(())
         };
         done.await.map_err(|error| again(what, &error))
+    }
+}
+
+/// Again and again for a while: locks on busy tables are asked for shortly, so as to keep no writer waiting.
+async fn patiently(job: &Job, making: Making) -> Result<(), StepError> {
+    let mut tries = 0;
+    loop {
+        let made = match making {
+            Making::Ready => Box::pin(steps::ready::run(job)).await,
+            Making::Reverse => Box::pin(steps::reverse::run(job)).await,
+        };
+        match made {
+            Err(StepError::Again { what, problem }) if tries < TRIES => {
+                tries += 1;
+                job.progress
+                    .set("waiting_for", format!("{what}: {problem}"));
+                tokio::time::sleep(TURN).await;
+                job.progress.set("waiting_for", serde_json::Value::Null);
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// What takes locks on busy tables.
+#[derive(Clone, Copy, Debug)]
+enum Making {
+    Ready,
+    Reverse,
+}
+
+/// Until the time is over for which statements are held.
+async fn fence(job: &Job) -> Result<(), StepError> {
+    loop {
+        match Box::pin(steps::fence::run(job)).await {
+            Err(StepError::Again { what, problem }) => {
+                job.progress
+                    .set("cutover.waiting_for", format!("{what}: {problem}"));
+                tokio::time::sleep(EAGER).await;
+            }
+            ended => return ended,
+        }
     }
 }
 

@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often what is shown is written down.
 const SHOWN: Duration = Duration::from_secs(1);
 /// How long to wait before something is tried again: at first, and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// How often sources are looked at.
 const WATCHED: Duration = Duration::from_secs(5);
 

@@ -27,11 +27,22 @@ pub(super) fn look_after(
 ) {
     if database.coordinator.is_wanted() {
         let servers = Arc::new(Server::all(&database.settings, tls));
-        tasks.spawn("reshards", run(Arc::downgrade(database), servers, clock));
+        let tools = Tools {
+            pg_dump: database.settings.pg_dump.clone(),
+        };
+        tasks.spawn(
+            "reshards",
+            run(Arc::downgrade(database), servers, tools, clock),
+        );
     }
 }
 
-async fn run(database: Weak<Database>, servers: Arc<BTreeMap<String, Server>>, clock: Clock) {
+async fn run(
+    database: Weak<Database>,
+    servers: Arc<BTreeMap<String, Server>>,
+    tools: Tools,
+    clock: Clock,
+) {
     let Some(coordinator) = database.upgrade().map(|it| Arc::clone(&it.coordinator)) else {
         return;
     };
@@ -42,7 +53,7 @@ async fn run(database: Weak<Database>, servers: Arc<BTreeMap<String, Server>>, c
         registry,
         servers,
         holder: format!("{:016x}", coordinator.incarnation()),
-        tools: Tools::default(),
+        tools,
         clock,
     };
     let replaced = async {

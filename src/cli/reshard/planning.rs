@@ -55,7 +55,10 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
         home: site.home().to_owned(),
         progress: Arc::new(Progress::default()),
     };
-    let findings = Box::pin(preflight::run(&job, &Tools::default())).await?;
+    let tools = Tools {
+        pg_dump: site.database.pg_dump.clone(),
+    };
+    let findings = Box::pin(preflight::run(&job, &tools)).await?;
     Ok(Made { planned, findings })
 }
 
