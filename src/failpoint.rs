@@ -65,6 +65,10 @@ pub async fn reached(point: &str) {
 
 /// Read once: a point stays armed as long as the process lives.
 #[cfg(feature = "failpoints")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "armed by whoever starts a test, and nothing that is configured"
+)]
 static ARMED: std::sync::LazyLock<Option<String>> =
     std::sync::LazyLock::new(|| std::env::var("SHARDWAY_FAILPOINT").ok());
 

@@ -7,10 +7,7 @@
 
 pub mod state;
 
-use crate::{
-    clock::{Clock, Duration, Instant},
-    metrics::counters::Counter,
-};
+use crate::clock::{Clock, Duration, Instant};
 use state::{Answer, Moving, Seen, Standing, State, Touched};
 use std::{
     collections::HashMap,
@@ -53,18 +50,6 @@ pub struct Gate {
     changed: watch::Sender<u64>,
     /// Tells whoever waits for a hold to be drained.
     left: Notify,
-    pub counts: Counts,
-}
-
-/// What the gate has done.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Statements that waited.
-    pub held: Counter,
-    /// How long, altogether.
-    pub held_micros: Counter,
-    /// Statements that were refused because nobody knew where their keys are.
-    pub refused: Counter,
 }
 
 /// One session at the gate.
@@ -106,7 +91,6 @@ impl Default for Gate {
             unreachable: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             left: Notify::new(),
-            counts: Counts::default(),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use shardway::{
     catalog::snapshot::Snapshot,
+    clock::Clock,
+    gate::{Came, Gate},
     plan::{
         Context, Plan, Route, StatementPlan, Target,
         cache::{PlanCache, Request, Scratch},
@@ -17,6 +19,7 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     hint::black_box,
+    sync::Arc,
 };
 
 struct Counting;
@@ -107,6 +110,20 @@ fn a_cached_plan_costs_no_allocation() {
     let insert = |id: usize| format!("INSERT INTO t VALUES ({id}, 2, 3, 4, 5, 6, 7, 8, 9, 10)");
     assert!(ask(&insert(1), &[]).0);
     assert_eq!(ask(&insert(2), &[]), (false, 1));
+}
+
+#[test]
+fn a_gate_before_which_nobody_waits_costs_no_allocation() {
+    let gate = Arc::new(Gate::default());
+    let ticket = gate.enter(1);
+    let now = Clock.now();
+    let count = allocations(|| {
+        for _ in 0..100 {
+            assert_eq!(black_box(ticket.comes(now)), Came::Quiet);
+            ticket.ends();
+        }
+    });
+    assert_eq!(count, 0);
 }
 
 #[test]

@@ -54,6 +54,9 @@ pub(super) enum Owners {
     },
 }
 
+/// A group's map, and the single keys that are elsewhere.
+pub type Mapped = (Map, BTreeMap<Key, ShardId>);
+
 /// The map names a shard that the configuration does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the map names shard {0}")]
@@ -100,6 +103,27 @@ impl Ownership {
         shards.cloned().collect()
     }
 
+    /// What a group's shards have, in which unit: buckets, ranges or values, and single keys.
+    #[must_use]
+    pub fn held(&self, group: &str) -> (&'static str, BTreeMap<&str, (usize, usize)>) {
+        let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        let Some(owned) = self.groups.get(group) else {
+            return ("", counts);
+        };
+        let (unit, each): (_, Vec<&String>) = match &owned.owners {
+            Owners::Hash { buckets, .. } => ("buckets", buckets.iter().collect()),
+            Owners::Range(ranges) => ("ranges", ranges.iter().map(|(_, of)| of).collect()),
+            Owners::List { values, other } => ("values", values.values().chain(other).collect()),
+        };
+        for shard in each {
+            counts.entry(shard).or_default().0 += 1;
+        }
+        for shard in owned.pins.values() {
+            counts.entry(shard).or_default().1 += 1;
+        }
+        (unit, counts)
+    }
+
     /// The map of a group, and the single keys that are elsewhere; `None`: there is no such group.
     ///
     /// # Errors
@@ -108,7 +132,7 @@ impl Ownership {
         &self,
         group: &str,
         shard: impl Fn(&str) -> Option<ShardId>,
-    ) -> Result<Option<(Map, BTreeMap<Key, ShardId>)>, UnknownShard> {
+    ) -> Result<Option<Mapped>, UnknownShard> {
         let Some(owned) = self.groups.get(group) else {
             return Ok(None);
         };
@@ -161,10 +185,7 @@ impl Owned {
         self.owners.shards().into_iter().chain(self.pins.values())
     }
 
-    fn map(
-        &self,
-        shard: impl Fn(&str) -> Option<ShardId>,
-    ) -> Result<(Map, BTreeMap<Key, ShardId>), UnknownShard> {
+    fn map(&self, shard: impl Fn(&str) -> Option<ShardId>) -> Result<Mapped, UnknownShard> {
         let find = |name: &String| shard(name).ok_or_else(|| UnknownShard(name.clone()));
         let keys = |keys: &BTreeMap<Key, String>| {
             let keys = keys.iter();

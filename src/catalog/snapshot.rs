@@ -179,6 +179,25 @@ pub enum Unseen {
     Asked,
 }
 
+impl Standing {
+    /// Whether a home shard that has this map by now still lacks what a shard has seen.
+    #[must_use]
+    pub fn is_behind(&self, now: i64) -> bool {
+        match self {
+            // Of two maps of one number the copies have to be asked again.
+            Self::Behind {
+                shard: Some(_),
+                seen,
+                kept,
+            } => now < *seen || seen == kept,
+            Self::Behind { shard: None, .. }
+            | Self::Known
+            | Self::Unread
+            | Self::Lacking { .. } => false,
+        }
+    }
+}
+
 impl Table {
     /// A table of which no server has told anything yet.
     #[must_use]

@@ -346,6 +346,24 @@ impl Page {
                 &[("database", &*database)],
                 distributed.deadlocks.get(),
             );
+            self.counter(
+                "shardway_held_statements_total",
+                "Statements that waited while their keys changed their owner",
+                &[("database", &*database)],
+                distributed.held.get(),
+            );
+            self.counter(
+                "shardway_held_microseconds_total",
+                "Microseconds that statements waited while their keys changed their owner",
+                &[("database", &*database)],
+                distributed.held_micros.get(),
+            );
+            self.counter(
+                "shardway_held_refused_total",
+                "Statements refused because nobody could say where keys were that move",
+                &[("database", &*database)],
+                distributed.held_refused.get(),
+            );
             let outcomes = [
                 (Outcome::Committed, &distributed.committed),
                 (Outcome::Aborted, &distributed.aborted),

@@ -2,7 +2,7 @@
 //! after every round, read by the console and `/metrics`.
 
 use super::counters::Counter;
-use crate::clock::SystemTime;
+use crate::{catalog::ownership::Content, clock::SystemTime};
 use std::sync::atomic::AtomicU64;
 use std::{
     collections::BTreeMap,
@@ -22,8 +22,16 @@ pub struct Distributed {
     pub aborted: Counter,
     /// Transactions of this proxy that were ended because they were on a ring of waits over shards.
     pub deadlocks: Counter,
+    /// Statements that waited while their keys changed their owner.
+    pub held: Counter,
+    /// How long, altogether.
+    pub held_micros: Counter,
+    /// Statements that were refused because nobody could say where their keys were.
+    pub held_refused: Counter,
     /// The number of the map that all proxies share; 0: not known.
     pub map_epoch: AtomicU64,
+    /// That map.
+    map: Mutex<Option<Arc<Content>>>,
     parts: Mutex<Vec<Part>>,
     proxies: Mutex<Vec<Proxy>>,
 }
@@ -142,6 +150,17 @@ impl Distributed {
     #[must_use]
     pub fn proxies(&self) -> Vec<Proxy> {
         lock(&self.proxies).clone()
+    }
+
+    /// The map that all proxies share, as it was read last.
+    #[must_use]
+    pub fn map(&self) -> Option<Arc<Content>> {
+        lock(&self.map).clone()
+    }
+
+    /// It was read.
+    pub fn set_map(&self, map: Arc<Content>) {
+        *lock(&self.map) = Some(map);
     }
 
     /// The home shard has said who serves.

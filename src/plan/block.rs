@@ -13,9 +13,7 @@
 use super::{
     Context, Footing,
     route::{Condition, Edge, Fixed, Pin, Why},
-    scope::{
-        Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, Usage, resolve, resolve_side,
-    },
+    scope::{Entry, EntryKind, Instance, Nullable, Outputs, Scope, Side, resolve, resolve_side},
     touch::Touches,
     unroutable::{KeyProblem, Unroutable},
     value::{Sign, Value},
@@ -432,21 +430,8 @@ impl<'a> Analysis<'a> {
                 }
                 instance = Some(self.instances.len());
                 let outputs = table_outputs(table, Some((key, self.instances.len())));
-                let (table, key) = (relation.name.name.clone(), key.to_owned());
-                let (conditions, equals) = (Vec::new(), Vec::new());
-                self.instances.push(Instance {
-                    alias: relation.alias.clone(),
-                    usage: Usage::Read,
-                    location: relation.location,
-                    group,
-                    table,
-                    schema: relation.name.schema.clone(),
-                    key,
-                    block: scope,
-                    nullable,
-                    conditions,
-                    equals,
-                });
+                let read = Instance::read(relation, (group, key), scope, nullable);
+                self.instances.push(read);
                 (outputs, EntryKind::Table)
             }
             Place::Reference(table) => {

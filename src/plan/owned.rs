@@ -21,7 +21,7 @@ use crate::{
     catalog::{
         group::{Group, GroupId},
         shard::ShardId,
-        snapshot::Snapshot,
+        snapshot::{Snapshot, Table},
     },
     sql::{
         normalize::{Slots, Strings, normalize},
@@ -111,12 +111,12 @@ impl Group {
 }
 
 /// `COPY table … TO …` taken apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableCopy<'a> {
     before: &'a str,
     table: &'a str,
-    /// Columns, if they are listed.
-    list: Option<&'a str>,
+    /// Columns, if they are listed: as they are listed, and each.
+    list: Option<(&'a str, Vec<String>)>,
     behind: &'a str,
 }
 
@@ -134,7 +134,11 @@ impl<'a> TableCopy<'a> {
         let name = named.get(..open.unwrap_or(named.len()))?;
         let (start, end) = (name.first()?.start, name.last()?.end);
         let list = match open {
-            Some(open) => Some(text.get(named.get(open)?.end..named.last()?.start)?),
+            Some(open) => {
+                let list = named.get(open + 1..named.len() - 1)?;
+                let text = text.get(list.first()?.start..list.last()?.end)?;
+                Some((text, columns_of(list)?))
+            }
             None => None,
         };
         Some(Self {
@@ -145,12 +149,12 @@ impl<'a> TableCopy<'a> {
         })
     }
 
-    /// Asks for what the table is, and for the columns that a COPY without a list has, as SQL names them.
+    /// Asks for what the table is, and for the columns that a COPY without a list has.
     #[must_use]
     pub fn question(&self) -> String {
         let table = format!("'{}'", self.table.replace('\'', "''"));
         format!(
-            "SELECT c.relkind::pg_catalog.text || (SELECT coalesce(pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' \
+            "SELECT c.relkind::pg_catalog.text || (SELECT coalesce(pg_catalog.string_agg(a.attname::pg_catalog.text, pg_catalog.chr(1) \
              ORDER BY a.attnum), '') FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
              AND NOT a.attisdropped AND a.attgenerated = '') FROM pg_catalog.pg_class c \
              WHERE c.oid = {table}::pg_catalog.regclass"
@@ -166,21 +170,47 @@ impl<'a> TableCopy<'a> {
             list,
             behind,
         } = self;
-        match answer.split_at_checked(1)? {
-            ("r", all) => {
-                let columns = list.unwrap_or(all);
+        let (kind, all) = answer.split_at_checked(1)?;
+        let all: Vec<&str> = all.split('\u{1}').filter(|name| !name.is_empty()).collect();
+        let each = list.as_ref().map(|(_, each)| each.as_slice());
+        let fits = each
+            .unwrap_or_default()
+            .iter()
+            .enumerate()
+            .all(|(at, name)| {
+                let twice = each.is_some_and(|each| each[..at].contains(name));
+                all.contains(&name.as_str()) && !twice
+            });
+        let listed = list.as_ref().map(|(text, _)| *text);
+        match kind {
+            "r" if fits => {
+                let all = || all.iter().map(|name| quote(name)).collect::<Vec<_>>();
+                let columns = listed.map_or_else(|| all().join(", "), str::to_owned);
                 Some(format!(
                     "{before}(SELECT {columns} FROM ONLY {table}) {behind}"
                 ))
             }
             // PostgreSQL refuses it.
-            ("p" | "v" | "f" | "S", _) => Some(format!(
-                "{before}{table}{} {behind}",
-                list.map_or_else(String::new, |list| format!(" ({list})"))
-            )),
+            "r" | "p" | "v" | "f" | "S" => {
+                let listed = listed.map_or_else(String::new, |list| format!(" ({list})"));
+                Some(format!("{before}{table}{listed} {behind}"))
+            }
             _ => None,
         }
     }
+}
+
+/// The names of a list; `None`: not understood.
+fn columns_of(list: &[Piece<'_>]) -> Option<Vec<String>> {
+    const LONGEST: usize = 63;
+    let each = list.split(|piece| piece.is_sign(","));
+    let name = |item: &[Piece<'_>]| match item {
+        [name] if matches!(name.kind, Sort::Word | Sort::Quoted) => {
+            Some(name.folded()).filter(|name| name.len() <= LONGEST)
+        }
+        _ => None,
+    };
+    each.map(name).collect()
 }
 
 /// The texts of shards that have rows which they do not own.
@@ -364,6 +394,9 @@ struct Layout<'a> {
 impl Layout<'_> {
     fn site(&self, scan: &Instance, number: usize) -> Result<Site, Undoubled> {
         let named = self.named(scan).ok_or(Undoubled::Text)?;
+        if self.hides_key(scan) {
+            return Err(Undoubled::View);
+        }
         let key = |called: &str| format!("{}.{}", quote(called), quote(&scan.key));
         let called = scan.alias.as_ref().map_or(&scan.table, |alias| &alias.name);
         let (column, way) = match scan.usage {
@@ -451,19 +484,30 @@ impl Layout<'_> {
         })
     }
 
+    /// Whether it is a view that does not show its rows' keys.
+    fn hides_key(&self, scan: &Instance) -> bool {
+        let table = self.table(scan);
+        table.is_some_and(|table| table.nature.is_view() && !table.columns.contains(&scan.key))
+    }
+
+    fn table(&self, scan: &Instance) -> Option<&Table> {
+        let name = Name {
+            schema: scan.schema.clone(),
+            name: scan.table.clone(),
+        };
+        match self.analysis.place(&name) {
+            Place::Sharded { table, .. } => Some(table),
+            _ => None,
+        }
+    }
+
     /// What the key's column is called behind the relation's alias; `None`: not known.
     fn renamed_key(&self, scan: &Instance) -> Option<String> {
         let renames = scan.alias.as_ref().map_or(&[][..], |alias| &alias.columns);
         if renames.is_empty() {
             return Some(scan.key.clone());
         }
-        let name = Name {
-            schema: scan.schema.clone(),
-            name: scan.table.clone(),
-        };
-        let Place::Sharded { table, .. } = self.analysis.place(&name) else {
-            return None;
-        };
+        let table = self.table(scan)?;
         let at = table.columns.iter().position(|name| *name == scan.key)?;
         Some(renames.get(at).unwrap_or(&scan.key).clone())
     }
@@ -781,15 +825,20 @@ mod tests {
 
     #[test]
     fn a_copy_of_a_table_becomes_one_of_what_it_would_give() {
-        let query = |text: &str| TableCopy::of(text).unwrap().of_query("rk, \"N\"");
+        let query = |text: &str| TableCopy::of(text).unwrap().of_query("rk\u{1}N");
         assert_eq!(
             query("copy public.t to stdout (format csv)").unwrap(),
-            "copy (SELECT k, \"N\" FROM ONLY public.t) to stdout (format csv)"
+            "copy (SELECT \"k\", \"N\" FROM ONLY public.t) to stdout (format csv)"
         );
         assert_eq!(
-            query("COPY \"t\" (n, k) TO STDOUT").unwrap(),
-            "COPY (SELECT n, k FROM ONLY \"t\") TO STDOUT"
+            query("COPY \"t\" (\"N\", K) TO STDOUT").unwrap(),
+            "COPY (SELECT \"N\", K FROM ONLY \"t\") TO STDOUT"
         );
+        for list in ["n, k", "k, k"] {
+            let text = format!("copy t ({list}) to stdout");
+            assert_eq!(query(&text).unwrap(), text, "PostgreSQL refuses it");
+        }
+        assert_eq!(TableCopy::of("copy t (U&\"k\") to stdout"), None);
         let view = TableCopy::of("copy t (n) to stdout").unwrap();
         assert_eq!(view.of_query("v").unwrap(), "copy t (n) to stdout");
     }

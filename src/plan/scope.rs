@@ -6,7 +6,7 @@
 use crate::{
     catalog::group::GroupId,
     plan::route::Condition,
-    sql::tree::{Alias, Column, JoinKind},
+    sql::tree::{Alias, Column, JoinKind, Relation},
 };
 
 /// A sharded relation of the statement, once per mention.
@@ -29,6 +29,30 @@ pub(super) struct Instance {
     pub(super) conditions: Vec<Condition>,
     /// Instances whose key equals this one's in every row of this one that can matter.
     pub(super) equals: Vec<usize>,
+}
+
+impl Instance {
+    /// Of a group and with its key, in this block.
+    pub(super) fn read(
+        relation: &Relation,
+        (group, key): (GroupId, &str),
+        block: usize,
+        nullable: Nullable,
+    ) -> Self {
+        Self {
+            group,
+            table: relation.name.name.clone(),
+            schema: relation.name.schema.clone(),
+            key: key.to_owned(),
+            alias: relation.alias.clone(),
+            usage: Usage::Read,
+            location: relation.location,
+            block,
+            nullable,
+            conditions: Vec::new(),
+            equals: Vec::new(),
+        }
+    }
 }
 
 /// What is done with a relation's rows.

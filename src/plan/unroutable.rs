@@ -76,6 +76,8 @@ pub enum Undoubled {
     Conflict,
     /// A shard that was chosen by a key which the statement does not say.
     KeyOverride,
+    /// A view that does not show the key.
+    View,
     /// COPY of something else than a table with rows of its own.
     Copy,
 }

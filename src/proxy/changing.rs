@@ -227,6 +227,7 @@ impl Session {
             return Err(reply::malformed().into());
         };
         self.check_footing(statement)?;
+        self.check_not_moving(statement, changes.command).await?;
         self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
@@ -420,6 +421,10 @@ impl Session {
         let (placement, found) = placed.map_err(|why| wording::unroutable(&why))?;
         let name = new.table_name(&schema);
         self.check_elsewhere(&name, &placement).await?;
+        if let Placement::Sharded { group, .. } = &placement {
+            // Its rows would be moved with those of the others, which nobody knows of.
+            self.check_group_not_moving(*group, "CREATE TABLE").await?;
+        }
         let shards = match &placement {
             Placement::Sharded { group, .. } => self.snapshot.group(*group).shards(),
             Placement::Reference => self.snapshot.all(),

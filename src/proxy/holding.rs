@@ -25,7 +25,10 @@ use crate::{
     net::stream::HIGH_WATER,
     plan::{StatementPlan, Values},
     sql::statement::{Access, Effect},
-    wire::backend::Status,
+    wire::{
+        backend::Status,
+        notice::{self, Words},
+    },
 };
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 use tokio::sync::watch;
@@ -59,6 +62,9 @@ enum Stands {
 
 /// How long a statement waits for this proxy to know again what the others have agreed on.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What a guard refuses a write with.
+const GUARD: &[u8] = b"SWG01";
+
 /// How often it is looked for meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -117,6 +123,63 @@ impl Session {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether a schema change, or a TRUNCATE, leaves alone what a reshard copies.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(super) async fn check_not_moving(
+        &mut self,
+        statement: &StatementPlan,
+        command: &str,
+    ) -> Result<(), Stop> {
+        if leaves_tables_alone(command) {
+            return Ok(());
+        }
+        let groups = self.snapshot.groups.iter().zip(0_u16..);
+        let touched = groups
+            .map(|(_, at)| GroupId(at))
+            .find(|group| statement.touches.has(*group) && self.is_moving(*group));
+        match touched {
+            Some(group) => self.check_group_not_moving(group, command).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same, of what concerns a group.
+    pub(super) async fn check_group_not_moving(
+        &mut self,
+        group: GroupId,
+        command: &str,
+    ) -> Result<(), Stop> {
+        if !self.is_moving(group) {
+            return Ok(());
+        }
+        let name = self.snapshot.group(group).name.clone();
+        let database = Arc::clone(&self.database);
+        let reshard = match database.coordinator.registry() {
+            Ok(registry) => registry.reshard_of(&name).await.ok().flatten(),
+            Err(_) => None,
+        };
+        Err(reply::tables_move(command, &name, reshard.as_ref()).into())
+    }
+
+    fn is_moving(&self, group: GroupId) -> bool {
+        !self.snapshot.group(group).doubled.is_empty()
+    }
+
+    /// What a guard says to a write of keys that its shard has given away, as the client is told; `None`: it is another
+    /// error.
+    pub(super) fn guarded(&self, body: &[u8]) -> Option<Words> {
+        if notice::field(body, b'C') != Some(GUARD) {
+            return None;
+        }
+        if let Ok(registry) = self.database.coordinator.registry() {
+            registry.look_again();
+        }
+        let said = notice::field(body, b'M').unwrap_or_default();
+        Some(reply::write_refused(&String::from_utf8_lossy(said)).into())
     }
 
     /// A transaction, or a statement outside of one, has ended.
@@ -196,7 +259,6 @@ impl Session {
                 return Ok(Passed::Now);
             }
         }
-        let gate = Arc::clone(&self.database.gate);
         let begun = self.shared.clock.now();
         self.info.set_held(begun);
         self.cancel.wait_begins();
@@ -207,8 +269,7 @@ impl Session {
             None => self.info.set_idle(),
         }
         let waited = self.shared.clock.now().saturating_duration_since(begun);
-        gate.counts.held.increment();
-        gate.counts.held_micros.add_time(waited);
+        self.database.coordinator.count_held(waited);
         self.has_waited(outcome?)
     }
 
@@ -220,7 +281,7 @@ impl Session {
             Stands::Waits(reshard) => Some(reshard),
             Stands::Unheard => None,
         };
-        self.database.gate.counts.refused.increment();
+        self.database.coordinator.count_held_refused();
         Err(reply::keys_in_doubt(reshard.as_deref()).into())
     }
 
@@ -369,6 +430,14 @@ impl Session {
         });
         moved.map(|group| group.name.clone())
     }
+}
+
+/// Whether a command changes neither rows nor what tables are.
+fn leaves_tables_alone(command: &str) -> bool {
+    matches!(
+        command,
+        "LOCK TABLE" | "setval" | "VACUUM or ANALYZE" | "COMMENT" | "REINDEX"
+    )
 }
 
 fn group_named<'s>(snapshot: &'s Snapshot, name: &str) -> Option<&'s Group> {

@@ -16,7 +16,7 @@ use crate::{
     clock::{Duration, Instant},
     config::settings::{self, Credentials, Settings},
     inspect::{Survey, code, complete, credentials_for, judge, survey},
-    registry::{Kept, Registry},
+    registry::Kept,
 };
 use std::sync::{
     Arc, PoisonError,
@@ -176,9 +176,13 @@ impl Database {
     /// The number of the map that statements are planned by.
     #[must_use]
     pub fn map_epoch(&self) -> i64 {
-        let registry = self.coordinator.registry().ok();
-        let kept = registry.and_then(|registry: &Registry| registry.map().0);
-        kept.map_or(0, |kept| kept.epoch)
+        let snapshot = self.snapshot.load();
+        match snapshot.standing {
+            Standing::Unread => 0,
+            Standing::Known | Standing::Lacking { .. } | Standing::Behind { .. } => {
+                i64::try_from(snapshot.epoch.0).unwrap_or(i64::MAX)
+            }
+        }
     }
 
     /// Tells the gate which groups have keys that move.

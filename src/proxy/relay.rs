@@ -240,7 +240,8 @@ impl Session {
     fn told_otherwise(&mut self, header: Header, body: &[u8]) -> Option<Vec<u8>> {
         match header.tag {
             b'E' => {
-                if let Some(words) = self.sentenced(body) {
+                let otherwise = self.sentenced(body).or_else(|| self.guarded(body));
+                if let Some(words) = otherwise {
                     let mut made = Vec::new();
                     words.put(&mut made);
                     self.count_refusal(&words);

@@ -163,6 +163,9 @@ fn undoubled(what: Undoubled) -> &'static str {
         Undoubled::KeyOverride => {
             "a shard chosen by a key that the statement itself does not say is not supported"
         }
+        Undoubled::View => {
+            "a statement over several shards on a view that does not show the shard key is not supported"
+        }
         Undoubled::Copy => "COPY of this relation is not supported",
     }
 }
@@ -951,6 +954,20 @@ pub const CODES: &[Code] = &[
         sqlstate: "40001",
         title: "Keys moved under an open transaction",
         meaning: "A reshard has given keys that the transaction touches to another shard since it began: the transaction promises one snapshot, or its proxy was not heard of while that happened.",
+        what_to_do: "Repeat the transaction.",
+    },
+    Code {
+        code: "SW403",
+        sqlstate: "55006",
+        title: "Tables of which rows move",
+        meaning: "A schema change, or TRUNCATE, names tables of a group of which a reshard moves rows: the copies that it has made would stay as they are.",
+        what_to_do: "Wait until the reshard is finished, or end it by shardway reshard abort. DELETE FROM is possible at any time.",
+    },
+    Code {
+        code: "SW404",
+        sqlstate: "40001",
+        title: "Write refused by its shard",
+        meaning: "The shard has given the keys away, and this proxy had not heard of it: it was cut off, or stood still, while the others moved on. It looks again at once.",
         what_to_do: "Repeat the transaction.",
     },
 ];

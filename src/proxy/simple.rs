@@ -80,7 +80,12 @@ impl Session {
                 bind: None,
             };
             let asking = self.asks_gate(came, &planned.plan.statements, &values);
-            if Box::pin(asking).await? == Passed::Now {
+            let passed = Box::pin(asking).await?;
+            if self.skip {
+                // What stood before it in its batch has failed.
+                return Ok(());
+            }
+            if passed == Passed::Now {
                 break planned;
             }
         };

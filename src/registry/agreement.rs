@@ -115,6 +115,11 @@ impl Agreement {
         self.rung.notified().await;
     }
 
+    /// As if something had been announced.
+    pub(super) fn look_again(&self) {
+        self.told.notify_one();
+    }
+
     /// The same, for one more.
     pub(super) async fn told(&self) {
         self.told.notified().await;

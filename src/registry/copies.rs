@@ -22,8 +22,26 @@ struct Copy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Compared {
     Latest,
-    /// And whether a shard has a copy of the latest: this one.
-    Behind(Standing, Option<(i64, Content)>),
+    Behind(Seen),
+}
+
+/// A later map than the home shard's, or another one of its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    shard: String,
+    pub(super) epoch: i64,
+    /// What the home shard is to be given.
+    pub(super) content: Option<Content>,
+}
+
+impl Seen {
+    pub(super) fn standing(&self, kept: i64) -> Standing {
+        Standing::Behind {
+            shard: Some(self.shard.clone()),
+            seen: self.epoch,
+            kept,
+        }
+    }
 }
 
 const SEEN: &str = "SELECT coalesce(max(epoch), 0) FROM shardway.activation";
@@ -46,8 +64,9 @@ impl Registry {
         content: &Content,
         by: u64,
     ) -> Compared {
+        let by = format!("{by:016x}");
         let others = shards.filter(|shard| *shard != self.home);
-        let asking = others.map(|shard| self.copy_of(shard, epoch, content, by));
+        let asking = others.map(|shard| self.copy_of(shard, epoch, content, &by));
         let copies = at_once(asking.collect()).await;
         judge(epoch, content, copies.into_iter().flatten().flatten())
     }
@@ -57,7 +76,7 @@ impl Registry {
     ///
     /// # Errors
     /// The first shard's, and the others have been asked all the same.
-    pub async fn copy_map(&self, by: u64) -> Result<i64, super::Unflipped> {
+    pub async fn copy_map(&self, by: &str) -> Result<i64, super::Unflipped> {
         let now = self.read_map().await?;
         let others = self.shards().filter(|shard| *shard != self.home);
         let asking = others.map(|shard| self.copy_of(shard, now.epoch, &now.content, by));
@@ -73,14 +92,13 @@ impl Registry {
         shard: ShardId,
         epoch: i64,
         content: &Content,
-        by: u64,
+        by: &str,
     ) -> Result<Option<Copy>, AskError> {
         let lease = self.lease(shard).await?;
         let copy = errand(async {
             let kept = map::read(&lease).await?;
             let seen: i64 = lease.query_one(SEEN, &[]).await?.try_get(0)?;
             if kept.as_ref().is_none_or(|(kept, _)| *kept < epoch) {
-                let by = format!("{by:016x}");
                 lease
                     .execute(KEEP, &[&epoch, &map::text(content), &by])
                     .await?;
@@ -135,40 +153,70 @@ impl Registry {
 }
 
 fn judge(epoch: i64, content: &Content, copies: impl Iterator<Item = Copy>) -> Compared {
-    let mut latest: Option<Copy> = None;
-    for copy in copies {
-        let differs = copy.epoch == epoch && copy.content.as_ref().is_some_and(|it| it != content);
-        if copy.epoch < epoch || (copy.epoch == epoch && !differs) {
-            continue;
-        }
-        latest = match latest {
-            Some(other) if other.epoch > copy.epoch => Some(other),
-            Some(other) if other.epoch == copy.epoch => Some(agreed(other, copy)),
-            Some(_) | None => Some(copy),
-        };
-    }
-    let Some(latest) = latest else {
+    let differs = |copy: &Copy| copy.content.as_ref().is_some_and(|it| it != content);
+    let copies = copies.filter(|it| it.epoch > epoch || (it.epoch == epoch && differs(it)));
+    let copies: Vec<Copy> = copies.collect();
+    let Some(latest) = copies.iter().max_by_key(|it| it.epoch) else {
         return Compared::Latest;
     };
-    let standing = Standing::Behind {
-        shard: Some(latest.shard),
-        seen: latest.epoch,
-        kept: epoch,
-    };
-    let copy = latest.content.filter(|_| latest.epoch > epoch);
-    Compared::Behind(standing, copy.map(|content| (latest.epoch, content)))
+    let same = copies.iter().filter(|it| it.epoch == latest.epoch);
+    let mut contents = same.filter_map(|it| it.content.as_ref());
+    let first = contents.next();
+    let agreed = contents.all(|it| Some(it) == first) && latest.epoch > epoch;
+    Compared::Behind(Seen {
+        shard: latest.shard.clone(),
+        epoch: latest.epoch,
+        content: first.filter(|_| agreed).cloned(),
+    })
 }
 
-/// Of two copies of one number.
-fn agreed(one: Copy, other: Copy) -> Copy {
-    let content = match (one.content, other.content) {
-        (Some(one), Some(other)) => (one == other).then_some(one),
-        // Who owns by a later map, and has no copy, contradicts nothing.
-        (one, other) => one.or(other),
-    };
-    Copy {
-        shard: one.shard,
-        epoch: one.epoch,
-        content,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn content(member: &str) -> Content {
+        Content {
+            declared: Default::default(),
+            owners: Default::default(),
+            members: BTreeSet::from([member.to_owned()]),
+            moving: Vec::new(),
+        }
+    }
+
+    fn copy(epoch: i64, member: Option<&str>) -> Copy {
+        Copy {
+            shard: "s1".to_owned(),
+            epoch,
+            content: member.map(content),
+        }
+    }
+
+    #[test]
+    fn the_latest_map_is_taken_only_where_all_copies_of_it_agree() {
+        let judged = |copies: Vec<Copy>| match judge(5, &content("a"), copies.into_iter()) {
+            Compared::Latest => None,
+            Compared::Behind(seen) => Some((seen.epoch, seen.content)),
+        };
+        assert_eq!(judged(vec![]), None);
+        assert_eq!(judged(vec![copy(4, Some("b")), copy(5, Some("a"))]), None);
+        assert_eq!(
+            judged(vec![copy(5, None)]),
+            None,
+            "it was given what this map says"
+        );
+        assert_eq!(judged(vec![copy(5, Some("b"))]), Some((5, None)));
+        let later = || copy(7, Some("b"));
+        assert_eq!(
+            judged(vec![copy(6, Some("c")), later()]),
+            Some((7, Some(content("b"))))
+        );
+        assert_eq!(
+            judged(vec![later(), copy(7, None)]),
+            Some((7, Some(content("b"))))
+        );
+        assert_eq!(judged(vec![copy(8, None), later()]), Some((8, None)));
+        let other = copy(7, Some("c"));
+        assert_eq!(judged(vec![later(), other, later()]), Some((7, None)));
     }
 }

@@ -137,7 +137,7 @@ impl Registry {
             lease.batch_execute("COMMIT").await?;
             Ok(flipped)
         });
-        let flipped = changed.await?;
+        let flipped = Box::pin(changed).await?;
         lease.done();
         Ok(flipped)
     }
@@ -177,7 +177,7 @@ impl Registry {
             lease.batch_execute("COMMIT").await?;
             Ok(flipped)
         });
-        let flipped = changed.await?;
+        let flipped = Box::pin(changed).await?;
         lease.done();
         Ok(flipped)
     }

@@ -130,3 +130,26 @@ pub(super) async fn expire(lease: &Lease, workflow: &str, attempt: i32) -> Resul
         .await?;
     Ok(())
 }
+
+/// The last reshard that moves keys of a group, and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reshard {
+    pub name: String,
+    pub state: String,
+}
+
+const RESHARD: &str = "\
+SELECT w.id, w.state FROM shardway.workflow w \
+WHERE EXISTS (SELECT FROM jsonb_array_elements(w.plan -> 'moves') m WHERE m ->> 'group' = $1) \
+ORDER BY w.made_at DESC LIMIT 1";
+
+pub(super) async fn reshard_of(lease: &Lease, group: &str) -> Result<Option<Reshard>, AskError> {
+    let rows = lease.query_typed(RESHARD, &[(&group, Type::TEXT)]).await?;
+    let found = rows.first().map(|row| {
+        Ok(Reshard {
+            name: row.try_get(0)?,
+            state: row.try_get(1)?,
+        })
+    });
+    found.transpose()
+}

@@ -176,8 +176,9 @@ pub async fn accept_map(database: &Database) -> Result<Option<String>, AskError>
     let here = Declared::of(&database.snapshot);
     let kept = kept_map(&to).await?;
     let kept = kept.map(|(epoch, kept)| (epoch, kept.and(&here)));
-    let differs = kept.filter(|(_, kept)| !kept.disagreements(&here).is_empty());
-    Ok(differs.map(|(epoch, kept)| map::accept(epoch, kept, &here)))
+    let accepted = kept.map(|(epoch, kept)| (epoch, kept.clone().replaced_by(&here), kept));
+    let differs = accepted.filter(|(_, accepted, kept)| accepted != kept);
+    Ok(differs.map(|(epoch, accepted, _)| map::accept(epoch, &accepted)))
 }
 
 async fn of_schema(shard: &str, lease: &Lease) -> Result<Option<What>, Fault> {

@@ -77,9 +77,9 @@ pub(super) fn parsed(content: &str) -> Result<Content, AskError> {
     content.map_err(|error| AskError::Connection(format!("shardway.map cannot be read: {error}")))
 }
 
-/// What makes the map say of its groups what the configuration says; only if it has not changed meanwhile.
-pub(super) fn accept(epoch: i64, kept: Content, here: &Declared) -> String {
-    let content = text(&kept.replaced_by(here)).replace('\'', "''");
+/// What makes the map say this; only if it has not changed meanwhile.
+pub(super) fn accept(epoch: i64, accepted: &Content) -> String {
+    let content = text(accepted).replace('\'', "''");
     format!(
         "WITH made AS (UPDATE shardway.map SET epoch = epoch + 1, content = '{content}'::jsonb, made_at = now(), \
          made_by = session_user WHERE epoch = {epoch} RETURNING epoch), \

@@ -37,7 +37,7 @@ use crate::{
     metrics::transactions::Proxy,
 };
 use arc_swap::ArcSwap;
-use copies::Compared;
+use copies::{Compared, Seen};
 use schema::{Fault, Identity, Prepared};
 use std::sync::{
     Arc,
@@ -321,6 +321,22 @@ impl Registry {
         Ok(())
     }
 
+    /// The reshard that moves keys of a group, for people.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn reshard_of(&self, group: &str) -> Result<Option<holds::Reshard>, AskError> {
+        let lease = self.lease(self.home).await?;
+        let found = errand(holds::reshard_of(&lease, group)).await?;
+        lease.done();
+        Ok(found)
+    }
+
+    /// What this proxy knows of the map and holds may be out of date: it looks at once.
+    pub fn look_again(&self) {
+        self.agreement.look_again();
+    }
+
     /// Resolves when something was announced on the home shard.
     pub async fn told(&self) {
         self.agreement.told().await;
@@ -511,24 +527,37 @@ impl Registry {
         let compared = self.compare_copies(copies, kept.epoch, &kept.content, by);
         match compared.await {
             Compared::Latest => self.publish(&kept, Some(Standing::Known)),
-            Compared::Behind(standing, None) => self.publish(&kept, Some(standing)),
-            Compared::Behind(standing, Some((epoch, content))) => {
-                self.publish(&kept, Some(standing));
-                let adopted = self.adopt(epoch, &content, by).await;
-                let _turn = self.turn.lock().await;
-                if adopted.is_ok()
-                    && let Ok(kept) = self.read_and_add(by).await
-                    && kept.epoch >= epoch
-                {
-                    let database = &self.database;
-                    tracing::warn!(
-                        database,
-                        epoch,
-                        "the home shard had an older map than a shard: it has the shard's now"
-                    );
-                    self.publish(&kept, Some(Standing::Known));
-                }
+            Compared::Behind(seen) => self.fall_behind(&kept, seen, by).await,
+        }
+    }
+
+    /// The home shard had an older map than somebody has seen, or another one.
+    async fn fall_behind(&self, compared: &Kept, seen: Seen, by: u64) {
+        let _turn = self.turn.lock().await;
+        let database = &self.database;
+        let now = match self.read_and_add(by).await {
+            // It was changed after it had been read.
+            Ok(now) if now.epoch > compared.epoch && now.epoch >= seen.epoch => {
+                return self.publish(&now, None);
             }
+            Ok(now) => now,
+            Err(_) => compared.clone(),
+        };
+        self.publish(&now, Some(seen.standing(now.epoch)));
+        let Some(content) = seen.content else {
+            return;
+        };
+        if let Ok(()) = self.adopt(seen.epoch, &content, by).await
+            && let Ok(now) = self.read_and_add(by).await
+            && now.epoch >= seen.epoch
+        {
+            let epoch = now.epoch;
+            tracing::warn!(
+                database,
+                epoch,
+                "the home shard had an older map than a shard: it has that one now"
+            );
+            self.publish(&now, Some(Standing::Known));
         }
     }
 
@@ -541,7 +570,9 @@ impl Registry {
         if now.standing != before.standing {
             match &now.standing {
                 Standing::Known => tracing::info!(database, epoch = kept.epoch, "read the map"),
-                standing => {
+                standing @ (Standing::Unread
+                | Standing::Lacking { .. }
+                | Standing::Behind { .. }) => {
                     tracing::error!(
                         database,
                         ?standing,
@@ -578,9 +609,7 @@ impl Registry {
                 (known, standing)
             }
             (None, Some(standing @ Standing::Behind { .. })) => (kept, standing.clone()),
-            (None, None) if matches!(known.standing, Standing::Behind { shard: Some(_), .. }) => {
-                (kept, known.standing.clone())
-            }
+            (None, None) if known.standing.is_behind(kept.epoch) => (kept, known.standing.clone()),
             (None, _) => {
                 let lacking = kept.lacking.first();
                 let lacking = lacking.map(|shard| Standing::Lacking {

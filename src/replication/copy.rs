@@ -151,10 +151,9 @@ pub async fn copy(
     into: &str,
     budget: &Budget,
 ) -> Result<Copied, CopyError> {
-    let begun = source.begin(out, b'H').await;
-    begun.map_err(CopyError::Source)?;
-    let begun = destination.begin(into, b'G').await;
-    begun.map_err(CopyError::Destination)?;
+    let (giving, taking) = tokio::join!(source.begin(out, b'H'), destination.begin(into, b'G'));
+    giving.map_err(CopyError::Source)?;
+    taking.map_err(CopyError::Destination)?;
     let mut passing = Passing {
         from: &mut source.connection.stream,
         to: &mut destination.connection.stream,

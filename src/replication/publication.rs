@@ -25,7 +25,7 @@ pub async fn make(
     name: &str,
     tables: &[String],
 ) -> Result<Publication, tokio_postgres::Error> {
-    if let Some(found) = found(source, name, tables).await? {
+    if let Some(found) = find(source, name, tables).await? {
         return Ok(found);
     }
     let sql = format!(
@@ -46,7 +46,11 @@ pub async fn remove(source: &Client, name: &str) -> Result<(), tokio_postgres::E
     source.batch_execute(&sql).await
 }
 
-async fn found(
+/// The publication of that name, if there is one: [`Publication::Found`] or [`Publication::Another`].
+///
+/// # Errors
+/// What the server said.
+pub async fn find(
     source: &Client,
     name: &str,
     tables: &[String],

@@ -224,6 +224,8 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let now = now.map_err(|error| of_map("activating the new owners", error))?;
         Box::pin(steps::activate::run(job, now.epoch)).await?;
         failpoint::reached("after_activate").await;
+        // Proxies do it too, a little later.
+        drop(self.registry.copy_map(&job.id).await);
         Ok(())
     }
 

@@ -311,6 +311,17 @@ impl Coordinator {
         self.view.deadlocks.increment();
     }
 
+    /// A statement has waited while its keys changed their owner.
+    pub fn count_held(&self, time: Duration) {
+        self.view.held.increment();
+        self.view.held_micros.add_time(time);
+    }
+
+    /// One was refused because nobody could say where its keys were.
+    pub fn count_held_refused(&self) {
+        self.view.held_refused.increment();
+    }
+
     /// The name of this process among those that serve the database.
     #[must_use]
     pub fn incarnation(&self) -> u64 {
@@ -473,6 +484,7 @@ impl Coordinator {
         if let (Some(kept), _) = registry.map() {
             let epoch = u64::try_from(kept.epoch).unwrap_or_default();
             self.view.map_epoch.store(epoch, Ordering::Relaxed);
+            self.view.set_map(kept.content);
         }
         let Ok(installation) = registry.ready([]) else {
             return;

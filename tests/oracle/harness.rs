@@ -1,6 +1,6 @@
 //! Three shards with the rows where the map says, one server with all rows, and the real binary before the shards.
 
-use crate::{random::Random, schema};
+use crate::{doubled, random::Random, schema};
 use shardway::{
     catalog::snapshot::Snapshot,
     config::load,
@@ -35,10 +35,19 @@ pub(crate) struct World {
     port: u16,
     sandbox: Sandbox,
     pub(crate) snapshot: Arc<Snapshot>,
+    /// By table and shard, rows that are where they do not belong.
+    strangers: Vec<Vec<Vec<String>>>,
+}
+
+/// Whether rows are also on shards that do not own them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    Once,
+    Doubled,
 }
 
 impl World {
-    pub(crate) async fn start(random: &mut Random) -> Self {
+    pub(crate) async fn start(random: &mut Random, rows: Rows) -> Self {
         let sandbox = Sandbox::builder(environment())
             .clusters(SHARDS + 1)
             .auth(Auth::Scram)
@@ -63,14 +72,23 @@ impl World {
             random,
         )
         .await;
+        let shards = &sandbox.clusters()[..SHARDS];
+        let copied = match rows {
+            Rows::Once => Vec::new(),
+            Rows::Doubled => doubled::copied(&snapshot),
+        };
+        doubled::fill(shards, &snapshot, &copied).await;
+        let strangers = doubled::all(shards, &snapshot, &copied).await;
         let config = sandbox.root().join("oracle.toml");
         fs::write(&config, &text).unwrap();
         let proxy = serve(&config, port);
+        doubled::announce(&shards[0], &snapshot, &copied).await;
         Self {
             proxy,
             port,
             sandbox,
             snapshot,
+            strangers,
         }
     }
 
@@ -88,6 +106,7 @@ impl World {
             &self.sandbox.clusters()[..SHARDS],
             self.sandbox.cluster(SHARDS),
             &self.snapshot,
+            &self.strangers,
         )
         .await
     }

@@ -14,6 +14,7 @@
 )]
 
 mod answer;
+mod doubled;
 mod generate;
 mod harness;
 mod random;
@@ -22,7 +23,7 @@ mod value;
 
 use answer::{Answer, Side};
 use generate::{Generator, Statement, Use};
-use harness::World;
+use harness::{Rows, World};
 use random::Random;
 use std::collections::BTreeMap;
 
@@ -42,6 +43,16 @@ fn number(name: &str, default: usize) -> usize {
 
 #[test]
 fn what_is_not_refused_is_what_one_postgresql_answers() {
+    answers_are_those_of_one_postgresql(Rows::Once);
+}
+
+/// As while a reshard moves rows of every group.
+#[test]
+fn rows_on_shards_that_do_not_own_them_are_neither_seen_nor_changed() {
+    answers_are_those_of_one_postgresql(Rows::Doubled);
+}
+
+fn answers_are_those_of_one_postgresql(rows: Rows) {
     let statements = number("SHARDWAY_ORACLE_STATEMENTS", STATEMENTS);
     let seed = number("SHARDWAY_ORACLE_SEED", 1) as u64;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -49,7 +60,7 @@ fn what_is_not_refused_is_what_one_postgresql_answers() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let world = World::start(&mut Random::new(seed)).await;
+        let world = World::start(&mut Random::new(seed), rows).await;
         let mut run = Run::open(&world).await;
         run.proxied.learnt().await;
         let mut done = 0;
@@ -281,7 +292,7 @@ fn a_prepared_statement_follows_search_path() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let world = World::start(&mut Random::new(7)).await;
+        let world = World::start(&mut Random::new(7), Rows::Once).await;
         let mut run = Run::open(&world).await;
         run.proxied.learnt().await;
         for path in [

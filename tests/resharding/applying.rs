@@ -158,14 +158,14 @@ impl Dice {
 }
 
 /// Clients that write until they are told to stop.
-struct Writers {
+pub(super) struct Writers {
     stop: Arc<AtomicBool>,
     transactions: Arc<AtomicU64>,
     tasks: JoinSet<()>,
 }
 
 impl Writers {
-    fn start(database: &str, count: u64) -> Self {
+    pub(super) fn start(database: &str, count: u64) -> Self {
         let (stop, transactions) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let mut tasks = JoinSet::new();
         for seed in 1..=count {
@@ -196,7 +196,7 @@ impl Writers {
         }
     }
 
-    async fn end(mut self) -> u64 {
+    pub(super) async fn end(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.tasks.join_next().await {
             ended.unwrap();
@@ -213,6 +213,10 @@ fn transaction(dice: &mut Dice) -> String {
         each.push(format!(
             "SAVEPOINT one; {undone}; ROLLBACK TO one; SAVEPOINT two; {kept}; RELEASE two"
         ));
+    }
+    if dice.roll(3) == 0 {
+        // Under way while others begin and end, and while snapshots are taken.
+        each.insert(1, "SELECT pg_sleep(0.03)".to_owned());
     }
     let end = if dice.roll(12) == 0 {
         "ROLLBACK"
@@ -266,7 +270,7 @@ fn statement(dice: &mut Dice) -> String {
     }
 }
 
-async fn fill(shards: &Shards<'_>) {
+pub(super) async fn fill(shards: &Shards<'_>) {
     shards.on_all(WIDE).await;
     shards.on_all(TEXTS).await;
     shards

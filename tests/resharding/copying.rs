@@ -6,7 +6,7 @@ use shardway::{
         key::{Key, KeyType},
         moving::{KeySet, Move, Part},
     },
-    replication::chunks,
+    replication::{chunks, publication, slot},
     reshard::{
         job::{Job, StepError},
         steps::copy,
@@ -341,10 +341,13 @@ fn a_runner_that_was_replaced_copies_nothing_more() {
             .batch_execute("BEGIN; LOCK TABLE public.t IN SHARE MODE")
             .await
             .unwrap();
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shardway copy w 1' AND wait_event_type = 'Lock' \
-                     AND datname = current_database()";
+        let waits = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shardway copy {} 1' AND wait_event_type = 'Lock' \
+             AND datname = current_database()",
+            job.id
+        );
         let waiting = async {
-            while shards.one("a", waits).await == "0" {}
+            while shards.one("a", &waits).await == "0" {}
             shards
                 .run("a", "UPDATE shardway.runner SET token = 2")
                 .await;
@@ -371,13 +374,12 @@ fn what_an_earlier_runner_left_open_is_ended() {
         let Reshard { job, knobs: _knobs } = narrow(&shards).await;
         // It sleeps in the middle of a chunk.
         let asleep = shards.server("a").sql().await.unwrap();
-        asleep
-            .batch_execute(
-                "SET application_name = 'shardway copy w 1'; BEGIN; \
-                 INSERT INTO shardway.chunk_done VALUES ('w', 's', 'public.t', 0, NULL, NULL, '', 0, 0, 1)",
-            )
-            .await
-            .unwrap();
+        let claim = format!(
+            "SET application_name = 'shardway copy {0} 1'; BEGIN; \
+             INSERT INTO shardway.chunk_done VALUES ('{0}', 's', 'public.t', 0, NULL, NULL, '', 0, 0, 1)",
+            job.id
+        );
+        asleep.batch_execute(&claim).await.unwrap();
         copied(&Job {
             token: 2,
             ..job.clone()
@@ -385,6 +387,124 @@ fn what_an_earlier_runner_left_open_is_ended() {
         .await;
         arrived(&shards, "t", "*", KeyType::Bigint).await;
         assert!(matches!(copy::run(&job).await, Err(StepError::Replaced)));
+    });
+}
+
+#[test]
+fn a_chunk_that_somebody_else_completes_is_not_copied_again() {
+    block_on(async {
+        let shards = shards("twice").await;
+        let Reshard { job, knobs } = narrow(&shards).await;
+        knobs.send_modify(|knobs| knobs.chunk_rows = 1_000_000);
+        // Nothing would stop rows that come twice.
+        shards
+            .run("a", "ALTER TABLE t DROP CONSTRAINT t_pkey")
+            .await;
+        let [condition, _] = conditions(KeyType::Bigint);
+        let rows = format!(
+            "SELECT string_agg(format('(%s, %s, %L)', id, tenant, note), ',') FROM t WHERE {condition}"
+        );
+        let rows = shards.one("s", &rows).await;
+        let other = shards.server("a").sql().await.unwrap();
+        let done = format!(
+            "BEGIN; INSERT INTO shardway.chunk_done VALUES ('{}', 's', 'public.t', 0, NULL, NULL, '1:1:', 1, 1, 1); \
+             INSERT INTO public.t VALUES {rows}",
+            job.id
+        );
+        // The slot waits for whoever has begun before.
+        knobs.send_modify(|knobs| knobs.copies = 0);
+        let mut run = Box::pin(copy::run(&job));
+        let settled =
+            async { while shards.one("s", "SELECT count(*) FROM shardway.chunk").await == "0" {} };
+        tokio::select! {
+            ended = &mut run => panic!("{ended:?}"),
+            () = settled => {}
+        }
+        other.batch_execute(&done).await.unwrap();
+        knobs.send_modify(|knobs| knobs.copies = 2);
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let completed = async {
+            while shards.one("a", waits).await == "0" {}
+            other.batch_execute("COMMIT").await.unwrap();
+        };
+        let (ended, ()) = tokio::join!(run, completed);
+        ended.unwrap();
+        arrived(&shards, "t", "*", KeyType::Bigint).await;
+    });
+}
+
+#[test]
+fn no_chunk_is_read_before_all_that_ran_when_the_slot_was_made_is_over() {
+    block_on(async {
+        let shards = shards("barrier").await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
+        let mut run = Box::pin(copy::run(&job));
+        // The slot is there already, and somebody has begun before the copy.
+        let source = shards.server("s").sql().await.unwrap();
+        let mut commands = shards.server("s").stream().await.unwrap();
+        let tables = ["public.t".to_owned(), "shardway.fence".to_owned()];
+        publication::make(&source, &job.slot("s"), &tables)
+            .await
+            .unwrap();
+        slot::make(&source, &mut commands, &job.slot("s"))
+            .await
+            .unwrap();
+        let mut other = shards.server("s").sql().await.unwrap();
+        let open = other.transaction().await.unwrap();
+        open.batch_execute("UPDATE public.t SET note = 'late' WHERE id = 1")
+            .await
+            .unwrap();
+        let named = async {
+            loop {
+                let figures = job.progress.all();
+                if let Some(who) = figures.get("copy.waiting_for").and_then(|it| it.as_str()) {
+                    break who.to_owned();
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let who = tokio::select! {
+            ended = &mut run => panic!("{ended:?}"),
+            who = named => who,
+        };
+        assert!(who.contains("idle in transaction"), "{who}");
+        assert!(records(&shards).await.is_empty());
+        let (ended, committed) = tokio::join!(run, open.commit());
+        committed.unwrap();
+        ended.unwrap();
+        assert!(job.progress.all()["copy.waiting_for"].is_null());
+        arrived(&shards, "t", "*", KeyType::Bigint).await;
+    });
+}
+
+#[test]
+fn the_slot_is_there_before_the_first_chunk_and_to_the_end() {
+    block_on(async {
+        let shards = shards("slot").await;
+        let Reshard { job, knobs: _knobs } = narrow(&shards).await;
+        let name = job.slot("s");
+        // What an earlier attempt has left, before anything was copied: a slot without what it is to publish.
+        let mut commands = shards.server("s").stream().await.unwrap();
+        let source = shards.server("s").sql().await.unwrap();
+        let slot::Slot::Made(old) = slot::make(&source, &mut commands, &name).await.unwrap() else {
+            panic!("it was there");
+        };
+        copied(&job).await;
+        let state = slot::state(&source, &name).await.unwrap().unwrap();
+        assert!(state.confirmed.unwrap() > old, "{state:?}");
+        let published = format!(
+            "SELECT tablename FROM pg_publication_tables WHERE pubname = '{name}' ORDER BY 1"
+        );
+        assert_eq!(shards.rows("s", &published).await, ["fence", "t"]);
+        copied(&job).await;
+        // Gone in the middle, it stops the copy instead of being made anew.
+        slot::remove(&source, &mut commands, &name).await.unwrap();
+        let ended = copy::run(&job).await;
+        assert!(
+            matches!(&ended, Err(StepError::Halt { what, .. }) if what.contains(&name)),
+            "{ended:?}"
+        );
+        assert!(slot::state(&source, &name).await.unwrap().is_none());
     });
 }
 
@@ -587,7 +707,9 @@ fn keys_of_every_type_part_the_rows() {
         ] {
             let sql_type = key_type.name();
             shards
-                .on_all(&format!("CREATE TABLE {name} (tenant {sql_type} PRIMARY KEY, k int); DELETE FROM shardway.workflow"))
+                .on_all(&format!(
+                    "CREATE TABLE {name} (tenant {sql_type} PRIMARY KEY, k int); UPDATE shardway.workflow SET state = 'done'"
+                ))
                 .await;
             shards
                 .run(

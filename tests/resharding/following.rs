@@ -1,10 +1,12 @@
 //! What a follower does with what it meets in the stream, and where it stops.
 
 use super::{
-    applying::{WIDE, begin, equal, fence, moves, reshard, shards, soon},
+    applying::{WIDE, Writers, begin, equal, fence, fill, moves, reshard, shards, soon},
     shards::{LIMIT, Reshard, Shards, block_on},
 };
 use shardway::{
+    catalog::key::KeyType,
+    replication::connection::{Lifetime, Snapshot},
     reshard::{
         job::{Direction, Job, StepError},
         steps::{catch_up::Follower, copy},
@@ -372,5 +374,91 @@ fn changes_go_back_once_the_owners_have_changed() {
         for follower in followers {
             soon(follower.stop()).await;
         }
+    });
+}
+
+#[test]
+fn destinations_may_be_apart() {
+    block_on(async {
+        let (shards, reshard, [a, b, _]) = copied("apart", "").await;
+        let follower = following(&reshard.job).await;
+        let locker = shards.server("a").sql().await.unwrap();
+        locker
+            .batch_execute("BEGIN; LOCK TABLE public.t")
+            .await
+            .unwrap();
+        for id in 1001..1100 {
+            let both = format!(
+                "INSERT INTO t VALUES ({a}, {id}, 0, '', ''), ({b}, {id}, 0, '', ''); \
+                 UPDATE t SET tenant = {b}, id = id + 5000 WHERE tenant = {a} AND id = {id} - 1 AND id % 2 = 0; \
+                 DELETE FROM t WHERE id = {id} - 7"
+            );
+            shards.run("s", &both).await;
+        }
+        let count = format!("SELECT count(*) FROM t WHERE tenant = {b}");
+        let all = shards.one("s", &count).await;
+        let ahead = async { while shards.one("b", &count).await != all {} };
+        tokio::time::timeout(LIMIT, ahead).await.unwrap();
+        drop(follower);
+        locker.batch_execute("ROLLBACK").await.unwrap();
+        let progress = "SELECT lsn FROM shardway.apply_progress";
+        let (behind, ahead) = (
+            shards.one("a", progress).await,
+            shards.one("b", progress).await,
+        );
+        assert!(behind.parse::<Lsn>().unwrap() < ahead.parse().unwrap());
+        let again = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &again, 1).await;
+        soon(again.stop()).await;
+    });
+}
+
+#[test]
+fn where_it_stops_is_what_an_exported_snapshot_sees() {
+    block_on(async {
+        let shards = shards("exact").await;
+        fill(&shards).await;
+        let reshard = reshard(&shards, "exact", &["public.t", "public.w"]).await;
+        begin(&shards, &reshard.job).await;
+        soon(copy::run(&reshard.job)).await;
+        let writers = Writers::start("exact_s", 4);
+        let follower = following(&reshard.job).await;
+        for _ in 0..3 {
+            let paused = soon(follower.pause()).await;
+            let mut commands = shards.server("s").stream().await.unwrap();
+            let made = commands.create_slot("exact", Lifetime::Temporary, Snapshot::Exported);
+            let made = made.await.unwrap();
+            let client = shards.server("s").sql().await.unwrap();
+            let snapshot = format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{}'",
+                made.snapshot.unwrap()
+            );
+            client.batch_execute(&snapshot).await.unwrap();
+            let paused = soon(follower.advance(paused, made.consistent)).await;
+            for (table, columns) in [
+                ("t", "tenant, id, n, note"),
+                ("w", "name, part, tenant, mood, tags"),
+            ] {
+                // Values that are not streamed may be those of a later change already, which comes later in the stream too.
+                for it in moves() {
+                    let condition = it.keys.sql("tenant", KeyType::Bigint).unwrap();
+                    let rows = format!(
+                        "SELECT count(*) || md5(string_agg(r::text, ' ' ORDER BY r::text COLLATE \"C\")) \
+                         FROM (SELECT {columns} FROM public.{table} WHERE {condition}) r"
+                    );
+                    let seen: String = client.query_one(&rows, &[]).await.unwrap().get(0);
+                    assert_eq!(
+                        shards.one(&it.to, &rows).await,
+                        seen,
+                        "{table} on {}",
+                        it.to
+                    );
+                }
+            }
+            paused.resume();
+        }
+        writers.end().await;
+        arrived(&shards, &reshard, &follower, 1).await;
+        soon(follower.stop()).await;
     });
 }

@@ -45,7 +45,12 @@ pub(crate) fn servers(count: usize, settings: &[(&str, &str)]) -> Sandbox {
         template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
     };
     let mut builder = Sandbox::builder(environment).clusters(count);
-    for (name, value) in [("wal_level", "logical")].iter().chain(settings) {
+    let usual = [
+        ("wal_level", "logical"),
+        ("max_replication_slots", "40"),
+        ("max_wal_senders", "40"),
+    ];
+    for (name, value) in usual.iter().chain(settings) {
         builder = builder.setting(name, value);
     }
     builder.start().unwrap()
@@ -191,11 +196,15 @@ impl<'a> Shards<'a> {
         tables: Vec<MovingTable>,
     ) -> Reshard {
         let (home, _) = &self.shards[0];
-        self.run(
-            home,
-            "INSERT INTO shardway.workflow (id, state, token, plan) VALUES ('w', 'copy', 1, '{}')",
-        )
-        .await;
+        // Names of slots are those of the whole server.
+        let before = self
+            .one(home, "SELECT count(*) FROM shardway.workflow")
+            .await;
+        let id = format!("{}{before}", self.prefix);
+        let insert = format!(
+            "INSERT INTO shardway.workflow (id, state, token, plan) VALUES ('{id}', 'copy', 1, '{{}}')"
+        );
+        self.run(home, &insert).await;
         let (reference, moving) = tables.into_iter().partition(|it| it.group.is_none());
         let (knobs, changes) = watch::channel(Knobs {
             chunk_rows: 1_000,
@@ -204,7 +213,7 @@ impl<'a> Shards<'a> {
         let servers = self.shards.iter();
         let servers = servers.map(|(name, _)| (name.clone(), self.server(name)));
         let job = Job {
-            id: "w".to_owned(),
+            id,
             token: 1,
             attempt: 0,
             direction: Direction::Forward,

@@ -4,19 +4,42 @@
 use crate::{
     client::{Client, batch, query},
     harness::{Proxy, until},
+    owners::Engine,
     three::{Stand, Three},
 };
-use shardway::catalog::{
-    key::Key,
-    moving::{KeySet, Part},
+use shardway::{
+    catalog::{
+        key::Key,
+        moving::{KeySet, Move, Part},
+        ownership::Moving,
+    },
+    registry::Flip,
 };
-use std::time::{Duration, Instant};
+use std::{
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
 /// A group besides, none of whose keys move.
 const DATABASE: &str = "groups.h = { method = \"range\", key_type = \"bigint\", tables = { \"public.u\" = \"id\" }, \
     ranges = [{ to = 100, shard = \"s0\" }, { to = 200, shard = \"s1\" }, { shard = \"s2\" }] }";
 const DDL: &str = "create table t (id bigint primary key, n int); create table u (id bigint primary key, n int); \
     create table r (id bigint primary key, n int)";
+
+fn three(name: &str) -> Three<'_> {
+    Three {
+        ddl: DDL,
+        reference: &["public.r"],
+        database: DATABASE,
+        ..Three::new(name)
+    }
+}
+
+/// Keys below 10, all of the first shard.
+fn keys() -> KeySet {
+    KeySet::of(Part::Ranges(vec![(None, Some(Key::Bigint(10)))]))
+}
 
 /// Three shards behind two proxies that both have had a look at holds.
 struct Held {
@@ -28,12 +51,7 @@ struct Held {
 
 impl Held {
     fn start(name: &str) -> Self {
-        let three = Three {
-            ddl: DDL,
-            reference: &["public.r"],
-            database: DATABASE,
-            ..Three::new(name)
-        };
+        let three = three(name);
         let mut stand = three.start();
         let other = three.proxy();
         let mut theirs = other.client();
@@ -65,8 +83,7 @@ impl Held {
 
     /// Holds statements on keys below 10 back for so many seconds, as a reshard does, and waits for nobody.
     fn hold(&mut self, attempt: i32, seconds: u32) {
-        let keys = KeySet::of(Part::Ranges(vec![(None, Some(Key::Bigint(10)))]));
-        let moving = serde_json::json!([{ "group": "g", "keys": keys }]);
+        let moving = serde_json::json!([{ "group": "g", "keys": keys() }]);
         self.home(&format!(
             "insert into shardway.hold (workflow, attempt, state, moving, deadline) values \
              ('w', {attempt}, 'held', '{moving}', clock_timestamp() + interval '{seconds} s') \
@@ -105,12 +122,69 @@ impl Held {
         told
     }
 
+    /// Rows of the keys are on the second shard as well from now on, as every proxy knows.
+    fn double(&mut self, engine: &Engine) {
+        self.home(
+            "insert into shardway.workflow (id, state, token, plan) values \
+             ('w', 'copy', 5, '{\"moves\": [{\"group\": \"g\"}]}')",
+        );
+        let doubled = [on("s1")];
+        let doubling = engine.registry.set_moving("w", &doubled, 5);
+        engine.runtime.block_on(doubling).unwrap();
+        let mut shard = self.stand.shards.swap_remove(1);
+        shard.ask(&query(
+            "insert into t select g, 100 from generate_series(1, 9) g",
+        ));
+        self.stand.shards.insert(1, shard);
+    }
+
+    /// Waits until so many proxies have taken the map over.
+    fn known(&mut self, proxies: usize) {
+        let home = &mut self.stand.shards[0];
+        until("proxies have taken the map over", || {
+            home.value(
+                "select count(*) from shardway.proxy where epoch >= (select epoch from shardway.epoch)",
+            ) == proxies.to_string()
+        });
+    }
+
+    /// Gives the keys to the second shard.
+    fn flip(engine: &Engine, attempt: i32) {
+        let now = engine.map();
+        let moves = [Move {
+            group: "g".to_owned(),
+            keys: keys(),
+            from: "s0".to_owned(),
+            to: "s1".to_owned(),
+        }];
+        let flip = Flip {
+            workflow: "w".to_owned(),
+            attempt,
+            token: 5,
+            expected: now.epoch,
+            after: now.content.owners.apply(&moves).unwrap(),
+            doubled: vec![on("s0")],
+            joins: Vec::new(),
+        };
+        engine.flip(&flip, &[]).unwrap();
+    }
+
     /// Both proxies hold, and nobody is at it.
     fn held(name: &str) -> Self {
         let mut held = Self::start(name);
         held.hold(1, 60);
         held.drained(1, 2);
         held
+    }
+}
+
+/// Rows of the keys, on a shard that does not own them.
+fn on(shard: &str) -> Moving {
+    Moving {
+        workflow: "w".to_owned(),
+        group: "g".to_owned(),
+        keys: keys(),
+        shard: shard.to_owned(),
     }
 }
 
@@ -369,4 +443,186 @@ fn texts_of_several_statements_and_copies_wait() {
     held.drained(2, 2);
     held.end("released");
     assert_eq!(held.theirs.value("select n from t where id = -5"), "1");
+}
+
+#[test]
+fn what_has_moved_is_answered_by_its_new_owner() {
+    let name = "hold_flip";
+    let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
+    held.double(&engine);
+    held.known(2);
+    assert_eq!(held.theirs.value("select count(*) from t"), "22");
+    let mut prepared = held.stand.proxy.client();
+    let parse = batch().parse("s", "select n from t where id = $1").sync();
+    prepared.ask(&parse.0);
+    let mut summing = held.other.client();
+    let sum = "select sum(n) from t where id between $1 and 3";
+    summing.ask(&batch().parse("s", sum).call("s", &["1"]).sync().0);
+    let mut one_snapshot = held.stand.proxy.client();
+    answers(&mut one_snapshot, "begin isolation level repeatable read");
+    answers(&mut one_snapshot, "select * from u where id = 101");
+    held.hold(1, 60);
+    held.drained(1, 2);
+    let mut reading = held.stand.proxy.client();
+    reading.send(&query("select n from t where id = 1"));
+    prepared.send(&batch().call("s", &["2"]).sync().0);
+    one_snapshot.send(&query("select n from t where id = 3"));
+    let mut transaction = held.other.client();
+    answers(&mut transaction, "begin");
+    answers(&mut transaction, "update t set n = 1 where id = 20");
+    transaction.send(&query("update t set n = n + 1 where id = 4"));
+    held.theirs.send(&query("insert into t values (0, 100)"));
+    let mut counting = held.other.client();
+    counting.send(&query(
+        "select count(*), sum(n) from t where id between 1 and 3",
+    ));
+    waiting(&held.stand.proxy, 3);
+    summing.send(&batch().call("s", &["1"]).sync().0);
+    waiting(&held.other, 4);
+    Held::flip(&engine, 1);
+    let begun = Instant::now();
+    assert!(reading.answers(1).contains(&"D 100".to_owned()));
+    println!("answered {:?} after the commit", begun.elapsed());
+    assert!(prepared.answers(1).contains(&"D 100".to_owned()));
+    assert!(summing.answers(1).contains(&"D 300".to_owned()));
+    assert!(counting.answers(1).contains(&"D 3|300".to_owned()));
+    assert_eq!(held.theirs.answers(1), ["C INSERT 0 1\\0", "Z I"]);
+    assert_eq!(transaction.answers(1), ["C UPDATE 1\\0", "Z T"]);
+    answers(&mut transaction, "commit");
+    // Its snapshot on the new owner may lack what the old one had by then.
+    let found = one_snapshot.answers(1);
+    assert!(found[0].contains("40001"), "{found:?}");
+    let sum = "select sum(n) from t where id < 10";
+    assert_eq!(
+        held.stand.seen(sum)[1],
+        "1001",
+        "1 to 9, the new row, one more"
+    );
+    assert_eq!(
+        held.stand.seen(sum)[0],
+        "0",
+        "what is left there is nobody's"
+    );
+}
+
+#[test]
+fn tables_that_move_keep_their_schema() {
+    let name = "hold_schema";
+    let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
+    held.double(&engine);
+    held.known(2);
+    for sql in [
+        "alter table t add column x int",
+        "create index on t (n)",
+        "drop table t",
+        "create trigger x after insert on t for each row execute function f()",
+        "/* shardway: group=g key=id */ create table another (id bigint primary key)",
+    ] {
+        held.stand.fails(sql, "55006");
+    }
+    held.stand
+        .fails("truncate t", "55006 TRUNCATE is not possible");
+    for sql in [
+        "alter table u add column x int",
+        "create index on u (n)",
+        "truncate u",
+        "analyze t",
+        "delete from t",
+    ] {
+        answers(&mut held.stand.sharded, sql);
+    }
+    assert_eq!(held.stand.seen("select count(*) from t"), ["0", "9", "0"]);
+}
+
+/// A proxy in a process of its own.
+struct Process {
+    child: Child,
+    port: u16,
+    directory: std::path::PathBuf,
+}
+
+impl Process {
+    fn start(name: &str) -> Self {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let directory =
+            std::env::temp_dir().join(format!("shardway-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let config = directory.join("shardway.toml");
+        let text = format!(
+            "[server]\nlisten = [\"127.0.0.1:{port}\"]\nworkers = 2\n[pool]\nsize = 4\n{}\n[users.postgres]\nauth = \"trust\"\n",
+            three(name).databases()
+        );
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_shardway"))
+            .args(["serve", "--config"])
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("it listens", || {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+        });
+        Self {
+            child,
+            port,
+            directory,
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+#[test]
+fn a_proxy_that_stood_still_shows_nothing_old() {
+    let name = "hold_frozen";
+    let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
+    let frozen = Process::start(name);
+    held.known(3);
+    let mut reading = Client::connect(frozen.port, &[]);
+    assert_eq!(reading.value("select n from t where id = 1"), "0");
+    let mut writing = Client::connect(frozen.port, &[]);
+    let mut open = Client::connect(frozen.port, &[]);
+    answers(&mut open, "begin");
+    assert_eq!(open.value("select n from t where id = 2"), "0");
+    // It knows of nothing that moves.
+    frozen.signal("-STOP");
+    held.double(&engine);
+    held.known(2);
+    held.hold(1, 60);
+    held.drained(1, 2);
+    until("it is taken for one that relies on nothing", || {
+        held.stand.shards[0].value(
+            "select count(*) from shardway.proxy where heartbeat < clock_timestamp() - interval '7 s'",
+        ) == "1"
+    });
+    Held::flip(&engine, 1);
+    reading.send(&query("select n from t where id = 1"));
+    writing.send(&query("update t set n = n + 1 where id = 3"));
+    open.send(&query("select n from t where id = 2"));
+    frozen.signal("-CONT");
+    let found = reading.answers(1);
+    assert!(found.contains(&"D 100".to_owned()), "{found:?}");
+    assert_eq!(writing.answers(1), ["C UPDATE 1\\0", "Z I"]);
+    let found = open.answers(1);
+    assert!(found[0].contains("40001"), "{found:?}");
+    assert_eq!(
+        held.stand
+            .seen("select coalesce(max(n), -1) from t where id = 3")[1],
+        "101"
+    );
 }

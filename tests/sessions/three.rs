@@ -26,6 +26,10 @@ pub(crate) struct Three<'a> {
     pub(crate) tables: &'a [&'a str],
     pub(crate) reference: &'a [&'a str],
     pub(crate) control: Control,
+    /// How many of the shards the configuration names: the first ones.
+    pub(crate) shards: usize,
+    /// Of the group, whose tables these are.
+    pub(crate) ranges: &'a str,
     /// Lines of the logical database's section.
     pub(crate) database: &'a str,
     /// Lines of the section `server`.
@@ -33,6 +37,8 @@ pub(crate) struct Three<'a> {
     /// Lines of the section `pool`.
     pub(crate) pool: &'a str,
 }
+
+const RANGES: &str = r#"{ to = 100, shard = "s0" }, { to = 200, shard = "s1" }, { shard = "s2" }"#;
 
 impl<'a> Three<'a> {
     /// One table `t (id bigint primary key, n int)`, four backends a pool.
@@ -43,6 +49,8 @@ impl<'a> Three<'a> {
             tables: &["public.t"],
             reference: &[],
             control: Control::Own,
+            shards: 3,
+            ranges: RANGES,
             database: "",
             server: "",
             pool: "size = 4",
@@ -82,11 +90,16 @@ impl<'a> Three<'a> {
 
     /// One more proxy before the same shards.
     pub(crate) fn proxy(self) -> Proxy {
+        Proxy::of(self.server, self.pool, &self.databases())
+    }
+
+    /// What the configuration says of the database.
+    pub(crate) fn databases(self) -> String {
         let quoted = |names: &[&str], end: &str| -> String {
             let names = names.iter().map(|name| format!("\"{name}\"{end}"));
             names.collect::<Vec<_>>().join(", ")
         };
-        let shards: String = (0..3)
+        let shards: String = (0..self.shards)
             .map(|at| {
                 format!(
                     "shards.s{at} = {{ primary = \"postgres://127.0.0.1:{}/{}_{at}?sslmode=disable\" }}\n",
@@ -99,16 +112,16 @@ impl<'a> Three<'a> {
             Control::Own => "control = { user = \"postgres\" }",
             Control::None => "",
         };
-        let databases = format!(
+        format!(
             "[databases.postgres]\n{control}\n{}\n{shards}[databases.postgres.groups.g]\nmethod = \"range\"\n\
              key_type = \"bigint\"\n\
-             ranges = [{{ to = 100, shard = \"s0\" }}, {{ to = 200, shard = \"s1\" }}, {{ shard = \"s2\" }}]\n\
+             ranges = [{}]\n\
              tables = {{ \"public.ready\" = \"id\", {} }}\n[databases.postgres.tables]\nreference = [{}]\n",
             self.database,
+            self.ranges,
             quoted(self.tables, " = \"id\""),
             quoted(self.reference, "")
-        );
-        Proxy::of(self.server, self.pool, &databases)
+        )
     }
 }
 

@@ -4,65 +4,60 @@ use super::{Cell, Table, databases};
 use crate::{
     admin::Console,
     catalog::{
-        group::{Group, Map},
+        group::Map,
         key::KeyType,
-        shard::ShardId,
+        ownership::{Content, Declared},
         snapshot::Placement,
     },
 };
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 pub(super) fn map(console: &Console) -> Table {
-    let mut table = Table::new(
-        &["database", "epoch", "group", "shard", "holds", "unit"],
-        &["epoch", "holds"],
-    );
+    let columns = [
+        "database", "epoch", "group", "shard", "holds", "unit", "pins", "member", "moving",
+    ];
+    let mut table = Table::new(&columns, &["epoch", "holds", "pins"]);
     let settings = console.settings.load();
+    let views = console.metrics.transactions.all();
     for (name, database) in databases(&settings) {
-        let kept = console.metrics.transactions.all();
-        let kept = kept.iter().find(|(of, _)| of == name);
-        let kept = kept.map_or(0, |(_, view)| view.map_epoch.load(Ordering::Relaxed));
-        let epoch = if kept == 0 {
-            database.snapshot.epoch.0
-        } else {
-            kept
-        };
-        for group in &database.snapshot.groups {
-            let (unit, counts) = held(group);
-            for (shard, count) in counts {
+        let snapshot = &database.snapshot;
+        let view = views.iter().find(|(of, _)| of == name);
+        let epoch = view.map_or(0, |(_, view)| view.map_epoch.load(Ordering::Relaxed));
+        let epoch = if epoch == 0 { snapshot.epoch.0 } else { epoch };
+        let map = view.and_then(|(_, view)| view.map());
+        let declared = || Content::first(&Declared::of(snapshot));
+        let map = map.map_or_else(declared, |map| (*map).clone());
+        for group in map.owners.groups() {
+            let (unit, held) = map.owners.held(group);
+            let mut shards: BTreeMap<&str, (usize, usize)> = held;
+            let names = snapshot.shards.iter().map(String::as_str);
+            for shard in names.filter(|it| !map.members.contains(*it)) {
+                shards.entry(shard).or_default();
+            }
+            for (shard, (holds, pins)) in shards {
+                let moving = map.moving.iter();
+                let moving = moving.filter(|it| it.group == group && it.shard == shard);
+                let moving: Vec<&str> = moving.map(|it| it.workflow.as_str()).collect();
+                let member = if map.members.contains(shard) {
+                    "yes"
+                } else {
+                    "no"
+                };
                 table.row([
                     name.into(),
                     epoch.into(),
-                    group.name.as_str().into(),
-                    database.snapshot.shards.get(shard.index()).cloned().into(),
-                    count.into(),
+                    group.into(),
+                    shard.into(),
+                    holds.into(),
                     unit.into(),
+                    pins.into(),
+                    member.into(),
+                    (!moving.is_empty()).then(|| moving.join(",")).into(),
                 ]);
             }
         }
     }
     table
-}
-
-/// How many buckets, ranges or listed values each shard holds.
-fn held(group: &Group) -> (&'static str, BTreeMap<ShardId, usize>) {
-    let mut counts = BTreeMap::new();
-    let mut count = |shard: ShardId| *counts.entry(shard).or_default() += 1;
-    let unit = match &group.map {
-        Map::Hash { shards, .. } => {
-            shards.iter().copied().for_each(&mut count);
-            "buckets"
-        }
-        Map::Range(entries) => {
-            entries.iter().map(|entry| entry.shard).for_each(&mut count);
-            "ranges"
-        }
-        Map::List { values, other } => {
-            values.values().copied().chain(*other).for_each(&mut count);
-            "values"
-        }
-    };
-    (unit, counts)
 }
 
 pub(super) fn groups(console: &Console) -> Table {

@@ -4,7 +4,11 @@
 //! or does now; what it adds is of keys that had no owner.
 
 use super::{Content, Declared, Owned, Owners};
-use crate::catalog::{group::Map, key::Key, shard::ShardId};
+use crate::catalog::{
+    group::Map,
+    key::{Key, KeyType},
+    shard::ShardId,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What of a group has another owner.
@@ -43,23 +47,21 @@ pub(super) fn groups(kept: &Content, here: &Declared) -> Vec<(String, Result<Add
 
 fn group(kept: &Content, here: &Declared, name: &str, owned: &Owned) -> Result<Added, What> {
     let even = here.even.contains(name);
-    let (declared, owners) = match (kept.declared.groups.get(name), kept.owners.groups.get(name)) {
-        (Some(declared), Some(owners)) => (declared, owners),
-        (_, _) => {
-            let members: BTreeSet<&String> = kept.members.iter().collect();
-            let made = if even {
-                owned.split_over(&members)
-            } else {
-                owned.clone()
-            };
-            for shard in made.shards() {
-                serves(kept, shard)?;
-            }
-            return Ok(Added {
-                declared: made.clone(),
-                owners: made,
-            });
+    let known = (kept.declared.groups.get(name), kept.owners.groups.get(name));
+    let (Some(declared), Some(owners)) = known else {
+        let members: BTreeSet<&String> = kept.members.iter().collect();
+        let made = if even {
+            owned.split_over(&members)
+        } else {
+            owned.clone()
+        };
+        for shard in made.shards() {
+            serves(kept, shard)?;
         }
+        return Ok(Added {
+            declared: made.clone(),
+            owners: made,
+        });
     };
     let owned = if even {
         // As it was split then, whatever shards there are now.
@@ -163,15 +165,15 @@ impl Owners {
         }
     }
 
-    fn name(&mut self, key: &Key, shard: &String) {
+    fn name(&mut self, key: &Key, shard: &str) {
         if let Self::List { values, .. } = self {
-            values.insert(key.clone(), shard.clone());
+            values.insert(key.clone(), shard.to_owned());
         }
     }
 
-    fn name_others(&mut self, shard: &String) {
+    fn name_others(&mut self, shard: &str) {
         if let Self::List { other, .. } = self {
-            *other = Some(shard.clone());
+            *other = Some(shard.to_owned());
         }
     }
 }
@@ -264,8 +266,9 @@ fn of_lists((kept, kept_other): List<'_>, (here, here_other): List<'_>) -> Optio
 
 fn value(key: &Key) -> String {
     let text = key.text();
-    match key {
-        Key::Text(_) => format!("value '{text}'"),
-        _ => format!("value {text}"),
+    if key.key_type() == KeyType::Text {
+        format!("value '{text}'")
+    } else {
+        format!("value {text}")
     }
 }

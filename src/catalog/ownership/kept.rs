@@ -1,10 +1,10 @@
 //! The map as the proxies of a database keep it: what configuration files say, who owns what, which shards serve, and
 //! what of a reshard every proxy has to know.
 
-use super::{Disagreement, Owned, Ownership, judge};
+use super::{Disagreement, Ownership, judge};
 use crate::catalog::{moving::KeySet, snapshot::Snapshot};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// What is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,14 +143,24 @@ impl Content {
             .collect()
     }
 
-    /// What is kept, with what the configuration says of its groups in the place of what was said of them.
+    /// What is kept, with what the configuration says of the groups of which it says something else; not of those that a
+    /// reshard is at. Shards serve no more that neither own anything nor are in the configuration.
     #[must_use]
     pub fn replaced_by(mut self, here: &Declared) -> Self {
-        let groups: &BTreeMap<String, Owned> = &here.owners.groups;
-        self.declared.groups.extend(groups.clone());
-        self.owners.groups.extend(groups.clone());
-        self.members.extend(here.owners.shards());
-        self.moving.retain(|it| !groups.contains_key(&it.group));
+        let moves = |group: &String| self.moving.iter().any(|it| it.group == *group);
+        let differing = self.disagreements(here).into_iter().map(|it| it.group);
+        let differing: Vec<String> = differing.filter(|group| !moves(group)).collect();
+        for group in differing {
+            if let Some(owned) = here.owners.groups.get(&group) {
+                self.members.extend(owned.shards().cloned());
+                self.declared.groups.insert(group.clone(), owned.clone());
+                self.owners.groups.insert(group, owned.clone());
+            }
+        }
+        let mut needed = self.owners.shards();
+        needed.extend(self.moving.iter().map(|it| it.shard.clone()));
+        self.members
+            .retain(|it| here.shards.contains(it) || needed.contains(it));
         self
     }
 

@@ -122,14 +122,14 @@ impl TryFrom<Stored> for Owned {
                 Owners::range(ranges)
             }
             StoredOwners::List { values, other } => Owners::List {
-                values: owners_of(values, &key)?,
+                values: owners_of(values, key)?,
                 other,
             },
         };
         Ok(Self {
             key_type,
             owners,
-            pins: owners_of(stored.pins.unwrap_or_default(), &key)?,
+            pins: owners_of(stored.pins.unwrap_or_default(), key)?,
         })
     }
 }

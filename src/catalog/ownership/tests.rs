@@ -166,6 +166,21 @@ fn after_a_reshard_a_file_may_say_what_was_or_what_is() {
     assert_eq!(map.disagreements(&is), []);
     assert_eq!(map.disagreements(&other).len(), 1);
     assert_eq!(map.clone().and(&was).and(&is), map);
+    // Who accepts a file because of another group does not give these back.
+    assert_eq!(map.clone().replaced_by(&was), map);
+    let accepted = map.clone().replaced_by(&other);
+    assert_eq!(
+        (&accepted.owners, &accepted.declared),
+        (&other.owners, &other.owners)
+    );
+    let moving = Moving {
+        workflow: "w".to_owned(),
+        group: "g".to_owned(),
+        keys: map.owners.sets_of("g", "s2").unwrap(),
+        shard: "s0".to_owned(),
+    };
+    let under_way = map.doubling("w", &[moving]);
+    assert_eq!(under_way.clone().replaced_by(&other), under_way);
 }
 
 #[test]

@@ -4,15 +4,16 @@ use super::Planner;
 use crate::{
     plan::{
         Target,
-        block::Analysis,
+        block::{Analysis, Place},
         change::{Changes, Reach, changes},
+        touch::Touches,
         unroutable::Unroutable,
     },
     sql::{
         change::{Change, What},
         functions::is_immutable,
         statement::{Access, Effect},
-        tree::Depth,
+        tree::{Depth, Name},
     },
 };
 
@@ -30,6 +31,7 @@ impl Planner<'_> {
         if self.pinned.is_none() && effect == Effect::None && self.statement.depth == Depth::Whole {
             let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
             let found = changes(change, &analysis);
+            self.touched_by_change(change, &analysis);
             if asks_servers(&found) {
                 analysis.footing.take();
             }
@@ -40,6 +42,25 @@ impl Planner<'_> {
             }
         }
         (effect, Access::Write, self.one_shard_only(why))
+    }
+
+    /// Whose tables a change concerns. Of what is named and no table it is not known whose it is, and what it takes with it.
+    fn touched_by_change(&self, change: &Change, analysis: &Analysis<'_>) {
+        let unknown = match &change.what {
+            What::Tables { names, .. } | What::Relations(names) => {
+                let unknown = |name: &Name| matches!(analysis.place(name), Place::Unknown);
+                names.iter().any(unknown) || (names.is_empty() && change.command == "DROP")
+            }
+            What::Everywhere => change.command == "DROP",
+            What::NewTable(_)
+            | What::NewView(_)
+            | What::Locks(_)
+            | What::EveryServer
+            | What::Unsupported => false,
+        };
+        if unknown {
+            self.touches.set(Touches::EVERYTHING);
+        }
     }
 
     /// Copies of a table must stay alike: what is computed for their rows is the same on every shard.
@@ -56,12 +77,9 @@ impl Planner<'_> {
         let copies = match (&change.what, &found.reach) {
             (What::Tables { names, .. }, Reach::Shards(_)) => {
                 let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
-                names.iter().any(|name| {
-                    matches!(
-                        analysis.place(name),
-                        crate::plan::block::Place::Reference(_)
-                    )
-                })
+                names
+                    .iter()
+                    .any(|name| matches!(analysis.place(name), Place::Reference(_)))
             }
             _ => false,
         };

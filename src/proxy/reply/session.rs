@@ -12,7 +12,7 @@ use crate::{
     },
     protocol::backend_startup::BackendStartupError,
     proxy::several::Stays,
-    registry::{Late, NotReady},
+    registry::{Late, NotReady, holds::Reshard},
     split::copy::Fault,
     txn::deadlock::{Blocker, Wait},
     wire::notice::{Notice, Words},
@@ -296,6 +296,44 @@ pub fn keys_in_doubt(reshard: Option<&str>) -> Notice {
         detail: Some(why),
         hint: Some("Repeat it when the home shard can be reached.".to_owned()),
         ..error("57P03", "it is not known on which shard these keys are")
+    }
+}
+
+/// A schema change, or TRUNCATE, of tables of which a reshard moves rows.
+#[must_use]
+pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Notice {
+    let which = match reshard {
+        Some(Reshard { name, state }) => format!("Reshard \"{name}\", which is at {state}, moves"),
+        None => "A reshard moves".to_owned(),
+    };
+    let instead = if command == "TRUNCATE" {
+        "Write DELETE FROM instead; or wait"
+    } else {
+        "Wait"
+    };
+    Notice {
+        detail: Some(format!(
+            "{which} rows of tables of group \"{group}\": what it has copied would not be changed. (SW403)"
+        )),
+        hint: Some(format!(
+            "{instead} until it is finished (SHOW RESHARD in the console, shardway reshard status), or end it by shardway reshard abort."
+        )),
+        ..error(
+            "55006",
+            format!("{command} is not possible while rows of these tables move"),
+        )
+    }
+}
+
+/// A write of keys that its shard has given away: this proxy did not know of it yet.
+#[must_use]
+pub fn write_refused(said: &str) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The shard has given them away, of which this proxy had not heard: {said}. (SW404)"
+        )),
+        hint: Some("Repeat the transaction.".to_owned()),
+        ..error("40001", "could not write keys that have moved")
     }
 }
 

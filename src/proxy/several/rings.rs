@@ -101,7 +101,7 @@ impl Session {
     /// The same of an error that is to be told.
     pub(in crate::proxy) fn reworded(&mut self, words: &Words) -> Option<Words> {
         match words {
-            Words::Servers(body) => self.sentenced(body),
+            Words::Servers(body) => self.sentenced(body).or_else(|| self.guarded(body)),
             Words::Ours(_) => None,
         }
     }

@@ -30,22 +30,29 @@ const FENCED: &str =
 /// # Errors
 /// [`StepError::Halt`]: the job's sources were not fenced by this attempt.
 pub async fn run(job: &Job, epoch: i64) -> Result<(), StepError> {
-    for source in job.sources() {
-        let client = connection(&source).await?;
-        let fenced = client.query_one(FENCED, &[&job.id, &job.attempt]).await;
-        if !fenced.about("asking for the fence")?.get::<_, bool>(0) {
-            return Err(StepError::Halt {
-                what: format!(
-                    "shard {} was not fenced by attempt {}",
-                    source.name, job.attempt
-                ),
-                remedy: "report it: the cutover went the other way".to_owned(),
-            });
-        }
-    }
+    let sources = job.sources();
+    let each = sources.iter().map(|it| unless_not_fenced(job, it));
+    let fenced = at_once(each.collect()).await;
+    fenced.into_iter().collect::<Result<(), StepError>>()?;
     let destinations = job.destinations();
     let each = destinations.iter().map(|it| activate(job, it, epoch));
     at_once(each.collect()).await.into_iter().collect()
+}
+
+/// The cutover went this way.
+async fn unless_not_fenced(job: &Job, source: &Server) -> Result<(), StepError> {
+    let client = connection(source).await?;
+    let fenced = client.query_one(FENCED, &[&job.id, &job.attempt]).await;
+    if fenced.about("asking for the fence")?.get(0) {
+        return Ok(());
+    }
+    Err(StepError::Halt {
+        what: format!(
+            "shard {} was not fenced by attempt {}",
+            source.name, job.attempt
+        ),
+        remedy: "report it: the cutover went the other way".to_owned(),
+    })
 }
 
 async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), StepError> {

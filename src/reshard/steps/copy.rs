@@ -4,22 +4,28 @@
 //! which a runner that was replaced cannot commit; nothing is committed there that the source could still lose in a
 //! crash; a chunk that is recorded is never copied again, and one that is not leaves no row.
 
-mod faults;
 mod one;
+mod others;
 mod settled;
+mod slots;
 
-use super::super::{
-    flows::Flow,
-    job::{Job, Knobs, StepError},
+use super::{
+    super::{
+        flows::Flow,
+        job::{Job, Knobs, StepError},
+    },
+    asking::About as _,
 };
 use crate::{
     clock::{Clock, Instant},
     replication::{
         chunks::{Chunk, KeyColumn},
-        copy::{Budget, Copied},
+        copy::{Budget, Copied, CopyError},
     },
 };
-use one::{Idle, clear};
+pub use others::stop;
+
+use one::Idle;
 use std::{
     collections::{BTreeMap, VecDeque},
     future::poll_fn,
@@ -50,7 +56,7 @@ type Copying<'a> =
 /// [`StepError`]; run again, it goes on where it was.
 pub async fn run(job: &Job) -> Result<(), StepError> {
     let flows = job.flows();
-    clear(job, &flows).await?;
+    others::replace(job).await?;
     let mut figures = Figures::new(job);
     let mut parts = left(job, &flows, &mut figures).await?;
     figures.show();
@@ -103,14 +109,33 @@ async fn any<'a>(under_way: &mut Vec<Copying<'a>>) -> Result<(&'a Flow<'a>, Copi
     .await
 }
 
+/// A copy that failed in the middle.
+fn failed(what: &str, error: CopyError) -> StepError {
+    let side = match error {
+        CopyError::Source(error) => (" (source)", Err::<(), _>(error)),
+        CopyError::Destination(error) => (" (destination)", Err(error)),
+        CopyError::Count { .. } => {
+            return StepError::Again {
+                what: what.to_owned(),
+                problem: error.to_string(),
+            };
+        }
+    };
+    match side.1.about(&format!("{what}{}", side.0)) {
+        Err(error) => error,
+        Ok(()) => StepError::Replaced,
+    }
+}
+
 /// What is to be copied yet: in turns between pairs of shards, so that all of them have work.
 async fn left<'a>(
     job: &'a Job,
     flows: &'a [Flow<'a>],
     figures: &mut Figures<'_>,
 ) -> Result<VecDeque<Part<'a>>, StepError> {
-    let settled = settled::all(job, flows).await?;
     let done = settled::done(job, flows).await?;
+    slots::make(job, flows, &done).await?;
+    let settled = settled::all(job, flows).await?;
     let mut pairs: BTreeMap<(&str, &str), VecDeque<Part<'a>>> = BTreeMap::new();
     for flow in flows {
         let pair = (flow.source.as_str(), flow.destination.as_str());

@@ -27,9 +27,11 @@ ON CONFLICT (workflow, source) DO UPDATE SET lsn = excluded.lsn, token = exclude
 /// # Errors
 /// [`StepError`].
 pub async fn run(job: &Job) -> Result<(), StepError> {
-    sequences::run(job).await?;
     let destinations = job.destinations();
-    let noted = at_once(destinations.iter().map(|it| note(job, it)).collect()).await;
+    let noted = at_once(destinations.iter().map(|it| note(job, it)).collect());
+    // Statements are held: at once, what may be.
+    let (set, noted) = tokio::join!(sequences::run(job), noted);
+    set?;
     noted.into_iter().collect()
 }
 

@@ -1,11 +1,13 @@
 //! One chunk to one destination.
 //!
-//! What must stay true: the chunk's record is claimed before the snapshot is taken, so that two who copy the same chunk
-//! wait for each other; sessions that something went wrong on are not used again.
+//! What must stay true: the chunk's record is claimed before its rows are copied, so that two who copy the same chunk wait
+//! for each other; sessions that something went wrong on are not used again.
 
 use super::{
-    Part, faults,
-    settled::{connect, literal, server},
+    super::asking::{About as _, named},
+    Part, failed,
+    others::called,
+    settled::literal,
 };
 use crate::{
     clock::Duration,
@@ -24,52 +26,6 @@ use std::{
 
 /// How often a server is asked again that tells nobody.
 const PAUSE: Duration = Duration::from_millis(5);
-
-const STANDBY: &str = "SELECT pg_is_in_recovery()";
-/// Makes this runner the one that may copy to a shard.
-const CLAIM: &str = "\
-INSERT INTO shardway.runner AS r (workflow, token) VALUES ($1, $2) \
-ON CONFLICT (workflow) DO UPDATE SET token = excluded.token WHERE r.token <= excluded.token";
-/// Ends what earlier runs have left: they are done for, and who is to copy a chunk again would wait for them.
-const CLEAR: &str = "\
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid() \
-      AND substring(application_name FROM '^shardway copy ' || $1 || ' ([0-9]{1,18})$')::int8 <= $2";
-
-/// Keeps off whoever copied before.
-pub(super) async fn clear(job: &Job, flows: &[Flow<'_>]) -> Result<(), StepError> {
-    let mut names: Vec<&String> = Vec::new();
-    for flow in flows {
-        names.extend([&flow.source, &flow.destination]);
-    }
-    names.sort_unstable();
-    names.dedup();
-    for name in names {
-        let client = connect(job, name).await?;
-        let about = |error| faults::sql(format!("ending earlier copies on {name}"), error);
-        let standby = client.query_one(STANDBY, &[]).await;
-        if standby.map_err(about)?.get(0) {
-            return Err(on_standby(name));
-        }
-        let claimed = client.execute(CLAIM, &[&job.id, &job.token]).await;
-        if claimed.map_err(about)? != 1 {
-            return Err(StepError::Replaced);
-        }
-        let ended = client.execute(CLEAR, &[&job.id, &job.token]).await;
-        ended.map_err(about)?;
-    }
-    Ok(())
-}
-
-/// The snapshot of a standby does not tell which transactions run: a change would be lost.
-fn on_standby(shard: &str) -> StepError {
-    StepError::Halt {
-        what: format!(
-            "the address of shard {shard} leads to a standby, and rows are copied between primaries only"
-        ),
-        remedy: format!("let shard {shard} have the address of its primary"),
-    }
-}
 
 /// Sessions that wait for their next chunk.
 #[derive(Default)]
@@ -101,17 +57,17 @@ impl Idle {
 }
 
 async fn open(job: &Job, name: &str, end: End) -> Result<Session, StepError> {
-    let server = server(job, name)?;
-    let about = |error| faults::session(format!("connecting to shard {name}"), &error);
-    let shown = format!("shardway copy {} {}", job.id, job.token);
+    let server = named(job, name)?;
+    let what = format!("connecting to shard {name}");
+    let shown = called(job);
     let (address, limit) = (&server.address, server.limit);
     let opened = Session::open(address, &server.credentials, &shown, limit, &server.tls).await;
-    let mut session = opened.map_err(about)?;
+    let mut session = opened.about(&what)?;
     if end == End::Destination {
         // Where it is allowed: else there is nothing on the tables that would fire, which was looked at before.
         match session.ask("SET session_replication_role = replica").await {
-            Err(error) if error.sqlstate() != Some("42501") => return Err(about(error)),
-            _ => {}
+            Err(error) if error.sqlstate() == Some("42501") => {}
+            end => drop(end.about(&what)?),
         }
     }
     Ok(session)
@@ -132,32 +88,28 @@ pub(super) async fn copy<'a>(
         flow.source,
         flow.destination
     );
-    let failed = |error| faults::session(what.clone(), &error);
     let condition = flow.sql(job)?;
     let mut source = idle.take(job, &flow.source, End::Source).await?;
     let mut destination = idle.take(job, &flow.destination, End::Destination).await?;
     let record = Record::of(job, &part);
-    let claimed = destination.ask(&record.claim()).await.map_err(failed)?;
+    let claim = record.claim();
+    let (claimed, begun) = tokio::join!(destination.ask(&claim), begin(&mut source));
+    let (claimed, (snapshot, written)) = (claimed.about(&what)?, begun.about(&what)?);
     if claimed.is_empty() {
-        // Whoever copied it has committed only now.
-        let ended = destination.ask("ROLLBACK").await;
-        ended.map_err(failed)?;
+        // Whoever copied it has committed only now; both transactions are undone with their sessions.
         return Ok((flow, Copied::default()));
     }
-    let (snapshot, written) = begin(&mut source).await.map_err(failed)?;
     let (out, into) = statements(&part, &condition);
     let copied = pass(&mut source, &out, &mut destination, &into, budget).await;
-    let copied = copied.map_err(|error| faults::copy(what.clone(), &error))?;
-    while !is_flushed(&mut source, &written).await.map_err(failed)? {
-        tokio::time::sleep(PAUSE).await;
-    }
-    source.ask("COMMIT").await.map_err(failed)?;
+    let copied = copied.map_err(|error| failed(&what, error))?;
+    let ended = end(&mut source, &written).await;
+    ended.about(&what)?;
     let committed = destination.ask(&record.commit(&snapshot, copied)).await;
-    committed.map_err(|error| match error.sqlstate() {
+    match committed {
         // No token: another's is higher.
-        Some("23502") => StepError::Replaced,
-        _ => failed(error),
-    })?;
+        Err(error) if error.sqlstate() == Some("23502") => return Err(StepError::Replaced),
+        end => drop(end.about(&what)?),
+    }
     idle.give(&flow.source, End::Source, source);
     idle.give(&flow.destination, End::Destination, destination);
     Ok((flow, copied))
@@ -178,14 +130,21 @@ SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text";
     }
 }
 
-/// Whether a crash of the source could not take back what the snapshot has seen.
-async fn is_flushed(source: &mut Session, written: &str) -> Said<bool> {
-    let sql = format!(
+/// Ends the snapshot, and waits until a crash of the source could not take back what it has seen.
+async fn end(source: &mut Session, written: &str) -> Said<()> {
+    let flushed = format!(
         "SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn",
         quoted(written)
     );
-    let rows = source.ask(&sql).await?;
-    Ok(rows.into_iter().flatten().flatten().any(|cell| cell == "t"))
+    let mut sql = format!("COMMIT; {flushed}");
+    loop {
+        let rows = source.ask(&sql).await?;
+        if rows.into_iter().flatten().flatten().any(|cell| cell == "t") {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+        sql.clone_from(&flushed);
+    }
 }
 
 /// How the rows leave and how they arrive.

@@ -3,7 +3,10 @@
 //! What must stay true: chunks are settled before the first of them is copied, and never again; records that do not fit
 //! what was settled stop the copy.
 
-use super::{Side, faults};
+use super::{
+    super::asking::{About as _, connection, home, named},
+    Side,
+};
 use crate::{
     replication::{
         chunks::{self, Chunk, Key},
@@ -12,7 +15,6 @@ use crate::{
     reshard::{
         flows::Flow,
         job::{Job, StepError},
-        servers::Server,
     },
 };
 use deadpool_postgres::Client;
@@ -26,6 +28,9 @@ pub(super) struct Settled {
     pub(super) side: Arc<Side>,
     pub(super) chunks: Vec<Chunk>,
 }
+
+/// What is recorded, by the destination's name.
+pub(super) type Done = BTreeMap<String, BTreeMap<(Table, i32), Recorded>>;
 
 /// A chunk's record on a destination.
 pub(super) struct Recorded {
@@ -49,7 +54,7 @@ pub(super) async fn all(
     job: &Job,
     flows: &[Flow<'_>],
 ) -> Result<BTreeMap<Table, Settled>, StepError> {
-    let home = connect(job, &job.home).await?;
+    let home = home(job).await?;
     let mut all = BTreeMap::new();
     let mut sources: BTreeMap<&str, Client> = BTreeMap::new();
     for flow in flows {
@@ -58,7 +63,7 @@ pub(super) async fn all(
             continue;
         }
         if !sources.contains_key(flow.source.as_str()) {
-            sources.insert(&flow.source, connect(job, &flow.source).await?);
+            sources.insert(&flow.source, connection(named(job, &flow.source)?).await?);
         }
         let source = &sources[flow.source.as_str()];
         all.insert(table, of(job, &home, source, flow).await?);
@@ -67,19 +72,16 @@ pub(super) async fn all(
 }
 
 /// What is recorded on each destination.
-pub(super) async fn done(
-    job: &Job,
-    flows: &[Flow<'_>],
-) -> Result<BTreeMap<String, BTreeMap<(Table, i32), Recorded>>, StepError> {
+pub(super) async fn done(job: &Job, flows: &[Flow<'_>]) -> Result<Done, StepError> {
     let mut all = BTreeMap::new();
     for flow in flows {
         if all.contains_key(&flow.destination) {
             continue;
         }
-        let client = connect(job, &flow.destination).await?;
-        let about = |error| faults::sql(format!("reading what {} has", flow.destination), error);
+        let client = connection(named(job, &flow.destination)?).await?;
+        let what = format!("reading what shard {} has", flow.destination);
         let mut found = BTreeMap::new();
-        for row in client.query(DONE, &[&job.id]).await.map_err(about)? {
+        for row in client.query(DONE, &[&job.id]).await.about(&what)? {
             let table = (row.get(0), row.get(1));
             let count = |at| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
             let recorded = Recorded {
@@ -115,20 +117,6 @@ impl Recorded {
     }
 }
 
-/// A connection to a shard of the job.
-pub(super) async fn connect(job: &Job, name: &str) -> Result<Client, StepError> {
-    let connected = server(job, name)?.sql().await;
-    connected.map_err(|error| faults::unreachable(name, &error))
-}
-
-/// A shard of the job.
-pub(super) fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepError> {
-    job.servers.get(name).ok_or_else(|| StepError::Halt {
-        what: format!("the configuration has no shard {name}"),
-        remedy: format!("give the database its shard {name} again"),
-    })
-}
-
 async fn of(
     job: &Job,
     home: &Client,
@@ -136,10 +124,8 @@ async fn of(
     flow: &Flow<'_>,
 ) -> Result<Settled, StepError> {
     let (name, plain) = (flow.table.sql(), flow.table.plain());
-    let on_source = |error| faults::sql(format!("finding the chunks of {plain}"), error);
-    let key = chunks::key_columns(source, &name)
-        .await
-        .map_err(on_source)?;
+    let what = format!("finding the chunks of {plain} on shard {}", flow.source);
+    let key = chunks::key_columns(source, &name).await.about(&what)?;
     if key.is_empty() {
         return Err(StepError::Halt {
             what: format!("{plain} has no primary key on shard {}", flow.source),
@@ -150,7 +136,7 @@ async fn of(
     if found.is_empty() {
         let rows = job.knobs.borrow().chunk_rows;
         let lows = chunks::find(source, &name, &key, rows).await;
-        keep(job, home, flow, &chunks::between(lows.map_err(on_source)?)).await?;
+        keep(job, home, flow, &chunks::between(lows.about(&what)?)).await?;
         found = kept(job, home, flow).await?;
     }
     let side = Arc::new(Side { key });
@@ -164,7 +150,7 @@ async fn kept(job: &Job, home: &Client, flow: &Flow<'_>) -> Result<Vec<Chunk>, S
     let rows = home
         .query(KEPT, &[&job.id, &flow.source, &flow.table.plain()])
         .await
-        .map_err(|error| faults::sql("reading chunks from the catalog".to_owned(), error))?;
+        .about("reading chunks from the catalog")?;
     let chunk = |row: &tokio_postgres::Row| Chunk {
         number: row.get(0),
         low: row.get(1),
@@ -180,11 +166,11 @@ async fn keep(
     flow: &Flow<'_>,
     chunks: &[Chunk],
 ) -> Result<(), StepError> {
-    let about = |error| faults::sql("writing chunks to the catalog".to_owned(), error);
+    let what = "writing chunks to the catalog";
     let begun = home.batch_execute("BEGIN").await;
-    begun.map_err(about)?;
+    begun.about(what)?;
     let mine = home.query(MINE, &[&job.id, &job.token]).await;
-    if mine.map_err(about)?.is_empty() {
+    if mine.about(what)?.is_empty() {
         return Err(StepError::Replaced);
     }
     if kept(job, home, flow).await?.is_empty() {
@@ -198,9 +184,9 @@ async fn keep(
             &[id, &flow.source, &plain, token, &numbers, &lows, &highs],
         )
         .await
-        .map_err(about)?;
+        .about(what)?;
     }
-    home.batch_execute("COMMIT").await.map_err(about)
+    home.batch_execute("COMMIT").await.about(what)
 }
 
 /// A key as the text of a `text[]`.

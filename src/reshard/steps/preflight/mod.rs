@@ -89,6 +89,7 @@ pub async fn run(job: &Job, tools: &Tools) -> Result<Vec<Finding>, StepError> {
         findings.extend(found);
     }
     findings.extend(servers::compare(job, &facts));
+    findings.extend(names(job));
     let each = servers.iter().map(|server| tables::look(job, server));
     for looked in at_once(each.collect()).await {
         findings.extend(looked?);
@@ -101,6 +102,24 @@ pub async fn run(job: &Job, tools: &Tools) -> Result<Vec<Finding>, StepError> {
     findings.sort_by(|a, b| (b.severity, a).cmp(&(a.severity, b)));
     findings.dedup();
     Ok(findings)
+}
+
+/// Slots on one server that would have one name, as names are cut.
+fn names(job: &Job) -> Option<Finding> {
+    let sources = job.sources();
+    let mut names: Vec<String> = sources.iter().map(|it| job.slot(&it.name)).collect();
+    names.sort();
+    let twice = names.windows(2).find(|pair| pair.first() == pair.last())?;
+    Some(Finding {
+        severity: Severity::Error,
+        shard: None,
+        table: None,
+        what: format!(
+            "two shards would have a slot {}",
+            twice.first().map_or("", String::as_str)
+        ),
+        fix: "give the shards names that differ in their first 24 letters".to_owned(),
+    })
 }
 
 /// Whether `pg_dump` can be used, when a shard needs a schema.
