@@ -41,15 +41,18 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
         stage.fill(&first).await;
         let proxies = [to(&first), to(&second)];
         let load = Load::start(&proxies, 6);
-        stage.must(&[&["start"], &TO[..]].concat());
+        stage.must(&[&["start"], &TO[..]].concat()).await;
         stage.until("ready").await;
         for verb in ["cutover", "rollback", "cutover"] {
-            stage.must(&[verb]);
+            stage.must(&[verb]).await;
             stage.until("reverse").await;
         }
-        stage.must(&["finish"]);
+        stage.must(&["finish"]).await;
         stage.until("done").await;
         let seen = load.stop().await;
+        stage.adds_up(&proxies[0], &seen).await;
+        stage.adds_up(&proxies[1], &seen).await;
+        stage.is_clean().await;
         let errors = seen.errors.lock().unwrap().clone();
         assert!(
             errors.is_empty(),
@@ -57,9 +60,6 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
             errors.len(),
             &errors[..errors.len().min(5)]
         );
-        stage.adds_up(&proxies[0], &seen).await;
-        stage.adds_up(&proxies[1], &seen).await;
-        stage.is_clean().await;
     });
 }
 
@@ -70,9 +70,9 @@ fn an_aborted_reshard_leaves_nothing_behind() {
     block_on(async {
         stage.fill(&proxy).await;
         let load = Load::start(&[to(&proxy)], 4);
-        stage.must(&[&["start"], &TO[..]].concat());
+        stage.must(&[&["start"], &TO[..]].concat()).await;
         stage.until("ready").await;
-        stage.must(&["abort"]);
+        stage.must(&["abort"]).await;
         stage.until("aborted").await;
         let seen = load.stop().await;
         let errors = seen.errors.lock().unwrap().clone();

@@ -8,9 +8,10 @@ use serde_json::Value;
 use shardway::sandbox::Sandbox;
 use std::{
     path::PathBuf,
-    process::{Command, Output},
+    process::Output,
     time::{Duration, Instant},
 };
+use tokio::process::Command;
 use tokio_postgres::{Client, Config};
 
 pub(crate) const SHARDS: usize = 4;
@@ -98,7 +99,7 @@ impl Stage {
     }
 
     /// Runs `shardway reshard …` before the same servers.
-    pub(crate) fn reshard(&self, args: &[&str]) -> Output {
+    pub(crate) async fn reshard(&self, args: &[&str]) -> Output {
         let (verb, rest) = args.split_first().unwrap();
         Command::new(SHARDWAY)
             .args(["reshard", verb, "--config"])
@@ -106,12 +107,13 @@ impl Stage {
             .args(["--database", "postgres"])
             .args(rest)
             .output()
+            .await
             .unwrap()
     }
 
     /// The same, which must succeed; what it printed.
-    pub(crate) fn must(&self, args: &[&str]) -> String {
-        let output = self.reshard(args);
+    pub(crate) async fn must(&self, args: &[&str]) -> String {
+        let output = self.reshard(args).await;
         let (out, err) = (
             String::from_utf8_lossy(&output.stdout).into_owned(),
             String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -120,8 +122,8 @@ impl Stage {
         out
     }
 
-    pub(crate) fn status(&self) -> Value {
-        let output = self.reshard(&["status", "--output", "json"]);
+    pub(crate) async fn status(&self) -> Value {
+        let output = self.reshard(&["status", "--output", "json"]).await;
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
     }
 
@@ -129,7 +131,7 @@ impl Stage {
     pub(crate) async fn until(&self, state: &str) {
         let begun = Instant::now();
         loop {
-            let status = self.status();
+            let status = self.status().await;
             if status["state"] == state {
                 return;
             }
