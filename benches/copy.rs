@@ -1,6 +1,12 @@
 //! Rows a second that a reshard copies, beside `psql COPY … | psql COPY` of the same rows in the same format, in turns in one
 //! run; medians. `cargo bench --bench copy [rows] [rounds] [copies at a time]`. Starts two servers and leaves nothing behind.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench ends at the first problem and reports to its caller"
+)]
+
 use shardway::{
     auth::scram::ChannelBinding,
     catalog::{
@@ -47,7 +53,10 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    let copies = given.get(2).copied().unwrap_or(Knobs::default().copies);
+    let copies = given
+        .get(2)
+        .copied()
+        .unwrap_or_else(|| Knobs::default().copies);
     runtime.block_on(measure(rows, rounds, copies));
 }
 

@@ -171,6 +171,7 @@ fn drift(server: &Server, exit: i32) -> Vec<[String; 4]> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one claim, told in its order")]
 fn indexes_and_constraints_that_differ_are_found_with_what_mends_them() {
     let same = "
         CREATE TABLE customers (id bigint PRIMARY KEY, name text NOT NULL, age int, country text REFERENCES countries (code));

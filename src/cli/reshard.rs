@@ -176,11 +176,15 @@ async fn obey(verb: &Verb, site: &Site, output: &Output) -> Result<Exit, Fault> 
             ))
         }
         Verb::Pause(_) => {
-            let changed = site.change("paused", super::super::reshard::state::Record::pause).await?;
+            let changed = site
+                .change("paused", super::super::reshard::state::Record::pause)
+                .await?;
             Ok(told(&changed, output))
         }
         Verb::Resume(_) => {
-            let changed = site.change("resumed", super::super::reshard::state::Record::resume).await?;
+            let changed = site
+                .change("resumed", super::super::reshard::state::Record::resume)
+                .await?;
             Ok(told(&changed, output))
         }
         Verb::Set(args) => {

@@ -148,6 +148,10 @@ impl Session {
     }
 
     /// The same, of what concerns a group.
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "a session is not Sync: a future with a shared reference to it could not go to another thread"
+    )]
     pub(super) async fn check_group_not_moving(
         &mut self,
         group: GroupId,

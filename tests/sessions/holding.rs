@@ -1,6 +1,11 @@
 //! Statements that wait while keys change their owner: two proxies before the same shards, and holds as a reshard writes
 //! them on the home shard.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long a statement waits is what is claimed"
+)]
+
 use crate::{
     client::{Client, batch, query},
     harness::{Proxy, until},
@@ -170,7 +175,7 @@ impl Held {
     }
 
     /// Both proxies hold, and nobody is at it.
-    fn held(name: &str) -> Self {
+    fn while_held(name: &str) -> Self {
         let mut held = Self::start(name);
         held.hold(1, 60);
         held.drained(1, 2);
@@ -216,7 +221,7 @@ fn answers(client: &mut Client, sql: &str) {
 
 #[test]
 fn other_keys_and_tables_never_wait() {
-    let mut held = Held::held("hold_others");
+    let mut held = Held::while_held("hold_others");
     for text in [
         "select * from t where id = 10",
         "select * from t where id in (11, 101)",
@@ -252,7 +257,7 @@ fn other_keys_and_tables_never_wait() {
 
 #[test]
 fn moving_keys_wait_and_go_on_when_released() {
-    let mut held = Held::held("hold_moving");
+    let mut held = Held::while_held("hold_moving");
     let texts = [
         "select count(*) from t",
         "select n from t where id = 9",
@@ -280,7 +285,7 @@ fn moving_keys_wait_and_go_on_when_released() {
 
 #[test]
 fn what_was_committed_goes_on() {
-    let mut held = Held::held("hold_committed");
+    let mut held = Held::while_held("hold_committed");
     held.stand
         .sharded
         .send(&query("select count(*) from t where id = 1"));
@@ -345,7 +350,7 @@ fn a_hold_ends_at_its_deadline_though_its_leader_is_dead() {
 
 #[test]
 fn whoever_waits_can_cancel_and_leave() {
-    let mut held = Held::held("hold_cancel");
+    let mut held = Held::while_held("hold_cancel");
     let mut client = held.stand.proxy.client();
     client.send(&query("select n from t where id = 1"));
     waiting(&held.stand.proxy, 1);
@@ -373,7 +378,7 @@ fn whoever_waits_can_cancel_and_leave() {
 
 #[test]
 fn a_pipeline_waits_where_it_touches_what_moves_and_keeps_its_order() {
-    let mut held = Held::held("hold_pipeline");
+    let mut held = Held::while_held("hold_pipeline");
     let client = &mut held.stand.sharded;
     let pipeline = batch()
         .parse("s", "select n from t where id = $1")
@@ -420,7 +425,7 @@ fn a_pipeline_waits_where_it_touches_what_moves_and_keeps_its_order() {
 
 #[test]
 fn texts_of_several_statements_and_copies_wait() {
-    let mut held = Held::held("hold_texts");
+    let mut held = Held::while_held("hold_texts");
     let mut text = held.stand.proxy.client();
     text.send(&query(
         "insert into t values (30, 1); insert into t values (4000, 1); update t set n = 8 where id = 1",

@@ -175,6 +175,7 @@ fn rows_are_where_the_map_says_now_for_every_proxy() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one claim, told in its order")]
 fn a_shard_that_the_map_does_not_name_serves_nothing_until_it_joins() {
     let narrow = Three {
         shards: 2,

@@ -132,8 +132,7 @@ fn a_shard_that_joins_the_file_owns_nothing_and_does_not_serve() {
     assert_eq!(map, kept(&two));
     assert!(!map.members.contains("s2") && map.lacking(&two).is_empty());
     // A group that is new is split over those that serve.
-    let more =
-        groups + "\n[databases.app.groups.h]\nmethod = \"hash\"\nkey_type = \"uuid\"\n";
+    let more = groups + "\n[databases.app.groups.h]\nmethod = \"hash\"\nkey_type = \"uuid\"\n";
     let map = map.and(&Declared::of(&snapshot(3, &more)));
     assert_eq!(map.owners.shards().len(), 2);
     // Once it serves, a file that lacks it is not enough.
