@@ -51,8 +51,8 @@ pub fn hit(_point: &str, _armed: Option<&str>) -> std::future::Ready<()> {
 /// `name:wait@address` waits as a session's point does.
 #[cfg(feature = "failpoints")]
 pub async fn reached(point: &str) {
-    let armed = ARMED.as_deref().and_then(|armed| armed.split_once(':'));
-    match armed {
+    let armed = std::env::var("SHARDWAY_FAILPOINT").unwrap_or_default();
+    match armed.split_once(':') {
         Some((name, "kill")) if name == point => std::process::abort(),
         Some((name, does)) if name == point => {
             if let Some(address) = does.strip_prefix("wait@") {
@@ -62,15 +62,6 @@ pub async fn reached(point: &str) {
         Some(_) | None => {}
     }
 }
-
-/// Read once: a point stays armed as long as the process lives.
-#[cfg(feature = "failpoints")]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "armed by whoever starts a test, and nothing that is configured"
-)]
-static ARMED: std::sync::LazyLock<Option<String>> =
-    std::sync::LazyLock::new(|| std::env::var("SHARDWAY_FAILPOINT").ok());
 
 /// A point of the process is reached: nothing happens.
 #[cfg(not(feature = "failpoints"))]

@@ -121,7 +121,7 @@ impl Teller {
             let doing = stored
                 .progress
                 .get("problem")
-                .or(stored.progress.get("waiting_for"));
+                .or_else(|| stored.progress.get("waiting_for"));
             let doing = doing.and_then(Value::as_str).map(|it| format!(": {it}"));
             format!(
                 "{}{}",
