@@ -238,7 +238,7 @@ impl Database {
 
     /// Takes over who owns which keys, as far as it is known.
     pub(super) fn take_over_map(&self) {
-        self.install(|old| old.clone());
+        self.install(Snapshot::clone);
     }
 
     /// Puts another snapshot in the place of the last, with the map as it is known now.

@@ -392,7 +392,7 @@ impl Session {
     )]
     fn replay_setting(&mut self, effect: &Effect) {
         let link = self.link.as_ref();
-        if !link.is_some_and(|link| link.hold == Hold::AsideTransaction) {
+        if link.is_none_or(|link| link.hold != Hold::AsideTransaction) {
             return;
         }
         let own = |name: &str| self.parameters.own_default(name);

@@ -32,6 +32,8 @@ pub struct Participant {
     incarnation: u64,
     /// What was seen of attempts that are held.
     seen: HashMap<(String, i32), Attempt>,
+    /// How often the home shard could not be asked since it last could.
+    failed: u32,
     /// The number of the map when holds were read last.
     map: i64,
 }
@@ -57,6 +59,7 @@ impl Participant {
         Self {
             incarnation,
             seen: HashMap::new(),
+            failed: 0,
             map: 0,
         }
     }
@@ -80,6 +83,7 @@ impl Participant {
             }
         };
         self.map = read.map;
+        self.failed = 0;
         for hold in held(&read) {
             let left = Duration::try_from_secs_f64(hold.left).unwrap_or_default();
             let attempt = (hold.workflow.clone(), hold.attempt);
@@ -151,8 +155,12 @@ impl Participant {
         registry.read_holds().await
     }
 
-    fn doubt(&self, gate: &Gate, now: Instant) {
-        gate.cannot_read();
+    fn doubt(&mut self, gate: &Gate, now: Instant) {
+        // The first may only have been cut short by standing still.
+        self.failed += 1;
+        if self.failed >= FAILURES {
+            gate.cannot_read();
+        }
         for ((workflow, attempt), seen) in &self.seen {
             if seen.until <= now {
                 gate.is_unsure(workflow, *attempt);
@@ -189,6 +197,8 @@ impl Participant {
     }
 }
 
+/// After how many failures the home shard is out of reach.
+const FAILURES: u32 = 3;
 /// No deadline is looked for more often.
 const SHORTEST: Duration = Duration::from_millis(5);
 /// How many clients are named to people.

@@ -72,13 +72,21 @@ ALTER TABLE w ALTER long SET STORAGE EXTERNAL; ALTER TABLE w REPLICA IDENTITY FU
 pub(super) async fn begin(shards: &Shards<'_>, job: &Job) {
     let source = shards.server("s");
     let mut client = source.sql().await.unwrap();
-    let mut tables: Vec<String> = job.plan.tables.iter().map(|table| table.sql()).collect();
-    tables.extend(job.plan.reference.iter().map(|table| table.sql()));
+    let mut tables: Vec<String> = job
+        .plan
+        .tables
+        .iter()
+        .map(shardway::reshard::plan::MovingTable::sql)
+        .collect();
+    tables.extend(
+        job.plan
+            .reference
+            .iter()
+            .map(shardway::reshard::plan::MovingTable::sql),
+    );
     tables.push("shardway.fence".to_owned());
     let name = job.slot("s");
-    publication::make(&mut client, &name, &tables)
-        .await
-        .unwrap();
+    publication::make(&client, &name, &tables).await.unwrap();
     let mut commands = source.stream().await.unwrap();
     slot::make(&client, &mut commands, &name).await.unwrap();
     slot::barrier(&client, LIMIT).await.unwrap();

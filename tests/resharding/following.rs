@@ -338,7 +338,7 @@ fn changes_go_back_once_the_owners_have_changed() {
             let mut client = shards.server(shard).sql().await.unwrap();
             let tables = ["public.t".to_owned(), "shardway.fence".to_owned()];
             let name = back.slot(shard);
-            shardway::replication::publication::make(&mut client, &name, &tables)
+            shardway::replication::publication::make(&client, &name, &tables)
                 .await
                 .unwrap();
             let mut commands = shards.server(shard).stream().await.unwrap();

@@ -133,13 +133,13 @@ fn a_shard_that_joins_the_file_owns_nothing_and_does_not_serve() {
     assert!(!map.members.contains("s2") && map.lacking(&two).is_empty());
     // A group that is new is split over those that serve.
     let more =
-        groups.clone() + "\n[databases.app.groups.h]\nmethod = \"hash\"\nkey_type = \"uuid\"\n";
+        groups + "\n[databases.app.groups.h]\nmethod = \"hash\"\nkey_type = \"uuid\"\n";
     let map = map.and(&Declared::of(&snapshot(3, &more)));
     assert_eq!(map.owners.shards().len(), 2);
     // Once it serves, a file that lacks it is not enough.
     let joined = map
         .clone()
-        .flipped(map.owners.clone(), "w", &[], &["s2".to_owned()]);
+        .flipped(map.owners, "w", &[], &["s2".to_owned()]);
     assert_eq!(joined.lacking(&two), ["s2"]);
     assert!(joined.lacking(&three).is_empty());
 }
@@ -369,7 +369,7 @@ fn one_tenant_moves_alone() {
         Ownership::differences(&map, &moved),
         Ok(vec![tenant("s0", "s1")])
     );
-    assert_eq!(moved.apply(&[tenant("s1", "s0")]), Ok(map.clone()));
+    assert_eq!(moved.apply(&[tenant("s1", "s0")]), Ok(map));
     assert_eq!(
         moved.apply(&[tenant("s0", "s2")]),
         Err(Unmovable::NotOwned {
