@@ -9,7 +9,10 @@ mod report;
 mod watching;
 
 use super::{Exit, output::Output};
-use crate::{config::load::load, reshard::state::Wish};
+use crate::{
+    config::load::load,
+    reshard::state::{Record, Wish},
+};
 use asking::{Fault, Site};
 use std::path::PathBuf;
 
@@ -176,15 +179,11 @@ async fn obey(verb: &Verb, site: &Site, output: &Output) -> Result<Exit, Fault> 
             ))
         }
         Verb::Pause(_) => {
-            let changed = site
-                .change("paused", super::super::reshard::state::Record::pause)
-                .await?;
+            let changed = site.change("paused", Record::pause).await?;
             Ok(told(&changed, output))
         }
         Verb::Resume(_) => {
-            let changed = site
-                .change("resumed", super::super::reshard::state::Record::resume)
-                .await?;
+            let changed = site.change("resumed", Record::resume).await?;
             Ok(told(&changed, output))
         }
         Verb::Set(args) => {

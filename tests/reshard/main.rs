@@ -4,6 +4,10 @@
 //! Needs the feature `failpoints`. `SHARDWAY_RESHARD=all` takes every victim at every point, which takes long.
 
 #![cfg(test)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "clients run on their own, and how long they waited is what is claimed"
+)]
 
 #[expect(
     dead_code,

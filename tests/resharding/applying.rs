@@ -71,7 +71,7 @@ ALTER TABLE w ALTER long SET STORAGE EXTERNAL; ALTER TABLE w REPLICA IDENTITY FU
 /// Publication, slot, and everybody gone who could be in neither the copy nor the stream.
 pub(super) async fn begin(shards: &Shards<'_>, job: &Job) {
     let source = shards.server("s");
-    let mut client = source.sql().await.unwrap();
+    let client = source.sql().await.unwrap();
     let mut tables: Vec<String> = job
         .plan
         .tables

@@ -92,7 +92,6 @@ async fn compared(majors: Majors) -> Compared {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one claim, told in its order")]
 fn every_difference_of_rows_is_found_and_named() {
     block_on(async {
         for database in ["compared_here", "compared_there"] {

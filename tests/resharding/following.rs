@@ -24,9 +24,9 @@ async fn copied(prefix: &str, more: &str) -> (Shards<'static>, Reshard, [String;
         for (at, it) in moves().iter().enumerate() {
             let key = shardway::catalog::key::Key::Bigint(number);
             if it.keys.contains(&key) {
-                found[at].get_or_insert(number.to_string());
+                found[at].get_or_insert_with(|| number.to_string());
             } else if !moves().iter().any(|it| it.keys.contains(&key)) {
-                found[2].get_or_insert(number.to_string());
+                found[2].get_or_insert_with(|| number.to_string());
             }
         }
     }
@@ -335,7 +335,7 @@ fn changes_go_back_once_the_owners_have_changed() {
             ..reshard.job.clone()
         };
         for shard in ["a", "b"] {
-            let mut client = shards.server(shard).sql().await.unwrap();
+            let client = shards.server(shard).sql().await.unwrap();
             let tables = ["public.t".to_owned(), "shardway.fence".to_owned()];
             let name = back.slot(shard);
             shardway::replication::publication::make(&client, &name, &tables)
