@@ -47,6 +47,7 @@ pub(crate) enum No {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "the words of shardway.hold")]
 pub(crate) enum Held {
     Held,
     Released,
