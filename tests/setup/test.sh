@@ -45,6 +45,8 @@ run() {
         seeds) part seeds cargo test --locked --manifest-path tests/fuzz/Cargo.toml --no-default-features --test seeds ;;
         # Kills at points of a commit: built with the feature that has them.
         transactions) part transactions cargo test --locked --features failpoints --test transactions ;;
+        # A reshard while clients write, with points at which its leader dies.
+        reshard) part reshard cargo test --locked --features failpoints --test reshard ;;
         *) part "$1" cargo test --locked --test "$1" ;;
     esac
 }
