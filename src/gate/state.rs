@@ -28,7 +28,21 @@ pub enum Touch {
 
 /// What a statement, or a transaction so far, touches, by group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched(Vec<(String, Touch)>);
+pub struct Touched {
+    groups: Vec<(String, Touch)>,
+    reach: Reach,
+}
+
+/// What may follow a statement in its transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Nothing: it is a transaction of its own.
+    #[default]
+    Alone,
+    /// Statements on other keys of the group, for which it would wait with its locks: they count as touched from its first
+    /// touch of the group on.
+    GoesOn,
+}
 
 /// How many keys of a group a transaction is known by; more are any.
 const MOST_KEYS: usize = 64;
@@ -78,11 +92,16 @@ pub struct State {
 }
 
 impl Touched {
+    /// More may follow in its transaction.
+    pub fn goes_on(&mut self) {
+        self.reach = Reach::GoesOn;
+    }
+
     /// Notes more.
     pub fn add(&mut self, group: &str, more: &Touch) {
-        let found = self.0.iter_mut().find(|(name, _)| name == group);
+        let found = self.groups.iter_mut().find(|(name, _)| name == group);
         let Some((_, touch)) = found else {
-            self.0.push((group.to_owned(), more.clone()));
+            self.groups.push((group.to_owned(), more.clone()));
             return;
         };
         match (&mut *touch, more) {
@@ -103,19 +122,25 @@ impl Touched {
 
     /// Notes all of another.
     pub fn join(&mut self, more: &Self) {
-        for (group, touch) in &more.0 {
+        for (group, touch) in &more.groups {
             self.add(group, touch);
+        }
+        if more.reach == Reach::GoesOn {
+            self.reach = Reach::GoesOn;
         }
     }
 
     /// Nothing is touched.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.groups.clear();
+        self.reach = Reach::Alone;
     }
 
     /// By group.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Touch)> {
-        self.0.iter().map(|(group, touch)| (group.as_str(), touch))
+        self.groups
+            .iter()
+            .map(|(group, touch)| (group.as_str(), touch))
     }
 
     /// What of a group is touched.
@@ -131,6 +156,7 @@ impl Touched {
     pub fn meets(&self, moving: &[Moving]) -> bool {
         moving.iter().any(|moving| match self.of(&moving.group) {
             None => false,
+            Some(_) if self.reach == Reach::GoesOn => true,
             Some(Touch::Any) => true,
             Some(Touch::Keys(keys)) => keys.iter().any(|key| moving.keys.contains(key)),
         })
@@ -291,6 +317,24 @@ mod tests {
         assert!(!state.release("w", 2), "another attempt");
         assert!(state.release("w", 1));
         assert_eq!(state.ask(&touched("g", &[1]), None), Answer::Passes);
+    }
+
+    #[test]
+    fn a_transaction_that_may_go_on_counts_from_its_first_touch_of_the_group() {
+        let mut state = State::default();
+        state.watch(["g"]);
+        let mut stays = touched("g", &[1]);
+        stays.goes_on();
+        state.hold("w", 1, &[moving("g", &[7])]);
+        // It would wait for the other key with its locks, and the fence for them.
+        assert_eq!(state.ask(&stays, None), Answer::Waits("w".to_owned()));
+        assert_eq!(state.ask(&touched("g", &[1]), None), Answer::Passes);
+        let seen = Seen {
+            since: state.generation(),
+            touched: &stays,
+        };
+        assert_eq!(state.ask(&touched("g", &[7]), Some(seen)), Answer::Passes);
+        assert!(state.is_at(&state.holds()[0], seen));
     }
 
     #[test]

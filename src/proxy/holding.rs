@@ -374,6 +374,10 @@ impl Session {
     /// Whose rows statements touch.
     fn touched_by(&self, statements: &[StatementPlan], values: &Values<'_>) -> Touched {
         let mut asked = Touched::default();
+        let begins = |statement: &StatementPlan| matches!(statement.effect, Effect::Begin);
+        if self.status() == Status::Transaction || statements.iter().any(begins) {
+            asked.goes_on();
+        }
         for statement in statements {
             for (group, at) in self.snapshot.groups.iter().zip(0_u16..) {
                 let id = GroupId(at);

@@ -41,13 +41,16 @@ pub enum Joins {
 pub enum Held {
     Held,
     Released,
+    /// And the new owners do not know it yet: it is held on, until they do, or the deadline.
+    Activating,
     Committed,
 }
 
 const READ: &str = "\
 SELECT m.epoch, h.workflow, h.attempt, h.state, h.moving, h.left_, h.joins \
 FROM (SELECT coalesce(max(epoch), 0)::int8 AS epoch FROM shardway.map) m LEFT JOIN ( \
-    SELECT h.workflow, h.attempt, h.state, h.moving::text AS moving, \
+    SELECT h.workflow, h.attempt, h.moving::text AS moving, \
+           CASE WHEN h.activating AND h.deadline > clock_timestamp() THEN 'activating' ELSE h.state END AS state, \
            extract(epoch FROM h.deadline - clock_timestamp())::float8 AS left_, \
            coalesce(jsonb_array_length(w.plan -> 'joins') > 0, false) AS joins \
     FROM shardway.hold h LEFT JOIN shardway.workflow w ON w.id = h.workflow) h ON true";
@@ -90,6 +93,7 @@ fn hold(row: &Row) -> Result<Option<Reported>, AskError> {
         attempt: row.try_get(2)?,
         state: match state.as_str() {
             "held" => Held::Held,
+            "activating" => Held::Activating,
             "committed" => Held::Committed,
             _ => Held::Released,
         },

@@ -201,7 +201,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let flipped = self.registry.flip(&flip, &[beside]).await;
         flipped.map_err(|error| of_map(WHAT, error))?;
         failpoint::reached("after_flip").await;
-        self.pause(job).await
+        Ok(())
     }
 
     /// How long statements were held altogether, by the home shard's clock.
@@ -222,8 +222,13 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     async fn activate(&self, job: &Job) -> Result<(), StepError> {
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map("activating the new owners", error))?;
-        Box::pin(steps::activate::run(job, now.epoch)).await?;
+        activate(job, now.epoch).await?;
         failpoint::reached("after_activate").await;
+        self.at_home("letting statements go on", async |lease| {
+            hold::activated(lease, &job.id, job.attempt).await
+        })
+        .await?;
+        self.pause(job).await?;
         // Proxies do it too, a little later.
         drop(self.registry.copy_map(&job.id).await);
         Ok(())
@@ -331,6 +336,20 @@ async fn fence(job: &Job) -> Result<(), StepError> {
     }
 }
 
+/// While statements are held, which need what it makes.
+async fn activate(job: &Job, epoch: i64) -> Result<(), StepError> {
+    let mut tries = 0;
+    loop {
+        match Box::pin(steps::activate::run(job, epoch)).await {
+            Err(StepError::Again { .. }) if tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(EAGER).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
 async fn catch_up(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
     all(streams.iter().map(Follower::consistent).collect()).await?;
     failpoint::reached("after_consistent").await;
@@ -353,13 +372,18 @@ async fn all(each: Vec<impl Future<Output = Result<(), StepError>>>) -> Result<(
     at_once(each).await.into_iter().collect()
 }
 
-/// While statements are held.
+/// While statements are held, and long enough before they are let go that what was done can be undone: a guard that is
+/// still there then refuses them.
 async fn within(
     job: &Job,
     what: &str,
     task: impl Future<Output = Result<(), StepError>>,
 ) -> Result<(), StepError> {
-    let most = job.knobs.borrow().hold;
+    const PARTS: u32 = 5;
+    let most = {
+        let knobs = job.knobs.borrow();
+        knobs.hold.saturating_sub(knobs.drain) / PARTS
+    };
     let done = tokio::time::timeout(most, task).await;
     done.unwrap_or_else(|_| {
         Err(StepError::Again {

@@ -12,7 +12,7 @@ WITH mine AS (SELECT FROM shardway.workflow WHERE id = $1 AND version = $2 AND t
     held AS (INSERT INTO shardway.hold AS h (workflow, attempt, state, moving, deadline) \
         SELECT $1, $4, 'held', $5::text::jsonb, clock_timestamp() + make_interval(secs => $6) FROM mine \
         ON CONFLICT (workflow) DO UPDATE SET attempt = excluded.attempt, state = 'held', moving = excluded.moving, \
-            begun = clock_timestamp(), deadline = excluded.deadline WHERE h.attempt < excluded.attempt RETURNING 1) \
+            begun = clock_timestamp(), deadline = excluded.deadline, activating = false WHERE h.attempt < excluded.attempt RETURNING 1) \
 SELECT pg_notify('shardway', 'hold') FROM held";
 /// Who may still serve and has not said that nobody is at the keys.
 const OPEN: &str = "\
@@ -25,6 +25,9 @@ SELECT coalesce((SELECT state = 'held' AND deadline > clock_timestamp() FROM sha
 const RELEASE: &str = "\
 WITH released AS (UPDATE shardway.hold SET state = 'released' WHERE workflow = $1 AND attempt = $2 AND state = 'held' \
     RETURNING 1) SELECT pg_notify('shardway', 'hold') FROM released";
+const ACTIVATED: &str = "\
+WITH activated AS (UPDATE shardway.hold SET activating = false WHERE workflow = $1 AND attempt = $2 AND activating \
+    RETURNING 1) SELECT pg_notify('shardway', 'hold') FROM activated";
 const FORGET: &str = "\
 WITH held AS (DELETE FROM shardway.held WHERE workflow = $1) DELETE FROM shardway.hold WHERE workflow = $1";
 const TOOK: &str = "\
@@ -112,6 +115,15 @@ pub(super) async fn drained(
 /// [`AskError`].
 pub(super) async fn release(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
     lease.query(RELEASE, &[&workflow, &attempt]).await?;
+    Ok(())
+}
+
+/// The new owners know what is theirs: statements go on.
+///
+/// # Errors
+/// [`AskError`].
+pub(super) async fn activated(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
+    lease.query(ACTIVATED, &[&workflow, &attempt]).await?;
     Ok(())
 }
 

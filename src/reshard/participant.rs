@@ -139,7 +139,7 @@ impl Participant {
     /// What is held, after those whose deadline has passed were ended.
     async fn read(&self, registry: &Registry) -> Result<Read, AskError> {
         let read = registry.read_holds().await?;
-        let has_passed = |hold: &&Reported| hold.left <= 0.0;
+        let has_passed = |hold: &&Reported| hold.state == Held::Held && hold.left <= 0.0;
         if !held(&read).any(|hold| has_passed(&hold)) {
             return Ok(read);
         }
@@ -214,7 +214,9 @@ pub struct Ended {
 }
 
 fn held(read: &Read) -> impl Iterator<Item = &Reported> {
-    read.holds.iter().filter(|hold| hold.state == Held::Held)
+    read.holds
+        .iter()
+        .filter(|hold| matches!(hold.state, Held::Held | Held::Activating))
 }
 
 /// What is held here and there no more.

@@ -172,6 +172,15 @@ impl Held {
             joins: Vec::new(),
         };
         engine.flip(&flip, &[]).unwrap();
+        // Its new owners know it.
+        let registry = &engine.registry;
+        let activated = async {
+            let home = registry.lease(registry.home()).await.unwrap();
+            let told = "update shardway.hold set activating = false; notify shardway, 'hold'";
+            home.batch_execute(told).await.unwrap();
+            home.done();
+        };
+        engine.runtime.block_on(activated);
     }
 
     /// Both proxies hold, and nobody is at it.

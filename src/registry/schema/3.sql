@@ -58,7 +58,9 @@ CREATE TABLE shardway.hold (
     -- A list of sets of keys, by group.
     moving jsonb NOT NULL,
     begun timestamptz NOT NULL DEFAULT clock_timestamp(),
-    deadline timestamptz NOT NULL
+    deadline timestamptz NOT NULL,
+    -- Committed, and the new owners do not know it yet: statements are held until they do, or the deadline.
+    activating boolean NOT NULL DEFAULT false
 );
 
 -- What each proxy says of a hold: it holds, and nothing that touches the keys is under way.
