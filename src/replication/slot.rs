@@ -63,7 +63,7 @@ pub enum WalStatus {
 /// Makes a persistent slot. One that was left in the making by an earlier attempt is made anew.
 ///
 /// # Errors
-/// [`SlotError`]; [`ReplicationError::Timeout`] while transactions of before go on: [`older`] tells which.
+/// [`SlotError`]; [`ReplicationError::Timeout`] while transactions of before go on: the error tells which.
 pub async fn make(
     source: &Client,
     commands: &mut Connection,
