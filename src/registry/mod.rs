@@ -388,11 +388,25 @@ impl Registry {
             self.tell(shard, before, now);
         }
         let all = shards.iter().all(Result::is_ok);
+        // Where there is no schema of ours, and we may not make one, there never was a map.
+        let never = matches!(
+            &shards[self.home.index()],
+            Err(NotReady::NoSchema {
+                fault: SchemaFault::NotAllowed { .. },
+                ..
+            })
+        );
         // The map may have been renewed meanwhile.
-        self.known.rcu(|known| Known {
-            installation,
-            shards: shards.clone(),
-            ..Known::clone(known)
+        self.known.rcu(|known| {
+            let mut now = Known {
+                installation,
+                shards: shards.clone(),
+                ..Known::clone(known)
+            };
+            if never && now.map.is_none() && now.standing == Standing::Unread {
+                now.standing = Standing::Known;
+            }
+            now
         });
         if all && !self.numbered.load(Ordering::Relaxed) {
             let numbered = self.number_shards().await;

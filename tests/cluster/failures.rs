@@ -37,8 +37,20 @@ async fn name_of(client: &Client, id: i64) -> Result<String, tokio_postgres::Err
 #[test]
 fn a_shard_that_is_down_at_the_start_is_told_and_the_others_are_served() {
     let (sandbox, settings) = shards();
+    // Whose keys are whose is known from an earlier start, at which all were up.
+    let mut earlier = serve(&sandbox);
+    until("the map is known", || {
+        let key = customers_on(&settings, 1)[0];
+        block_on(async { name_of(&earlier.target().connect().await, key).await }).is_ok()
+    });
+    earlier.signal("TERM");
+    earlier.wait();
     sandbox.cluster(1).stop();
     let proxy = serve(&sandbox);
+    until("the map is read", || {
+        let key = customers_on(&settings, 0)[0];
+        block_on(async { name_of(&proxy.target().connect().await, key).await }).is_ok()
+    });
     let keys = [0, 1, 2].map(|shard| customers_on(&settings, shard)[0]);
     block_on(async {
         // Each session chooses a shard for what any can answer: none may choose the one that is down.
