@@ -50,6 +50,8 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
         for verb in ["cutover", "rollback", "cutover"] {
             stage.must(&[verb]).await;
             stage.until("reverse").await;
+            let pause = &stage.status().await["progress"]["cutover.pause_ms"];
+            println!("{verb}: statements were held for {pause} ms at most");
         }
         stage.must(&["finish"]).await;
         stage.until("done").await;

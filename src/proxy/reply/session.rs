@@ -316,7 +316,7 @@ pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Not
             "{which} rows of tables of group \"{group}\": what it has copied would not be changed. (SW403)"
         )),
         hint: Some(format!(
-            "{instead} until it is finished (SHOW RESHARD in the console, shardway reshard status), or end it by shardway reshard abort."
+            "{instead} until it is finished (shardway reshard status), or end it by shardway reshard abort."
         )),
         ..error(
             "55006",
