@@ -117,12 +117,36 @@ impl Registry {
         doubled: &[Moving],
         token: i64,
     ) -> Result<Flipped, Unflipped> {
+        self.change_map(workflow, token, |now| now.doubling(workflow, doubled))
+            .await
+    }
+
+    /// These serve no more, if they own no keys: a reshard that they had joined with is given up.
+    ///
+    /// # Errors
+    /// [`Unflipped`].
+    pub async fn leave_map(
+        &self,
+        workflow: &str,
+        leaving: &[String],
+        token: i64,
+    ) -> Result<Flipped, Unflipped> {
+        self.change_map(workflow, token, |now| now.left_by(leaving))
+            .await
+    }
+
+    async fn change_map(
+        &self,
+        workflow: &str,
+        token: i64,
+        change: impl FnOnce(Content) -> Content,
+    ) -> Result<Flipped, Unflipped> {
         let lease = self.lease(self.home).await?;
         let changed = within(async {
             lease.batch_execute("BEGIN").await?;
             let now = locked(&lease).await?;
             still_runs(&lease, workflow, token).await?;
-            let content = now.content.clone().doubling(workflow, doubled);
+            let content = change(now.content.clone());
             let flipped = if content == now.content {
                 let epoch = lease
                     .query_one("SELECT epoch FROM shardway.epoch", &[])

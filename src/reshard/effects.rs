@@ -265,6 +265,10 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             .into_iter()
             .filter(|it| it.workflow == job.id)
             .collect();
+        // After a rollback a shard that had joined serves reference tables, which are about to go.
+        let leaving = &job.plan.joins;
+        let left = self.registry.leave_map(&job.id, leaving, job.token).await;
+        left.map_err(|error| of_map("giving it up", error))?;
         // Nobody writes by an older map when the guards go.
         self.all_know(job, &doubled).await?;
         Box::pin(steps::abort::run(job)).await?;

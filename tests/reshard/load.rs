@@ -37,6 +37,7 @@ pub(crate) struct Seen {
     pub(crate) answered: AtomicU64,
     /// The longest that one of them took, in microseconds.
     pub(crate) longest: AtomicU64,
+    proxies: Mutex<Vec<Config>>,
     next: AtomicU64,
     stop: AtomicBool,
 }
@@ -51,10 +52,8 @@ impl Load {
     /// So many clients, shared out among the proxies.
     pub(crate) fn start(proxies: &[Config], clients: u64) -> Self {
         let seen = Arc::new(Seen::default());
-        let each = (0..clients).map(|number| {
-            let proxy = proxies[number as usize % proxies.len()].clone();
-            tokio::spawn(work(proxy, number, Arc::clone(&seen)))
-        });
+        seen.goes_to(proxies);
+        let each = (0..clients).map(|number| tokio::spawn(work(number, Arc::clone(&seen))));
         Self {
             clients: each.collect(),
             seen,
@@ -72,6 +71,16 @@ impl Load {
 }
 
 impl Seen {
+    /// From the next connection on.
+    pub(crate) fn goes_to(&self, proxies: &[Config]) {
+        *self.proxies.lock().unwrap() = proxies.to_vec();
+    }
+
+    fn proxy(&self, number: u64) -> Config {
+        let proxies = self.proxies.lock().unwrap();
+        proxies[number as usize % proxies.len()].clone()
+    }
+
     fn number(&self) -> i64 {
         self.next.fetch_add(1, Ordering::Relaxed).cast_signed()
     }
@@ -95,10 +104,10 @@ impl Seen {
 }
 
 /// One client: connects again whenever its connection ends.
-async fn work(proxy: Config, number: u64, seen: Arc<Seen>) {
+async fn work(number: u64, seen: Arc<Seen>) {
     let mut random = Random(number * 7919 + 1);
     while !seen.stop.load(Ordering::Relaxed) {
-        match open_session(&proxy).await {
+        match open_session(&seen.proxy(number)).await {
             Ok(client) => session(&client, &mut random, &seen).await,
             Err(error) => {
                 seen.failed(&error);

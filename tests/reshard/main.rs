@@ -70,6 +70,52 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
 }
 
 #[test]
+fn a_leader_that_dies_at_any_point_of_a_cutover_is_replaced_and_nothing_is_lost() {
+    let stage = Stage::open();
+    let mut plain = stage.proxy("");
+    block_on(async {
+        stage.fill(&plain).await;
+        let load = Load::start(&[to(&plain)], 4);
+        stage.must(&[&["start"], &TO[..]].concat()).await;
+        stage.until("ready").await;
+        for (point, verb) in [
+            ("after_hold", "cutover"),
+            ("after_fence", "rollback"),
+            ("after_drain", "cutover"),
+            ("after_flip", "rollback"),
+            ("after_activate", "cutover"),
+            ("before_reverse", "rollback"),
+        ] {
+            let mut armed = stage.proxy(&format!("{point}:kill"));
+            load.seen.goes_to(&[to(&armed)]);
+            plain.signal("KILL");
+            let dies = async {
+                tokio::task::spawn_blocking(move || armed.wait())
+                    .await
+                    .unwrap();
+                plain = stage.proxy("");
+                load.seen.goes_to(&[to(&plain)]);
+            };
+            // The command waits for the end of the cutover, whoever leads it.
+            let verbs = [verb];
+            tokio::join!(stage.must(&verbs), dies);
+            stage.until("reverse").await;
+            println!("{point}, {verb}: done");
+        }
+        stage.must(&["cutover"]).await;
+        stage.until("reverse").await;
+        stage.must(&["finish"]).await;
+        stage.until("done").await;
+        let seen = load.stop().await;
+        stage.adds_up(&to(&plain), &seen).await;
+        stage.is_clean().await;
+        let errors = seen.errors.lock().unwrap().clone();
+        let wrong = errors.iter().find(|error| error.starts_with("wrong"));
+        assert_eq!(wrong, None);
+    });
+}
+
+#[test]
 fn an_aborted_reshard_leaves_nothing_behind() {
     let stage = Stage::open();
     let proxy = stage.proxy("");
@@ -78,6 +124,11 @@ fn an_aborted_reshard_leaves_nothing_behind() {
         let load = Load::start(&[to(&proxy)], 4);
         stage.must(&[&["start"], &TO[..]].concat()).await;
         stage.until("ready").await;
+        // A shard that has joined leaves with it.
+        for verb in ["cutover", "rollback"] {
+            stage.must(&[verb]).await;
+            stage.until("reverse").await;
+        }
         stage.must(&["abort"]).await;
         stage.until("aborted").await;
         let seen = load.stop().await;

@@ -178,6 +178,15 @@ impl Content {
         self.doubling(workflow, doubled)
     }
 
+    /// The content without these among the shards that serve, but for those that own keys.
+    #[must_use]
+    pub fn left_by(mut self, leaving: &[String]) -> Self {
+        let owners = self.owners.shards();
+        self.members
+            .retain(|member| owners.contains(member) || !leaving.contains(member));
+        self
+    }
+
     /// The content with this on other shards because of a workflow, and nothing else because of it.
     #[must_use]
     pub fn doubling(mut self, workflow: &str, doubled: &[Moving]) -> Self {
