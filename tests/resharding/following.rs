@@ -434,6 +434,8 @@ fn where_it_stops_is_what_an_exported_snapshot_sees() {
                 made.snapshot.unwrap()
             );
             client.batch_execute(&snapshot).await.unwrap();
+            // The next round wants the name.
+            commands.drop_slot("exact").await.unwrap();
             let paused = soon(follower.advance(paused, made.consistent)).await;
             for (table, columns) in [
                 ("t", "tenant, id, n, note"),

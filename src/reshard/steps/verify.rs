@@ -152,7 +152,10 @@ async fn one<H: Halts>(job: &Job, halts: &H, unit: &Unit<'_>) -> Result<Compared
     begin(&here, Some(&shown)).await.about(&what)?;
     let halted = halts.go_to(source, halted, slot.consistent).await?;
     begin(&there, None).await.about(&what)?;
-    drop((halted, slots));
+    drop(halted);
+    // By name, as the server may take its time to notice that a connection is gone, and the next table wants the same name.
+    slots.drop_slot(&name).await.about(&what)?;
+    drop(slots);
     let side = |client| Side {
         client,
         condition: unit.condition.as_str(),
