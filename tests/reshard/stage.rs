@@ -31,8 +31,12 @@ pub(crate) struct Stage {
 impl Stage {
     /// The fourth server is empty.
     pub(crate) fn open() -> Self {
-        let sandbox = Sandbox::builder(environment())
-            .clusters(SHARDS)
+        let mut builder = Sandbox::builder(environment()).clusters(SHARDS);
+        // The one that joins may be of another version.
+        if let Some(programs) = std::env::var_os("SHARDWAY_PG_BIN_TO") {
+            builder = builder.cluster_with(SHARDS - 1, PathBuf::from(programs));
+        }
+        let sandbox = builder
             .setting("synchronous_commit", "on")
             .setting("wal_level", "logical")
             .setting("max_wal_senders", "20")
