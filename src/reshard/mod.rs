@@ -8,6 +8,7 @@ pub mod flows;
 mod hold;
 pub mod job;
 pub mod leader;
+pub mod lines;
 pub mod participant;
 pub mod plan;
 pub mod planning;

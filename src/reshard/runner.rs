@@ -9,6 +9,7 @@ use super::{
     effects::{Ground, since},
     job::{Job, Knobs, Progress, StepError},
     leader,
+    lines::Lines,
     record::{self, Stored, word},
     servers::Server,
     state::{Effect, Event, Next, Record, State, Step, Stopped, Waiting},
@@ -221,6 +222,8 @@ struct Run<'a> {
     stored: Stored,
     knobs: watch::Sender<Knobs>,
     progress: Arc<Progress>,
+    /// Kept for as long as a cutover is tried.
+    lines: Arc<Lines>,
     streams: Vec<Follower>,
     /// Which way they go.
     flips: i32,
@@ -255,6 +258,7 @@ impl<'a> Run<'a> {
             runner,
             knobs: watch::Sender::new(stored.knobs.clone()),
             progress,
+            lines: Arc::default(),
             streams: Vec::new(),
             flips: stored.record.flips,
             pause: PAUSE.0,
@@ -281,6 +285,7 @@ impl<'a> Run<'a> {
             servers: Arc::clone(&self.runner.servers),
             home: home.name(home.home()).to_owned(),
             progress: Arc::clone(&self.progress),
+            lines: Arc::clone(&self.lines),
         };
         // Committed: the record speaks of the next cutover already.
         if record.step == Some(Step::Committed) {
@@ -371,6 +376,7 @@ impl<'a> Run<'a> {
 
     async fn wait(&mut self, waiting: Waiting) -> Result<(), Left> {
         self.progress.set("waiting_for", word(&waiting));
+        self.lines.close();
         self.lags();
         self.show_now().await;
         let idle = matches!(waiting, Waiting::Operator) && !self.streams.is_empty();
@@ -436,11 +442,14 @@ impl<'a> Run<'a> {
             Ended::With(Ok(())) => {
                 self.pause = PAUSE.0;
                 self.progress.set("problem", Value::Null);
-                if self.stored.record.state == State::Cutover {
+                if self.stored.record.state == State::Cutover && effect != Effect::Hold {
                     self.progress.set(format!("cutover.{name}_ms"), took);
                 }
                 if effect == Effect::Commit {
-                    return self.reload().await;
+                    // With the map.
+                    self.stored.record = self.stored.record.committed();
+                    self.stored.version += 1;
+                    return Ok(());
                 }
                 if effect == Effect::Activate {
                     self.show_now().await;

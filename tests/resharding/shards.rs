@@ -230,6 +230,7 @@ impl<'a> Shards<'a> {
             servers: Arc::new(servers.collect::<BTreeMap<String, Server>>()),
             home: home.clone(),
             progress: Arc::default(),
+            lines: Arc::default(),
         };
         Reshard { job, knobs }
     }

@@ -228,6 +228,7 @@ impl Stage {
                 servers: Arc::new(servers),
                 home: "a".to_owned(),
                 progress: Arc::new(Progress::default()),
+                lines: Arc::default(),
             },
             _knobs: knobs,
         };

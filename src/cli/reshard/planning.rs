@@ -54,6 +54,7 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
         servers: Arc::clone(&site.servers),
         home: site.home().to_owned(),
         progress: Arc::new(Progress::default()),
+        lines: Arc::default(),
     };
     let tools = Tools {
         pg_dump: site.database.pg_dump.clone(),
