@@ -17,6 +17,6 @@ pub mod servers;
 pub mod state;
 pub mod statements;
 pub mod steps;
-mod throttle;
+pub mod throttle;
 pub mod verify;
 pub mod wish;
