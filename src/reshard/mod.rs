@@ -18,7 +18,7 @@ pub mod servers;
 pub mod state;
 pub mod statements;
 pub mod steps;
-mod throttle;
+pub mod throttle;
 pub mod told;
 pub mod verify;
 pub mod wish;
