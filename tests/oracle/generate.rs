@@ -114,6 +114,19 @@ impl Generator {
         }
     }
 
+    /// A read by itself.
+    pub(crate) fn reading(mut self) -> Statement {
+        let (shape, sql) = self.read();
+        Statement {
+            setting: None,
+            sql,
+            parameters: self.parameters,
+            ordered: self.ordered,
+            usage: Use::Read,
+            shape,
+        }
+    }
+
     /// A read for a cursor, without parameters; whether all of its rows have a place in its order.
     pub(crate) fn cursor(mut self) -> (String, bool) {
         self.protocol = Protocol::Simple;
@@ -121,14 +134,20 @@ impl Generator {
         (sql, self.ordered)
     }
 
-    /// A table with a condition on its key, and rows for it: key, n, note.
+    /// A table with a condition on its key, and rows for it: key, n, note, and what tells rows of a key apart.
     pub(crate) fn copy(mut self) -> (&'static Table, String, Vec<Vec<String>>) {
         self.protocol = Protocol::Simple;
         let table = self.keyed();
         let filter = self.pin(table, "t");
         let rows = (0..1 + self.s.below(6)).map(|_| {
             let key = self.chosen(table).to_owned();
-            vec![key, self.v.below(7).to_string(), "copied".to_owned()]
+            let number = self.v.below(1000).to_string();
+            vec![
+                key,
+                self.v.below(7).to_string(),
+                "copied".to_owned(),
+                number,
+            ]
         });
         (table, filter, rows.collect())
     }

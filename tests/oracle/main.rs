@@ -24,9 +24,9 @@ mod schema;
 mod value;
 
 use answer::{Answer, Side};
-use moving::{Asked, Driver};
 use generate::{Generator, Statement, Use};
 use harness::{Rows, World};
+use moving::{Asked, Driver};
 use random::Random;
 use schema::Keys;
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -168,7 +168,8 @@ struct Run {
     direct: Side,
     /// By the proxy that is asked now, and by the others.
     proxied: Side,
-    others: Vec<Side>,
+    /// Each with a session of its own on the whole database, as whoever else is connected.
+    others: Vec<(Side, Side)>,
     keys: Keys,
     /// Of a run in which rows move: what was asked when.
     asked: Option<Arc<Asked>>,
@@ -186,10 +187,14 @@ impl Run {
         for proxy in world.proxied() {
             sides.push(Side::connect(&proxy).await);
         }
+        let mut others = Vec::new();
+        for side in sides.split_off(1) {
+            others.push((side, Side::connect(&world.direct()).await));
+        }
         Self {
             direct: Side::connect(&world.direct()).await,
             proxied: sides.pop().unwrap(),
-            others: sides,
+            others,
             keys: world.rows.keys(),
             asked: None,
             refused: BTreeMap::new(),
@@ -200,15 +205,17 @@ impl Run {
     }
 
     async fn learnt(&self) {
-        for side in self.others.iter().chain([&self.proxied]) {
+        let others = self.others.iter().map(|(proxied, _)| proxied);
+        for side in others.chain([&self.proxied]) {
             side.learnt().await;
         }
     }
 
     /// The other proxy is asked from now on.
     fn turn(&mut self) {
-        if let Some(other) = self.others.first_mut() {
-            std::mem::swap(&mut self.proxied, other);
+        if let Some((proxied, direct)) = self.others.first_mut() {
+            std::mem::swap(&mut self.proxied, proxied);
+            std::mem::swap(&mut self.direct, direct);
         }
     }
 
@@ -233,7 +240,8 @@ impl Run {
             format!("SET search_path TO {path}")
         };
         let strings = random.pick(&["on", "on", "on", "off"]);
-        for side in [&self.direct, &self.proxied] {
+        let others = self.others.iter().flat_map(|(one, other)| [one, other]);
+        for side in others.chain([&self.direct, &self.proxied]) {
             for set in [
                 &set,
                 &format!("SET standard_conforming_strings TO {strings}"),
@@ -273,6 +281,9 @@ impl Run {
                 .single();
             let place = format!("{place}, statement {at} of a transaction");
             let went = self.one(&statement, &place).await;
+            if !self.others.is_empty() && random.chance(20) {
+                self.beside(random, path, &place).await;
+            }
             match (went, random.below(6)) {
                 (Went::Well, 0) | (Went::Wrong, _) => {
                     self.both(&format!("ROLLBACK TO {name}"), &place).await;
@@ -284,6 +295,21 @@ impl Run {
         let end = ["COMMIT", "COMMIT", "ROLLBACK"][random.below(3)];
         self.both(end, place).await;
         statements
+    }
+
+    /// Somebody else reads while a transaction is open.
+    async fn beside(&mut self, random: &mut Random, path: &str, place: &str) {
+        let statement = loop {
+            let generator = Generator::new(random.next(), random.next(), path);
+            let statement = generator.of_keys(self.keys).reading();
+            if statement.shape != "locking" {
+                break statement;
+            }
+        };
+        self.turn();
+        let place = format!("{place}, read by somebody else");
+        self.one(&statement, &place).await;
+        self.turn();
     }
 
     /// Both sides answer a command alike.

@@ -81,7 +81,9 @@ impl Asked {
     /// Where it stands now.
     pub(crate) fn state(&self) -> String {
         let states = self.states.lock().unwrap();
-        states.last().map_or(String::new(), |(_, state)| state.clone())
+        states
+            .last()
+            .map_or(String::new(), |(_, state)| state.clone())
     }
 
     /// Whether rows are to be compared now.
@@ -238,11 +240,11 @@ impl Driver {
             let mut args = vec!["start"];
             args.extend(what.iter().map(String::as_str));
             for knob in [
-                "chunk_rows=3",
+                "chunk_rows=5",
                 "copies=1",
-                "bytes_per_second=1500",
+                "bytes_per_second=6000",
                 "batch=3",
-                "drain_ms=1500",
+                "drain_ms=400",
                 "hold_ms=4000",
                 "lock_ms=500",
             ] {
@@ -276,19 +278,19 @@ impl Driver {
             all
         };
         match self.random.below(12) {
-            0..4 => {
+            0..3 => {
                 let (group, _) = HASHED[self.random.below(HASHED.len())];
                 let mut rest = Vec::new();
-                let from = self.random.below(500);
-                let middle = from + 1 + self.random.below(200);
-                let to = middle + 1 + self.random.below(300);
+                let from = self.random.below(200);
+                let middle = from + 200 + self.random.below(200);
+                let to = middle + 200 + self.random.below(200);
                 for (from, to) in [(from, middle - 1), (middle, to)] {
                     let shard = self.shard();
                     rest.extend(["--move".to_owned(), format!("buckets={from}-{to}:{shard}")]);
                 }
                 of(group, &rest)
             }
-            4 | 5 => {
+            3 | 4 => {
                 let shard = self.shard();
                 let bounds = ["", "0", "50", "100", "101", "150", "200", "9000"];
                 let from = self.random.below(bounds.len() - 1);
@@ -297,14 +299,21 @@ impl Driver {
                 let what = format!("range=[{from},{to}):{shard}");
                 of("spans", &["--move".to_owned(), what])
             }
-            6 => {
+            5 => {
                 let shard = self.shard();
-                let bounds = ["", "2000-01-01", "2026-01-15", "2026-01-31", "2026-02-10", ""];
+                let bounds = [
+                    "",
+                    "2000-01-01",
+                    "2026-01-15",
+                    "2026-01-31",
+                    "2026-02-10",
+                    "",
+                ];
                 let at = self.random.below(bounds.len() - 1);
                 let what = format!("range=[{},{}):{shard}", bounds[at], bounds[at + 1]);
                 of("months", &["--move".to_owned(), what])
             }
-            7 | 8 => {
+            6 => {
                 let mut rest = Vec::new();
                 let keys = schema::keys("regions");
                 let (one, other) = (self.random.below(4), 4 + self.random.below(keys.len() - 4));
@@ -314,7 +323,7 @@ impl Driver {
                 }
                 of("regions", &rest)
             }
-            9 | 10 => {
+            7 => {
                 let (group, keys) = HASHED[self.random.below(HASHED.len())];
                 let keys = schema::keys(keys);
                 let mut rest = Vec::new();
@@ -327,7 +336,10 @@ impl Driver {
             }
             _ => {
                 let to = ["s0,s1,s2,s3", "s0,s1,s2", "s1,s2,s3", "s3,s0"];
-                vec!["--to".to_owned(), to[self.random.below(to.len())].to_owned()]
+                vec![
+                    "--to".to_owned(),
+                    to[self.random.below(to.len())].to_owned(),
+                ]
             }
         }
     }
@@ -338,7 +350,10 @@ impl Driver {
         loop {
             let stands = stands(&self.home).await.unwrap();
             let with_step = format!("{} {}", stands.state, stands.step);
-            if wanted.iter().any(|it| *it == stands.state || *it == with_step) {
+            if wanted
+                .iter()
+                .any(|it| *it == stands.state || *it == with_step)
+            {
                 return;
             }
             let waits = format!("waits for {wanted:?} in {with_step}");

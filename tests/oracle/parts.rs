@@ -3,8 +3,9 @@
 use crate::{
     Run,
     answer::{Answer, Side, failed},
-    generate::{Generator, Statement},
+    generate::{Generator, Statement, Use},
     random::Random,
+    schema::{Keys, TABLES, Table, quoted},
     short,
     value::Raw,
 };
@@ -15,16 +16,35 @@ use tokio_postgres::{CopyInSink, Error, types::ToSql};
 impl Run {
     /// A COPY each way, a cursor and a portal; how many statements.
     pub(crate) async fn parts(&mut self, random: &mut Random, path: &str, place: &str) -> usize {
-        let mut done = self.copies(random, path, place).await;
+        let mut done = self.whole(random, place).await;
+        done += self.copies(random, path, place).await;
         done += self.cursor(random, path, place).await;
         done + self.portal(random, path, place).await
+    }
+
+    /// Everything that is there, row by row and counted.
+    async fn whole(&mut self, random: &mut Random, place: &str) -> usize {
+        let sharded: Vec<&Table> = TABLES.iter().filter(|table| table.sharded()).collect();
+        let tables = [0; 3].map(|_| sharded[random.below(sharded.len())]);
+        for table in tables {
+            let (name, key) = (table.full_name(), quoted(table.key));
+            let what = random.pick(&["*", "count(*), count(n), sum(n)", "count(DISTINCT n)"]);
+            let also = random.pick(&["", " WHERE n IS NOT NULL", " WHERE n < 4"]);
+            let sql = match random.below(3) {
+                0 => format!("SELECT {what} FROM {name} t{also}"),
+                1 => format!("SELECT {key}, count(*) FROM {name} t{also} GROUP BY 1 ORDER BY 1"),
+                _ => format!("SELECT {what} FROM {name} t{also}"),
+            };
+            self.one(&plain(sql, "whole table"), place).await;
+        }
+        tables.len()
     }
 
     async fn copies(&mut self, random: &mut Random, path: &str, place: &str) -> usize {
         let generator = Generator::new(random.next(), random.next(), path).of_keys(self.keys);
         let (table, filter, rows) = generator.copy();
         let name = table.full_name();
-        let key = crate::schema::quoted(table.key);
+        let key = quoted(table.key);
         let format = random.pick(&["", " (FORMAT csv)", " WITH (FORMAT text, NULL 'none')"]);
         let out = match random.below(3) {
             0 => format!("COPY {name} TO STDOUT{format}"),
@@ -39,8 +59,13 @@ impl Run {
         })
         .await;
         self.both("BEGIN", place).await;
-        let copy = format!("COPY {name} ({key}, n, note) FROM STDIN");
-        let lines: String = rows.iter().map(|row| line(row)).collect();
+        let (also, width) = match (table.unique, self.keys) {
+            ("", Keys::OfAll) => (", seq", 4),
+            ("acct_id, no", _) => (", no", 4),
+            _ => ("", 3),
+        };
+        let copy = format!("COPY {name} ({key}, n, note{also}) FROM STDIN");
+        let lines: String = rows.iter().map(|row| line(&row[..width])).collect();
         let begun = Instant::now();
         let proxied = self.proxied.copied_in(&copy, &lines).await;
         self.note(begun, &proxied, &copy);
@@ -50,7 +75,11 @@ impl Run {
         })
         .await;
         let refused = matches!(proxied, Answer::Refused(_));
-        let end = if refused || random.chance(60) { "ROLLBACK" } else { "COMMIT" };
+        let end = if refused || random.chance(60) {
+            "ROLLBACK"
+        } else {
+            "COMMIT"
+        };
         self.both(end, place).await;
         2
     }
@@ -61,19 +90,16 @@ impl Run {
         let (sql, ordered) = generator.cursor();
         self.both("BEGIN", place).await;
         let declare = format!("DECLARE part CURSOR FOR {sql}");
-        let statement = |sql: String| Statement {
-            sql,
-            parameters: Vec::new(),
-            ordered: false,
-            usage: crate::generate::Use::Read,
-            setting: None,
-            shape: "cursor",
-        };
+        let statement = |sql| plain(sql, "cursor");
         let mut done = 1;
         if self.one(&statement(declare.clone()), place).await == crate::Went::Well {
             let place = format!("{place}, of {declare}");
             let fetches: &[&str] = if ordered {
-                &["FETCH 2 FROM part", "FETCH FROM part", "FETCH ALL FROM part"]
+                &[
+                    "FETCH 2 FROM part",
+                    "FETCH FROM part",
+                    "FETCH ALL FROM part",
+                ]
             } else {
                 &["FETCH ALL FROM part", "FETCH FROM part"]
             };
@@ -139,6 +165,17 @@ impl Run {
                 short(proxied)
             ));
         }
+    }
+}
+
+fn plain(sql: String, shape: &'static str) -> Statement {
+    Statement {
+        sql,
+        parameters: Vec::new(),
+        ordered: false,
+        usage: Use::Read,
+        setting: None,
+        shape,
     }
 }
 
