@@ -15,6 +15,8 @@
 )]
 #[path = "../cluster/harness.rs"]
 mod harness;
+mod kinds;
+mod ledger;
 mod load;
 mod stage;
 

@@ -1,4 +1,4 @@
-//! Four servers, of which three have the rows, proxies before them, and the commands of a reshard.
+//! Servers of which some have the rows, proxies before them, and the commands of a reshard.
 
 use crate::{
     harness::{PATIENCE, Proxy, SHARDWAY, environment, open_session},
@@ -23,36 +23,90 @@ create table wide (id bigint primary key, small int not null, big text not null)
 alter table wide alter big set storage external; \
 create table rate (id int primary key, rate numeric(10, 4) not null)";
 
+/// What the servers have at first, and what configurations say of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    pub(crate) servers: usize,
+    /// How many of them have the tables, from the first on.
+    pub(crate) filled: usize,
+    pub(crate) tables: String,
+    /// How many of them the configuration names as shards, from the first on.
+    pub(crate) shards: usize,
+    /// Lines of the database's own section.
+    pub(crate) database: String,
+    /// The sections of groups and other tables.
+    pub(crate) sections: String,
+}
+
 pub(crate) struct Stage {
     pub(crate) sandbox: Sandbox,
+    /// What configurations that are written from now on say.
+    pub(crate) setting: Setting,
     config: PathBuf,
 }
 
+impl Default for Setting {
+    /// Three servers have the tables of [`crate::load`], the fourth is empty.
+    fn default() -> Self {
+        Self {
+            servers: SHARDS,
+            filled: SHARDS - 1,
+            tables: TABLES.to_owned(),
+            shards: SHARDS,
+            database: "control = { user = \"postgres\" }".to_owned(),
+            sections: "[databases.postgres.groups.g]\nmethod = \"hash\"\n\
+                 key_type = \"bigint\"\nbuckets = 64\nshards = [\"s0\", \"s1\", \"s2\"]\n\
+                 tables = { \"public.account\" = \"id\", \"public.entry\" = \"account\", \"public.wide\" = \"id\" }\n\
+                 [databases.postgres.tables]\nreference = [\"public.rate\"]"
+                .to_owned(),
+        }
+    }
+}
+
 impl Stage {
-    /// The fourth server is empty.
+    /// As [`Setting::default`] says.
     pub(crate) fn open() -> Self {
-        let sandbox = Sandbox::builder(environment())
-            .clusters(SHARDS)
+        Self::of(Setting::default())
+    }
+
+    pub(crate) fn of(setting: Setting) -> Self {
+        let mut builder = Sandbox::builder(environment()).clusters(setting.servers);
+        // The one that joins may be of another version.
+        if let Some(programs) = std::env::var_os("SHARDWAY_PG_BIN_TO") {
+            builder = builder.cluster_with(setting.servers - 1, PathBuf::from(programs));
+        }
+        let sandbox = builder
             .setting("synchronous_commit", "on")
             .setting("wal_level", "logical")
             .setting("max_wal_senders", "20")
             .setting("max_replication_slots", "20")
             .start()
             .unwrap();
-        for shard in 0..SHARDS - 1 {
+        for shard in 0..setting.filled {
             crate::block_on(async {
                 let client = session(&sandbox, shard).await;
-                client.batch_execute(TABLES).await.unwrap();
+                client.batch_execute(&setting.tables).await.unwrap();
             });
         }
         let config = sandbox.root().join("reshard.toml");
-        let stage = Self { sandbox, config };
-        std::fs::write(&stage.config, stage.text()).unwrap();
+        let stage = Self {
+            sandbox,
+            setting,
+            config,
+        };
+        stage.write();
         stage
     }
 
-    fn text(&self) -> String {
-        let shards: String = (0..SHARDS)
+    /// Writes the configuration that commands read.
+    pub(crate) fn write(&self) {
+        std::fs::write(&self.config, self.text()).unwrap();
+    }
+
+    /// A configuration as the setting says now.
+    pub(crate) fn text(&self) -> String {
+        let setting = &self.setting;
+        let shards: String = (0..setting.shards)
             .map(|at| {
                 let port = self.sandbox.cluster(at).port();
                 format!("shards.s{at} = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n")
@@ -60,10 +114,8 @@ impl Stage {
             .collect();
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 2\n[databases.postgres]\n\
-             control = {{ user = \"postgres\" }}\n{shards}[databases.postgres.groups.g]\nmethod = \"hash\"\n\
-             key_type = \"bigint\"\nbuckets = 64\nshards = [\"s0\", \"s1\", \"s2\"]\n\
-             tables = {{ \"public.account\" = \"id\", \"public.entry\" = \"account\", \"public.wide\" = \"id\" }}\n\
-             [databases.postgres.tables]\nreference = [\"public.rate\"]\n[users.postgres]\nauth = \"trust\"\n"
+             {}\n{shards}{}\n[users.postgres]\nauth = \"trust\"\n",
+            setting.database, setting.sections
         )
     }
 
@@ -76,6 +128,18 @@ impl Stage {
             &armed[..]
         };
         Proxy::start_with(self.sandbox.root(), &self.text(), environment)
+    }
+
+    /// Waits until a proxy can write on several shards.
+    pub(crate) async fn ready(&self, proxy: &Proxy) {
+        let client = open_session(&to(proxy)).await.unwrap();
+        let begun = Instant::now();
+        let write = "begin; delete from country where false; commit";
+        while let Err(error) = client.batch_execute(write).await {
+            assert!(begun.elapsed() < PATIENCE, "never ready: {error:?}");
+            client.batch_execute("rollback").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Rows, through a proxy, once it can write on several shards.
@@ -176,10 +240,9 @@ impl Stage {
         }
     }
 
-    /// After finish or abort: each row is on one shard only, and nothing of a reshard is left.
-    pub(crate) async fn is_clean(&self) {
-        let (mut accounts, mut entries) = (Vec::new(), Vec::new());
-        for shard in 0..SHARDS {
+    /// Nothing of a reshard is left on any server.
+    pub(crate) async fn has_nothing_left(&self) {
+        for shard in 0..self.setting.servers {
             let client = self.session(shard).await;
             let left = client
                 .query(
@@ -193,6 +256,45 @@ impl Stage {
                 .unwrap();
             let left: Vec<String> = left.iter().map(|row| row.get(0)).collect();
             assert!(left.is_empty(), "s{shard}: {left:?}");
+            self.has_no_records(shard, &client).await;
+        }
+    }
+
+    /// None but of what is over, on the shard that keeps it, and of who owns what.
+    async fn has_no_records(&self, shard: usize, client: &Client) {
+        let known: bool = client
+            .query_one("select to_regclass('shardway.runner') is not null", &[])
+            .await
+            .unwrap()
+            .get(0);
+        if !known {
+            return;
+        }
+        for table in [
+            "cleanup",
+            "chunk",
+            "chunk_done",
+            "apply_progress",
+            "schema_step",
+            "made",
+            "fence",
+            "runner",
+        ] {
+            let count = format!("select count(*) from shardway.{table}");
+            let rows: i64 = client.query_one(&count, &[]).await.unwrap().get(0);
+            assert_eq!(rows, 0, "s{shard}: records in {table}");
+        }
+        let guards = "select count(*) from pg_proc where proname like 'shardway_guard%'";
+        let guards: i64 = client.query_one(guards, &[]).await.unwrap().get(0);
+        assert_eq!(guards, 0, "s{shard}: functions of guards");
+    }
+
+    /// After finish or abort: each row is on one shard only, and nothing of a reshard is left.
+    pub(crate) async fn is_clean(&self) {
+        self.has_nothing_left().await;
+        let (mut accounts, mut entries) = (Vec::new(), Vec::new());
+        for shard in 0..self.setting.servers {
+            let client = self.session(shard).await;
             let has: bool = client
                 .query_one("select to_regclass('public.account') is not null", &[])
                 .await

@@ -66,7 +66,10 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
 fn wishes(args: &PlanArgs) -> Result<Vec<Wish>, Fault> {
     let mut wishes = Vec::new();
     if !args.to.is_empty() {
-        wishes.push(Wish::Spread(args.to.clone()));
+        wishes.push(Wish::Spread {
+            group: args.group.clone(),
+            to: args.to.clone(),
+        });
     }
     for text in &args.moves {
         wishes.push(Wish::of_move(text, args.group.clone())?);
