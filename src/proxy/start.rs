@@ -305,6 +305,8 @@ impl Session {
             several: super::several::Several::default(),
             ticket: None,
             began_on: None,
+            kept: None,
+            again: None,
             listening: None,
             welcoming: false,
             reported: Reported::default(),

@@ -244,7 +244,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         activate(job, now.epoch).await?;
         failpoint::reached("after_activate").await;
         self.at_home("letting statements go on", async |lease| {
-            hold::activated(lease, &job.id, job.attempt).await
+            hold::settled(lease, &job.id, job.attempt).await
         })
         .await?;
         self.tell(job, TOLD).await;

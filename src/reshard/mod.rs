@@ -5,6 +5,7 @@
 pub mod dump;
 pub mod effects;
 pub mod flows;
+pub mod helping;
 mod hold;
 pub mod job;
 pub mod leader;
