@@ -67,8 +67,7 @@ impl Show {
         assert!(plan.contains("it can begin"), "{plan}");
         stage.must(&[&["start"], wish, &KNOBS[..]].concat()).await;
         stage.until("ready").await;
-        stage.must(&["verify"]).await;
-        stage.until("ready").await;
+        stage.verify().await;
         for verb in ["cutover", "rollback", "cutover"] {
             self.clients.more(20).await;
             stage.must(&[verb]).await;
@@ -78,13 +77,13 @@ impl Show {
         stage.must(&["finish"]).await;
         stage.until("done").await;
         self.clients.more(20).await;
-        stage.has_nothing_left().await;
     }
 
     /// Ends the clients, none of whose statements failed; everything is where it belongs.
     async fn end(self) -> (Stage, [Proxy; 2], Arc<Told>) {
         let told = self.clients.stop().await;
         told.adds_up(&self.stage, "g").await;
+        self.stage.has_nothing_left().await;
         (self.stage, self.proxies, told)
     }
 

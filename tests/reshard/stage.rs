@@ -200,6 +200,21 @@ impl Stage {
         }
     }
 
+    /// Compares everything once more.
+    pub(crate) async fn verify(&self) {
+        let round = self.status().await["round"].as_i64().unwrap();
+        self.must(&["verify"]).await;
+        let begun = Instant::now();
+        loop {
+            let status = self.status().await;
+            if status["state"] == "ready" && status["round"].as_i64() > Some(round) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "never compared: {status:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub(crate) async fn session(&self, shard: usize) -> Client {
         session(&self.sandbox, shard).await
     }
