@@ -1,7 +1,10 @@
 //! Owners and sets of keys say the same; agreement and additions.
 
 use super::*;
-use crate::{catalog::moving::Move, config::load::load_str};
+use crate::{
+    catalog::moving::{Move, Part},
+    config::load::load_str,
+};
 use std::path::Path;
 
 fn snapshot(shards: usize, groups: &str) -> Snapshot {
@@ -195,11 +198,8 @@ fn a_shard_that_gave_its_buckets_away_need_not_be_in_the_file() {
         if let Part::Buckets { runs, .. } = &mut keys.part {
             let (first, end) = runs[0];
             let middle = first.midpoint(end);
-            *runs = vec![if shard == "s0" {
-                (first, middle)
-            } else {
-                (middle, end)
-            }];
+            let end = if shard == "s0" { middle } else { end };
+            *runs = vec![(first, end)];
         }
         let moved = Move {
             group: "g".to_owned(),
