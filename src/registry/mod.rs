@@ -184,6 +184,12 @@ impl Registry {
         &self.names[shard.index()]
     }
 
+    /// Whether something lives on a shard whoever owns the keys of groups, as the configuration says.
+    #[must_use]
+    pub fn has_more(&self, shard: &str) -> bool {
+        self.declared.keeps(shard)
+    }
+
     /// The names of all shards, in their order.
     #[must_use]
     pub fn names(&self) -> Arc<[String]> {
