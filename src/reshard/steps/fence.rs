@@ -11,6 +11,7 @@ use super::{
     records::begin,
 };
 use crate::{
+    failpoint,
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
@@ -79,6 +80,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
         }
         locked => locked.about(&what)?,
     }
+    failpoint::reached("after_guard").await;
     let marked = client
         .execute(MARK, &[&job.id, &job.attempt, &job.token])
         .await;
