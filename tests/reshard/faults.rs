@@ -13,6 +13,7 @@ use crate::{
     units::{Combination, Fault, Leg, Victim},
 };
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -149,17 +150,20 @@ impl Crew {
     pub(crate) fn unexplained(&self, seen: &Seen) -> Vec<String> {
         let (done, failures) = (self.done.lock().unwrap(), seen.failures.lock().unwrap());
         let none = |failure: &&Failure| !done.iter().any(|it| it.excuses(failure));
-        let mut each: Vec<String> = failures
-            .iter()
-            .filter(none)
-            .map(|it| {
-                let last = done.iter().rev().find(|fault| fault.begun < it.told);
-                let last = last.map_or_else(String::new, |fault| {
-                    let after = it.told - fault.begun;
-                    format!(", {after:?} after {}", fault.combination)
-                });
-                format!("{:?}{last}: {}", it.whom, it.words)
-            })
+        // Each kind once, with how often and when it was first met.
+        let mut kinds = BTreeMap::<String, (usize, Duration)>::new();
+        for failure in failures.iter().filter(none) {
+            let last = done.iter().rev().find(|fault| fault.begun < failure.told);
+            let (after, since) = last.map_or_else(
+                || ("before any fault".to_owned(), Duration::ZERO),
+                |it| (format!("after {}", it.combination), failure.told - it.begun),
+            );
+            let kind = format!("{:?} {after}: {}", failure.whom, failure.words);
+            kinds.entry(kind).or_insert((0, since)).0 += 1;
+        }
+        let each = kinds.into_iter();
+        let mut each: Vec<String> = each
+            .map(|(kind, (times, since))| format!("{times} times, first {since:?} {kind}"))
             .collect();
         each.extend(seen.wrong.lock().unwrap().iter().cloned());
         each

@@ -18,6 +18,8 @@ mod faults;
 )]
 #[path = "../cluster/harness.rs"]
 mod harness;
+mod kinds;
+mod ledger;
 mod load;
 mod points;
 mod relay;
@@ -51,7 +53,7 @@ const HELD: Duration = Duration::from_millis(3500);
 #[test]
 fn rows_move_there_and_back_and_there_again_while_clients_write() {
     let stage = Stage::open();
-    let (first, second) = (stage.proxy(), stage.proxy());
+    let (first, second) = (stage.proxy(""), stage.proxy(""));
     block_on(async {
         stage.fill(&first).await;
         let proxies = [to(&first), to(&second)];
@@ -77,7 +79,7 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
 #[test]
 fn an_aborted_reshard_leaves_nothing_behind() {
     let stage = Stage::open();
-    let proxy = stage.proxy();
+    let proxy = stage.proxy("");
     block_on(async {
         stage.fill(&proxy).await;
         let load = Load::start(&[to(&proxy)], 4);

@@ -1,4 +1,4 @@
-//! Four servers, of which three have the rows, proxies before them, and the commands of a reshard.
+//! Servers of which some have the rows, proxies before them, and the commands of a reshard.
 
 use crate::{
     faults::Crew,
@@ -24,32 +24,80 @@ create table wide (id bigint primary key, small int not null, big text not null)
 alter table wide alter big set storage external; \
 create table rate (id int primary key, rate numeric(10, 4) not null)";
 
+/// What the servers have at first, and what configurations say of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    pub(crate) servers: usize,
+    /// How many of them have the tables, from the first on.
+    pub(crate) filled: usize,
+    pub(crate) tables: String,
+    /// How many of them the configuration names as shards, from the first on.
+    pub(crate) shards: usize,
+    /// Lines of the database's own section.
+    pub(crate) database: String,
+    /// The sections of groups and other tables.
+    pub(crate) sections: String,
+}
+
 pub(crate) struct Stage {
     pub(crate) sandbox: Sandbox,
+    /// What configurations that are written from now on say.
+    pub(crate) setting: Setting,
     config: PathBuf,
 }
 
+impl Default for Setting {
+    /// Three servers have the tables of [`crate::load`], the fourth is empty.
+    fn default() -> Self {
+        Self {
+            servers: SHARDS,
+            filled: SHARDS - 1,
+            tables: TABLES.to_owned(),
+            shards: SHARDS,
+            database: "control = { user = \"postgres\" }".to_owned(),
+            sections: "[databases.postgres.groups.g]\nmethod = \"hash\"\n\
+                 key_type = \"bigint\"\nbuckets = 64\nshards = [\"s0\", \"s1\", \"s2\"]\n\
+                 tables = { \"public.account\" = \"id\", \"public.entry\" = \"account\", \"public.wide\" = \"id\" }\n\
+                 [databases.postgres.tables]\nreference = [\"public.rate\"]"
+                .to_owned(),
+        }
+    }
+}
+
 impl Stage {
-    /// The fourth server is empty.
+    /// As [`Setting::default`] says.
     pub(crate) fn open() -> Self {
+        Self::of(Setting::default())
+    }
+
+    pub(crate) fn of(setting: Setting) -> Self {
         let sandbox = Sandbox::builder(environment())
-            .clusters(SHARDS)
+            .clusters(setting.servers)
             .setting("synchronous_commit", "on")
             .setting("wal_level", "logical")
             .setting("max_wal_senders", "20")
             .setting("max_replication_slots", "20")
             .start()
             .unwrap();
-        for shard in 0..SHARDS - 1 {
+        for shard in 0..setting.filled {
             crate::block_on(async {
                 let client = session(&sandbox, shard).await;
-                client.batch_execute(TABLES).await.unwrap();
+                client.batch_execute(&setting.tables).await.unwrap();
             });
         }
         let config = sandbox.root().join("reshard.toml");
-        let stage = Self { sandbox, config };
-        std::fs::write(&stage.config, stage.text(&stage.ports())).unwrap();
+        let stage = Self {
+            sandbox,
+            setting,
+            config,
+        };
+        stage.write();
         stage
+    }
+
+    /// Writes the configuration that commands read.
+    pub(crate) fn write(&self) {
+        std::fs::write(&self.config, self.text(&self.ports())).unwrap();
     }
 
     fn ports(&self) -> Vec<u16> {
@@ -57,8 +105,10 @@ impl Stage {
         clusters.map(|it| it.port()).collect()
     }
 
-    fn text(&self, ports: &[u16]) -> String {
-        let shards: String = (0..SHARDS)
+    /// A configuration as the setting says now, with the servers at these ports.
+    pub(crate) fn text(&self, ports: &[u16]) -> String {
+        let setting = &self.setting;
+        let shards: String = (0..setting.shards)
             .map(|at| {
                 let port = ports[at];
                 format!("shards.s{at} = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n")
@@ -66,22 +116,25 @@ impl Stage {
             .collect();
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 2\n[databases.postgres]\n\
-             control = {{ user = \"postgres\" }}\n{shards}[databases.postgres.groups.g]\nmethod = \"hash\"\n\
-             key_type = \"bigint\"\nbuckets = 64\nshards = [\"s0\", \"s1\", \"s2\"]\n\
-             tables = {{ \"public.account\" = \"id\", \"public.entry\" = \"account\", \"public.wide\" = \"id\" }}\n\
-             [databases.postgres.tables]\nreference = [\"public.rate\"]\n[users.postgres]\nauth = \"trust\"\n"
+             {}\n{shards}{}\n[users.postgres]\nauth = \"trust\"\n",
+            setting.database, setting.sections
         )
     }
 
-    /// A proxy of its own process.
-    pub(crate) fn proxy(&self) -> Proxy {
-        Proxy::start(self.sandbox.root(), &self.text(&self.ports()))
+    /// A proxy of its own process; `failpoint` as `SHARDWAY_FAILPOINT` has it.
+    pub(crate) fn proxy(&self, failpoint: &str) -> Proxy {
+        self.proxy_by(&self.ports(), failpoint)
     }
 
     /// A proxy that reaches the servers by these ports; `failpoint` as `SHARDWAY_FAILPOINT` has it.
     pub(crate) fn proxy_by(&self, ports: &[u16], failpoint: &str) -> Proxy {
         let armed = [("SHARDWAY_FAILPOINT", failpoint)];
-        Proxy::start_with(self.sandbox.root(), &self.text(ports), &armed)
+        let armed = if failpoint.is_empty() {
+            &armed[..0]
+        } else {
+            &armed[..]
+        };
+        Proxy::start_with(self.sandbox.root(), &self.text(ports), armed)
     }
 
     /// Kills a server with all its processes, as `kill -9` does.
@@ -125,6 +178,18 @@ impl Stage {
             }
         }
         all
+    }
+
+    /// Waits until a proxy can write on several shards.
+    pub(crate) async fn ready(&self, proxy: &Proxy) {
+        let client = open_session(&to(proxy)).await.unwrap();
+        let begun = Instant::now();
+        let write = "begin; delete from country where false; commit";
+        while let Err(error) = client.batch_execute(write).await {
+            assert!(begun.elapsed() < PATIENCE, "never ready: {error:?}");
+            client.batch_execute("rollback").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Rows, through a proxy, once it can write on several shards.
@@ -327,10 +392,9 @@ from shardway.workflow w order by made_at desc limit 1";
         }
     }
 
-    /// After finish or abort: each row is on one shard only, and nothing of a reshard is left.
-    pub(crate) async fn is_clean(&self) {
-        let (mut accounts, mut entries) = (Vec::new(), Vec::new());
-        for shard in 0..SHARDS {
+    /// Nothing of a reshard is left on any server.
+    pub(crate) async fn has_nothing_left(&self) {
+        for shard in 0..self.setting.servers {
             let client = self.session(shard).await;
             let left = client
                 .query(
@@ -348,6 +412,45 @@ from shardway.workflow w order by made_at desc limit 1";
                 .unwrap();
             let left: Vec<String> = left.iter().map(|row| row.get(0)).collect();
             assert!(left.is_empty(), "s{shard}: {left:?}");
+            self.has_no_records(shard, &client).await;
+        }
+    }
+
+    /// None but of what is over, on the shard that keeps it, and of who owns what.
+    async fn has_no_records(&self, shard: usize, client: &Client) {
+        let known: bool = client
+            .query_one("select to_regclass('shardway.runner') is not null", &[])
+            .await
+            .unwrap()
+            .get(0);
+        if !known {
+            return;
+        }
+        for table in [
+            "cleanup",
+            "chunk",
+            "chunk_done",
+            "apply_progress",
+            "schema_step",
+            "made",
+            "fence",
+            "runner",
+        ] {
+            let count = format!("select count(*) from shardway.{table}");
+            let rows: i64 = client.query_one(&count, &[]).await.unwrap().get(0);
+            assert_eq!(rows, 0, "s{shard}: records in {table}");
+        }
+        let guards = "select count(*) from pg_proc where proname like 'shardway_guard%'";
+        let guards: i64 = client.query_one(guards, &[]).await.unwrap().get(0);
+        assert_eq!(guards, 0, "s{shard}: functions of guards");
+    }
+
+    /// After finish or abort: each row is on one shard only, and nothing of a reshard is left.
+    pub(crate) async fn is_clean(&self) {
+        self.has_nothing_left().await;
+        let (mut accounts, mut entries) = (Vec::new(), Vec::new());
+        for shard in 0..self.setting.servers {
+            let client = self.session(shard).await;
             let has: bool = client
                 .query_one("select to_regclass('public.account') is not null", &[])
                 .await
