@@ -171,6 +171,7 @@ async fn job(
         servers: Arc::new([server("a", from), server("b", to)].into()),
         home: "a".to_owned(),
         progress: Arc::default(),
+        lines: Arc::default(),
     };
     (job, knobs)
 }

@@ -261,6 +261,7 @@ fn job(source: &Cluster, destination: &Cluster, round: usize) -> Result<Job> {
         servers: Arc::new(BTreeMap::from(servers)),
         home: "s".to_owned(),
         progress: Arc::default(),
+        lines: Arc::default(),
     })
 }
 

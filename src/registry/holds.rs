@@ -5,7 +5,13 @@
 //! answer counts for the attempt that it was given for.
 
 use super::Lease;
-use crate::{gate::state::Moving, inspect::AskError};
+use crate::{
+    clock::Duration,
+    gate::{state::Moving, tally::Tally},
+    inspect::AskError,
+};
+use std::{ops::Deref, sync::Arc};
+use tokio::sync::Notify;
 use tokio_postgres::{Row, types::Type};
 
 /// What the home shard says, all at one time.
@@ -36,6 +42,27 @@ pub enum Joins {
     Some,
 }
 
+/// Hears of proxies' answers, and asks for them.
+pub struct Answers {
+    pub(super) lease: Lease,
+    pub(super) bell: Arc<Notify>,
+}
+
+impl Answers {
+    /// Resolves when a proxy has answered since the last time.
+    pub async fn heard(&self) {
+        self.bell.notified().await;
+    }
+}
+
+impl Deref for Answers {
+    type Target = Lease;
+
+    fn deref(&self) -> &Self::Target {
+        &self.lease
+    }
+}
+
 /// What has become of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
@@ -54,13 +81,23 @@ FROM (SELECT coalesce(max(epoch), 0)::int8 AS epoch FROM shardway.map) m LEFT JO
            extract(epoch FROM h.deadline - clock_timestamp())::float8 AS left_, \
            coalesce(jsonb_array_length(w.plan -> 'joins') > 0, false) AS joins \
     FROM shardway.hold h LEFT JOIN shardway.workflow w ON w.id = h.workflow) h ON true";
+/// Where answers are told of, beside the row.
+pub(super) const LISTEN: &str = "LISTEN shardway_held";
+/// Not waited for until it is durable: what it says is true as long as this proxy holds.
 const ANSWER: &str = "\
-INSERT INTO shardway.held (workflow, attempt, incarnation, drained, waiting_for) \
-SELECT $1, $2, $3, $4, $5 FROM shardway.hold WHERE workflow = $1 AND attempt = $2 AND state = 'held' \
-ON CONFLICT (workflow, attempt, incarnation) DO UPDATE SET drained = excluded.drained, \
-    waiting_for = excluded.waiting_for, at = clock_timestamp()";
+WITH said AS (INSERT INTO shardway.held (workflow, attempt, incarnation, drained, waiting_for) \
+    SELECT $1, $2, $3, $4, $5 FROM shardway.hold WHERE workflow = $1 AND attempt = $2 AND state = 'held' \
+        AND set_config('synchronous_commit', 'off', true) IS NOT NULL \
+    ON CONFLICT (workflow, attempt, incarnation) DO UPDATE SET drained = excluded.drained, \
+        waiting_for = excluded.waiting_for, at = clock_timestamp() RETURNING 1) \
+SELECT pg_notify('shardway_held', '') FROM said";
+const TELL: &str = "\
+WITH told AS (UPDATE shardway.held SET statements = $4, failed = $5, longest = $6, waited = $7 \
+    WHERE workflow = $1 AND attempt = $2 AND incarnation = $3 \
+        AND set_config('synchronous_commit', 'off', true) IS NOT NULL RETURNING 1) \
+SELECT pg_notify('shardway_held', '') FROM told";
 const EXPIRE: &str = "\
-WITH released AS (UPDATE shardway.hold SET state = 'released' \
+WITH released AS (UPDATE shardway.hold SET state = 'released', ended = clock_timestamp() \
     WHERE workflow = $1 AND attempt = $2 AND state = 'held' AND deadline < clock_timestamp() RETURNING workflow) \
 SELECT pg_notify('shardway', 'hold') FROM released";
 
@@ -121,6 +158,33 @@ pub(super) async fn answer(
                 (&incarnation, Type::TEXT),
                 (&drained, Type::BOOL),
                 (&waiting_for, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Says what it has cost this proxy's statements.
+pub(super) async fn tell(
+    lease: &Lease,
+    (workflow, attempt): (&str, i32),
+    incarnation: u64,
+    tally: &Tally,
+) -> Result<(), AskError> {
+    let incarnation = format!("{incarnation:016x}");
+    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let millis = |time: Duration| time.as_secs_f64() * 1_000.0;
+    lease
+        .query_typed(
+            TELL,
+            &[
+                (&workflow, Type::TEXT),
+                (&attempt, Type::INT4),
+                (&incarnation, Type::TEXT),
+                (&count(tally.statements), Type::INT8),
+                (&count(tally.failed), Type::INT8),
+                (&millis(tally.longest), Type::FLOAT8),
+                (&millis(tally.waited), Type::FLOAT8),
             ],
         )
         .await?;

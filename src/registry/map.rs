@@ -64,7 +64,7 @@ pub(super) async fn compare(lease: &Lease, here: &Declared, by: u64) -> Result<K
 
 /// The map and its number, if there is one.
 pub(super) async fn read(lease: &Lease) -> Result<Option<(i64, Content)>, AskError> {
-    let Some(row) = lease.query_opt(READ, &[]).await? else {
+    let Some(row) = lease.query_typed_opt(READ, &[]).await? else {
         return Ok(None);
     };
     let content: String = row.try_get(1)?;

@@ -19,6 +19,7 @@ pub mod waiting;
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
 pub use flip::{Flip, Flipped, MapNow, Record, Unflipped};
+pub use holds::Answers;
 pub use ids::Ids;
 pub use lack::{Lack, accept_map, lacks};
 pub use map::Kept;
@@ -33,6 +34,7 @@ use crate::{
     clock::Duration,
     config::settings::{Credentials, Database},
     entropy,
+    gate::tally::Tally,
     inspect::{AskError, at_once},
     metrics::transactions::Proxy,
 };
@@ -43,7 +45,7 @@ use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 /// Why there are no transactions over several shards.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +82,9 @@ pub struct Registry {
     /// Who owns which keys, as the configuration says.
     declared: Declared,
     controls: Vec<Control>,
+    /// To the home shard, for whoever runs a cutover: rings when a proxy has answered.
+    answers: Control,
+    answered: Arc<Notify>,
     /// To the home shard, for heartbeats alone: nothing else makes one late.
     pulse: Control,
     /// What was heard of others' schema changes, through the pulse.
@@ -123,6 +128,8 @@ impl Registry {
         let shards = database.shards.iter();
         let home = &database.shards[database.snapshot.home.index()];
         let agreement = Agreement::new();
+        let answered = Arc::new(Notify::new());
+        let bells = vec![Arc::clone(&answered)];
         let unasked = shards
             .clone()
             .map(|shard| Err(unasked(&shard.name)))
@@ -135,6 +142,8 @@ impl Registry {
             controls: shards
                 .map(|shard| Control::new(&shard.primary, credentials, limit))
                 .collect(),
+            answers: Control::hearing(&home.primary, credentials, limit, bells),
+            answered,
             pulse: Control::hearing(&home.primary, credentials, limit, agreement.bells()),
             agreement,
             known: ArcSwap::from_pointee(Known {
@@ -306,6 +315,35 @@ impl Registry {
     ) -> Result<(), AskError> {
         let lease = self.lease(self.home).await?;
         errand(holds::answer(&lease, attempt, incarnation, waiting_for)).await?;
+        lease.done();
+        Ok(())
+    }
+
+    /// Hears of proxies' answers to holds.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn hear_answers(&self) -> Result<Answers, AskError> {
+        let lease = self.answers.lease().await?;
+        errand(async { Ok(lease.batch_execute(holds::LISTEN).await?) }).await?;
+        Ok(Answers {
+            lease,
+            bell: Arc::clone(&self.answered),
+        })
+    }
+
+    /// Says what an attempt has cost this proxy's statements.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn tell_held(
+        &self,
+        attempt: (&str, i32),
+        incarnation: u64,
+        tally: &Tally,
+    ) -> Result<(), AskError> {
+        let lease = self.lease(self.home).await?;
+        errand(holds::tell(&lease, attempt, incarnation, tally)).await?;
         lease.done();
         Ok(())
     }

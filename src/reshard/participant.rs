@@ -9,7 +9,7 @@ use crate::{
     clock::{Duration, Instant},
     gate::{
         Gate,
-        state::{Hold, Moving, REFERENCES},
+        state::{Attempt as Attempted, Hold, Moving, REFERENCES},
     },
     inspect::AskError,
     registry::{
@@ -36,6 +36,8 @@ pub struct Participant {
     failed: u32,
     /// The number of the map when holds were read last.
     map: i64,
+    /// What is over, and was not told yet what it has cost.
+    untold: Vec<Over>,
 }
 
 /// An attempt that is held.
@@ -45,6 +47,13 @@ struct Attempt {
     until: Instant,
     /// What was last said of who is at it.
     said: Option<Said>,
+}
+
+/// An attempt that holds no more.
+#[derive(Debug)]
+struct Over {
+    attempt: Attempted,
+    tries: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +70,7 @@ impl Participant {
             seen: HashMap::new(),
             failed: 0,
             map: 0,
+            untold: Vec::new(),
         }
     }
 
@@ -107,6 +117,13 @@ impl Participant {
         for hold in &ended.holds {
             self.seen.remove(&(hold.workflow.clone(), hold.attempt));
             gate.release(&hold.workflow, hold.attempt);
+            self.untold.push(Over {
+                attempt: Attempted {
+                    workflow: hold.workflow.clone(),
+                    number: hold.attempt,
+                },
+                tries: TRIES,
+            });
         }
         gate.has_read(ended.began);
         let held: Vec<_> = gate.holds();
@@ -116,11 +133,33 @@ impl Participant {
         });
     }
 
+    /// Says what holds have cost that are over, once nobody waits any more.
+    pub async fn tell(&mut self, registry: &Registry, gate: &Gate) {
+        for mut over in std::mem::take(&mut self.untold) {
+            let Some(tally) = gate.tallies.take(&over.attempt) else {
+                over.tries -= 1;
+                if over.tries > 0 {
+                    self.untold.push(over);
+                }
+                continue;
+            };
+            let attempt = (over.attempt.workflow.as_str(), over.attempt.number);
+            let told = registry.tell_held(attempt, self.incarnation, &tally);
+            if let Err(problem) = told.await {
+                // Only shown to people.
+                tracing::debug!(reshard = attempt.0, attempt = attempt.1, %problem, "telling what a hold has cost");
+            }
+        }
+    }
+
     /// How long it can be until something must be done, without news.
     #[must_use]
     pub fn rests(&self, gate: &Gate, now: Instant) -> Duration {
         let deadlines = self.seen.values().map(|attempt| attempt.until);
         let next = deadlines.map(|until| until.saturating_duration_since(now));
+        if !self.untold.is_empty() {
+            return SHORTEST;
+        }
         let most = match (self.seen.is_empty(), gate.is_quiet()) {
             (false, _) => HOLDING,
             (true, false) => MOVING,
@@ -201,6 +240,8 @@ impl Participant {
 const FAILURES: u32 = 3;
 /// No deadline is looked for more often.
 const SHORTEST: Duration = Duration::from_millis(5);
+/// How often it is looked for whether nobody waits any more.
+const TRIES: u32 = 400;
 /// How many clients are named to people.
 const NAMED: usize = 10;
 

@@ -71,6 +71,7 @@ async fn round(participant: &mut Participant, database: &Database, clock: Clock)
                 return AGAIN;
             }
             participant.let_go(gate, &ended);
+            participant.tell(registry, gate).await;
             participant.rests(gate, clock.now())
         }
         Err(problem) => {

@@ -2,7 +2,7 @@
 //! many of them.
 
 use crate::{
-    TO, block_on_all,
+    PATIENTLY, TO, block_on_all,
     direct::Direct,
     faults::{Crew, Done},
     load::{Load, Seen},
@@ -78,7 +78,9 @@ async fn script(unit: Unit, crew: Arc<Crew>, load: Load) {
     };
     let direct = Direct::start(&stage, &load.seen).await;
     crew.want(of(Leg::Start));
-    stage.must(&[&["start"], &TO[..]].concat()).await;
+    stage
+        .must(&[&["start"], &TO[..], &PATIENTLY[..]].concat())
+        .await;
     stage.comes_to(&crew, "ready", 0).await;
     let legs: &[(Leg, &str)] = match unit.ending {
         Ending::Finish => &[

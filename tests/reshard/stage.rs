@@ -71,8 +71,12 @@ impl Stage {
     }
 
     pub(crate) fn of(setting: Setting) -> Self {
-        let sandbox = Sandbox::builder(environment())
-            .clusters(setting.servers)
+        let mut builder = Sandbox::builder(environment()).clusters(setting.servers);
+        // The one that joins may be of another version.
+        if let Some(programs) = std::env::var_os("SHARDWAY_PG_BIN_TO") {
+            builder = builder.cluster_with(setting.servers - 1, PathBuf::from(programs));
+        }
+        let sandbox = builder
             .setting("synchronous_commit", "on")
             .setting("wal_level", "logical")
             .setting("max_wal_senders", "20")
