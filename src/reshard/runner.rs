@@ -428,6 +428,7 @@ impl<'a> Run<'a> {
         let job = self.job();
         let ground = self.ground();
         let began = self.runner.clock.now();
+        failpoint::reached(&format!("begin_{name}")).await;
         let ended = {
             let running = Box::pin(ground.run(effect, &job, &self.stored, &self.streams));
             tokio::select! {

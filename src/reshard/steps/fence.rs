@@ -11,6 +11,7 @@ use super::{
     records::begin,
 };
 use crate::{
+    failpoint,
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
@@ -90,6 +91,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     }
     marked.about(&what)?;
     told.about(&what)?;
+    failpoint::reached("after_guard").await;
     client.batch_execute("COMMIT").await.about(&what)?;
     client.done();
     Ok(())
