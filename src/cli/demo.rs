@@ -133,9 +133,13 @@ fn write(path: &Path, text: &str) -> Result<(), DemoError> {
     })
 }
 
-/// The program as it was called: it need not be on the search path.
+/// The program as it can be called from anywhere: it need not be on the search path.
 fn program() -> String {
-    env::args().next().unwrap_or_else(|| "shardway".to_owned())
+    let called = env::args().next().unwrap_or_else(|| "shardway".to_owned());
+    if !called.contains('/') {
+        return called;
+    }
+    env::current_exe().map_or(called, |path| path.display().to_string())
 }
 
 /// A word of a command as a shell takes it for one.

@@ -18,5 +18,6 @@ pub mod state;
 pub mod statements;
 pub mod steps;
 mod throttle;
+pub mod told;
 pub mod verify;
 pub mod wish;

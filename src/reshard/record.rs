@@ -8,7 +8,7 @@ use super::{
     plan::Plan,
     state::{Record, State, Step, Stopped, Wish},
 };
-use crate::{inspect::AskError, registry::Lease};
+use crate::{inspect::AskError, metrics::reshards::Leader, registry::Lease};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
@@ -47,8 +47,8 @@ const TAKE: &str = "\
 WITH taken AS (UPDATE shardway.workflow SET token = $2, version = version + 1 WHERE id = $1 AND token < $2 RETURNING id) \
 INSERT INTO shardway.journal (workflow, token, event) SELECT id, $2, 'taken over' FROM taken";
 const START: &str = "\
-WITH made AS (INSERT INTO shardway.workflow (id, state, token, plan, knobs) \
-        VALUES ($1, 'prepare', 0, $2::text::jsonb, $3::text::jsonb) RETURNING id) \
+WITH made AS (INSERT INTO shardway.workflow (id, state, token, plan, knobs, progress) \
+        VALUES ($1, 'prepare', 0, $2::text::jsonb, $3::text::jsonb, $4::text::jsonb) RETURNING id) \
 INSERT INTO shardway.journal (workflow, token, event) SELECT id, 0, 'started' FROM made";
 const KNOBS: &str = "\
 WITH set AS (UPDATE shardway.workflow SET knobs = $3::text::jsonb, version = version + 1, changed_at = clock_timestamp() \
@@ -59,6 +59,9 @@ const PROGRESS: &str =
     "UPDATE shardway.workflow SET progress = $3::text::jsonb WHERE id = $1 AND token = $2";
 const VERSION: &str = "SELECT version, token FROM shardway.workflow WHERE id = $1";
 const JOURNAL: &str = "INSERT INTO shardway.journal (workflow, token, event, detail) VALUES ($1, $2, $3, $4::text::jsonb)";
+const LEADER: &str = "\
+SELECT l.holder, p.address, l.until > clock_timestamp() FROM shardway.leader l \
+LEFT JOIN shardway.proxy p ON p.incarnation = l.holder WHERE l.holder IS NOT NULL";
 const ENTRIES: &str = "\
 SELECT at::text, event, detail::text FROM shardway.journal WHERE workflow = $1 ORDER BY id DESC LIMIT $2";
 
@@ -105,19 +108,41 @@ pub async fn version(lease: &Lease, id: &str) -> Result<Option<(i64, i64)>, AskE
         .transpose()
 }
 
-/// Records a new one; false: there is one under this name, or one is not over.
+/// Records a new one, with what is shown of it at first; false: there is one under this name, or one is not over.
 ///
 /// # Errors
 /// [`AskError`].
-pub async fn start(lease: &Lease, id: &str, plan: &Plan, knobs: &Knobs) -> Result<bool, AskError> {
-    let (plan, knobs) = (json(plan), json(knobs));
-    match lease.execute(START, &[&id, &plan, &knobs]).await {
+pub async fn start(
+    lease: &Lease,
+    id: &str,
+    plan: &Plan,
+    knobs: &Knobs,
+    progress: &BTreeMap<String, Value>,
+) -> Result<bool, AskError> {
+    let (plan, knobs, progress) = (json(plan), json(knobs), json(progress));
+    match lease.execute(START, &[&id, &plan, &knobs, &progress]).await {
         Ok(made) => Ok(made == 1),
         Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {
             Ok(false)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Who runs reshards, or did so last.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn leader(lease: &Lease) -> Result<Option<Leader>, AskError> {
+    let row = lease.query_opt(LEADER, &[]).await?;
+    let leader = |row: Row| {
+        Ok(Leader {
+            proxy: row.try_get(0)?,
+            address: row.try_get(1)?,
+            alive: row.try_get(2)?,
+        })
+    };
+    row.map(leader).transpose()
 }
 
 /// Makes a runner the one that may change it; false: a later one has it.

@@ -103,7 +103,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         recovering::look_after(database, &tasks, &shared);
         holding::look_after(database, &tasks, parts.clock);
         deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
-        resharding::look_after(database, &tasks, parts.clock, &shared.tls);
+        resharding::look_after(database, &tasks, parts.clock, &shared.tls, &shared.metrics);
     }
     Ok(Arc::new(Sessions {
         shared,
@@ -175,7 +175,13 @@ impl Service for Sessions {
             recovering::look_after(made, &self.tasks, shared);
             holding::look_after(made, &self.tasks, parts.clock);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
-            resharding::look_after(made, &self.tasks, shared.clock, &shared.tls);
+            resharding::look_after(
+                made,
+                &self.tasks,
+                shared.clock,
+                &shared.tls,
+                &shared.metrics,
+            );
         }
         let transactions = &shared.metrics.transactions;
         transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));
