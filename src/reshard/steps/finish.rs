@@ -6,7 +6,7 @@
 use super::{
     abort::{forget, remove},
     activate::{latest, latest_anywhere},
-    asking::connection,
+    asking::{About as _, connection, named},
     condition,
     records::{Kind, claim_all, gone, noted},
     rows,
@@ -54,6 +54,18 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         }
     }
     forget(job, &notes).await
+}
+
+/// Whether a shard has tables that were made to live there alone.
+///
+/// # Errors
+/// [`StepError`].
+pub async fn has_tables(job: &Job, shard: &str) -> Result<bool, StepError> {
+    const TABLES: &str = "SELECT EXISTS (SELECT FROM shardway.placement p JOIN pg_class c ON c.oid = p.relation \
+                          WHERE p.kind = 'single')";
+    let client = connection(named(job, shard)?).await?;
+    let row = client.query_one(TABLES, &[]).await;
+    Ok(row.about("looking for tables of one shard")?.get(0))
 }
 
 /// Every destination has taken over, and none of it was rolled back since.
