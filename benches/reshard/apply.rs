@@ -226,6 +226,7 @@ fn job(source: &Cluster, destination: &Cluster, round: usize) -> Result<Job> {
         key_column: "tenant".to_owned(),
         primary_key: vec!["tenant".to_owned(), "id".to_owned()],
         columns: columns.into_iter().map(column).collect(),
+        root: None,
     };
     let keys = KeySet::of(Part::Buckets {
         of: 64,

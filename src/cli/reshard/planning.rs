@@ -5,6 +5,7 @@ use super::{
     asking::{Fault, Site},
 };
 use crate::{
+    catalog::key::Key,
     inspect::{Severity, complete_snapshot},
     reshard::{
         dump::Tools,
@@ -108,6 +109,14 @@ impl Made {
         for join in &self.planned.plan.joins {
             lines.push(format!("shard {join} joins"));
         }
+        for cut in &self.planned.cuts {
+            let bounds: Vec<String> = cut.bounds.iter().map(Key::text).collect();
+            lines.push(format!(
+                "group {} is cut at {}: about as many rows on each shard",
+                cut.group,
+                bounds.join(", ")
+            ));
+        }
         for size in &self.planned.sizes {
             lines.push(format!(
                 "table {} leaves {}: about {} rows, {} bytes",
@@ -162,6 +171,9 @@ impl Made {
             "ok": !self.is_refused(),
             "moves": self.planned.plan.moves,
             "joins": self.planned.plan.joins,
+            "cuts": self.planned.cuts.iter()
+                .map(|it| json!({ "group": it.group, "bounds": it.bounds.iter().map(Key::text).collect::<Vec<_>>() }))
+                .collect::<Vec<_>>(),
             "sizes": sizes,
             "rows": rows,
             "bytes": bytes,
