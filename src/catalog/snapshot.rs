@@ -162,6 +162,11 @@ pub enum Standing {
     Lacking {
         shard: String,
     },
+    /// Newer proxies keep on this shard what this version does not understand.
+    Newer {
+        shard: String,
+        what: String,
+    },
     /// A shard has seen a later map than the home shard has, or another one of its number; `None`: this proxy has.
     Behind {
         shard: Option<String>,

@@ -239,7 +239,7 @@ fn keep_shown(
     if user.backend_proof == BackendProof::Configured {
         return Ok(());
     }
-    let shown = shown.ok_or_else(reply::nothing_shown)?;
+    let shown = shown.ok_or_else(reply::backends::nothing_shown)?;
     if let Some(database) = shared.database(database) {
         let name = &database.settings.name;
         shared.keyring.put(name, &user.name, shown);
@@ -305,6 +305,8 @@ impl Session {
             several: super::several::Several::default(),
             ticket: None,
             began_on: None,
+            kept: None,
+            again: None,
             listening: None,
             welcoming: false,
             reported: Reported::default(),

@@ -63,7 +63,6 @@ impl Ground<'_> {
             Effect::Ready => patiently(job, Making::Ready).await,
             Effect::Hold => self.hold(job, stored).await,
             Effect::Fence => {
-                failpoint::reached("before_fence").await;
                 let fenced = within(job, "fencing", fence(job)).await;
                 failpoint::reached("after_fence").await;
                 fenced
@@ -174,7 +173,6 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     /// New owners, with the record of it, while the attempt still holds.
     async fn commit(&self, job: &Job, stored: &Stored) -> Result<(), StepError> {
         const WHAT: &str = "changing the map";
-        failpoint::reached("before_flip").await;
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map(WHAT, error))?;
         let joins = match job.direction {
@@ -244,7 +242,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         activate(job, now.epoch).await?;
         failpoint::reached("after_activate").await;
         self.at_home("letting statements go on", async |lease| {
-            hold::activated(lease, &job.id, job.attempt).await
+            hold::settled(lease, &job.id, job.attempt).await
         })
         .await?;
         self.tell(job, TOLD).await;

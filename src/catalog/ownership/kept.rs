@@ -1,5 +1,8 @@
 //! The map as the proxies of a database keep it: what configuration files say, who owns what, which shards serve, and
 //! what of a reshard every proxy has to know.
+//!
+//! What must stay true: what is stored and not understood, at whatever depth, makes the whole unreadable, and a proxy that
+//! cannot read the map serves nothing by it.
 
 use super::{Disagreement, Ownership, judge};
 use crate::catalog::{
@@ -26,6 +29,7 @@ pub struct Content {
 
 /// Keys whose rows are on a shard that does not own them, because of a reshard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Moving {
     pub workflow: String,
     pub group: String,
@@ -49,7 +53,7 @@ pub struct Declared {
 
 /// As it is stored, by this form of the schema or by form 2.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 enum Stored {
     Whole {
         declared: Ownership,

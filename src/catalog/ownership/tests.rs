@@ -247,6 +247,30 @@ fn what_form_2_has_stored_is_read() {
     assert!(content.members.is_empty());
 }
 
+#[test]
+fn what_is_stored_and_not_understood_makes_the_map_unreadable() {
+    let good = r#"{"declared": {"groups": {}}, "owners": {"groups": {"g": {"key_type": "bigint",
+        "owners": {"range": [[null, "s0"]]}, "pins": []}}}, "members": ["s0"], "moving": [
+        {"workflow": "w", "group": "g", "keys": {"part": {"buckets": {"of": 4, "runs": [[0, 1]]}}}, "shard": "s1"}]}"#;
+    assert!(serde_json::from_str::<Content>(good).is_ok());
+    for (known, more) in [
+        (r#""members""#, r#""shadows": [], "members""#),
+        (r#""declared": {"#, r#""declared": {"kept": 1, "#),
+        (r#""pins""#, r#""copies": 2, "pins""#),
+        (r#"{"range""#, r#"{"spread": 1, "range""#),
+        (r#""range""#, r#""spread""#),
+        (r#""workflow""#, r#""until": 5, "workflow""#),
+        (r#"{"part""#, r#"{"like": [], "part""#),
+        (r#"{"of""#, r#"{"salt": 1, "of""#),
+        (r#""buckets""#, r#""every""#),
+        (r#""members": ["s0"], "#, ""),
+    ] {
+        let text = good.replacen(known, more, 1);
+        assert_ne!(text, good, "{known}");
+        assert!(serde_json::from_str::<Content>(&text).is_err(), "{text}");
+    }
+}
+
 /// A generator of numbers that are the same in every run.
 struct Numbers(u64);
 

@@ -11,10 +11,13 @@ use super::{
     records::{Kind, claim_all, gone, noted},
     rows,
 };
-use crate::reshard::{
-    job::{Direction, Job, StepError},
-    plan::identifier,
-    servers::Server,
+use crate::{
+    failpoint,
+    reshard::{
+        job::{Direction, Job, StepError},
+        plan::identifier,
+        servers::Server,
+    },
 };
 
 /// Deletes what the shards that gave rows still have of them, and all that was made for the run. Forward, whatever the
@@ -39,6 +42,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     for source in job.sources() {
         delete(job, &source).await?;
     }
+    failpoint::reached("after_old_rows").await;
     for note in &notes {
         match note.kind {
             Kind::Guard => remove(job, note).await?,
