@@ -147,6 +147,7 @@ impl Shape {
             key_column: "tenant".to_owned(),
             primary_key: vec!["tenant".to_owned(), "id".to_owned()],
             columns: columns.chain(more).map(column).collect(),
+            root: None,
         }
     }
 }

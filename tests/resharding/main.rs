@@ -18,4 +18,5 @@ mod slots;
 mod steps;
 mod streaming;
 mod throttling;
+mod traps;
 mod whole;

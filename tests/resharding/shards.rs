@@ -197,6 +197,7 @@ impl<'a> Shards<'a> {
             key_column: if group.is_some() { "tenant" } else { "" }.to_owned(),
             primary_key: self.rows(shard, &key).await,
             columns: rows.unwrap().into_iter().map(column).collect(),
+            root: None,
         }
     }
 

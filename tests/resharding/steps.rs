@@ -114,6 +114,7 @@ fn table(
         key_column: key.to_owned(),
         primary_key: primary.iter().map(|name| (*name).to_owned()).collect(),
         columns: columns.iter().map(column).collect(),
+        root: None,
     }
 }
 
@@ -264,7 +265,7 @@ impl Stage {
     }
 
     /// What the server refuses a statement with.
-    async fn refused(&self, shard: usize, sql: &str) -> String {
+    pub(crate) async fn refused(&self, shard: usize, sql: &str) -> String {
         let done = Self::at(shard).execute(self.database, sql).await;
         match done {
             Ok(()) => "nothing".to_owned(),
