@@ -6,6 +6,7 @@ pub mod dump;
 pub mod effects;
 pub mod flows;
 mod hold;
+pub mod identity;
 pub mod job;
 pub mod leader;
 pub mod participant;
