@@ -97,6 +97,14 @@ pub enum Ended {
         what: String,
         remedy: String,
     },
+    /// What was copied from it is of no use any more.
+    Lost {
+        what: String,
+    },
+    /// The source or a destination may lack what it had.
+    FailedOver {
+        what: String,
+    },
 }
 
 /// Why a stream ended.

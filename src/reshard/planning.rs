@@ -400,7 +400,7 @@ async fn table(
 }
 
 /// The share of a shard's rows that a move takes along: of buckets as many as it takes, else as the server estimates.
-async fn size(
+pub(super) async fn size(
     client: &Client,
     table: &MovingTable,
     moved: &Move,

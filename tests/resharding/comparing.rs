@@ -7,6 +7,7 @@ use shardway::{
     config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
     net::tls::ClientTls,
     reshard::{
+        identity::Known,
         plan::{MovingColumn, MovingTable},
         servers::Server,
         verify::{
@@ -74,6 +75,7 @@ fn side(database: &str) -> Server {
         },
         limit: Duration::from_secs(20),
         tls: Arc::new(ClientTls::new().unwrap()),
+        known: Known::Nothing,
     }
 }
 

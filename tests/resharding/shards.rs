@@ -10,6 +10,7 @@ use shardway::{
     },
     net::tls::ClientTls,
     reshard::{
+        identity::Known,
         job::{Direction, Job, Knobs},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
@@ -163,6 +164,7 @@ impl<'a> Shards<'a> {
             },
             limit: LIMIT,
             tls: Arc::clone(&self.tls),
+            known: Known::Nothing,
         }
     }
 

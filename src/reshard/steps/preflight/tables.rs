@@ -1,6 +1,6 @@
 //! What the tables that move have that cannot move, or not so.
 
-use super::{Finding, Found};
+use super::{Finding, Found, servers::REPLICA};
 use crate::reshard::{
     job::{Job, StepError},
     plan::{MovingTable, identifier},
@@ -27,6 +27,14 @@ FROM pg_class c WHERE c.oid = to_regclass($1)";
 const ALWAYS: &str = "\
 SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled IN ('A', 'R') \
 UNION ALL SELECT rulename::text FROM pg_rewrite WHERE ev_class = to_regclass($1) AND ev_enabled IN ('A', 'R')";
+
+/// What acts on rows, unless the role may say that they are a replica's: triggers, rules, and foreign keys both ways.
+const ACTS: &str = "\
+SELECT format('trigger %I', tgname) FROM pg_trigger \
+WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgname !~ '^shardway_guard_' \
+UNION ALL SELECT format('rule %I', rulename) FROM pg_rewrite WHERE ev_class = to_regclass($1) AND ev_type <> '1' \
+UNION ALL SELECT format('foreign key %I of %s', conname, conrelid::regclass) FROM pg_constraint \
+WHERE contype = 'f' AND to_regclass($1) IN (conrelid, confrelid)";
 
 /// Unique indexes that do not have the shard key.
 const UNIQUE: &str = "\
@@ -55,6 +63,14 @@ SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AN
 pub(super) async fn look(job: &Job, server: &Server) -> Result<Vec<Finding>, StepError> {
     let client = connection(server).await?;
     let mut found = Found::on(&server.name);
+    let acts = match client.batch_execute(REPLICA).await {
+        Ok(()) => Acts::Nothing,
+        Err(_refused) => {
+            let what = format!("looking at shard {}", server.name);
+            client.batch_execute("ROLLBACK").await.about(&what)?;
+            Acts::Everything
+        }
+    };
     let mut leaving = job.tables_of(&job.given_by(&server.name));
     if job.giver().as_ref() == Some(&server.name) {
         leaving.extend(job.plan.reference.iter().cloned());
@@ -62,6 +78,9 @@ pub(super) async fn look(job: &Job, server: &Server) -> Result<Vec<Finding>, Ste
     for table in &leaving {
         let since = found.all.len();
         leaves(job, &client, server, table, &mut found).await?;
+        if acts == Acts::Everything {
+            unless_quiet(&client, table, &mut found).await?;
+        }
         found.about(since, &table.plain());
     }
     let joins = job.plan.joins.contains(&server.name);
@@ -72,9 +91,45 @@ pub(super) async fn look(job: &Job, server: &Server) -> Result<Vec<Finding>, Ste
     for table in &coming {
         let since = found.all.len();
         comes(job, &client, server, table, &mut found).await?;
+        if acts == Acts::Everything {
+            unless_quiet(&client, table, &mut found).await?;
+            // What it will have is what its source has.
+            let moves = job.given_to(&server.name);
+            let from = moves.first().map(|it| it.from.clone());
+            if let Some(from) = from.or_else(|| job.giver()).filter(|_| joins) {
+                let source = connection(named(job, &from)?).await?;
+                unless_quiet(&source, table, &mut found).await?;
+            }
+        }
         found.about(since, &table.plain());
     }
     Ok(found.all)
+}
+
+/// What acts on rows that are copied and applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acts {
+    /// They are written as a replica's.
+    Nothing,
+    /// The role may not say that they are: as on a client's.
+    Everything,
+}
+
+/// Rows come to a table forward, and to the one that they left when they are brought back.
+async fn unless_quiet(
+    client: &Client,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), StepError> {
+    let rows = client.query(ACTS, &[&table.sql()]).await;
+    for row in rows.about("looking for what acts on rows")? {
+        let what: String = row.get(0);
+        found.error(
+            format!("{what} would act on copied rows, as the control role may not set session_replication_role"),
+            "GRANT SET ON PARAMETER session_replication_role TO the control role (PostgreSQL 15 and newer), or let it be a superuser",
+        );
+    }
+    Ok(())
 }
 
 async fn leaves(
