@@ -326,6 +326,21 @@ impl Snapshot {
         self.members.clone()
     }
 
+    /// The shards that are asked what any could answer: those that own keys, and the home shard. One that owns none may be
+    /// about to leave, and who leaves must not have been read from by then.
+    #[must_use]
+    pub fn answering(&self) -> ShardSet {
+        if self.groups.is_empty() {
+            return self.all();
+        }
+        let mut owning = ShardSet::one(self.home);
+        for group in &self.groups {
+            owning.union(&group.shards());
+        }
+        let members = self.members.iter();
+        members.filter(|shard| owning.contains(*shard)).collect()
+    }
+
     /// The shard with this name.
     #[must_use]
     pub fn shard_named(&self, name: &str) -> Option<ShardId> {

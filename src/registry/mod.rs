@@ -184,6 +184,12 @@ impl Registry {
         &self.names[shard.index()]
     }
 
+    /// Whether something lives on a shard whoever owns the keys of groups, as the configuration says.
+    #[must_use]
+    pub fn has_more(&self, shard: &str) -> bool {
+        self.declared.keeps(shard)
+    }
+
     /// The names of all shards, in their order.
     #[must_use]
     pub fn names(&self) -> Arc<[String]> {
@@ -352,15 +358,34 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends a hold whose deadline has passed, unless somebody has ended it.
+    /// Ends a hold whose deadline has passed; `None`: somebody else has ended it.
     ///
     /// # Errors
     /// [`AskError`].
-    pub async fn expire_hold(&self, workflow: &str, attempt: i32) -> Result<(), AskError> {
+    pub async fn expire_hold(
+        &self,
+        workflow: &str,
+        attempt: i32,
+    ) -> Result<Option<holds::Overdue>, AskError> {
         let lease = self.lease(self.home).await?;
-        errand(holds::expire(&lease, workflow, attempt)).await?;
+        let ended = errand(holds::expire(&lease, workflow, attempt)).await?;
         lease.done();
-        Ok(())
+        Ok(ended)
+    }
+
+    /// Takes it upon this proxy to settle a hold that nobody settles; `None`: somebody else has.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn help_hold(
+        &self,
+        workflow: &str,
+        attempt: i32,
+    ) -> Result<Option<holds::Overdue>, AskError> {
+        let lease = self.lease(self.home).await?;
+        let mine = errand(holds::help(&lease, workflow, attempt)).await?;
+        lease.done();
+        Ok(mine)
     }
 
     /// The reshard that moves keys of a group, for people.

@@ -17,4 +17,5 @@ mod shards;
 mod slots;
 mod steps;
 mod streaming;
+mod throttling;
 mod whole;

@@ -115,6 +115,7 @@ pub async fn run<H: Halts>(job: &Job, halts: &H, round: i32) -> Result<Verdict, 
         let compared = match known(&home, job, &unit, round).await? {
             Some(compared) => compared,
             None => {
+                job.unthrottled().await;
                 let compared = one(job, halts, &unit).await?;
                 record(&home, job, &unit, round, &compared).await?;
                 compared
