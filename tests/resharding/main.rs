@@ -16,4 +16,5 @@ mod shards;
 mod slots;
 mod steps;
 mod streaming;
+mod verifying;
 mod whole;

@@ -51,7 +51,7 @@ pub(super) enum Fault {
     #[error("{0}")]
     Refused(#[from] Refusal),
     #[error(
-        "{0:?} is not understood: NAME=VALUE with one of chunk_rows, copies, bytes_per_second, batch, wal_kept, drain_ms, hold_ms, lock_ms, and a number"
+        "{0:?} is not understood: NAME=VALUE with one of chunk_rows, copies, bytes_per_second, batch, wal_kept, drain_ms, hold_ms, lock_ms, rows_per_second, compare_ms, and a number"
     )]
     Knob(String),
     #[error("others change it all the time")]
@@ -303,6 +303,8 @@ pub(super) fn knobs(mut knobs: Knobs, values: &[String]) -> Result<Knobs, Fault>
             "drain_ms" => knobs.drain = time()?,
             "hold_ms" => knobs.hold = time()?,
             "lock_ms" => knobs.lock = time()?,
+            "rows_per_second" => knobs.rows_per_second = number,
+            "compare_ms" => knobs.compare = time()?,
             _ => return Err(fault()),
         }
     }

@@ -129,6 +129,11 @@ async fn sequences(
 }
 
 impl Sequence {
+    /// Whether it can be set past another.
+    fn follows(&self, source: &Self) -> bool {
+        self.cycles || source.cycles || self.increment.signum() == source.increment.signum()
+    }
+
     /// Where it has to be so that its next number is past the source's; `None`: it may stay. One that cycles gives every
     /// number again anyway.
     fn past(&self, source: &Self) -> Option<i64> {
