@@ -72,6 +72,7 @@ const LOOK: Duration = Duration::from_millis(50);
 impl Session {
     /// Statements are about to be given their place; whether they must ask first.
     pub(super) fn comes_to_gate(&mut self, statements: &[StatementPlan]) -> Came {
+        self.keeps_with(statements);
         let one_snapshot = self
             .deferred
             .as_ref()
@@ -176,10 +177,11 @@ impl Session {
 
     /// What a guard says to a write of keys that its shard has given away, as the client is told; `None`: it is another
     /// error.
-    pub(super) fn guarded(&self, body: &[u8]) -> Option<Words> {
+    pub(super) fn guarded(&mut self, body: &[u8]) -> Option<Words> {
         if notice::field(body, b'C') != Some(GUARD) {
             return None;
         }
+        self.is_guarded();
         if let Ok(registry) = self.database.coordinator.registry() {
             registry.look_again();
         }

@@ -388,6 +388,13 @@ pub const CODES: &[Code] = &[
         what_to_do: "Nothing, if it passes within seconds. Else see the log: make the shards reachable; of two maps of one number, decide which is right and delete the row of the other from shardway.map.",
     },
     Code {
+        code: "SW169",
+        sqlstate: "55000",
+        title: "Kept by a newer version",
+        meaning: "Proxies of a newer version share these servers, and what they keep there is not for this version: the schema \"shardway\" has a form that asks for newer proxies, or the map of the shards says something that this version does not know. Sharded and reference tables, and schema changes, are refused by this proxy, whatever it knew before. Tables of one shard are served.",
+        what_to_do: "Replace this proxy by one of the newer version. Versions that follow one on the other work together; this one is older.",
+    },
+    Code {
         code: "SW174",
         sqlstate: "0A000",
         title: "Rows are on two shards",
@@ -689,6 +696,10 @@ mod tests {
             },
             Unroutable::MapUnknown(Standing::Unread),
             Unroutable::MapUnknown(Standing::Lacking { shard: table() }),
+            Unroutable::MapUnknown(Standing::Newer {
+                shard: table(),
+                what: table(),
+            }),
             Unroutable::MapUnknown(Standing::Behind {
                 shard: Some(table()),
                 seen: 2,
@@ -710,7 +721,7 @@ mod tests {
         let all = every_refusal();
         let of_routing = |code: &&Code| {
             ("SW101"..="SW121").contains(&code.code)
-                || ("SW165"..="SW168").contains(&code.code)
+                || ("SW165"..="SW169").contains(&code.code)
                 || matches!(code.code, "SW174" | "SW125" | "SW131" | "SW152")
         };
         assert_eq!(all.len(), CODES.iter().filter(of_routing).count());

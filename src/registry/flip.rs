@@ -75,7 +75,8 @@ const LOCK: &str = "SELECT epoch, content::text FROM shardway.map FOR UPDATE";
 /// The workflow is run by nobody later than the asker. Locked, so that nobody replaces it until the end.
 const RUNS: &str = "SELECT FROM shardway.workflow WHERE id = $1 AND token <= $2 FOR UPDATE";
 const COMMIT_HOLD: &str = "\
-UPDATE shardway.hold SET state = 'committed', activating = true WHERE workflow = $1 AND attempt = $2 AND state = 'held'";
+UPDATE shardway.hold SET state = 'committed', activating = true, helped = clock_timestamp() \
+WHERE workflow = $1 AND attempt = $2 AND state = 'held'";
 const WRITE: &str = "\
 UPDATE shardway.map SET epoch = epoch + 1, content = $1::text::jsonb, made_at = now(), made_by = $2 RETURNING epoch";
 const TELL: &str = "\

@@ -11,7 +11,7 @@ use super::{
     rows::{Form, Raw, Statements, What},
     tables::{Goes, Table, identifier},
 };
-use crate::wire::replication::Lsn;
+use crate::{failpoint, wire::replication::Lsn};
 use deadpool_postgres::Client;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio_postgres::{error::SqlState, types::PgLsn};
@@ -271,6 +271,7 @@ impl Applier {
             .await?;
         unless_replaced(advanced == 1)?;
         client.batch_execute("COMMIT").await?;
+        failpoint::reached("after_apply_commit").await;
         self.open = false;
         self.it.progress = end;
         Ok(Done::Committed(end))

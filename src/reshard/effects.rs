@@ -63,7 +63,6 @@ impl Ground<'_> {
             Effect::Ready => patiently(job, Making::Ready).await,
             Effect::Hold => self.hold(job, stored).await,
             Effect::Fence => {
-                failpoint::reached("before_fence").await;
                 let fenced = within(job, "fencing", fence(job)).await;
                 failpoint::reached("after_fence").await;
                 fenced
@@ -174,7 +173,6 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     /// New owners, with the record of it, while the attempt still holds.
     async fn commit(&self, job: &Job, stored: &Stored) -> Result<(), StepError> {
         const WHAT: &str = "changing the map";
-        failpoint::reached("before_flip").await;
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map(WHAT, error))?;
         let joins = match job.direction {
@@ -244,7 +242,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         activate(job, now.epoch).await?;
         failpoint::reached("after_activate").await;
         self.at_home("letting statements go on", async |lease| {
-            hold::activated(lease, &job.id, job.attempt).await
+            hold::settled(lease, &job.id, job.attempt).await
         })
         .await?;
         self.tell(job, TOLD).await;
@@ -274,8 +272,30 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let old = moving(job, Owner::Before);
         self.all_know(job, &old).await?;
         Box::pin(steps::finish::run(job)).await?;
+        self.leave(job).await?;
         self.all_know(job, &[]).await?;
         self.forget_hold(job).await
+    }
+
+    /// Shards that gave everything away serve no more, unless something else lives there. Nobody has read from them since
+    /// the cutover, but reference tables were written there until now.
+    async fn leave(&self, job: &Job) -> Result<(), StepError> {
+        const WHAT: &str = "letting shards go that own nothing any more";
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map(WHAT, error))?;
+        let owners = now.content.owners.shards();
+        let mut leaving = Vec::new();
+        for source in job.plan.moves.iter().map(|it| &it.from) {
+            let stays = owners.contains(source)
+                || leaving.contains(source)
+                || self.registry.has_more(source)
+                || steps::finish::has_tables(job, source).await?;
+            if !stays {
+                leaving.push(source.clone());
+            }
+        }
+        let left = self.registry.leave_map(&job.id, &leaving, job.token).await;
+        left.map(drop).map_err(|error| of_map(WHAT, error))
     }
 
     async fn abort(&self, job: &Job) -> Result<(), StepError> {

@@ -18,7 +18,7 @@ WITH mine AS (SELECT FROM shardway.workflow WHERE id = $1 AND version = $2 AND t
         SELECT $1, $4, 'held', $5::text::jsonb, clock_timestamp() + make_interval(secs => $6) FROM mine \
         WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL \
         ON CONFLICT (workflow) DO UPDATE SET attempt = excluded.attempt, state = 'held', moving = excluded.moving, \
-            begun = clock_timestamp(), deadline = excluded.deadline, activating = false, ended = NULL, \
+            begun = clock_timestamp(), deadline = excluded.deadline, activating = false, helped = NULL, ended = NULL, \
             tries = CASE h.state WHEN 'committed' THEN 1 ELSE h.tries + 1 END, \
             spent = CASE h.state WHEN 'committed' THEN 0 ELSE h.spent \
                 + 1000 * extract(epoch FROM coalesce(h.ended, h.deadline) - h.begun) END \
@@ -33,15 +33,15 @@ SELECT coalesce((SELECT state = 'held' AND deadline > clock_timestamp() FROM sha
         ON d.workflow = $1 AND d.attempt = $2 AND d.incarnation = p.incarnation \
      WHERE p.heartbeat > clock_timestamp() - make_interval(secs => $3) AND NOT coalesce(d.drained, false))";
 const RELEASE: &str = "\
-WITH released AS (UPDATE shardway.hold SET state = 'released', ended = clock_timestamp() \
-    WHERE workflow = $1 AND attempt = $2 AND state = 'held' RETURNING 1) \
+WITH released AS (UPDATE shardway.hold SET state = 'released', activating = false, ended = clock_timestamp() \
+    WHERE workflow = $1 AND attempt = $2 AND (state = 'held' OR state = 'released' AND activating) RETURNING 1) \
 SELECT pg_notify('shardway', 'hold') FROM released";
 /// If the home shard forgets it, the deadline lets them go.
-const ACTIVATED: &str = "\
-WITH activated AS (UPDATE shardway.hold SET activating = false, ended = coalesce(ended, clock_timestamp()) \
+const SETTLED: &str = "\
+WITH settled AS (UPDATE shardway.hold SET activating = false, ended = coalesce(ended, clock_timestamp()) \
     WHERE workflow = $1 AND attempt = $2 AND activating \
         AND set_config('synchronous_commit', 'off', true) IS NOT NULL RETURNING 1) \
-SELECT pg_notify('shardway', 'hold') FROM activated";
+SELECT pg_notify('shardway', 'hold') FROM settled";
 const FORGET: &str = "\
 WITH held AS (DELETE FROM shardway.held WHERE workflow = $1) DELETE FROM shardway.hold WHERE workflow = $1";
 /// A proxy that answered and is there still will tell, if it does not die before.
@@ -159,14 +159,14 @@ pub(super) async fn release(lease: &Lease, workflow: &str, attempt: i32) -> Resu
     Ok(())
 }
 
-/// The new owners know what is theirs: statements go on.
+/// The new owners know what is theirs, or no guard is on any more: statements go on.
 ///
 /// # Errors
 /// [`AskError`].
-pub(super) async fn activated(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
+pub(super) async fn settled(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
     let values: [(&(dyn ToSql + Sync), Type); 2] =
         [(&workflow, Type::TEXT), (&attempt, Type::INT4)];
-    lease.query_typed(ACTIVATED, &values).await?;
+    lease.query_typed(SETTLED, &values).await?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 pub mod dump;
 pub mod effects;
 pub mod flows;
+pub mod helping;
 mod hold;
 pub mod job;
 pub mod leader;
@@ -18,7 +19,7 @@ pub mod servers;
 pub mod state;
 pub mod statements;
 pub mod steps;
-mod throttle;
+pub mod throttle;
 pub mod told;
 pub mod verify;
 pub mod wish;

@@ -14,7 +14,7 @@ use crate::{
     inspect::AskError,
     registry::{
         Registry,
-        holds::{Held, Joins, Read, Reported},
+        holds::{Held, Joins, Overdue, Read, Reported},
     },
 };
 use std::collections::HashMap;
@@ -85,7 +85,7 @@ impl Participant {
         now: impl Fn() -> Instant,
     ) -> Result<Ended, AskError> {
         let began = now();
-        let read = match self.read(registry).await {
+        let (read, overdue) = match self.read(registry).await {
             Ok(read) => read,
             Err(problem) => {
                 self.doubt(gate, now());
@@ -109,6 +109,7 @@ impl Participant {
             holds: ended(&read, gate),
             map: read.map,
             began,
+            overdue,
         })
     }
 
@@ -175,23 +176,30 @@ impl Participant {
         !self.seen.values().all(drained)
     }
 
-    /// What is held, after those whose deadline has passed were ended.
-    async fn read(&self, registry: &Registry) -> Result<Read, AskError> {
+    /// What is held, after those whose deadline has passed were ended; and what this proxy has to end for its runner.
+    async fn read(&self, registry: &Registry) -> Result<(Read, Vec<Overdue>), AskError> {
         let read = registry.read_holds().await?;
-        let has_passed = |hold: &&Reported| hold.state == Held::Held && hold.left <= 0.0;
-        if !held(&read).any(|hold| has_passed(&hold)) {
-            return Ok(read);
+        let has_passed = |hold: &Reported| hold.state == Held::Held && hold.left <= 0.0;
+        let (mut overdue, mut expired) = (Vec::new(), false);
+        for hold in held(&read) {
+            let (workflow, attempt) = (&hold.workflow, hold.attempt);
+            if has_passed(hold) {
+                tracing::warn!(
+                    database = registry.database(),
+                    reshard = workflow,
+                    attempt,
+                    "statements were held until the deadline"
+                );
+                expired = true;
+                overdue.extend(registry.expire_hold(workflow, attempt).await?);
+            } else if hold.overdue {
+                overdue.extend(registry.help_hold(workflow, attempt).await?);
+            }
         }
-        for hold in held(&read).filter(has_passed) {
-            tracing::warn!(
-                database = registry.database(),
-                reshard = hold.workflow,
-                attempt = hold.attempt,
-                "statements were held until the deadline: they go on"
-            );
-            registry.expire_hold(&hold.workflow, hold.attempt).await?;
+        if expired {
+            return Ok((registry.read_holds().await?, overdue));
         }
-        registry.read_holds().await
+        Ok((read, overdue))
     }
 
     fn doubt(&mut self, gate: &Gate, now: Instant) {
@@ -252,6 +260,8 @@ pub struct Ended {
     pub map: i64,
     /// When the reading began that found them.
     pub began: Instant,
+    /// What this proxy has to end for a runner that does not.
+    pub overdue: Vec<Overdue>,
 }
 
 fn held(read: &Read) -> impl Iterator<Item = &Reported> {

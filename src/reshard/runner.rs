@@ -14,7 +14,8 @@ use super::{
     servers::Server,
     state::{Effect, Event, Next, Record, State, Step, Stopped, Waiting},
     steps::{self, catch_up::Follower},
-    throttle, told,
+    throttle::{self, Throttle},
+    told,
 };
 use crate::{
     clock::{Clock, Duration, Instant},
@@ -422,9 +423,12 @@ impl<'a> Run<'a> {
         let name = format!("{effect:?}").to_lowercase();
         self.progress.set("doing", name.as_str());
         self.progress.set("waiting_for", Value::Null);
+        self.progress.set("throttle", Value::Null);
+        self.set_knobs(self.stored.knobs.clone());
         let job = self.job();
         let ground = self.ground();
         let began = self.runner.clock.now();
+        failpoint::reached(&format!("begin_{name}")).await;
         let ended = {
             let running = Box::pin(ground.run(effect, &job, &self.stored, &self.streams));
             tokio::select! {
@@ -467,11 +471,16 @@ impl<'a> Run<'a> {
     async fn other_than(&self, effect: Effect, job: &Job) -> Result<Ended, Left> {
         let (mut shown, mut watched) = (self.runner.clock.now(), None);
         let mut version = self.stored.version;
+        let mut throttle = Throttle::new(self.stored.knobs.clone(), self.runner.clock);
         loop {
             tokio::time::sleep(LOOK).await;
             self.lags();
             if since(self.runner.clock, shown) >= SHOWN {
                 shown = self.runner.clock.now();
+                if heeds_throttle(effect) {
+                    throttle.look(job).await;
+                    self.set_knobs(throttle.knobs());
+                }
                 self.show_now().await;
             }
             let due = watched.is_none_or(|then| since(self.runner.clock, then) >= WATCHED);
@@ -484,7 +493,8 @@ impl<'a> Run<'a> {
             match self.changed_since(version).await {
                 Ok(Some(stored)) => {
                     version = stored.version;
-                    self.knobs.send_replace(stored.knobs.clone());
+                    throttle.want(stored.knobs.clone());
+                    self.set_knobs(throttle.knobs());
                     if stored.record.next() != Next::Run(effect) {
                         return Ok(Ended::Changed(Box::new(stored)));
                     }
@@ -493,6 +503,15 @@ impl<'a> Run<'a> {
                 Err(Left::Replaced) => return Err(Left::Replaced),
             }
         }
+    }
+
+    /// Nobody is woken for nothing.
+    fn set_knobs(&self, knobs: Knobs) {
+        self.knobs.send_if_modified(|now| {
+            let differs = *now != knobs;
+            *now = knobs;
+            differs
+        });
     }
 
     async fn changed(&self) -> Result<Option<Stored>, Left> {
@@ -688,6 +707,14 @@ impl<'a> Run<'a> {
         };
         drop(shown.await);
     }
+}
+
+/// Whether it does what servers can be spared for a while.
+fn heeds_throttle(effect: Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Copy | Effect::Verify | Effect::Finish | Effect::Abort
+    )
 }
 
 /// Resolves when one of them cannot go on any more.

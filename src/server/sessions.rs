@@ -101,7 +101,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let shared = Arc::new(shared);
     for database in shared.databases.load().values() {
         recovering::look_after(database, &tasks, &shared);
-        holding::look_after(database, &tasks, parts.clock);
+        holding::look_after(database, &tasks, parts.clock, &shared.tls);
         deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
         resharding::look_after(database, &tasks, parts.clock, &shared.tls, &shared.metrics);
     }
@@ -173,7 +173,7 @@ impl Service for Sessions {
         };
         for (_, made) in new.iter().filter(|database| !is_kept(database)) {
             recovering::look_after(made, &self.tasks, shared);
-            holding::look_after(made, &self.tasks, parts.clock);
+            holding::look_after(made, &self.tasks, parts.clock, &shared.tls);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
             resharding::look_after(
                 made,

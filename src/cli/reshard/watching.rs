@@ -122,7 +122,11 @@ impl Teller {
                 .progress
                 .get("problem")
                 .or_else(|| stored.progress.get("waiting_for"));
-            let doing = doing.and_then(Value::as_str).map(|it| format!(": {it}"));
+            let throttle = stored.progress.get("throttle");
+            let doing = doing
+                .or(throttle)
+                .and_then(Value::as_str)
+                .map(|it| format!(": {it}"));
             format!(
                 "{}{}",
                 report::standing(&stored.record),

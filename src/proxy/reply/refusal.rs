@@ -121,6 +121,9 @@ fn map_unknown(standing: &Standing) -> (String, String) {
         Standing::Lacking { shard } => format!(
             "The map that all proxies share names shard \"{shard}\", which this proxy's configuration does not have."
         ),
+        Standing::Newer { shard, what } => format!(
+            "Newer proxies keep on shard \"{shard}\" what this version does not understand: {what}."
+        ),
         Standing::Behind { shard, seen, kept } => {
             let who = shard.as_ref().map_or_else(
                 || "This proxy".to_owned(),

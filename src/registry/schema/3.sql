@@ -59,8 +59,10 @@ CREATE TABLE shardway.hold (
     moving jsonb NOT NULL,
     begun timestamptz NOT NULL DEFAULT clock_timestamp(),
     deadline timestamptz NOT NULL,
-    -- Committed, and the new owners do not know it yet: statements are held until they do, or the deadline.
+    -- Committed, and the new owners do not know it yet; or released by its deadline, and guards may be on. Statements are
+    -- held until that is settled, or the deadline; since when somebody is at it.
     activating boolean NOT NULL DEFAULT false,
+    helped timestamptz,
     -- When statements were let go, attempts since the last commit, and for how many milliseconds the earlier of them held.
     ended timestamptz,
     tries int NOT NULL DEFAULT 1,

@@ -5,6 +5,7 @@
 
 use super::{
     asking::{About as _, Typed, connection, is_lock_timeout, line, named},
+    fence::unless_later,
     guard::{Switch, guarded, lock_timeout, switch_sql},
     records::{begin, taking_part},
     unfence::switch_off,
@@ -103,13 +104,15 @@ async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), Ste
     let client = line(job, destination).await?;
     let turned = job.turned();
     let values = values(job, direction(job), &epoch);
-    let (begun, activated, guarded) = tokio::join!(
+    let (begun, later, activated, guarded) = tokio::join!(
         biased;
         begin(&client, job),
+        unless_later(&client, job),
         client.execute_typed(ACTIVATE, &values),
         guarded(&client, &turned, destination),
     );
     begun?;
+    later?;
     activated.about(&what)?;
     // Reference tables are opened later.
     let on = guarded?.into_iter();

@@ -46,9 +46,11 @@ fn of(what: &str, error: AskError) -> StepError {
         AskError::Server { sqlstate, message } => {
             sorted(what, Some(&sqlstate), format!("{message} ({sqlstate})"))
         }
-        AskError::Timeout | AskError::Tls(_) | AskError::Connection(_) | AskError::Apart => {
-            sorted(what, None, error.to_string())
-        }
+        AskError::Timeout
+        | AskError::Tls(_)
+        | AskError::Connection(_)
+        | AskError::Unreadable(_)
+        | AskError::Apart => sorted(what, None, error.to_string()),
     }
 }
 

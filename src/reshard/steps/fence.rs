@@ -11,6 +11,7 @@ use super::{
     records::begin,
 };
 use crate::{
+    failpoint,
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
@@ -19,6 +20,7 @@ use crate::{
         servers::Server,
     },
 };
+use deadpool_postgres::Client;
 use tokio_postgres::types::Type;
 
 /// What a fence's logical message is called; its content is the reshard's name and the attempt.
@@ -89,6 +91,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     }
     marked.about(&what)?;
     told.about(&what)?;
+    failpoint::reached("after_guard").await;
     client.batch_execute("COMMIT").await.about(&what)?;
     client.done();
     Ok(())
@@ -118,6 +121,24 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         .await
         .about("rehearsing the fence")?;
     client.done();
+    Ok(())
+}
+
+/// Whether a shard has seen a later attempt: what is done for this one comes too late.
+///
+/// # Errors
+/// [`StepError::Again`]: it has.
+pub(super) async fn unless_later(client: &Client, job: &Job) -> Result<(), StepError> {
+    const LATER: &str =
+        "SELECT EXISTS (SELECT FROM shardway.fence WHERE workflow = $1 AND attempt > $2)";
+    let values: [Typed<'_>; 2] = [(&job.id, Type::TEXT), (&job.attempt, Type::INT4)];
+    let row = client.query_typed_one(LATER, &values).await;
+    if row.about("asking for later fences")?.get(0) {
+        return Err(StepError::Again {
+            what: format!("ending attempt {}", job.attempt),
+            problem: "there is a later one".to_owned(),
+        });
+    }
     Ok(())
 }
 

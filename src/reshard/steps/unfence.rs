@@ -5,6 +5,7 @@
 use super::{
     activate::latest,
     asking::{About as _, is_lock_timeout, line, named},
+    fence::unless_later,
     guard::{Switch, guarded, lock_timeout, switch_sql},
     records::begin,
 };
@@ -78,8 +79,14 @@ async fn is_activated(job: &Job, destination: &Server) -> Result<bool, StepError
 async fn unfence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = line(job, source).await?;
     // After a fence that nobody waits for any more, and that may still be under way.
-    let (begun, guarded) = tokio::join!(biased; begin(&client, job), guarded(&client, job, source));
+    let (begun, later, guarded) = tokio::join!(
+        biased;
+        begin(&client, job),
+        unless_later(&client, job),
+        guarded(&client, job, source),
+    );
     begun?;
+    later?;
     let on = guarded?.into_iter();
     let on = on.filter(|(_, switch)| *switch == Switch::On);
     let tables: Vec<_> = on.map(|(table, _)| table).collect();
@@ -103,6 +110,7 @@ pub(super) async fn switch_off(
         let off = switch_sql(job, std::slice::from_ref(table), Switch::Off);
         for turn in 0.. {
             begin(client, job).await?;
+            unless_later(client, job).await?;
             let switched = client
                 .batch_execute(&format!("{}; {off} COMMIT", lock_timeout(job)))
                 .await;

@@ -170,6 +170,7 @@ async fn table<H: Halts>(
         }
     }
     while !left.is_empty() {
+        job.unthrottled().await;
         let stood = sides.begin(job, halts, source).await?;
         pace.stood(stood);
         let begun = Clock.now();
@@ -189,7 +190,7 @@ async fn table<H: Halts>(
                 figures.add(&compared);
             }
             pace.rows(compared.rows).await;
-            if Clock.now().duration_since(begun) >= job.knobs.borrow().compare {
+            if Pace::rests(job, begun) {
                 break;
             }
         }
@@ -254,6 +255,12 @@ impl<'a> Pace<'a> {
             due: now,
             longest: Duration::ZERO,
         }
+    }
+
+    /// Whether snapshots that were taken then are to be given back.
+    fn rests(job: &Job, begun: Instant) -> bool {
+        let knobs = job.knobs.borrow();
+        knobs.copies == 0 || Clock.now().duration_since(begun) >= knobs.compare
     }
 
     /// Rows were compared: waits until more may be.

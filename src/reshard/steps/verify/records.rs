@@ -68,19 +68,21 @@ impl About<'_> {
         } = self;
         let found = serde_json::to_string(compared).unwrap_or_default();
         let rows = i64::try_from(compared.rows).unwrap_or(i64::MAX);
-        let kept = home.execute(
-            RECORD,
-            &[
-                &job.id,
-                source,
-                destination,
-                table,
-                &part,
-                &rows,
-                &found,
-                round,
-            ],
-        );
-        kept.await.about("keeping what was compared").map(drop)
+        let kept = home
+            .execute(
+                RECORD,
+                &[
+                    &job.id,
+                    source,
+                    destination,
+                    table,
+                    &part,
+                    &rows,
+                    &found,
+                    round,
+                ],
+            )
+            .await;
+        kept.about("keeping what was compared").map(drop)
     }
 }

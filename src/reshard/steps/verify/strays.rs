@@ -75,6 +75,7 @@ async fn one(
         // What was added since is the proxies' and the stream's, which know where it belongs.
         for from in (0..blocks).step_by(usize::try_from(BLOCKS).unwrap_or(usize::MAX)) {
             if !known.contains_key(&part) {
+                job.unthrottled().await;
                 let to = from + BLOCKS;
                 let sql = format!(
                     "SELECT count(*), count(*) FILTER (WHERE outside), \
