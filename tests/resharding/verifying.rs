@@ -108,16 +108,16 @@ fn a_difference_in_any_range_is_found_and_the_next_round_looks_anew() {
         assert!(parts > 2, "{parts} ranges");
 
         // Interrupted after the first range: what is before the cursor is not looked at again, what is behind it is.
-        let forget = "DELETE FROM shardway.verify WHERE destination = 'a' AND source = 's' AND part > 0";
+        let forget =
+            "DELETE FROM shardway.verify WHERE destination = 'a' AND source = 's' AND part > 0";
         shards.run("s", forget).await;
         let change = |tenant: i64, id: i64| {
             format!("UPDATE t SET note = 'other' WHERE tenant = {tenant} AND id = {id}")
         };
         shards.run("a", &change(first, 1)).await;
         shards.run("a", &change(last, 3_000)).await;
-        let note = |tenant: i64, id: i64| {
-            format!("public.t ({tenant},{id}): s and a differ in note")
-        };
+        let note =
+            |tenant: i64, id: i64| format!("public.t ({tenant},{id}): s and a differ in note");
         assert_eq!(scene.found(1).await, [note(last, 3_000)]);
         // And it is not forgotten while the round lasts, nor by another one.
         assert_eq!(scene.found(1).await, [note(last, 3_000)]);
@@ -230,11 +230,12 @@ fn rows_that_belong_to_another_shard_are_found_on_every_shard() {
         for shard in ["a", "b"] {
             shards.run(shard, &stray(7)).await;
             let what = scene.halted(2).await;
-            let wanted = format!(
-                "public.t has 1 rows on {shard} that belong to another shard: ({stays},7)"
-            );
+            let wanted =
+                format!("public.t has 1 rows on {shard} that belong to another shard: ({stays},7)");
             assert_eq!(what, wanted);
-            shards.run(shard, "DELETE FROM t WHERE id = 7 AND n = 0").await;
+            shards
+                .run(shard, "DELETE FROM t WHERE id = 7 AND n = 0")
+                .await;
             shards.run("s", "DELETE FROM shardway.verify").await;
         }
         // What is given to one destination does not belong on another.

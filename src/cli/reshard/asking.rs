@@ -180,7 +180,7 @@ impl Site {
             let number = |it: &Stored| it.id.strip_prefix('r')?.parse::<u64>().ok();
             let last = all.iter().filter_map(number).max().unwrap_or(0);
             let id = format!("r{}", last + 1);
-            if errand(record::start(&lease, &id, plan, knobs)).await? {
+            if errand(record::start(&lease, &id, plan, knobs, &BTreeMap::new())).await? {
                 let made = errand(record::read(&lease, &id)).await?;
                 lease.done();
                 return made.ok_or(Fault::Busy);

@@ -81,9 +81,15 @@ pub(super) async fn alike(job: &Job) -> Result<(), StepError> {
         let there = sequences(&to, &job.tables_of(&moves)).await.about(&what)?;
         to.done();
         for source in job.sources() {
-            let gives: Vec<_> = moves.iter().filter(|it| it.from == source.name).cloned().collect();
+            let gives: Vec<_> = moves
+                .iter()
+                .filter(|it| it.from == source.name)
+                .cloned()
+                .collect();
             let from = line(job, &source).await?;
-            let here = sequences(&from, &job.tables_of(&gives)).await.about(&what)?;
+            let here = sequences(&from, &job.tables_of(&gives))
+                .await
+                .about(&what)?;
             from.done();
             for (name, theirs) in here {
                 let problem = match there.get(&name) {
@@ -93,7 +99,9 @@ pub(super) async fn alike(job: &Job) -> Result<(), StepError> {
                 };
                 let (source, destination) = (&source.name, &destination.name);
                 return Err(StepError::Halt {
-                    what: format!("sequence {name} of shard {source} {problem} on shard {destination}"),
+                    what: format!(
+                        "sequence {name} of shard {source} {problem} on shard {destination}"
+                    ),
                     remedy: format!("make it there as it is on {source}, then resume; or abort"),
                 });
             }
