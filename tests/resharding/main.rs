@@ -22,4 +22,5 @@ mod streaming;
 mod throttling;
 mod traps;
 mod weak;
+mod verifying;
 mod whole;
