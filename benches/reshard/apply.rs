@@ -108,7 +108,7 @@ async fn prepare(stand: &Stand, backlog: &Backlog, rounds: usize) -> Result<()> 
     let (source, from) = (stand.source(), backlog.database.as_str());
     let destinations = stand.destinations(backlog.destinations);
     let fill = backlog.shape.rows("1", &BEFORE.to_string());
-    let table = format!("{} {fill}", backlog.shape.table());
+    let table = format!("{}; {fill}", backlog.shape.table());
     source
         .execute("postgres", &format!("CREATE DATABASE {from}"))
         .await?;
