@@ -60,7 +60,7 @@ pub(crate) struct Shape {
 }
 
 /// Those that are measured.
-pub(crate) const SHAPES: [Shape; 3] = [
+pub(crate) const SHAPES: [Shape; 4] = [
     Shape {
         name: "narrow",
         columns: &[
@@ -111,6 +111,16 @@ pub(crate) const SHAPES: [Shape; 3] = [
         update: "n = k, note = md5(k::text)",
         more: "CREATE INDEX ON t (n); CREATE INDEX ON t (note); CREATE UNIQUE INDEX ON t (tenant, note, id)",
         part: 2,
+    },
+    Shape {
+        name: "huge",
+        columns: &[
+            ("n", "integer", "k % 1000"),
+            ("body", "text", "repeat(md5(k::text), 32768)"),
+        ],
+        update: "n = k",
+        more: "ALTER TABLE t ALTER body SET STORAGE EXTERNAL",
+        part: 5_000,
     },
 ];
 
@@ -319,6 +329,8 @@ pub(crate) struct Figure {
     pub(crate) servers: f64,
     /// The same, of what stands between them.
     pub(crate) between: f64,
+    /// Megabytes that this process had at most.
+    pub(crate) peak: f64,
 }
 
 /// Measures from now on.
@@ -332,6 +344,8 @@ impl Watch {
     /// Begins.
     #[must_use]
     pub(crate) fn start(stand: &Stand) -> Self {
+        // From here on what it has at most is counted anew.
+        drop(fs::write("/proc/self/clear_refs", "5"));
         Self {
             servers: stand.used(),
             between: of_us(),
@@ -350,6 +364,7 @@ impl Watch {
             rows_per_second: rows / took.as_secs_f64(),
             servers: each(stand.used().saturating_sub(self.servers)),
             between: each(of_us().saturating_sub(self.between)),
+            peak: peak(),
         }
     }
 }
@@ -362,12 +377,13 @@ pub(crate) fn compare(what: &str, names: [&str; 2], figures: [Vec<Figure>; 2]) -
             rows_per_second: of(|it| it.rows_per_second),
             servers: of(|it| it.servers),
             between: of(|it| it.between),
+            peak: of(|it| it.peak),
         }
     });
     let line = |name: &str, it: Figure| {
         format!(
-            "{what:<20} {name:<14} {:>9.0} rows/s  CPU per row: servers {:>6.2} us, between {:>5.2} us\n",
-            it.rows_per_second, it.servers, it.between
+            "{what:<20} {name:<14} {:>9.0} rows/s  CPU per row: servers {:>6.2} us, between {:>5.2} us; peak {:>5.1} MB\n",
+            it.rows_per_second, it.servers, it.between, it.peak
         )
     };
     format!(
@@ -378,6 +394,14 @@ pub(crate) fn compare(what: &str, names: [&str; 2], figures: [Vec<Figure>; 2]) -
         a.rows_per_second / b.rows_per_second,
         (a.servers + a.between) / (b.servers + b.between),
     )
+}
+
+/// What this process had of memory at most, in megabytes.
+fn peak() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|it| it.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|it| it.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    kilobytes.unwrap_or_default() / 1024.0
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
