@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster kills lint bench compare shards clients fuzz soak versions
+.PHONY: help demo test unit cluster kills lint bench compare shards pauses clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -48,6 +48,10 @@ compare: ## Shardway beside PgBouncer and HAProxy: a table
 shards: ## what statements over several shards cost beside those on one: a table
 	@tests/setup/tools.sh build servers
 	@benches/shards/run $(ARGS)
+
+pauses: ## how long statements wait while keys change owners: a table; ARGS="--cutovers 10 --clients 4" for a few
+	@tests/setup/tools.sh build servers
+	@benches/reshard/pauses $(ARGS)
 
 clients: ## third-party suites, directly and through the proxy: a table; ARGS="psycopg2 pg_regress" for some
 	@tests/setup/tools.sh build servers clients

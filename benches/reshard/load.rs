@@ -138,7 +138,8 @@ async fn work(
     let (session, connection) = config.connect(tokio_postgres::NoTls).await?;
     let working = async {
         let read = format!("SELECT note FROM t WHERE tenant = $1::bigint % {TENANTS} AND id = $1");
-        let write = format!("UPDATE t SET n = n + 1 WHERE tenant = $1::bigint % {TENANTS} AND id = $1");
+        let write =
+            format!("UPDATE t SET n = n + 1 WHERE tenant = $1::bigint % {TENANTS} AND id = $1");
         let statements = [
             session.prepare(&read).await?,
             session.prepare(&write).await?,

@@ -296,6 +296,7 @@ pub(crate) fn job(
         servers: Arc::new(servers),
         home: "s".to_owned(),
         progress: Arc::default(),
+        lines: Arc::default(),
     };
     Ok((job, knobs))
 }

@@ -96,7 +96,7 @@ struct PlanArgs {
     /// The group that moves; may be left out if the database has one.
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
-    /// Spread the keys of all groups evenly over these shards.
+    /// Spread the keys of all groups, or of the one that --group names, evenly over these shards.
     #[arg(long, value_name = "SHARD,...", value_delimiter = ',')]
     to: Vec<String>,
     /// Move some: buckets=0-127:s3, range=[100,200):s3, value=eu:s3.

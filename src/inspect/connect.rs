@@ -24,6 +24,9 @@ pub enum AskError {
     Server { sqlstate: String, message: String },
     #[error("{0}")]
     Connection(String),
+    /// It has something that this version does not understand.
+    #[error("{0}")]
+    Unreadable(String),
     /// Nobody is to ask it.
     #[error("it does not serve yet")]
     Apart,

@@ -19,7 +19,8 @@ use crate::{
     clock::{Duration, Instant},
     gate::{
         Came, Ticket,
-        state::{Answer, REFERENCES, Touch, Touched},
+        state::{Answer, Attempt, REFERENCES, Touch, Touched},
+        tally,
     },
     metrics::sessions::Wanted,
     net::stream::HIGH_WATER,
@@ -51,12 +52,12 @@ enum Waited {
 /// How a statement stands at the gate.
 enum Stands {
     Passes,
-    /// For this reshard.
-    Waits(String),
+    /// For this attempt.
+    Waits(Attempt),
     /// What is known here may be out of date.
     Unheard,
-    /// It is in doubt what this reshard has done.
-    Refused(Option<String>),
+    /// It is in doubt what this attempt has done.
+    Refused(Option<Attempt>),
     Cancelled,
 }
 
@@ -71,6 +72,7 @@ const LOOK: Duration = Duration::from_millis(50);
 impl Session {
     /// Statements are about to be given their place; whether they must ask first.
     pub(super) fn comes_to_gate(&mut self, statements: &[StatementPlan]) -> Came {
+        self.keeps_with(statements);
         let one_snapshot = self
             .deferred
             .as_ref()
@@ -175,10 +177,11 @@ impl Session {
 
     /// What a guard says to a write of keys that its shard has given away, as the client is told; `None`: it is another
     /// error.
-    pub(super) fn guarded(&self, body: &[u8]) -> Option<Words> {
+    pub(super) fn guarded(&mut self, body: &[u8]) -> Option<Words> {
         if notice::field(body, b'C') != Some(GUARD) {
             return None;
         }
+        self.is_guarded();
         if let Ok(registry) = self.database.coordinator.registry() {
             registry.look_again();
         }
@@ -213,7 +216,13 @@ impl Session {
         let stands = self.stands(came, asked);
         match stands {
             Stands::Passes => Ok(Passed::Now),
-            Stands::Refused(_) | Stands::Cancelled => self.has_waited(stands),
+            Stands::Refused(ref attempt) => {
+                if let Some(attempt) = attempt {
+                    self.database.gate.tallies.fails(attempt.clone());
+                }
+                self.has_waited(stands)
+            }
+            Stands::Cancelled => self.has_waited(stands),
             Stands::Waits(_) | Stands::Unheard => self.waits(changes, asked, stands).await,
         }
     }
@@ -266,6 +275,10 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_held(begun);
         self.cancel.wait_begins();
+        let wait = match &stands {
+            Stands::Waits(attempt) => Some(self.database.gate.tallies.begin(attempt.clone())),
+            _ => None,
+        };
         let outcome = Box::pin(self.stay(changes, asked, stands, begun + PATIENCE)).await;
         self.cancel.wait_ends();
         match &self.link {
@@ -274,7 +287,20 @@ impl Session {
         }
         let waited = self.shared.clock.now().saturating_duration_since(begun);
         self.database.coordinator.count_held(waited);
-        self.has_waited(outcome?)
+        let stands = outcome?;
+        if let Some(wait) = wait {
+            let failed = matches!(
+                stands,
+                Stands::Refused(_) | Stands::Waits(_) | Stands::Unheard
+            );
+            let how = if failed {
+                tally::End::Failed
+            } else {
+                tally::End::Passed
+            };
+            wait.ends(waited, how);
+        }
+        self.has_waited(stands)
     }
 
     fn has_waited(&self, stands: Stands) -> Result<Passed, Stop> {
@@ -286,7 +312,8 @@ impl Session {
             Stands::Unheard => None,
         };
         self.database.coordinator.count_held_refused();
-        Err(reply::keys_in_doubt(reshard.as_deref()).into())
+        let reshard = reshard.as_ref().map(|attempt| attempt.workflow.as_str());
+        Err(reply::keys_in_doubt(reshard).into())
     }
 
     /// Waits at the gate; how it stands when there is nothing to wait for any more.

@@ -24,6 +24,7 @@ use super::{
     numbers::Drew,
     oids::Looking,
     prepared::Prepared,
+    replaying::Kept,
     reply::session as reply,
     scatter::Scattering,
     script::Script,
@@ -33,6 +34,7 @@ use super::{
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
+    clock::Instant,
     config::settings::{PoolMode, User},
     gate::Ticket,
     metrics::sessions::{Registered, Wanted},
@@ -245,6 +247,9 @@ pub struct Session {
     pub(super) ticket: Option<Ticket>,
     /// What was known when its transaction came to the gate, if other things are by now.
     pub(super) began_on: Option<Arc<Snapshot>>,
+    /// The batch under way, to be run again if a guard refuses it; and since when that was done, while it is begun again.
+    pub(super) kept: Option<Box<Kept>>,
+    pub(super) again: Option<Instant>,
     /// What SQL calls differently than the backend in this batch.
     pub(super) renamed: Option<Box<Renamed>>,
 }
@@ -281,6 +286,10 @@ impl Session {
             }
             if self.several.fails_elsewhere() && self.phase == Phase::Idle {
                 Box::pin(self.fail_elsewhere()).await;
+            }
+            if self.must_replay() {
+                Box::pin(self.replay()).await?;
+                continue;
             }
             if self.listening.is_some() {
                 self.deliver()?;
@@ -734,7 +743,7 @@ impl Session {
         let may_move = hold != Hold::Bound && problem.is_of_the_place();
         for step in 1..if may_move { count } else { 1 } {
             let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
-            if !self.snapshot.members.contains(next) {
+            if !self.snapshot.answering().contains(next) {
                 continue;
             }
             match self.checkout(next, claim).await? {
@@ -842,11 +851,12 @@ impl Session {
         let takes_input =
             !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
+        let withholds = self.withholds();
         let may_deliver = self.listening.is_some() && self.may_deliver();
         let listening = self.listening.as_deref();
         let (client, link, info) = (&mut self.client, &mut self.link, &self.info);
         poll_fn(|cx| {
-            if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
+            if !withholds && let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
             }
             if let Some(listening) = listening {
@@ -997,6 +1007,7 @@ impl Session {
             self.complete_date_style();
         }
         self.failed = false;
+        self.keeps_no_more(status);
         self.several.batch_ends();
         self.info.set_in_transaction(status != Status::Idle);
     }

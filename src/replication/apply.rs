@@ -11,7 +11,7 @@ use super::{
     rows::{Form, Raw, Statements, What},
     tables::{Goes, Table, identifier},
 };
-use crate::{inspect::at_once, wire::replication::Lsn};
+use crate::{failpoint, inspect::at_once, wire::replication::Lsn};
 use deadpool_postgres::Client;
 use futures_util::future::join;
 use std::{collections::BTreeMap, sync::Arc};
@@ -277,6 +277,7 @@ impl Applier {
             .await?;
         unless_replaced(advanced == 1)?;
         client.batch_execute("COMMIT").await?;
+        failpoint::reached("after_apply_commit").await;
         self.open = false;
         self.it.progress = end;
         Ok(Done::Committed(end))

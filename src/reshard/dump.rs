@@ -192,18 +192,28 @@ fn target(server: &Server) -> String {
     pairs.join(" ")
 }
 
-/// Without the lines that are for psql alone: the first and the last, with a key that nothing else has.
+/// Without the lines that are for psql alone, the first and the last, with a key that nothing else has; and without time
+/// limits of the session that restores it, which a server that is older than the program may not know, and which are off.
 fn plain(dump: &str) -> String {
     const OPENING: &str = "\\restrict ";
     let key = dump.lines().find_map(|line| line.strip_prefix(OPENING));
-    let Some(key) = key else {
-        return dump.to_owned();
+    let only_psql = key.map(|key| [format!("{OPENING}{key}"), format!("\\unrestrict {key}")]);
+    let is_for_psql = |line: &str| only_psql.iter().flatten().any(|it| it == line);
+    let is_preamble = |line: &str| {
+        let beginnings = ["--", "SET ", "SELECT pg_catalog.set_config("];
+        line.is_empty() || beginnings.iter().any(|it| line.starts_with(it)) || is_for_psql(line)
     };
-    let (opening, closing) = (format!("{OPENING}{key}"), format!("\\unrestrict {key}"));
-    let lines = dump
-        .lines()
-        .filter(|line| *line != opening && *line != closing);
-    lines.fold(String::new(), |text, line| text + line + "\n")
+    let is_limit = |line: &str| line.starts_with("SET ") && line.ends_with("_timeout = 0;");
+    let mut in_preamble = true;
+    let mut text = String::with_capacity(dump.len());
+    for line in dump.lines() {
+        in_preamble &= is_preamble(line);
+        if !is_for_psql(line) && !(in_preamble && is_limit(line)) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -215,5 +225,15 @@ mod tests {
         let dump = "-- x\n\\restrict k1\nSELECT '\n\\restrict k2\n';\n\\unrestrict k1\n";
         assert_eq!(plain(dump), "-- x\nSELECT '\n\\restrict k2\n';\n");
         assert_eq!(plain("SELECT 1;\n"), "SELECT 1;\n");
+    }
+
+    #[test]
+    fn limits_that_an_older_server_does_not_know_are_left_out() {
+        let limits = "SET lock_timeout = 0;\nSET transaction_timeout = 0;\n";
+        let rest = "SET client_encoding = 'UTF8';\nCREATE FUNCTION f() AS $$\nSET transaction_timeout = 0;\n$$;\n";
+        assert_eq!(
+            plain(&format!("--\n\n{limits}{rest}{limits}")),
+            format!("--\n\n{rest}{limits}")
+        );
     }
 }

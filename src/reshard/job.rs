@@ -1,6 +1,6 @@
 //! A reshard as its steps see it: what moves between which servers, in which direction, for which runner.
 
-use super::{plan::Plan, servers::Server};
+use super::{lines::Lines, plan::Plan, servers::Server};
 use crate::{catalog::moving::Move, clock::Duration};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -79,6 +79,8 @@ pub struct Job {
     /// The shard with the catalog.
     pub home: String,
     pub progress: Arc<Progress>,
+    /// Connections that steps hand on to each other.
+    pub lines: Arc<Lines>,
 }
 
 /// Why a step did not do what it was to do.

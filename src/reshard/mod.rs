@@ -5,9 +5,11 @@
 pub mod dump;
 pub mod effects;
 pub mod flows;
+pub mod helping;
 mod hold;
 pub mod job;
 pub mod leader;
+pub mod lines;
 pub mod participant;
 pub mod plan;
 pub mod planning;
@@ -18,5 +20,6 @@ pub mod state;
 pub mod statements;
 pub mod steps;
 pub mod throttle;
+pub mod told;
 pub mod verify;
 pub mod wish;

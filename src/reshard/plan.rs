@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a reshard is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Keys that change their owner; each key at most once.
     pub moves: Vec<Move>,
@@ -22,6 +23,7 @@ pub struct Plan {
 
 /// A table of which rows move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MovingTable {
     pub schema: String,
     pub name: String,
@@ -36,6 +38,7 @@ pub struct MovingTable {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MovingColumn {
     pub name: String,
     /// As `format_type` writes it.

@@ -14,7 +14,11 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// All keys are spread evenly over these shards, and no other has any.
-    Spread(Vec<String>),
+    Spread {
+        /// Of this group only.
+        group: Option<String>,
+        to: Vec<String>,
+    },
     /// Some keys go to a shard.
     Move {
         /// May be left out if the database has one.
@@ -134,14 +138,14 @@ pub fn moves(
     let mut after = owners.clone();
     for wish in wishes {
         let named: Vec<&String> = match wish {
-            Wish::Spread(to) => to.iter().collect(),
+            Wish::Spread { to, .. } => to.iter().collect(),
             Wish::Move { shard, .. } => vec![shard],
         };
         if let Some(unknown) = named.into_iter().find(|name| !shards.contains(*name)) {
             return Err(NoMoves::NoShard(unknown.clone()));
         }
         let moves = match wish {
-            Wish::Spread(to) => spread(&after, to)?,
+            Wish::Spread { group, to } => spread(&after, group.as_deref(), to)?,
             Wish::Move { group, what, shard } => {
                 let group = one_group(&after, group.as_deref())?;
                 moved(&after, &group, what, shard)?
@@ -305,10 +309,14 @@ fn without_pins(part: Part, of: &KeySet) -> KeySet {
     }
 }
 
-/// The moves after which every group is spread evenly over the shards.
-fn spread(owners: &Ownership, to: &[String]) -> Result<Vec<Move>, NoMoves> {
+/// The moves after which every group, or the one that is named, is spread evenly over the shards.
+fn spread(owners: &Ownership, only: Option<&str>, to: &[String]) -> Result<Vec<Move>, NoMoves> {
+    if let Some(unknown) = only.filter(|name| !owners.has(name)) {
+        return Err(NoMoves::NoGroup(unknown.to_owned()));
+    }
     let mut moves = Vec::new();
-    for group in owners.groups() {
+    let groups = owners.groups();
+    for group in groups.filter(|group| only.is_none_or(|only| only == *group)) {
         let owned = owned(owners, group)?;
         let pieces: BTreeMap<&String, Vec<Part>> = owned
             .iter()
@@ -462,7 +470,11 @@ mod tests {
     }
 
     fn to(count: usize) -> Wish {
-        Wish::Spread((0..count).map(|at| format!("s{at}")).collect())
+        all_to((0..count).map(|at| format!("s{at}")).collect())
+    }
+
+    fn all_to(to: Vec<String>) -> Wish {
+        Wish::Spread { group: None, to }
     }
 
     fn shown(moves: &[Move]) -> Vec<String> {
@@ -487,7 +499,7 @@ mod tests {
         assert_eq!(one.len(), 2);
         assert_eq!(moves_to(&after, 3), Err(NoMoves::Nothing));
         assert_eq!(
-            moves(&before, &[Wish::Spread(vec!["s9".to_owned()])], &names()),
+            moves(&before, &[all_to(vec!["s9".to_owned()])], &names()),
             Err(NoMoves::NoShard("s9".to_owned()))
         );
     }
@@ -522,6 +534,26 @@ mod tests {
             keys.iter()
                 .all(|key| owner(&home, *key).as_deref() == Some("s0"))
         );
+    }
+
+    #[test]
+    fn a_group_can_be_spread_alone() {
+        let before = of(
+            "[databases.app.groups.g]\nmethod = \"hash\"\nkey_type = \"bigint\"\nbuckets = 4\n\
+             tables = { \"public.t\" = \"id\" }\n\
+             [databases.app.groups.days]\nmethod = \"range\"\nkey_type = \"date\"\n\
+             ranges = [{ to = \"2026-01-01\", shard = \"s0\" }, { shard = \"s1\" }]\n\
+             tables = { \"public.u\" = \"day\" }\n",
+        );
+        let only = |group: &str| {
+            let group = Some(group.to_owned());
+            let to = names().into_iter().collect();
+            moves(&before, &[Wish::Spread { group, to }], &names())
+        };
+        let moved = only("g").unwrap();
+        assert!(moved.iter().all(|it| it.group == "g"), "{moved:?}");
+        assert!(matches!(only("days"), Err(NoMoves::FewRanges { .. })));
+        assert_eq!(only("h"), Err(NoMoves::NoGroup("h".to_owned())));
     }
 
     #[test]

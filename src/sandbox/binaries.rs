@@ -43,6 +43,11 @@ impl Binaries {
         command
     }
 
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The program's path.
     pub(super) fn program(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -120,6 +120,7 @@ impl Sandbox {
             durability: Durability::default(),
             identity: None,
             settings: BTreeMap::new(),
+            programs: BTreeMap::new(),
         }
     }
 
@@ -154,6 +155,8 @@ pub struct Builder {
     durability: Durability,
     identity: Option<Identity>,
     settings: BTreeMap<String, String>,
+    /// Directories of other programs, by the server's number.
+    programs: BTreeMap<usize, PathBuf>,
 }
 
 impl Builder {
@@ -161,6 +164,13 @@ impl Builder {
     #[must_use]
     pub fn clusters(mut self, count: usize) -> Self {
         self.clusters = count;
+        self
+    }
+
+    /// Lets one server, from 0, run with programs of its own: of another version.
+    #[must_use]
+    pub fn cluster_with(mut self, number: usize, programs: PathBuf) -> Self {
+        self.programs.insert(number, programs);
         self
     }
 
@@ -197,28 +207,37 @@ impl Builder {
     /// # Errors
     /// See [`SandboxError`].
     pub fn start(self) -> Result<Sandbox, SandboxError> {
-        let binaries = Binaries::find(&self.env)?;
         let account = Account::of_servers()?;
+        let kinds = self.kinds()?;
         remains::sweep(&self.env.tmp, account, Clock);
         let root = Root::create(&self.env.tmp, account)?;
-        let template = self.template(&root, &binaries, account)?;
-        let plan = Arc::new(cluster::Plan {
-            root: root.path.clone(),
-            binaries,
-            account,
-            configuration: self.configuration(),
-            auth: self.auth,
-            identity: self.identity.clone(),
-        });
+        let mut templates: BTreeMap<&Path, PathBuf> = BTreeMap::new();
+        let mut plans = Vec::new();
+        for binaries in &kinds {
+            let template = match templates.get(binaries.dir()) {
+                Some(made) => made.clone(),
+                None => self.template(&root, binaries, account)?,
+            };
+            templates.insert(binaries.dir(), template.clone());
+            let plan = cluster::Plan {
+                root: root.path.clone(),
+                binaries: binaries.clone(),
+                account,
+                configuration: self.configuration(),
+                auth: self.auth,
+                identity: self.identity.clone(),
+            };
+            plans.push((Arc::new(plan), template));
+        }
         #[expect(
             clippy::needless_collect,
             reason = "all start before the first is waited for"
         )]
         let clusters: Result<Vec<Cluster>, SandboxError> = thread::scope(|scope| {
             let starts: Vec<_> = (0..self.clusters)
-                .map(|number| {
-                    let (plan, template) = (Arc::clone(&plan), &template);
-                    scope.spawn(move || Cluster::create(plan, number, template))
+                .zip(plans)
+                .map(|(number, (plan, template))| {
+                    scope.spawn(move || Cluster::create(plan, number, &template))
                 })
                 .collect();
             let joined = starts.into_iter().map(thread::ScopedJoinHandle::join);
@@ -227,12 +246,26 @@ impl Builder {
                 .collect()
         });
         if self.env.template_cache.is_none() {
-            remove(&template)?;
+            for template in templates.values() {
+                remove(template)?;
+            }
         }
         Ok(Sandbox {
             clusters: clusters?,
             root,
         })
+    }
+
+    /// The programs of each server.
+    fn kinds(&self) -> Result<Vec<Binaries>, SandboxError> {
+        let of = |number| match self.programs.get(&number) {
+            None => Binaries::find(&self.env),
+            Some(own) => Binaries::find(&SandboxEnv {
+                pg_bin: Some(own.clone()),
+                ..self.env.clone()
+            }),
+        };
+        (0..self.clusters).map(of).collect()
     }
 
     /// An initialised data directory that nobody runs: made now, or found from an earlier run.
@@ -242,7 +275,7 @@ impl Builder {
         binaries: &Binaries,
         account: Account,
     ) -> Result<PathBuf, SandboxError> {
-        let fresh = root.path.join("template");
+        let fresh = root.path.join(format!("template-{}", binaries.version()?));
         let kept = match &self.env.template_cache {
             Some(cache) => Some(cache.join(format!("{}-{}", binaries.version()?, account.uid()?))),
             None => None,

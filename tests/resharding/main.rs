@@ -11,6 +11,7 @@ mod applying;
 mod comparing;
 mod copying;
 mod following;
+mod leading;
 mod preflight;
 mod shards;
 mod slots;

@@ -44,7 +44,7 @@ pub(crate) fn servers(count: usize, settings: &[(&str, &str)]) -> Sandbox {
         tmp: std::env::temp_dir(),
         template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
     };
-    let mut builder = Sandbox::builder(environment).clusters(count);
+    let mut builder = crate::steps::others(Sandbox::builder(environment).clusters(count), count);
     let usual = [
         ("wal_level", "logical"),
         ("max_replication_slots", "40"),
@@ -230,6 +230,7 @@ impl<'a> Shards<'a> {
             servers: Arc::new(servers.collect::<BTreeMap<String, Server>>()),
             home: home.clone(),
             progress: Arc::default(),
+            lines: Arc::default(),
         };
         Reshard { job, knobs }
     }

@@ -22,7 +22,7 @@ use shardway::{
             abort, activate, fence, finish, keys, prepare, ready, reverse, schema, turn, unfence,
         },
     },
-    sandbox::{Cluster, Sandbox, SandboxEnv},
+    sandbox::{Builder, Cluster, Sandbox, SandboxEnv},
 };
 use std::{
     collections::BTreeMap,
@@ -45,10 +45,20 @@ pub(crate) fn sandbox() -> &'static Sandbox {
             tmp: std::env::temp_dir(),
             template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
         };
-        let builder = Sandbox::builder(environment).clusters(2);
+        let builder = others(Sandbox::builder(environment).clusters(2), 2);
         let slots = builder.setting("max_replication_slots", "40");
         slots.setting("max_wal_senders", "40").start().unwrap()
     })
+}
+
+/// Every server but the first may be of another version: whoever gives rows is of the first.
+pub(crate) fn others(mut builder: Builder, count: usize) -> Builder {
+    if let Some(programs) = std::env::var_os("SHARDWAY_PG_BIN_TO") {
+        for number in 1..count {
+            builder = builder.cluster_with(number, PathBuf::from(&programs));
+        }
+    }
+    builder
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -218,6 +228,7 @@ impl Stage {
                 servers: Arc::new(servers),
                 home: "a".to_owned(),
                 progress: Arc::new(Progress::default()),
+                lines: Arc::default(),
             },
             _knobs: knobs,
         };

@@ -54,6 +54,7 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
         servers: Arc::clone(&site.servers),
         home: site.home().to_owned(),
         progress: Arc::new(Progress::default()),
+        lines: Arc::default(),
     };
     let tools = Tools {
         pg_dump: site.database.pg_dump.clone(),
@@ -65,7 +66,10 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
 fn wishes(args: &PlanArgs) -> Result<Vec<Wish>, Fault> {
     let mut wishes = Vec::new();
     if !args.to.is_empty() {
-        wishes.push(Wish::Spread(args.to.clone()));
+        wishes.push(Wish::Spread {
+            group: args.group.clone(),
+            to: args.to.clone(),
+        });
     }
     for text in &args.moves {
         wishes.push(Wish::of_move(text, args.group.clone())?);

@@ -6,19 +6,22 @@
 //! nothing.
 
 use super::{
-    asking::{About as _, connection, is_lock_timeout},
+    asking::{About as _, Typed, is_lock_timeout, line},
     guard::{self, Switch, guarded, lock_timeout, switch_sql},
     records::begin,
 };
 use crate::{
+    failpoint,
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
+        lines::Line,
         plan::MovingTable,
         servers::Server,
     },
 };
 use deadpool_postgres::Client;
+use tokio_postgres::types::Type;
 
 /// What a fence's logical message is called; its content is the reshard's name and the attempt.
 pub const MESSAGE: &str = "shardway_fence";
@@ -37,6 +40,8 @@ const MARK: &str = "\
 INSERT INTO shardway.fence AS f (workflow, attempt, token) VALUES ($1, $2, $3) \
 ON CONFLICT (workflow, attempt) DO UPDATE SET token = excluded.token, beat = f.beat + 1, at = clock_timestamp()";
 
+const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
+
 /// Fences every source, all at once. What was fenced when another could not be has to be [unfenced](super::unfence::run).
 ///
 /// # Errors
@@ -52,8 +57,54 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 /// # Errors
 /// As [`run`].
 pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
-    let client = connection(source).await?;
+    let client = line(job, source).await?;
     let tables = guard::tables(job, source);
+    unless_held(&client, job, source, &tables).await?;
+    let what = format!("fencing shard {}", source.name);
+    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let locks = format!(
+        "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
+        lock_timeout(job),
+        names.join(", "),
+        switch_sql(job, &tables, Switch::On)
+    );
+    let content = format!("{} {}", job.id, job.attempt);
+    let mark = mark(job);
+    let message: [Typed<'_>; 2] = [(&MESSAGE, Type::TEXT), (&content, Type::TEXT)];
+    // Sent at once, answered one after the other; each fails after one that has failed.
+    let (begun, locked, marked, told) = tokio::join!(
+        biased;
+        begin(&client, job),
+        client.batch_execute(&locks),
+        client.execute_typed(MARK, &mark),
+        client.query_typed(TELL, &message),
+    );
+    begun?;
+    match locked {
+        Err(error) if is_lock_timeout(&error) => {
+            client.batch_execute("ROLLBACK").await.about(&what)?;
+            unless_held(&client, job, source, &tables).await?;
+            client.done();
+            return Err(error).about(&what);
+        }
+        locked => locked.about(&what)?,
+    }
+    marked.about(&what)?;
+    told.about(&what)?;
+    failpoint::reached("after_guard").await;
+    client.batch_execute("COMMIT").await.about(&what)?;
+    client.done();
+    Ok(())
+}
+
+/// Before statements are held: opens what a fence needs, and sees that nobody is at the tables for whom it would wait.
+///
+/// # Errors
+/// [`StepError::Again`]: somebody is, or there is no guard yet.
+pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
+    let client = line(job, source).await?;
+    let tables = guard::tables(job, source);
+    begin(&client, job).await?;
     let guarded = guarded(&client, job, source).await?;
     if guarded.len() < tables.len() {
         return Err(StepError::Again {
@@ -62,49 +113,61 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
         });
     }
     unless_held(&client, job, source, &tables).await?;
-    let what = format!("fencing shard {}", source.name);
-    begin(&client, job).await?;
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
-    let locked = format!(
-        "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
-        lock_timeout(job),
-        names.join(", "),
-        switch_sql(job, &tables, Switch::On)
-    );
-    match client.batch_execute(&locked).await {
-        Err(error) if is_lock_timeout(&error) => {
-            drop(client.batch_execute("ROLLBACK").await);
-            unless_held(&client, job, source, &tables).await?;
-            return Err(error).about(&what);
-        }
-        locked => locked.about(&what)?,
-    }
-    let marked = client
-        .execute(MARK, &[&job.id, &job.attempt, &job.token])
-        .await;
-    marked.about(&what)?;
-    let content = format!("{} {}", job.id, job.attempt);
+    // What it will run has been run.
+    let marked = client.execute_typed(MARK, &mark(job)).await;
+    marked.about("rehearsing the fence")?;
     client
-        .execute(
-            "SELECT pg_logical_emit_message(true, $1, $2)",
-            &[&MESSAGE, &content],
-        )
+        .batch_execute("ROLLBACK")
         .await
-        .about(&what)?;
-    client.batch_execute("COMMIT").await.about(&what)
+        .about("rehearsing the fence")?;
+    client.done();
+    Ok(())
+}
+
+/// Whether a shard has seen a later attempt: what is done for this one comes too late.
+///
+/// # Errors
+/// [`StepError::Again`]: it has.
+pub(super) async fn unless_later(client: &Client, job: &Job) -> Result<(), StepError> {
+    const LATER: &str =
+        "SELECT EXISTS (SELECT FROM shardway.fence WHERE workflow = $1 AND attempt > $2)";
+    let values: [Typed<'_>; 2] = [(&job.id, Type::TEXT), (&job.attempt, Type::INT4)];
+    let row = client.query_typed_one(LATER, &values).await;
+    if row.about("asking for later fences")?.get(0) {
+        return Err(StepError::Again {
+            what: format!("ending attempt {}", job.attempt),
+            problem: "there is a later one".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The values of [`MARK`].
+fn mark(job: &Job) -> [Typed<'_>; 3] {
+    [
+        (&job.id, Type::TEXT),
+        (&job.attempt, Type::INT4),
+        (&job.token, Type::INT8),
+    ]
 }
 
 /// Asks who holds locks already, so that no queue of writers forms behind a lock that cannot be had.
 async fn unless_held(
-    client: &Client,
+    client: &Line<'_>,
     job: &Job,
     source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
     let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
     let most = job.knobs.borrow().lock.as_secs_f64();
-    let row = client.query_one(HOLDERS, &[&names, &most]).await;
-    let holders: String = row.about("looking for who holds locks")?.get(0);
+    let row = client
+        .query_typed(
+            HOLDERS,
+            &[(&names, Type::TEXT_ARRAY), (&most, Type::FLOAT8)],
+        )
+        .await
+        .about("looking for who holds locks")?;
+    let holders: String = row.first().map_or_else(String::new, |row| row.get(0));
     if holders.is_empty() {
         return Ok(());
     }

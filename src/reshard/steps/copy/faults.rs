@@ -16,6 +16,7 @@ pub(super) fn sql(what: String, error: tokio_postgres::Error) -> StepError {
         other @ (AskError::Timeout
         | AskError::Tls(_)
         | AskError::Connection(_)
+        | AskError::Unreadable(_)
         | AskError::Apart) => of(what, None, other.to_string()),
     }
 }
