@@ -30,10 +30,11 @@ use deadpool_postgres::Client;
 use std::sync::Arc;
 use tokio_postgres::types::{PgLsn, ToSql};
 
-/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed.
+/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed, and those of a
+/// batch stay in memory.
 const APPLY: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
-SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII";
+SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII; SET work_mem = '64MB'";
 const READ: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
 SET jit = off; SET client_encoding = SQL_ASCII; SET synchronous_commit = local";
