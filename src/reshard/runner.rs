@@ -338,9 +338,10 @@ impl<'a> Run<'a> {
         let record = &self.stored.record;
         let wanted = record.streams();
         if !self.streams.is_empty() && (!wanted || self.flips != record.flips) {
-            for stream in std::mem::take(&mut self.streams) {
+            while let Some(stream) = self.streams.last_mut() {
                 // What it ended with before, it has told.
-                drop(stream.stop().await);
+                stream.end().await?;
+                self.streams.pop();
             }
         }
         if wanted && self.streams.is_empty() {

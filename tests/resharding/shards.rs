@@ -132,6 +132,18 @@ impl<'a> Shards<'a> {
         rows.into_iter().map(line).collect()
     }
 
+    /// A session of a shard, and its connection, which has to be driven.
+    pub(crate) async fn session(
+        &self,
+        shard: &str,
+    ) -> (
+        tokio_postgres::Client,
+        tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>,
+    ) {
+        let config = self.cluster(shard).config(&self.database(shard));
+        config.connect(tokio_postgres::NoTls).await.unwrap()
+    }
+
     /// How a step reaches a shard.
     pub(crate) fn server(&self, shard: &str) -> Server {
         Server {

@@ -103,10 +103,14 @@ pub(super) fn tables(job: &Job, server: &Server) -> Vec<MovingTable> {
     tables
 }
 
-/// For how long a table's writers may have to wait behind this.
+/// For how long a table's writers may have to wait behind this: until it has the lock, and then until it goes on, for a
+/// process that is frozen or cut off says nothing more and keeps what it has locked.
 pub(super) fn lock_timeout(job: &Job) -> String {
-    let most = job.knobs.borrow().lock.as_millis().max(1);
-    format!("SET LOCAL lock_timeout = {most}")
+    let knobs = job.knobs.borrow();
+    let (most, idle) = (knobs.lock.as_millis().max(1), knobs.hold.as_millis().max(1));
+    format!(
+        "SET LOCAL lock_timeout = {most}; SET LOCAL idle_in_transaction_session_timeout = {idle}"
+    )
 }
 
 /// Turns the guard's triggers of tables on or off, as statements.
