@@ -249,6 +249,10 @@ impl World {
         if self.shards[old(key)].slot.is_none() {
             return Err(No::Lost);
         }
+        // What is recorded as copied is not copied again.
+        if self.shards[new(key)].rows.contains_key(&key) {
+            return Ok(());
+        }
         let (rows, at) = {
             let source = &self.shards[old(key)];
             (source.rows.get(&key).copied(), source.log.len())
