@@ -196,6 +196,7 @@ impl Standing {
                 kept,
             } => now < *seen || seen == kept,
             Self::Behind { shard: None, .. }
+            | Self::Newer { .. }
             | Self::Known
             | Self::Unread
             | Self::Lacking { .. } => false,
