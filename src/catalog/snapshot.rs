@@ -199,7 +199,8 @@ impl Standing {
             | Self::Newer { .. }
             | Self::Known
             | Self::Unread
-            | Self::Lacking { .. } => false,
+            | Self::Lacking { .. }
+            | Self::Newer { .. } => false,
         }
     }
 }

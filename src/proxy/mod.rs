@@ -28,7 +28,7 @@ mod place;
 mod prepared;
 mod relay;
 pub mod replaying;
-mod replication;
+pub mod replication;
 pub mod reply;
 mod request;
 mod resetting;

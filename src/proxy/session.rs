@@ -288,7 +288,7 @@ impl Session {
                 Box::pin(self.fail_elsewhere()).await;
             }
             if self.must_replay() {
-                Box::pin(self.replay()).await?;
+                Box::pin(self.run_again()).await?;
                 continue;
             }
             if self.listening.is_some() {
