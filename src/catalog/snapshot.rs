@@ -196,7 +196,6 @@ impl Standing {
                 kept,
             } => now < *seen || seen == kept,
             Self::Behind { shard: None, .. }
-            | Self::Newer { .. }
             | Self::Known
             | Self::Unread
             | Self::Lacking { .. }
