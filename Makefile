@@ -1,10 +1,10 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster kills lint bench compare shards clients fuzz soak versions
+.PHONY: help demo test unit cluster kills reshard-matrix lint bench compare shards pauses clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: ## three throw-away PostgreSQL shards, a shop in them, and the proxy: prints a connection string
 	@tests/setup/tools.sh build servers
@@ -28,6 +28,11 @@ kills: ## every victim at every point of a commit over several shards, and two m
 	@tests/setup/tools.sh build servers
 	@SHARDWAY_KILLS=all cargo test --locked --features failpoints --test transactions -- --test-threads 2 $(ARGS)
 
+reshard-matrix: ## who dies, freezes or is cut off at every point of a reshard, under load; PART=i/n, goes on where it was
+	@tests/setup/tools.sh build servers
+	@SHARDWAY_RESHARD_PART=$${PART:-1/1} SHARDWAY_RESHARD_FROZEN=$${FROZEN:-30} cargo test --locked --features failpoints \
+		--test reshard -- --nocapture whatever_is_killed_at_whatever_point_until_a_finish $(ARGS)
+
 versions: ## a smaller set of tests on PostgreSQL 14 to 18: a table; ARGS="14 sessions" for a part
 	@tests/setup/versions.sh $(ARGS)
 
@@ -48,6 +53,10 @@ compare: ## Shardway beside PgBouncer and HAProxy: a table
 shards: ## what statements over several shards cost beside those on one: a table
 	@tests/setup/tools.sh build servers
 	@benches/shards/run $(ARGS)
+
+pauses: ## how long statements wait while keys change owners: a table; ARGS="--cutovers 10 --clients 4" for a few
+	@tests/setup/tools.sh build servers
+	@benches/reshard/pauses $(ARGS)
 
 clients: ## third-party suites, directly and through the proxy: a table; ARGS="psycopg2 pg_regress" for some
 	@tests/setup/tools.sh build servers clients

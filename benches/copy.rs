@@ -171,6 +171,7 @@ async fn job(
         servers: Arc::new([server("a", from), server("b", to)].into()),
         home: "a".to_owned(),
         progress: Arc::default(),
+        lines: Arc::default(),
     };
     (job, knobs)
 }
@@ -204,6 +205,7 @@ fn plan() -> Plan {
             key_column: "tenant".to_owned(),
             primary_key: vec!["id".to_owned()],
             columns: COLUMNS.map(column).to_vec(),
+            root: None,
         }],
         joins: Vec::new(),
         reference: Vec::new(),

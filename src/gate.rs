@@ -6,6 +6,7 @@
 //! looks at the sessions after it has begun to hold: one of them sees the other. Nobody waits for long under the lock.
 
 pub mod state;
+pub mod tally;
 
 use crate::clock::{Clock, Duration, Instant};
 use state::{Answer, Moving, Seen, Standing, State, Touched};
@@ -16,6 +17,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
+use tally::Tallies;
 use tokio::sync::{Notify, watch};
 
 /// Of [`Slot::since`]: nothing is under way.
@@ -50,6 +52,8 @@ pub struct Gate {
     changed: watch::Sender<u64>,
     /// Tells whoever waits for a hold to be drained.
     left: Notify,
+    /// What holds have cost statements.
+    pub tallies: Tallies,
 }
 
 /// One session at the gate.
@@ -91,6 +95,7 @@ impl Default for Gate {
             unreachable: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             left: Notify::new(),
+            tallies: Tallies::default(),
         }
     }
 }

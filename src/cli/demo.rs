@@ -2,6 +2,8 @@
 //!
 //! What must stay true: nothing is left behind, whatever ends it; nothing outside loopback is listened on.
 
+mod growing;
+
 use super::{Exit, output::Output};
 use crate::{
     config::{
@@ -70,28 +72,35 @@ fn demonstrate(args: &DemoArgs, output: &Output) -> Result<(), DemoError> {
     for address in [listen, http] {
         TcpListener::bind(address).map_err(|source| DemoError::Port { address, source })?;
     }
-    output.progress(&format!("starting {} PostgreSQL servers", args.shards));
+    let serving = usize::from(args.shards);
+    // One more, empty, for a reshard; one shard alone is no map that could change.
+    let servers = if serving > 1 { serving + 1 } else { 1 };
+    output.progress(&format!("starting {servers} PostgreSQL servers"));
     let sandbox = Sandbox::builder(environment(args))
-        .clusters(usize::from(args.shards))
+        .clusters(servers)
         .start()?;
     let configuration = sandbox.root().join("shardway.toml");
-    // Who tries things does not want them between lines of the log.
-    let text = shop::configuration(sandbox.clusters(), listen, Some(http)).replacen(
-        "[server]\n",
-        "[server]\nlog = { level = \"warn\" }\n",
-        1,
-    );
-    fs::write(&configuration, &text).map_err(|source| DemoError::Write {
-        path: configuration.clone(),
-        source,
-    })?;
+    let text = written(serving, sandbox.clusters(), listen, http);
+    write(&configuration, &text)?;
     let settings = load_str(&configuration.display().to_string(), &text, sandbox.root())
         .map_err(|errors| DemoError::Configuration(errors.render()))?;
     output.progress("filling the shop");
-    fill(sandbox.clusters(), &settings)?;
+    fill(serving, sandbox.clusters(), &settings)?;
     let path = configuration.clone();
     let reload: Reload = Arc::new(move || load(&path).map_err(|errors| errors.render()));
-    let invitation = invitation(args, sandbox.clusters(), &configuration);
+    let mut invitation = invitation(args, &sandbox.clusters()[..serving], &configuration);
+    if let Some(spare) = sandbox.clusters().get(serving) {
+        let growing = growing::Growing {
+            serving,
+            port: args.port,
+            root: sandbox.root(),
+            configuration: &configuration,
+            spare,
+        };
+        growing.write_load()?;
+        invitation.push_str(&growing.invitation());
+    }
+    invitation.push_str("\nCtrl-C stops everything and removes it.\n");
     // Ctrl-C and SIGTERM end the serving; then the sandbox is dropped, which stops the servers and removes everything.
     // A kill of this process is seen by the servers' shepherds, which do the same.
     server::start(settings, reload, server::sessions, |_bound| {
@@ -100,6 +109,47 @@ fn demonstrate(args: &DemoArgs, output: &Output) -> Result<(), DemoError> {
     output.progress("stopping the servers");
     drop(sandbox);
     Ok(())
+}
+
+/// The configuration: the shop's, with what the demo needs.
+fn written(serving: usize, servers: &[Cluster], listen: SocketAddr, http: SocketAddr) -> String {
+    let text = shop::configuration_of(servers, serving, listen, Some(http));
+    // Who tries things does not want them between lines of the log.
+    let quiet = "[server]\nlog = { level = \"warn\" }\n";
+    let text = text.replacen("[server]\n", quiet, 1);
+    let dump = servers.first().and_then(|server| server.program("pg_dump"));
+    let Some(dump) = dump else {
+        return text;
+    };
+    let database = format!("[databases.{}]\n", shop::DATABASE);
+    let with_dump = format!("{database}pg_dump = {:?}\n", dump.display().to_string());
+    text.replacen(&database, &with_dump, 1)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), DemoError> {
+    fs::write(path, text).map_err(|source| DemoError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The program as it can be called from anywhere: it need not be on the search path.
+fn program() -> String {
+    let called = env::args().next().unwrap_or_else(|| "shardway".to_owned());
+    if !called.contains('/') {
+        return called;
+    }
+    env::current_exe().map_or(called, |path| path.display().to_string())
+}
+
+/// A word of a command as a shell takes it for one.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 fn environment(args: &DemoArgs) -> SandboxEnv {
@@ -114,7 +164,7 @@ fn environment(args: &DemoArgs) -> SandboxEnv {
     }
 }
 
-fn fill(shards: &[Cluster], settings: &Settings) -> Result<(), DemoError> {
+fn fill(serving: usize, servers: &[Cluster], settings: &Settings) -> Result<(), DemoError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -124,8 +174,12 @@ fn fill(shards: &[Cluster], settings: &Settings) -> Result<(), DemoError> {
         .get(shop::DATABASE)
         .ok_or_else(|| DemoError::Configuration(format!("no database {}", shop::DATABASE)))?;
     runtime.block_on(async {
+        let (shards, spare) = servers.split_at(serving);
         for shard in shards {
             shop::create(shard).await?;
+        }
+        for server in spare {
+            shop::create_empty(server).await?;
         }
         shop::fill(shards, &database.snapshot).await?;
         Ok(())
@@ -171,12 +225,9 @@ Things to try:
     psql 'postgres://ops:ops@127.0.0.1:{port}/shardway' -c 'SHOW POOLS'
 
 The shards themselves, to look behind the curtain:
-{servers}
-Ctrl-C stops everything and removes it.
-",
+{servers}",
         count = shards.len(),
-        // As it was called: it need not be on the search path.
-        program = env::args().next().unwrap_or_else(|| "shardway".to_owned()),
-        configuration = configuration.display(),
+        program = quoted(&program()),
+        configuration = quoted(&configuration.display().to_string()),
     )
 }

@@ -64,14 +64,21 @@ pub enum Standing {
     Unsure,
 }
 
+/// One attempt of a reshard to change owners.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attempt {
+    pub workflow: String,
+    pub number: i32,
+}
+
 /// What a statement is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Passes,
-    /// For this reshard.
-    Waits(String),
+    /// For this attempt.
+    Waits(Attempt),
     /// Nobody knows where its keys are.
-    Unsure(String),
+    Unsure(Attempt),
 }
 
 /// A transaction, or a statement outside of one, as far as it was seen.
@@ -160,6 +167,15 @@ impl Touched {
             Some(Touch::Any) => true,
             Some(Touch::Keys(keys)) => keys.iter().any(|key| moving.keys.contains(key)),
         })
+    }
+}
+
+impl Hold {
+    fn name(&self) -> Attempt {
+        Attempt {
+            workflow: self.workflow.clone(),
+            number: self.attempt,
+        }
     }
 }
 
@@ -252,8 +268,8 @@ impl State {
                 continue;
             }
             match hold.standing {
-                Standing::Unsure => return Answer::Unsure(hold.workflow.clone()),
-                Standing::Held => answer = Answer::Waits(hold.workflow.clone()),
+                Standing::Unsure => return Answer::Unsure(hold.name()),
+                Standing::Held => answer = Answer::Waits(hold.name()),
             }
         }
         answer
@@ -278,6 +294,13 @@ fn groups_of(hold: &Hold) -> impl Iterator<Item = String> + use<'_> {
 mod tests {
     use super::*;
     use crate::catalog::moving::Part;
+
+    fn first() -> Attempt {
+        Attempt {
+            workflow: "w".to_owned(),
+            number: 1,
+        }
+    }
 
     fn moving(group: &str, keys: &[i64]) -> Moving {
         Moving {
@@ -307,7 +330,7 @@ mod tests {
         assert_eq!(state.generation(), 0);
         assert!(state.hold("w", 1, &[moving("g", &[1, 2])]));
         assert_ne!(state.generation(), 0);
-        let waits = Answer::Waits("w".to_owned());
+        let waits = Answer::Waits(first());
         assert_eq!(state.ask(&touched("g", &[1]), None), waits);
         assert_eq!(state.ask(&any("g"), None), waits);
         assert_eq!(state.ask(&touched("g", &[3, 2]), None), waits);
@@ -327,7 +350,7 @@ mod tests {
         stays.goes_on();
         state.hold("w", 1, &[moving("g", &[7])]);
         // It would wait for the other key with its locks, and the fence for them.
-        assert_eq!(state.ask(&stays, None), Answer::Waits("w".to_owned()));
+        assert_eq!(state.ask(&stays, None), Answer::Waits(first()));
         assert_eq!(state.ask(&touched("g", &[1]), None), Answer::Passes);
         let seen = Seen {
             since: state.generation(),
@@ -368,15 +391,12 @@ mod tests {
         assert!(!state.stands("w", 1, Standing::Unsure));
         assert_eq!(
             state.ask(&touched("g", &[1]), None),
-            Answer::Unsure("w".to_owned())
+            Answer::Unsure(first())
         );
         assert_eq!(state.ask(&touched("g", &[2]), None), Answer::Passes);
         // It is heard of again.
         state.hold("w", 1, &[moving("g", &[1])]);
-        assert_eq!(
-            state.ask(&touched("g", &[1]), None),
-            Answer::Waits("w".to_owned())
-        );
+        assert_eq!(state.ask(&touched("g", &[1]), None), Answer::Waits(first()));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is counted: per database, user and shard; per process; refusals by code. Relaxed atomics, no lock where a
 //! statement passes.
 
+use super::times::Times;
 use crate::clock::Duration;
 use std::{
     collections::BTreeMap,
@@ -79,6 +80,8 @@ macro_rules! pool_counters {
         #[derive(Debug, Default)]
         pub struct PoolCounters {
             $($(#[$doc])* pub $name: Counter,)*
+            /// How long transactions took, waits for a backend included, the client's own time not.
+            pub times: Times,
         }
 
         /// What one session counted since it last folded; plain numbers, owned by the session.
@@ -95,6 +98,9 @@ macro_rules! pool_counters {
         impl PoolCounters {
             /// Adds a session's tally and empties it; called when a lease is released.
             pub fn fold(&self, tally: &mut Tally) {
+                if tally.queries != 0 {
+                    self.times.record(tally.query_micros + tally.wait_micros);
+                }
                 $(if tally.$name != 0 { self.$name.add(tally.$name); })*
                 *tally = Tally::default();
             }

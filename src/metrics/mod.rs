@@ -6,8 +6,11 @@
 
 pub mod counters;
 pub mod exposition;
+pub mod histogram;
 pub mod listeners;
+pub mod reshards;
 pub mod sessions;
+pub mod times;
 pub mod transactions;
 
 pub use counters::{
@@ -55,6 +58,28 @@ impl Metrics {
         }
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(pools.entry(key).or_default())
+    }
+
+    /// How long the transactions of a database took so far, as counts.
+    #[must_use]
+    pub fn times(&self, database: &str) -> Vec<u64> {
+        let mut counts = Vec::new();
+        for (_, pool) in self
+            .pools()
+            .iter()
+            .filter(|(key, _)| key.database == database)
+        {
+            pool.times.add_to(&mut counts);
+        }
+        counts
+    }
+
+    /// Errors that the servers of a database reported to its clients so far.
+    #[must_use]
+    pub fn errors(&self, database: &str) -> u64 {
+        let pools = self.pools();
+        let of = pools.iter().filter(|(key, _)| key.database == database);
+        of.map(|(_, pool)| pool.errors.get()).sum()
     }
 
     /// Every pool's counters, ordered by database, user and shard.

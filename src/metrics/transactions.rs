@@ -1,7 +1,7 @@
 //! Transactions over several shards as recovery sees them, and the proxies that serve a database: written by recovery
 //! after every round, read by the console and `/metrics`.
 
-use super::counters::Counter;
+use super::{counters::Counter, reshards::Resharding};
 use crate::{catalog::ownership::Content, clock::SystemTime};
 use std::sync::atomic::AtomicU64;
 use std::{
@@ -28,6 +28,8 @@ pub struct Distributed {
     pub held_micros: Counter,
     /// Statements that were refused because nobody could say where their keys were.
     pub held_refused: Counter,
+    /// The last reshard.
+    pub resharding: Resharding,
     /// The number of the map that all proxies share; 0: not known.
     pub map_epoch: AtomicU64,
     /// That map.

@@ -144,6 +144,22 @@ impl Stream {
         self.write.len() - self.sent
     }
 
+    /// The place in all that is ever sent at which the next byte stands that is buffered.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.sent_total + self.unsent() as u64
+    }
+
+    /// Takes back what was buffered behind a place; false: some of it was sent, and all stays.
+    pub fn take_back(&mut self, mark: u64) -> bool {
+        let Some(kept) = mark.checked_sub(self.sent_total) else {
+            return false;
+        };
+        let kept = usize::try_from(kept).unwrap_or(usize::MAX);
+        self.write.truncate(self.sent.saturating_add(kept));
+        true
+    }
+
     /// Whether everything has gone to the peer: nothing is left in the transport's buffer either.
     #[must_use]
     pub fn is_flushed(&self) -> bool {

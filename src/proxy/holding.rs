@@ -9,7 +9,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     request::Stop,
-    session::{End, Session, told},
+    session::{End, Session},
 };
 use crate::{
     catalog::{
@@ -19,10 +19,9 @@ use crate::{
     clock::{Duration, Instant},
     gate::{
         Came, Ticket,
-        state::{Answer, REFERENCES, Touch, Touched},
+        state::{Answer, Attempt, REFERENCES, Touch, Touched},
+        tally,
     },
-    metrics::sessions::Wanted,
-    net::stream::HIGH_WATER,
     plan::{StatementPlan, Values},
     sql::statement::{Access, Effect},
     wire::{
@@ -30,7 +29,7 @@ use crate::{
         notice::{self, Words},
     },
 };
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Whether a statement may go on as it was planned.
@@ -41,22 +40,15 @@ pub(super) enum Passed {
     Anew,
 }
 
-/// What ended a wait.
-enum Waited {
-    /// It may have another answer now.
-    Changed,
-    Cancelled,
-}
-
 /// How a statement stands at the gate.
 enum Stands {
     Passes,
-    /// For this reshard.
-    Waits(String),
+    /// For this attempt.
+    Waits(Attempt),
     /// What is known here may be out of date.
     Unheard,
-    /// It is in doubt what this reshard has done.
-    Refused(Option<String>),
+    /// It is in doubt what this attempt has done.
+    Refused(Option<Attempt>),
     Cancelled,
 }
 
@@ -71,6 +63,7 @@ const LOOK: Duration = Duration::from_millis(50);
 impl Session {
     /// Statements are about to be given their place; whether they must ask first.
     pub(super) fn comes_to_gate(&mut self, statements: &[StatementPlan]) -> Came {
+        self.keeps_with(statements);
         let one_snapshot = self
             .deferred
             .as_ref()
@@ -175,10 +168,11 @@ impl Session {
 
     /// What a guard says to a write of keys that its shard has given away, as the client is told; `None`: it is another
     /// error.
-    pub(super) fn guarded(&self, body: &[u8]) -> Option<Words> {
+    pub(super) fn guarded(&mut self, body: &[u8]) -> Option<Words> {
         if notice::field(body, b'C') != Some(GUARD) {
             return None;
         }
+        self.is_guarded();
         if let Ok(registry) = self.database.coordinator.registry() {
             registry.look_again();
         }
@@ -213,7 +207,13 @@ impl Session {
         let stands = self.stands(came, asked);
         match stands {
             Stands::Passes => Ok(Passed::Now),
-            Stands::Refused(_) | Stands::Cancelled => self.has_waited(stands),
+            Stands::Refused(ref attempt) => {
+                if let Some(attempt) = attempt {
+                    self.database.gate.tallies.fails(attempt.clone());
+                }
+                self.has_waited(stands)
+            }
+            Stands::Cancelled => self.has_waited(stands),
             Stands::Waits(_) | Stands::Unheard => self.waits(changes, asked, stands).await,
         }
     }
@@ -266,6 +266,10 @@ impl Session {
         let begun = self.shared.clock.now();
         self.info.set_held(begun);
         self.cancel.wait_begins();
+        let wait = match &stands {
+            Stands::Waits(attempt) => Some(self.database.gate.tallies.begin(attempt.clone())),
+            _ => None,
+        };
         let outcome = Box::pin(self.stay(changes, asked, stands, begun + PATIENCE)).await;
         self.cancel.wait_ends();
         match &self.link {
@@ -274,7 +278,20 @@ impl Session {
         }
         let waited = self.shared.clock.now().saturating_duration_since(begun);
         self.database.coordinator.count_held(waited);
-        self.has_waited(outcome?)
+        let stands = outcome?;
+        if let Some(wait) = wait {
+            let failed = matches!(
+                stands,
+                Stands::Refused(_) | Stands::Waits(_) | Stands::Unheard
+            );
+            let how = if failed {
+                tally::End::Failed
+            } else {
+                tally::End::Passed
+            };
+            wait.ends(waited, how);
+        }
+        self.has_waited(stands)
     }
 
     fn has_waited(&self, stands: Stands) -> Result<Passed, Stop> {
@@ -286,7 +303,8 @@ impl Session {
             Stands::Unheard => None,
         };
         self.database.coordinator.count_held_refused();
-        Err(reply::keys_in_doubt(reshard.as_deref()).into())
+        let reshard = reshard.as_ref().map(|attempt| attempt.workflow.as_str());
+        Err(reply::keys_in_doubt(reshard).into())
     }
 
     /// Waits at the gate; how it stands when there is nothing to wait for any more.
@@ -299,7 +317,15 @@ impl Session {
     ) -> Result<Stands, End> {
         loop {
             let unheard = matches!(stands, Stands::Unheard);
-            if let Waited::Cancelled = self.wait_for_change(&mut changes, unheard).await? {
+            // The sender lives in the gate, which the session's database has.
+            let changed = changes.changed();
+            let waited = if unheard {
+                let looked = tokio::time::timeout(LOOK, changed);
+                self.wait_beside(looked).await?.map(drop)
+            } else {
+                self.wait_beside(changed).await?.map(drop)
+            };
+            if waited.is_none() {
                 return Ok(Stands::Cancelled);
             }
             let before = Arc::clone(&self.snapshot);
@@ -324,51 +350,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    async fn wait_for_change(
-        &mut self,
-        changes: &mut watch::Receiver<u64>,
-        unheard: bool,
-    ) -> Result<Waited, End> {
-        let mut changed = pin!(changes.changed());
-        let mut look = pin!(async {
-            if unheard {
-                tokio::time::sleep(LOOK).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        });
-        let mut cancelled = pin!(self.cancel.cancelled());
-        let mut asked = pin!(self.info.asked());
-        let (client, info) = (&mut self.client, &self.info);
-        poll_fn(|cx| {
-            // The sender lives in the gate, which the session's database has.
-            if changed.as_mut().poll(cx).is_ready() || look.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::Changed));
-            }
-            if cancelled.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::Cancelled));
-            }
-            while asked.as_mut().poll(cx).is_ready() {
-                if info.wanted() == Wanted::EndNow {
-                    return Poll::Ready(Err(told(reply::shutting_down())));
-                }
-                asked.set(info.asked());
-            }
-            if client.poll_flush(cx)?.is_pending() || client.buffered().len() > HIGH_WATER {
-                return Poll::Pending;
-            }
-            match client.poll_fill(cx)? {
-                Poll::Ready(0) => Poll::Ready(Err(End::Client)),
-                Poll::Ready(_) => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
     }
 
     /// Whose rows statements touch.

@@ -27,6 +27,7 @@ mod oids;
 mod place;
 mod prepared;
 mod relay;
+mod replaying;
 pub mod replication;
 pub mod reply;
 mod request;

@@ -97,7 +97,7 @@ impl Session {
         if copying && !ignored_in_copy {
             return Err(self.interrupts_copy(header.tag));
         }
-        if self.phase == Phase::Answering && !ignored_in_copy {
+        if (self.phase == Phase::Answering && !ignored_in_copy) || self.must_replay() {
             return Ok(0);
         }
         let arrived = bytes.len().min(header.size);
@@ -126,6 +126,7 @@ impl Session {
         if header.tag == b'X' {
             return Err(End::Client);
         }
+        self.keeps(header.tag, frame);
         if self.skip && header.tag != b'S' {
             return Ok(());
         }

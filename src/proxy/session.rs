@@ -24,6 +24,7 @@ use super::{
     numbers::Drew,
     oids::Looking,
     prepared::Prepared,
+    replaying::Kept,
     reply::session as reply,
     scatter::Scattering,
     script::Script,
@@ -33,6 +34,7 @@ use super::{
 };
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
+    clock::Instant,
     config::settings::{PoolMode, User},
     gate::Ticket,
     metrics::sessions::{Registered, Wanted},
@@ -245,6 +247,9 @@ pub struct Session {
     pub(super) ticket: Option<Ticket>,
     /// What was known when its transaction came to the gate, if other things are by now.
     pub(super) began_on: Option<Arc<Snapshot>>,
+    /// The batch under way, to be run again if a guard refuses it; and since when that was done, while it is begun again.
+    pub(super) kept: Option<Box<Kept>>,
+    pub(super) again: Option<Instant>,
     /// What SQL calls differently than the backend in this batch.
     pub(super) renamed: Option<Box<Renamed>>,
 }
@@ -281,6 +286,10 @@ impl Session {
             }
             if self.several.fails_elsewhere() && self.phase == Phase::Idle {
                 Box::pin(self.fail_elsewhere()).await;
+            }
+            if self.must_replay() {
+                Box::pin(self.runs_again()).await?;
+                continue;
             }
             if self.listening.is_some() {
                 self.deliver()?;
@@ -772,19 +781,29 @@ impl Session {
     }
 
     async fn wait_for(&mut self, pool: &Arc<Pool>, claim: Claim) -> Result<Waited, End> {
-        let mut acquire = pin!(pool.acquire(claim));
+        Ok(match self.wait_beside(pool.acquire(claim)).await? {
+            Some(Ok(lease)) => Waited::Lease(lease),
+            Some(Err(problem)) => Waited::Failed(problem),
+            None => Waited::Cancelled,
+        })
+    }
+
+    /// Waits for something that no backend of the session's has to say; `None`: a cancel came first. The client's end and
+    /// the proxy's are noticed, and what the client was told goes out.
+    pub(super) async fn wait_beside<T>(
+        &mut self,
+        something: impl Future<Output = T>,
+    ) -> Result<Option<T>, End> {
+        let mut something = pin!(something);
         let mut cancelled = pin!(self.cancel.cancelled());
         let mut asked = pin!(self.info.asked());
         let (client, info) = (&mut self.client, &self.info);
         poll_fn(|cx| {
-            if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
-                return Poll::Ready(Ok(match result {
-                    Ok(lease) => Waited::Lease(lease),
-                    Err(problem) => Waited::Failed(problem),
-                }));
+            if let Poll::Ready(found) = something.as_mut().poll(cx) {
+                return Poll::Ready(Ok(Some(found)));
             }
             if cancelled.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::Cancelled));
+                return Poll::Ready(Ok(None));
             }
             while asked.as_mut().poll(cx).is_ready() {
                 if info.wanted() == Wanted::EndNow {
@@ -842,11 +861,12 @@ impl Session {
         let takes_input =
             !self.client_closed && (self.client.buffered().len() <= HIGH_WATER || self.starved);
         let mut seen = Seen::default();
+        let withholds = self.withholds();
         let may_deliver = self.listening.is_some() && self.may_deliver();
         let listening = self.listening.as_deref();
         let (client, link, info) = (&mut self.client, &mut self.link, &self.info);
         poll_fn(|cx| {
-            if let Poll::Ready(Err(error)) = client.poll_flush(cx) {
+            if !withholds && let Poll::Ready(Err(error)) = client.poll_flush(cx) {
                 return Poll::Ready(Err(End::from(error)));
             }
             if let Some(listening) = listening {
@@ -997,6 +1017,7 @@ impl Session {
             self.complete_date_style();
         }
         self.failed = false;
+        self.keeps_no_more(status);
         self.several.batch_ends();
         self.info.set_in_transaction(status != Status::Idle);
     }

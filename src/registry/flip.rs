@@ -5,8 +5,11 @@
 //! error of [`Unflipped::Ask`] says nothing about whether it happened: the row of the hold does.
 
 use super::{AskError, Lease, Registry, errand, map};
-use crate::catalog::ownership::{Content, Moving, Ownership};
-use tokio_postgres::types::ToSql;
+use crate::{
+    catalog::ownership::{Content, Moving, Ownership},
+    inspect::at_once,
+};
+use tokio_postgres::types::{ToSql, Type};
 
 /// The map at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub struct Flip {
 /// A statement of the workflow's own records that belongs to the same transaction.
 pub struct Record {
     pub sql: String,
-    pub values: Vec<Box<dyn ToSql + Send + Sync>>,
+    pub values: Vec<(Box<dyn ToSql + Send + Sync>, Type)>,
     /// How many rows it must touch: else nothing happens at all. `None`: as many as there are.
     pub rows: Option<u64>,
 }
@@ -72,7 +75,8 @@ const LOCK: &str = "SELECT epoch, content::text FROM shardway.map FOR UPDATE";
 /// The workflow is run by nobody later than the asker. Locked, so that nobody replaces it until the end.
 const RUNS: &str = "SELECT FROM shardway.workflow WHERE id = $1 AND token <= $2 FOR UPDATE";
 const COMMIT_HOLD: &str = "\
-UPDATE shardway.hold SET state = 'committed', activating = true WHERE workflow = $1 AND attempt = $2 AND state = 'held'";
+UPDATE shardway.hold SET state = 'committed', activating = true, helped = clock_timestamp() \
+WHERE workflow = $1 AND attempt = $2 AND state = 'held'";
 const WRITE: &str = "\
 UPDATE shardway.map SET epoch = epoch + 1, content = $1::text::jsonb, made_at = now(), made_by = $2 RETURNING epoch";
 const TELL: &str = "\
@@ -174,30 +178,41 @@ impl Registry {
     pub async fn flip(&self, flip: &Flip, records: &[Record]) -> Result<Flipped, Unflipped> {
         let lease = self.lease(self.home).await?;
         let changed = within(async {
-            lease.batch_execute("BEGIN").await?;
-            let now = locked(&lease).await?;
+            let attempt: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&flip.workflow, Type::TEXT), (&flip.attempt, Type::INT4)];
+            // Statements wait: all at once, answered one after the other.
+            let (begun, now, runs, held) = tokio::join!(
+                biased;
+                lease.batch_execute("BEGIN"),
+                locked(&lease),
+                still_runs(&lease, &flip.workflow, flip.token),
+                lease.execute_typed(COMMIT_HOLD, &attempt),
+            );
+            begun?;
+            let now = now?;
             if now.epoch != flip.expected {
                 return Err(Unflipped::Changed { found: now.epoch });
             }
-            still_runs(&lease, &flip.workflow, flip.token).await?;
-            let attempt: [&(dyn ToSql + Sync); 2] = [&flip.workflow, &flip.attempt];
-            if lease.execute(COMMIT_HOLD, &attempt).await? != 1 {
+            runs?;
+            if held? != 1 {
                 return Err(Unflipped::NotHeld);
-            }
-            for (at, record) in records.iter().enumerate() {
-                let values = record.values.iter();
-                let values: Vec<&(dyn ToSql + Sync)> = values
-                    .map(|value| -> &(dyn ToSql + Sync) { &**value })
-                    .collect();
-                let rows = lease.execute(&record.sql, &values).await?;
-                if record.rows.is_some_and(|wanted| wanted != rows) {
-                    return Err(Unflipped::Record { at, rows });
-                }
             }
             let (after, doubled) = (flip.after.clone(), &flip.doubled);
             let content = now.content;
             let content = content.flipped(after, &flip.workflow, doubled, &flip.joins);
-            let flipped = write(&lease, &content, &flip.workflow).await?;
+            let recorded = records.iter().map(|record| write_record(&lease, record));
+            let (recorded, flipped) = tokio::join!(
+                biased;
+                at_once(recorded.collect()),
+                write(&lease, &content, &flip.workflow),
+            );
+            for (at, (record, rows)) in records.iter().zip(recorded).enumerate() {
+                let rows = rows?;
+                if record.rows.is_some_and(|wanted| wanted != rows) {
+                    return Err(Unflipped::Record { at, rows });
+                }
+            }
+            let flipped = flipped?;
             lease.batch_execute("COMMIT").await?;
             Ok(flipped)
         });
@@ -213,7 +228,8 @@ async fn within<T>(task: impl Future<Output = Result<T, Unflipped>>) -> Result<T
 }
 
 async fn locked(lease: &Lease) -> Result<MapNow, Unflipped> {
-    let row = lease.query_opt(LOCK, &[]).await?.ok_or(Unflipped::NoMap)?;
+    let row = lease.query_typed_opt(LOCK, &[]).await?;
+    let row = row.ok_or(Unflipped::NoMap)?;
     let content: String = row.try_get(1)?;
     Ok(MapNow {
         epoch: row.try_get(0)?,
@@ -222,15 +238,29 @@ async fn locked(lease: &Lease) -> Result<MapNow, Unflipped> {
 }
 
 async fn still_runs(lease: &Lease, workflow: &str, token: i64) -> Result<(), Unflipped> {
-    let found = lease.query_opt(RUNS, &[&workflow, &token]).await?;
+    let values: [(&(dyn ToSql + Sync), Type); 2] = [(&workflow, Type::TEXT), (&token, Type::INT8)];
+    let found = lease.query_typed_opt(RUNS, &values).await?;
     found.map(drop).ok_or(Unflipped::Replaced)
 }
 
+async fn write_record(lease: &Lease, record: &Record) -> Result<u64, tokio_postgres::Error> {
+    let values = record.values.iter();
+    let values: Vec<(&(dyn ToSql + Sync), Type)> = values
+        .map(|(value, kind)| -> (&(dyn ToSql + Sync), Type) { (&**value, kind.clone()) })
+        .collect();
+    lease.execute_typed(&record.sql, &values).await
+}
+
 async fn write(lease: &Lease, content: &Content, by: &str) -> Result<Flipped, Unflipped> {
-    let made = lease.query_one(WRITE, &[&map::text(content), &by]).await?;
-    let told = lease.query_one(TELL, &[]).await?;
+    let text = map::text(content);
+    let values: [(&(dyn ToSql + Sync), Type); 2] = [(&text, Type::TEXT), (&by, Type::TEXT)];
+    let (made, told) = tokio::join!(
+        biased;
+        lease.query_typed_one(WRITE, &values),
+        lease.query_typed_one(TELL, &[]),
+    );
     Ok(Flipped {
-        epoch: made.try_get(0)?,
-        announced: told.try_get(0)?,
+        epoch: made?.try_get(0)?,
+        announced: told?.try_get(0)?,
     })
 }

@@ -18,7 +18,7 @@ use crate::{
     inspect::{AskError, at_once},
     registry::{Flip, Record as Beside, Registry, Unflipped, errand},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What effects work with.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +30,13 @@ pub struct Ground<'a> {
 
 /// After how long a proxy that says nothing surely serves no keys that move.
 const LAPSED: Duration = Duration::from_secs(7);
+/// How long proxies that are alive have for taking the map over, before it is told that they do not.
+const TAKING_OVER: Duration = Duration::from_secs(30);
 /// How often proxies are looked at that have to take the map over.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long proxies have to tell what a hold has cost them.
+const TOLD: Duration = Duration::from_millis(500);
 
 /// How often a lock is asked for that others hold, before it is told; and how long they have the table in between.
 const TRIES: usize = 100;
@@ -60,7 +65,6 @@ impl Ground<'_> {
             Effect::Ready => patiently(job, Making::Ready).await,
             Effect::Hold => self.hold(job, stored).await,
             Effect::Fence => {
-                failpoint::reached("before_fence").await;
                 let fenced = within(job, "fencing", fence(job)).await;
                 failpoint::reached("after_fence").await;
                 fenced
@@ -96,18 +100,26 @@ impl Ground<'_> {
             .set_moving(&job.id, moving, job.token)
             .await
             .map_err(|error| of_map(WHAT, error))?;
+        let began = self.clock.now();
         loop {
             let late = self.late(told.announced).await?;
             if late.is_empty() {
+                job.progress.set("waiting_for", Value::Null);
                 return Ok(());
             }
-            let waits = format!(
-                "proxies that have not taken the map over: {}",
-                late.join(", ")
-            );
+            let late = late.join(", ");
+            if since(self.clock, began) > TAKING_OVER {
+                return Err(StepError::Again {
+                    what: WHAT.to_owned(),
+                    problem: format!(
+                        "these are alive and have not taken the map over within {TAKING_OVER:?}: {late}; \
+                         their logs say why, and ending them lets the reshard go on"
+                    ),
+                });
+            }
+            let waits = format!("proxies that have not taken the map over: {late}");
             job.progress.set("waiting_for", waits);
             tokio::time::sleep(LOOK).await;
-            job.progress.set("waiting_for", serde_json::Value::Null);
         }
     }
 
@@ -135,41 +147,42 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             let knobs = job.knobs.borrow();
             (knobs.drain, knobs.hold)
         };
-        let lease = self.registry.lease(self.registry.home()).await;
-        let lease = lease.map_err(|error| again(WHAT, &error))?;
+        let rehearsed = self.clock.now();
+        Box::pin(steps::rehearse::run(job)).await?;
+        let answers = self.registry.hear_answers().await;
+        let answers = answers.map_err(|error| again(WHAT, &error))?;
+        let took = milliseconds(since(self.clock, rehearsed));
+        job.progress.set("cutover.rehearse_ms", took);
         let began = self.clock.now();
-        let held = errand(hold::begin(&lease, job, stored.version, most)).await;
+        let held = errand(hold::begin(&answers, job, stored.version, most)).await;
         if !held.map_err(|error| again(WHAT, &error))? {
             return Err(changed(WHAT));
         }
         failpoint::reached("after_hold").await;
-        let waited = hold::drained(&lease, job, LAPSED, drain).await;
-        match waited.map_err(|error| again(WHAT, &error))? {
-            hold::Drained::Yes => {
-                lease.done();
-                let took = self.clock.now().saturating_duration_since(began);
-                job.progress.set("cutover.drain_ms", milliseconds(took));
-                Ok(())
-            }
+        let waited = hold::drained(&answers, job, LAPSED, drain).await;
+        let took = milliseconds(since(self.clock, began));
+        job.progress.set("cutover.hold_ms", took);
+        let problem = match waited.map_err(|error| again(WHAT, &error))? {
+            hold::Drained::Yes => return Ok(()),
             hold::Drained::No { waiting_for } => {
                 job.progress
                     .set("cutover.waiting_for", waiting_for.as_str());
-                Err(StepError::Again {
-                    what: WHAT.to_owned(),
-                    problem: format!("not drained within {drain:?}: {waiting_for}"),
-                })
+                format!("not drained within {drain:?}: {waiting_for}")
             }
-            hold::Drained::Released => Err(StepError::Again {
-                what: WHAT.to_owned(),
-                problem: "the deadline has passed".to_owned(),
-            }),
-        }
+            hold::Drained::Released => "the deadline has passed".to_owned(),
+        };
+        // Nothing is fenced yet: they need not wait for the attempt to be undone.
+        let released = errand(hold::release(&answers, &job.id, job.attempt)).await;
+        released.map_err(|error| again(WHAT, &error))?;
+        Err(StepError::Again {
+            what: WHAT.to_owned(),
+            problem,
+        })
     }
 
     /// New owners, with the record of it, while the attempt still holds.
     async fn commit(&self, job: &Job, stored: &Stored) -> Result<(), StepError> {
         const WHAT: &str = "changing the map";
-        failpoint::reached("before_flip").await;
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map(WHAT, error))?;
         let joins = match job.direction {
@@ -204,19 +217,33 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         Ok(())
     }
 
-    /// How long statements were held altogether, by the home shard's clock.
-    async fn pause(&self, job: &Job) -> Result<(), StepError> {
+    /// Shows what the cutover has cost statements, once the proxies have told it.
+    async fn tell(&self, job: &Job, patience: Duration) {
+        let until = self.clock.now() + patience;
         let asked = async {
             let lease = self.registry.lease(self.registry.home()).await?;
-            let took = errand(hold::took(&lease, &job.id)).await?;
+            let told = loop {
+                let told = hold::told(&lease, job, LAPSED).await?;
+                let missing = told.is_some_and(|told| told.missing > 0);
+                if !missing || self.clock.now() >= until {
+                    break told;
+                }
+                tokio::time::sleep(EAGER).await;
+            };
             lease.done();
-            Ok::<_, AskError>(took)
+            Ok(told)
         };
-        // Only shown: the map has changed.
-        if let Ok(took) = asked.await {
-            job.progress.set("cutover.pause_ms", took);
+        // Only shown: what happened has happened.
+        if let Ok(Some(told)) = errand(asked).await {
+            let set = |name: &str, value: Value| job.progress.set(format!("cutover.{name}"), value);
+            set("attempts", told.attempts.into());
+            set("pause_ms", rounded(told.took).into());
+            set("pauses_ms", rounded(told.spent).into());
+            set("held", told.statements.into());
+            set("failed", told.failed.into());
+            set("longest_ms", rounded(told.longest).into());
+            set("waited_ms", rounded(told.waited).into());
         }
-        Ok(())
     }
 
     async fn activate(&self, job: &Job) -> Result<(), StepError> {
@@ -225,10 +252,10 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         activate(job, now.epoch).await?;
         failpoint::reached("after_activate").await;
         self.at_home("letting statements go on", async |lease| {
-            hold::activated(lease, &job.id, job.attempt).await
+            hold::settled(lease, &job.id, job.attempt).await
         })
         .await?;
-        self.pause(job).await?;
+        self.tell(job, TOLD).await;
         // Proxies do it too, a little later.
         drop(self.registry.copy_map(&job.id).await);
         Ok(())
@@ -239,7 +266,9 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         self.at_home("releasing statements", async |lease| {
             hold::release(lease, &job.id, job.attempt).await
         })
-        .await
+        .await?;
+        self.tell(job, Duration::ZERO).await;
+        Ok(())
     }
 
     async fn reverse(&self, job: &Job) -> Result<(), StepError> {
@@ -253,8 +282,30 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let old = moving(job, Owner::Before);
         self.all_know(job, &old).await?;
         Box::pin(steps::finish::run(job)).await?;
+        self.leave(job).await?;
         self.all_know(job, &[]).await?;
         self.forget_hold(job).await
+    }
+
+    /// Shards that gave everything away serve no more, unless something else lives there. Nobody has read from them since
+    /// the cutover, but reference tables were written there until now.
+    async fn leave(&self, job: &Job) -> Result<(), StepError> {
+        const WHAT: &str = "letting shards go that own nothing any more";
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map(WHAT, error))?;
+        let owners = now.content.owners.shards();
+        let mut leaving = Vec::new();
+        for source in job.plan.moves.iter().map(|it| &it.from) {
+            let stays = owners.contains(source)
+                || leaving.contains(source)
+                || self.registry.has_more(source)
+                || steps::finish::has_tables(job, source).await?;
+            if !stays {
+                leaving.push(source.clone());
+            }
+        }
+        let left = self.registry.leave_map(&job.id, &leaving, job.token).await;
+        left.map(drop).map_err(|error| of_map(WHAT, error))
     }
 
     async fn abort(&self, job: &Job) -> Result<(), StepError> {
@@ -312,7 +363,7 @@ async fn patiently(job: &Job, making: Making) -> Result<(), StepError> {
                 job.progress
                     .set("waiting_for", format!("{what}: {problem}"));
                 tokio::time::sleep(TURN).await;
-                job.progress.set("waiting_for", serde_json::Value::Null);
+                job.progress.set("waiting_for", Value::Null);
             }
             ended => return ended,
         }
@@ -420,10 +471,15 @@ fn moving(job: &Job, owner: Owner) -> Vec<Moving> {
     doubled.collect()
 }
 
+/// With two places.
+fn rounded(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
+}
+
 /// Milliseconds with two places.
 #[must_use]
 pub fn milliseconds(took: Duration) -> f64 {
-    (took.as_secs_f64() * 100_000.0).round() / 100.0
+    rounded(took.as_secs_f64() * 1_000.0)
 }
 
 /// Since then.

@@ -9,12 +9,12 @@ use crate::{
     clock::{Duration, Instant},
     gate::{
         Gate,
-        state::{Hold, Moving, REFERENCES},
+        state::{Attempt as Attempted, Hold, Moving, REFERENCES},
     },
     inspect::AskError,
     registry::{
         Registry,
-        holds::{Held, Joins, Read, Reported},
+        holds::{Held, Joins, Overdue, Read, Reported},
     },
 };
 use std::collections::HashMap;
@@ -36,6 +36,8 @@ pub struct Participant {
     failed: u32,
     /// The number of the map when holds were read last.
     map: i64,
+    /// What is over, and was not told yet what it has cost.
+    untold: Vec<Over>,
 }
 
 /// An attempt that is held.
@@ -45,6 +47,13 @@ struct Attempt {
     until: Instant,
     /// What was last said of who is at it.
     said: Option<Said>,
+}
+
+/// An attempt that holds no more.
+#[derive(Debug)]
+struct Over {
+    attempt: Attempted,
+    tries: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +70,7 @@ impl Participant {
             seen: HashMap::new(),
             failed: 0,
             map: 0,
+            untold: Vec::new(),
         }
     }
 
@@ -75,7 +85,7 @@ impl Participant {
         now: impl Fn() -> Instant,
     ) -> Result<Ended, AskError> {
         let began = now();
-        let read = match self.read(registry).await {
+        let (read, overdue) = match self.read(registry).await {
             Ok(read) => read,
             Err(problem) => {
                 self.doubt(gate, now());
@@ -99,6 +109,7 @@ impl Participant {
             holds: ended(&read, gate),
             map: read.map,
             began,
+            overdue,
         })
     }
 
@@ -107,6 +118,13 @@ impl Participant {
         for hold in &ended.holds {
             self.seen.remove(&(hold.workflow.clone(), hold.attempt));
             gate.release(&hold.workflow, hold.attempt);
+            self.untold.push(Over {
+                attempt: Attempted {
+                    workflow: hold.workflow.clone(),
+                    number: hold.attempt,
+                },
+                tries: TRIES,
+            });
         }
         gate.has_read(ended.began);
         let held: Vec<_> = gate.holds();
@@ -116,11 +134,33 @@ impl Participant {
         });
     }
 
+    /// Says what holds have cost that are over, once nobody waits any more.
+    pub async fn tell(&mut self, registry: &Registry, gate: &Gate) {
+        for mut over in std::mem::take(&mut self.untold) {
+            let Some(tally) = gate.tallies.take(&over.attempt) else {
+                over.tries -= 1;
+                if over.tries > 0 {
+                    self.untold.push(over);
+                }
+                continue;
+            };
+            let attempt = (over.attempt.workflow.as_str(), over.attempt.number);
+            let told = registry.tell_held(attempt, self.incarnation, &tally);
+            if let Err(problem) = told.await {
+                // Only shown to people.
+                tracing::debug!(reshard = attempt.0, attempt = attempt.1, %problem, "telling what a hold has cost");
+            }
+        }
+    }
+
     /// How long it can be until something must be done, without news.
     #[must_use]
     pub fn rests(&self, gate: &Gate, now: Instant) -> Duration {
         let deadlines = self.seen.values().map(|attempt| attempt.until);
         let next = deadlines.map(|until| until.saturating_duration_since(now));
+        if !self.untold.is_empty() {
+            return SHORTEST;
+        }
         let most = match (self.seen.is_empty(), gate.is_quiet()) {
             (false, _) => HOLDING,
             (true, false) => MOVING,
@@ -136,23 +176,30 @@ impl Participant {
         !self.seen.values().all(drained)
     }
 
-    /// What is held, after those whose deadline has passed were ended.
-    async fn read(&self, registry: &Registry) -> Result<Read, AskError> {
+    /// What is held, after those whose deadline has passed were ended; and what this proxy has to end for its runner.
+    async fn read(&self, registry: &Registry) -> Result<(Read, Vec<Overdue>), AskError> {
         let read = registry.read_holds().await?;
-        let has_passed = |hold: &&Reported| hold.state == Held::Held && hold.left <= 0.0;
-        if !held(&read).any(|hold| has_passed(&hold)) {
-            return Ok(read);
+        let has_passed = |hold: &Reported| hold.state == Held::Held && hold.left <= 0.0;
+        let (mut overdue, mut expired) = (Vec::new(), false);
+        for hold in held(&read) {
+            let (workflow, attempt) = (&hold.workflow, hold.attempt);
+            if has_passed(hold) {
+                tracing::warn!(
+                    database = registry.database(),
+                    reshard = workflow,
+                    attempt,
+                    "statements were held until the deadline"
+                );
+                expired = true;
+                overdue.extend(registry.expire_hold(workflow, attempt).await?);
+            } else if hold.overdue {
+                overdue.extend(registry.help_hold(workflow, attempt).await?);
+            }
         }
-        for hold in held(&read).filter(has_passed) {
-            tracing::warn!(
-                database = registry.database(),
-                reshard = hold.workflow,
-                attempt = hold.attempt,
-                "statements were held until the deadline: they go on"
-            );
-            registry.expire_hold(&hold.workflow, hold.attempt).await?;
+        if expired {
+            return Ok((registry.read_holds().await?, overdue));
         }
-        registry.read_holds().await
+        Ok((read, overdue))
     }
 
     fn doubt(&mut self, gate: &Gate, now: Instant) {
@@ -201,6 +248,8 @@ impl Participant {
 const FAILURES: u32 = 3;
 /// No deadline is looked for more often.
 const SHORTEST: Duration = Duration::from_millis(5);
+/// How often it is looked for whether nobody waits any more.
+const TRIES: u32 = 400;
 /// How many clients are named to people.
 const NAMED: usize = 10;
 
@@ -211,6 +260,8 @@ pub struct Ended {
     pub map: i64,
     /// When the reading began that found them.
     pub began: Instant,
+    /// What this proxy has to end for a runner that does not.
+    pub overdue: Vec<Overdue>,
 }
 
 fn held(read: &Read) -> impl Iterator<Item = &Reported> {

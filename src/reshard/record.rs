@@ -9,11 +9,14 @@ use super::{
     plan::Plan,
     state::{Record, State, Step, Stopped, Wish},
 };
-use crate::{inspect::AskError, registry::Lease};
+use crate::{inspect::AskError, metrics::reshards::Leader, registry::Lease};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
-use tokio_postgres::{Row, types::ToSql};
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
 
 /// A reshard as it is recorded.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,7 +35,7 @@ pub struct Stored {
 /// A statement that writes a record, with what it is told; it must touch one row.
 pub struct Write {
     pub sql: &'static str,
-    pub values: Vec<Box<dyn ToSql + Send + Sync>>,
+    pub values: Vec<(Box<dyn ToSql + Send + Sync>, Type)>,
 }
 
 const COLUMNS: &str = "\
@@ -43,13 +46,14 @@ const SWAP: &str = "\
 WITH swapped AS (UPDATE shardway.workflow SET state = $4, step = $5, attempt = $6, flips = $7, round = $8, wanted = $9, \
         paused = $10, error = $11::text::jsonb, direction = $12, version = version + 1, changed_at = clock_timestamp() \
     WHERE id = $1 AND version = $2 AND token = $3 RETURNING id) \
-INSERT INTO shardway.journal (workflow, token, event, detail) SELECT id, $3, $13, $14::text::jsonb FROM swapped";
+INSERT INTO shardway.journal (workflow, token, event, detail) SELECT id, $3, $13, $14::text::jsonb FROM swapped \
+    WHERE set_config('synchronous_commit', CASE WHEN $15 THEN 'off' ELSE 'on' END, true) IS NOT NULL";
 const TAKE: &str = "\
 WITH taken AS (UPDATE shardway.workflow SET token = $2, version = version + 1 WHERE id = $1 AND token < $2 RETURNING id) \
 INSERT INTO shardway.journal (workflow, token, event) SELECT id, $2, 'taken over' FROM taken";
 const START: &str = "\
-WITH made AS (INSERT INTO shardway.workflow (id, state, token, plan, knobs) \
-        VALUES ($1, 'prepare', 0, $2::text::jsonb, $3::text::jsonb) RETURNING id) \
+WITH made AS (INSERT INTO shardway.workflow (id, state, token, plan, knobs, progress) \
+        VALUES ($1, 'prepare', 0, $2::text::jsonb, $3::text::jsonb, $4::text::jsonb) RETURNING id) \
 INSERT INTO shardway.journal (workflow, token, event) SELECT id, 0, 'started' FROM made";
 const KNOBS: &str = "\
 WITH set AS (UPDATE shardway.workflow SET knobs = $3::text::jsonb, version = version + 1, changed_at = clock_timestamp() \
@@ -62,6 +66,9 @@ const VERSION: &str = "SELECT version, token FROM shardway.workflow WHERE id = $
 pub(super) const IDENTITIES: &str =
     "SELECT shard, system, timeline FROM shardway.server WHERE workflow = $1";
 const JOURNAL: &str = "INSERT INTO shardway.journal (workflow, token, event, detail) VALUES ($1, $2, $3, $4::text::jsonb)";
+const LEADER: &str = "\
+SELECT l.holder, p.address, l.until > clock_timestamp() FROM shardway.leader l \
+LEFT JOIN shardway.proxy p ON p.incarnation = l.holder WHERE l.holder IS NOT NULL";
 const ENTRIES: &str = "\
 SELECT at::text, event, detail::text FROM shardway.journal WHERE workflow = $1 ORDER BY id DESC LIMIT $2";
 
@@ -125,19 +132,41 @@ pub async fn version(lease: &Lease, id: &str) -> Result<Option<(i64, i64)>, AskE
         .transpose()
 }
 
-/// Records a new one; false: there is one under this name, or one is not over.
+/// Records a new one, with what is shown of it at first; false: there is one under this name, or one is not over.
 ///
 /// # Errors
 /// [`AskError`].
-pub async fn start(lease: &Lease, id: &str, plan: &Plan, knobs: &Knobs) -> Result<bool, AskError> {
-    let (plan, knobs) = (json(plan), json(knobs));
-    match lease.execute(START, &[&id, &plan, &knobs]).await {
+pub async fn start(
+    lease: &Lease,
+    id: &str,
+    plan: &Plan,
+    knobs: &Knobs,
+    progress: &BTreeMap<String, Value>,
+) -> Result<bool, AskError> {
+    let (plan, knobs, progress) = (json(plan), json(knobs), json(progress));
+    match lease.execute(START, &[&id, &plan, &knobs, &progress]).await {
         Ok(made) => Ok(made == 1),
         Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) => {
             Ok(false)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Who runs reshards, or did so last.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn leader(lease: &Lease) -> Result<Option<Leader>, AskError> {
+    let row = lease.query_opt(LEADER, &[]).await?;
+    let leader = |row: Row| {
+        Ok(Leader {
+            proxy: row.try_get(0)?,
+            address: row.try_get(1)?,
+            alive: row.try_get(2)?,
+        })
+    };
+    row.map(leader).transpose()
 }
 
 /// Makes a runner the one that may change it; false: a later one has it.
@@ -161,10 +190,10 @@ pub async fn swap(
 ) -> Result<bool, AskError> {
     let write = swapping(stored, record, event, detail);
     let values = write.values.iter();
-    let values: Vec<&(dyn ToSql + Sync)> = values
-        .map(|value| -> &(dyn ToSql + Sync) { &**value })
+    let values: Vec<(&(dyn ToSql + Sync), Type)> = values
+        .map(|(value, kind)| -> (&(dyn ToSql + Sync), Type) { (&**value, kind.clone()) })
         .collect();
-    Ok(lease.execute(write.sql, &values).await? == 1)
+    Ok(lease.execute_typed(write.sql, &values).await? == 1)
 }
 
 /// What changes it, for a transaction that changes more.
@@ -177,22 +206,31 @@ pub fn swapping(stored: &Stored, record: &Record, event: &str, detail: &Value) -
     Write {
         sql: SWAP,
         values: vec![
-            Box::new(stored.id.clone()),
-            Box::new(stored.version),
-            Box::new(stored.token),
-            Box::new(word(&record.state)),
-            Box::new(record.step.map(|step| word(&step))),
-            Box::new(record.attempt),
-            Box::new(record.flips),
-            Box::new(record.round),
-            Box::new(record.wanted.map(|wish| word(&wish))),
-            Box::new(record.paused),
-            Box::new(record.stopped.as_ref().map(json)),
-            Box::new(direction),
-            Box::new(event.to_owned()),
-            Box::new(detail.to_string()),
+            (Box::new(stored.id.clone()), Type::TEXT),
+            (Box::new(stored.version), Type::INT8),
+            (Box::new(stored.token), Type::INT8),
+            (Box::new(word(&record.state)), Type::TEXT),
+            (Box::new(record.step.map(|step| word(&step))), Type::TEXT),
+            (Box::new(record.attempt), Type::INT4),
+            (Box::new(record.flips), Type::INT4),
+            (Box::new(record.round), Type::INT4),
+            (Box::new(record.wanted.map(|wish| word(&wish))), Type::TEXT),
+            (Box::new(record.paused), Type::BOOL),
+            (Box::new(record.stopped.as_ref().map(json)), Type::TEXT),
+            (Box::new(direction), Type::TEXT),
+            (Box::new(event.to_owned()), Type::TEXT),
+            (Box::new(detail.to_string()), Type::TEXT),
+            (Box::new(!must_last(record)), Type::BOOL),
         ],
     }
+}
+
+/// Whether it is waited for until it is durable. Of an attempt under way, what is forgotten is undone: its number is
+/// recorded before, and its commit after.
+fn must_last(record: &Record) -> bool {
+    let steps = [Step::Fence, Step::Fenced, Step::CaughtUp];
+    let under_way = record.step.is_some_and(|step| steps.contains(&step));
+    !(record.state == State::Cutover && under_way)
 }
 
 /// Changes what the operator may change while it runs; false: somebody else has changed it meanwhile.

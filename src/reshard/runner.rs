@@ -10,20 +10,30 @@ use super::{
     identity::{Identity, Known},
     job::{Job, Knobs, Progress, StepError},
     leader,
+    lines::Lines,
     record::{self, Stored, word},
     servers::Server,
     state::{Effect, Event, Next, Record, State, Step, Stopped, Then, Waiting},
     steps::{self, catch_up::Follower},
-    throttle,
+    throttle::{self, Throttle},
+    told,
 };
 use crate::{
     clock::{Clock, Duration, Instant},
     failpoint,
     inspect::AskError,
+    metrics::{
+        Metrics,
+        reshards::{Leader, Sight},
+        times,
+    },
     registry::{Lease, Registry, errand},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 use tokio::sync::watch;
 
 /// How often a process that does not lead looks for something to run.
@@ -45,6 +55,15 @@ pub struct Runner<'a> {
     pub holder: String,
     pub tools: Tools,
     pub clock: Clock,
+    /// Where is shown what was seen of reshards; and what is known of the application.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Whether the newest reshard was looked at that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LookedBack {
+    No,
+    Yes,
 }
 
 /// Why a run is not gone on with by this process.
@@ -63,8 +82,9 @@ impl From<AskError> for Left {
 impl Runner<'_> {
     /// For as long as it is not dropped.
     pub async fn run(&self) {
+        let mut back = LookedBack::No;
         loop {
-            if let Err(problem) = self.once().await {
+            if let Err(problem) = self.once(&mut back).await {
                 let database = self.registry.database();
                 tracing::debug!(database, %problem, "looking for reshards to run");
             }
@@ -73,12 +93,13 @@ impl Runner<'_> {
     }
 
     /// Leads as long as there is something to run, if nobody else does.
-    async fn once(&self) -> Result<(), AskError> {
+    async fn once(&self, back: &mut LookedBack) -> Result<(), AskError> {
         if !self.registry.is_known() {
             return Ok(());
         }
         let lease = self.home().await?;
         let unfinished = errand(record::unfinished(&lease)).await?;
+        self.seen(&lease, unfinished.first(), back).await?;
         if unfinished.is_empty() {
             lease.done();
             return Ok(());
@@ -107,6 +128,44 @@ impl Runner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Lets the console and `/metrics` show where the newest stands; of one that is over, once.
+    async fn seen(
+        &self,
+        lease: &Lease,
+        unfinished: Option<&Stored>,
+        back: &mut LookedBack,
+    ) -> Result<(), AskError> {
+        match unfinished {
+            Some(stored) => {
+                let leader = errand(record::leader(lease)).await?;
+                self.show(told::sight(stored, leader));
+                *back = LookedBack::No;
+            }
+            None if *back == LookedBack::No => {
+                let newest = errand(record::all(lease)).await?.into_iter().next();
+                if let Some(stored) = newest {
+                    self.show(told::sight(&stored, None));
+                }
+                *back = LookedBack::Yes;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Errors that clients were told: by servers, and by this process because of keys that move.
+    fn errors(&self) -> u64 {
+        let refusals = self.metrics.refusals.read().into_iter();
+        let moving = refusals.filter(|(code, _)| code.starts_with("SW4"));
+        let refused: u64 = moving.map(|(_, count)| count).sum();
+        refused + self.metrics.errors(self.registry.database())
+    }
+
+    fn show(&self, sight: Sight) {
+        let view = self.metrics.transactions.of(self.registry.database());
+        view.resharding.set(sight);
     }
 
     async fn home(&self) -> Result<Lease, AskError> {
@@ -167,12 +226,23 @@ struct Run<'a> {
     known: BTreeMap<String, Identity>,
     knobs: watch::Sender<Knobs>,
     progress: Arc<Progress>,
+    /// Kept for as long as a cutover is tried.
+    lines: Arc<Lines>,
     streams: Vec<Follower>,
     /// Which way they go.
     flips: i32,
     /// Before the next try, and before the next attempt of a cutover.
     pause: Duration,
     rest: Option<Instant>,
+    application: Mutex<Application>,
+}
+
+/// What the application met since the process runs the reshard.
+struct Application {
+    since: Instant,
+    times: Vec<u64>,
+    /// When it began.
+    errors: u64,
 }
 
 /// How an effect ended.
@@ -193,10 +263,16 @@ impl<'a> Run<'a> {
             known: BTreeMap::new(),
             knobs: watch::Sender::new(stored.knobs.clone()),
             progress,
+            lines: Arc::default(),
             streams: Vec::new(),
             flips: stored.record.flips,
             pause: PAUSE.0,
             rest: None,
+            application: Mutex::new(Application {
+                since: runner.clock.now(),
+                times: runner.metrics.times(runner.registry.database()),
+                errors: runner.errors(),
+            }),
             stored,
         }
     }
@@ -218,6 +294,7 @@ impl<'a> Run<'a> {
             }),
             home: home.name(home.home()).to_owned(),
             progress: Arc::clone(&self.progress),
+            lines: Arc::clone(&self.lines),
         };
         // Committed: the record speaks of the next cutover already.
         if record.step == Some(Step::Committed) {
@@ -297,9 +374,10 @@ impl<'a> Run<'a> {
         let record = &self.stored.record;
         let wanted = record.streams();
         if !self.streams.is_empty() && (!wanted || self.flips != record.flips) {
-            for stream in std::mem::take(&mut self.streams) {
+            while let Some(stream) = self.streams.last_mut() {
                 // What it ended with before, it has told.
-                drop(stream.stop().await);
+                stream.end().await?;
+                self.streams.pop();
             }
         }
         if wanted && self.streams.is_empty() {
@@ -336,7 +414,9 @@ impl<'a> Run<'a> {
 
     async fn wait(&mut self, waiting: Waiting) -> Result<(), Left> {
         self.progress.set("waiting_for", word(&waiting));
+        self.lines.close();
         self.lags();
+        self.show_now().await;
         let idle = matches!(waiting, Waiting::Operator) && !self.streams.is_empty();
         if idle {
             let ground = self.ground();
@@ -358,6 +438,7 @@ impl<'a> Run<'a> {
                 }
             };
             self.lags();
+            self.tell();
             if let Some(error) = ended {
                 return self.fail(error).await;
             }
@@ -379,9 +460,12 @@ impl<'a> Run<'a> {
         let name = format!("{effect:?}").to_lowercase();
         self.progress.set("doing", name.as_str());
         self.progress.set("waiting_for", Value::Null);
+        self.progress.set("throttle", Value::Null);
+        self.set_knobs(self.stored.knobs.clone());
         let job = self.job();
         let ground = self.ground();
         let began = self.runner.clock.now();
+        failpoint::reached(&format!("begin_{name}")).await;
         let ended = {
             let running = Box::pin(ground.run(effect, &job, &self.stored, &self.streams));
             tokio::select! {
@@ -400,11 +484,14 @@ impl<'a> Run<'a> {
             Ended::With(Ok(())) => {
                 self.pause = PAUSE.0;
                 self.progress.set("problem", Value::Null);
-                if self.stored.record.state == State::Cutover {
+                if self.stored.record.state == State::Cutover && effect != Effect::Hold {
                     self.progress.set(format!("cutover.{name}_ms"), took);
                 }
                 if effect == Effect::Commit {
-                    return self.reload().await;
+                    // With the map.
+                    self.stored.record = self.stored.record.committed();
+                    self.stored.version += 1;
+                    return Ok(());
                 }
                 if effect == Effect::Prepare {
                     self.know().await?;
@@ -425,11 +512,16 @@ impl<'a> Run<'a> {
     async fn other_than(&self, effect: Effect, job: &Job) -> Result<Ended, Left> {
         let (mut shown, mut watched) = (self.runner.clock.now(), None);
         let mut version = self.stored.version;
+        let mut throttle = Throttle::new(self.stored.knobs.clone(), self.runner.clock);
         loop {
             tokio::time::sleep(LOOK).await;
             self.lags();
             if since(self.runner.clock, shown) >= SHOWN {
                 shown = self.runner.clock.now();
+                if heeds_throttle(effect) {
+                    throttle.look(job).await;
+                    self.set_knobs(throttle.knobs());
+                }
                 self.show_now().await;
             }
             let due = watched.is_none_or(|then| since(self.runner.clock, then) >= WATCHED);
@@ -442,7 +534,8 @@ impl<'a> Run<'a> {
             match self.changed_since(version).await {
                 Ok(Some(stored)) => {
                     version = stored.version;
-                    self.knobs.send_replace(stored.knobs.clone());
+                    throttle.want(stored.knobs.clone());
+                    self.set_knobs(throttle.knobs());
                     if stored.record.next() != Next::Run(effect) {
                         return Ok(Ended::Changed(Box::new(stored)));
                     }
@@ -451,6 +544,15 @@ impl<'a> Run<'a> {
                 Err(Left::Replaced) => return Err(Left::Replaced),
             }
         }
+    }
+
+    /// Nobody is woken for nothing.
+    fn set_knobs(&self, knobs: Knobs) {
+        self.knobs.send_if_modified(|now| {
+            let differs = *now != knobs;
+            *now = knobs;
+            differs
+        });
     }
 
     async fn changed(&self) -> Result<Option<Stored>, Left> {
@@ -528,6 +630,7 @@ impl<'a> Run<'a> {
                 lease.done();
                 self.stored.record = record.clone();
                 self.stored.version += 1;
+                self.tell();
                 Ok(true)
             }
             Ok(false) => {
@@ -597,8 +700,49 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// How the application does, at this process, since it was looked at last.
+    fn application(&self) {
+        let metrics = &self.runner.metrics;
+        let now = self.runner.clock.now();
+        let mut last = self
+            .application
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(last.since) < WATCHED {
+            return;
+        }
+        let times = metrics.times(self.runner.registry.database());
+        let earlier = last.times.iter().copied().chain(std::iter::repeat(0));
+        let each = times.iter().zip(earlier);
+        let since: Vec<u64> = each.map(|(now, then)| now.saturating_sub(then)).collect();
+        let micros = times::percentile(&since, 99);
+        let p99 = micros.map(|micros| super::effects::milliseconds(Duration::from_micros(micros)));
+        self.progress.set("application.p99_ms", p99);
+        let errors = self.runner.errors().saturating_sub(last.errors);
+        self.progress.set("application.errors", errors);
+        last.since = now;
+        last.times = times;
+    }
+
+    /// Lets this process's own console show where it stands.
+    fn tell(&self) {
+        let known = self.progress.all().into_iter();
+        let stored = Stored {
+            progress: known.filter(|(_, value)| !value.is_null()).collect(),
+            ..self.stored.clone()
+        };
+        let leader = Leader {
+            proxy: self.runner.holder.clone(),
+            address: None,
+            alive: true,
+        };
+        self.runner.show(told::sight(&stored, Some(leader)));
+    }
+
     /// Writes down what is shown; nothing is decided by it.
     async fn show_now(&self) {
+        self.application();
+        self.tell();
         let shown = async {
             let lease = self.runner.home().await?;
             let all = self.progress.all();
@@ -613,6 +757,14 @@ impl<'a> Run<'a> {
         };
         drop(shown.await);
     }
+}
+
+/// Whether it does what servers can be spared for a while.
+fn heeds_throttle(effect: Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Copy | Effect::Verify | Effect::Finish | Effect::Abort
+    )
 }
 
 /// Resolves when one of them cannot go on any more.

@@ -518,18 +518,22 @@ impl Record {
     /// # Errors
     /// [`Refusal::Over`].
     pub fn resume(&self) -> Result<Self, Refusal> {
-        // What differed is compared anew, not looked up.
-        let again = self.state == State::Verify && self.stopped.is_some();
+        // What differed is compared anew, not looked up; and whatever somebody has mended since everything was alike.
+        let compared = matches!(self.state, State::Verify | State::Ready);
         let copies = matches!(&self.stopped, Some(stopped) if stopped.then == Then::CopyAgain);
         let from = if copies && self.copies_again() {
             self.prepared_again()
+        } else if compared && self.stopped.is_some() {
+            Self {
+                round: self.round + 1,
+                ..self.at_state(State::Verify)
+            }
         } else {
             self.clone()
         };
         self.unless_over(Self {
             paused: false,
             stopped: None,
-            round: self.round + i32::from(again),
             ..from
         })
     }
@@ -546,5 +550,46 @@ impl Record {
 impl Default for Record {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stopped(state: State, step: Option<Step>) -> Record {
+        let stopped = Stopped {
+            what: "a row was not there".to_owned(),
+            remedy: "put it back".to_owned(),
+            then: Then::GoOn,
+        };
+        Record {
+            state,
+            step,
+            round: 1,
+            stopped: Some(stopped),
+            ..Record::new()
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_mended_is_compared_before_owners_may_change() {
+        for (state, step) in [
+            (State::Verify, None),
+            (State::Ready, None),
+            (State::Ready, Some(Step::Made)),
+        ] {
+            let resumed = stopped(state, step).resume().expect("it is not over");
+            assert_eq!((resumed.state, resumed.round), (State::Verify, 2));
+            assert_eq!(resumed.next(), Next::Run(Effect::Verify));
+            let refused = resumed.wish(Wish::Cutover).unwrap_err();
+            assert_eq!(refused, Refusal::NotReady);
+        }
+        let reverse = stopped(State::Reverse, Some(Step::Made)).resume();
+        assert_eq!(reverse.expect("it is not over").state, State::Reverse);
+        let mut paused = stopped(State::Ready, Some(Step::Made));
+        (paused.paused, paused.stopped) = (true, None);
+        let resumed = paused.resume().expect("it is not over");
+        assert_eq!(resumed.state, State::Ready, "nothing was mended");
     }
 }

@@ -109,6 +109,13 @@ impl Cluster {
         self.home.join("data")
     }
 
+    /// Where a program of this server's version is, if it came with it.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        let path = self.plan.binaries.program(name);
+        path.is_file().then_some(path)
+    }
+
     /// What the server has logged.
     #[must_use]
     pub fn log(&self) -> String {

@@ -65,6 +65,17 @@ pub enum ShopError {
 /// The configuration of a proxy before these servers, shard `s0` the first. With `http`, also metrics and dashboard.
 #[must_use]
 pub fn configuration(shards: &[Cluster], listen: SocketAddr, http: Option<SocketAddr>) -> String {
+    configuration_of(shards, shards.len(), listen, http)
+}
+
+/// The same, with rows on the first so many shards only: the others may join by a reshard.
+#[must_use]
+pub fn configuration_of(
+    shards: &[Cluster],
+    serving: usize,
+    listen: SocketAddr,
+    http: Option<SocketAddr>,
+) -> String {
     let mut out = format!("[server]\nlisten = [\"{listen}\"]\n");
     if let Some(http) = http {
         let _ = writeln!(out, "http = \"{http}\"");
@@ -81,12 +92,13 @@ pub fn configuration(shards: &[Cluster], listen: SocketAddr, http: Option<Socket
             shard.port()
         );
     }
+    out.push_str("\n[databases.shop.groups.customers]\nmethod = \"hash\"\nkey_type = \"bigint\"\n");
+    if serving < shards.len() {
+        let names: Vec<String> = (0..serving).map(|at| format!("\"s{at}\"")).collect();
+        let _ = writeln!(out, "shards = [{}]", names.join(", "));
+    }
     out.push_str(
-        r#"
-[databases.shop.groups.customers]
-method = "hash"
-key_type = "bigint"
-tables = { "public.customers" = "id", "public.orders" = "customer_id", "public.order_items" = "customer_id" }
+        r#"tables = { "public.customers" = "id", "public.orders" = "customer_id", "public.order_items" = "customer_id" }
 
 [databases.shop.groups.regions]
 method = "list"
@@ -94,11 +106,11 @@ key_type = "text"
 tables = { "public.shipments" = "region" }
 "#,
     );
-    for at in 0..shards.len().min(REGIONS.len()) {
+    for at in 0..serving.min(REGIONS.len()) {
         let listed = REGIONS
             .iter()
             .enumerate()
-            .filter(|(place, _)| place % shards.len() == at);
+            .filter(|(place, _)| place % serving == at);
         let mut values: Vec<String> = listed.map(|(_, region)| format!("\"{region}\"")).collect();
         if at == 0 {
             values.push("\"*\"".to_owned());
@@ -108,8 +120,8 @@ tables = { "public.shipments" = "region" }
     out.push_str(
         "\n[databases.shop.groups.days]\nmethod = \"range\"\nkey_type = \"date\"\nranges = [\n",
     );
-    for at in 0..shards.len() {
-        let to = if at + 1 < shards.len() {
+    for at in 0..serving {
+        let to = if at + 1 < serving {
             format!("to = \"2026-{:02}-01\", ", at + 2)
         } else {
             String::new()
@@ -130,9 +142,23 @@ tables = { "public.shipments" = "region" }
 /// # Errors
 /// What the server said.
 pub async fn create(server: &Cluster) -> Result<(), SandboxError> {
+    create_empty(server).await?;
+    server
+        .execute(DATABASE, &format!("SET ROLE {USER}; {SCHEMA}"))
+        .await
+}
+
+/// Makes the roles and the database on one server: all that a shard needs that joins by a reshard.
+///
+/// # Errors
+/// What the server said.
+pub async fn create_empty(server: &Cluster) -> Result<(), SandboxError> {
+    // What a reshard asks of Shardway's role; before PostgreSQL 15 only a superuser may set the parameter.
     let roles = format!(
         "CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'; \
-         CREATE ROLE {CONTROL_USER} LOGIN PASSWORD '{CONTROL_PASSWORD}' IN ROLE {USER}, pg_monitor"
+         CREATE ROLE {CONTROL_USER} LOGIN REPLICATION PASSWORD '{CONTROL_PASSWORD}' IN ROLE {USER}, pg_monitor; \
+         DO $$ BEGIN IF current_setting('server_version_num')::int >= 150000 THEN \
+           EXECUTE 'GRANT SET ON PARAMETER session_replication_role TO {CONTROL_USER}'; END IF; END $$"
     );
     server.execute("postgres", &roles).await?;
     server
@@ -141,11 +167,10 @@ pub async fn create(server: &Cluster) -> Result<(), SandboxError> {
             &format!("CREATE DATABASE {DATABASE} OWNER {USER}"),
         )
         .await?;
-    let schema = format!(
-        "GRANT CREATE ON DATABASE {DATABASE} TO {CONTROL_USER}; ALTER SCHEMA public OWNER TO {USER}; \
-         SET ROLE {USER}; {SCHEMA}"
+    let owner = format!(
+        "GRANT CREATE ON DATABASE {DATABASE} TO {CONTROL_USER}; ALTER SCHEMA public OWNER TO {USER}"
     );
-    server.execute(DATABASE, &schema).await
+    server.execute(DATABASE, &owner).await
 }
 
 /// Puts every row where the snapshot says. `shards` are in the snapshot's order.

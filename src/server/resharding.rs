@@ -6,6 +6,7 @@
 use super::tasks::Tasks;
 use crate::{
     clock::{Clock, Duration},
+    metrics::Metrics,
     net::tls::ClientTls,
     proxy::database::Database,
     reshard::{dump::Tools, runner::Runner, servers::Server},
@@ -24,6 +25,7 @@ pub(super) fn look_after(
     tasks: &Arc<Tasks>,
     clock: Clock,
     tls: &Arc<ClientTls>,
+    metrics: &Arc<Metrics>,
 ) {
     if database.coordinator.is_wanted() {
         let servers = Arc::new(Server::all(&database.settings, tls));
@@ -32,7 +34,13 @@ pub(super) fn look_after(
         };
         tasks.spawn(
             "reshards",
-            run(Arc::downgrade(database), servers, tools, clock),
+            run(
+                Arc::downgrade(database),
+                servers,
+                tools,
+                clock,
+                Arc::clone(metrics),
+            ),
         );
     }
 }
@@ -42,6 +50,7 @@ async fn run(
     servers: Arc<BTreeMap<String, Server>>,
     tools: Tools,
     clock: Clock,
+    metrics: Arc<Metrics>,
 ) {
     let Some(coordinator) = database.upgrade().map(|it| Arc::clone(&it.coordinator)) else {
         return;
@@ -55,6 +64,7 @@ async fn run(
         holder: format!("{:016x}", coordinator.incarnation()),
         tools,
         clock,
+        metrics,
     };
     let replaced = async {
         while database.strong_count() > 0 && !coordinator.is_retired() {

@@ -101,9 +101,9 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
     let shared = Arc::new(shared);
     for database in shared.databases.load().values() {
         recovering::look_after(database, &tasks, &shared);
-        holding::look_after(database, &tasks, parts.clock);
+        holding::look_after(database, &tasks, parts.clock, &shared.tls);
         deadlocks::look_after(database, &tasks, parts.clock, &shared.tls);
-        resharding::look_after(database, &tasks, parts.clock, &shared.tls);
+        resharding::look_after(database, &tasks, parts.clock, &shared.tls, &shared.metrics);
     }
     Ok(Arc::new(Sessions {
         shared,
@@ -173,9 +173,15 @@ impl Service for Sessions {
         };
         for (_, made) in new.iter().filter(|database| !is_kept(database)) {
             recovering::look_after(made, &self.tasks, shared);
-            holding::look_after(made, &self.tasks, parts.clock);
+            holding::look_after(made, &self.tasks, parts.clock, &shared.tls);
             deadlocks::look_after(made, &self.tasks, shared.clock, &shared.tls);
-            resharding::look_after(made, &self.tasks, shared.clock, &shared.tls);
+            resharding::look_after(
+                made,
+                &self.tasks,
+                shared.clock,
+                &shared.tls,
+                &shared.metrics,
+            );
         }
         let transactions = &shared.metrics.transactions;
         transactions.keep(|name| new.get(name).is_some_and(|new| new.coordinator.is_wanted()));

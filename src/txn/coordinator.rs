@@ -347,9 +347,20 @@ impl Coordinator {
     /// # Errors
     /// [`AskError`]: what was known stays.
     pub async fn renew_map(&self) -> Result<(), AskError> {
-        match &self.registry {
-            Some(registry) => registry.renew_map(self.me(None)).await,
-            None => Ok(()),
+        let Some(registry) = &self.registry else {
+            return Ok(());
+        };
+        let renewed = registry.renew_map(self.me(None)).await;
+        self.show_map(registry);
+        renewed
+    }
+
+    /// Lets the console show the map as it is known.
+    fn show_map(&self, registry: &Registry) {
+        if let (Some(kept), _) = registry.map() {
+            let epoch = u64::try_from(kept.epoch).unwrap_or_default();
+            self.view.map_epoch.store(epoch, Ordering::Relaxed);
+            self.view.set_map(kept.content);
         }
     }
 
@@ -481,11 +492,7 @@ impl Coordinator {
             }
             first
         });
-        if let (Some(kept), _) = registry.map() {
-            let epoch = u64::try_from(kept.epoch).unwrap_or_default();
-            self.view.map_epoch.store(epoch, Ordering::Relaxed);
-            self.view.set_map(kept.content);
-        }
+        self.show_map(registry);
         let Ok(installation) = registry.ready([]) else {
             return;
         };

@@ -53,6 +53,7 @@ fn table() -> MovingTable {
         key_column: String::new(),
         primary_key: vec!["part".to_owned(), "id".to_owned()],
         columns: columns.iter().map(column).collect(),
+        root: None,
     }
 }
 

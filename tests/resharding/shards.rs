@@ -146,6 +146,18 @@ impl<'a> Shards<'a> {
         rows.into_iter().map(line).collect()
     }
 
+    /// A session of a shard, and its connection, which has to be driven.
+    pub(crate) async fn session(
+        &self,
+        shard: &str,
+    ) -> (
+        tokio_postgres::Client,
+        tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>,
+    ) {
+        let config = self.cluster(shard).config(&self.database(shard));
+        config.connect(tokio_postgres::NoTls).await.unwrap()
+    }
+
     /// How a step reaches a shard.
     pub(crate) fn server(&self, shard: &str) -> Server {
         Server {
@@ -200,6 +212,7 @@ impl<'a> Shards<'a> {
             key_column: if group.is_some() { "tenant" } else { "" }.to_owned(),
             primary_key: self.rows(shard, &key).await,
             columns: rows.unwrap().into_iter().map(column).collect(),
+            root: None,
         }
     }
 
@@ -245,6 +258,7 @@ impl<'a> Shards<'a> {
             servers: Arc::new(servers.collect::<BTreeMap<String, Server>>()),
             home: home.clone(),
             progress: Arc::default(),
+            lines: Arc::default(),
         };
         Reshard { job, knobs }
     }

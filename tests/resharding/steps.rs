@@ -115,6 +115,7 @@ fn table(
         key_column: key.to_owned(),
         primary_key: primary.iter().map(|name| (*name).to_owned()).collect(),
         columns: columns.iter().map(column).collect(),
+        root: None,
     }
 }
 
@@ -230,6 +231,7 @@ impl Stage {
                 servers: Arc::new(servers),
                 home: "a".to_owned(),
                 progress: Arc::new(Progress::default()),
+                lines: Arc::default(),
             },
             _knobs: knobs,
         };
@@ -265,7 +267,7 @@ impl Stage {
     }
 
     /// What the server refuses a statement with.
-    async fn refused(&self, shard: usize, sql: &str) -> String {
+    pub(crate) async fn refused(&self, shard: usize, sql: &str) -> String {
         let done = Self::at(shard).execute(self.database, sql).await;
         match done {
             Ok(()) => "nothing".to_owned(),

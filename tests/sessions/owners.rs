@@ -329,7 +329,7 @@ fn a_flip_needs_the_hold_the_map_and_the_runner_that_it_was_planned_with() {
         Record {
         sql: "update shardway.workflow set state = $2, version = version + 1 where id = $1 and state = 'cutover'"
             .to_owned(),
-        values: vec![Box::new("w".to_owned()), Box::new(state.to_owned())],
+        values: vec![(Box::new("w".to_owned()), tokio_postgres::types::Type::TEXT), (Box::new(state.to_owned()), tokio_postgres::types::Type::TEXT)],
         rows,
     }
     };

@@ -59,8 +59,14 @@ CREATE TABLE shardway.hold (
     moving jsonb NOT NULL,
     begun timestamptz NOT NULL DEFAULT clock_timestamp(),
     deadline timestamptz NOT NULL,
-    -- Committed, and the new owners do not know it yet: statements are held until they do, or the deadline.
-    activating boolean NOT NULL DEFAULT false
+    -- Committed, and the new owners do not know it yet; or released by its deadline, and guards may be on. Statements are
+    -- held until that is settled, or the deadline; since when somebody is at it.
+    activating boolean NOT NULL DEFAULT false,
+    helped timestamptz,
+    -- When statements were let go, attempts since the last commit, and for how many milliseconds the earlier of them held.
+    ended timestamptz,
+    tries int NOT NULL DEFAULT 1,
+    spent float8 NOT NULL DEFAULT 0
 );
 
 -- What each proxy says of a hold: it holds, and nothing that touches the keys is under way.
@@ -72,6 +78,12 @@ CREATE TABLE shardway.held (
     -- Who is still at it, for people.
     waiting_for text,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Once its statements were let go: how many have waited and how many of them failed, and their waits in milliseconds,
+    -- the longest and all together.
+    statements bigint,
+    failed bigint,
+    longest float8,
+    waited float8,
     PRIMARY KEY (workflow, attempt, incarnation)
 );
 

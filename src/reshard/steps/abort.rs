@@ -12,6 +12,7 @@ use super::{
     rows, schema,
 };
 use crate::{
+    failpoint,
     replication::{publication, slot},
     reshard::{
         job::{Direction, Job, StepError},
@@ -48,6 +49,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
             }
         }
     }
+    failpoint::reached("after_removed").await;
     match first {
         None => forget(job, &notes).await,
         Some(error) => Err(error),

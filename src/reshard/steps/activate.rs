@@ -4,8 +4,9 @@
 //! away before, refuses them until this and not after.
 
 use super::{
-    asking::{About as _, connection, named},
-    guard::{Switch, guarded},
+    asking::{About as _, Typed, connection, is_lock_timeout, line, named},
+    fence::unless_later,
+    guard::{Switch, guarded, lock_timeout, switch_sql},
     records::{begin, taking_part},
     unfence::switch_off,
 };
@@ -17,6 +18,7 @@ use crate::{
     },
 };
 use deadpool_postgres::Client;
+use tokio_postgres::types::Type;
 
 const ACTIVATE: &str = "\
 INSERT INTO shardway.activation (workflow, attempt, direction, epoch) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
@@ -41,9 +43,13 @@ pub async fn run(job: &Job, epoch: i64) -> Result<(), StepError> {
 
 /// The cutover went this way.
 async fn unless_not_fenced(job: &Job, source: &Server) -> Result<(), StepError> {
-    let client = connection(source).await?;
-    let fenced = client.query_one(FENCED, &[&job.id, &job.attempt]).await;
-    if fenced.about("asking for the fence")?.get(0) {
+    let client = line(job, source).await?;
+    let fenced = client
+        .query_typed_one(FENCED, &[(&job.id, Type::TEXT), (&job.attempt, Type::INT4)])
+        .await;
+    let fenced = fenced.about("asking for the fence")?.get(0);
+    client.done();
+    if fenced {
         return Ok(());
     }
     Err(StepError::Halt {
@@ -55,26 +61,80 @@ async fn unless_not_fenced(job: &Job, source: &Server) -> Result<(), StepError> 
     })
 }
 
+/// Does it and takes it back.
+pub(super) async fn rehearse(job: &Job, destination: &Server) -> Result<(), StepError> {
+    const WHAT: &str = "rehearsing the activation";
+    let client = line(job, destination).await?;
+    let turned = job.turned();
+    let values = values(job, direction(job), &0);
+    let (begun, activated, guarded) = tokio::join!(
+        biased;
+        begin(&client, job),
+        client.execute_typed(ACTIVATE, &values),
+        guarded(&client, &turned, destination),
+    );
+    begun?;
+    activated.about(WHAT)?;
+    guarded?;
+    client.batch_execute("ROLLBACK").await.about(WHAT)?;
+    client.done();
+    Ok(())
+}
+
+fn direction(job: &Job) -> &'static &'static str {
+    match job.direction {
+        Direction::Forward => &"forward",
+        Direction::Back => &"back",
+    }
+}
+
+/// Of [`ACTIVATE`].
+fn values<'a>(job: &'a Job, direction: &'a &'static str, epoch: &'a i64) -> [Typed<'a>; 4] {
+    [
+        (&job.id, Type::TEXT),
+        (&job.attempt, Type::INT4),
+        (direction, Type::TEXT),
+        (epoch, Type::INT8),
+    ]
+}
+
+/// In one transaction, with the guards of what it had given away before.
 async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), StepError> {
     let what = format!("activating shard {}", destination.name);
-    let client = connection(destination).await?;
-    begin(&client, job).await?;
-    let direction = match job.direction {
-        Direction::Forward => "forward",
-        Direction::Back => "back",
-    };
-    let activated = client
-        .execute(ACTIVATE, &[&job.id, &job.attempt, &direction, &epoch])
-        .await;
-    activated.about(&what)?;
-    client.batch_execute("COMMIT").await.about(&what)?;
+    let client = line(job, destination).await?;
     let turned = job.turned();
-    let guarded = guarded(&client, &turned, destination).await?;
+    let values = values(job, direction(job), &epoch);
+    let (begun, later, activated, guarded) = tokio::join!(
+        biased;
+        begin(&client, job),
+        unless_later(&client, job),
+        client.execute_typed(ACTIVATE, &values),
+        guarded(&client, &turned, destination),
+    );
+    begun?;
+    later?;
+    activated.about(&what)?;
     // Reference tables are opened later.
-    let on = guarded.into_iter();
+    let on = guarded?.into_iter();
     let on = on.filter(|(table, switch)| table.group.is_some() && *switch == Switch::On);
     let tables: Vec<_> = on.map(|(table, _)| table).collect();
-    switch_off(&client, &turned, &tables, destination).await
+    let mut rest = String::from("COMMIT");
+    if !tables.is_empty() {
+        let off = switch_sql(&turned, &tables, Switch::Off);
+        rest = format!("{}; {off} COMMIT", lock_timeout(job));
+    }
+    match client.batch_execute(&rest).await {
+        Err(error) if is_lock_timeout(&error) => {
+            client.batch_execute("ROLLBACK").await.about(&what)?;
+            client.done();
+            Err(error).about(&what)
+        }
+        done => {
+            done.about(&what)?;
+            client.done();
+            Ok(())
+        }
+    }
 }
 
 /// Lets reference tables be written again where they were guarded while shards joined: once every proxy knows that these
@@ -105,7 +165,9 @@ pub(super) struct Latest {
 
 /// The last cutover by which a shard was activated.
 pub(super) async fn latest(client: &Client, job: &Job) -> Result<Option<Latest>, StepError> {
-    let row = client.query_opt(LATEST, &[&job.id]).await;
+    let row = client
+        .query_typed_opt(LATEST, &[(&job.id, Type::TEXT)])
+        .await;
     let row = row.about("asking for activations")?;
     Ok(row.map(|row| Latest {
         attempt: row.get(0),
@@ -120,7 +182,9 @@ pub(super) async fn latest(client: &Client, job: &Job) -> Result<Option<Latest>,
 pub(super) async fn latest_anywhere(job: &Job) -> Result<Option<Latest>, StepError> {
     let mut last: Option<Latest> = None;
     for server in taking_part(job) {
-        let here = latest(&connection(&server).await?, job).await?;
+        let client = line(job, &server).await?;
+        let here = latest(&client, job).await?;
+        client.done();
         if here.map(|it| it.attempt) > last.map(|it| it.attempt) {
             last = here;
         }

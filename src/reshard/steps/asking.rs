@@ -5,10 +5,15 @@ use crate::{
     replication::connection::ReplicationError,
     reshard::{
         job::{Job, StepError},
+        lines::Line,
         servers::Server,
     },
 };
 use deadpool_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+
+/// A parameter with its type, so that nobody need ask the server for it.
+pub(super) type Typed<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Says what was being done when it failed.
 pub(super) trait About<T> {
@@ -47,9 +52,11 @@ fn of(what: &str, error: AskError) -> StepError {
         }
         AskError::Another { .. } => another(what, &error.to_string()),
         AskError::FailedOver { .. } => failed_over(what, &error.to_string()),
-        AskError::Timeout | AskError::Tls(_) | AskError::Connection(_) | AskError::Apart => {
-            sorted(what, None, error.to_string())
-        }
+        AskError::Timeout
+        | AskError::Tls(_)
+        | AskError::Connection(_)
+        | AskError::Unreadable(_)
+        | AskError::Apart => sorted(what, None, error.to_string()),
     }
 }
 
@@ -100,6 +107,12 @@ fn sorted(what: &str, sqlstate: Option<&str>, problem: String) -> StepError {
 pub(super) async fn connection(server: &Server) -> Result<Client, StepError> {
     let what = format!("connecting to shard {}", server.name);
     server.sql().await.about(&what)
+}
+
+/// One that is kept from step to step.
+pub(super) async fn line<'a>(job: &'a Job, server: &Server) -> Result<Line<'a>, StepError> {
+    let what = format!("connecting to shard {}", server.name);
+    job.lines.take(server).await.about(&what)
 }
 
 /// A connection of its own to the shard with the catalog.

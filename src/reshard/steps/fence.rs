@@ -6,19 +6,22 @@
 //! nothing.
 
 use super::{
-    asking::{About as _, connection, is_lock_timeout},
+    asking::{About as _, Typed, is_lock_timeout, line},
     guard::{self, Switch, guarded, lock_timeout, switch_sql},
     records::begin,
 };
 use crate::{
+    failpoint,
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
-        plan::MovingTable,
+        lines::Line,
+        plan::{MovingTable, roots},
         servers::Server,
     },
 };
 use deadpool_postgres::Client;
+use tokio_postgres::types::Type;
 
 /// What a fence's logical message is called; its content is the reshard's name and the attempt.
 pub const MESSAGE: &str = "shardway_fence";
@@ -37,6 +40,13 @@ const MARK: &str = "\
 INSERT INTO shardway.fence AS f (workflow, attempt, token) VALUES ($1, $2, $3) \
 ON CONFLICT (workflow, attempt) DO UPDATE SET token = excluded.token, beat = f.beat + 1, at = clock_timestamp()";
 
+/// Partitions that the plan does not know.
+const UNKNOWN: &str = "\
+SELECT coalesce(string_agg(p.relid::text, ', '), '') FROM unnest($1::text[]) root, pg_partition_tree(to_regclass(root)) p \
+WHERE p.isleaf AND NOT EXISTS (SELECT FROM unnest($2::text[]) name WHERE to_regclass(name) = p.relid)";
+
+const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
+
 /// Fences every source, all at once. What was fenced when another could not be has to be [unfenced](super::unfence::run).
 ///
 /// # Errors
@@ -52,8 +62,56 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 /// # Errors
 /// As [`run`].
 pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
-    let client = connection(source).await?;
+    let client = line(job, source).await?;
     let tables = guard::tables(job, source);
+    unless_held(&client, job, source, &tables).await?;
+    let what = format!("fencing shard {}", source.name);
+    let names = with_roots(&tables);
+    let locks = format!(
+        "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
+        lock_timeout(job),
+        names.join(", "),
+        switch_sql(job, &tables, Switch::On)
+    );
+    let content = format!("{} {}", job.id, job.attempt);
+    let mark = mark(job);
+    let message: [Typed<'_>; 2] = [(&MESSAGE, Type::TEXT), (&content, Type::TEXT)];
+    // Sent at once, answered one after the other; each fails after one that has failed.
+    let (begun, locked, known, marked, told) = tokio::join!(
+        biased;
+        begin(&client, job),
+        client.batch_execute(&locks),
+        unless_new(&client, &tables, source),
+        client.execute_typed(MARK, &mark),
+        client.query_typed(TELL, &message),
+    );
+    begun?;
+    match locked {
+        Err(error) if is_lock_timeout(&error) => {
+            client.batch_execute("ROLLBACK").await.about(&what)?;
+            unless_held(&client, job, source, &tables).await?;
+            client.done();
+            return Err(error).about(&what);
+        }
+        locked => locked.about(&what)?,
+    }
+    known?;
+    marked.about(&what)?;
+    told.about(&what)?;
+    failpoint::reached("after_guard").await;
+    client.batch_execute("COMMIT").await.about(&what)?;
+    client.done();
+    Ok(())
+}
+
+/// Before statements are held: opens what a fence needs, and sees that nobody is at the tables for whom it would wait.
+///
+/// # Errors
+/// [`StepError::Again`]: somebody is, or there is no guard yet.
+pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
+    let client = line(job, source).await?;
+    let tables = guard::tables(job, source);
+    begin(&client, job).await?;
     let guarded = guarded(&client, job, source).await?;
     if guarded.len() < tables.len() {
         return Err(StepError::Again {
@@ -62,49 +120,100 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
         });
     }
     unless_held(&client, job, source, &tables).await?;
-    let what = format!("fencing shard {}", source.name);
-    begin(&client, job).await?;
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
-    let locked = format!(
-        "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
-        lock_timeout(job),
-        names.join(", "),
-        switch_sql(job, &tables, Switch::On)
-    );
-    match client.batch_execute(&locked).await {
-        Err(error) if is_lock_timeout(&error) => {
-            drop(client.batch_execute("ROLLBACK").await);
-            unless_held(&client, job, source, &tables).await?;
-            return Err(error).about(&what);
-        }
-        locked => locked.about(&what)?,
-    }
-    let marked = client
-        .execute(MARK, &[&job.id, &job.attempt, &job.token])
-        .await;
-    marked.about(&what)?;
-    let content = format!("{} {}", job.id, job.attempt);
+    unless_new(&client, &tables, source).await?;
+    // What it will run has been run.
+    let marked = client.execute_typed(MARK, &mark(job)).await;
+    marked.about("rehearsing the fence")?;
     client
-        .execute(
-            "SELECT pg_logical_emit_message(true, $1, $2)",
-            &[&MESSAGE, &content],
+        .batch_execute("ROLLBACK")
+        .await
+        .about("rehearsing the fence")?;
+    client.done();
+    Ok(())
+}
+
+/// What is locked: partitioned tables first, as writers lock them, with all of their partitions.
+fn with_roots(tables: &[MovingTable]) -> Vec<String> {
+    let tables_sql = tables.iter().map(MovingTable::sql);
+    roots(tables).into_iter().chain(tables_sql).collect()
+}
+
+/// Sees that partitioned tables have no partitions that the plan does not know, whose rows would stay behind. Under the
+/// locks of a fence none can be made.
+async fn unless_new(
+    client: &Line<'_>,
+    tables: &[MovingTable],
+    source: &Server,
+) -> Result<(), StepError> {
+    let roots = roots(tables);
+    if roots.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let row = client
+        .query_typed(
+            UNKNOWN,
+            &[(&roots, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)],
         )
         .await
-        .about(&what)?;
-    client.batch_execute("COMMIT").await.about(&what)
+        .about("looking for partitions")?;
+    let unknown: String = row.first().map_or_else(String::new, |row| row.get(0));
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(StepError::Halt {
+        what: format!(
+            "shard {} has partitions that were made since the plan: {unknown}",
+            source.name
+        ),
+        remedy: "detach or drop them, then resume; or abort and start again".to_owned(),
+    })
+}
+
+/// Whether a shard has seen a later attempt: what is done for this one comes too late.
+///
+/// # Errors
+/// [`StepError::Again`]: it has.
+pub(super) async fn unless_later(client: &Client, job: &Job) -> Result<(), StepError> {
+    const LATER: &str =
+        "SELECT EXISTS (SELECT FROM shardway.fence WHERE workflow = $1 AND attempt > $2)";
+    let values: [Typed<'_>; 2] = [(&job.id, Type::TEXT), (&job.attempt, Type::INT4)];
+    let row = client.query_typed_one(LATER, &values).await;
+    if row.about("asking for later fences")?.get(0) {
+        return Err(StepError::Again {
+            what: format!("ending attempt {}", job.attempt),
+            problem: "there is a later one".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The values of [`MARK`].
+fn mark(job: &Job) -> [Typed<'_>; 3] {
+    [
+        (&job.id, Type::TEXT),
+        (&job.attempt, Type::INT4),
+        (&job.token, Type::INT8),
+    ]
 }
 
 /// Asks who holds locks already, so that no queue of writers forms behind a lock that cannot be had.
 async fn unless_held(
-    client: &Client,
+    client: &Line<'_>,
     job: &Job,
     source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let names = with_roots(tables);
     let most = job.knobs.borrow().lock.as_secs_f64();
-    let row = client.query_one(HOLDERS, &[&names, &most]).await;
-    let holders: String = row.about("looking for who holds locks")?.get(0);
+    let row = client
+        .query_typed(
+            HOLDERS,
+            &[(&names, Type::TEXT_ARRAY), (&most, Type::FLOAT8)],
+        )
+        .await
+        .about("looking for who holds locks")?;
+    let holders: String = row.first().map_or_else(String::new, |row| row.get(0));
     if holders.is_empty() {
         return Ok(());
     }

@@ -19,6 +19,7 @@ use crate::{
     sql::statement::quoted,
 };
 use deadpool_postgres::Client;
+use tokio_postgres::types::Type;
 
 /// What a refused write is told with; proxies that meet it take the map over again.
 pub const REFUSED: &str = "SWG01";
@@ -33,8 +34,9 @@ const TRUNCATE: &str = "_t";
 
 /// Which triggers of a table belong to a guard, by the beginning of their name, and whether one of them is enabled.
 const FOUND: &str = "\
-SELECT count(*), coalesce(bool_or(tgenabled <> 'D'), false) FROM pg_trigger \
-WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgname = ANY($2)";
+SELECT count(t.oid), coalesce(bool_or(t.tgenabled <> 'D'), false) FROM unnest($1) WITH ORDINALITY n (name, place) \
+LEFT JOIN pg_trigger t ON t.tgrelid = to_regclass(n.name) AND NOT t.tgisinternal AND t.tgname = ANY($2) \
+GROUP BY n.place ORDER BY n.place";
 
 /// What a guard's function and its triggers are called; the triggers have an ending each.
 #[must_use]
@@ -72,7 +74,7 @@ pub async fn make(job: &Job, server: &Server) -> Result<(), StepError> {
         let Some(when) = Conditions::of(job, &table, server)? else {
             continue;
         };
-        if found(&client, job, &table).await?.count == triggers(job).len() {
+        if found_on(&client, job, &table).await? == triggers(job).len() {
             continue;
         }
         let what = format!(
@@ -102,10 +104,14 @@ pub(super) fn tables(job: &Job, server: &Server) -> Vec<MovingTable> {
     tables
 }
 
-/// For how long a table's writers may have to wait behind this.
+/// For how long a table's writers may have to wait behind this: until it has the lock, and then until it goes on, for a
+/// process that is frozen or cut off says nothing more and keeps what it has locked.
 pub(super) fn lock_timeout(job: &Job) -> String {
-    let most = job.knobs.borrow().lock.as_millis().max(1);
-    format!("SET LOCAL lock_timeout = {most}")
+    let knobs = job.knobs.borrow();
+    let (most, idle) = (knobs.lock.as_millis().max(1), knobs.hold.as_millis().max(1));
+    format!(
+        "SET LOCAL lock_timeout = {most}; SET LOCAL idle_in_transaction_session_timeout = {idle}"
+    )
 }
 
 /// Turns the guard's triggers of tables on or off, as statements.
@@ -138,14 +144,14 @@ pub(super) async fn guarded(
     job: &Job,
     server: &Server,
 ) -> Result<Vec<(MovingTable, Switch)>, StepError> {
-    let mut guarded = Vec::new();
-    for table in tables(job, server) {
-        let found = found(client, job, &table).await?;
-        if found.count == triggers(job).len() {
-            guarded.push((table, found.switch));
-        }
-    }
-    Ok(guarded)
+    let tables = tables(job, server);
+    let found = found(client, job, &tables).await?;
+    let all = triggers(job).len();
+    let guarded = tables.into_iter().zip(found);
+    Ok(guarded
+        .filter(|(_, found)| found.count == all)
+        .map(|(table, found)| (table, found.switch))
+        .collect())
 }
 
 /// Takes a guard away with its function, and what is left of one that was being made.
@@ -156,7 +162,7 @@ pub async fn drop_on(job: &Job, server: &Server) -> Result<(), StepError> {
     let client = connection(server).await?;
     let what = format!("dropping the guard on shard {}", server.name);
     for table in tables(job, server) {
-        if found(&client, job, &table).await?.count == 0 {
+        if found_on(&client, job, &table).await? == 0 {
             continue;
         }
         begin(&client, job).await?;
@@ -179,15 +185,32 @@ struct Found {
     switch: Switch,
 }
 
-async fn found(client: &Client, job: &Job, table: &MovingTable) -> Result<Found, StepError> {
-    let row = client
-        .query_one(FOUND, &[&table.sql(), &triggers(job)])
+/// Of each table.
+async fn found(
+    client: &Client,
+    job: &Job,
+    tables: &[MovingTable],
+) -> Result<Vec<Found>, StepError> {
+    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let triggers = triggers(job);
+    let rows = client
+        .query_typed(
+            FOUND,
+            &[(&names, Type::TEXT_ARRAY), (&triggers, Type::TEXT_ARRAY)],
+        )
         .await
         .about("looking for a guard")?;
-    Ok(Found {
+    let found = rows.iter().map(|row| Found {
         count: usize::try_from(row.get::<_, i64>(0)).unwrap_or(0),
         switch: if row.get(1) { Switch::On } else { Switch::Off },
-    })
+    });
+    Ok(found.collect())
+}
+
+/// Of one table.
+async fn found_on(client: &Client, job: &Job, table: &MovingTable) -> Result<usize, StepError> {
+    let found = found(client, job, std::slice::from_ref(table)).await?;
+    Ok(found.first().map_or(0, |found| found.count))
 }
 
 /// Rows that a guard refuses, by the row that is looked at.

@@ -11,6 +11,7 @@
 //! | [`keys::primary`] | after the copy, before followers start | forward |
 //! | [`keys::rest`] | past the consistency point | forward |
 //! | [`ready`] | before a cutover; [`ready::advance`] every few seconds while it waits for one | of the cutover |
+//! | [`rehearse`] | right before statements are held | of the cutover |
 //! | [`fence`], [`turn`] | in the cutover; [`turn`] when every fence is applied | of the cutover |
 //! | [`unfence`] | to undo an attempt | of the cutover |
 //! | [`activate`] | after the commit | of the cutover that was committed |
@@ -32,6 +33,7 @@ pub mod preflight;
 pub mod prepare;
 pub mod ready;
 pub mod records;
+pub mod rehearse;
 pub mod reverse;
 pub mod rows;
 pub mod schema;

@@ -3,13 +3,14 @@
 //! What must stay true: it is committed there before the thing is made, and goes after the thing has gone; a runner whose
 //! token is lower than what it meets stops.
 
-use super::asking::{About as _, connection, home};
+use super::asking::{About as _, Typed, connection, home};
 use crate::reshard::{
     job::{Job, StepError},
     servers::Server,
 };
 use deadpool_postgres::Client;
 use serde_json::Value;
+use tokio_postgres::types::Type;
 
 /// Something that has to go again.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,7 +159,8 @@ pub async fn gone(job: &Job, note: &Note) -> Result<(), StepError> {
 /// # Errors
 /// [`StepError::Replaced`].
 pub async fn claim(client: &Client, job: &Job) -> Result<(), StepError> {
-    let claimed = client.execute(CLAIM, &[&job.id, &job.token]).await;
+    let values: [Typed<'_>; 2] = [(&job.id, Type::TEXT), (&job.token, Type::INT8)];
+    let claimed = client.execute_typed(CLAIM, &values).await;
     unless_replaced(claimed.about("saying who runs it")? == 1)
 }
 
@@ -196,9 +198,14 @@ pub fn taking_part(job: &Job) -> Vec<Server> {
 /// # Errors
 /// [`StepError`].
 pub(super) async fn begin(client: &Client, job: &Job) -> Result<(), StepError> {
-    let begun = client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on");
-    begun.await.about("beginning")?;
-    claim(client, job).await
+    // Sent at once: what is sent with it comes after both.
+    let (begun, claimed) = tokio::join!(
+        biased;
+        client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on"),
+        claim(client, job),
+    );
+    begun.about("beginning")?;
+    claimed
 }
 
 fn unless_replaced(is_mine: bool) -> Result<(), StepError> {

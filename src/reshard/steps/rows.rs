@@ -40,6 +40,7 @@ pub async fn delete(
         };
         let mut from = 0;
         while from < pages {
+            job.unthrottled().await;
             all += batch(client, job, table, condition, from).await?;
             from += PAGES;
             job.progress.set(format!("deleted {}", table.plain()), all);

@@ -2,14 +2,18 @@
 //!
 //! What must stay true: a sequence never goes back, and keeps its place between others that it steps over.
 
-use super::asking::{About as _, connection};
-use crate::reshard::{
-    job::{Job, StepError},
-    plan::MovingTable,
-    servers::Server,
+use super::asking::{About as _, line};
+use crate::{
+    inspect::at_once,
+    reshard::{
+        job::{Job, StepError},
+        plan::{MovingTable, roots},
+        servers::Server,
+    },
 };
 use deadpool_postgres::Client;
 use std::collections::BTreeMap;
+use tokio_postgres::types::Type;
 
 /// How many numbers ahead of the source's a sequence is set, so that it need not be set again at once.
 const MARGIN: i64 = 1_000;
@@ -38,38 +42,107 @@ struct Sequence {
 /// # Errors
 /// [`StepError`].
 pub async fn run(job: &Job) -> Result<(), StepError> {
+    let sources = job.sources();
+    let read = sources.iter().map(|it| given(job, it));
+    let read = at_once(read.collect()).await.into_iter();
+    let read = read.collect::<Result<Vec<_>, StepError>>()?;
+    if read.iter().all(BTreeMap::is_empty) {
+        return Ok(());
+    }
+    let read: Given = sources.into_iter().map(|it| it.name).zip(read).collect();
+    let destinations = job.destinations();
+    let set = destinations.iter().map(|it| advance(job, it, &read));
+    at_once(set.collect()).await.into_iter().collect()
+}
+
+/// Sequences by name, by the source that has them.
+type Given = BTreeMap<String, BTreeMap<String, Sequence>>;
+
+/// The sequences of the tables of which a source gives rows.
+async fn given(job: &Job, source: &Server) -> Result<BTreeMap<String, Sequence>, StepError> {
+    let what = format!("reading sequences of shard {}", source.name);
+    let from = line(job, source).await?;
+    let tables = job.tables_of(&job.given_by(&source.name));
+    let read = sequences(&from, &tables).await.about(&what)?;
+    from.done();
+    Ok(read)
+}
+
+/// That each destination has the sequences that its sources have, which go the same way: their values are set past those of
+/// the sources before a cutover.
+///
+/// # Errors
+/// [`StepError::Halt`]: one is missing, or cannot be set past its source's.
+pub(super) async fn alike(job: &Job) -> Result<(), StepError> {
     for destination in job.destinations() {
-        let to = connection(&destination).await?;
+        let what = format!("looking at sequences of shard {}", destination.name);
         let moves = job.given_to(&destination.name);
+        let to = line(job, &destination).await?;
+        let there = sequences(&to, &job.tables_of(&moves)).await.about(&what)?;
+        to.done();
         for source in job.sources() {
-            let given = moves.iter().filter(|it| it.from == source.name);
-            let given: Vec<_> = given.cloned().collect();
-            let tables = job.tables_of(&given);
-            if !tables.is_empty() {
-                advance(&source, &to, &destination, &tables).await?;
+            let gives: Vec<_> = moves
+                .iter()
+                .filter(|it| it.from == source.name)
+                .cloned()
+                .collect();
+            let from = line(job, &source).await?;
+            let here = sequences(&from, &job.tables_of(&gives))
+                .await
+                .about(&what)?;
+            from.done();
+            for (name, theirs) in here {
+                let problem = match there.get(&name) {
+                    None => "is missing",
+                    Some(own) if !own.follows(&theirs) => "counts in another direction",
+                    Some(_) => continue,
+                };
+                let (source, destination) = (&source.name, &destination.name);
+                return Err(StepError::Halt {
+                    what: format!(
+                        "sequence {name} of shard {source} {problem} on shard {destination}"
+                    ),
+                    remedy: format!("make it there as it is on {source}, then resume; or abort"),
+                });
             }
         }
     }
     Ok(())
 }
 
-async fn advance(
-    source: &Server,
-    to: &Client,
-    destination: &Server,
-    tables: &[MovingTable],
-) -> Result<(), StepError> {
+async fn advance(job: &Job, destination: &Server, given: &Given) -> Result<(), StepError> {
     let what = format!("setting sequences on shard {}", destination.name);
-    let from = connection(source).await?;
-    let there = sequences(to, tables).await.about(&what)?;
-    for (name, source) in sequences(&from, tables).await.about(&what)? {
-        let Some(value) = there.get(&name).and_then(|there| there.past(&source)) else {
+    let moves = job.given_to(&destination.name);
+    let to = line(job, destination).await?;
+    let mut there = sequences(&to, &job.tables_of(&moves)).await.about(&what)?;
+    let mut set = BTreeMap::new();
+    for (source, given) in given {
+        if !moves.iter().any(|it| it.from == *source) {
             continue;
-        };
-        to.execute("SELECT setval(to_regclass($1), $2)", &[&name, &value])
-            .await
-            .about(&what)?;
+        }
+        for (name, theirs) in given {
+            if let Some(own) = there.get_mut(name)
+                && let Some(value) = own.past(theirs)
+            {
+                own.last = value;
+                set.insert(name, value);
+            }
+        }
     }
+    let each = set.iter().map(|(name, value)| {
+        let to = &to;
+        async move {
+            to.query_typed(
+                "SELECT setval(to_regclass($1), $2)",
+                &[(*name, Type::TEXT), (value, Type::INT8)],
+            )
+            .await
+        }
+    });
+    for set in at_once(each.collect()).await {
+        set.about(&what)?;
+    }
+    to.done();
     Ok(())
 }
 
@@ -77,13 +150,15 @@ async fn sequences(
     client: &Client,
     tables: &[MovingTable],
 ) -> Result<BTreeMap<String, Sequence>, tokio_postgres::Error> {
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
-    let mut found = BTreeMap::new();
-    for row in client.query(SEQUENCES, &[&names]).await? {
+    let names = tables.iter().map(MovingTable::sql).chain(roots(tables));
+    let names: Vec<String> = names.collect();
+    let rows = client
+        .query_typed(SEQUENCES, &[(&names, Type::TEXT_ARRAY)])
+        .await?;
+    let each = rows.iter().map(|row| async move {
         let name: String = row.get(0);
-        let last = client
-            .query_one(&format!("SELECT last_value FROM {name}"), &[])
-            .await?;
+        let last = format!("SELECT last_value FROM {name}");
+        let last = client.query_typed_one(&last, &[]).await?;
         let sequence = Sequence {
             increment: row.get(1),
             min: row.get(2),
@@ -91,12 +166,17 @@ async fn sequences(
             cycles: row.get(4),
             last: last.get(0),
         };
-        found.insert(name, sequence);
-    }
-    Ok(found)
+        Ok((name, sequence))
+    });
+    at_once(each.collect()).await.into_iter().collect()
 }
 
 impl Sequence {
+    /// Whether it can be set past another.
+    fn follows(&self, source: &Self) -> bool {
+        self.cycles || source.cycles || self.increment.signum() == source.increment.signum()
+    }
+
     /// Where it has to be so that its next number is past the source's; `None`: it may stay. One that cycles gives every
     /// number again anyway.
     fn past(&self, source: &Self) -> Option<i64> {

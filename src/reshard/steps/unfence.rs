@@ -4,7 +4,8 @@
 
 use super::{
     activate::latest,
-    asking::{About as _, connection, home, is_lock_timeout},
+    asking::{About as _, is_lock_timeout, line, named},
+    fence::unless_later,
     guard::{Switch, guarded, lock_timeout, switch_sql},
     records::begin,
 };
@@ -17,6 +18,7 @@ use crate::{
     },
 };
 use deadpool_postgres::Client;
+use tokio_postgres::types::Type;
 
 /// Whether the attempt's cutover is committed.
 const COMMITTED: &str = "\
@@ -38,13 +40,12 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 /// # Errors
 /// [`StepError::Halt`]: one does, or may.
 pub async fn unless_committed(job: &Job) -> Result<(), StepError> {
-    let client = home(job).await?;
-    let row = client.query_one(COMMITTED, &[&job.id, &job.attempt]).await;
-    let mut committed: bool = row.about("asking whether the cutover is committed")?.get(0);
-    for server in job.destinations() {
-        let client = connection(&server).await?;
-        let latest = latest(&client, job).await?;
-        committed |= latest.is_some_and(|it| it.attempt == job.attempt);
+    let destinations = job.destinations();
+    let each = destinations.iter().map(|it| is_activated(job, it));
+    let (committed, activated) = tokio::join!(is_committed(job), at_once(each.collect()));
+    let mut committed = committed?;
+    for activated in activated {
+        committed |= activated?;
     }
     if committed {
         return Err(StepError::Halt {
@@ -55,13 +56,45 @@ pub async fn unless_committed(job: &Job) -> Result<(), StepError> {
     Ok(())
 }
 
+async fn is_committed(job: &Job) -> Result<bool, StepError> {
+    let client = line(job, named(job, &job.home)?).await?;
+    let row = client
+        .query_typed_one(
+            COMMITTED,
+            &[(&job.id, Type::TEXT), (&job.attempt, Type::INT4)],
+        )
+        .await;
+    let committed = row.about("asking whether the cutover is committed")?.get(0);
+    client.done();
+    Ok(committed)
+}
+
+async fn is_activated(job: &Job, destination: &Server) -> Result<bool, StepError> {
+    let client = line(job, destination).await?;
+    let latest = latest(&client, job).await?;
+    client.done();
+    Ok(latest.is_some_and(|it| it.attempt == job.attempt))
+}
+
 async fn unfence(job: &Job, source: &Server) -> Result<(), StepError> {
-    let client = connection(source).await?;
-    let guarded = guarded(&client, job, source).await?;
-    let on = guarded.into_iter();
+    let client = line(job, source).await?;
+    // After a fence that nobody waits for any more, and that may still be under way.
+    let (begun, later, guarded) = tokio::join!(
+        biased;
+        begin(&client, job),
+        unless_later(&client, job),
+        guarded(&client, job, source),
+    );
+    begun?;
+    later?;
+    let on = guarded?.into_iter();
     let on = on.filter(|(_, switch)| *switch == Switch::On);
     let tables: Vec<_> = on.map(|(table, _)| table).collect();
-    switch_off(&client, job, &tables, source).await
+    let ended = client.batch_execute("COMMIT").await;
+    ended.about("looking for guards")?;
+    switch_off(&client, job, &tables, source).await?;
+    client.done();
+    Ok(())
 }
 
 /// Turns guards off, however often the lock is not to be had at once.
@@ -77,6 +110,7 @@ pub(super) async fn switch_off(
         let off = switch_sql(job, std::slice::from_ref(table), Switch::Off);
         for turn in 0.. {
             begin(client, job).await?;
+            unless_later(client, job).await?;
             let switched = client
                 .batch_execute(&format!("{}; {off} COMMIT", lock_timeout(job)))
                 .await;

@@ -30,15 +30,17 @@ use deadpool_postgres::Client;
 use std::sync::Arc;
 use tokio_postgres::types::{PgLsn, ToSql};
 
-/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed.
+/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed, and those of a
+/// batch stay in memory.
 const APPLY: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
-SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII";
+SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII; SET work_mem = '64MB'";
 const READ: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
 SET jit = off; SET client_encoding = SQL_ASCII; SET synchronous_commit = local";
 const HERE: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding'), \
-CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END";
+CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END, \
+pg_snapshot_xmax(pg_current_snapshot())::text::int8";
 const COLUMNS: &str = "\
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod, a.attidentity = 'a', \
        CASE WHEN a.attcollation <> 0 THEN (SELECT format('%I.%I', n.nspname, l.collname) \
@@ -67,7 +69,11 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
     let mut names: Vec<&str> = flows.iter().map(|flow| flow.destination.as_str()).collect();
     names.sort_unstable();
     names.dedup();
-    let (encoding, consistency) = primary(&asking, name).await?;
+    let Primary {
+        encoding,
+        end: consistency,
+        newest,
+    } = primary(&asking, name).await?;
     let tables: Arc<[Table]> = tables(job, &asking, &flows, &names).await?.into();
     let binary = flows.iter().all(|flow| is_binary(flow.table));
     let whose = Whose {
@@ -103,6 +109,7 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
         heart: asking,
         destinations,
         consistency,
+        newest,
         batch: job.knobs.borrow().batch,
     })
 }
@@ -141,8 +148,16 @@ struct Confirmed {
     confirmed: Lsn,
 }
 
-/// Its encoding, and where its WAL ends.
-async fn primary(client: &Client, name: &str) -> Result<(String, Lsn), StepError> {
+/// A server that takes writes.
+struct Primary {
+    encoding: String,
+    /// Of its WAL.
+    end: Lsn,
+    /// The id of its next transaction.
+    newest: u64,
+}
+
+async fn primary(client: &Client, name: &str) -> Result<Primary, StepError> {
     let row = said(name, client.query_one(HERE, &[]).await)?;
     let (standby, encoding): (bool, String) = (row.get(0), row.get(1));
     if standby {
@@ -152,7 +167,11 @@ async fn primary(client: &Client, name: &str) -> Result<(String, Lsn), StepError
         });
     }
     let end: Option<PgLsn> = row.get(2);
-    Ok((encoding, Lsn(end.map_or(0, u64::from))))
+    Ok(Primary {
+        encoding,
+        end: Lsn(end.map_or(0, u64::from)),
+        newest: row.get::<_, i64>(3).unsigned_abs(),
+    })
 }
 
 /// Whether all its values can be passed on in their binary form. Elements of an array of arrays would lose their places.
@@ -266,7 +285,7 @@ async fn destination(
     encoding: &str,
 ) -> Result<(Client, Reached, Chunks), StepError> {
     let client = sql(server(job, to)?).await?;
-    let (found, _) = primary(&client, to).await?;
+    let found = primary(&client, to).await?.encoding;
     if found != encoding || !["UTF8", "SQL_ASCII"].contains(&encoding) {
         return Err(StepError::Halt {
             what: format!(

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     clock::Duration,
+    failpoint,
     replication::copy::{Budget, Copied, Session, copy as pass},
     reshard::{
         flows::Flow,
@@ -106,12 +107,14 @@ pub(super) async fn copy<'a>(
     let copied = copied.map_err(|error| failed(&what, error))?;
     let ended = end(&mut source, &written).await;
     ended.about(&what)?;
+    failpoint::reached("after_chunk_copy").await;
     let committed = destination.ask(&record.commit(&snapshot, copied)).await;
     match committed {
         // No token: another's is higher.
         Err(error) if error.sqlstate() == Some("23502") => return Err(StepError::Replaced),
         end => drop(end.about(&what)?),
     }
+    failpoint::reached("after_chunk_commit").await;
     idle.give(&flow.source, End::Source, source);
     idle.give(&flow.destination, End::Destination, destination);
     Ok((flow, copied))

@@ -1,0 +1,227 @@
+//! The reshard of a database as this process saw it last, in words and figures: written by whoever looks for reshards to run,
+//! read by the console and `/metrics`.
+//!
+//! What must stay true: nothing is decided by it; a figure is never more than what it is a part of.
+
+use super::histogram::Histogram;
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Bounds of pauses, in milliseconds.
+const PAUSES: &[f64] = &[
+    5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0,
+];
+
+/// The reshards of one database.
+#[derive(Debug)]
+pub struct Resharding {
+    seen: Mutex<Option<Arc<Sight>>>,
+    /// How long statements were held by cutovers whose end this process saw, in milliseconds.
+    pub pauses: Histogram,
+}
+
+/// A reshard as people are told of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Sight {
+    pub id: String,
+    pub state: String,
+    pub step: Option<String>,
+    /// Cutovers that were tried, in either direction.
+    pub attempt: i32,
+    /// How often the owners have changed.
+    pub flips: i32,
+    /// `old` or `new` owners.
+    pub serving: &'static str,
+    pub over: bool,
+    pub leader: Option<Leader>,
+    /// Why it does not go on, or not faster.
+    pub waiting_for: Option<String>,
+    /// Why it stands still, and what mends it.
+    pub error: Option<String>,
+    pub remedy: Option<String>,
+    pub tables: Vec<Table>,
+    pub streams: Vec<Stream>,
+    pub sources: Vec<Source>,
+    pub verified_rows: Option<u64>,
+    pub differences: Option<u64>,
+    /// Figures of the last cutover, by name.
+    pub cutover: BTreeMap<String, f64>,
+    /// Of the process that runs it: how long its transactions take (99 of 100 take less), and the errors of a while.
+    pub application_p99_ms: Option<f64>,
+    pub application_errors: Option<u64>,
+    pub next_steps: Vec<String>,
+}
+
+/// Who runs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Leader {
+    pub proxy: String,
+    pub address: Option<String>,
+    pub alive: bool,
+}
+
+/// How far the copy of a table is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Table {
+    pub table: String,
+    pub rows: u64,
+    /// Never less than `rows`; an estimate until the copy is done.
+    pub rows_of: Option<u64>,
+    pub bytes: u64,
+    pub bytes_of: Option<u64>,
+    pub chunks_done: u64,
+    pub chunks: u64,
+    /// 100 only when it is done.
+    pub percent: u64,
+    pub rows_per_second: u64,
+    pub seconds_left: Option<u64>,
+}
+
+/// How far the changes of a shard are behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stream {
+    pub shard: String,
+    pub lag_bytes: Option<u64>,
+    pub lag_ms: Option<u64>,
+    pub changes: u64,
+    pub problem: Option<String>,
+}
+
+/// What a reshard costs a shard that gives rows away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Source {
+    pub shard: String,
+    pub wal_kept: u64,
+    pub wal_status: String,
+}
+
+/// All tables together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    pub rows: u64,
+    pub rows_of: Option<u64>,
+    pub bytes: u64,
+    pub bytes_of: Option<u64>,
+    pub chunks_left: u64,
+    pub rows_per_second: u64,
+    pub seconds_left: Option<u64>,
+    pub percent: u64,
+}
+
+impl Default for Resharding {
+    fn default() -> Self {
+        Self {
+            seen: Mutex::default(),
+            pauses: Histogram::new(PAUSES),
+        }
+    }
+}
+
+impl Resharding {
+    /// The last reshard, as it was seen last.
+    #[must_use]
+    pub fn seen(&self) -> Option<Arc<Sight>> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
+
+    /// It was seen.
+    pub fn set(&self, sight: Sight) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // The end of a cutover, once; what was before this process is not counted.
+        let flipped = seen
+            .as_ref()
+            .is_some_and(|old| old.id == sight.id && old.flips < sight.flips);
+        if let (true, Some(pause)) = (flipped, sight.cutover.get("pause_ms")) {
+            self.pauses.record(*pause);
+        }
+        *seen = Some(Arc::new(sight));
+    }
+}
+
+impl Sight {
+    /// All tables together.
+    #[must_use]
+    pub fn total(&self) -> Total {
+        let mut total = Total {
+            rows_of: Some(0),
+            bytes_of: Some(0),
+            percent: 100,
+            ..Total::default()
+        };
+        let mut slowest = None;
+        for table in &self.tables {
+            total.rows += table.rows;
+            total.bytes += table.bytes;
+            total.rows_of = total.rows_of.zip(table.rows_of).map(|(a, b)| a + b);
+            total.bytes_of = total.bytes_of.zip(table.bytes_of).map(|(a, b)| a + b);
+            total.chunks_left += table.chunks - table.chunks_done.min(table.chunks);
+            if table.percent < 100 {
+                total.rows_per_second += table.rows_per_second;
+                slowest = slowest.max(table.seconds_left);
+            }
+        }
+        let left = self.tables.iter().any(|table| table.percent < 100);
+        if left {
+            let done: u64 = self.tables.iter().map(|table| table.percent).sum();
+            let mean = done / self.tables.len().max(1) as u64;
+            let by_rows = total.rows_of.filter(|of| *of > 0);
+            let percent = by_rows.map_or(mean, |of| total.rows * 100 / of);
+            total.percent = percent.min(99);
+            total.seconds_left = slowest;
+        }
+        total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(flips: i32, pause: f64) -> Sight {
+        Sight {
+            id: "r1".to_owned(),
+            flips,
+            cutover: [("pause_ms".to_owned(), pause)].into(),
+            ..Sight::default()
+        }
+    }
+
+    #[test]
+    fn each_cutover_that_was_seen_to_end_is_counted_once() {
+        let resharding = Resharding::default();
+        for (flips, pause) in [(1, 40.0), (1, 40.0), (2, 7.0), (2, 7.0), (3, 30.0)] {
+            resharding.set(after(flips, pause));
+        }
+        // The first had ended before anybody looked.
+        assert_eq!(resharding.pauses.count(), 2);
+        assert!((resharding.pauses.sum() - 37.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn the_total_is_done_only_when_every_table_is() {
+        let table = |percent, rows, rows_of| Table {
+            percent,
+            rows,
+            rows_of: Some(rows_of),
+            rows_per_second: 10,
+            seconds_left: Some(3),
+            ..Table::default()
+        };
+        let of = |tables| Sight {
+            tables,
+            ..Sight::default()
+        };
+        let total = of(vec![table(100, 1000, 1000), table(99, 1, 2)]).total();
+        assert_eq!(
+            (total.percent, total.rows, total.rows_of),
+            (99, 1001, Some(1002))
+        );
+        assert_eq!((total.rows_per_second, total.seconds_left), (10, Some(3)));
+        let total = of(vec![table(100, 5, 5)]).total();
+        assert_eq!((total.percent, total.seconds_left), (100, None));
+    }
+}
