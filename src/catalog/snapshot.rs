@@ -198,7 +198,8 @@ impl Standing {
             Self::Behind { shard: None, .. }
             | Self::Known
             | Self::Unread
-            | Self::Lacking { .. } => false,
+            | Self::Lacking { .. }
+            | Self::Newer { .. } => false,
         }
     }
 }

@@ -98,6 +98,14 @@ pub enum Ended {
         what: String,
         remedy: String,
     },
+    /// What was copied from it is of no use any more.
+    Lost {
+        what: String,
+    },
+    /// The source or a destination may lack what it had.
+    FailedOver {
+        what: String,
+    },
 }
 
 /// Why a stream ended.
@@ -152,7 +160,6 @@ enum Known {
     Table(usize),
     /// Heartbeats and fences.
     Fence(FenceColumns),
-    Other,
 }
 
 /// Places of its columns.

@@ -30,6 +30,8 @@ pub struct Ground<'a> {
 
 /// After how long a proxy that says nothing surely serves no keys that move.
 const LAPSED: Duration = Duration::from_secs(7);
+/// How long proxies that are alive have for taking the map over, before it is told that they do not.
+const TAKING_OVER: Duration = Duration::from_secs(30);
 /// How often proxies are looked at that have to take the map over.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -98,18 +100,26 @@ impl Ground<'_> {
             .set_moving(&job.id, moving, job.token)
             .await
             .map_err(|error| of_map(WHAT, error))?;
+        let began = self.clock.now();
         loop {
             let late = self.late(told.announced).await?;
             if late.is_empty() {
+                job.progress.set("waiting_for", Value::Null);
                 return Ok(());
             }
-            let waits = format!(
-                "proxies that have not taken the map over: {}",
-                late.join(", ")
-            );
+            let late = late.join(", ");
+            if since(self.clock, began) > TAKING_OVER {
+                return Err(StepError::Again {
+                    what: WHAT.to_owned(),
+                    problem: format!(
+                        "these are alive and have not taken the map over within {TAKING_OVER:?}: {late}; \
+                         their logs say why, and ending them lets the reshard go on"
+                    ),
+                });
+            }
+            let waits = format!("proxies that have not taken the map over: {late}");
             job.progress.set("waiting_for", waits);
             tokio::time::sleep(LOOK).await;
-            job.progress.set("waiting_for", Value::Null);
         }
     }
 

@@ -102,6 +102,12 @@ pub enum StepError {
         /// A statement or a command that mends it.
         remedy: String,
     },
+    /// What was copied from a source has to be copied again: what has changed there since is not known any more.
+    #[error("{what}")]
+    Lost { what: String },
+    /// A server may lack what it had: somebody has to say whether the rows are copied again.
+    #[error("{what}")]
+    FailedOver { what: String },
     /// Another process runs the reshard by now.
     #[error("another process runs it")]
     Replaced,

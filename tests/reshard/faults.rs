@@ -25,6 +25,9 @@ const CUT: Duration = Duration::from_secs(1);
 /// How long after all serve again a client may still be told what was under way.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// How long after a fault another may have to take a cutover back: a lease, and what it takes.
+const TAKEN_OVER: Duration = Duration::from_secs(15);
+
 /// A fault, and when it was.
 #[derive(Clone, Debug)]
 pub(crate) struct Done {
@@ -41,6 +44,12 @@ pub(crate) struct Done {
 impl Done {
     /// Whether a client may have been told this because of it.
     fn excuses(&self, failure: &Failure) -> bool {
+        if failure.is_guards() {
+            let over = self
+                .over
+                .is_none_or(|over| failure.begun < over + TAKEN_OVER);
+            return over && failure.told > self.begun;
+        }
         let over = self.over.is_none_or(|over| failure.begun < over + GRACE);
         let whom = match (self.place, failure.whom) {
             (Some(place), Whom::Proxy(at)) => place == at,

@@ -162,7 +162,7 @@ fn a_database_without_shards_is_spread_over_three() {
         .replace("tables = {", "tables = { \"public.item\" = \"k\",");
         stage.write();
         for proxy in &proxies {
-            std::fs::write(&proxy.config, stage.text()).unwrap();
+            std::fs::write(&proxy.config, stage.text(&stage.ports())).unwrap();
             proxy.signal("HUP");
         }
         stage.ready(&proxies[0]).await;

@@ -50,6 +50,13 @@ pub(crate) struct Failure {
     pub(crate) words: String,
 }
 
+impl Failure {
+    /// Whether a guard refused the write: nothing was done, and it is to be repeated.
+    pub(crate) fn is_guards(&self) -> bool {
+        self.words.starts_with("40001") && self.words.contains("(SW404)")
+    }
+}
+
 /// Times that a wide row was counted up: known, and perhaps.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counted {

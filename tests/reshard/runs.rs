@@ -21,6 +21,8 @@ pub(crate) struct Ran {
     pub(crate) faults: Vec<Done>,
     pub(crate) took: Duration,
     pub(crate) statements: u64,
+    /// Writes that guards refused until the cutover of one who was gone was taken back.
+    pub(crate) refused: usize,
     /// What was not as it must be.
     pub(crate) failures: Vec<String>,
     logs: String,
@@ -50,6 +52,7 @@ pub(crate) fn run(unit: &Unit, frozen: Duration) -> Ran {
             faults,
             took: begun.elapsed(),
             statements: seen.answered.load(Ordering::Relaxed),
+            refused: refused(&seen),
             logs: crew.logs(),
             failures,
         };
@@ -57,6 +60,11 @@ pub(crate) fn run(unit: &Unit, frozen: Duration) -> Ran {
         ended.await.unwrap();
         ran
     })
+}
+
+fn refused(seen: &Seen) -> usize {
+    let failures = seen.failures.lock().unwrap();
+    failures.iter().filter(|it| it.is_guards()).count()
 }
 
 fn said(panicked: tokio::task::JoinError) -> String {
@@ -144,7 +152,7 @@ fn good() -> Vec<String> {
 pub(crate) fn all(units: &[Unit], frozen: Duration) -> usize {
     std::fs::create_dir_all(kept()).unwrap();
     let good = good();
-    let (mut runs, mut faults, mut statements, mut failures) = (0, 0, 0, 0);
+    let (mut runs, mut faults, mut statements, mut failures, mut refused) = (0, 0, 0, 0, 0);
     for unit in units {
         let mut unit = unit.clone();
         unit.takes.retain(|it| !good.contains(&it.to_string()));
@@ -158,19 +166,23 @@ pub(crate) fn all(units: &[Unit], frozen: Duration) -> usize {
         faults += ran.faults.len();
         statements += ran.statements;
         failures += ran.failures.len();
+        refused += ran.refused;
         println!(
-            "{}: {} faults, {} statements, {} failures, {} s",
+            "{}: {} faults, {} statements, {} failures, {} refused by guards, {} s",
             unit.name,
             ran.faults.len(),
             ran.statements,
             ran.failures.len(),
+            ran.refused,
             ran.took.as_secs()
         );
         for failure in ran.failures.iter().take(8) {
             println!("  FAILURE {failure}");
         }
     }
-    println!("runs {runs} faults {faults} statements {statements} failures {failures}");
+    println!(
+        "runs {runs} faults {faults} statements {statements} refused by guards {refused} failures {failures}"
+    );
     failures
 }
 

@@ -104,7 +104,7 @@ impl Stage {
         std::fs::write(&self.config, self.text(&self.ports())).unwrap();
     }
 
-    fn ports(&self) -> Vec<u16> {
+    pub(crate) fn ports(&self) -> Vec<u16> {
         let clusters = self.sandbox.clusters().iter();
         clusters.map(|it| it.port()).collect()
     }

@@ -418,7 +418,7 @@ fn one_tenant_moves_alone() {
     let tenant = |from: &str, to: &str| Move {
         group: "g".to_owned(),
         keys: crate::catalog::moving::KeySet {
-            part: crate::catalog::moving::Part::None,
+            part: Part::None,
             with: vec![key.clone()],
             without: Vec::new(),
         },

@@ -7,7 +7,7 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
-        plan::MovingTable,
+        plan::{MovingTable, roots},
         servers::Server,
     },
 };
@@ -150,7 +150,8 @@ async fn sequences(
     client: &Client,
     tables: &[MovingTable],
 ) -> Result<BTreeMap<String, Sequence>, tokio_postgres::Error> {
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let names = tables.iter().map(MovingTable::sql).chain(roots(tables));
+    let names: Vec<String> = names.collect();
     let rows = client
         .query_typed(SEQUENCES, &[(&names, Type::TEXT_ARRAY)])
         .await?;

@@ -3,6 +3,10 @@
 //! What must stay true: it begins at the least of what destinations have, and the source still has all from there on; a
 //! table that is not as it was planned is not followed; a destination's progress is this runner's from here on.
 
+use super::super::{
+    asking::{About as _, remedy},
+    records::as_replica,
+};
 use crate::{
     inspect::AskError,
     replication::{
@@ -26,10 +30,11 @@ use deadpool_postgres::Client;
 use std::sync::Arc;
 use tokio_postgres::types::{PgLsn, ToSql};
 
-/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed.
+/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed, and those of a
+/// batch stay in memory.
 const APPLY: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
-SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII";
+SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII; SET work_mem = '64MB'";
 const READ: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
 SET jit = off; SET client_encoding = SQL_ASCII; SET synchronous_commit = local";
@@ -120,10 +125,8 @@ async fn state(job: &Job, name: &str, source: &Client) -> Result<Confirmed, Step
             | SlotError::Waiting(_)
             | SlotError::NotUnderstood) => again(name, error.to_string()),
         })?;
-    let gone = |what: &str| StepError::Halt {
+    let gone = |what: &str| StepError::Lost {
         what: format!("slot {slot} of shard {name} {what}"),
-        remedy: "abort the reshard and start it again: what was copied cannot be caught up"
-            .to_owned(),
     };
     match found {
         None => Err(gone("is not there")),
@@ -298,14 +301,7 @@ async fn destination(
     };
     let progress = progress(job, &client, whose, to, confirmed).await?;
     said(to, client.batch_execute(APPLY).await)?;
-    let replica = client.batch_execute("SET session_replication_role = replica");
-    match replica.await {
-        // Then there is nothing on the tables that would fire, which was looked at before.
-        Err(error) if error.code().is_none_or(|it| it.code() != "42501") => {
-            return Err(of(to, &error));
-        }
-        _ => {}
-    }
+    as_replica(&client, job).await?;
     Ok((client, progress, chunks))
 }
 
@@ -387,7 +383,19 @@ fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepError> {
 
 async fn sql(server: &Server) -> Result<Client, StepError> {
     let connected = server.sql().await;
-    connected.map_err(|error| again(&server.name, error.to_string()))
+    connected.map_err(|error| match error {
+        AskError::Another { .. } | AskError::FailedOver { .. } => {
+            of_connection(&server.name, error)
+        }
+        error => again(&server.name, error.to_string()),
+    })
+}
+
+fn of_connection(name: &str, error: AskError) -> StepError {
+    match Err::<(), _>(error).about(&format!("connecting to shard {name}")) {
+        Err(error) => error,
+        Ok(()) => StepError::Replaced,
+    }
 }
 
 fn said<T>(name: &str, result: Result<T, tokio_postgres::Error>) -> Result<T, StepError> {
@@ -410,7 +418,7 @@ pub(super) fn of(name: &str, error: &tokio_postgres::Error) -> StepError {
     match error.code() {
         Some(code) if lasts(code.code()) => StepError::Halt {
             what: format!("shard {name}: {problem}"),
-            remedy: "mend what the server says and resume, or abort".to_owned(),
+            remedy: remedy(Some(code.code())).to_owned(),
         },
         _ => again(name, problem),
     }
@@ -418,14 +426,26 @@ pub(super) fn of(name: &str, error: &tokio_postgres::Error) -> StepError {
 
 /// Names and rights that are missing, values and rows that do not fit: another try ends alike.
 pub(super) fn lasts(sqlstate: &str) -> bool {
-    const LASTING: [&str; 8] = ["0A", "22", "23", "28", "2B", "3D", "3F", "42"];
+    // The last two: no room, and no slot to be had.
+    const LASTING: [&str; 10] = [
+        "0A", "22", "23", "28", "2B", "3D", "3F", "42", "53100", "53400",
+    ];
     LASTING.iter().any(|class| sqlstate.starts_with(class))
 }
 
 pub(super) fn lost(name: &str, error: &ReplicationError) -> StepError {
+    let what = format!("the stream of shard {name}: {error}");
     match error.sqlstate() {
+        None if matches!(error, ReplicationError::FailedOver { .. }) => {
+            StepError::FailedOver { what }
+        }
+        None if matches!(error, ReplicationError::Another { .. }) => StepError::Halt {
+            what,
+            remedy: "let the shard's address lead to the server that it was, then resume"
+                .to_owned(),
+        },
         Some(code) if lasts(code) => StepError::Halt {
-            what: format!("the stream of shard {name}: {error}"),
+            what,
             remedy: "mend what the server says and resume, or abort".to_owned(),
         },
         _ => again(name, error.to_string()),
