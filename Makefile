@@ -1,10 +1,10 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster kills lint bench compare shards pauses clients fuzz soak versions
+.PHONY: help demo test unit cluster kills reshard-matrix lint bench compare shards pauses clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: ## three throw-away PostgreSQL shards, a shop in them, and the proxy: prints a connection string
 	@tests/setup/tools.sh build servers
@@ -27,6 +27,11 @@ cluster: ## only the tests on real PostgreSQL; ARGS="-- name" for one
 kills: ## every victim at every point of a commit over several shards, and two minutes of kills at any time
 	@tests/setup/tools.sh build servers
 	@SHARDWAY_KILLS=all cargo test --locked --features failpoints --test transactions -- --test-threads 2 $(ARGS)
+
+reshard-matrix: ## who dies, freezes or is cut off at every point of a reshard, under load; PART=i/n, goes on where it was
+	@tests/setup/tools.sh build servers
+	@SHARDWAY_RESHARD_PART=$${PART:-1/1} SHARDWAY_RESHARD_FROZEN=$${FROZEN:-30} cargo test --locked --features failpoints \
+		--test reshard -- --nocapture whatever_is_killed_at_whatever_point_until_a_finish $(ARGS)
 
 versions: ## a smaller set of tests on PostgreSQL 14 to 18: a table; ARGS="14 sessions" for a part
 	@tests/setup/versions.sh $(ARGS)

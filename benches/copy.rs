@@ -205,6 +205,7 @@ fn plan() -> Plan {
             key_column: "tenant".to_owned(),
             primary_key: vec!["id".to_owned()],
             columns: COLUMNS.map(column).to_vec(),
+            root: None,
         }],
         joins: Vec::new(),
         reference: Vec::new(),

@@ -47,11 +47,14 @@ pub fn hit(_point: &str, _armed: Option<&str>) -> std::future::Ready<()> {
     std::future::ready(())
 }
 
-/// A point of the process is reached, which `SHARDWAY_FAILPOINT` may arm: `name:kill` ends the process at once, and
-/// `name:wait@address` waits as a session's point does.
+/// A point of the process is reached, which `SHARDWAY_FAILPOINT` may arm: `name:kill` ends the process at once,
+/// `name:wait@address` waits as a session's point does, and `ask@address` says at every point which one it is and waits.
 #[cfg(feature = "failpoints")]
 pub async fn reached(point: &str) {
     let armed = armed();
+    if let Some(address) = armed.as_deref().and_then(|it| it.strip_prefix("ask@")) {
+        return ask(point, address).await;
+    }
     match armed.as_deref().and_then(|armed| armed.split_once(':')) {
         Some((name, "kill")) if name == point => std::process::abort(),
         Some((name, does)) if name == point => {
@@ -60,6 +63,22 @@ pub async fn reached(point: &str) {
             }
         }
         Some(_) | None => {}
+    }
+}
+
+/// Says that a point was reached, and waits until whoever listens closes the connection.
+#[cfg(feature = "failpoints")]
+async fn ask(point: &str, address: &str) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let Ok(mut waiting) = tokio::net::TcpStream::connect(address).await else {
+        return;
+    };
+    if waiting
+        .write_all(format!("{point}\n").as_bytes())
+        .await
+        .is_ok()
+    {
+        drop(waiting.read(&mut [0]).await);
     }
 }
 

@@ -56,6 +56,7 @@ pub enum Show {
     Peers,
     Transactions,
     Proxies,
+    Reshard,
     /// `SHOW server_version` and the like, which drivers ask.
     Parameter(Parameter),
 }
@@ -185,6 +186,11 @@ pub const VERBS: &[Verb] = &[
         "SHOW PROXIES",
         Show::Proxies,
         "per database: every proxy that serves it, and its last heartbeat",
+    ),
+    show(
+        "SHOW RESHARD",
+        Show::Reshard,
+        "per database: its last reshard, how far it is, what it waits for, what can be done",
     ),
     show(
         "SHOW REFUSALS",

@@ -5,6 +5,7 @@
 mod catalog;
 mod distributed;
 mod people;
+mod reshard;
 mod settings;
 mod traffic;
 
@@ -50,6 +51,7 @@ pub fn reply(console: &Console, what: Show, now: Now) -> Reply {
         Show::Peers => settings::peers(console),
         Show::Transactions => distributed::transactions(console),
         Show::Proxies => distributed::proxies(console),
+        Show::Reshard => reshard::reshard(console),
         Show::Databases => settings::databases(console),
         Show::Users => settings::users(console),
         Show::Config => settings::config(console),

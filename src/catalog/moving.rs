@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 
 /// Keys of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KeySet {
     pub part: Part,
     /// Keys that are in it although `part` does not say so.
@@ -29,7 +30,7 @@ pub struct KeySet {
 
 /// What a group's method has pieces of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Part {
     /// No key, but those that are named.
     None,
@@ -45,6 +46,7 @@ pub enum Part {
 
 /// Keys that go from one shard to another, by the shards' names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Move {
     pub group: String,
     pub keys: KeySet,

@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The owners of all groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ownership {
     pub(super) groups: BTreeMap<String, Owned>,
 }

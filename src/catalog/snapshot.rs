@@ -162,6 +162,11 @@ pub enum Standing {
     Lacking {
         shard: String,
     },
+    /// Newer proxies keep on this shard what this version does not understand.
+    Newer {
+        shard: String,
+        what: String,
+    },
     /// A shard has seen a later map than the home shard has, or another one of its number; `None`: this proxy has.
     Behind {
         shard: Option<String>,
@@ -193,7 +198,8 @@ impl Standing {
             Self::Behind { shard: None, .. }
             | Self::Known
             | Self::Unread
-            | Self::Lacking { .. } => false,
+            | Self::Lacking { .. }
+            | Self::Newer { .. } => false,
         }
     }
 }
@@ -319,6 +325,21 @@ impl Snapshot {
     #[must_use]
     pub fn all(&self) -> ShardSet {
         self.members.clone()
+    }
+
+    /// The shards that are asked what any could answer: those that own keys, and the home shard. One that owns none may be
+    /// about to leave, and who leaves must not have been read from by then.
+    #[must_use]
+    pub fn answering(&self) -> ShardSet {
+        if self.groups.is_empty() {
+            return self.all();
+        }
+        let mut owning = ShardSet::one(self.home);
+        for group in &self.groups {
+            owning.union(&group.shards());
+        }
+        let members = self.members.iter();
+        members.filter(|shard| owning.contains(*shard)).collect()
     }
 
     /// The shard with this name.

@@ -72,6 +72,16 @@ impl Output {
         }
     }
 
+    /// Says a whole line on standard error, as it is, for programs that read lines.
+    pub(super) fn line(&self, text: &str) {
+        drop(writeln!(io::stderr().lock(), "{text}"));
+    }
+
+    /// Whether results are for programs.
+    pub(super) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
     /// Writes a fault to standard error, and is the exit.
     pub(super) fn fault(&self, text: &str, exit: Exit) -> Exit {
         let line = match self.format {

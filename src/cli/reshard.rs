@@ -4,6 +4,11 @@
 //! but an operator's wishes, by compare-and-swap; `plan` and `--dry-run` change nothing at all.
 
 mod asking;
+mod bars;
+mod fault;
+mod figures;
+mod gates;
+mod outcome;
 mod planning;
 mod report;
 mod watching;
@@ -13,7 +18,8 @@ use crate::{
     config::load::load,
     reshard::state::{Record, Wish},
 };
-use asking::{Fault, Site};
+use asking::{Seen, Site};
+use fault::Fault;
 use std::path::PathBuf;
 
 /// Move keys between shards while the database serves
@@ -30,12 +36,13 @@ enum Verb {
     /// Begin to copy. Owners change at `cutover` only.
     Start(StartArgs),
     /// Tell where the latest reshard stands, and what can be done next.
-    Status(WatchArgs),
+    Status(StatusArgs),
     /// Stand still as soon as possible.
     Pause(WhereArgs),
     /// Go on, also after a fault that somebody has mended.
     Resume(WhereArgs),
-    /// Change how it runs: chunk_rows, copies, bytes_per_second, batch, wal_kept, drain_ms, hold_ms, lock_ms.
+    /// Change how it runs: chunk_rows, copies, bytes_per_second, batch, wal_kept, drain_ms, hold_ms, lock_ms,
+    /// rows_per_second, compare_ms.
     Set(SetArgs),
     /// Compare every row once more.
     Verify(WatchArgs),
@@ -66,6 +73,15 @@ struct WatchArgs {
     /// Show how it goes until there is nothing to wait for; Ctrl-C leaves it going.
     #[arg(long)]
     watch: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    watch: WatchArgs,
+    /// An earlier one, as r1.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -127,9 +143,8 @@ impl Verb {
         match self {
             Self::Plan(args) => &args.place,
             Self::Start(args) => &args.plan.place,
-            Self::Status(args) | Self::Verify(args) | Self::Finish(args) | Self::Abort(args) => {
-                &args.place
-            }
+            Self::Status(args) => &args.watch.place,
+            Self::Verify(args) | Self::Finish(args) | Self::Abort(args) => &args.place,
             Self::Pause(args) | Self::Resume(args) => args,
             Self::Set(args) => &args.place,
             Self::Cutover(args) | Self::Rollback(args) => &args.place,
@@ -170,13 +185,12 @@ async fn obey(verb: &Verb, site: &Site, output: &Output) -> Result<Exit, Fault> 
             })
         }
         Verb::Start(args) => start(site, args, output).await,
-        Verb::Status(args) if args.watch => watching::watch(site, output).await,
-        Verb::Status(_) => {
-            let latest = site.latest().await?;
-            Ok(output.result(
-                &report::text(latest.as_ref()),
-                &report::json(latest.as_ref()),
-            ))
+        Verb::Status(args) if args.watch.watch => {
+            watching::watch(site, args.run.as_deref(), output).await
+        }
+        Verb::Status(args) => {
+            let seen = site.seen(args.run.as_deref()).await?;
+            Ok(output.result(&report::text(seen.as_ref()), &report::json(seen.as_ref())))
         }
         Verb::Pause(_) => {
             let changed = site.change("paused", Record::pause).await?;
@@ -200,6 +214,14 @@ async fn obey(verb: &Verb, site: &Site, output: &Output) -> Result<Exit, Fault> 
 
 async fn start(site: &Site, args: &StartArgs, output: &Output) -> Result<Exit, Fault> {
     let knobs = asking::knobs(crate::reshard::job::Knobs::default(), &args.values)?;
+    // Told before a plan is made that would not be begun.
+    if let Some(other) = site
+        .seen(None)
+        .await?
+        .filter(|it| !it.stored.record.is_over())
+    {
+        return Err(Fault::UnderWay(other.stored.id));
+    }
     let made = planning::make(site, &args.plan).await?;
     if made.is_refused() {
         output.result(&made.text(), &made.json());
@@ -208,38 +230,48 @@ async fn start(site: &Site, args: &StartArgs, output: &Output) -> Result<Exit, F
     if args.dry_run {
         return Ok(output.result(&made.text(), &made.json()));
     }
-    let started = site.start(&made.planned.plan, &knobs).await?;
+    site.start(&made.planned, &knobs).await?;
     if args.watch {
-        return watching::watch(site, output).await;
+        return watching::watch(site, None, output).await;
     }
-    Ok(told(&started, output))
+    let started = site.seen(None).await?;
+    Ok(output.result(
+        &report::text(started.as_ref()),
+        &report::json(started.as_ref()),
+    ))
 }
 
 async fn wish(site: &Site, wish: Wish, watch: bool, output: &Output) -> Result<Exit, Fault> {
-    let name = format!("asked for {}", crate::reshard::record::word(&wish));
-    let changed = site.change(&name, |record| record.wish(wish)).await?;
+    let changed = ask(site, wish).await?;
     if watch {
-        return watching::watch(site, output).await;
+        return watching::watch(site, Some(&changed.stored.id), output).await;
     }
     Ok(told(&changed, output))
 }
 
 async fn flip(site: &Site, wish: Wish, args: &WishArgs, output: &Output) -> Result<Exit, Fault> {
     if args.dry_run {
-        let gates = site.gates(wish).await?;
-        let exit = output.result(&report::gates_text(&gates), &report::gates_json(&gates));
-        let open = gates.iter().all(|gate| gate.open);
-        return Ok(if open { exit } else { Exit::Refused });
+        let gates = gates::look(site, wish).await?;
+        let exit = output.result(&gates::text(&gates), &gates::json(&gates));
+        return Ok(if gates::open(&gates) {
+            exit
+        } else {
+            Exit::Refused
+        });
     }
-    let before = site.unfinished().await?.record.flips;
-    let name = format!("asked for {}", crate::reshard::record::word(&wish));
-    let changed = site.change(&name, |record| record.wish(wish)).await?;
+    let changed = ask(site, wish).await?;
     if args.no_wait {
         return Ok(told(&changed, output));
     }
-    watching::flipped(site, before, output).await
+    // The wish was written together with the record that it was judged by.
+    watching::flipped(site, changed.stored.record.flips, output).await
 }
 
-fn told(stored: &crate::reshard::record::Stored, output: &Output) -> Exit {
-    output.result(&report::text(Some(stored)), &report::json(Some(stored)))
+async fn ask(site: &Site, wish: Wish) -> Result<Seen, Fault> {
+    let event = format!("{}{}", outcome::ASKED, crate::reshard::record::word(&wish));
+    site.change(&event, |record| record.wish(wish)).await
+}
+
+fn told(seen: &Seen, output: &Output) -> Exit {
+    output.result(&report::text(Some(seen)), &report::json(Some(seen)))
 }

@@ -1,6 +1,8 @@
 //! The text that `/metrics` answers with: a recorder made for one scrape, filled with readings, rendered, dropped. So no
 //! recorder is global, no series outlives what it counts, and owners of counters know nothing of exporters.
 
+mod reshards;
+
 use super::{
     Metrics,
     listeners::Condition,
@@ -50,7 +52,8 @@ pub fn render(metrics: &Metrics, facts: &Facts) -> String {
     page.pools(metrics);
     page.listeners(metrics);
     page.transactions(metrics);
-    page.recorder.handle().render()
+    page.reshards(metrics);
+    page.recorder.handle().render() + &reshards::pauses(metrics)
 }
 
 struct Page {
@@ -540,12 +543,8 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
 
-    #[test]
-    fn the_page_has_help_type_labels_and_value() {
-        let metrics = Metrics::new();
-        metrics.pool("app", "alice", "s1").queries.add(7);
-        metrics.refusals.count("SW101");
-        let facts = Facts {
+    pub(super) fn facts() -> Facts {
+        Facts {
             now: Clock.now(),
             ready: true,
             max_clients: 100,
@@ -558,7 +557,15 @@ mod tests {
                     ..PlanCacheFacts::default()
                 },
             )],
-        };
+        }
+    }
+
+    #[test]
+    fn the_page_has_help_type_labels_and_value() {
+        let metrics = Metrics::new();
+        metrics.pool("app", "alice", "s1").queries.add(7);
+        metrics.refusals.count("SW101");
+        let facts = facts();
         let page = render(&metrics, &facts);
         for line in [
             "# HELP shardway_queries_total Statements answered",

@@ -171,3 +171,159 @@ impl Look<'_> {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        catalog::{
+            group::{Group, Map, RangeEntry},
+            key::KeyType,
+            shard::ShardId,
+            snapshot::{Placement, Table, TableName},
+        },
+        plan::{Context, cache::PlanCache, cache::Scratch},
+    };
+
+    /// `t` and `u` of group `g`, `v` of group `h`, all by `k`; `everywhere` on every shard, `alone` on one.
+    fn snapshot() -> Snapshot {
+        let mut snapshot = Snapshot::new("shop", vec!["s0".to_owned(), "s1".to_owned()]);
+        for name in ["g", "h"] {
+            let entry = |to: Option<i64>, shard| RangeEntry {
+                to: to.map(Key::Bigint),
+                shard: ShardId(shard),
+            };
+            snapshot.groups.push(Group {
+                name: name.to_owned(),
+                key_type: KeyType::Bigint,
+                pins: Default::default(),
+                map: Map::range(vec![entry(Some(10), 0), entry(None, 1)]).unwrap(),
+                doubled: Vec::new(),
+            });
+        }
+        let sharded = |group| Placement::Sharded {
+            group: GroupId(group),
+            key_column: "k".to_owned(),
+        };
+        for (name, placement) in [
+            ("t", sharded(0)),
+            ("u", sharded(0)),
+            ("v", sharded(1)),
+            ("everywhere", Placement::Reference),
+            ("alone", Placement::Single(ShardId(0))),
+        ] {
+            let mut table = Table::unasked(placement);
+            table.columns = vec!["k".to_owned(), "n".to_owned()];
+            let (schema, name) = ("public".to_owned(), name.to_owned());
+            snapshot.tables.insert(TableName { schema, name }, table);
+        }
+        snapshot
+    }
+
+    /// Of each group that a statement may touch, its keys or `any`; and `all` for what every shard has.
+    fn touched(text: &str) -> String {
+        let snapshot = snapshot();
+        let cache = PlanCache::new(1 << 20, 7);
+        let context = Context {
+            search_path: vec!["public".to_owned()],
+            standard_conforming_strings: true,
+            utf8: true,
+            ..Context::default()
+        };
+        let mut scratch = Scratch::default();
+        let planned = cache.plan(text.as_bytes(), &[], &context, &snapshot, &mut scratch);
+        let values = Values {
+            text: text.as_bytes(),
+            slots: &planned.slots,
+            types: &[],
+            bind: None,
+        };
+        let mut told = Vec::new();
+        for statement in &planned.plan.statements {
+            let touches = statement.touches;
+            for (name, group) in [("g", GroupId(0)), ("h", GroupId(1))] {
+                if !touches.has(group) {
+                    continue;
+                }
+                told.push(match statement.keys_of(group, &snapshot, &values) {
+                    None => format!("{name} any"),
+                    Some(keys) => {
+                        let mut keys: Vec<String> = keys.iter().map(Key::text).collect();
+                        keys.sort();
+                        keys.dedup();
+                        format!("{name} {}", keys.join(" "))
+                    }
+                });
+            }
+            if touches.has_references() {
+                told.push("all".to_owned());
+            }
+        }
+        told.join(", ")
+    }
+
+    #[test]
+    fn keys_that_a_statement_names_are_what_it_touches() {
+        for (text, expected) in [
+            ("select n from t where k = 5", "g 5"),
+            ("select n from t where k in (5, 70)", "g 5 70"),
+            ("select n from t where k = any ('{5, 70}')", "g 5 70"),
+            ("select n from t where k = 5 or k = 6 and n = 1", "g 5 6"),
+            ("select n from t where k = 5 and n < 3", "g 5"),
+            ("select n from t where k = null", "g "),
+            ("insert into t (k, n) values (5, 1), (70, 2)", "g 5 70"),
+            ("update t set n = 1 where k = 5", "g 5"),
+            // Where the row was, and where it goes.
+            ("update t set k = 70 where k = 5", "g 5 70"),
+            ("delete from t where k = 5", "g 5"),
+            ("select t.n from t join u on t.k = u.k where t.k = 5", "g 5"),
+            (
+                "select t.n from t join everywhere e on e.n = t.n where t.k = 5",
+                "g 5, all",
+            ),
+        ] {
+            assert_eq!(touched(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_everything() {
+        for (text, expected) in [
+            ("select n from t", "g any"),
+            ("select n from t where k between 5 and 6", "g any"),
+            ("select n from t where k = n", "g any"),
+            ("select n from t where k = 5 or n = 1", "g any"),
+            ("update t set n = 1", "g any"),
+            ("delete from t where n = 1", "g any"),
+            ("copy t from stdin", "g any"),
+            ("select n from v where k = 5", "h 5"),
+            ("insert into everywhere values (1, 1)", "all"),
+            ("select n from alone", ""),
+            ("select 1", ""),
+            (
+                "/* shardway: shard=s0 */ select n from t where k = 5",
+                "g any",
+            ),
+            ("/* shardway: shard=s0 */ truncate t", "g any, h any, all"),
+            ("truncate t", "g any"),
+        ] {
+            assert_eq!(touched(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn groups_beyond_those_that_have_a_bit_share_one() {
+        let (last, beyond) = (GroupId(SHARED), GroupId(SHARED + 9));
+        assert!(
+            Touches::group(last).has(beyond),
+            "never less than is touched"
+        );
+        assert!(!Touches::group(GroupId(SHARED - 1)).has(last));
+        assert!(!Touches::group(beyond).has_references());
+        assert!(Touches::EVERYTHING.has(beyond) && Touches::EVERYTHING.has_references());
+        assert!(Touches::REFERENCES.has_references() && !Touches::REFERENCES.has(last));
+        assert!(Touches::NOTHING.is_nothing() && !Touches::NOTHING.has(GroupId(0)));
+        let both = Touches::group(GroupId(0)).and(Touches::EVERYTHING);
+        assert!(both.is_everything() && both.has(last));
+    }
+}

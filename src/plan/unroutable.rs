@@ -130,7 +130,8 @@ impl Unroutable {
             | Self::OverrideKey { .. } => "22P02",
             Self::OverrideShard { .. } => "22023",
             Self::TooDeep => "54001",
-            Self::MapDiffers { .. } | Self::MapUnknown(Standing::Lacking { .. }) => "55000",
+            Self::MapDiffers { .. }
+            | Self::MapUnknown(Standing::Lacking { .. } | Standing::Newer { .. }) => "55000",
             Self::MapUnknown(_) => "57P03",
             Self::NoShardForKey { .. } => "23514",
             Self::Unsupported { .. }
@@ -187,6 +188,7 @@ impl Unroutable {
             Self::MapUnknown(Standing::Known | Standing::Unread) => "SW166",
             Self::MapUnknown(Standing::Lacking { .. }) => "SW167",
             Self::MapUnknown(Standing::Behind { .. }) => "SW168",
+            Self::MapUnknown(Standing::Newer { .. }) => "SW169",
         }
     }
 

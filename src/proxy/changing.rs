@@ -239,7 +239,7 @@ impl Session {
         match changes.block {
             Block::Allowed => self.change_within(changes, text).await,
             Block::Never if outside => self.change_apart(changes, text).await,
-            Block::Never => Err(reply::cannot_be_in_block(changes.command).into()),
+            Block::Never => Err(reply::changes::cannot_be_in_block(changes.command).into()),
         }
     }
 
@@ -365,7 +365,7 @@ impl Session {
             .as_ref()
             .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
         if !there {
-            return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+            return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
         }
         Ok(self.ask(sql.as_bytes()).await??)
     }
@@ -400,7 +400,7 @@ impl Session {
         }
         let question = "SELECT pg_catalog.current_schema()::pg_catalog.text";
         let asked = self.ask_within(self.snapshot.home, question).await?;
-        Ok(asked.ok_or_else(reply::no_schema)?)
+        Ok(asked.ok_or_else(reply::changes::no_schema)?)
     }
 
     async fn place_of_new(&mut self, new: &New) -> Result<(ShardSet, Made), Stop> {
@@ -445,7 +445,7 @@ impl Session {
         shards: &ShardSet,
     ) -> Result<Made, Stop> {
         let ready = self.database.coordinator.is_ready(shards.iter());
-        ready.map_err(|why| reply::place_not_kept(&name.name, &why))?;
+        ready.map_err(|why| reply::changes::place_not_kept(&name.name, &why))?;
         let question = has_one(&[sql_name(&name)]);
         for shard in shards.iter() {
             if self.ask_within(shard, &question).await?.as_deref() == Some("t") {
@@ -489,7 +489,7 @@ impl Session {
             // It may have been dropped past the proxies.
             self.look_at_change().await;
             if is_known(self) {
-                return Err(reply::table_elsewhere(&name.name).into());
+                return Err(reply::changes::table_elsewhere(&name.name).into());
             }
         }
         Ok(())
@@ -542,7 +542,7 @@ impl Session {
     /// Announces a schema change that is about to be committed.
     pub(super) async fn announce(&self) -> Result<Option<Announced>, Notice> {
         let begun = self.database.coordinator.change_begins().await;
-        begun.map_err(|why| reply::change_not_announced(&why))
+        begun.map_err(|why| reply::changes::change_not_announced(&why))
     }
 
     async fn look_at_change(&self) -> Looked {
@@ -576,7 +576,7 @@ impl Session {
                 }
             }
         }
-        reply::change_not_taken_over(&late).put(self.client.out());
+        reply::changes::change_not_taken_over(&late).put(self.client.out());
     }
 
     // ---- by itself ----
@@ -618,7 +618,7 @@ impl Session {
         let rest = heard.concerned.iter().filter(|at| !heard.done.contains(at));
         let rest: Vec<&str> = rest.filter_map(name).collect();
         let partly = (!done.is_empty() && !rest.is_empty())
-            .then(|| reply::done_in_part(changes.command, &done, &rest));
+            .then(|| reply::changes::done_in_part(changes.command, &done, &rest));
         self.rest_fan().await?;
         self.client.out().extend_from_slice(&heard.notices);
         if let Some(partly) = partly {

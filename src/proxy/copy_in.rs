@@ -145,7 +145,7 @@ impl Session {
         }
         let found = prepared.statement().and_then(|one| self.copies_in(one));
         // What came between has bound the session to one shard.
-        let copy = found.ok_or_else(reply::bound_before)?;
+        let copy = found.ok_or_else(reply::several::bound_before)?;
         self.begin_copy(copy, &prepared.text, Asked::Execute).await
     }
 
@@ -203,7 +203,7 @@ impl Session {
                 .as_ref()
                 .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
             if !there {
-                return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+                return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
             }
             if listed.is_none() || copy.is_everywhere() {
                 self.prelude(copy.lock().as_bytes()).await??;
@@ -211,7 +211,7 @@ impl Session {
             if copy.columns.is_none() {
                 let columns = self.ask(copy.columns_question().as_bytes()).await??;
                 if *found.get_or_insert_with(|| columns.clone()) != columns {
-                    return Err(reply::columns_changed().into());
+                    return Err(reply::rows::columns_changed().into());
                 }
             }
         }
@@ -219,7 +219,7 @@ impl Session {
             return Ok(0);
         }
         let place = listed.or_else(|| copy.column_among(found.flatten().as_deref()?));
-        Ok(place.ok_or_else(reply::columns_changed)?)
+        Ok(place.ok_or_else(reply::rows::columns_changed)?)
     }
 
     /// Asks for the transaction's time where the COPY needs it: what each row is given, and the text that has it.
@@ -253,7 +253,7 @@ impl Session {
         let (table, format) = (copy.quoted(), copy.options.format);
         let mut values = Vec::new();
         for left in &copy.left {
-            let none = || reply::default_not_sent(&left.column);
+            let none = || reply::rows::default_not_sent(&left.column);
             let kind = self.ask(left.kind_question(&table).as_bytes()).await??;
             let kind = kind
                 .and_then(|answer| Left::kind(&answer))
@@ -265,7 +265,9 @@ impl Session {
         }
         let filling = Filling::new(&copy.options, &values);
         let first = copy.left.first().map_or("", |left| left.column.as_str());
-        Ok(Some(filling.ok_or_else(|| reply::default_not_sent(first))?))
+        Ok(Some(
+            filling.ok_or_else(|| reply::rows::default_not_sent(first))?,
+        ))
     }
 
     /// Sends every shard the COPY and waits until all take data; what they say about it.
@@ -280,7 +282,7 @@ impl Session {
         for at in 0..members {
             let own = self.hear_copy_begin(at, b'G').await?;
             if *response.get_or_insert_with(|| own.clone()) != own {
-                return Err(reply::columns_changed().into());
+                return Err(reply::rows::columns_changed().into());
             }
         }
         Ok(response.ok_or_else(reply::malformed)?)
@@ -312,7 +314,7 @@ impl Session {
     pub(super) fn shard_of_copy_lost(&self, at: usize) -> Stop {
         let shard = self.fan.as_deref().map(|fan| fan.shard(at));
         let name = shard.map_or("", |shard| self.database.shard_name(shard));
-        reply::shard_lost_at_work(name).into()
+        reply::rows::shard_lost_at_work(name).into()
     }
 
     // ---- the data ----
@@ -512,7 +514,7 @@ impl Session {
         if same && found.first().is_some_and(Option::is_some) {
             Ok(())
         } else {
-            Err(reply::copies_differ(&copy.table).into())
+            Err(reply::rows::copies_differ(&copy.table).into())
         }
     }
 
@@ -708,8 +710,12 @@ impl Copying {
     fn words_of(&self, why: &Wrong) -> Words {
         let (table, line) = (self.copy.table.as_str(), self.lines + 1);
         match why {
-            Wrong::Fault(fault) => reply::copy_fault(*fault, table, &self.copy.key, line).into(),
-            Wrong::Place(why) => reply::copy_row(wording::unroutable(why), table, line).into(),
+            Wrong::Fault(fault) => {
+                reply::rows::copy_fault(*fault, table, &self.copy.key, line).into()
+            }
+            Wrong::Place(why) => {
+                reply::rows::copy_row(wording::unroutable(why), table, line).into()
+            }
         }
     }
 }

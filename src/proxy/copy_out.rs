@@ -220,7 +220,7 @@ impl Session {
         for at in 0..members {
             let own = self.hear_copy_begin(at, b'H').await?;
             if *response.get_or_insert_with(|| own.clone()) != own {
-                return Err(reply::columns_changed().into());
+                return Err(reply::rows::columns_changed().into());
             }
         }
         let response = response.ok_or_else(reply::malformed)?;
@@ -262,7 +262,9 @@ impl Session {
                     self.wait_for_room().await?;
                 }
                 Next::Pending => self.wait_fan().await?,
-                Next::TooLong(_) => return Err(reply::too_many_rows(super::fan::LONGEST).into()),
+                Next::TooLong(_) => {
+                    return Err(reply::rows::too_many_rows(super::fan::LONGEST).into());
+                }
                 Next::Rest => return Ok(rows.ok_or_else(reply::malformed)?),
                 Next::More(_) | Next::Lost => return Err(self.shard_of_copy_lost(at)),
             }

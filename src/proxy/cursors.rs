@@ -373,7 +373,7 @@ impl Session {
         let read = if reading.turn_to(&bound, self.written_by()) {
             self.read(&mut reading, most, Sink::Client).await
         } else {
-            Err(reply::cursor_in_other_formats().into())
+            Err(reply::cursors::cursor_in_other_formats().into())
         };
         self.cursors.open(name, reading);
         match read? {
@@ -461,13 +461,13 @@ impl Session {
             let out = match &mut sink {
                 Sink::Client => Some(self.client.out()),
                 Sink::Held(rows) if rows.len() > LONGEST => {
-                    return Err(reply::too_many_rows(LONGEST).into());
+                    return Err(reply::rows::too_many_rows(LONGEST).into());
                 }
                 Sink::Held(rows) => Some(&mut **rows),
                 Sink::Nowhere => None,
             };
             let gave = reading.parts.give(most - given, PART, out);
-            let (rows, gave) = gave.map_err(|_malformed| reply::columns_changed())?;
+            let (rows, gave) = gave.map_err(|_malformed| reply::rows::columns_changed())?;
             given += rows;
             match gave {
                 Gave::Enough => return Ok(Pumped::Suspended(given)),

@@ -484,7 +484,7 @@ impl Heard {
             b'D' => {
                 self.held += body.len();
                 if self.held > LIMIT {
-                    return Err(reply::too_many_rows(LIMIT).into());
+                    return Err(reply::rows::too_many_rows(LIMIT).into());
                 }
                 // One column: its number and its length stand before it.
                 self.lines[at].push(body.get(6..).unwrap_or_default().to_vec());

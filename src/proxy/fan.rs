@@ -424,7 +424,7 @@ impl Session {
             reached?;
             let Some(link) = self.link.take_if(|link| link.shard == shard) else {
                 self.rest_fan().await?;
-                return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+                return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
             };
             self.join_fan(link);
         }
@@ -614,10 +614,10 @@ impl Session {
                             fan.take(at, header.size);
                         }
                         Next::More(count) => fan.take(at, count),
-                        Next::TooLong(_) => return Err(reply::too_many_rows(LONGEST).into()),
+                        Next::TooLong(_) => return Err(reply::rows::too_many_rows(LONGEST).into()),
                         Next::Lost => {
                             let shard = self.database.shard_name(fan.shard(at));
-                            return Err(reply::shard_lost_at_work(shard).into());
+                            return Err(reply::rows::shard_lost_at_work(shard).into());
                         }
                         Next::Pending => {
                             waits = true;

@@ -397,7 +397,7 @@ impl Session {
             return Err(judged.map_or_else(Stop::from, |_| refusal(statement)));
         };
         let Ok(shape) = self.parses(texts.shape().as_bytes(), b"").await? else {
-            return Err(reply::columns_changed().into());
+            return Err(reply::rows::columns_changed().into());
         };
         let columns = over_rows.columns.clone();
         let question = self
@@ -445,7 +445,7 @@ impl Session {
             found = Some((asked, shape.clone()));
         }
         let Some((asked, expected)) = found else {
-            return Err(reply::columns_changed().into());
+            return Err(reply::rows::columns_changed().into());
         };
         let reported = self.link.as_ref().map(|link| &link.lease.reported);
         let value = |name: &'static str| Some((name, reported?.get(name.as_bytes())?.to_vec()));
@@ -593,15 +593,15 @@ impl Session {
                         if found.is_none()
                             || found != expected.get(described[at]).and_then(|shape| columns(shape))
                         {
-                            return Err(reply::columns_changed().into());
+                            return Err(reply::rows::columns_changed().into());
                         }
                         described[at] += 1;
                     }
                     b'D' => {
                         if !held.take(body.len(), limit, total) {
-                            return Err(reply::too_many_rows(limit.min(total)).into());
+                            return Err(reply::rows::too_many_rows(limit.min(total)).into());
                         }
-                        add_row(body, &mut arrays[at]).ok_or_else(reply::rows_not_text)?;
+                        add_row(body, &mut arrays[at]).ok_or_else(reply::rows::rows_not_text)?;
                     }
                     _ => {}
                 }

@@ -243,7 +243,7 @@ impl Session {
         // As for sessions of PostgreSQL: what others have cached they still give.
         self.database.ids.forget();
         if has(&["restart"]) && self.database.settings.sequence_block > 1 {
-            return Err(reply::restarts_sequence(
+            return Err(reply::numbers::restarts_sequence(
                 "proxies hold numbers that they drew ahead (sequence_block)",
             )
             .into());
@@ -260,7 +260,7 @@ impl Session {
                 && words(text).any(|word| word == table || sequences.contains(&word))
         });
         if named {
-            return Err(reply::restarts_sequence("its numbers must be unique over all shards, and no shard knows those of the others").into());
+            return Err(reply::numbers::restarts_sequence("its numbers must be unique over all shards, and no shard knows those of the others").into());
         }
         Ok(())
     }
@@ -312,7 +312,7 @@ impl Session {
     async fn values_of(&mut self, source: &Source, count: usize) -> Result<Vec<String>, Stop> {
         let database = Arc::clone(&self.database);
         let registry = database.coordinator.registry();
-        let registry = registry.map_err(|problem| reply::no_numbers(&problem))?;
+        let registry = registry.map_err(|problem| reply::numbers::no_numbers(&problem))?;
         let numbers = match source {
             Source::Uuid(version) => {
                 let since = self.shared.clock.wall().duration_since(UNIX_EPOCH);
@@ -332,16 +332,16 @@ impl Session {
             }
             Source::Drawn(sequence) => {
                 let last = self.drew.last(sequence.as_ref());
-                let last = last.ok_or_else(reply::number_of_another)?;
+                let last = last.ok_or_else(reply::numbers::number_of_another)?;
                 Ok(vec![last; count])
             }
         };
         match numbers {
             Ok(numbers) => Ok(numbers.iter().map(i64::to_string).collect()),
             Err(AskError::Server { sqlstate, message }) => {
-                Err(wording::session::said_of_numbers(&sqlstate, &message).into())
+                Err(wording::session::numbers::said_of_numbers(&sqlstate, &message).into())
             }
-            Err(problem) => Err(reply::no_numbers(&problem).into()),
+            Err(problem) => Err(reply::numbers::no_numbers(&problem).into()),
         }
     }
 }

@@ -179,6 +179,8 @@ impl Database {
         let snapshot = self.snapshot.load();
         match snapshot.standing {
             Standing::Unread => 0,
+            // Whatever the map says, nothing is done by it.
+            Standing::Newer { .. } => i64::MAX,
             Standing::Known | Standing::Lacking { .. } | Standing::Behind { .. } => {
                 i64::try_from(snapshot.epoch.0).unwrap_or(i64::MAX)
             }

@@ -96,7 +96,7 @@ impl Session {
         let encoding = self.defaults.reported.get(b"server_encoding");
         if !channel.is_ascii() && encoding.is_some_and(|encoding| encoding != b"UTF8") {
             // The server would fold and cut the name in its own encoding.
-            return Err(reply::channel_not_ascii(channel).into());
+            return Err(reply::listening::channel_not_ascii(channel).into());
         }
         let joined = match &mut self.listening {
             Some(listening) => listening,
@@ -113,7 +113,7 @@ impl Session {
         };
         joined.changed = true;
         let heard = joined.member.want(channel).await;
-        heard.map_err(|problem| reply::cannot_listen(&problem))?;
+        heard.map_err(|problem| reply::listening::cannot_listen(&problem))?;
         joined.forget_earlier(|new| new == channel).await;
         Ok(())
     }
@@ -145,7 +145,7 @@ impl Session {
             return Ok(());
         };
         if link.hold > Hold::Aside {
-            return Err(reply::channels_within().into());
+            return Err(reply::listening::channels_within().into());
         }
         Ok(self.leave_link().await?)
     }
@@ -159,7 +159,7 @@ impl Session {
             return Ok(());
         }
         if link.status != Status::Idle || !self.pipeline.is_empty() {
-            return Err(reply::channels_within().into());
+            return Err(reply::listening::channels_within().into());
         }
         link.listens = true;
         let mut sql = String::from("UNLISTEN *;");
@@ -343,7 +343,7 @@ impl Session {
         let member = hub.join(pid);
         for channel in listening.channels.iter() {
             if let Err(problem) = member.want(channel).await {
-                return Err(told(reply::listening_ended(&problem)));
+                return Err(told(reply::listening::listening_ended(&problem)));
             }
         }
         // Until now the old ones have heard, but what was notified just before may still be on its way.
@@ -367,7 +367,7 @@ impl Session {
         let Some(listening) = &mut self.listening else {
             return Ok(());
         };
-        let overflown = |overflown| told(reply::too_many_notifications(overflown));
+        let overflown = |overflown| told(reply::listening::too_many_notifications(overflown));
         if !may {
             // Looked at for its error only: nothing is taken.
             return listening.member.check().map_err(overflown);
@@ -379,18 +379,18 @@ impl Session {
                 Mail::Notification(notification) => {
                     if listening.channels.contains(&notification.channel) {
                         if !(self.context.utf8 || notification.is_ascii()) {
-                            return Err(told(reply::notification_not_ascii()));
+                            return Err(told(reply::listening::notification_not_ascii()));
                         }
                         self.client.out().extend_from_slice(&notification.frame);
                     }
                 }
                 Mail::Lost(shard) => {
                     if self.database.settings.pool.listen_gap == ListenGap::End {
-                        return Err(told(reply::listener_lost(&shard)));
+                        return Err(told(reply::listening::listener_lost(&shard)));
                     }
                 }
                 Mail::Restored { shard, after } => {
-                    reply::listener_restored(&shard, after).put(self.client.out());
+                    reply::listening::listener_restored(&shard, after).put(self.client.out());
                 }
                 Mail::Moved => listening.moved = true,
             }

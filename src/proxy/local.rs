@@ -645,7 +645,7 @@ impl Session {
             drop(current);
             self.foresee_again();
         }
-        if !self.snapshot.members.contains(self.any) {
+        if !self.snapshot.answering().contains(self.any) {
             self.any = self.snapshot.home;
         }
     }

@@ -242,7 +242,7 @@ impl Session {
     /// It may be told an older one.
     pub(super) fn check_code(&self, statement: &StatementPlan) -> Result<(), Notice> {
         if statement.numbers == Numbers::MayAsk && self.drew.has_ours() {
-            return Err(reply::number_of_another());
+            return Err(reply::numbers::number_of_another());
         }
         Ok(())
     }
@@ -259,7 +259,7 @@ impl Session {
         self.note_asked();
         if self.drew.has_ours() {
             // What the backend knows may be older.
-            return Err(reply::number_of_another());
+            return Err(reply::numbers::number_of_another());
         }
         let kept =
             self.mode == PoolMode::Session || matches!(self.pinned, Some((PinReason::Sequence, _)));
@@ -270,7 +270,7 @@ impl Session {
         if kept || drawn_before || known {
             return Ok(());
         }
-        Err(reply::number_of_another())
+        Err(reply::numbers::number_of_another())
     }
 }
 

@@ -245,7 +245,7 @@ impl Session {
                 Ok(Seen::Later)
             }
             Err(Unseen::InBinary) => {
-                let words = Words::from(reply::numbers_in_binary());
+                let words = Words::from(reply::rows::numbers_in_binary());
                 Err(End::Told(Box::new(words.fatal())))
             }
             Err(Unseen::Malformed) => Err(broken(&"a description is malformed")),
@@ -392,7 +392,7 @@ impl Session {
                     // What is malformed is the client's to notice.
                     let _same = holding.renumber(row, of);
                 }),
-                Holds::Within => return Err(reply::numbers_in_binary().into()),
+                Holds::Within => return Err(reply::rows::numbers_in_binary().into()),
             }
         }
         Ok(())
@@ -463,7 +463,7 @@ impl Session {
         let holding = Holding::of(columns, oids).map_err(|_malformed| reply::malformed())?;
         match holding.in_formats(formats) {
             Holds::Nothing => Ok(()),
-            Holds::Element | Holds::Within => Err(reply::numbers_in_binary().into()),
+            Holds::Element | Holds::Within => Err(reply::rows::numbers_in_binary().into()),
         }
     }
 
@@ -475,7 +475,7 @@ impl Session {
                 self.looking.arrays = true;
                 Ok(())
             }
-            Holds::Within => Err(reply::numbers_in_binary().into()),
+            Holds::Within => Err(reply::rows::numbers_in_binary().into()),
         }
     }
 

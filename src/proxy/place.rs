@@ -62,7 +62,7 @@ impl Session {
         if let (Target::ByKey(_), Some(finding)) =
             (&statement.target, self.database.unfit.load().as_deref())
         {
-            return Err(reply::unfit(finding));
+            return Err(reply::changes::unfit(finding));
         }
         if statement.footing != Footing::Sure {
             self.check_footing(statement)?;
@@ -145,7 +145,7 @@ impl Session {
                 })
             }
             _ if statement.effect == Effect::TwoPhase && self.several.is_several() => {
-                Err(reply::prepared_over_several())
+                Err(reply::several::prepared_over_several())
             }
             _ => Ok(place),
         }

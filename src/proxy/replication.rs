@@ -136,7 +136,7 @@ async fn open(asked: Asked, shared: &Arc<Shared>, info: &Registered) -> Result<P
     let (shard, options) = read_settings(&asked, &database)?;
     let name = database.shard_name(shard).to_owned();
     let place = Place::take(shared, &database, shard).ok_or_else(|| {
-        words::too_many_replicating(&name, database.settings.pool.replication_size)
+        words::backends::too_many_replicating(&name, database.settings.pool.replication_size)
     })?;
     let backend = database
         .open_replication(&asked.user, shard, &asked.database, asked.kind, options)
@@ -194,7 +194,7 @@ fn read_settings(asked: &Asked, database: &Database) -> Result<(ShardId, String)
     let shard = named
         .or(only)
         .and_then(|shard| u16::try_from(shard).ok())
-        .ok_or_else(|| words::which_shard(&asked.database, shards))?;
+        .ok_or_else(|| words::backends::which_shard(&asked.database, shards))?;
     Ok((ShardId(shard), as_options(settings.into_iter())))
 }
 
@@ -205,7 +205,7 @@ fn refused(shard: &str, problem: &ConnectError) -> Words {
     {
         return Words::Servers(said.body().to_vec());
     }
-    Words::from(words::connect(shard, problem)).fatal()
+    Words::from(words::backends::connect(shard, problem)).fatal()
 }
 
 /// Cancel requests reach the backend while this lives.

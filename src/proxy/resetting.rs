@@ -29,7 +29,7 @@ impl Session {
         if sayable || !before.iter().any(resets_all) {
             return Ok(());
         }
-        Err(reply::reset_within())
+        Err(reply::several::reset_within())
     }
 
     /// Whether a statement just completed is one of those that bring back what the client started with.

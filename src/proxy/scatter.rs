@@ -256,7 +256,7 @@ impl Session {
         let taken =
             self.scattered_portal(portal).is_some() || self.cursors.reading(portal).is_some();
         if taken && !portal.is_empty() && self.status() != Status::Failed {
-            return Err(reply::cursor_exists(portal).into());
+            return Err(reply::cursors::cursor_exists(portal).into());
         }
         if self.scattered_portal(portal).is_some() {
             Box::pin(self.close_scattered()).await?;
@@ -587,7 +587,7 @@ impl Session {
     pub(super) fn member_lost(&self, at: usize) -> Stop {
         let shard = self.fan.as_deref().map(|fan| fan.shard(at));
         let shard = shard.map_or("", |shard| self.database.shard_name(shard));
-        reply::shard_lost(shard).into()
+        reply::several::shard_lost(shard).into()
     }
 
     /// Gives the next rows of the portal over several shards, at most `most` of them, all if that is 0; then
@@ -601,7 +601,7 @@ impl Session {
         };
         if stream.state == State::Left {
             self.scattered = Some(stream);
-            return Err(reply::portal_left().into());
+            return Err(reply::cursors::portal_left().into());
         }
         let most = if most == 0 { u64::MAX } else { most };
         let pumped = if stream.state == State::Complete {

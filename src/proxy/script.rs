@@ -310,7 +310,7 @@ impl Session {
         let tag: &[u8] = match words.as_slice() {
             ["begin"] | ["begin", "work" | "transaction"] => b"BEGIN",
             ["start", "transaction"] => b"START TRANSACTION",
-            _ => return Err(reply::commands_together().into()),
+            _ => return Err(reply::several::commands_together().into()),
         };
         self.for_batch = false;
         put_complete(self.client.out(), tag);

@@ -287,7 +287,7 @@ impl Session {
             return Ok(());
         };
         let here = self.link_shard().unwrap_or(self.any);
-        Err(reply::second_shard(
+        Err(reply::several::second_shard(
             self.database.shard_name(here),
             self.database.shard_name(shard),
             why,
@@ -301,7 +301,7 @@ impl Session {
         let Some(link) = named.filter(|_| self.several.goes_on()) else {
             return Ok(());
         };
-        Err(reply::second_shard(
+        Err(reply::several::second_shard(
             self.database.shard_name(link.shard),
             self.database.shard_name(shard),
             Stays::Named,
@@ -393,7 +393,7 @@ impl Session {
             },
         };
         let Applied::Known(at_begin, _) = &here.at_begin else {
-            return Ok(Err(reply::second_shard(
+            return Ok(Err(reply::several::second_shard(
                 self.database.shard_name(here.shard),
                 self.database.shard_name(shard),
                 Stays::Code,
@@ -496,7 +496,7 @@ impl Session {
             return Ok(());
         }
         if self.changes_role(&statement.effect) {
-            return Err(reply::role_over_several().into());
+            return Err(reply::several::role_over_several().into());
         }
         self.tell_others(text, failed).await
     }
@@ -559,7 +559,7 @@ impl Session {
         };
         if self.ends_several(statement) {
             // Bound when one shard had been reached: there it would end the transaction of that one.
-            return Err(reply::bound_before().into());
+            return Err(reply::several::bound_before().into());
         }
         let text = prepared.sent.as_ref().unwrap_or(&prepared.text);
         self.others_first(statement, text).await
@@ -577,7 +577,7 @@ impl Session {
         };
         let together = statements.len() > 1 && statements.iter().any(governs);
         if self.several.is_several() && together {
-            return Err(reply::commands_together());
+            return Err(reply::several::commands_together());
         }
         Ok(())
     }

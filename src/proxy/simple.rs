@@ -375,7 +375,7 @@ impl Session {
                 .iter()
                 .any(|statement| changes_meaning(&statement.effect))
         {
-            return Err(reply::meaning_changes_within());
+            return Err(reply::several::meaning_changes_within());
         }
         if let [before @ .., _last] = statements {
             self.check_reset(before)?;
@@ -398,7 +398,7 @@ impl Session {
         let hold = first.hold.max(second.hold);
         match (first.hold, second.hold) {
             (Hold::Bound, Hold::Bound) if first.shard != second.shard => {
-                Err(reply::several_shards_in_query(
+                Err(reply::several::several_shards_in_query(
                     self.database.shard_name(first.shard),
                     self.database.shard_name(second.shard),
                 ))

@@ -320,10 +320,10 @@ impl Session {
                 // It is heard to its end: a cancel would fail the transaction.
                 b'D' if over.is_some() => {}
                 b'D' if !held.take(body.len(), limits.0, limits.1) => {
-                    over = Some(reply::too_many_rows(limits.0.min(limits.1)));
+                    over = Some(reply::rows::too_many_rows(limits.0.min(limits.1)));
                     rows = Vec::new();
                 }
-                b'D' => rows.push(row_of(body).ok_or_else(reply::rows_not_text)?),
+                b'D' => rows.push(row_of(body).ok_or_else(reply::rows::rows_not_text)?),
                 _ => {}
             }
             Ok(())

@@ -358,7 +358,7 @@ impl Session {
     /// change the session.
     pub(super) fn check_in_own(&self, effect: &Effect) -> Result<(), Stop> {
         if self.for_batch && *effect != Effect::None {
-            return Err(reply::behind_a_write().into());
+            return Err(reply::rows::behind_a_write().into());
         }
         Ok(())
     }
@@ -400,7 +400,8 @@ impl Session {
         if let Err(Stop::End(end)) = self.undo_own().await {
             return Err(end);
         }
-        self.refuse_query(&reply::behind_a_write().into()).await
+        self.refuse_query(&reply::rows::behind_a_write().into())
+            .await
     }
 
     // ---- the transaction ----
@@ -643,7 +644,7 @@ impl Session {
                 .as_ref()
                 .is_some_and(|link| link.shard == *shard && link.status == Status::Transaction);
             if !there {
-                return Err(reply::shard_missing(self.database.shard_name(*shard)).into());
+                return Err(reply::rows::shard_missing(self.database.shard_name(*shard)).into());
             }
             if let Some(lock) = &lock {
                 self.prelude(lock.as_bytes()).await??;
@@ -687,7 +688,7 @@ impl Session {
         };
         let name = self.database.shard_name(missing);
         if self.for_batch {
-            return Err(reply::shard_lost_at_work(name).into());
+            return Err(reply::rows::shard_lost_at_work(name).into());
         }
         // A part of the client's transaction is gone with it.
         Err(told(reply::backend_lost(name)).into())
@@ -730,7 +731,7 @@ impl<'a> Heard<'a> {
             b'D' => {
                 self.held += body.len();
                 if self.held > LIMIT {
-                    return Err(reply::too_many_rows(LIMIT).into());
+                    return Err(reply::rows::too_many_rows(LIMIT).into());
                 }
                 let added = self.answers[at].row(body, self.what, at == 0);
                 added.map_err(|discord| discord_words(discord, self.what))?;
@@ -844,8 +845,8 @@ pub(super) fn without_position(body: &[u8]) -> Vec<u8> {
 /// Why the shards' answers are not the answer of one statement.
 fn discord_words(discord: Discord, what: &What) -> Stop {
     match (discord, what) {
-        (Discord::Copies, What::Copies(copies)) => reply::copies_differ(&copies.table).into(),
-        (Discord::Columns, _) => reply::columns_changed().into(),
+        (Discord::Copies, What::Copies(copies)) => reply::rows::copies_differ(&copies.table).into(),
+        (Discord::Columns, _) => reply::rows::columns_changed().into(),
         (Discord::Copies | Discord::Malformed, _) => reply::malformed().into(),
     }
 }

@@ -239,7 +239,7 @@ fn keep_shown(
     if user.backend_proof == BackendProof::Configured {
         return Ok(());
     }
-    let shown = shown.ok_or_else(reply::nothing_shown)?;
+    let shown = shown.ok_or_else(reply::backends::nothing_shown)?;
     if let Some(database) = shared.database(database) {
         let name = &database.settings.name;
         shared.keyring.put(name, &user.name, shown);
@@ -422,9 +422,9 @@ fn any_shard(database: &Arc<Database>, pid: u32) -> ShardId {
         return shard;
     }
     let snapshot = database.snapshot.load();
-    let members = snapshot.all();
-    let at = pid as usize % members.len().max(1);
-    members.iter().nth(at).unwrap_or(snapshot.home)
+    let answering = snapshot.answering();
+    let at = pid as usize % answering.len().max(1);
+    answering.iter().nth(at).unwrap_or(snapshot.home)
 }
 
 /// A number that nobody outside knows, to seed hashes with.

@@ -50,11 +50,11 @@ impl Session {
     /// It rests on what is not sure.
     pub(super) fn check_footing(&self, statement: &StatementPlan) -> Result<(), Notice> {
         match statement.footing {
-            Footing::Unseen if !self.sure => Err(reply::table_not_seen()),
+            Footing::Unseen if !self.sure => Err(reply::changes::table_not_seen()),
             Footing::Unlisted | Footing::Unseen
                 if self.database.coordinator.is_lapsed(self.marks.begun) =>
             {
-                Err(reply::catalog_not_heard())
+                Err(reply::changes::catalog_not_heard())
             }
             Footing::Sure | Footing::Unlisted | Footing::Unseen => Ok(()),
         }

@@ -145,7 +145,7 @@ impl Session {
             let hold = Hold::Bound;
             self.reach(Place { shard, hold }).await?;
             if !self.is_within() || self.link_shard() != Some(shard) {
-                return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+                return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
             }
         }
         self.fan_out_over(&shares(shards.iter()));

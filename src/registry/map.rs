@@ -74,7 +74,7 @@ pub(super) async fn read(lease: &Lease) -> Result<Option<(i64, Content)>, AskErr
 /// The content of a map.
 pub(super) fn parsed(content: &str) -> Result<Content, AskError> {
     let content = serde_json::from_str(content);
-    content.map_err(|error| AskError::Connection(format!("shardway.map cannot be read: {error}")))
+    content.map_err(|error| AskError::Unreadable(format!("shardway.map cannot be read: {error}")))
 }
 
 /// What makes the map say this; only if it has not changed meanwhile.

@@ -107,6 +107,9 @@ struct Known {
     map: Option<Kept>,
     /// Whether that may be relied on.
     standing: Standing,
+    /// What newer proxies keep that is not for this version, and makes everything else that is known meaningless: the form
+    /// of a shard's schema, and the map.
+    newer: [Option<Standing>; 2],
 }
 
 /// How long the first look waits for a shard other than the home shard.
@@ -151,6 +154,7 @@ impl Registry {
                 shards: unasked,
                 map: None,
                 standing: Standing::Unread,
+                newer: [None, None],
             }),
             turn: Mutex::default(),
             numbered: AtomicBool::new(false),
@@ -178,6 +182,12 @@ impl Registry {
     #[must_use]
     pub fn name(&self, shard: ShardId) -> &str {
         &self.names[shard.index()]
+    }
+
+    /// Whether something lives on a shard whoever owns the keys of groups, as the configuration says.
+    #[must_use]
+    pub fn has_more(&self, shard: &str) -> bool {
+        self.declared.keeps(shard)
     }
 
     /// The names of all shards, in their order.
@@ -453,11 +463,14 @@ impl Registry {
                 ..
             })
         );
+        let form = self.too_new(&shards);
         // The map may have been renewed meanwhile.
         self.known.rcu(|known| {
+            let [_, map] = known.newer.clone();
             let mut now = Known {
                 installation,
                 shards: shards.clone(),
+                newer: [form.clone(), map],
                 ..Known::clone(known)
             };
             if never && now.map.is_none() && now.standing == Standing::Unread {
@@ -473,6 +486,45 @@ impl Registry {
                 tracing::warn!(database, %problem, "shards have no numbers for ids yet");
             }
         }
+    }
+
+    /// The first shard whose schema asks for newer proxies.
+    fn too_new(&self, shards: &[Result<(), NotReady>]) -> Option<Standing> {
+        self.shards()
+            .zip(shards)
+            .find_map(|(shard, ready)| match ready {
+                Err(NotReady::NoSchema {
+                    fault: fault @ SchemaFault::TooNew { .. },
+                    ..
+                }) => Some(Standing::Newer {
+                    shard: self.name(shard).to_owned(),
+                    what: format!("schema \"shardway\": {fault}"),
+                }),
+                Ok(()) | Err(_) => None,
+            })
+    }
+
+    /// The map says what this version does not know: what was known of it is not relied on any more.
+    fn cannot_read(&self, problem: &AskError) -> bool {
+        let AskError::Unreadable(what) = problem else {
+            return false;
+        };
+        let (database, shard) = (&self.database, self.name(self.home));
+        let standing = Some(Standing::Newer {
+            shard: shard.to_owned(),
+            what: what.clone(),
+        });
+        let before = self.known.rcu(|known| {
+            let [form, _] = known.newer.clone();
+            Known {
+                newer: [form, standing.clone()],
+                ..Known::clone(known)
+            }
+        });
+        if before.newer[1] != standing {
+            tracing::error!(database, %problem, "what is on several shards is not served");
+        }
+        true
     }
 
     fn tell(&self, shard: ShardId, before: &Result<(), NotReady>, now: &Result<(), NotReady>) {
@@ -590,8 +642,10 @@ impl Registry {
         let kept = match read.await {
             Ok(kept) => kept,
             Err(problem) => {
-                let database = &self.database;
-                tracing::debug!(database, %problem, "asking for the map");
+                if !self.cannot_read(&problem) {
+                    let database = &self.database;
+                    tracing::debug!(database, %problem, "asking for the map");
+                }
                 return;
             }
         };
@@ -643,6 +697,7 @@ impl Registry {
                 Standing::Known => tracing::info!(database, epoch = kept.epoch, "read the map"),
                 standing @ (Standing::Unread
                 | Standing::Lacking { .. }
+                | Standing::Newer { .. }
                 | Standing::Behind { .. }) => {
                     tracing::error!(
                         database,
@@ -689,9 +744,11 @@ impl Registry {
                 (kept, lacking.unwrap_or(Standing::Known))
             }
         };
+        let [form, _] = known.newer.clone();
         Known {
             map: Some(map.clone()),
             standing,
+            newer: [form, None],
             ..known.clone()
         }
     }
@@ -710,8 +767,12 @@ impl Registry {
     pub async fn renew_map(&self, me: Me) -> Result<(), AskError> {
         if self.known.load().map.is_some() {
             let _turn = self.turn.lock().await;
-            let kept = self.read_and_add(me.incarnation).await?;
-            self.publish(&kept, None);
+            match self.read_and_add(me.incarnation).await {
+                Ok(kept) => self.publish(&kept, None),
+                // Nothing is done by it any more, which is known then.
+                Err(problem) if self.cannot_read(&problem) => {}
+                Err(problem) => return Err(problem),
+            }
         }
         Ok(())
     }
@@ -721,7 +782,8 @@ impl Registry {
     #[must_use]
     pub fn map(&self) -> (Option<Kept>, Standing) {
         let known = self.known.load();
-        (known.map.clone(), known.standing.clone())
+        let newer = known.newer.iter().flatten().next();
+        (known.map.clone(), newer.unwrap_or(&known.standing).clone())
     }
 
     /// Takes over what its predecessor knew of the map, as long as it knows nothing itself.

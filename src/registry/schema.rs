@@ -238,3 +238,22 @@ async fn migrate(lease: &Lease, by: u64) -> Result<(), Fault> {
     lease.batch_execute("COMMIT").await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The form of the first version that anybody may run.
+    const FIRST: i32 = 3;
+
+    #[test]
+    fn versions_that_follow_one_on_the_other_work_together() {
+        for (step, form) in STEPS.iter().zip(1..) {
+            assert_eq!(step.form, form, "steps are made one after another");
+            assert!(step.oldest <= form);
+            // Whoever makes the schema newer must not end what the version before does meanwhile.
+            assert!(form <= FIRST || step.oldest < form, "form {form}");
+        }
+        assert_eq!(STEPS.last().map(|step| step.form), Some(FORM));
+    }
+}

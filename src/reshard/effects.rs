@@ -30,6 +30,8 @@ pub struct Ground<'a> {
 
 /// After how long a proxy that says nothing surely serves no keys that move.
 const LAPSED: Duration = Duration::from_secs(7);
+/// How long proxies that are alive have for taking the map over, before it is told that they do not.
+const TAKING_OVER: Duration = Duration::from_secs(30);
 /// How often proxies are looked at that have to take the map over.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -63,7 +65,6 @@ impl Ground<'_> {
             Effect::Ready => patiently(job, Making::Ready).await,
             Effect::Hold => self.hold(job, stored).await,
             Effect::Fence => {
-                failpoint::reached("before_fence").await;
                 let fenced = within(job, "fencing", fence(job)).await;
                 failpoint::reached("after_fence").await;
                 fenced
@@ -99,18 +100,26 @@ impl Ground<'_> {
             .set_moving(&job.id, moving, job.token)
             .await
             .map_err(|error| of_map(WHAT, error))?;
+        let began = self.clock.now();
         loop {
             let late = self.late(told.announced).await?;
             if late.is_empty() {
+                job.progress.set("waiting_for", Value::Null);
                 return Ok(());
             }
-            let waits = format!(
-                "proxies that have not taken the map over: {}",
-                late.join(", ")
-            );
+            let late = late.join(", ");
+            if since(self.clock, began) > TAKING_OVER {
+                return Err(StepError::Again {
+                    what: WHAT.to_owned(),
+                    problem: format!(
+                        "these are alive and have not taken the map over within {TAKING_OVER:?}: {late}; \
+                         their logs say why, and ending them lets the reshard go on"
+                    ),
+                });
+            }
+            let waits = format!("proxies that have not taken the map over: {late}");
             job.progress.set("waiting_for", waits);
             tokio::time::sleep(LOOK).await;
-            job.progress.set("waiting_for", Value::Null);
         }
     }
 
@@ -174,7 +183,6 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     /// New owners, with the record of it, while the attempt still holds.
     async fn commit(&self, job: &Job, stored: &Stored) -> Result<(), StepError> {
         const WHAT: &str = "changing the map";
-        failpoint::reached("before_flip").await;
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map(WHAT, error))?;
         let joins = match job.direction {
@@ -274,8 +282,30 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let old = moving(job, Owner::Before);
         self.all_know(job, &old).await?;
         Box::pin(steps::finish::run(job)).await?;
+        self.leave(job).await?;
         self.all_know(job, &[]).await?;
         self.forget_hold(job).await
+    }
+
+    /// Shards that gave everything away serve no more, unless something else lives there. Nobody has read from them since
+    /// the cutover, but reference tables were written there until now.
+    async fn leave(&self, job: &Job) -> Result<(), StepError> {
+        const WHAT: &str = "letting shards go that own nothing any more";
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map(WHAT, error))?;
+        let owners = now.content.owners.shards();
+        let mut leaving = Vec::new();
+        for source in job.plan.moves.iter().map(|it| &it.from) {
+            let stays = owners.contains(source)
+                || leaving.contains(source)
+                || self.registry.has_more(source)
+                || steps::finish::has_tables(job, source).await?;
+            if !stays {
+                leaving.push(source.clone());
+            }
+        }
+        let left = self.registry.leave_map(&job.id, &leaving, job.token).await;
+        left.map(drop).map_err(|error| of_map(WHAT, error))
     }
 
     async fn abort(&self, job: &Job) -> Result<(), StepError> {

@@ -24,7 +24,7 @@ pub enum Direction {
 pub struct Knobs {
     /// Rows a chunk has, about.
     pub chunk_rows: u64,
-    /// Chunks that are copied at a time.
+    /// Chunks that are copied at a time; none while the run is throttled to a standstill.
     pub copies: usize,
     /// Most bytes a second that copies read; 0: no limit.
     pub bytes_per_second: u64,
@@ -32,12 +32,22 @@ pub struct Knobs {
     pub batch: usize,
     /// WAL that a source may keep before the reshard stands still and says so, in bytes.
     pub wal_kept: u64,
+    /// Statements that others may run on a source before less is copied at a time; 0: as many as they like.
+    pub load: u64,
+    /// How long a source may take to say how busy it is before less is copied at a time; zero: any time.
+    pub answer: Duration,
+    /// Bytes of WAL that a replica of any of the servers may be behind before less is copied at a time; 0: any.
+    pub replica_lag: u64,
     /// How long statements may be held while those under way end.
     pub drain: Duration,
     /// How long statements may be held altogether.
     pub hold: Duration,
     /// How long the fence may wait for locks.
     pub lock: Duration,
+    /// Most rows a second that are compared; 0: no limit.
+    pub rows_per_second: u64,
+    /// How long snapshots are held that rows are compared in, about.
+    pub compare: Duration,
 }
 
 impl Default for Knobs {
@@ -48,9 +58,14 @@ impl Default for Knobs {
             bytes_per_second: 0,
             batch: 2_000,
             wal_kept: 16 << 30,
+            load: 0,
+            answer: Duration::from_millis(500),
+            replica_lag: 256 << 20,
             drain: Duration::from_millis(50),
             hold: Duration::from_millis(1_000),
             lock: Duration::from_millis(20),
+            rows_per_second: 0,
+            compare: Duration::from_secs(120),
         }
     }
 }
@@ -87,6 +102,12 @@ pub enum StepError {
         /// A statement or a command that mends it.
         remedy: String,
     },
+    /// What was copied from a source has to be copied again: what has changed there since is not known any more.
+    #[error("{what}")]
+    Lost { what: String },
+    /// A server may lack what it had: somebody has to say whether the rows are copied again.
+    #[error("{what}")]
+    FailedOver { what: String },
     /// Another process runs the reshard by now.
     #[error("another process runs it")]
     Replaced,
@@ -143,6 +164,13 @@ impl Job {
     fn named(&self, names: BTreeSet<String>) -> Vec<Server> {
         let found = names.iter().filter_map(|name| self.servers.get(name));
         found.cloned().collect()
+    }
+
+    /// Waits while the run is throttled to a standstill.
+    pub async fn unthrottled(&self) {
+        let mut knobs = self.knobs.clone();
+        // Whom nobody tells any more, nobody throttles.
+        drop(knobs.wait_for(|knobs| knobs.copies > 0).await);
     }
 
     /// What a source is called in `shardway.apply_progress`, in this direction: two shards may give each other rows, and then

@@ -7,14 +7,16 @@
 use super::{
     dump::Tools,
     effects::{Ground, since},
+    identity::{Identity, Known},
     job::{Job, Knobs, Progress, StepError},
     leader,
     lines::Lines,
     record::{self, Stored, word},
     servers::Server,
-    state::{Effect, Event, Next, Record, State, Step, Stopped, Waiting},
+    state::{Effect, Event, Next, Record, State, Step, Stopped, Then, Waiting},
     steps::{self, catch_up::Follower},
-    throttle, told,
+    throttle::{self, Throttle},
+    told,
 };
 use crate::{
     clock::{Clock, Duration, Instant},
@@ -220,6 +222,8 @@ impl Runner<'_> {
 struct Run<'a> {
     runner: &'a Runner<'a>,
     stored: Stored,
+    /// Who each server was when it was prepared.
+    known: BTreeMap<String, Identity>,
     knobs: watch::Sender<Knobs>,
     progress: Arc<Progress>,
     /// Kept for as long as a cutover is tried.
@@ -256,6 +260,7 @@ impl<'a> Run<'a> {
         }
         Self {
             runner,
+            known: BTreeMap::new(),
             knobs: watch::Sender::new(stored.knobs.clone()),
             progress,
             lines: Arc::default(),
@@ -282,7 +287,11 @@ impl<'a> Run<'a> {
             direction: record.direction(),
             plan: Arc::clone(&self.stored.plan),
             knobs: self.knobs.subscribe(),
-            servers: Arc::clone(&self.runner.servers),
+            servers: self.servers(if record.needs_slots() {
+                Known::Exactly
+            } else {
+                Known::System
+            }),
             home: home.name(home.home()).to_owned(),
             progress: Arc::clone(&self.progress),
             lines: Arc::clone(&self.lines),
@@ -295,8 +304,31 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The servers, and who they have to be.
+    fn servers(&self, known: fn(Identity) -> Known) -> Arc<BTreeMap<String, Server>> {
+        if self.known.is_empty() {
+            return Arc::clone(&self.runner.servers);
+        }
+        let mut servers = (*self.runner.servers).clone();
+        for (name, identity) in &self.known {
+            if let Some(server) = servers.get_mut(name) {
+                server.known = known(identity.clone());
+            }
+        }
+        Arc::new(servers)
+    }
+
+    /// Reads who the servers are.
+    async fn know(&mut self) -> Result<(), Left> {
+        let lease = self.runner.home().await?;
+        self.known = errand(record::identities(&lease, &self.stored.id)).await?;
+        lease.done();
+        Ok(())
+    }
+
     /// To its end.
     async fn drive(mut self) -> Result<(), Left> {
+        self.know().await?;
         self.claim().await?;
         self.settle(&Event::TakenOver, &Value::Null).await?;
         loop {
@@ -319,7 +351,12 @@ impl<'a> Run<'a> {
     /// Whoever ran it before can do nothing on any server from here on.
     async fn claim(&mut self) -> Result<(), Left> {
         loop {
-            match Box::pin(steps::records::claim_all(&self.job())).await {
+            // Whoever has failed over is told by what is done there.
+            let job = Job {
+                servers: self.servers(Known::System),
+                ..self.job()
+            };
+            match Box::pin(steps::records::claim_all(&job)).await {
                 Ok(()) => return Ok(()),
                 Err(StepError::Replaced) => return Err(Left::Replaced),
                 Err(error) => {
@@ -337,9 +374,10 @@ impl<'a> Run<'a> {
         let record = &self.stored.record;
         let wanted = record.streams();
         if !self.streams.is_empty() && (!wanted || self.flips != record.flips) {
-            for stream in std::mem::take(&mut self.streams) {
+            while let Some(stream) = self.streams.last_mut() {
                 // What it ended with before, it has told.
-                drop(stream.stop().await);
+                stream.end().await?;
+                self.streams.pop();
             }
         }
         if wanted && self.streams.is_empty() {
@@ -422,14 +460,18 @@ impl<'a> Run<'a> {
         let name = format!("{effect:?}").to_lowercase();
         self.progress.set("doing", name.as_str());
         self.progress.set("waiting_for", Value::Null);
+        self.progress.set("throttle", Value::Null);
+        self.set_knobs(self.stored.knobs.clone());
         let job = self.job();
         let ground = self.ground();
         let began = self.runner.clock.now();
+        failpoint::reached(&format!("begin_{name}")).await;
         let ended = {
             let running = Box::pin(ground.run(effect, &job, &self.stored, &self.streams));
             tokio::select! {
                 done = running => Ended::With(done),
-                error = failed(&self.streams) => Ended::With(Err(error)),
+                // An attempt is taken back whatever has become of its streams.
+                error = failed(&self.streams), if effect != Effect::Undo => Ended::With(Err(error)),
                 changed = self.other_than(effect, &job) => changed?,
             }
         };
@@ -451,6 +493,9 @@ impl<'a> Run<'a> {
                     self.stored.version += 1;
                     return Ok(());
                 }
+                if effect == Effect::Prepare {
+                    self.know().await?;
+                }
                 if effect == Effect::Activate {
                     self.show_now().await;
                 }
@@ -467,15 +512,20 @@ impl<'a> Run<'a> {
     async fn other_than(&self, effect: Effect, job: &Job) -> Result<Ended, Left> {
         let (mut shown, mut watched) = (self.runner.clock.now(), None);
         let mut version = self.stored.version;
+        let mut throttle = Throttle::new(self.stored.knobs.clone(), self.runner.clock);
         loop {
             tokio::time::sleep(LOOK).await;
             self.lags();
             if since(self.runner.clock, shown) >= SHOWN {
                 shown = self.runner.clock.now();
+                if heeds_throttle(effect) {
+                    throttle.look(job).await;
+                    self.set_knobs(throttle.knobs());
+                }
                 self.show_now().await;
             }
             let due = watched.is_none_or(|then| since(self.runner.clock, then) >= WATCHED);
-            if due && !self.stored.record.is_attempt() {
+            if due && self.stored.record.needs_slots() {
                 watched = Some(self.runner.clock.now());
                 if let Err(error) = throttle::look(job).await {
                     return Ok(Ended::With(Err(error)));
@@ -484,7 +534,8 @@ impl<'a> Run<'a> {
             match self.changed_since(version).await {
                 Ok(Some(stored)) => {
                     version = stored.version;
-                    self.knobs.send_replace(stored.knobs.clone());
+                    throttle.want(stored.knobs.clone());
+                    self.set_knobs(throttle.knobs());
                     if stored.record.next() != Next::Run(effect) {
                         return Ok(Ended::Changed(Box::new(stored)));
                     }
@@ -493,6 +544,15 @@ impl<'a> Run<'a> {
                 Err(Left::Replaced) => return Err(Left::Replaced),
             }
         }
+    }
+
+    /// Nobody is woken for nothing.
+    fn set_knobs(&self, knobs: Knobs) {
+        self.knobs.send_if_modified(|now| {
+            let differs = *now != knobs;
+            *now = knobs;
+            differs
+        });
     }
 
     async fn changed(&self) -> Result<Option<Stored>, Left> {
@@ -550,6 +610,8 @@ impl<'a> Run<'a> {
                 Event::Done(effect) => format!("{effect:?}").to_lowercase(),
                 Event::Again => "failed".to_owned(),
                 Event::Halt(_) => "stopped".to_owned(),
+                Event::Lost(_) => "lost".to_owned(),
+                Event::FailedOver(_) => "failed over".to_owned(),
                 Event::TakenOver => "undone by another runner".to_owned(),
             };
             if self.swap(&next, &name, detail).await? {
@@ -593,8 +655,11 @@ impl<'a> Run<'a> {
             } => (Event::Again, format!("{what}: {problem}")),
             StepError::Halt { what, remedy } => {
                 let told = what.clone();
-                (Event::Halt(Stopped { what, remedy }), told)
+                let then = Then::GoOn;
+                (Event::Halt(Stopped { what, remedy, then }), told)
             }
+            StepError::Lost { what } => (Event::Lost(what.clone()), what),
+            StepError::FailedOver { what } => (Event::FailedOver(what.clone()), what),
         };
         let (id, state) = (&self.stored.id, word(&self.stored.record.state));
         tracing::warn!(reshard = id, state, problem = told, "a step failed");
@@ -604,7 +669,11 @@ impl<'a> Run<'a> {
         let attempt = self.stored.record.is_attempt();
         self.settle(&event, &json!({ "problem": told })).await?;
         self.show_now().await;
-        if matches!(event, Event::Halt(_)) && !attempt {
+        if matches!(event, Event::Lost(_)) && self.stored.record.state == State::Prepare {
+            self.streams.clear();
+            return Ok(());
+        }
+        if self.stored.record.stopped.is_some() && !attempt {
             self.streams.clear();
             return Ok(());
         }
@@ -688,6 +757,14 @@ impl<'a> Run<'a> {
         };
         drop(shown.await);
     }
+}
+
+/// Whether it does what servers can be spared for a while.
+fn heeds_throttle(effect: Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Copy | Effect::Verify | Effect::Finish | Effect::Abort
+    )
 }
 
 /// Resolves when one of them cannot go on any more.

@@ -118,7 +118,7 @@ fn waiting_for(stored: &Stored, leader: Option<&Leader>) -> Option<String> {
             Some(format!("the operator: {}", first.unwrap_or_default()))
         }
         Next::Wait(Waiting::Stopped) | Next::Over | Next::Turn(_) | Next::Run(_) => {
-            let said = ["throttled", "waiting_for", "problem"]
+            let said = ["throttle", "waiting_for", "problem"]
                 .iter()
                 .find_map(|name| text(progress, name));
             said.or_else(|| cutover_waits(record, progress))
@@ -288,6 +288,7 @@ mod tests {
             key_column: "id".to_owned(),
             primary_key: Vec::new(),
             columns: Vec::new(),
+            root: None,
         };
         let plan = Plan {
             moves: Vec::new(),

@@ -28,6 +28,7 @@ const LOOKS: [&str; 30] = [
     "SHOW PLANS",
     "SHOW POOLS",
     "SHOW REFUSALS",
+    "SHOW RESHARD",
     "SHOW SERVERS",
     "SHOW SERVER_VERSION",
     "SHOW SHARDS",

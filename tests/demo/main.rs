@@ -8,4 +8,6 @@
 )]
 
 mod stage;
+mod steering;
 mod typing;
+mod wrong;

@@ -6,7 +6,10 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,11 +32,15 @@ pub(crate) struct Demo {
     pub(crate) printed: String,
     pub(crate) port: u16,
     child: Child,
+    // One at a time: four servers each, and times are looked at.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Demo {
     /// Of three shards, and a server more.
     pub(crate) fn start() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let port = two_ports();
         let mut child = Command::new("/bin/sh")
             .args(["-c", WITH_OWNER, "demo", SHARDWAY, "demo", "--port"])
@@ -52,6 +59,7 @@ impl Demo {
             printed,
             port,
             child,
+            _turn: turn,
         }
     }
 

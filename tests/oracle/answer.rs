@@ -31,6 +31,18 @@ pub(crate) struct Part {
 }
 
 impl Answer {
+    /// Of a COPY.
+    pub(crate) fn lines(lines: Vec<String>) -> Self {
+        let count = lines.len() as u64;
+        let rows = lines.into_iter().map(|line| vec![Some(line)]).collect();
+        let columns = Vec::new();
+        Self::Texts(vec![Part {
+            columns,
+            rows,
+            count,
+        }])
+    }
+
     /// Whether both are right for the statement. Numerics that differ in their scale alone are equal to ORDER BY:
     /// which of 1.5 and 1.5000 comes first, and which of them a LIMIT keeps, is open.
     pub(crate) fn agrees(&self, other: &Self, statement: &Statement) -> bool {
@@ -95,7 +107,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection with its prepared statements.
 pub(crate) struct Side {
-    client: Client,
+    pub(crate) client: Client,
     prepared: HashMap<String, tokio_postgres::Statement>,
 }
 
@@ -236,7 +248,7 @@ fn texts(messages: Vec<SimpleQueryMessage>, ordered: bool) -> Answer {
     Answer::Texts(parts)
 }
 
-fn failed(error: &tokio_postgres::Error) -> Answer {
+pub(crate) fn failed(error: &tokio_postgres::Error) -> Answer {
     let Some(error) = error.as_db_error() else {
         return Answer::Error(format!("connection: {error}"));
     };

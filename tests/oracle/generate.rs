@@ -3,7 +3,7 @@
 
 use crate::{
     random::Random,
-    schema::{Kind, TABLES, Table, keys, quoted},
+    schema::{Keys, Kind, TABLES, Table, keys, quoted},
     value::Value,
 };
 
@@ -58,6 +58,7 @@ pub(crate) struct Generator {
     homely: usize,
     path: &'static str,
     ordered: bool,
+    keys: Keys,
 }
 
 impl Generator {
@@ -86,7 +87,14 @@ impl Generator {
             homely,
             path,
             ordered: false,
+            keys: Keys::OfSome,
         }
+    }
+
+    /// For tables that have these.
+    pub(crate) fn of_keys(mut self, keys: Keys) -> Self {
+        self.keys = keys;
+        self
     }
 
     /// A statement by itself, as one of a transaction.
@@ -104,6 +112,44 @@ impl Generator {
             usage: Use::Committed,
             shape,
         }
+    }
+
+    /// A read by itself.
+    pub(crate) fn reading(mut self) -> Statement {
+        let (shape, sql) = self.read();
+        Statement {
+            setting: None,
+            sql,
+            parameters: self.parameters,
+            ordered: self.ordered,
+            usage: Use::Read,
+            shape,
+        }
+    }
+
+    /// A read for a cursor, without parameters; whether all of its rows have a place in its order.
+    pub(crate) fn cursor(mut self) -> (String, bool) {
+        self.protocol = Protocol::Simple;
+        let (_, sql) = self.read();
+        (sql, self.ordered)
+    }
+
+    /// A table with a condition on its key, and rows for it: key, n, note, and what tells rows of a key apart.
+    pub(crate) fn copy(mut self) -> (&'static Table, String, Vec<Vec<String>>) {
+        self.protocol = Protocol::Simple;
+        let table = self.keyed();
+        let filter = self.pin(table, "t");
+        let rows = (0..1 + self.s.below(6)).map(|_| {
+            let key = self.chosen(table).to_owned();
+            let number = self.v.below(1000).to_string();
+            vec![
+                key,
+                self.v.below(7).to_string(),
+                "copied".to_owned(),
+                number,
+            ]
+        });
+        (table, filter, rows.collect())
     }
 
     pub(crate) fn statement(mut self) -> Statement {
@@ -452,7 +498,8 @@ impl Generator {
                 } else {
                     format!("{alias}.*")
                 },
-                table.columns.len(),
+                table.columns.len()
+                    + usize::from(table.unique.is_empty() && self.keys == Keys::OfAll),
             ),
             1 => (format!("{key}, {n}, {note}"), 3),
             2 => (format!("{n}, {key}"), 2),

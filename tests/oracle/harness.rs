@@ -1,10 +1,14 @@
 //! Three shards with the rows where the map says, one server with all rows, and the real binary before the shards.
 
-use crate::{doubled, random::Random, schema};
+use crate::{
+    doubled, moving,
+    random::Random,
+    schema::{self, Keys},
+};
 use shardway::{
     catalog::snapshot::Snapshot,
     config::load,
-    sandbox::{Auth, Sandbox, SandboxEnv},
+    sandbox::{Auth, Cluster, Sandbox, SandboxEnv},
 };
 use std::{
     fs,
@@ -29,14 +33,20 @@ watcher=$!
 wait "$program"
 kill "$watcher" 2>/dev/null"#;
 
-/// Both sides, filled alike. The proxy ends before the servers do.
+/// Both sides, filled alike. The proxies end before the servers do.
 pub(crate) struct World {
-    proxy: Child,
-    port: u16,
+    proxies: Vec<Proxy>,
     sandbox: Sandbox,
     pub(crate) snapshot: Arc<Snapshot>,
     /// By table and shard, rows that are where they do not belong.
     strangers: Vec<Vec<Vec<String>>>,
+    pub(crate) rows: Rows,
+    pub(crate) config: PathBuf,
+}
+
+struct Proxy {
+    child: Child,
+    port: u16,
 }
 
 /// Whether rows are also on shards that do not own them.
@@ -44,78 +54,156 @@ pub(crate) struct World {
 pub(crate) enum Rows {
     Once,
     Doubled,
+    /// Now and then, while they move: two proxies, and one more server that has none at first.
+    Moving,
+    /// The same, and one more server, which can follow the home shard.
+    Followed,
+}
+
+impl Rows {
+    /// Shards of the configuration.
+    pub(crate) fn shards(self) -> usize {
+        match self {
+            Self::Once | Self::Doubled => SHARDS,
+            Self::Moving | Self::Followed => SHARDS + 1,
+        }
+    }
+
+    fn spares(self) -> usize {
+        usize::from(self == Self::Followed)
+    }
+
+    fn proxies(self) -> usize {
+        match self {
+            Self::Once | Self::Doubled => 1,
+            Self::Moving | Self::Followed => 2,
+        }
+    }
+
+    /// What moves needs a primary key.
+    pub(crate) fn keys(self) -> Keys {
+        match self {
+            Self::Once | Self::Doubled => Keys::OfSome,
+            Self::Moving | Self::Followed => Keys::OfAll,
+        }
+    }
 }
 
 impl World {
     pub(crate) async fn start(random: &mut Random, rows: Rows) -> Self {
         let sandbox = Sandbox::builder(environment())
-            .clusters(SHARDS + 1)
+            .clusters(rows.shards() + 1 + rows.spares())
             .auth(Auth::Scram)
+            .setting("wal_level", "logical")
+            .setting("max_wal_senders", "20")
+            .setting("max_replication_slots", "20")
             .start()
             .unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let text = schema::configuration(
-            &sandbox.clusters()[..SHARDS],
-            SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        );
-        let settings = load::load_str("oracle.toml", &text, Path::new("."))
+        let all = &sandbox.clusters()[..rows.shards()];
+        let shards = &all[..SHARDS];
+        let texts: Vec<(u16, String)> = (0..rows.proxies())
+            .map(|_| {
+                let port = free();
+                let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                (port, schema::configuration(all, listen))
+            })
+            .collect();
+        let settings = load::load_str("oracle.toml", &texts[0].1, Path::new("."))
             .unwrap_or_else(|errors| panic!("{}", errors.render()));
         let snapshot = Arc::clone(&settings.databases[schema::DATABASE].snapshot);
-        schema::fill(
-            &sandbox.clusters()[..SHARDS],
-            sandbox.cluster(SHARDS),
-            &snapshot,
-            random,
-        )
-        .await;
-        let shards = &sandbox.clusters()[..SHARDS];
+        let whole = sandbox.cluster(rows.shards());
+        schema::fill(shards, whole, &snapshot, random, rows.keys()).await;
+        for empty in &all[SHARDS..] {
+            schema::found(empty).await;
+        }
         let copied = match rows {
-            Rows::Once => Vec::new(),
+            Rows::Once | Rows::Moving | Rows::Followed => Vec::new(),
             Rows::Doubled => doubled::copied(&snapshot),
         };
         doubled::fill(shards, &snapshot, &copied).await;
         let strangers = doubled::all(shards, &snapshot, &copied).await;
-        let config = sandbox.root().join("oracle.toml");
-        fs::write(&config, &text).unwrap();
-        let proxy = serve(&config, port);
+        let mut proxies = Vec::new();
+        for (at, (port, text)) in texts.iter().enumerate() {
+            let config = sandbox.root().join(format!("oracle{at}.toml"));
+            fs::write(&config, text).unwrap();
+            let child = serve(&config, *port);
+            proxies.push(Proxy { child, port: *port });
+        }
         doubled::announce(&shards[0], &snapshot, &copied).await;
         Self {
-            proxy,
-            port,
+            config: sandbox.root().join("oracle0.toml"),
+            proxies,
             sandbox,
             snapshot,
             strangers,
+            rows,
         }
     }
 
     pub(crate) fn direct(&self) -> Config {
-        config(self.sandbox.cluster(SHARDS).port())
+        config(self.sandbox.cluster(self.rows.shards()).port())
     }
 
-    pub(crate) fn proxied(&self) -> Config {
-        config(self.port)
+    /// By each of the proxies.
+    pub(crate) fn proxied(&self) -> Vec<Config> {
+        let proxies = self.proxies.iter();
+        proxies.map(|proxy| config(proxy.port)).collect()
+    }
+
+    /// One more proxy, of the configuration of the first.
+    pub(crate) fn one_more(&mut self) -> Config {
+        let port = free();
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let all = &self.sandbox.clusters()[..self.rows.shards()];
+        let path = self.sandbox.root().join("one-more.toml");
+        fs::write(&path, schema::configuration(all, listen)).unwrap();
+        let child = serve(&path, port);
+        self.proxies.push(Proxy { child, port });
+        config(port)
+    }
+
+    /// The home shard, and the server that may follow it.
+    pub(crate) fn home_and_spare(&self) -> (&Cluster, &Cluster) {
+        let all = self.sandbox.clusters();
+        (&all[0], all.last().unwrap())
+    }
+
+    /// The home shard, as its superuser.
+    pub(crate) fn home(&self) -> Config {
+        self.sandbox.cluster(0).config(schema::DATABASE)
     }
 
     /// See [`schema::compare`].
     pub(crate) async fn compare(&self) -> Vec<String> {
         schema::compare(
             &self.sandbox.clusters()[..SHARDS],
-            self.sandbox.cluster(SHARDS),
+            self.sandbox.cluster(self.rows.shards()),
             &self.snapshot,
             &self.strangers,
         )
         .await
     }
+
+    /// See [`moving::compare`].
+    pub(crate) async fn compare_moved(&self) -> Vec<String> {
+        moving::compare(
+            &self.sandbox.clusters()[..self.rows.shards()],
+            self.sandbox.cluster(self.rows.shards()),
+            &self.snapshot,
+        )
+        .await
+    }
 }
 
-impl Drop for World {
+fn free() -> u16 {
+    let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    any.local_addr().unwrap().port()
+}
+
+impl Drop for Proxy {
     fn drop(&mut self) {
-        drop(self.proxy.stdin.take());
-        self.proxy.wait().unwrap();
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
     }
 }
 

@@ -15,8 +15,11 @@
 
 mod answer;
 mod doubled;
+mod failing_over;
 mod generate;
 mod harness;
+mod moving;
+mod parts;
 mod random;
 mod schema;
 mod value;
@@ -24,8 +27,10 @@ mod value;
 use answer::{Answer, Side};
 use generate::{Generator, Statement, Use};
 use harness::{Rows, World};
+use moving::{Asked, Driver};
 use random::Random;
-use std::collections::BTreeMap;
+use schema::Keys;
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 /// Statements of a run as part of the tests.
 const STATEMENTS: usize = 4000;
@@ -35,6 +40,8 @@ const TEMPLATES: usize = 24;
 const TURNS: usize = 4;
 /// Transactions of several statements in each batch.
 const TRANSACTIONS: usize = 4;
+/// Reshards of a run as part of the tests.
+const RESHARDS: usize = 4;
 const MISMATCHES_SHOWN: usize = 40;
 
 fn number(name: &str, default: usize) -> usize {
@@ -62,7 +69,7 @@ fn answers_are_those_of_one_postgresql(rows: Rows) {
     runtime.block_on(async {
         let world = World::start(&mut Random::new(seed), rows).await;
         let mut run = Run::open(&world).await;
-        run.proxied.learnt().await;
+        run.learnt().await;
         let mut done = 0;
         let first = seed.wrapping_mul(1_000_003);
         let mut batch = number("SHARDWAY_ORACLE_BATCH", first as usize) as u64;
@@ -101,6 +108,56 @@ fn answers_are_those_of_one_postgresql(rows: Rows) {
     });
 }
 
+/// Rows are on two shards all the while, and owners change, there and back; clients see nothing of it.
+#[test]
+fn answers_stay_those_of_one_postgresql_all_through_reshards() {
+    let reshards = number("SHARDWAY_ORACLE_RESHARDS", RESHARDS);
+    let seed = number("SHARDWAY_ORACLE_SEED", 1) as u64;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let world = World::start(&mut Random::new(seed), Rows::Moving).await;
+        let mut run = Run::open(&world).await;
+        run.learnt().await;
+        let asked = Arc::new(Asked::default());
+        run.asked = Some(Arc::clone(&asked));
+        let driver = Driver::open(&world, &asked, seed).await;
+        let driver = tokio::spawn(driver.run(reshards));
+        let (mut done, mut wrong) = (0, Vec::new());
+        let mut batch = seed.wrapping_mul(1_000_003);
+        while !asked.is_over() && !driver.is_finished() {
+            done += run.batch(batch).await;
+            run.turn();
+            batch = batch.wrapping_add(1);
+            for mismatch in run.mismatches.drain(..) {
+                println!("{mismatch}");
+                wrong.push(mismatch);
+            }
+            if asked.rests() {
+                wrong.extend(world.compare_moved().await);
+                assert!(wrong.is_empty(), "seed {seed}: {}", wrong.join("\n"));
+                asked.go_on();
+            }
+            assert!(wrong.len() < MISMATCHES_SHOWN, "{}", wrong.join("\n"));
+        }
+        driver.await.unwrap();
+        let states = asked.by_state();
+        println!("seed {seed}: {done} statements in {reshards} reshards");
+        for (state, statements) in &states {
+            println!("{state:24} {statements:8}");
+        }
+        run.report();
+        assert!(wrong.is_empty(), "wrong answers:\n{}", wrong.join("\n"));
+        let failed = asked.failed();
+        assert!(failed.is_empty(), "failed by moves: {}", failed.join("\n"));
+        for state in moving::STATES {
+            assert!(states.contains_key(*state), "nothing was asked in {state}");
+        }
+    });
+}
+
 /// How a statement ended on the side that was asked first.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Went {
@@ -110,7 +167,13 @@ enum Went {
 
 struct Run {
     direct: Side,
+    /// By the proxy that is asked now, and by the others.
     proxied: Side,
+    /// Each with a session of its own on the whole database, as whoever else is connected.
+    others: Vec<(Side, Side)>,
+    keys: Keys,
+    /// Of a run in which rows move: what was asked when.
+    asked: Option<Arc<Asked>>,
     /// By code.
     refused: BTreeMap<String, usize>,
     /// By shape: answered, failed, refused.
@@ -121,13 +184,39 @@ struct Run {
 
 impl Run {
     async fn open(world: &World) -> Self {
+        let mut sides = Vec::new();
+        for proxy in world.proxied() {
+            sides.push(Side::connect(&proxy).await);
+        }
+        let mut others = Vec::new();
+        for side in sides.split_off(1) {
+            others.push((side, Side::connect(&world.direct()).await));
+        }
         Self {
             direct: Side::connect(&world.direct()).await,
-            proxied: Side::connect(&world.proxied()).await,
+            proxied: sides.pop().unwrap(),
+            others,
+            keys: world.rows.keys(),
+            asked: None,
             refused: BTreeMap::new(),
             shapes: BTreeMap::new(),
             mismatches: Vec::new(),
             committed: 0,
+        }
+    }
+
+    async fn learnt(&self) {
+        let others = self.others.iter().map(|(proxied, _)| proxied);
+        for side in others.chain([&self.proxied]) {
+            side.learnt().await;
+        }
+    }
+
+    /// The other proxy is asked from now on.
+    fn turn(&mut self) {
+        if let Some((proxied, direct)) = self.others.first_mut() {
+            std::mem::swap(&mut self.proxied, proxied);
+            std::mem::swap(&mut self.direct, direct);
         }
     }
 
@@ -152,7 +241,8 @@ impl Run {
             format!("SET search_path TO {path}")
         };
         let strings = random.pick(&["on", "on", "on", "off"]);
-        for side in [&self.direct, &self.proxied] {
+        let others = self.others.iter().flat_map(|(one, other)| [one, other]);
+        for side in others.chain([&self.direct, &self.proxied]) {
             for set in [
                 &set,
                 &format!("SET standard_conforming_strings TO {strings}"),
@@ -165,12 +255,17 @@ impl Run {
         let templates: Vec<u64> = (0..TEMPLATES).map(|_| random.next()).collect();
         for _ in 0..TEMPLATES * TURNS {
             let template = templates[random.below(TEMPLATES)];
-            let statement = Generator::new(template, random.next(), path).statement();
+            let statement = Generator::new(template, random.next(), path)
+                .of_keys(self.keys)
+                .statement();
             self.one(&statement, &place).await;
         }
         let mut done = TEMPLATES * TURNS;
         for _ in 0..TRANSACTIONS {
             done += self.transaction(&mut random, path, &place).await;
+            if self.asked.is_some() {
+                done += self.parts(&mut random, path, &place).await;
+            }
         }
         done
     }
@@ -182,9 +277,14 @@ impl Run {
         for at in 0..statements {
             let name = ["a", "b", "\"C\""][random.below(3)];
             self.both(&format!("SAVEPOINT {name}"), place).await;
-            let statement = Generator::new(random.next(), random.next(), path).single();
+            let statement = Generator::new(random.next(), random.next(), path)
+                .of_keys(self.keys)
+                .single();
             let place = format!("{place}, statement {at} of a transaction");
             let went = self.one(&statement, &place).await;
+            if !self.others.is_empty() && random.chance(20) {
+                self.beside(random, path, &place).await;
+            }
             match (went, random.below(6)) {
                 (Went::Well, 0) | (Went::Wrong, _) => {
                     self.both(&format!("ROLLBACK TO {name}"), &place).await;
@@ -198,18 +298,51 @@ impl Run {
         statements
     }
 
+    /// Somebody else reads while a transaction is open.
+    async fn beside(&mut self, random: &mut Random, path: &str, place: &str) {
+        let statement = loop {
+            let generator = Generator::new(random.next(), random.next(), path);
+            let statement = generator.of_keys(self.keys).reading();
+            if statement.shape != "locking" {
+                break statement;
+            }
+        };
+        self.turn();
+        let place = format!("{place}, read by somebody else");
+        self.one(&statement, &place).await;
+        self.turn();
+    }
+
     /// Both sides answer a command alike.
     async fn both(&mut self, sql: &str, place: &str) {
-        let (proxied, direct) = (
-            self.proxied.command(sql).await,
-            self.direct.command(sql).await,
-        );
+        let begun = Instant::now();
+        let proxied = self.proxied.command(sql).await;
+        self.note(begun, &proxied, sql);
+        let direct = self.direct.command(sql).await;
         if proxied != direct {
             self.mismatches.push(format!(
                 "{place}: {sql}\n  PostgreSQL {}\n  Shardway   {}",
                 short(&direct),
                 short(&proxied)
             ));
+        }
+    }
+
+    fn note(&self, begun: Instant, answer: &Answer, sql: &str) {
+        if let Some(asked) = &self.asked {
+            asked.note(begun, answer, sql);
+        }
+    }
+
+    fn count(&mut self, shape: &'static str, proxied: &Answer) {
+        let shape = self.shapes.entry(shape).or_default();
+        match proxied {
+            Answer::Refused(code) => {
+                shape[2] += 1;
+                *self.refused.entry(code.clone()).or_default() += 1;
+            }
+            Answer::Error(_) => shape[1] += 1,
+            Answer::Rows { .. } | Answer::Texts(_) => shape[0] += 1,
         }
     }
 
@@ -222,7 +355,9 @@ impl Run {
                 }
             }
         }
+        let begun = Instant::now();
         let proxied = self.proxied.ask(statement).await;
+        self.note(begun, &proxied, &statement.sql);
         if let Answer::Error(code) = &proxied {
             let sql = &statement.sql;
             assert!(
@@ -230,15 +365,7 @@ impl Run {
                 "{place}: {sql} cost the connection"
             );
         }
-        let shape = self.shapes.entry(statement.shape).or_default();
-        match &proxied {
-            Answer::Refused(code) => {
-                shape[2] += 1;
-                *self.refused.entry(code.clone()).or_default() += 1;
-            }
-            Answer::Error(_) => shape[1] += 1,
-            Answer::Rows { .. } | Answer::Texts(_) => shape[0] += 1,
-        }
+        self.count(statement.shape, &proxied);
         let went = match &proxied {
             Answer::Rows { .. } | Answer::Texts(_) => Went::Well,
             Answer::Error(_) | Answer::Refused(_) => Went::Wrong,
@@ -294,7 +421,7 @@ fn a_prepared_statement_follows_search_path() {
     runtime.block_on(async {
         let world = World::start(&mut Random::new(7), Rows::Once).await;
         let mut run = Run::open(&world).await;
-        run.proxied.learnt().await;
+        run.learnt().await;
         for path in [
             "public",
             "alt, public",

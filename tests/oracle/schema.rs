@@ -217,6 +217,14 @@ pub(crate) const TABLES: &[Table] = &[
     },
 ];
 
+/// Which tables have a primary key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    OfSome,
+    /// Where rows may be there twice, one more column at the end tells them apart, as what moves needs it.
+    OfAll,
+}
+
 pub(crate) const DATABASE: &str = "oracle";
 pub(crate) const USER: &str = "app";
 
@@ -323,22 +331,27 @@ pub(crate) fn configuration(shards: &[Cluster], listen: SocketAddr) -> String {
 [databases.oracle.groups.ints]
 method = "hash"
 key_type = "bigint"
+shards = ["s0", "s1", "s2"]
 tables = { "public.acct" = "id", "public.ord" = "acct_id", "public.item" = "acct_id", "public.measure" = "acct_id", "alt.acct" = "id", "public.Mixed Case" = "Key" }
 [databases.oracle.groups.texts]
 method = "hash"
 key_type = "text"
+shards = ["s0", "s1", "s2"]
 tables = { "public.doc" = "slug", "public.rev" = "slug" }
 [databases.oracle.groups.uuids]
 method = "hash"
 key_type = "uuid"
+shards = ["s0", "s1", "s2"]
 tables = { "public.dev" = "uid" }
 [databases.oracle.groups.numbers]
 method = "hash"
 key_type = "numeric"
+shards = ["s0", "s1", "s2"]
 tables = { "public.ledger" = "k" }
 [databases.oracle.groups.dates]
 method = "hash"
 key_type = "date"
+shards = ["s0", "s1", "s2"]
 tables = { "public.diary" = "d" }
 [databases.oracle.groups.regions]
 method = "list"
@@ -350,12 +363,12 @@ tables = { "public.ship" = "region", "alt.doc" = "slug" }
 [databases.oracle.groups.months]
 method = "range"
 key_type = "date"
-ranges = [ { to = "2026-01-01", shard = "s0" }, { to = "2026-02-01", shard = "s1" }, { shard = "s2" } ]
+ranges = [ { to = "2026-01-01", shard = "s0" }, { to = "2026-02-01", shard = "s1" }, { to = "2026-02-15", shard = "s2" }, { shard = "s0" } ]
 tables = { "public.event" = "day" }
 [databases.oracle.groups.spans]
 method = "range"
 key_type = "bigint"
-ranges = [ { to = 100, shard = "s2" }, { to = 200, shard = "s0" }, { shard = "s1" } ]
+ranges = [ { to = 0, shard = "s1" }, { to = 100, shard = "s2" }, { to = 200, shard = "s0" }, { shard = "s1" } ]
 tables = { "public.span" = "k" }
 [databases.oracle.tables]
 reference = ["public.country"]
@@ -406,7 +419,8 @@ impl Table {
     }
 }
 
-async fn create(server: &Cluster) {
+/// Roles and the database, as every server of an installation has them.
+pub(crate) async fn found(server: &Cluster) {
     server
         .execute("postgres", "CREATE ROLE app LOGIN PASSWORD 'app'")
         .await
@@ -418,21 +432,31 @@ async fn create(server: &Cluster) {
     for sql in [
         "CREATE ROLE control LOGIN PASSWORD 'control' IN ROLE app",
         "GRANT CREATE ON DATABASE oracle TO control",
+        "ALTER ROLE control REPLICATION",
+        "GRANT SET ON PARAMETER session_replication_role TO control",
     ] {
         server.execute("postgres", sql).await.unwrap();
     }
-    let mut sql =
-        String::from("ALTER SCHEMA public OWNER TO app; SET ROLE app; CREATE SCHEMA alt;");
+    let public = "ALTER SCHEMA public OWNER TO app";
+    server.execute(DATABASE, public).await.unwrap();
+}
+
+async fn create(server: &Cluster, keys: Keys) {
+    found(server).await;
+    let mut sql = String::from("SET ROLE app; CREATE SCHEMA alt;");
     for table in TABLES {
         let columns: Vec<String> = table
             .columns
             .iter()
             .map(|(name, kind)| format!("{} {kind}", quoted(name)))
             .collect();
-        let unique = if table.unique.is_empty() {
-            String::new()
-        } else {
-            format!(", PRIMARY KEY ({})", table.unique)
+        let unique = match (table.unique, keys) {
+            ("", Keys::OfAll) => format!(
+                ", seq bigint NOT NULL DEFAULT 0, PRIMARY KEY ({}, seq)",
+                quoted(table.key)
+            ),
+            ("", Keys::OfSome) => String::new(),
+            (columns, _) => format!(", PRIMARY KEY ({columns})"),
         };
         let _ = write!(
             sql,
@@ -453,6 +477,7 @@ pub(crate) async fn fill(
     whole: &Cluster,
     snapshot: &Snapshot,
     random: &mut Random,
+    primary: Keys,
 ) {
     let mut scripts = vec![String::new(); shards.len() + 1];
     for table in TABLES {
@@ -467,16 +492,23 @@ pub(crate) async fn fill(
             }
             for number in 0..per_key {
                 let row = row(table, key, number, random);
-                let insert = format!("INSERT INTO {} VALUES ({row});", table.full_name());
+                let seq = match (table.unique, primary) {
+                    ("", Keys::OfAll) => format!(", {}", number + 1),
+                    _ => String::new(),
+                };
+                let insert = format!("INSERT INTO {} VALUES ({row}{seq});", table.full_name());
                 for shard in table.places(snapshot, key).iter() {
-                    scripts[shard.index()].push_str(&insert);
+                    let Some(script) = scripts[..shards.len()].get_mut(shard.index()) else {
+                        continue;
+                    };
+                    script.push_str(&insert);
                 }
                 scripts[shards.len()].push_str(&insert);
             }
         }
     }
     for (server, script) in shards.iter().chain([whole]).zip(&scripts) {
-        create(server).await;
+        create(server, primary).await;
         server.execute(DATABASE, script).await.unwrap();
     }
 }

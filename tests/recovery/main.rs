@@ -11,5 +11,6 @@ mod agreeing;
 mod checking;
 mod deciding;
 mod harness;
+mod many;
 mod schema;
 mod serving;

@@ -1,14 +1,17 @@
 //! Resharding from three shards to four while clients write: nothing that was acknowledged is lost or there twice, nothing
 //! fails that need not, whatever dies in between.
 //!
-//! Needs the feature `failpoints`. `SHARDWAY_RESHARD=all` takes every victim at every point, which takes long.
+//! Needs the feature `failpoints`. `SHARDWAY_RESHARD_PART=i/n` takes a part of every victim, fault and point, which takes
+//! long (`make reshard-matrix`).
 
 #![cfg(test)]
 #![expect(
     clippy::disallowed_methods,
-    reason = "clients run on their own, and how long they waited is what is claimed"
+    reason = "clients and faults run on their own, and how long they took is what is claimed"
 )]
 
+mod direct;
+mod faults;
 #[expect(
     dead_code,
     reason = "the harness of another suite, of which this one uses a part"
@@ -18,14 +21,31 @@ mod harness;
 mod kinds;
 mod ledger;
 mod load;
+mod points;
+mod relay;
+mod runs;
 mod stage;
+mod units;
 
 use harness::block_on;
 use load::Load;
 use stage::{Stage, to};
+use std::time::Duration;
+use units::{Combination, Ending, Fault, Leg, Unit, Victim};
 
 /// What moves: an even split over four shards.
 const TO: [&str; 4] = ["--group", "g", "--to", "s0,s1,s2,s3"];
+/// On a machine where everything is started again all the time, locks are waited for for longer than by default.
+const PATIENTLY: [&str; 6] = [
+    "--set",
+    "lock_ms=300",
+    "--set",
+    "drain_ms=1000",
+    "--set",
+    "hold_ms=3000",
+];
+/// Longer than statements are held for then.
+const HELD: Duration = Duration::from_millis(3500);
 
 #[test]
 fn rows_move_there_and_back_and_there_again_while_clients_write() {
@@ -49,59 +69,7 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
         stage.adds_up(&proxies[0], &seen).await;
         stage.adds_up(&proxies[1], &seen).await;
         stage.is_clean().await;
-        let errors = seen.errors.lock().unwrap().clone();
-        assert!(
-            errors.is_empty(),
-            "{} errors: {:?}",
-            errors.len(),
-            &errors[..errors.len().min(5)]
-        );
-    });
-}
-
-#[test]
-fn a_leader_that_dies_at_any_point_of_a_cutover_is_replaced_and_nothing_is_lost() {
-    let stage = Stage::open();
-    let mut plain = stage.proxy("");
-    block_on(async {
-        stage.fill(&plain).await;
-        let load = Load::start(&[to(&plain)], 4);
-        stage.must(&[&["start"], &TO[..]].concat()).await;
-        stage.until("ready").await;
-        for (point, verb) in [
-            ("after_hold", "cutover"),
-            ("after_fence", "rollback"),
-            ("after_drain", "cutover"),
-            ("after_flip", "rollback"),
-            ("after_activate", "cutover"),
-            ("before_reverse", "rollback"),
-        ] {
-            let mut armed = stage.proxy(&format!("{point}:kill"));
-            load.seen.goes_to(&[to(&armed)]);
-            plain.signal("KILL");
-            let dies = async {
-                tokio::task::spawn_blocking(move || armed.wait())
-                    .await
-                    .unwrap();
-                plain = stage.proxy("");
-                load.seen.goes_to(&[to(&plain)]);
-            };
-            // The command waits for the end of the cutover, whoever leads it.
-            let verbs = [verb];
-            tokio::join!(stage.must(&verbs), dies);
-            stage.until("reverse").await;
-            println!("{point}, {verb}: done");
-        }
-        stage.must(&["cutover"]).await;
-        stage.until("reverse").await;
-        stage.must(&["finish"]).await;
-        stage.until("done").await;
-        let seen = load.stop().await;
-        stage.adds_up(&to(&plain), &seen).await;
-        stage.is_clean().await;
-        let errors = seen.errors.lock().unwrap().clone();
-        let wrong = errors.iter().find(|error| error.starts_with("wrong"));
-        assert_eq!(wrong, None);
+        nothing_failed(&seen.errors());
     });
 }
 
@@ -122,14 +90,86 @@ fn an_aborted_reshard_leaves_nothing_behind() {
         stage.must(&["abort"]).await;
         stage.until("aborted").await;
         let seen = load.stop().await;
-        let errors = seen.errors.lock().unwrap().clone();
-        assert!(
-            errors.is_empty(),
-            "{} errors: {:?}",
-            errors.len(),
-            &errors[..errors.len().min(5)]
-        );
+        nothing_failed(&seen.errors());
         stage.adds_up(&to(&proxy), &seen).await;
         stage.is_clean().await;
     });
+}
+
+/// The parts of the matrix that were asked for; without, one death at every point.
+#[test]
+fn whatever_is_killed_at_whatever_point_until_a_finish_nothing_is_lost() {
+    let Some((part, of)) = part() else {
+        let [finished, _] = units::quick();
+        return runs::run(&finished, frozen()).must_be_good();
+    };
+    let units: Vec<Unit> = units::all()
+        .into_iter()
+        .skip(part - 1)
+        .step_by(of)
+        .collect();
+    assert_eq!(runs::all(&units, frozen()), 0, "failures");
+}
+
+#[test]
+fn whatever_is_killed_at_whatever_point_until_an_abort_nothing_is_lost() {
+    let [_, aborted] = units::quick();
+    runs::run(&aborted, frozen()).must_be_good();
+}
+
+#[test]
+fn who_was_frozen_or_cut_off_during_a_cutover_does_no_harm_afterwards() {
+    let of = |victim, fault, point, leg| Combination {
+        victim,
+        fault,
+        point,
+        leg,
+    };
+    let unit = Unit {
+        name: "frozen".to_owned(),
+        takes: vec![
+            of(
+                Victim::Destination,
+                Fault::Cut,
+                "after_apply_commit",
+                Leg::Start,
+            ),
+            // It has the map of before when it goes on.
+            of(Victim::Other, Fault::Stop, "begin_hold", Leg::Forward),
+            of(Victim::Leader, Fault::Stop, "after_guard", Leg::Back),
+            of(Victim::Catalog, Fault::Cut, "after_flip", Leg::Back),
+            of(Victim::Leader, Fault::Stop, "after_flip", Leg::Again),
+            of(Victim::Source, Fault::Cut, "begin_finish", Leg::End),
+        ],
+        ending: Ending::Finish,
+    };
+    runs::run(&unit, frozen()).must_be_good();
+}
+
+fn nothing_failed(errors: &[String]) {
+    let some = &errors[..errors.len().min(5)];
+    assert!(errors.is_empty(), "{} errors: {some:?}", errors.len());
+}
+
+/// `i/n` of the environment.
+fn part() -> Option<(usize, usize)> {
+    let text = std::env::var("SHARDWAY_RESHARD_PART").ok()?;
+    let (part, of) = text.split_once('/')?;
+    Some((part.parse().unwrap(), of.parse().unwrap()))
+}
+
+/// For how long somebody is frozen: longer than a lease at least.
+fn frozen() -> Duration {
+    let text = std::env::var("SHARDWAY_RESHARD_FROZEN").ok();
+    let seconds = text.map_or(9, |text| text.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+/// Runs a future to its end on several threads, with tasks beside it.
+fn block_on_all<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
+    let done = runtime.block_on(future);
+    runtime.shutdown_background();
+    done
 }

@@ -1,6 +1,7 @@
 //! Servers of which some have the rows, proxies before them, and the commands of a reshard.
 
 use crate::{
+    faults::Crew,
     harness::{PATIENCE, Proxy, SHARDWAY, environment, open_session},
     load::{ACCOUNTS, Known, Seen},
 };
@@ -100,15 +101,20 @@ impl Stage {
 
     /// Writes the configuration that commands read.
     pub(crate) fn write(&self) {
-        std::fs::write(&self.config, self.text()).unwrap();
+        std::fs::write(&self.config, self.text(&self.ports())).unwrap();
     }
 
-    /// A configuration as the setting says now.
-    pub(crate) fn text(&self) -> String {
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let clusters = self.sandbox.clusters().iter();
+        clusters.map(|it| it.port()).collect()
+    }
+
+    /// A configuration as the setting says now, with the servers at these ports.
+    pub(crate) fn text(&self, ports: &[u16]) -> String {
         let setting = &self.setting;
         let shards: String = (0..setting.shards)
             .map(|at| {
-                let port = self.sandbox.cluster(at).port();
+                let port = ports[at];
                 format!("shards.s{at} = {{ primary = \"postgres://127.0.0.1:{port}/postgres?sslmode=disable\" }}\n")
             })
             .collect();
@@ -121,20 +127,68 @@ impl Stage {
 
     /// A proxy of its own process; `failpoint` as `SHARDWAY_FAILPOINT` has it.
     pub(crate) fn proxy(&self, failpoint: &str) -> Proxy {
+        self.proxy_by(&self.ports(), failpoint)
+    }
+
+    /// A proxy that reaches the servers by these ports; `failpoint` as `SHARDWAY_FAILPOINT` has it.
+    pub(crate) fn proxy_by(&self, ports: &[u16], failpoint: &str) -> Proxy {
         let armed = [("SHARDWAY_FAILPOINT", failpoint)];
-        let environment = if failpoint.is_empty() {
+        let armed = if failpoint.is_empty() {
             &armed[..0]
         } else {
             &armed[..]
         };
-        Proxy::start_with(self.sandbox.root(), &self.text(), environment)
+        Proxy::start_with(self.sandbox.root(), &self.text(ports), armed)
+    }
+
+    /// Kills a server with all its processes, as `kill -9` does.
+    pub(crate) fn kill(&self, shard: usize) {
+        let all = self.processes(shard);
+        self.sandbox.cluster(shard).kill();
+        // Those that have ended meanwhile are no failure.
+        drop(kill("KILL", &all[1..]));
+    }
+
+    /// Sends a signal to all processes of a server; the postmaster, which makes others, is stopped first.
+    pub(crate) fn signal(&self, shard: usize, name: &str) {
+        let postmaster = self.processes(shard)[..1].to_vec();
+        drop(kill(name, &postmaster));
+        drop(kill(name, &self.processes(shard)[1..]));
+    }
+
+    /// The numbers of a server's processes, the postmaster's first.
+    fn processes(&self, shard: usize) -> Vec<u32> {
+        let file = self
+            .sandbox
+            .cluster(shard)
+            .data_dir()
+            .join("postmaster.pid");
+        let text = std::fs::read_to_string(file).unwrap();
+        let postmaster: u32 = text.lines().next().unwrap().trim().parse().unwrap();
+        let mut all = vec![postmaster];
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let Ok(pid) = name.parse::<u32>() else {
+                continue;
+            };
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // Behind the name in parentheses: the state and the parent.
+            let parent = stat
+                .rsplit(')')
+                .next()
+                .and_then(|it| it.split_whitespace().nth(1));
+            if parent == Some(postmaster.to_string().as_str()) {
+                all.push(pid);
+            }
+        }
+        all
     }
 
     /// Waits until a proxy can write on several shards.
     pub(crate) async fn ready(&self, proxy: &Proxy) {
         let client = open_session(&to(proxy)).await.unwrap();
         let begun = Instant::now();
-        let write = "begin; delete from country where false; commit";
+        let write = "begin; update country set name = name where false; commit";
         while let Err(error) = client.batch_execute(write).await {
             assert!(begun.elapsed() < PATIENCE, "never ready: {error:?}");
             client.batch_execute("rollback").await.unwrap();
@@ -144,7 +198,12 @@ impl Stage {
 
     /// Rows, through a proxy, once it can write on several shards.
     pub(crate) async fn fill(&self, proxy: &Proxy) {
-        let client = open_session(&to(proxy)).await.unwrap();
+        self.fill_by(&to(proxy)).await;
+    }
+
+    /// The same, through this proxy.
+    pub(crate) async fn fill_by(&self, proxy: &Config) {
+        let client = open_session(proxy).await.unwrap();
         let fill = format!(
             "insert into account select i, 1000 from unnest(array(select generate_series(1, {ACCOUNTS}))) as of (i)"
         );
@@ -154,7 +213,7 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let wide = format!(
-            "insert into wide select i, 0, repeat(md5(i::text), 300) \
+            "insert into wide select i, 0, repeat(lpad('0', 32, '0'), 300) \
              from unnest(array(select generate_series(1, {ACCOUNTS}))) as of (i)"
         );
         client.batch_execute(&wide).await.unwrap();
@@ -204,6 +263,85 @@ impl Stage {
         }
     }
 
+    /// Compares everything once more.
+    pub(crate) async fn verify(&self) {
+        let round = self.status().await["round"].as_i64().unwrap();
+        self.must(&["verify"]).await;
+        let begun = Instant::now();
+        loop {
+            let status = self.status().await;
+            if status["state"] == "ready" && status["round"].as_i64() > Some(round) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "never compared: {status:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What is recorded of the reshard, from its table; null while the home shard does not answer.
+    pub(crate) async fn stands(&self) -> Value {
+        const STANDS: &str = "\
+select jsonb_build_object('state', state, 'step', step, 'flips', flips, 'wanted', wanted, 'error', error, \
+    'progress', progress, 'attempt', attempt, 'journal', (select jsonb_agg(event || ' ' || detail::text) \
+        from (select * from shardway.journal j where j.workflow = w.id order by id desc limit 12) j))::text \
+from shardway.workflow w order by made_at desc limit 1";
+        let asked = async {
+            let client = open_session(&self.sandbox.cluster(0).config("postgres"))
+                .await
+                .ok()?;
+            let row = client.query_opt(STANDS, &[]).await.ok()??;
+            serde_json::from_str(&row.get::<_, String>(0)).ok()
+        };
+        let told = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        told.ok().flatten().unwrap_or(Value::Null)
+    }
+
+    /// Asks for something as an operator does: again, while the home shard does not answer.
+    pub(crate) async fn asks(&self, verb: &str) {
+        let begun = Instant::now();
+        let mut args = vec![verb];
+        if matches!(verb, "cutover" | "rollback") {
+            args.push("--no-wait");
+        }
+        loop {
+            let output = self.reshard(&args).await;
+            if output.status.success() {
+                return;
+            }
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(begun.elapsed() < PATIENCE, "{verb}: {said}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Waits until the reshard is in a state, with as many changes of owners, and all faults have been made on the way.
+    pub(crate) async fn comes_to(&self, crew: &Crew, state: &str, flips: i32) {
+        // Each fault keeps it for as long as a lease at least.
+        let most = PATIENCE * 2 + crate::frozen() * 12;
+        let begun = Instant::now();
+        loop {
+            let now = self.stands().await;
+            assert!(
+                now["error"].is_null(),
+                "stopped, with {:?} to come: {now:#}",
+                crew.wanted()
+            );
+            let made = matches!(state, "done" | "aborted") || now["step"] == "made";
+            if now["state"] == state && now["flips"] == flips && made {
+                break;
+            }
+            assert!(
+                begun.elapsed() < most,
+                "never {state}, with {:?} to come: {now:#}",
+                crew.wanted()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        crew.rests().await;
+        let left = crew.wanted();
+        assert!(left.is_empty(), "{state} without {left:?}");
+    }
+
     pub(crate) async fn session(&self, shard: usize) -> Client {
         session(&self.sandbox, shard).await
     }
@@ -218,15 +356,23 @@ impl Stage {
             .get(0);
         assert_eq!(sum, ACCOUNTS * 1000, "money was made or lost");
         let mut found = std::collections::BTreeMap::<(i64, i64), i32>::new();
-        for row in client
-            .query("select account, id from entry", &[])
+        // Account by account: where its owner is asked.
+        let of = "select account, id from entry where account = $1";
+        let of = client.prepare(of).await.unwrap();
+        for account in 1..=ACCOUNTS {
+            for row in client.query(&of, &[&account]).await.unwrap() {
+                *found.entry((row.get(0), row.get(1))).or_default() += 1;
+            }
+        }
+        let all: i64 = client
+            .query_one("select count(*) from entry", &[])
             .await
             .unwrap()
-        {
-            *found.entry((row.get(0), row.get(1))).or_default() += 1;
-        }
-        let known = seen.entries.lock().unwrap();
-        for (key, known) in known.iter() {
+            .get(0);
+        let met = i64::from(found.values().sum::<i32>());
+        assert_eq!(all, met, "entries of all, and of each account");
+        let known = seen.entries.lock().unwrap().clone();
+        for (key, known) in &known {
             let times = found.get(key).copied().unwrap_or_default();
             match known {
                 Known::There => assert_eq!(times, 1, "{key:?} was acknowledged"),
@@ -237,6 +383,31 @@ impl Stage {
         for (key, times) in &found {
             assert_eq!(*times, 1, "{key:?} is there more than once");
             assert!(known.contains_key(key), "{key:?}: nobody wrote it");
+        }
+        for pair in &*seen.moved.lock().unwrap() {
+            let there = pair.iter().filter(|key| found.contains_key(key)).count();
+            assert_eq!(there, 1, "of {pair:?}, between which an entry went");
+        }
+        self.wide_adds_up(&client, seen).await;
+    }
+
+    /// Wide rows were counted up as often as was acknowledged, and have what was written.
+    async fn wide_adds_up(&self, client: &Client, seen: &Seen) {
+        let wide = seen.wide.lock().unwrap().clone();
+        let of = "select small, big from wide where id = $1";
+        let of = client.prepare(of).await.unwrap();
+        for id in 1..=ACCOUNTS {
+            let row = client.query_one(&of, &[&id]).await.unwrap();
+            let (small, big): (i32, String) = (row.get(0), row.get(1));
+            let counted = wide.get(&id).copied().unwrap_or_default();
+            let most = counted.known + counted.open;
+            assert!(
+                (counted.known..=most).contains(&small),
+                "wide row {id} is at {small}: {counted:?}"
+            );
+            let written = big[..32].parse::<i32>().unwrap();
+            let whole = format!("{written:032}").repeat(300);
+            assert!(written <= small && big == whole, "wide row {id}: {big}");
         }
     }
 
@@ -249,7 +420,11 @@ impl Stage {
                     "select 'slot ' || slot_name from pg_replication_slots \
                      union all select 'publication ' || pubname from pg_publication \
                      union all select 'trigger ' || tgname from pg_trigger where tgname like 'shardway%' \
-                     union all select 'prepared ' || gid from pg_prepared_xacts",
+                     union all select 'prepared ' || gid from pg_prepared_xacts \
+                     union all select 'function ' || proname from pg_proc where proname like 'shardway_guard%' \
+                     union all select 'fence of ' || workflow from shardway.fence \
+                     union all select 'chunk of ' || workflow from shardway.chunk_done \
+                     union all select 'progress of ' || workflow from shardway.apply_progress",
                     &[],
                 )
                 .await
@@ -337,4 +512,13 @@ pub(crate) fn to(proxy: &Proxy) -> Config {
     let mut config = proxy.target().config();
     config.dbname("postgres").user("postgres");
     config
+}
+
+/// Sends a signal.
+fn kill(name: &str, to: &[u32]) -> std::io::Result<Output> {
+    let each = to.iter().map(u32::to_string);
+    std::process::Command::new("kill")
+        .args(["-s", name])
+        .args(each)
+        .output()
 }

@@ -464,3 +464,36 @@ fn where_it_stops_is_what_an_exported_snapshot_sees() {
         soon(follower.stop()).await;
     });
 }
+
+#[test]
+fn a_follower_ends_within_a_bound_and_says_who_may_yet_do_something() {
+    block_on(async {
+        let (shards, reshard, [a, ..]) = copied("ending", "").await;
+        let mut follower = following(&reshard.job).await;
+        // What is applied waits for whoever holds this, and its server answers nothing meanwhile.
+        let (holder, held) = shards.session("a").await;
+        let held = tokio::spawn(held);
+        let lock = "BEGIN; LOCK TABLE t IN SHARE MODE";
+        holder.batch_execute(lock).await.unwrap();
+        let insert = format!("INSERT INTO t VALUES ({a}, 1001, 0, '', '')");
+        shards.run("s", &insert).await;
+        let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
+        while shards.one("a", waits).await == "0" {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let ended = tokio::time::timeout(LIMIT / 2, follower.end()).await;
+        match ended.expect("bounded") {
+            Err(StepError::Again { what, problem }) => {
+                assert!(what.contains("shard a"), "{what}");
+                assert!(problem.contains("has not answered"), "{problem}");
+            }
+            other => panic!("{other:?}"),
+        }
+        holder.batch_execute("COMMIT").await.unwrap();
+        drop(holder);
+        held.await.unwrap().unwrap();
+        soon(follower.end()).await;
+        let open = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass";
+        assert_eq!(shards.one("a", open).await, "0", "nothing is under way");
+    });
+}

@@ -10,6 +10,7 @@ use shardway::{
     },
     net::tls::ClientTls,
     reshard::{
+        identity::Known,
         job::{Direction, Job, Knobs},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
@@ -132,6 +133,18 @@ impl<'a> Shards<'a> {
         rows.into_iter().map(line).collect()
     }
 
+    /// A session of a shard, and its connection, which has to be driven.
+    pub(crate) async fn session(
+        &self,
+        shard: &str,
+    ) -> (
+        tokio_postgres::Client,
+        tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>,
+    ) {
+        let config = self.cluster(shard).config(&self.database(shard));
+        config.connect(tokio_postgres::NoTls).await.unwrap()
+    }
+
     /// How a step reaches a shard.
     pub(crate) fn server(&self, shard: &str) -> Server {
         Server {
@@ -151,6 +164,7 @@ impl<'a> Shards<'a> {
             },
             limit: LIMIT,
             tls: Arc::clone(&self.tls),
+            known: Known::Nothing,
         }
     }
 
@@ -185,6 +199,7 @@ impl<'a> Shards<'a> {
             key_column: if group.is_some() { "tenant" } else { "" }.to_owned(),
             primary_key: self.rows(shard, &key).await,
             columns: rows.unwrap().into_iter().map(column).collect(),
+            root: None,
         }
     }
 

@@ -36,6 +36,7 @@ mod limits;
 mod listen;
 mod migrating;
 mod moving;
+mod newer;
 mod numbers;
 mod owners;
 mod pooling;

@@ -1,8 +1,15 @@
 //! The map as the proxies of a database keep it: what configuration files say, who owns what, which shards serve, and
 //! what of a reshard every proxy has to know.
+//!
+//! What must stay true: what is stored and not understood, at whatever depth, makes the whole unreadable, and a proxy that
+//! cannot read the map serves nothing by it.
 
 use super::{Disagreement, Ownership, judge};
-use crate::catalog::{moving::KeySet, snapshot::Snapshot};
+use crate::catalog::{
+    moving::KeySet,
+    shard::ShardId,
+    snapshot::{Placement, Snapshot, Unlisted},
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -22,6 +29,7 @@ pub struct Content {
 
 /// Keys whose rows are on a shard that does not own them, because of a reshard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Moving {
     pub workflow: String,
     pub group: String,
@@ -39,11 +47,13 @@ pub struct Declared {
     pub(super) shards: BTreeSet<String>,
     /// Those that serve if nobody has kept a map yet.
     members: BTreeSet<String>,
+    /// Those on which something lives that no group has.
+    keeping: BTreeSet<String>,
 }
 
 /// As it is stored, by this form of the schema or by form 2.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 enum Stored {
     Whole {
         declared: Ownership,
@@ -83,13 +93,32 @@ impl Declared {
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
         let even = snapshot.even.iter();
-        let names = |shard: crate::catalog::shard::ShardId| snapshot.shards.get(shard.index());
+        let names = |shard: ShardId| snapshot.shards.get(shard.index());
+        let tables = snapshot.tables.values();
+        let single = tables.filter_map(|table| match table.placement {
+            Placement::Single(shard) => Some(shard),
+            Placement::Sharded { .. } | Placement::Reference => None,
+        });
+        let unlisted = match snapshot.unlisted {
+            Unlisted::On(shard) => Some(shard),
+            Unlisted::Error => None,
+        };
+        let keeping = single.chain(unlisted).chain([snapshot.home]);
         Self {
+            keeping: keeping.filter_map(names).cloned().collect(),
             owners: Ownership::of(snapshot),
             even: even.map(|id| snapshot.group(*id).name.clone()).collect(),
             shards: snapshot.shards.iter().cloned().collect(),
             members: snapshot.members.iter().filter_map(names).cloned().collect(),
         }
+    }
+}
+
+impl Declared {
+    /// Whether something lives on a shard whoever owns the keys of groups: tables of its own, or the catalog.
+    #[must_use]
+    pub fn keeps(&self, shard: &str) -> bool {
+        self.keeping.contains(shard)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Owners and sets of keys say the same; agreement and additions.
 
 use super::*;
-use crate::{catalog::moving::Move, config::load::load_str};
+use crate::{
+    catalog::moving::{Move, Part},
+    config::load::load_str,
+};
 use std::path::Path;
 
 fn snapshot(shards: usize, groups: &str) -> Snapshot {
@@ -183,6 +186,43 @@ fn after_a_reshard_a_file_may_say_what_was_or_what_is() {
 }
 
 #[test]
+fn a_shard_that_gave_its_buckets_away_need_not_be_in_the_file() {
+    let was = hash("buckets = 16\nshards = [\"s0\", \"s1\", \"s2\"]");
+    let two = hash("buckets = 16\nshards = [\"s0\", \"s1\"]");
+    let turned = hash("buckets = 16\nshards = [\"s1\", \"s0\"]");
+    // As long as nothing has moved, the order of shards says who owns what.
+    assert_eq!(kept(&two).disagreements(&turned).len(), 1);
+    let mut after = was.owners.clone();
+    for shard in ["s0", "s1"] {
+        let mut keys = after.sets_of("g", "s2").unwrap();
+        if let Part::Buckets { runs, .. } = &mut keys.part {
+            let (first, end) = runs[0];
+            let middle = first.midpoint(end);
+            let end = if shard == "s0" { middle } else { end };
+            *runs = vec![(first, end)];
+        }
+        let moved = Move {
+            group: "g".to_owned(),
+            keys,
+            from: "s2".to_owned(),
+            to: shard.to_owned(),
+        };
+        after = after.apply(&[moved]).unwrap();
+        if shard == "s0" {
+            let map = kept(&was).flipped(after.clone(), "w", &[], &[]);
+            assert_eq!(map.disagreements(&two).len(), 1, "s2 has some of them");
+        }
+    }
+    let map = kept(&was).flipped(after, "w", &[], &[]);
+    for file in [&was, &two, &turned] {
+        assert_eq!(map.disagreements(file), []);
+        assert_eq!(map.clone().and(file), map);
+    }
+    let one = hash("buckets = 16\nshards = [\"s0\"]");
+    assert_eq!(map.disagreements(&one).len(), 1);
+}
+
+#[test]
 fn what_form_2_has_stored_is_read() {
     let text = r#"{"groups": {
         "l": {"key_type": "text", "owners": {"list": {"values": {"'eu'": "s0", "'it''s'": "s1"}, "other": null}}},
@@ -205,6 +245,30 @@ fn what_form_2_has_stored_is_read() {
     );
     assert!(owner("h", KeyType::Bigint, "7").is_some());
     assert!(content.members.is_empty());
+}
+
+#[test]
+fn what_is_stored_and_not_understood_makes_the_map_unreadable() {
+    let good = r#"{"declared": {"groups": {}}, "owners": {"groups": {"g": {"key_type": "bigint",
+        "owners": {"range": [[null, "s0"]]}, "pins": []}}}, "members": ["s0"], "moving": [
+        {"workflow": "w", "group": "g", "keys": {"part": {"buckets": {"of": 4, "runs": [[0, 1]]}}}, "shard": "s1"}]}"#;
+    assert!(serde_json::from_str::<Content>(good).is_ok());
+    for (known, more) in [
+        (r#""members""#, r#""shadows": [], "members""#),
+        (r#""declared": {"#, r#""declared": {"kept": 1, "#),
+        (r#""pins""#, r#""copies": 2, "pins""#),
+        (r#"{"range""#, r#"{"spread": 1, "range""#),
+        (r#""range""#, r#""spread""#),
+        (r#""workflow""#, r#""until": 5, "workflow""#),
+        (r#"{"part""#, r#"{"like": [], "part""#),
+        (r#"{"of""#, r#"{"salt": 1, "of""#),
+        (r#""buckets""#, r#""every""#),
+        (r#""members": ["s0"], "#, ""),
+    ] {
+        let text = good.replacen(known, more, 1);
+        assert_ne!(text, good, "{known}");
+        assert!(serde_json::from_str::<Content>(&text).is_err(), "{text}");
+    }
 }
 
 /// A generator of numbers that are the same in every run.
@@ -354,7 +418,7 @@ fn one_tenant_moves_alone() {
     let tenant = |from: &str, to: &str| Move {
         group: "g".to_owned(),
         keys: crate::catalog::moving::KeySet {
-            part: crate::catalog::moving::Part::None,
+            part: Part::None,
             with: vec![key.clone()],
             without: Vec::new(),
         },

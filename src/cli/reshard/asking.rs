@@ -1,79 +1,50 @@
 //! The home shard of a database, as the command asks it and writes wishes there.
 
+use super::fault::Fault;
 use crate::{
     catalog::ownership::Content,
-    cli::Exit,
     clock::Duration,
-    config::settings::{Database, Settings},
+    config::settings::{Database, Host, Settings},
     inspect::AskError,
-    net::tls::{ClientTls, TlsError},
-    registry::{Lease, Registry, Unflipped, errand},
+    metrics::reshards::{Leader, Sight},
+    net::tls::ClientTls,
+    registry::{Lease, Registry, errand},
     reshard::{
-        job::{Knobs, StepError},
-        plan::Plan,
-        planning::PlanError,
+        job::Knobs,
+        planning::Planned,
         record::{self, Stored},
         servers::Server,
-        state::{Record, Refusal, Step, Wish},
-        wish::NoMoves,
+        state::{Record, Refusal},
+        told,
     },
 };
+use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 
+/// An entry of a journal: when, what, and details.
+pub(super) type Entry = (String, String, Value);
+
+/// As many as are looked at: of an attempt there are about ten.
+const ENTRIES: i64 = 500;
 /// Somebody else may write a wish at the same time.
 const TRIES: usize = 8;
 
-/// Why a command did nothing, or not all.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
-    #[error("{0}")]
-    Database(String),
-    #[error("database {0} has no control role: resharding needs one (control = {{ user = ... }})")]
-    NoControl(String),
-    #[error("database {0} has one shard: there is nothing to move between")]
-    OneShard(String),
-    #[error("the shard with the catalog: {0}")]
-    Ask(#[from] AskError),
-    #[error("the map: {0}")]
-    Map(#[from] Unflipped),
-    #[error("TLS: {0}")]
-    Tls(#[from] TlsError),
-    #[error("{0}")]
-    Plan(#[from] PlanError),
-    #[error("{0}")]
-    Moves(#[from] NoMoves),
-    #[error("{0}")]
-    Step(#[from] StepError),
-    #[error("no reshard is under way")]
-    None,
-    #[error("reshard {0} is under way: one at a time")]
-    UnderWay(String),
-    #[error("{0}")]
-    Refused(#[from] Refusal),
-    #[error(
-        "{0:?} is not understood: NAME=VALUE with one of chunk_rows, copies, bytes_per_second, batch, wal_kept, drain_ms, hold_ms, lock_ms, and a number"
-    )]
-    Knob(String),
-    #[error("others change it all the time")]
-    Busy,
-}
+/// What `set` can change.
+pub(super) const KNOBS: [&str; 10] = [
+    "chunk_rows",
+    "copies",
+    "bytes_per_second",
+    "batch",
+    "wal_kept",
+    "drain_ms",
+    "hold_ms",
+    "lock_ms",
+    "rows_per_second",
+    "compare_ms",
+];
 
-impl Fault {
-    pub(super) fn exit(&self) -> Exit {
-        match self {
-            Self::Database(_) | Self::Knob(_) => Exit::Usage,
-            Self::Moves(NoMoves::Syntax(_)) => Exit::Usage,
-            Self::NoControl(_)
-            | Self::OneShard(_)
-            | Self::Plan(_)
-            | Self::Moves(_)
-            | Self::None
-            | Self::UnderWay(_)
-            | Self::Refused(_) => Exit::Refused,
-            Self::Ask(_) | Self::Map(_) | Self::Tls(_) | Self::Step(_) | Self::Busy => Exit::Failed,
-        }
-    }
-}
+/// How many proxies serve the database.
+const ALIVE: &str = "SELECT count(*) FROM shardway.proxy WHERE heartbeat > now() - interval '7 s'";
 
 /// A database whose keys may move.
 pub(super) struct Site {
@@ -82,18 +53,29 @@ pub(super) struct Site {
     pub(super) servers: Arc<BTreeMap<String, Server>>,
 }
 
-/// A condition of a cutover.
-pub(super) struct Gate {
-    pub(super) name: &'static str,
-    pub(super) value: String,
-    pub(super) open: bool,
+/// A reshard, and who runs it.
+pub(super) struct Seen {
+    pub(super) stored: Stored,
+    leader: Option<Leader>,
+    /// How many proxies are alive.
+    pub(super) proxies: i64,
+}
+
+impl Seen {
+    pub(super) fn sight(&self) -> Sight {
+        told::sight(&self.stored, self.leader.clone())
+    }
 }
 
 impl Site {
     pub(super) fn of(settings: &Settings, name: Option<&str>) -> Result<Self, Fault> {
         let found = match name {
             Some(name) => settings.databases.get(name).ok_or_else(|| {
-                Fault::Database(format!("the configuration has no database {name}"))
+                let known: Vec<&str> = settings.databases.keys().map(String::as_str).collect();
+                Fault::Database(format!(
+                    "the configuration has no database {name}: it has {}",
+                    known.join(", ")
+                ))
             })?,
             None => {
                 let mut able = settings
@@ -110,7 +92,9 @@ impl Site {
                     }
                     (None, _) => {
                         return Err(Fault::Database(
-                            "no database has several shards and a control role".to_owned(),
+                            "no database of the configuration has several shards and a control role: resharding needs both \
+                             (control = { user = ... }, and two of shards.NAME)"
+                                .to_owned(),
                         ));
                     }
                 }
@@ -132,8 +116,41 @@ impl Site {
         self.registry.name(self.registry.home())
     }
 
-    async fn lease(&self) -> Result<Lease, AskError> {
-        self.registry.lease(self.registry.home()).await
+    /// Asks on the home shard.
+    async fn at_home<T>(
+        &self,
+        asks: impl AsyncFnOnce(&Lease) -> Result<T, AskError>,
+    ) -> Result<T, Fault> {
+        let asked = async {
+            let lease = self.registry.lease(self.registry.home()).await?;
+            let answer = errand(asks(&lease)).await?;
+            lease.done();
+            Ok(answer)
+        };
+        asked.await.map_err(|error| self.fault(error))
+    }
+
+    fn fault(&self, error: AskError) -> Fault {
+        let home = self.home().to_owned();
+        // Undefined table, schema, column: it is not of this version.
+        if let AskError::Server { sqlstate, .. } = &error
+            && ["42P01", "3F000", "42703"].contains(&sqlstate.as_str())
+        {
+            return Fault::NoSchema { home };
+        }
+        let primary = self.database.shards.iter().find(|it| it.name == home);
+        let address = primary.map_or_else(String::new, |shard| {
+            let host = match &shard.primary.host {
+                Host::Tcp(name) => name.clone(),
+                Host::Unix(directory) => directory.display().to_string(),
+            };
+            format!("{host}:{}", shard.primary.port)
+        });
+        Fault::Ask {
+            home,
+            address,
+            error,
+        }
     }
 
     /// The map, and its number.
@@ -142,48 +159,76 @@ impl Site {
         Ok((now.epoch, now.content))
     }
 
-    /// The reshard that was begun last.
-    pub(super) async fn latest(&self) -> Result<Option<Stored>, Fault> {
-        let lease = self.lease().await?;
-        let all = errand(record::all(&lease)).await?;
-        lease.done();
-        Ok(all.into_iter().next())
+    /// The reshard that was begun last, or the one that is named.
+    pub(super) async fn seen(&self, id: Option<&str>) -> Result<Option<Seen>, Fault> {
+        let asked = self.at_home(async |lease| {
+            let all = record::all(lease).await?;
+            let leader = record::leader(lease).await?;
+            let proxies: i64 = lease.query_one(ALIVE, &[]).await?.get(0);
+            Ok((all, leader, proxies))
+        });
+        let (all, leader, proxies) = asked.await?;
+        let known: Vec<String> = all.iter().map(|it| it.id.clone()).collect();
+        let found = all.into_iter().find(|it| id.is_none_or(|id| id == it.id));
+        match (found, id) {
+            (Some(stored), _) => Ok(Some(Seen {
+                stored,
+                leader,
+                proxies,
+            })),
+            (None, None) => Ok(None),
+            (None, Some(id)) => Err(Fault::NoRun {
+                id: id.to_owned(),
+                known,
+            }),
+        }
     }
 
     /// The one that is not over.
-    pub(super) async fn unfinished(&self) -> Result<Stored, Fault> {
-        let lease = self.lease().await?;
-        let all = errand(record::unfinished(&lease)).await?;
-        lease.done();
-        all.into_iter().next().ok_or(Fault::None)
+    pub(super) async fn unfinished(&self) -> Result<Seen, Fault> {
+        let seen = self.seen(None).await?;
+        seen.filter(|seen| !seen.stored.record.is_over())
+            .ok_or(Fault::None)
     }
 
     /// Its journal, the newest first.
-    pub(super) async fn journal(
-        &self,
-        id: &str,
-    ) -> Result<Vec<(String, String, serde_json::Value)>, Fault> {
-        let lease = self.lease().await?;
-        let entries = errand(record::entries(&lease, id, 100)).await?;
-        lease.done();
-        Ok(entries)
+    pub(super) async fn journal(&self, id: &str) -> Result<Vec<Entry>, Fault> {
+        self.at_home(async |lease| record::entries(lease, id, ENTRIES).await)
+            .await
+    }
+
+    /// Proxies that are alive: all, and those without the present map.
+    pub(super) async fn proxies(&self) -> Result<(i64, Vec<String>), Fault> {
+        const PROXIES: &str = "\
+SELECT coalesce(p.address, 'local') || ' (' || p.incarnation || ')', coalesce(p.epoch, 0) < e.epoch \
+FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 s' ORDER BY 1";
+        let rows = self.at_home(async |lease| Ok(lease.query(PROXIES, &[]).await?));
+        let rows = rows.await?;
+        let late = rows.iter().filter(|row| row.get(1)).map(|row| row.get(0));
+        Ok((i64::try_from(rows.len()).unwrap_or(0), late.collect()))
     }
 
     /// Records a new one.
-    pub(super) async fn start(&self, plan: &Plan, knobs: &Knobs) -> Result<Stored, Fault> {
-        let lease = self.lease().await?;
+    pub(super) async fn start(&self, planned: &Planned, knobs: &Knobs) -> Result<(), Fault> {
+        let mut expected: BTreeMap<String, Value> = BTreeMap::new();
+        for size in &planned.sizes {
+            let rows = expected
+                .entry(told::expected(&size.table))
+                .or_insert(0.into());
+            *rows = (rows.as_u64().unwrap_or(0) + size.rows).into();
+        }
         for _ in 0..TRIES {
-            let all = errand(record::all(&lease)).await?;
+            let all = self.at_home(async |lease| record::all(lease).await).await?;
             if let Some(other) = all.iter().find(|it| !it.record.is_over()) {
                 return Err(Fault::UnderWay(other.id.clone()));
             }
             let number = |it: &Stored| it.id.strip_prefix('r')?.parse::<u64>().ok();
             let last = all.iter().filter_map(number).max().unwrap_or(0);
-            let id = format!("r{}", last + 1);
-            if errand(record::start(&lease, &id, plan, knobs)).await? {
-                let made = errand(record::read(&lease, &id)).await?;
-                lease.done();
-                return made.ok_or(Fault::Busy);
+            let (id, plan) = (format!("r{}", last + 1), &planned.plan);
+            let started =
+                self.at_home(async |lease| record::start(lease, &id, plan, knobs, &expected).await);
+            if started.await? {
+                return Ok(());
             }
         }
         Err(Fault::Busy)
@@ -194,95 +239,58 @@ impl Site {
         &self,
         event: &str,
         change: impl Fn(&Record) -> Result<Record, Refusal>,
-    ) -> Result<Stored, Fault> {
+    ) -> Result<Seen, Fault> {
         for _ in 0..TRIES {
-            let stored = self.unfinished().await?;
-            let record = change(&stored.record)?;
-            let lease = self.lease().await?;
+            let seen = self.unfinished().await?;
+            let stored = &seen.stored;
+            let record = change(&stored.record).map_err(|refusal| refused(refusal, stored))?;
             let none = serde_json::json!({});
-            let swapped = errand(record::swap(&lease, &stored, &record, event, &none)).await?;
-            lease.done();
-            if swapped {
-                return Ok(Stored { record, ..stored });
+            let swapped = self
+                .at_home(async |lease| record::swap(lease, stored, &record, event, &none).await);
+            if swapped.await? {
+                let stored = Stored {
+                    record,
+                    ..seen.stored
+                };
+                return Ok(Seen { stored, ..seen });
             }
         }
         Err(Fault::Busy)
     }
 
     /// Changes how it runs.
-    pub(super) async fn set(&self, values: &[String]) -> Result<Stored, Fault> {
+    pub(super) async fn set(&self, values: &[String]) -> Result<Seen, Fault> {
         for _ in 0..TRIES {
-            let stored = self.unfinished().await?;
+            let seen = self.unfinished().await?;
+            let stored = &seen.stored;
             let knobs = knobs(stored.knobs.clone(), values)?;
-            let lease = self.lease().await?;
-            let set = errand(record::set_knobs(&lease, &stored, &knobs)).await?;
-            lease.done();
-            if set {
-                return Ok(Stored { knobs, ..stored });
+            let set = self.at_home(async |lease| record::set_knobs(lease, stored, &knobs).await);
+            if set.await? {
+                let stored = Stored {
+                    knobs,
+                    ..seen.stored
+                };
+                return Ok(Seen { stored, ..seen });
             }
         }
         Err(Fault::Busy)
     }
+}
 
-    /// What a cutover needs, and how it stands.
-    pub(super) async fn gates(&self, wish: Wish) -> Result<Vec<Gate>, Fault> {
-        const PROXIES: &str = "\
-SELECT count(*), count(*) FILTER (WHERE coalesce(p.epoch, 0) < e.epoch) FROM shardway.proxy p, shardway.epoch e \
-WHERE p.heartbeat > now() - interval '7 s'";
-        let stored = self.unfinished().await?;
-        let record = &stored.record;
-        let allowed = record.allows(wish);
-        let mut gates = vec![Gate {
-            name: "state",
-            value: allowed.map_or_else(
-                |refusal| refusal.to_string(),
-                |()| record::word(&record.state),
-            ),
-            open: allowed.is_ok(),
-        }];
-        gates.push(Gate {
-            name: "everything is made for it",
-            value: record
-                .step
-                .map_or_else(|| "not yet".to_owned(), |step| record::word(&step)),
-            open: record.step == Some(Step::Made),
-        });
-        gates.push(Gate {
-            name: "verification",
-            value: format!("round {}", record.round),
-            open: record.round > 0 && record.stopped.is_none(),
-        });
-        gates.push(Gate {
-            name: "not paused",
-            value: if record.paused { "paused" } else { "runs" }.to_owned(),
-            open: !record.paused,
-        });
-        for (name, value) in &stored.progress {
-            if name.starts_with("stream.") && name.ends_with(".problem") {
-                gates.push(Gate {
-                    name: "stream",
-                    value: format!("{name}: {value}"),
-                    open: false,
-                });
-            }
-        }
-        let lease = self.lease().await?;
-        let row = errand(async { Ok(lease.query_one(PROXIES, &[]).await?) }).await?;
-        lease.done();
-        let (all, late): (i64, i64) = (row.get(0), row.get(1));
-        gates.push(Gate {
-            name: "proxies with the present map",
-            value: format!("{} of {all}", all - late),
-            open: late == 0 && all > 0,
-        });
-        Ok(gates)
+/// With what would make sense instead.
+fn refused(refusal: Refusal, stored: &Stored) -> Fault {
+    Fault::Refused {
+        refusal,
+        id: stored.id.clone(),
+        state: stored.record.state,
+        next: told::next_steps(&stored.record).join(", "),
     }
 }
 
 /// How it runs, with these values changed.
 pub(super) fn knobs(mut knobs: Knobs, values: &[String]) -> Result<Knobs, Fault> {
     for text in values {
-        let fault = || Fault::Knob(text.clone());
+        let fault = || Fault::Knob { text: text.clone() };
         let (name, value) = text.split_once('=').ok_or_else(fault)?;
         let number: u64 = value.trim().parse().map_err(|_error| fault())?;
         let some = || {
@@ -300,9 +308,14 @@ pub(super) fn knobs(mut knobs: Knobs, values: &[String]) -> Result<Knobs, Fault>
             "bytes_per_second" => knobs.bytes_per_second = number,
             "batch" => knobs.batch = count()?,
             "wal_kept" => knobs.wal_kept = some()?,
+            "load" => knobs.load = number,
+            "answer_ms" => knobs.answer = Duration::from_millis(number),
+            "replica_lag" => knobs.replica_lag = number,
             "drain_ms" => knobs.drain = time()?,
             "hold_ms" => knobs.hold = time()?,
             "lock_ms" => knobs.lock = time()?,
+            "rows_per_second" => knobs.rows_per_second = number,
+            "compare_ms" => knobs.compare = time()?,
             _ => return Err(fault()),
         }
     }

@@ -2,16 +2,22 @@
 
 use super::{
     PlanArgs,
-    asking::{Fault, Site},
+    asking::Site,
+    fault::Fault,
+    figures::{bytes as in_bytes, seconds as in_seconds},
 };
 use crate::{
+    catalog::{
+        key::Key,
+        moving::{KeySet, Part},
+    },
     inspect::{Severity, complete_snapshot},
     reshard::{
         dump::Tools,
         job::{Direction, Job, Knobs, Progress},
-        planning::{Asked, Planned, plan},
+        planning::{Asked, PlanError, Planned, plan},
         steps::preflight::{self, Finding},
-        wish::Wish,
+        wish::{NoMoves, Wish},
     },
 };
 use serde_json::{Value, json};
@@ -42,7 +48,13 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
         members: &content.members,
         servers: &site.servers,
     };
-    let planned = plan(asked, &wishes).await?;
+    let planned = plan(asked, &wishes).await.map_err(|error| match error {
+        PlanError::Moves(NoMoves::NoShard(name)) => Fault::NoShard {
+            name,
+            known: site.servers.keys().cloned().collect::<Vec<_>>().join(", "),
+        },
+        other => other.into(),
+    })?;
     let (_keep, knobs) = watch::channel(Knobs::default());
     let job = Job {
         id: "plan".to_owned(),
@@ -77,6 +89,9 @@ fn wishes(args: &PlanArgs) -> Result<Vec<Wish>, Fault> {
     for text in &args.pins {
         wishes.push(Wish::of_pin(text, args.group.clone())?);
     }
+    if wishes.is_empty() {
+        return Err(Fault::NoWish);
+    }
     Ok(wishes)
 }
 
@@ -95,29 +110,42 @@ impl Made {
     }
 
     pub(super) fn text(&self) -> String {
+        let plan = &self.planned.plan;
         let mut lines = Vec::new();
-        for moved in &self.planned.plan.moves {
+        for moved in &plan.moves {
+            let (group, from, to) = (&moved.group, &moved.from, &moved.to);
+            let keys = in_words(&moved.keys);
+            lines.push(format!("move    {group}: {from} -> {to}: {keys}"));
+        }
+        let whole: Vec<String> = plan.reference.iter().map(|it| it.plain()).collect();
+        for join in &plan.joins {
+            let with = if whole.is_empty() {
+                String::new()
+            } else {
+                format!(", with {} whole", whole.join(", "))
+            };
+            lines.push(format!("join    {join}: it gets the tables{with}"));
+        }
+        for cut in &self.planned.cuts {
+            let bounds: Vec<String> = cut.bounds.iter().map(Key::text).collect();
             lines.push(format!(
-                "group {}: {} -> {}: {}",
-                moved.group,
-                moved.from,
-                moved.to,
-                serde_json::to_string(&moved.keys).unwrap_or_default()
+                "cut     {} at {}: about as many rows on each shard",
+                cut.group,
+                bounds.join(", ")
             ));
         }
-        for join in &self.planned.plan.joins {
-            lines.push(format!("shard {join} joins"));
-        }
         for size in &self.planned.sizes {
+            let bytes = in_bytes(size.bytes);
             lines.push(format!(
-                "table {} leaves {}: about {} rows, {} bytes",
-                size.table, size.shard, size.rows, size.bytes
+                "copy    {} from {}: about {} rows, {bytes} with indexes",
+                size.table, size.shard, size.rows
             ));
         }
         let (rows, bytes) = self.totals();
         lines.push(format!(
-            "together: about {rows} rows, {bytes} bytes, some {} s",
-            1 + rows / ROWS_PER_SECOND
+            "all     about {rows} rows, {} with indexes; some {} if the servers have nothing else to do",
+            in_bytes(bytes),
+            in_seconds(1 + rows / ROWS_PER_SECOND)
         ));
         for it in &self.findings {
             let place = it
@@ -131,15 +159,16 @@ impl Made {
             } else {
                 format!("{}: ", place.join(", "))
             };
-            lines.push(format!("{}: {place}{}", severity(it.severity), it.what));
+            lines.push(format!("{:<7} {place}{}", severity(it.severity), it.what));
             if !it.fix.is_empty() {
-                lines.push(format!("    {}", it.fix));
+                lines.push(format!("        {}", it.fix));
             }
         }
         lines.push(if self.is_refused() {
             "it cannot begin like this; nothing was changed".to_owned()
         } else {
-            "it can begin: shardway reshard start".to_owned()
+            "it can begin (shardway reshard start, with the same words); nothing was changed"
+                .to_owned()
         });
         lines.join("\n") + "\n"
     }
@@ -162,6 +191,9 @@ impl Made {
             "ok": !self.is_refused(),
             "moves": self.planned.plan.moves,
             "joins": self.planned.plan.joins,
+            "cuts": self.planned.cuts.iter()
+                .map(|it| json!({ "group": it.group, "bounds": it.bounds.iter().map(Key::text).collect::<Vec<_>>() }))
+                .collect::<Vec<_>>(),
             "sizes": sizes,
             "rows": rows,
             "bytes": bytes,
@@ -169,6 +201,45 @@ impl Made {
             "findings": findings,
         })
     }
+}
+
+/// Which keys, for people.
+fn in_words(keys: &KeySet) -> String {
+    let list = |keys: &[Key]| {
+        let each: Vec<String> = keys.iter().map(Key::sql).collect();
+        each.join(", ")
+    };
+    let mut words = Vec::new();
+    match &keys.part {
+        Part::None => {}
+        Part::Buckets { of, runs } => {
+            let count: u32 = runs.iter().map(|(from, to)| to - from).sum();
+            let run = |(from, to): &(u32, u32)| match to - from {
+                1 => from.to_string(),
+                _ => format!("{from}-{}", to - 1),
+            };
+            let runs: Vec<String> = runs.iter().map(run).collect();
+            words.push(format!("{count} of {of} buckets ({})", runs.join(", ")));
+        }
+        Part::Ranges(ranges) => {
+            let bound = |key: &Option<Key>| key.as_ref().map(Key::sql).unwrap_or_default();
+            let range = ranges
+                .iter()
+                .map(|(from, to)| format!("[{}, {})", bound(from), bound(to)));
+            words.push(format!("range {}", range.collect::<Vec<_>>().join(", ")));
+        }
+        Part::Values(values) => words.push(format!("values {}", list(values))),
+        Part::Others(values) if values.is_empty() => words.push("every value".to_owned()),
+        Part::Others(values) => words.push(format!("every value but {}", list(values))),
+    }
+    if !keys.with.is_empty() {
+        words.push(format!("key {}", list(&keys.with)));
+    }
+    let all = words.join(" and ");
+    if keys.without.is_empty() {
+        return all;
+    }
+    format!("{all}, but not key {}", list(&keys.without))
 }
 
 fn severity(severity: Severity) -> &'static str {

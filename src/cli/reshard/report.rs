@@ -1,142 +1,247 @@
-//! How a reshard is told: for people, and as JSON. Pure.
+//! How a reshard is told: for people, as a line of `key=value` pairs, and as JSON. Pure.
 
-use super::asking::Gate;
-use crate::reshard::{
-    job::Direction,
-    record::{Stored, word},
-    state::{Record, State, Step, Wish},
+use super::{
+    asking::Seen,
+    figures::{bytes, seconds, word as as_word},
+};
+use crate::{
+    metrics::reshards::{Sight, Table},
+    reshard::{record::word, told::standing},
 };
 use serde_json::{Value, json};
 
 /// For people.
-pub(super) fn text(stored: Option<&Stored>) -> String {
-    let Some(stored) = stored else {
-        return "no reshard was ever begun\n".to_owned();
+pub(super) fn text(seen: Option<&Seen>) -> String {
+    let Some(seen) = seen else {
+        return "no reshard was ever begun; one begins with: shardway reshard start --to SHARD,...\n"
+            .to_owned();
     };
-    let record = &stored.record;
-    let mut lines = vec![format!("reshard {}: {}", stored.id, standing(record))];
+    let sight = seen.sight();
+    let mut lines = head(seen, &sight);
+    lines.extend(
+        sight
+            .tables
+            .iter()
+            .map(|it| format!("  {:<28} {}", it.table, table(it))),
+    );
+    lines.extend(foot(&sight));
+    lines.extend(next(&sight));
+    lines.join("\n") + "\n"
+}
+
+/// What it is and does.
+pub(super) fn head(seen: &Seen, sight: &Sight) -> Vec<String> {
+    let record = &seen.stored.record;
+    let serving = match sight.serving {
+        "new" => "the new owners serve",
+        _ => "the former owners serve",
+    };
+    let mut lines = vec![format!(
+        "reshard {}: {}; {serving}",
+        sight.id,
+        standing(record)
+    )];
     if let Some(stopped) = &record.stopped {
         lines.push(format!("stopped: {}", stopped.what));
         lines.push(format!("    {}", stopped.remedy));
     }
-    if record.paused {
-        lines.push("paused".to_owned());
-    }
-    if let Some(wanted) = record.wanted {
+    if let Some(wanted) = record.wanted.filter(|_| !sight.over) {
         lines.push(format!("wanted: {}", word(&wanted)));
     }
-    for (name, value) in &stored.progress {
-        lines.push(format!("{name}: {}", plain(value)));
+    if let Some(leader) = &sight.leader {
+        let address = leader.address.as_deref().unwrap_or("local");
+        let silent = if leader.alive { "" } else { ", silent" };
+        lines.push(format!("led by: {address} ({}){silent}", leader.proxy));
     }
-    for step in next_steps(record) {
-        lines.push(format!("next: {step}"));
+    if let Some(why) = &sight.waiting_for {
+        lines.push(format!("waits for: {why}"));
     }
-    lines.join("\n") + "\n"
+    if seen.proxies == 0 && !sight.over {
+        lines.push("no proxy of this database is alive: it goes on when one is".to_owned());
+    }
+    lines
+}
+
+/// How far a table is, in a line.
+pub(super) fn table(it: &Table) -> String {
+    let of = match it.rows_of {
+        Some(of) if it.percent < 100 => format!(" of about {of}"),
+        Some(_) | None => String::new(),
+    };
+    let rate = match it.rows_per_second {
+        0 => String::new(),
+        rate => format!(", {rate} rows/s"),
+    };
+    let left = it
+        .seconds_left
+        .map(|left| format!(", {} left", seconds(left)));
+    format!(
+        "{:>3} %  {} rows{of}, {}{rate}{}",
+        it.percent,
+        it.rows,
+        bytes(it.bytes),
+        left.unwrap_or_default()
+    )
+}
+
+/// What it costs, and what came of it.
+pub(super) fn foot(sight: &Sight) -> Vec<String> {
+    let mut lines = Vec::new();
+    for stream in &sight.streams {
+        let lag = stream.lag_bytes.map_or_else(
+            || "begins".to_owned(),
+            |lag| format!("{} ({} ms) behind", bytes(lag), stream.lag_ms.unwrap_or(0)),
+        );
+        let problem = stream.problem.as_ref().map(|it| format!("; {it}"));
+        lines.push(format!(
+            "changes of {}: {lag}, {} applied{}",
+            stream.shard,
+            stream.changes,
+            problem.unwrap_or_default()
+        ));
+    }
+    for source in &sight.sources {
+        let kept = bytes(source.wal_kept);
+        lines.push(format!(
+            "WAL kept by {}: {kept} ({})",
+            source.shard, source.wal_status
+        ));
+    }
+    if let Some(rows) = sight.verified_rows {
+        let different = sight.differences.unwrap_or(0);
+        lines.push(format!("compared: {rows} rows, {different} differ"));
+    }
+    if let Some(p99) = sight.application_p99_ms {
+        let errors = sight.application_errors.unwrap_or(0);
+        lines.push(format!(
+            "application at the leader: p99 {p99} ms, {errors} errors since it leads"
+        ));
+    }
+    lines.extend(cutover(sight));
+    lines
+}
+
+/// The last cutover, in a line.
+fn cutover(sight: &Sight) -> Option<String> {
+    let figure = |name: &str| sight.cutover.get(name);
+    let pause = figure("pause_ms")?;
+    let counts = [
+        ("held", "held"),
+        ("failed", "failed"),
+        ("attempts", "attempts"),
+    ];
+    let counts = counts.iter().filter_map(|(name, said)| {
+        let count = figure(name)?;
+        Some(format!(", {count:.0} {said}"))
+    });
+    let counts: String = counts.collect();
+    Some(format!(
+        "last cutover: statements held for {pause} ms at most{counts}"
+    ))
+}
+
+/// What can be done.
+pub(super) fn next(sight: &Sight) -> Vec<String> {
+    let each = sight.next_steps.iter();
+    each.map(|step| format!("next: {step}")).collect()
 }
 
 /// For programs.
-pub(super) fn json(stored: Option<&Stored>) -> Value {
-    let Some(stored) = stored else {
+pub(super) fn json(seen: Option<&Seen>) -> Value {
+    let Some(seen) = seen else {
         return json!({ "id": null, "state": null, "next_steps": ["shardway reshard plan"] });
     };
+    let (stored, sight) = (&seen.stored, seen.sight());
     let record = &stored.record;
+    let total = sight.total();
     json!({
         "id": stored.id,
         "state": word(&record.state),
         "step": record.step.map(|step| word(&step)),
         "attempt": record.attempt,
         "flips": record.flips,
-        "serving": serving(record),
+        "serving": sight.serving,
         "round": record.round,
         "wanted": record.wanted.map(|wish| word(&wish)),
         "paused": record.paused,
         "stopped": record.stopped,
+        "leader": sight.leader,
+        "proxies": seen.proxies,
+        "waiting_for": sight.waiting_for,
+        "percent": total.percent,
+        "seconds_left": total.seconds_left,
+        "tables": sight.tables,
+        "streams": sight.streams,
+        "sources": sight.sources,
+        "cutover": sight.cutover,
+        "application": { "p99_ms": sight.application_p99_ms, "errors": sight.application_errors },
         "knobs": stored.knobs,
         "progress": stored.progress,
         "moves": stored.plan.moves,
         "joins": stored.plan.joins,
         "made_at": stored.made_at,
         "changed_at": stored.changed_at,
-        "next_steps": next_steps(record),
+        "next_steps": sight.next_steps,
     })
 }
 
 /// One line of `key=value` pairs, for where no terminal is.
-pub(super) fn line(stored: &Stored) -> String {
-    let record = &stored.record;
+pub(super) fn line(seen: &Seen) -> String {
+    let sight = seen.sight();
+    let total = sight.total();
     let mut pairs = vec![
-        format!("reshard={}", stored.id),
-        format!("state={}", word(&record.state)),
+        ("reshard", sight.id.clone()),
+        ("state", sight.state.clone()),
     ];
-    pairs.extend(record.step.map(|step| format!("step={}", word(&step))));
-    for (name, value) in &stored.progress {
-        let value = plain(value);
-        if value.contains([' ', '"', '=']) {
-            pairs.push(format!("{name}={value:?}"));
-        } else {
-            pairs.push(format!("{name}={value}"));
-        }
+    pairs.extend(sight.step.clone().map(|step| ("step", step)));
+    pairs.push(("attempt", sight.attempt.to_string()));
+    pairs.push(("percent", total.percent.to_string()));
+    pairs.push(("rows", total.rows.to_string()));
+    pairs.extend(total.rows_of.map(|of| ("rows_of", of.to_string())));
+    pairs.push(("bytes", total.bytes.to_string()));
+    pairs.extend(total.bytes_of.map(|of| ("bytes_of", of.to_string())));
+    pairs.push(("chunks_left", total.chunks_left.to_string()));
+    pairs.push(("rows_per_second", total.rows_per_second.to_string()));
+    pairs.extend(
+        total
+            .seconds_left
+            .map(|left| ("seconds_left", left.to_string())),
+    );
+    if !sight.streams.is_empty() {
+        let lag = sight.streams.iter().filter_map(|it| it.lag_bytes).max();
+        let behind = sight.streams.iter().filter_map(|it| it.lag_ms).max();
+        pairs.push(("lag_bytes", lag.unwrap_or(0).to_string()));
+        pairs.push(("lag_ms", behind.unwrap_or(0).to_string()));
     }
-    pairs.join(" ")
-}
-
-/// In a few words.
-pub(super) fn standing(record: &Record) -> String {
-    let step = record.step.filter(|step| *step != Step::Made);
-    let step = step.map(|step| format!(", {}", word(&step)));
-    format!("{}{}", word(&record.state), step.unwrap_or_default())
-}
-
-fn serving(record: &Record) -> &'static str {
-    match (record.direction(), record.state) {
-        (_, State::Done) | (Direction::Back, _) => "new",
-        (Direction::Forward, _) => "old",
-    }
-}
-
-/// What an operator can do now.
-pub(super) fn next_steps(record: &Record) -> Vec<String> {
-    let command = |verb: &str| format!("shardway reshard {verb}");
-    if record.is_over() {
-        return vec![command("plan")];
-    }
-    let mut steps = Vec::new();
-    if record.paused || record.stopped.is_some() {
-        steps.push(command("resume"));
-    }
-    let wishes = [
-        (Wish::Cutover, "cutover"),
-        (Wish::Rollback, "rollback"),
-        (Wish::Verify, "verify"),
-        (Wish::Finish, "finish"),
-        (Wish::Abort, "abort"),
-    ];
-    let allowed = wishes
+    let kept = sight.sources.iter().map(|it| it.wal_kept).max();
+    pairs.extend(kept.map(|kept| ("wal_kept", kept.to_string())));
+    pairs.extend(
+        sight
+            .verified_rows
+            .map(|rows| ("verified_rows", rows.to_string())),
+    );
+    pairs.extend(
+        sight
+            .differences
+            .map(|rows| ("differences", rows.to_string())),
+    );
+    pairs.extend(
+        sight
+            .application_p99_ms
+            .map(|it| ("p99_ms", it.to_string())),
+    );
+    pairs.extend(
+        sight
+            .application_errors
+            .map(|it| ("errors", it.to_string())),
+    );
+    let leader = sight.leader.as_ref();
+    let leader = leader.filter(|it| it.alive).map(|it| it.address.clone());
+    pairs.extend(leader.map(|it| ("leader", it.unwrap_or_else(|| "local".to_owned()))));
+    pairs.extend(sight.waiting_for.clone().map(|it| ("waits_for", it)));
+    pairs.extend(sight.error.clone().map(|it| ("stopped", it)));
+    let pairs = pairs
         .iter()
-        .filter(|(wish, _)| record.allows(*wish).is_ok());
-    steps.extend(allowed.map(|(_, verb)| command(verb)));
-    steps
-}
-
-pub(super) fn gates_text(gates: &[Gate]) -> String {
-    let line = |gate: &Gate| {
-        let open = if gate.open { "open" } else { "closed" };
-        format!("{open}: {}: {}\n", gate.name, gate.value)
-    };
-    gates.iter().map(line).collect()
-}
-
-pub(super) fn gates_json(gates: &[Gate]) -> Value {
-    let gate = |it: &Gate| json!({ "gate": it.name, "value": it.value, "open": it.open });
-    let open = gates.iter().all(|gate| gate.open);
-    json!({ "open": open, "gates": gates.iter().map(gate).collect::<Vec<_>>() })
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            value.to_string()
-        }
-    }
+        .map(|(name, value)| format!("{name}={}", as_word(value)));
+    pairs.collect::<Vec<_>>().join(" ")
 }

@@ -1,145 +1,160 @@
-//! Waits for a reshard and shows how it goes: a line at every change on a terminal, a line of `key=value` pairs every ten
-//! seconds elsewhere. Nothing depends on it: ending it leaves the run going.
+//! Waits for a reshard and shows how it goes: bars on a terminal, a line of `key=value` pairs every ten seconds elsewhere.
+//!
+//! What must stay true: nothing depends on it: ending it leaves the run going, and it says so.
 
 use super::{
-    asking::{Fault, Site},
-    report,
+    asking::{Seen, Site},
+    bars::Bars,
+    fault::Fault,
+    outcome, report,
 };
 use crate::{
     cli::{Exit, output::Output},
-    clock::{Clock, Duration},
-    reshard::{
-        record::Stored,
-        state::{Next, State, Step},
-    },
+    clock::{Clock, Duration, Instant},
+    reshard::state::{Next, State, Step},
 };
-use serde_json::{Value, json};
 use std::io::IsTerminal as _;
 
 /// How often the home shard is asked.
 const LOOK: Duration = Duration::from_millis(200);
 /// How often something is said where no terminal is.
 const TOLD: Duration = Duration::from_secs(10);
+/// How long the home shard may not answer before that is the end of it.
+const UNHEARD: Duration = Duration::from_secs(60);
 
 /// Until there is nothing to wait for: it is over, stands still, or waits for the operator.
-pub(super) async fn watch(site: &Site, output: &Output) -> Result<Exit, Fault> {
-    let mut teller = Teller::new();
-    loop {
-        let latest = site.latest().await?;
-        let Some(stored) = latest else {
-            return Err(Fault::None);
-        };
-        teller.tell(&stored, output);
-        if let Next::Over | Next::Wait(_) = stored.record.next() {
-            let exit = output.result(&report::text(Some(&stored)), &report::json(Some(&stored)));
-            return Ok(if stored.record.stopped.is_some() {
-                Exit::Failed
-            } else {
-                exit
-            });
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+pub(super) async fn watch(site: &Site, run: Option<&str>, output: &Output) -> Result<Exit, Fault> {
+    let over = |seen: &Seen| matches!(seen.stored.record.next(), Next::Over | Next::Wait(_));
+    let Some(seen) = follow(site, run, output, over).await? else {
+        return Ok(left(output));
+    };
+    let exit = output.result(&report::text(Some(&seen)), &report::json(Some(&seen)));
+    Ok(if seen.stored.record.stopped.is_some() {
+        Exit::Failed
+    } else {
+        exit
+    })
 }
 
 /// Until the owners have changed and the former ones are kept up to date, or it stands still.
 pub(super) async fn flipped(site: &Site, before: i32, output: &Output) -> Result<Exit, Fault> {
-    let mut teller = Teller::new();
-    loop {
-        let stored = site.unfinished().await?;
-        teller.tell(&stored, output);
-        let record = &stored.record;
-        let done = record.flips > before
-            && record.state == State::Reverse
-            && record.step == Some(Step::Made);
-        if done || record.wanted.is_none() && record.flips == before {
-            let steps = site.journal(&stored.id).await?;
-            let (text, value) = outcome(&stored, &steps, done);
-            output.result(&text, &value);
-            return Ok(if done { Exit::Done } else { Exit::Failed });
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    let flipped = |seen: &Seen| {
+        let record = &seen.stored.record;
+        let kept = record.state == State::Reverse && record.step == Some(Step::Made);
+        record.flips > before && kept
+    };
+    let ended = |seen: &Seen| {
+        let record = &seen.stored.record;
+        let given_up = record.wanted.is_none() && record.flips == before;
+        flipped(seen) || given_up || record.is_over() || record.stopped.is_some()
+    };
+    let Some(seen) = follow(site, None, output, ended).await? else {
+        return Ok(left(output));
+    };
+    let done = flipped(&seen);
+    let entries = site.journal(&seen.stored.id).await?;
+    let (text, value) = outcome::told(&seen, &entries, done);
+    let exit = output.result(&text, &value);
+    Ok(if done { exit } else { Exit::Failed })
 }
 
-/// The steps of the last attempt with their times, and the pause.
-fn outcome(stored: &Stored, entries: &[(String, String, Value)], done: bool) -> (String, Value) {
-    let attempt = json!(stored.record.attempt);
-    let mut steps: Vec<_> = entries
-        .iter()
-        .filter(|(_, _, detail)| detail.get("attempt") == Some(&attempt))
-        .collect();
-    steps.reverse();
-    let mut lines = Vec::new();
-    for (at, event, detail) in &steps {
-        let took = detail.get("took_ms").and_then(Value::as_f64);
-        let took = took.map(|took| format!(" took {took} ms"));
-        lines.push(format!("{at} {event}{}", took.unwrap_or_default()));
-    }
-    let pause = stored.progress.get("cutover.pause_ms").cloned();
-    if done {
-        let pause = pause.as_ref().map(ToString::to_string);
-        let pause = pause.unwrap_or_else(|| "an unknown number of".to_owned());
-        lines.push(format!(
-            "statements on moving keys were held for {pause} ms at most"
-        ));
-    } else {
-        let why = stored.record.stopped.as_ref();
-        let why = why.map_or("it was given up", |stopped| stopped.what.as_str());
-        lines.push(format!("the owners have not changed: {why}"));
-    }
-    let events: Vec<_> = steps
-        .iter()
-        .map(|(at, event, detail)| json!({ "at": at, "event": event, "detail": detail }))
-        .collect();
-    let mut value = report::json(Some(stored));
-    if let Value::Object(fields) = &mut value {
-        fields.insert("done".to_owned(), json!(done));
-        fields.insert("pause_ms".to_owned(), json!(pause));
-        fields.insert("steps".to_owned(), json!(events));
-    }
-    (lines.join("\n") + "\n", value)
+/// Shows how it goes until then; `None`: somebody has interrupted it.
+async fn follow(
+    site: &Site,
+    run: Option<&str>,
+    output: &Output,
+    ended: impl Fn(&Seen) -> bool,
+) -> Result<Option<Seen>, Fault> {
+    let mut teller = Teller::new();
+    let mut heard = Clock.now();
+    let watching = async {
+        loop {
+            match site.seen(run).await {
+                Ok(Some(seen)) => {
+                    heard = Clock.now();
+                    teller.tell(&seen, output);
+                    if ended(&seen) {
+                        return Ok(seen);
+                    }
+                }
+                Ok(None) => return Err(Fault::None),
+                // The home shard may be restarting: the reshard goes on when it is back.
+                Err(fault @ Fault::Ask { .. })
+                    if Clock.now().saturating_duration_since(heard) < UNHEARD =>
+                {
+                    teller.tell_fault(&fault, output);
+                }
+                Err(fault) => return Err(fault),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let seen = tokio::select! {
+        seen = watching => seen.map(Some),
+        interrupted = tokio::signal::ctrl_c() => match interrupted {
+            Ok(()) => Ok(None),
+            // Then a signal ends the process, as ever.
+            Err(_) => std::future::pending().await,
+        },
+    };
+    teller.end();
+    seen
+}
+
+fn left(output: &Output) -> Exit {
+    output.progress(
+        "the reshard goes on without being watched; again: shardway reshard status --watch; to stop it: pause, or abort",
+    );
+    Exit::Done
 }
 
 /// What was told already.
 struct Teller {
-    clock: Clock,
-    said: Option<(String, crate::clock::Instant)>,
+    bars: Option<Bars>,
+    said: Option<Instant>,
 }
 
 impl Teller {
     fn new() -> Self {
+        let terminal = std::io::stderr().is_terminal();
         Self {
-            clock: Clock,
+            bars: terminal.then(Bars::new),
             said: None,
         }
     }
 
-    fn tell(&mut self, stored: &Stored, output: &Output) {
-        let terminal = std::io::stderr().is_terminal();
-        let line = if terminal {
-            let doing = stored
-                .progress
-                .get("problem")
-                .or_else(|| stored.progress.get("waiting_for"));
-            let doing = doing.and_then(Value::as_str).map(|it| format!(": {it}"));
-            format!(
-                "{}{}",
-                report::standing(&stored.record),
-                doing.unwrap_or_default()
-            )
-        } else {
-            report::line(stored)
-        };
-        let now = self.clock.now();
-        let due = match &self.said {
-            None => true,
-            Some((said, _)) if terminal => *said != line,
-            Some((_, at)) => now.saturating_duration_since(*at) >= TOLD,
-        };
+    fn tell(&mut self, seen: &Seen, output: &Output) {
+        if output.is_json() {
+            return;
+        }
+        if let Some(bars) = &mut self.bars {
+            return bars.draw(seen);
+        }
+        if self.is_due() {
+            output.line(&report::line(seen));
+        }
+    }
+
+    fn tell_fault(&mut self, fault: &Fault, output: &Output) {
+        if self.is_due() {
+            output.progress(&fault.to_string());
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let now = Clock.now();
+        let due = self
+            .said
+            .is_none_or(|at| now.saturating_duration_since(at) >= TOLD);
         if due {
-            output.progress(&line);
-            self.said = Some((line, now));
+            self.said = Some(now);
+        }
+        due
+    }
+
+    fn end(&self) {
+        if let Some(bars) = &self.bars {
+            bars.clear();
         }
     }
 }

@@ -5,7 +5,7 @@
 //! with all rows would show; the view's key column is the key of a table whose row each of its rows holds. When in doubt
 //! nothing is said, and the view is refused.
 
-use super::{Calls, Planner, Target};
+use super::{Planner, Target, calls::Calls};
 use crate::{
     catalog::{
         group::GroupId,

@@ -325,7 +325,8 @@ pub fn examine(moving: &Moving) -> String {
     format!(
         "SELECT coalesce(\
          CASE WHEN c.relkind <> 'r' OR c.relispartition OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid OR i.inhrelid = c.oid) THEN 'kind' || pg_catalog.chr(2) END, \
-         (SELECT 'trigger' || pg_catalog.chr(2) || t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY t.tgname LIMIT 1), \
+         (SELECT 'trigger' || pg_catalog.chr(2) || t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' \
+         AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace WHERE f.oid = t.tgfoid AND n.nspname = 'shardway') ORDER BY t.tgname LIMIT 1), \
          (SELECT 'reference' || pg_catalog.chr(2) || k.conname FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid AND k.contype = 'f' ORDER BY k.conname LIMIT 1), \
          (SELECT 'rule' || pg_catalog.chr(2) || r.rulename FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid ORDER BY r.rulename LIMIT 1), \
          CASE WHEN pg_catalog.row_security_active(c.oid) THEN 'policy' || pg_catalog.chr(2) END, pg_catalog.chr(2)) || pg_catalog.chr(2) || \

@@ -139,7 +139,7 @@ impl Session {
             let mut all = statements.iter();
             let ours = all.find_map(|one| self.command_over_shards(one, text));
             if ours.is_some() {
-                self.query_apart(reply::cursor_among_others(), apart, text)?;
+                self.query_apart(reply::cursors::cursor_among_others(), apart, text)?;
             }
             return Ok(ours.is_some());
         };
@@ -454,7 +454,7 @@ impl Session {
     /// No cursor of this name is open on another shard than the one that will be asked for it.
     async fn check_free(&mut self, name: &str) -> Result<(), Stop> {
         if self.cursors.reading(name.as_bytes()).is_some() {
-            return Err(reply::cursor_exists(name.as_bytes()).into());
+            return Err(reply::cursors::cursor_exists(name.as_bytes()).into());
         }
         let Some(shard) = self.cursors.there(name.as_bytes()) else {
             return Ok(());
@@ -470,7 +470,7 @@ impl Session {
             quoted(name)
         );
         match self.ask(sql.as_bytes()).await?? {
-            Some(_) => Err(reply::cursor_exists(name.as_bytes()).into()),
+            Some(_) => Err(reply::cursors::cursor_exists(name.as_bytes()).into()),
             None => Ok(()),
         }
     }
@@ -487,7 +487,7 @@ impl Session {
             return Err(reply::needs_transaction("DECLARE CURSOR").into());
         }
         if declare.hold {
-            return Err(reply::cursor_with_hold().into());
+            return Err(reply::cursors::cursor_with_hold().into());
         }
         self.check_free(&declare.name).await?;
         let query = &text[declare.query.clone()];
@@ -511,7 +511,7 @@ impl Session {
         match found {
             Some(Query::Streams(scattered)) => {
                 if declare.scroll == Scroll::Yes {
-                    return Err(reply::cursor_goes_back().into());
+                    return Err(reply::cursors::cursor_goes_back().into());
                 }
                 if let Some(mut reading) = self.open_reading(&scattered, bound, told).await? {
                     reading.scroll = declare.scroll;
@@ -539,7 +539,7 @@ impl Session {
         match self.place(query, values) {
             Err(why) => why.into(),
             // It was, when DECLARE was bound.
-            Ok(_) => reply::columns_changed().into(),
+            Ok(_) => reply::rows::columns_changed().into(),
         }
     }
 
@@ -573,7 +573,7 @@ impl Session {
         sink: Sink<'_>,
     ) -> Result<u64, Stop> {
         let Some(mut reading) = self.cursors.take(name) else {
-            return Err(reply::no_such_cursor(name).into());
+            return Err(reply::cursors::no_such_cursor(name).into());
         };
         let simple = vec![reading.simple; reading.formats.len()];
         let own = reading.formats.clone();
@@ -585,8 +585,8 @@ impl Session {
         let most = match count {
             Count::Next(count) => Ok(count),
             Count::All => Ok(u64::MAX),
-            Count::Back if reading.scroll == Scroll::No => Err(reply::only_forward()),
-            Count::Back => Err(reply::cursor_goes_back()),
+            Count::Back if reading.scroll == Scroll::No => Err(reply::cursors::only_forward()),
+            Count::Back => Err(reply::cursors::cursor_goes_back()),
         };
         let read = match most {
             _ if reading.state == State::Failed => Err(reply::portal_is_done(name).into()),
@@ -595,7 +595,7 @@ impl Session {
                 Err(notice.into())
             }
             Ok(_) if !reading.turn_to(formats, self.written_by()) => {
-                Err(reply::cursor_in_other_formats().into())
+                Err(reply::cursors::cursor_in_other_formats().into())
             }
             Ok(most) => {
                 if asked.is_none() && sink == Sink::Client {

@@ -114,7 +114,7 @@ impl Session {
                 Next::Message(_) | Next::TooLong(_) | Next::Rest | Next::Lost => {
                     let shard = self.fan.as_deref().map(|fan| fan.shard(at));
                     let shard = shard.map_or("", |shard| self.database.shard_name(shard));
-                    return Err(told(reply::shard_lost(shard)).into());
+                    return Err(told(reply::several::shard_lost(shard)).into());
                 }
             }
         }
@@ -204,7 +204,7 @@ impl Session {
                 fan.take(at, count);
                 Ok(())
             }
-            Next::TooLong(_) => Err(reply::too_many_rows(LONGEST).into()),
+            Next::TooLong(_) => Err(reply::rows::too_many_rows(LONGEST).into()),
             Next::Lost => Err(self.member_lost(at)),
             Next::Pending | Next::Rest => Ok(()),
         }
@@ -228,5 +228,5 @@ enum Forward {
 }
 
 fn out_of_shape(_malformed: Malformed) -> Stop {
-    reply::columns_changed().into()
+    reply::rows::columns_changed().into()
 }

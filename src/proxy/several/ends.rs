@@ -182,7 +182,7 @@ impl Session {
     async fn lost(&self, links: &mut [Box<Link>], at: usize) -> Ended {
         let shard = links[at].shard;
         roll_back(links).await;
-        reply::shard_lost(self.database.shard_name(shard)).into()
+        reply::several::shard_lost(self.database.shard_name(shard)).into()
     }
 
     /// Commits on several shards that wrote.
@@ -196,7 +196,7 @@ impl Session {
                 .database
                 .coordinator
                 .begin(shards[decider], &others, owner);
-            let begun = begun.map_err(|why| reply::two_phase_not_ready(&why))?;
+            let begun = begun.map_err(|why| reply::several::two_phase_not_ready(&why))?;
             Ok((begun, decider))
         });
         let (transaction, decider) = match begun {
@@ -246,14 +246,14 @@ impl Session {
     /// Which of the shards that wrote decides: one whose part cannot be prepared must.
     fn decides(&self, links: &[Box<Link>], writers: &[usize]) -> Result<Place, Notice> {
         if self.has_other_role() {
-            return Err(reply::role_over_several());
+            return Err(reply::several::role_over_several());
         }
         let unpreparable = |place: &Place| links[writers[*place]].unpreparable;
         let mut found = (0..writers.len()).filter(unpreparable);
         let decider = found.next();
         if let (Some(first), Some(second)) = (decider, found.next()) {
             let name = |place: Place| self.database.shard_name(links[writers[place]].shard);
-            return Err(reply::cannot_prepare(name(first), name(second)));
+            return Err(reply::several::cannot_prepare(name(first), name(second)));
         }
         Ok(decider.unwrap_or(0))
     }
@@ -305,19 +305,19 @@ impl Session {
                 let names: Vec<&str> = late.iter().chain(missing).map(name).collect();
                 Ended::Doubtful {
                     committed: true,
-                    why: reply::committed_not_finished(id, &names).into(),
+                    why: reply::several::committed_not_finished(id, &names).into(),
                 }
             }
             Verdict::Aborted {
                 because: Some(place),
             } => match said[*place].take() {
                 Some(words) => Ended::RolledBack(words),
-                None => reply::shard_lost(name(place)).into(),
+                None => reply::several::shard_lost(name(place)).into(),
             },
-            Verdict::Aborted { because: None } => reply::undecided(id).into(),
+            Verdict::Aborted { because: None } => reply::several::undecided(id).into(),
             Verdict::InDoubt => Ended::Doubtful {
                 committed: false,
-                why: reply::in_doubt(id).into(),
+                why: reply::several::in_doubt(id).into(),
             },
         }
     }

@@ -93,7 +93,7 @@ impl Session {
         let Ring::Found(ring) = &self.several.ring else {
             return None;
         };
-        let words = reply::deadlock(ring, |shard| self.database.shard_name(shard));
+        let words = reply::several::deadlock(ring, |shard| self.database.shard_name(shard));
         self.several.ring = Ring::Told;
         Some(words.into())
     }

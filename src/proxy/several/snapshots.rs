@@ -72,7 +72,10 @@ impl Session {
             return Ok(());
         }
         let shard = most_complete(&self.snapshot);
-        Err(reply::left_out(self.database.shard_name(shard), &absent))
+        Err(reply::several::left_out(
+            self.database.shard_name(shard),
+            &absent,
+        ))
     }
 
     /// Before a statement that several shards answer: a transaction that has a snapshot on each begins there.
@@ -179,7 +182,7 @@ impl Session {
         }
         let mut enlisted = self.several.enlisted.iter();
         let Some(at) = enlisted.position(|link| link.shard == shard) else {
-            return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+            return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
         };
         let mut there = self.several.enlisted.swap_remove(at);
         there.hold = Hold::Bound;

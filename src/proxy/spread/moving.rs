@@ -145,16 +145,16 @@ impl Session {
         self.reach(Place { shard, hold }).await?;
         let there = self.link.as_ref();
         if !there.is_some_and(|link| link.shard == shard && link.status == Status::Transaction) {
-            return Err(reply::shard_missing(self.database.shard_name(shard)).into());
+            return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
         }
         let lock = format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", moving.quoted);
         self.prelude(lock.as_bytes()).await??;
         let answer = self.ask(examine(moving).as_bytes()).await??;
         let Some((obstacle, mut columns)) = answer.as_deref().and_then(examined) else {
-            return Err(reply::columns_changed().into());
+            return Err(reply::rows::columns_changed().into());
         };
         if let Some((kind, name)) = obstacle {
-            return Err(reply::rows_stay(&moving.table, &kind, &name).into());
+            return Err(reply::rows::rows_stay(&moving.table, &kind, &name).into());
         }
         match known {
             None => *known = Some(columns),
@@ -163,7 +163,7 @@ impl Session {
                 names.sort_unstable();
                 columns.names.sort_unstable();
                 if columns.names != names || columns.key_type != known.key_type {
-                    return Err(reply::columns_changed().into());
+                    return Err(reply::rows::columns_changed().into());
                 }
             }
         }
@@ -258,7 +258,7 @@ impl Session {
             if tag == b'D' {
                 held += body.len();
                 if held > LIMIT {
-                    return Err(reply::too_many_rows(LIMIT).into());
+                    return Err(reply::rows::too_many_rows(LIMIT).into());
                 }
                 rows.extend(sources.get(at).map(|source| (*source, body.to_vec())));
             }
@@ -325,7 +325,7 @@ impl Session {
             let there = group.shard_of(&new) == acts.get(at).map(|act: &Act| act.ask.shard);
             there
                 .then_some(())
-                .ok_or_else(|| reply::row_changed().into())
+                .ok_or_else(|| reply::rows::row_changed().into())
         };
         let hear = |at: usize, tag: u8, body: &[u8]| {
             let Some(act) = acts.get(at) else {
@@ -336,11 +336,11 @@ impl Session {
                 (b'T', What::Update) => {
                     let own = without_last_column(body).map_err(|_malformed| reply::malformed())?;
                     if !are_alike(columns.as_deref(), own.as_deref()) {
-                        return Err(reply::columns_changed().into());
+                        return Err(reply::rows::columns_changed().into());
                     }
                 }
                 (b'T', What::Insert) if !are_alike(columns.as_deref(), Some(body)) => {
-                    return Err(reply::columns_changed().into());
+                    return Err(reply::rows::columns_changed().into());
                 }
                 (b'D', What::Update) => {
                     let (row, value) = split_last(body).ok_or_else(reply::malformed)?;
@@ -352,14 +352,14 @@ impl Session {
             }
             held += body.len();
             if held > LIMIT {
-                return Err(reply::too_many_rows(LIMIT).into());
+                return Err(reply::rows::too_many_rows(LIMIT).into());
             }
             Ok(())
         };
         let asks: Vec<&Ask> = acts.iter().map(|act| &act.ask).collect();
         self.in_turn(&asks, hear).await.map_err(Failed::plain)?;
         if acts.iter().zip(&done).any(|(act, done)| act.rows != *done) {
-            return Err(reply::row_changed().into());
+            return Err(reply::rows::row_changed().into());
         }
         let tag = format!("UPDATE {}", work.found.len()).into_bytes();
         Ok(Written::of_rows(columns, rows, tag))

@@ -60,7 +60,7 @@ impl Session {
             statement.executes.is_none() && !told_to_all
         });
         let Some(effect) = followed else {
-            return Err(reply::execute_of_command());
+            return Err(reply::rows::execute_of_command());
         };
         let target = match &outer.target {
             Target::Fixed(Route::Any) => self.target(inner, statement, arguments)?,
@@ -98,7 +98,7 @@ impl Session {
         if let (Target::ByKey(_), Some(finding)) =
             (&inner.target, self.database.unfit.load().as_deref())
         {
-            return Err(reply::unfit(finding));
+            return Err(reply::changes::unfit(finding));
         }
         let escapes = !self.context.standard_conforming_strings;
         let unread = |argument: &Argument| match argument {

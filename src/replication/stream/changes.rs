@@ -9,7 +9,6 @@ use crate::{
     replication::{
         batch::{Added, Kind},
         tables::{Goes, Table},
-        visibility::extended,
     },
     wire::{
         pgoutput::{Change, Oids, Old, Relation, Tuple, Value},
@@ -260,7 +259,7 @@ impl Reader<'_> {
                 }
                 // Which rows of a copy were taken before, and which after it, nobody can say.
                 let copied = self.lanes[place].copied;
-                if copied.is_some_and(|end| extended(xid, end) < end) {
+                if copied.is_some_and(|end| xid < end) {
                     return Err(StreamError::Emptied(tables[at].plain()));
                 }
                 self.add(place, at, Kind::Wipe, None)?;

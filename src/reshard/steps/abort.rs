@@ -12,6 +12,7 @@ use super::{
     rows, schema,
 };
 use crate::{
+    failpoint,
     replication::{publication, slot},
     reshard::{
         job::{Direction, Job, StepError},
@@ -48,6 +49,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
             }
         }
     }
+    failpoint::reached("after_removed").await;
     match first {
         None => forget(job, &notes).await,
         Some(error) => Err(error),
@@ -128,6 +130,9 @@ pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
     for server in taking_part(job) {
         forget_records(job, &server).await?;
     }
+    const SERVERS: &str = "DELETE FROM shardway.server WHERE workflow = $1";
+    let servers = home(job).await?.execute(SERVERS, &[&job.id]).await;
+    servers.about("forgetting which servers took part")?;
     for note in notes.iter().filter(|it| it.kind == Kind::Records) {
         gone(job, note).await?;
     }

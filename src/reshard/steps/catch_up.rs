@@ -7,13 +7,18 @@
 
 mod beginning;
 
+use super::asking::{About as _, connection, remedy};
 use crate::{
     clock::Duration,
+    inspect::at_once,
     replication::{
         apply::ApplyError,
         stream::{self, Ended, Lag, Stand, StreamError, Wish},
     },
-    reshard::job::{Job, StepError},
+    reshard::{
+        job::{Job, StepError},
+        servers::Server,
+    },
     wire::replication::Lsn,
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -21,13 +26,19 @@ use tokio::{sync::watch, task::JoinSet};
 /// How long to wait before a lost connection is made again: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// How long a destination has for ending what it is at, and then for saying that it has.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// Between two times that its figures are shown.
 const SHOWN: Duration = Duration::from_secs(1);
 
 /// One source that is followed. Dropped, it is followed no more.
 #[derive(Debug)]
 pub struct Follower {
+    job: Job,
     source: String,
+    /// Whether it was given up before it had ended by itself.
+    given_up: bool,
     wish: watch::Sender<Wish>,
     stand: watch::Receiver<Stand>,
     task: JoinSet<()>,
@@ -68,7 +79,9 @@ impl Follower {
         let mut task = JoinSet::new();
         task.spawn(follow(job.clone(), source.to_owned(), wishes, told));
         Self {
+            job: job.clone(),
             source: source.to_owned(),
+            given_up: false,
             wish,
             stand,
             task,
@@ -170,13 +183,54 @@ impl Follower {
         }
     }
 
-    /// Ends it: nothing is changed on a destination any more when it answers.
+    /// Ends it: nothing is changed on a destination any more when it answers, whatever it had ended with before.
     ///
     /// # Errors
-    /// [`StepError::Halt`], [`StepError::Replaced`]: it had ended before.
-    pub async fn stop(mut self) -> Result<(), StepError> {
+    /// [`StepError::Again`]: a destination does not answer, so that something that was sent to it may yet be done there.
+    pub async fn end(&mut self) -> Result<(), StepError> {
         self.wish.send_modify(|wish| wish.stop = true);
-        while self.task.join_next().await.is_some() {}
+        let task = &mut self.task;
+        let ended = async { while task.join_next().await.is_some() {} };
+        if tokio::time::timeout(ENDING, ended).await.is_err() {
+            self.given_up = true;
+            self.task.abort_all();
+            while self.task.join_next().await.is_some() {}
+        }
+        if self.given_up {
+            let servers = self.job.destinations();
+            let each = servers.iter().map(|it| self.settle(it)).collect();
+            at_once(each).await.into_iter().collect::<Result<(), _>>()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is open on a destination that was begun there: a batch has the progress locked from its first
+    /// statement to its last, and nobody sends another.
+    async fn settle(&self, destination: &Server) -> Result<(), StepError> {
+        const SETTLED: &str =
+            "SELECT FROM shardway.apply_progress WHERE workflow = $1 AND source = $2 FOR UPDATE";
+        let followed = self.job.followed(&self.source);
+        let what = format!("ending what is applied to shard {}", destination.name);
+        let asked = async {
+            let client = connection(destination).await?;
+            let settled = client.query(SETTLED, &[&self.job.id, &followed]).await;
+            settled.about(&what).map(drop)
+        };
+        let asked = tokio::time::timeout(ENDING, asked).await;
+        asked.unwrap_or_else(|_| {
+            Err(StepError::Again {
+                what: what.clone(),
+                problem: format!("it has not answered within {ENDING:?}"),
+            })
+        })
+    }
+
+    /// The same, and how it had ended before.
+    ///
+    /// # Errors
+    /// [`StepError::Halt`], [`StepError::Replaced`]: it had ended before; else as [`Follower::end`].
+    pub async fn stop(mut self) -> Result<(), StepError> {
+        self.end().await?;
         match &self.stand.borrow().ended {
             None | Some(Ended::Stopped) => Ok(()),
             Some(ended) => Err(error_of(ended)),
@@ -217,6 +271,8 @@ async fn follow(
             StepError::Again { what, problem } => format!("{what}: {problem}"),
             StepError::Replaced => break Ended::Replaced,
             StepError::Halt { what, remedy } => break Ended::Halt { what, remedy },
+            StepError::Lost { what } => break Ended::Lost { what },
+            StepError::FailedOver { what } => break Ended::FailedOver { what },
         };
         let progressed = stand.borrow().changes > before;
         pause = if progressed { PAUSE.0 } else { pause };
@@ -290,6 +346,11 @@ fn step(source: &str, error: StreamError) -> StepError {
                     problem: what,
                 }
             }
+            ApplyError::Sql(_) | ApplyError::Rows { .. } | ApplyError::Row { .. }
+                if error.sqlstate().is_some_and(|it| it.starts_with("53")) =>
+            {
+                halt(remedy(error.sqlstate()))
+            }
             ApplyError::Sql(_)
             | ApplyError::Rows { .. }
             | ApplyError::NotCopied(_)
@@ -323,5 +384,7 @@ fn error_of(ended: &Ended) -> StepError {
             what: what.clone(),
             remedy: remedy.clone(),
         },
+        Ended::Lost { what } => StepError::Lost { what: what.clone() },
+        Ended::FailedOver { what } => StepError::FailedOver { what: what.clone() },
     }
 }

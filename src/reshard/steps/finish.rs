@@ -6,15 +6,18 @@
 use super::{
     abort::{forget, remove},
     activate::{latest, latest_anywhere},
-    asking::connection,
+    asking::{About as _, connection, named},
     condition,
     records::{Kind, claim_all, gone, noted},
     rows,
 };
-use crate::reshard::{
-    job::{Direction, Job, StepError},
-    plan::identifier,
-    servers::Server,
+use crate::{
+    failpoint,
+    reshard::{
+        job::{Direction, Job, StepError},
+        plan::identifier,
+        servers::Server,
+    },
 };
 
 /// Deletes what the shards that gave rows still have of them, and all that was made for the run. Forward, whatever the
@@ -39,6 +42,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     for source in job.sources() {
         delete(job, &source).await?;
     }
+    failpoint::reached("after_old_rows").await;
     for note in &notes {
         match note.kind {
             Kind::Guard => remove(job, note).await?,
@@ -50,6 +54,18 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         }
     }
     forget(job, &notes).await
+}
+
+/// Whether a shard has tables that were made to live there alone.
+///
+/// # Errors
+/// [`StepError`].
+pub async fn has_tables(job: &Job, shard: &str) -> Result<bool, StepError> {
+    const TABLES: &str = "SELECT EXISTS (SELECT FROM shardway.placement p JOIN pg_class c ON c.oid = p.relation \
+                          WHERE p.kind = 'single')";
+    let client = connection(named(job, shard)?).await?;
+    let row = client.query_one(TABLES, &[]).await;
+    Ok(row.about("looking for tables of one shard")?.get(0))
 }
 
 /// Every destination has taken over, and none of it was rolled back since.

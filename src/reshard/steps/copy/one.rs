@@ -4,13 +4,17 @@
 //! for each other; sessions that something went wrong on are not used again.
 
 use super::{
-    super::asking::{About as _, named},
+    super::{
+        asking::{About as _, named},
+        records::REPLICA,
+    },
     Part, failed,
     others::called,
     settled::literal,
 };
 use crate::{
     clock::Duration,
+    failpoint,
     replication::copy::{Budget, Copied, Session, copy as pass},
     reshard::{
         flows::Flow,
@@ -60,12 +64,11 @@ async fn open(job: &Job, name: &str, end: End) -> Result<Session, StepError> {
     let server = named(job, name)?;
     let what = format!("connecting to shard {name}");
     let shown = called(job);
-    let (address, limit) = (&server.address, server.limit);
-    let opened = Session::open(address, &server.credentials, &shown, limit, &server.tls).await;
-    let mut session = opened.about(&what)?;
+    let mut session = server.copying(&shown).await.about(&what)?;
     if end == End::Destination {
-        // Where it is allowed: else there is nothing on the tables that would fire, which was looked at before.
-        match session.ask("SET session_replication_role = replica").await {
+        // Where it is allowed: else there is nothing on the tables that would act, which was looked at before, nor is a
+        // guard of these rows on before they are copied.
+        match session.ask(REPLICA).await {
             Err(error) if error.sqlstate() == Some("42501") => {}
             end => drop(end.about(&what)?),
         }
@@ -104,12 +107,14 @@ pub(super) async fn copy<'a>(
     let copied = copied.map_err(|error| failed(&what, error))?;
     let ended = end(&mut source, &written).await;
     ended.about(&what)?;
+    failpoint::reached("after_chunk_copy").await;
     let committed = destination.ask(&record.commit(&snapshot, copied)).await;
     match committed {
         // No token: another's is higher.
         Err(error) if error.sqlstate() == Some("23502") => return Err(StepError::Replaced),
         end => drop(end.about(&what)?),
     }
+    failpoint::reached("after_chunk_commit").await;
     idle.give(&flow.source, End::Source, source);
     idle.give(&flow.destination, End::Destination, destination);
     Ok((flow, copied))

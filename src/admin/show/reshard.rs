@@ -1,0 +1,117 @@
+//! SHOW RESHARD: the last reshard of each database, as this process saw it last.
+
+use super::{Cell, Console, Table};
+use crate::metrics::reshards::Sight;
+
+const COLUMNS: [&str; 28] = [
+    "database",
+    "reshard",
+    "state",
+    "step",
+    "attempt",
+    "serving",
+    "leader",
+    "waits_for",
+    "percent",
+    "rows",
+    "rows_of",
+    "bytes",
+    "bytes_of",
+    "chunks_left",
+    "rows_per_second",
+    "seconds_left",
+    "lag_bytes",
+    "wal_kept",
+    "verified_rows",
+    "differences",
+    "pause_ms",
+    "held",
+    "failed",
+    "p99_ms",
+    "errors",
+    "error",
+    "remedy",
+    "next_steps",
+];
+const NUMBERS: [&str; 14] = [
+    "attempt",
+    "percent",
+    "rows",
+    "rows_of",
+    "bytes",
+    "bytes_of",
+    "chunks_left",
+    "rows_per_second",
+    "seconds_left",
+    "verified_rows",
+    "differences",
+    "held",
+    "failed",
+    "errors",
+];
+
+pub(super) fn reshard(console: &Console) -> Table {
+    let mut table = Table::new(&COLUMNS, &NUMBERS);
+    for (database, view) in console.metrics.transactions.all() {
+        if let Some(sight) = view.resharding.seen() {
+            table.row(cells(&database, &sight));
+        }
+    }
+    table
+}
+
+fn cells(database: &str, sight: &Sight) -> Vec<Cell> {
+    let total = sight.total();
+    let leader = sight.leader.as_ref().map(|it| {
+        let silent = if it.alive { "" } else { " (silent)" };
+        format!("{}{silent}", it.proxy)
+    });
+    let lags = sight
+        .streams
+        .iter()
+        .filter_map(|it| Some((&it.shard, it.lag_bytes?)));
+    let wal = sight.sources.iter().map(|it| (&it.shard, it.wal_kept));
+    let count = |name: &str| sight.cutover.get(name).map(|count| count.round() as u64);
+    vec![
+        database.into(),
+        sight.id.as_str().into(),
+        sight.state.as_str().into(),
+        sight.step.clone().into(),
+        u64::try_from(sight.attempt).unwrap_or(0).into(),
+        sight.serving.into(),
+        leader.into(),
+        sight.waiting_for.clone().into(),
+        total.percent.into(),
+        total.rows.into(),
+        total.rows_of.into(),
+        total.bytes.into(),
+        total.bytes_of.into(),
+        total.chunks_left.into(),
+        total.rows_per_second.into(),
+        total.seconds_left.into(),
+        each(lags),
+        each(wal),
+        sight.verified_rows.into(),
+        sight.differences.into(),
+        sight
+            .cutover
+            .get("pause_ms")
+            .map(ToString::to_string)
+            .into(),
+        count("held").into(),
+        count("failed").into(),
+        sight.application_p99_ms.map(|it| it.to_string()).into(),
+        sight.application_errors.into(),
+        sight.error.clone().into(),
+        sight.remedy.clone().into(),
+        sight.next_steps.join("; ").into(),
+    ]
+}
+
+/// `s0=12 s1=0`; NULL of nothing.
+fn each<'a>(figures: impl Iterator<Item = (&'a String, u64)>) -> Cell {
+    let each: Vec<String> = figures
+        .map(|(shard, figure)| format!("{shard}={figure}"))
+        .collect();
+    (!each.is_empty()).then(|| each.join(" ")).into()
+}

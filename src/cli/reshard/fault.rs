@@ -1,0 +1,118 @@
+//! Why a command did nothing, or not all: each with what to do.
+
+use super::asking::KNOBS;
+use crate::{
+    cli::Exit,
+    inspect::AskError,
+    net::tls::TlsError,
+    registry::Unflipped,
+    reshard::{
+        job::StepError, planning::PlanError, record::word, state::Refusal, state::State,
+        wish::NoMoves,
+    },
+};
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("{0}")]
+    Database(String),
+    #[error(
+        "database {0} has no control role, as which resharding works: give it one (control = {{ user = ..., password_file = ... }}), \
+         with REPLICATION, on every shard"
+    )]
+    NoControl(String),
+    #[error(
+        "database {0} has one shard: there is nothing to move between; add shards.NAME = {{ primary = ... }} to it"
+    )]
+    OneShard(String),
+    #[error(
+        "shard {home} ({address}), where reshards are recorded, cannot be asked: {error}; look whether it runs, and lets the \
+         control role in"
+    )]
+    Ask {
+        home: String,
+        address: String,
+        error: AskError,
+    },
+    #[error(
+        "shard {home} has no records of reshards: no proxy of this version has served the database with its control role yet; \
+         start one (shardway serve --config FILE)"
+    )]
+    NoSchema { home: String },
+    #[error(
+        "the map: {0}; a proxy that serves the database writes it: look whether one runs (SHOW PROXIES)"
+    )]
+    Map(#[from] Unflipped),
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
+    #[error("{0}")]
+    Plan(#[from] PlanError),
+    #[error("{0}")]
+    Moves(#[from] NoMoves),
+    #[error(
+        "the configuration has no shard {name}: it has {known}; add it there first, and let every proxy reload"
+    )]
+    NoShard { name: String, known: String },
+    #[error(
+        "say what is to move: --to SHARD,... for an even spread, --move WHAT:SHARD, or --pin KEY=SHARD"
+    )]
+    NoWish,
+    #[error("{0}")]
+    Step(#[from] StepError),
+    #[error("no reshard is under way; one begins with: shardway reshard start --to SHARD,...")]
+    None,
+    #[error("there is no reshard {id}: there {}", Known(.known))]
+    NoRun { id: String, known: Vec<String> },
+    #[error(
+        "reshard {0} is under way, and there is one at a time: finish or abort it first (shardway reshard status tells which)"
+    )]
+    UnderWay(String),
+    #[error("{refusal}: reshard {id} is in state {}; possible now: {next}", word(.state))]
+    Refused {
+        refusal: Refusal,
+        id: String,
+        state: State,
+        next: String,
+    },
+    #[error("{text:?} is not understood: NAME=VALUE, with a number, and one of {}", KNOBS.join(", "))]
+    Knob { text: String },
+    #[error("others change it all the time: try again")]
+    Busy,
+}
+
+/// Which there are.
+struct Known<'a>(&'a [String]);
+
+impl std::fmt::Display for Known<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            [] => write!(f, "was none yet"),
+            [one] => write!(f, "is {one}"),
+            all => write!(f, "are {}", all.join(", ")),
+        }
+    }
+}
+
+impl Fault {
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::Database(_) | Self::Knob { .. } | Self::NoWish => Exit::Usage,
+            Self::Moves(NoMoves::Syntax(_)) => Exit::Usage,
+            Self::NoControl(_)
+            | Self::OneShard(_)
+            | Self::Plan(_)
+            | Self::Moves(_)
+            | Self::NoShard { .. }
+            | Self::None
+            | Self::NoRun { .. }
+            | Self::UnderWay(_)
+            | Self::Refused { .. } => Exit::Refused,
+            Self::Ask { .. }
+            | Self::NoSchema { .. }
+            | Self::Map(_)
+            | Self::Tls(_)
+            | Self::Step(_)
+            | Self::Busy => Exit::Failed,
+        }
+    }
+}

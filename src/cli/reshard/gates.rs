@@ -1,0 +1,170 @@
+//! What a cutover needs, and how it stands: each gate with its value. Changes nothing.
+
+use super::{asking::Site, fault::Fault};
+use crate::{
+    inspect::{AskError, at_once},
+    reshard::{
+        record::word,
+        servers::Server,
+        state::{Step, Wish},
+    },
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// More than this is not applied while statements are held.
+const LAG_BYTES: u64 = 1 << 20;
+
+/// Whether it is a primary; and transactions that have written to these tables for longer than a second.
+const LOOK: &str = "\
+SELECT pg_is_in_recovery(), (SELECT string_agg(format('process %s of %s for %s s', a.pid, a.usename, \
+    extract(epoch FROM clock_timestamp() - a.xact_start)::int8), '; ') FROM pg_stat_activity a \
+  WHERE a.xact_start < clock_timestamp() - interval '1 s' AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted \
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+    AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
+      'AccessExclusiveLock') AND l.relation IN (SELECT to_regclass(t) FROM unnest($1::text[]) t)))";
+
+/// A condition of a cutover.
+pub(super) struct Gate {
+    name: String,
+    value: String,
+    open: bool,
+}
+
+impl Gate {
+    fn new(name: impl Into<String>, value: impl Into<String>, open: bool) -> Self {
+        Self {
+            name: name.into(),
+            value: value.into(),
+            open,
+        }
+    }
+}
+
+/// Every gate.
+pub(super) async fn look(site: &Site, wish: Wish) -> Result<Vec<Gate>, Fault> {
+    let seen = site.unfinished().await?;
+    let (record, sight) = (&seen.stored.record, seen.sight());
+    let allowed = record.allows(wish);
+    let state = allowed.map_or_else(|refusal| refusal.to_string(), |()| word(&record.state));
+    let made = record
+        .step
+        .map_or_else(|| "not yet".to_owned(), |step| word(&step));
+    let mut gates = vec![
+        Gate::new("state", state, allowed.is_ok()),
+        Gate::new(
+            "everything is made for it",
+            made,
+            record.step == Some(Step::Made),
+        ),
+    ];
+    let (rows, different) = (
+        sight.verified_rows.unwrap_or(0),
+        sight.differences.unwrap_or(0),
+    );
+    let clean = record.round > 0 && record.stopped.is_none() && different == 0;
+    let verified = format!(
+        "round {}: {rows} rows compared, {different} differ",
+        record.round
+    );
+    gates.push(Gate::new("verification", verified, clean));
+    let stands = match (&record.stopped, record.paused) {
+        (Some(stopped), _) => format!("stopped: {}", stopped.what),
+        (None, true) => "paused: shardway reshard resume".to_owned(),
+        (None, false) => "yes".to_owned(),
+    };
+    let runs = record.stopped.is_none() && !record.paused;
+    gates.push(Gate::new("it runs", stands, runs));
+    let leader = sight.leader.as_ref();
+    let who = leader.map_or_else(
+        || "nobody".to_owned(),
+        |it| {
+            let name = it.address.as_ref().unwrap_or(&it.proxy);
+            let silent = if it.alive { "" } else { ", silent" };
+            format!("{name}{silent}")
+        },
+    );
+    gates.push(Gate::new(
+        "a proxy leads it",
+        who,
+        leader.is_some_and(|it| it.alive),
+    ));
+    let (all, late) = site.proxies().await?;
+    let present = if late.is_empty() {
+        format!("{all} of {all}")
+    } else {
+        let have = all - i64::try_from(late.len()).unwrap_or(0);
+        format!("{have} of {all}; not {}", late.join(", "))
+    };
+    gates.push(Gate::new(
+        "proxies with the present map",
+        present,
+        late.is_empty() && all > 0,
+    ));
+    for stream in &sight.streams {
+        let lag = stream.lag_bytes.unwrap_or(0);
+        let value = stream
+            .problem
+            .clone()
+            .unwrap_or_else(|| format!("{lag} bytes, {} ms behind", stream.lag_ms.unwrap_or(0)));
+        let open = stream.problem.is_none() && lag <= LAG_BYTES;
+        gates.push(Gate::new(
+            format!("changes of shard {}", stream.shard),
+            value,
+            open,
+        ));
+    }
+    for source in &sight.sources {
+        let value = format!("{} bytes kept, {}", source.wal_kept, source.wal_status);
+        let open = matches!(source.wal_status.as_str(), "reserved" | "extended");
+        gates.push(Gate::new(
+            format!("WAL of shard {}", source.shard),
+            value,
+            open,
+        ));
+    }
+    gates.extend(servers(site, &seen.stored.plan).await);
+    Ok(gates)
+}
+
+/// Every server that takes part.
+async fn servers(site: &Site, plan: &crate::reshard::plan::Plan) -> Vec<Gate> {
+    let tables: Vec<String> = plan.tables.iter().map(|table| table.sql()).collect();
+    let moves = plan.moves.iter();
+    let names: BTreeSet<&String> = moves.flat_map(|it| [&it.from, &it.to]).collect();
+    let servers = names.into_iter().filter_map(|name| site.servers.get(name));
+    let each = servers.map(|server| async {
+        let gate = |value: String, open| Gate::new(format!("shard {}", server.name), value, open);
+        match ask(server, &tables).await {
+            Ok((true, _)) => gate("it is a standby now".to_owned(), false),
+            Ok((false, Some(who))) => gate(format!("transactions have its tables: {who}"), false),
+            Ok((false, None)) => gate("answers, a primary, no long transaction".to_owned(), true),
+            Err(problem) => gate(format!("cannot be asked: {problem}"), false),
+        }
+    });
+    at_once(each.collect()).await
+}
+
+async fn ask(server: &Server, tables: &[String]) -> Result<(bool, Option<String>), AskError> {
+    let client = server.sql().await?;
+    let row = client.query_one(LOOK, &[&tables]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Whether all are.
+pub(super) fn open(gates: &[Gate]) -> bool {
+    gates.iter().all(|gate| gate.open)
+}
+
+pub(super) fn text(gates: &[Gate]) -> String {
+    let line = |gate: &Gate| {
+        let open = if gate.open { "open" } else { "closed" };
+        format!("{open:<7} {}: {}\n", gate.name, gate.value)
+    };
+    gates.iter().map(line).collect()
+}
+
+pub(super) fn json(gates: &[Gate]) -> Value {
+    let gate = |it: &Gate| json!({ "gate": it.name, "value": it.value, "open": it.open });
+    json!({ "open": open(gates), "gates": gates.iter().map(gate).collect::<Vec<_>>() })
+}

@@ -1,0 +1,134 @@
+//! The wording of schema changes that are refused, done in part or not heard of, and of tables that nobody has placed.
+//!
+//! A change that was made on some shards is never said to have failed as a whole: what is done is named.
+
+use super::error;
+use crate::{
+    registry::{Late, NotReady},
+    wire::notice::Notice,
+};
+
+/// What runs by itself, within a transaction.
+#[must_use]
+pub fn cannot_be_in_block(command: &str) -> Notice {
+    let command = match command {
+        "VACUUM or ANALYZE" => "VACUUM",
+        "CREATE INDEX" => "CREATE INDEX CONCURRENTLY",
+        "DROP" => "DROP INDEX CONCURRENTLY",
+        "REINDEX" => "REINDEX CONCURRENTLY",
+        other => other,
+    };
+    error(
+        "25001",
+        format!("{command} cannot run inside a transaction block"),
+    )
+}
+
+/// How far a command has come that runs on one shard after the other.
+#[must_use]
+pub fn done_in_part(command: &str, done: &[&str], rest: &[&str]) -> Notice {
+    Notice {
+        severity: "WARNING",
+        sqlstate: "01000",
+        message: format!(
+            "{command} is done on {}, and not on {}",
+            done.join(", "),
+            rest.join(", ")
+        ),
+        detail: Some("It runs on one shard after the other, and one of them failed. (SW132)".to_owned()),
+        hint: Some("Remove the cause and repeat it on each of the others: /* shardway: shard=NAME */ before the command. An index that was begun CONCURRENTLY stays there, invalid: drop it first.".to_owned()),
+    }
+}
+
+/// A new table whose place only its CREATE TABLE says, which cannot be kept.
+#[must_use]
+pub fn place_not_kept(table: &str, why: &NotReady) -> Notice {
+    Notice {
+        detail: Some(format!("Only a comment or a foreign key says where its rows live, which cannot be kept: {why}. (SW131)")),
+        hint: Some("List the table in the configuration, in a group's tables or in the database's, reload, and repeat the command.".to_owned()),
+        ..error("0A000", format!("the configuration does not say where new table \"{table}\" lives"))
+    }
+}
+
+/// A table that would have the name of one that lives elsewhere.
+#[must_use]
+pub fn table_elsewhere(table: &str) -> Notice {
+    Notice {
+        detail: Some("Under that name there is a table that lives elsewhere, where others would go on to put rows until they know better. (SW131)".to_owned()),
+        hint: Some("Drop or rename that table first, in a transaction of its own.".to_owned()),
+        ..error("0A000", format!("relation \"{table}\" lives elsewhere"))
+    }
+}
+
+/// No schema of the search path is there.
+#[must_use]
+pub fn no_schema() -> Notice {
+    error("3F000", "no schema has been selected to create in")
+}
+
+/// A table that nothing lists, of which it is not known whether it is one of those that unlisted_tables places.
+#[must_use]
+pub fn table_not_seen() -> Notice {
+    Notice {
+        detail: Some("No group or list has it, and no server was seen to have it: it may have been made just now and belong elsewhere, and not every server could be asked. (SW161)".to_owned()),
+        hint: crate::proxy::reply::code_named("SW161").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "it is not known yet where a table of this statement lives")
+    }
+}
+
+/// A table that nothing lists, while other proxies may move it unheard.
+#[must_use]
+pub fn catalog_not_heard() -> Notice {
+    Notice {
+        detail: Some("The home shard has not taken this proxy's heartbeat for some time: other proxies may have changed where a table lives that nothing lists. (SW162)".to_owned()),
+        hint: crate::proxy::reply::code_named("SW162").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "it is not known for sure where a table of this statement lives")
+    }
+}
+
+/// A schema change that the other proxies would not hear of.
+#[must_use]
+pub fn change_not_announced(why: &NotReady) -> Notice {
+    Notice {
+        detail: Some(format!(
+            "The other proxies cannot be told of it: {why}. Nothing was changed. (SW163)"
+        )),
+        hint: crate::proxy::reply::code_named("SW163").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "schema change needs the home shard")
+    }
+}
+
+/// A schema change that is done, and that others have not taken over.
+#[must_use]
+pub fn change_not_taken_over(late: &[Late]) -> Notice {
+    let name = |late: &Late| match &late.address {
+        Some(address) => format!("{} (id {}, {address})", late.incarnation, late.number),
+        None => format!("{} (id {})", late.incarnation, late.number),
+    };
+    let names: Vec<String> = late.iter().map(name).collect();
+    let which = if names.is_empty() {
+        "Which, the home shard could not be asked.".to_owned()
+    } else {
+        format!("Not yet: {}.", names.join(", "))
+    };
+    Notice {
+        severity: "WARNING",
+        sqlstate: "01000",
+        message: "the schema change is done, and not all proxies have taken it over".to_owned(),
+        detail: Some(format!("{which} (SW164)")),
+        hint: crate::proxy::reply::code_named("SW164").map(|code| code.what_to_do.to_owned()),
+    }
+}
+
+/// The servers' tables do not fit the configuration: routing by key would give wrong answers.
+#[must_use]
+pub fn unfit(finding: &str) -> Notice {
+    Notice {
+        detail: Some(format!("{finding} (SW123)")),
+        hint: Some("shardway check --connect lists everything that does not fit.".to_owned()),
+        ..error(
+            "0A000",
+            "statements on this database cannot be routed by key",
+        )
+    }
+}

@@ -1,0 +1,138 @@
+//! Commands of a reshard where they make no sense: each says why, and what to do, and how it exits.
+
+use crate::stage::{Demo, SHARDWAY, said, until};
+use std::{fmt::Write as _, fs, path::Path, process::Command};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/reshard.txt");
+const TO: [&str; 4] = ["--group", "customers", "--to", "s0,s1,s2,s3"];
+
+#[test]
+fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
+    let demo = Demo::start();
+    until("the map is there", || {
+        demo.reshard(&["plan"]).status.code() == Some(2)
+    });
+    let mut told = String::new();
+    let mut tell = |args: &[&str]| {
+        let output = demo.reshard(args);
+        note(&mut told, args, &output);
+        output
+    };
+    for args in [
+        &["status"][..],
+        &["status", "--run", "r9"],
+        &["pause"],
+        &["cutover"],
+        &["cutover", "--dry-run"],
+        &["set", "copies=4"],
+        &["start"],
+        &["start", "--to", "s0,s9"],
+        &["start", "--to", "s0,s1,s2,s3"],
+        &["start", "--group", "clients", "--to", "s0"],
+        &["start", "--group", "customers", "--to", "s0,s1,s2"],
+        &["start", "--move", "buckets=1-2", "--group", "customers"],
+        &["start", "--pin", "x=s3", "--group", "customers"],
+        &[
+            "start",
+            "--group",
+            "customers",
+            "--to",
+            "s3",
+            "--set",
+            "speed=3",
+        ],
+        &["status", "--database", "nowhere"],
+    ] {
+        tell(args);
+    }
+    // So slow that it is at it until it is aborted.
+    let slow = ["--set", "bytes_per_second=1", "--set", "chunk_rows=10"];
+    let start = [&["start"], &TO[..], &slow].concat();
+    let output = demo.reshard(&start);
+    assert!(output.status.success(), "{}", said(&output));
+    until("it copies", || {
+        said(&demo.reshard(&["status"])).contains("r1: copy")
+    });
+    for args in [
+        &[&["start"], &TO[..]].concat()[..],
+        &["status", "--run", "r2"],
+        &["cutover"],
+        &["rollback"],
+        &["finish"],
+        &["verify"],
+        &["set", "speed=3"],
+        &["set", "copies=0"],
+        &["set", "copies"],
+    ] {
+        tell(args);
+    }
+    let gates = demo.reshard(&["cutover", "--dry-run"]);
+    assert_eq!(gates.status.code(), Some(3), "{}", said(&gates));
+    assert!(
+        said(&gates).contains("closed  state: it is not ready"),
+        "{}",
+        said(&gates)
+    );
+    let aborted = demo.reshard(&["abort", "--watch"]);
+    assert!(aborted.status.success(), "{}", said(&aborted));
+    for args in [&["resume"][..], &["abort"]] {
+        tell(args);
+    }
+    elsewhere(&demo, &mut told);
+    let told = told.replace(&demo.config().display().to_string(), "shardway.toml");
+    alike(&told);
+}
+
+/// With configurations that cannot be right.
+fn elsewhere(demo: &Demo, told: &mut String) {
+    let text = fs::read_to_string(demo.config()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let without = |begins: &str| -> String {
+        let kept = lines.iter().filter(|line| !line.starts_with(begins));
+        kept.map(|line| format!("{line}\n")).collect()
+    };
+    let home = demo.servers()[0];
+    let silent = text.replacen(&format!("127.0.0.1:{home}/"), "127.0.0.1:1/", 1);
+    for (name, text) in [("no-control", without("control = ")), ("silent", silent)] {
+        let path = demo.config().with_file_name(format!("{name}.toml"));
+        fs::write(&path, text).unwrap();
+        for args in [&["status"][..], &["status", "--database", "shop"]] {
+            let (verb, rest) = args.split_first().unwrap();
+            let mut command = Command::new(SHARDWAY);
+            command
+                .args(["reshard", verb, "--config"])
+                .arg(&path)
+                .args(rest);
+            let _infallible = writeln!(told, "# {name}.toml");
+            note(told, args, &command.output().unwrap());
+        }
+    }
+}
+
+fn note(told: &mut String, args: &[&str], output: &std::process::Output) {
+    let code = output.status.code();
+    let _infallible = writeln!(
+        told,
+        "$ shardway reshard {}\n{}",
+        args.join(" "),
+        said(output).trim_end()
+    );
+    let _infallible = writeln!(
+        told,
+        "exit {}\n",
+        code.map_or_else(String::new, |code| code.to_string())
+    );
+}
+
+/// What was said is what is kept; `SHARDWAY_BLESS=1` keeps what is said now.
+fn alike(told: &str) {
+    if std::env::var_os("SHARDWAY_BLESS").is_some() {
+        fs::write(GOLDEN, told).unwrap();
+    }
+    let kept = fs::read_to_string(Path::new(GOLDEN)).unwrap_or_default();
+    let first = told
+        .lines()
+        .zip(kept.lines())
+        .find(|(now, then)| now != then);
+    assert!(told == kept, "{first:?}\n{told}");
+}

@@ -1,0 +1,188 @@
+//! A run gives way: while a server has more to do than it may have, less is copied, then nothing, and it says why; it goes
+//! on by itself.
+
+use super::shards::{LIMIT, Reshard, Shards, block_on, servers};
+use shardway::{
+    catalog::moving::{KeySet, Move, Part},
+    clock::{Clock, Duration},
+    reshard::{job::Knobs, steps::copy, throttle::Throttle},
+    sandbox::{Cluster, Sandbox},
+};
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+};
+use tokio_postgres::NoTls;
+
+fn cluster(at: usize) -> &'static Cluster {
+    static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+    SANDBOX.get_or_init(|| servers(2, &[])).cluster(at)
+}
+
+/// A table whose rows all go from one server to the other.
+async fn reshard(prefix: &str) -> (Shards<'static>, Reshard) {
+    let shards = Shards::new(prefix, &[("s", cluster(0)), ("d", cluster(1))]).await;
+    let table = "CREATE TABLE t (tenant bigint, id bigint, PRIMARY KEY (tenant, id))";
+    shards.on_all(table).await;
+    let fill = "INSERT INTO t SELECT k % 7, k FROM generate_series(1, 20000) k; ANALYZE t";
+    shards.run("s", fill).await;
+    let all = Move {
+        group: "g".to_owned(),
+        keys: KeySet::of(Part::Buckets {
+            of: 4,
+            runs: vec![(0, 4)],
+        }),
+        from: "s".to_owned(),
+        to: "d".to_owned(),
+    };
+    let table = shards.table("s", "public.t", Some("g")).await;
+    let reshard = shards.reshard("bigint", vec![all], vec![table]).await;
+    (shards, reshard)
+}
+
+/// Looks until so many copies may run at a time, which the copy is told as its runner tells it.
+async fn until(throttle: &mut Throttle, reshard: &Reshard, copies: usize) -> Option<String> {
+    let looking = async {
+        loop {
+            throttle.look(&reshard.job).await;
+            reshard.knobs.send_replace(throttle.knobs());
+            if throttle.knobs().copies == copies {
+                let shown = reshard.job.progress.all();
+                return shown["throttle"].as_str().map(str::to_owned);
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, looking).await.expect("in time")
+}
+
+#[test]
+fn a_copy_stands_still_while_the_source_is_busy_and_goes_on_by_itself() {
+    block_on(async {
+        let (shards, reshard) = reshard("busy").await;
+        let count = "SELECT count(*) FROM t";
+        // Servers of other tests do nothing here: only these three.
+        let mut busy = Vec::new();
+        for _ in 0..3 {
+            let config = cluster(0).config("postgres");
+            let (client, connection) = config.connect(NoTls).await.unwrap();
+            let driven = tokio::task::spawn(connection);
+            let sleep = tokio::task::spawn(async move {
+                let slept = client.batch_execute("SELECT pg_sleep(600)").await;
+                slept.unwrap_err();
+            });
+            busy.push((driven, sleep));
+        }
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'";
+        while shards.one("s", running).await != "3" {}
+
+        let wanted = Knobs {
+            load: 2,
+            answer: Duration::ZERO,
+            copies: 2,
+            ..reshard.knobs.borrow().clone()
+        };
+        let mut throttle = Throttle::new(wanted.clone(), Clock);
+        let reason = until(&mut throttle, &reshard, 0).await.unwrap();
+        assert!(reason.contains("shard s: "), "{reason}");
+        assert!(reason.contains("more than load=2: 0 of 2"), "{reason}");
+        let mut copying = Box::pin(copy::run(&reshard.job));
+        let ended = tokio::time::timeout(Duration::from_secs(1), &mut copying).await;
+        assert!(ended.is_err(), "{ended:?}");
+        assert_eq!(shards.one("d", count).await, "0");
+
+        // Another limit, and it goes on at once; that of before, and it ends with those who were busy.
+        throttle.want(Knobs {
+            load: 5,
+            ..wanted.clone()
+        });
+        assert!(until(&mut throttle, &reshard, 2).await.is_none());
+        throttle.want(wanted);
+        until(&mut throttle, &reshard, 0).await.unwrap();
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'";
+        shards.rows("s", end).await;
+        for (driven, sleep) in busy {
+            sleep.await.unwrap();
+            drop(driven.await);
+        }
+        assert!(until(&mut throttle, &reshard, 2).await.is_none());
+        let copied = tokio::time::timeout(LIMIT, copying).await;
+        copied.expect("in time").unwrap();
+        assert_eq!(shards.one("d", count).await, "20000");
+    });
+}
+
+/// A process that keeps a destination's WAL, as an archive does.
+struct Receiver {
+    process: Child,
+    directory: PathBuf,
+}
+
+impl Receiver {
+    fn start(from: &Cluster) -> Self {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("received");
+        drop(std::fs::remove_dir_all(&directory));
+        std::fs::create_dir_all(&directory).unwrap();
+        let bin = std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from);
+        let found = || {
+            let versions = std::fs::read_dir("/usr/lib/postgresql").unwrap().flatten();
+            let mut each: Vec<PathBuf> = versions.map(|it| it.path().join("bin")).collect();
+            each.sort();
+            each.pop().unwrap()
+        };
+        let mut command = Command::new(bin.unwrap_or_else(found).join("pg_receivewal"));
+        command.args([
+            "-n",
+            "--synchronous",
+            "--status-interval=1",
+            "-U",
+            "postgres",
+        ]);
+        command.arg("-h").arg(from.socket_dir());
+        command.arg("-p").arg(from.port().to_string());
+        command.arg("-D").arg(&directory).stderr(Stdio::null());
+        let process = command.spawn().unwrap();
+        Self { process, directory }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill").args([name, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+#[test]
+fn what_is_copied_waits_for_a_replica_that_is_behind() {
+    block_on(async {
+        let (shards, reshard) = reshard("replica").await;
+        let receiver = Receiver::start(cluster(1));
+        let behind = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND flush_lsn IS NOT NULL";
+        while shards.one("d", behind).await != "1" {}
+        let wanted = Knobs {
+            replica_lag: 1 << 20,
+            answer: Duration::ZERO,
+            copies: 2,
+            ..reshard.knobs.borrow().clone()
+        };
+        let mut throttle = Throttle::new(wanted, Clock);
+        assert!(until(&mut throttle, &reshard, 2).await.is_none());
+        receiver.signal("-STOP");
+        let write = "CREATE TABLE more AS SELECT k, md5(k::text) FROM generate_series(1, 50000) k";
+        shards.run("d", write).await;
+        let reason = until(&mut throttle, &reshard, 0).await.unwrap();
+        assert!(reason.contains("shard d: pg_receivewal is "), "{reason}");
+        assert!(reason.contains("more than replica_lag=1048576"), "{reason}");
+        receiver.signal("-CONT");
+        assert!(until(&mut throttle, &reshard, 2).await.is_none());
+    });
+}
