@@ -37,26 +37,39 @@ fn main() -> Result<()> {
                 shape,
                 destinations,
                 transactions: transactions / (usize::try_from(shape.part)? / 4).max(1),
+                inserts: 5,
             };
             ends.push(runtime.block_on(measure(&stand, &backlog, rounds))?);
+        }
+        if shape.part == 1 {
+            let whole = Backlog {
+                database: "one_transaction".to_owned(),
+                shape,
+                destinations: 1,
+                transactions: 1,
+                inserts: transactions * 50,
+            };
+            ends.push(runtime.block_on(measure(&stand, &whole, rounds))?);
         }
     }
     println!("\nmedians of {rounds}:\n{}", ends.join("\n"));
     Ok(())
 }
 
-/// What is to be brought: each transaction inserts five rows and changes five.
+/// What is to be brought: each transaction inserts some rows and changes five.
 struct Backlog {
     /// On the source.
     database: String,
     shape: Shape,
     destinations: usize,
     transactions: usize,
+    /// Rows that each inserts.
+    inserts: usize,
 }
 
 impl Backlog {
     fn rows(&self) -> u64 {
-        u64::try_from(self.transactions * 10).unwrap_or(0)
+        u64::try_from(self.transactions * (self.inserts + 5)).unwrap_or(0)
     }
 
     /// The reshard of a round; its slot and its databases are called after it.
@@ -107,8 +120,9 @@ const NAMES: [&str; 2] = ["follower", "subscription"];
 async fn prepare(stand: &Stand, backlog: &Backlog, rounds: usize) -> Result<()> {
     let (source, from) = (stand.source(), backlog.database.as_str());
     let destinations = stand.destinations(backlog.destinations);
-    let fill = backlog.shape.rows("1", &BEFORE.to_string());
-    let table = format!("{} {fill}", backlog.shape.table());
+    let before = BEFORE / backlog.shape.part;
+    let fill = backlog.shape.rows("1", &before.to_string());
+    let table = format!("{}; {fill}", backlog.shape.table());
     source
         .execute("postgres", &format!("CREATE DATABASE {from}"))
         .await?;
@@ -156,14 +170,15 @@ async fn prepare(stand: &Stand, backlog: &Backlog, rounds: usize) -> Result<()> 
 /// What both have to bring; the last rows tell that it is over.
 async fn write(stand: &Stand, backlog: &Backlog) -> Result<()> {
     let (source, from) = (stand.source(), backlog.database.as_str());
+    let (inserts, before) = (backlog.inserts, BEFORE / backlog.shape.part);
     let insert = backlog.shape.rows(
-        &format!("{BEFORE} + n * 5 + 1"),
-        &format!("{BEFORE} + n * 5 + 5"),
+        &format!("{BEFORE} + n * {inserts} + 1"),
+        &format!("{BEFORE} + n * {inserts} + {inserts}"),
     );
     let (update, transactions) = (backlog.shape.update, backlog.transactions);
     let sql = format!(
         "CREATE PROCEDURE write() LANGUAGE plpgsql AS $$ BEGIN FOR n IN 0..{transactions} - 1 LOOP {insert} \
-           UPDATE t SET {update} FROM (SELECT (n * 7919 + o * 104729) % {BEFORE} + 1 AS k FROM generate_series(0, 4) o) c \
+           UPDATE t SET {update} FROM (SELECT (n * 7919 + o) % {before} + 1 AS k FROM generate_series(0, 4) o) c \
              WHERE tenant = k % {TENANTS} AND id = k; \
            COMMIT; END LOOP; END $$"
     );

@@ -19,6 +19,7 @@ use shardway::{
     },
     net::tls::ClientTls,
     reshard::{
+        identity::Known,
         job::{Direction, Job, Knobs},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
@@ -34,7 +35,7 @@ use std::{
 use tokio::sync::watch;
 
 /// The schema `shardway`.
-pub const OWN_SCHEMA: &str = concat!(
+pub(crate) const OWN_SCHEMA: &str = concat!(
     "CREATE SCHEMA shardway;",
     include_str!("../../src/registry/schema/1.sql"),
     include_str!("../../src/registry/schema/2.sql"),
@@ -42,31 +43,35 @@ pub const OWN_SCHEMA: &str = concat!(
 );
 
 /// Tenants of a table: its shard key, the first column of its primary key `(tenant, id)`.
-pub const TENANTS: u32 = 100;
+pub(crate) const TENANTS: u32 = 100;
 const BUCKETS: u32 = 64;
 
 /// A table.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    pub name: &'static str,
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
     /// Behind `tenant` and `id`: name, type, and a value made of `k`.
-    pub columns: &'static [(&'static str, &'static str, &'static str)],
+    pub(crate) columns: &'static [(&'static str, &'static str, &'static str)],
     /// What an UPDATE sets, made of `k`.
-    pub update: &'static str,
+    pub(crate) update: &'static str,
     /// More of the table, as statements.
-    pub more: &'static str,
+    pub(crate) more: &'static str,
     /// Rows that a copy moves, as a part of those of the narrowest.
-    pub part: u32,
+    pub(crate) part: u32,
 }
 
 /// Those that are measured.
-pub const SHAPES: [Shape; 3] = [
+pub(crate) const SHAPES: [Shape; 4] = [
     Shape {
         name: "narrow",
         columns: &[
             ("n", "integer", "k % 1000"),
             ("note", "text", "md5(k::text)"),
-            ("at", "timestamp with time zone", "now()"),
+            (
+                "at",
+                "timestamp with time zone",
+                "timestamptz 'epoch' + k * interval '1 s'",
+            ),
         ],
         update: "n = k, note = md5(k::text)",
         more: "",
@@ -81,7 +86,11 @@ pub const SHAPES: [Shape; 3] = [
                 "text",
                 "(SELECT string_agg(md5(k::text || g), '') FROM generate_series(1, 128) g)",
             ),
-            ("doc", "jsonb", "jsonb_build_object('k', k, 'at', now())"),
+            (
+                "doc",
+                "jsonb",
+                "jsonb_build_object('k', k, 'of', md5(k::text))",
+            ),
         ],
         // The long value is not sent.
         update: "n = k",
@@ -94,18 +103,32 @@ pub const SHAPES: [Shape; 3] = [
             ("n", "integer", "k % 1000"),
             ("amount", "numeric", "k / 7.0"),
             ("note", "text", "md5(k::text)"),
-            ("at", "timestamp with time zone", "now()"),
+            (
+                "at",
+                "timestamp with time zone",
+                "timestamptz 'epoch' + k * interval '1 s'",
+            ),
         ],
         update: "n = k, note = md5(k::text)",
         more: "CREATE INDEX ON t (n); CREATE INDEX ON t (note); CREATE UNIQUE INDEX ON t (tenant, note, id)",
         part: 2,
+    },
+    Shape {
+        name: "huge",
+        columns: &[
+            ("n", "integer", "k % 1000"),
+            ("body", "text", "repeat(md5(k::text), 32768)"),
+        ],
+        update: "n = k",
+        more: "ALTER TABLE t ALTER body SET STORAGE EXTERNAL",
+        part: 5_000,
     },
 ];
 
 impl Shape {
     /// The statements that make it.
     #[must_use]
-    pub fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         let columns = self.columns.iter();
         let columns: String = columns.map(|it| format!(", {} {}", it.0, it.1)).collect();
         format!(
@@ -116,7 +139,7 @@ impl Shape {
 
     /// Fills it with rows `from` to `to`, which are SQL.
     #[must_use]
-    pub fn rows(&self, from: &str, to: &str) -> String {
+    pub(crate) fn rows(&self, from: &str, to: &str) -> String {
         let values = self.columns.iter();
         let values: String = values.map(|it| format!(", {}", it.2)).collect();
         format!(
@@ -126,7 +149,7 @@ impl Shape {
 
     /// Its columns' names.
     #[must_use]
-    pub fn names(&self) -> String {
+    pub(crate) fn names(&self) -> String {
         let columns = self.columns.iter();
         let columns: String = columns.map(|it| format!(", {}", it.0)).collect();
         format!("tenant, id{columns}")
@@ -147,20 +170,21 @@ impl Shape {
             key_column: "tenant".to_owned(),
             primary_key: vec!["tenant".to_owned(), "id".to_owned()],
             columns: columns.chain(more).map(column).collect(),
+            root: None,
         }
     }
 }
 
 /// The servers: one that gives rows away, and others that get them.
-pub struct Stand {
+pub(crate) struct Stand {
     sandbox: Sandbox,
 }
 
 /// A database of a server.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
-    pub cluster: &'a Cluster,
-    pub database: &'a str,
+pub(crate) struct Place<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) database: &'a str,
 }
 
 impl Stand {
@@ -168,7 +192,7 @@ impl Stand {
     ///
     /// # Errors
     /// What a server said.
-    pub fn open(destinations: usize) -> Result<Self> {
+    pub(crate) fn open(destinations: usize) -> Result<Self> {
         let environment = SandboxEnv {
             pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
             path: std::env::var_os("PATH")
@@ -192,26 +216,26 @@ impl Stand {
 
     /// The one that gives rows away.
     #[must_use]
-    pub fn source(&self) -> &Cluster {
+    pub(crate) fn source(&self) -> &Cluster {
         self.sandbox.cluster(0)
     }
 
     /// The ones that get them.
     #[must_use]
-    pub fn destinations(&self, count: usize) -> &[Cluster] {
+    pub(crate) fn destinations(&self, count: usize) -> &[Cluster] {
         &self.sandbox.clusters()[1..=count]
     }
 
     /// What all servers have used of processors.
     #[must_use]
-    pub fn used(&self) -> Duration {
+    pub(crate) fn used(&self) -> Duration {
         self.sandbox.clusters().iter().filter_map(of_server).sum()
     }
 }
 
 /// The keys of one of so many destinations.
 #[must_use]
-pub fn keys(place: usize, of: usize) -> KeySet {
+pub(crate) fn keys(place: usize, of: usize) -> KeySet {
     let border =
         |at: usize| BUCKETS * u32::try_from(at).unwrap_or(0) / u32::try_from(of).unwrap_or(1);
     KeySet::of(Part::Buckets {
@@ -225,7 +249,7 @@ pub fn keys(place: usize, of: usize) -> KeySet {
 ///
 /// # Errors
 /// What is wrong with its configuration.
-pub fn job(
+pub(crate) fn job(
     id: &str,
     shape: &Shape,
     direction: Direction,
@@ -297,21 +321,24 @@ fn server(name: &str, place: Place<'_>, tls: &Arc<ClientTls>) -> Server {
         },
         limit: Duration::from_secs(60),
         tls: Arc::clone(tls),
+        known: Known::Nothing,
     }
 }
 
 /// What one of the two that are compared has done.
 #[derive(Clone, Copy, Debug)]
-pub struct Figure {
-    pub rows_per_second: f64,
+pub(crate) struct Figure {
+    pub(crate) rows_per_second: f64,
     /// Microseconds of processor time a row, of the servers.
-    pub servers: f64,
+    pub(crate) servers: f64,
     /// The same, of what stands between them.
-    pub between: f64,
+    pub(crate) between: f64,
+    /// Megabytes that this process had at most.
+    pub(crate) peak: f64,
 }
 
 /// Measures from now on.
-pub struct Watch {
+pub(crate) struct Watch {
     begun: shardway::clock::Instant,
     servers: Duration,
     between: Duration,
@@ -320,7 +347,9 @@ pub struct Watch {
 impl Watch {
     /// Begins.
     #[must_use]
-    pub fn start(stand: &Stand) -> Self {
+    pub(crate) fn start(stand: &Stand) -> Self {
+        // From here on what it has at most is counted anew.
+        drop(fs::write("/proc/self/clear_refs", "5"));
         Self {
             servers: stand.used(),
             between: of_us(),
@@ -331,7 +360,7 @@ impl Watch {
     /// What it took for so many rows.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    pub fn stop(&self, stand: &Stand, rows: u64) -> Figure {
+    pub(crate) fn stop(&self, stand: &Stand, rows: u64) -> Figure {
         let took = Clock.now().duration_since(self.begun);
         let rows = rows as f64;
         let each = |used: Duration| used.as_secs_f64() * 1e6 / rows;
@@ -339,24 +368,26 @@ impl Watch {
             rows_per_second: rows / took.as_secs_f64(),
             servers: each(stand.used().saturating_sub(self.servers)),
             between: each(of_us().saturating_sub(self.between)),
+            peak: peak(),
         }
     }
 }
 
 /// One line for both, and the ratio of their medians.
-pub fn compare(what: &str, names: [&str; 2], figures: [Vec<Figure>; 2]) -> String {
+pub(crate) fn compare(what: &str, names: [&str; 2], figures: [Vec<Figure>; 2]) -> String {
     let [a, b] = figures.map(|all| {
         let of = |get: fn(&Figure) -> f64| median(all.iter().map(get).collect());
         Figure {
             rows_per_second: of(|it| it.rows_per_second),
             servers: of(|it| it.servers),
             between: of(|it| it.between),
+            peak: of(|it| it.peak),
         }
     });
     let line = |name: &str, it: Figure| {
         format!(
-            "{what:<20} {name:<14} {:>9.0} rows/s  CPU per row: servers {:>6.2} us, between {:>5.2} us\n",
-            it.rows_per_second, it.servers, it.between
+            "{what:<20} {name:<14} {:>9.0} rows/s  CPU per row: servers {:>6.2} us, between {:>5.2} us; peak {:>5.1} MB\n",
+            it.rows_per_second, it.servers, it.between, it.peak
         )
     };
     format!(
@@ -367,6 +398,14 @@ pub fn compare(what: &str, names: [&str; 2], figures: [Vec<Figure>; 2]) -> Strin
         a.rows_per_second / b.rows_per_second,
         (a.servers + a.between) / (b.servers + b.between),
     )
+}
+
+/// What this process had of memory at most, in megabytes.
+fn peak() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|it| it.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|it| it.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    kilobytes.unwrap_or_default() / 1024.0
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -413,14 +452,14 @@ fn of_process(pid: &str) -> Option<(u32, Duration, Duration)> {
 
 /// What is given on the command line after names of options of the harness: numbers in their order.
 #[must_use]
-pub fn numbers() -> Vec<usize> {
+pub(crate) fn numbers() -> Vec<usize> {
     let arguments = std::env::args().filter_map(|argument| argument.parse().ok());
     arguments.collect()
 }
 
 /// The shapes that are named on the command line, else all.
 #[must_use]
-pub fn shapes() -> Vec<Shape> {
+pub(crate) fn shapes() -> Vec<Shape> {
     let named: Vec<String> = std::env::args().collect();
     let is = |it: &Shape| named.iter().any(|name| name == it.name);
     let found: Vec<Shape> = SHAPES.into_iter().filter(is).collect();

@@ -4,12 +4,15 @@
 
 use super::{Exit, output::Output};
 use crate::{
-    catalog::snapshot::Snapshot,
+    catalog::{
+        shard::{ShardId, ShardSet},
+        snapshot::Snapshot,
+    },
     config::{
         load::load,
-        settings::{Address, Database, Host, Settings},
+        settings::{Address, Credentials, Database, Host, Settings},
     },
-    inspect::{Finding, Severity, complete, credentials_for, drift, judge, survey},
+    inspect::{AskError, Finding, Severity, complete, credentials_for, drift, judge, survey},
     registry::{Lack, accept_map, lacks},
 };
 use serde_json::{Value, json};
@@ -164,13 +167,49 @@ async fn ask_database(settings: &Settings, database: &Database) -> Vec<Said> {
         users.filter(|user| user.databases.is_empty() || user.databases.contains(&database.name));
     let roles: Vec<String> = entering.map(|user| user.backend.user.clone()).collect();
     let survey = survey(database, &database.snapshot.members, credentials, &roles).await;
+    let joining = ask_joining(database, credentials).await;
     let findings = judge(&database.snapshot, &survey, &roles);
     let mut known = Snapshot::clone(&database.snapshot);
     complete(&mut known, &survey);
     let drifted = drift(database, credentials, &known).await;
     let lacks = lacks(database, &roles).await;
     let findings = findings.into_iter().chain(drifted).map(Said::from);
-    findings.chain(lacks.into_iter().map(Said::from)).collect()
+    let findings = findings.chain(lacks.into_iter().map(Said::from));
+    findings.chain(joining).collect()
+}
+
+/// Shards that are declared and that no reshard has let join yet: nothing is asked of them but that they answer.
+async fn ask_joining(database: &Database, credentials: &Credentials) -> Vec<Said> {
+    let mut apart = ShardSet::new();
+    let declared = (0..).map(ShardId).zip(&database.shards);
+    for (at, _) in declared {
+        if !database.snapshot.members.contains(at) {
+            apart.insert(at);
+        }
+    }
+    let asked = survey(database, &apart, credentials, &[]).await;
+    let shards = database.shards.iter().zip(&asked.shards);
+    let said = shards.filter_map(|(shard, answer)| {
+        let (severity, message) = match answer {
+            Err(AskError::Apart) => return None,
+            Err(error) => (
+                Severity::Warning,
+                format!("it serves nothing yet, and cannot be asked: {error}"),
+            ),
+            Ok(_) => (
+                Severity::Note,
+                "it serves nothing yet: shardway reshard lets it join".to_owned(),
+            ),
+        };
+        Some(Said {
+            shard: Some(shard.name.clone()),
+            severity,
+            message,
+            sql: None,
+            remedy: Remedy::Offered,
+        })
+    });
+    said.collect()
 }
 
 /// A script for psql, which goes from server to server as the role that runs it.

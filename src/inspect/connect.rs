@@ -27,6 +27,10 @@ pub enum AskError {
     /// It has something that this version does not understand.
     #[error("{0}")]
     Unreadable(String),
+    #[error("another server answers: its system identifier is {is}, and was {was}")]
+    Another { was: String, is: String },
+    #[error("it has failed over, or was restored: its timeline is {is}, and was {was}")]
+    FailedOver { was: u32, is: u32 },
     /// Nobody is to ask it.
     #[error("it does not serve yet")]
     Apart,

@@ -11,10 +11,14 @@ use super::{
     rows::{Form, Raw, Statements, What},
     tables::{Goes, Table, identifier},
 };
-use crate::{failpoint, wire::replication::Lsn};
+use crate::{failpoint, inspect::at_once, wire::replication::Lsn};
 use deadpool_postgres::Client;
+use futures_util::future::join;
 use std::{collections::BTreeMap, sync::Arc};
-use tokio_postgres::{error::SqlState, types::PgLsn};
+use tokio_postgres::{
+    error::SqlState,
+    types::{PgLsn, ToSql},
+};
 
 /// Whose changes they are.
 #[derive(Clone, Debug)]
@@ -249,10 +253,12 @@ impl Applier {
         self.open = true;
         let client = &self.it.client;
         let at = PgLsn::from(self.it.progress.lsn.0);
-        client.batch_execute("BEGIN").await?;
         let lock = client.prepare_cached(LOCK).await?;
-        let locked = client.query(&lock, &[workflow, source, token, &at]).await?;
-        unless_replaced(locked.len() == 1)
+        let values: [&(dyn ToSql + Sync); 4] = [workflow, source, token, &at];
+        let (begun, locked) =
+            join(client.batch_execute("BEGIN"), client.query(&lock, &values)).await;
+        begun?;
+        unless_replaced(locked?.len() == 1)
     }
 
     async fn commit(&mut self, end: Reached) -> Result<Done, ApplyError> {
@@ -362,56 +368,56 @@ impl Applier {
             self.fill(log, (at, &tables[at]), &mut net).await?;
             nets.push((at, net));
         }
+        let mut all: Vec<Statement<'_>> = Vec::new();
         for (at, net) in &nets {
-            let rows = (log as &Log, net.deletes.as_slice());
-            self.run((*at, &tables[*at]), &What::Delete, rows).await?;
+            all.push((*at, What::Delete, &net.deletes));
         }
         for (at, net) in &nets {
-            for (shape, rows) in &net.updates {
-                let what = What::Update(shape.clone());
-                let rows = (log as &Log, rows.as_slice());
-                self.run((*at, &tables[*at]), &what, rows).await?;
-            }
+            let each = net.updates.iter();
+            all.extend(
+                each.map(|(shape, rows)| (*at, What::Update(shape.clone()), rows.as_slice())),
+            );
         }
         for (at, net) in &nets {
-            let rows = (log as &Log, net.inserts.as_slice());
-            self.run((*at, &tables[*at]), &What::Insert, rows).await?;
+            all.push((*at, What::Insert, &net.inserts));
         }
-        Ok(())
+        all.retain(|(_, _, rows)| !rows.is_empty());
+        self.run(log, &all).await
     }
 
-    async fn run(
-        &mut self,
-        (at, table): (usize, &Table),
-        what: &What,
-        (log, rows): (&Log, &[Row]),
-    ) -> Result<(), ApplyError> {
-        if rows.is_empty() {
-            return Ok(());
+    /// Sends all of them, then hears what became of each: one that fails takes those behind it with it.
+    async fn run(&mut self, log: &Log, all: &[Statement<'_>]) -> Result<(), ApplyError> {
+        let tables = &self.whose.tables;
+        let failed = |at: usize| {
+            move |error| ApplyError::Rows {
+                table: tables[at].plain(),
+                error,
+            }
+        };
+        let mut ready = Vec::with_capacity(all.len());
+        for (at, what, _) in all {
+            let of = (*at, &tables[*at]);
+            let prepared = self.here.prepare(&self.it.client, of, what).await;
+            ready.push(prepared.map_err(failed(*at))?);
         }
-        let here = &mut self.here;
-        let touched = here
-            .execute(&self.it.client, (at, table), what, (log, rows))
-            .await;
-        let touched = touched.map_err(|error| ApplyError::Rows {
-            table: table.plain(),
-            error,
-        })?;
-        let expected = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-        if touched == expected {
-            return Ok(());
+        let client = &self.it.client;
+        let sent = ready.iter().zip(all).map(|(prepared, (at, what, rows))| {
+            prepared.execute(client, (&tables[*at], what), (log, rows))
+        });
+        let touched = at_once(sent.collect()).await;
+        for ((at, what, rows), touched) in all.iter().zip(touched) {
+            let touched = touched.map_err(failed(*at))?;
+            let expected = u64::try_from(rows.len()).unwrap_or(u64::MAX);
+            if touched != expected {
+                return Err(ApplyError::Count {
+                    table: tables[*at].plain(),
+                    what: word(what),
+                    expected,
+                    touched,
+                });
+            }
         }
-        Err(ApplyError::Count {
-            table: table.plain(),
-            what: match what {
-                What::Insert => "INSERT",
-                What::Update(_) => "UPDATE",
-                What::Delete => "DELETE",
-                What::Read(_) | What::Locate | What::Show => "SELECT",
-            },
-            expected,
-            touched,
-        })
+        Ok(())
     }
 
     /// Values that were not sent, of rows that this destination does not have: the source's row has them, or such as the
@@ -495,6 +501,18 @@ impl Applier {
         };
         let sql = format!("DELETE FROM {} WHERE {all}", table.sql());
         Ok(self.it.client.batch_execute(&sql).await?)
+    }
+}
+
+/// A table's place, what is done, and with which rows.
+type Statement<'a> = (usize, What, &'a [Row]);
+
+fn word(what: &What) -> &'static str {
+    match what {
+        What::Insert => "INSERT",
+        What::Update(_) => "UPDATE",
+        What::Delete => "DELETE",
+        What::Read(_) | What::Locate | What::Show => "SELECT",
     }
 }
 

@@ -38,8 +38,8 @@ pub struct Change {
     /// Its place among the tables that are followed.
     pub table: usize,
     pub kind: Kind,
-    /// The lower half of its transaction's id.
-    pub xid: u32,
+    /// Its transaction's id.
+    pub xid: u64,
     pub row: Row,
 }
 
@@ -73,7 +73,7 @@ impl Log {
         &mut self,
         table: usize,
         kind: Kind,
-        xid: u32,
+        xid: u64,
         values: impl IntoIterator<Item = Added<'a>>,
     ) -> Result<(), Full> {
         let row = self.row(values)?;

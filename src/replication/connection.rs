@@ -51,6 +51,10 @@ pub enum ReplicationError {
     Timeout,
     #[error("the server's answer is not understood")]
     Protocol,
+    #[error("another server answers: its system identifier is {is}, and was {was}")]
+    Another { was: String, is: String },
+    #[error("it has failed over, or was restored: its timeline is {is}, and was {was}")]
+    FailedOver { was: u32, is: u32 },
 }
 
 impl From<FrameError> for ReplicationError {
@@ -71,9 +75,13 @@ impl ReplicationError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Server { sqlstate, .. } => Some(sqlstate),
-            Self::Connect(_) | Self::Lost(_) | Self::Closed | Self::Timeout | Self::Protocol => {
-                None
-            }
+            Self::Connect(_)
+            | Self::Lost(_)
+            | Self::Closed
+            | Self::Timeout
+            | Self::Protocol
+            | Self::Another { .. }
+            | Self::FailedOver { .. } => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
     batch::{Change, Kind, Log, Row},
     rows::{Statements, What},
     tables::Table,
-    visibility::{Snapshot, extended},
+    visibility::Snapshot,
 };
 use deadpool_postgres::Client;
 use std::collections::BTreeMap;
@@ -144,6 +144,6 @@ impl Chunks {
         let Some(end) = self.end else {
             return false;
         };
-        change.kind != Kind::Wipe && extended(change.xid, end) < end
+        change.kind != Kind::Wipe && change.xid < end
     }
 }

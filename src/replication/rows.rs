@@ -56,21 +56,17 @@ impl Statements {
         }
     }
 
-    /// Runs one that changes rows, and tells how many.
+    /// Prepares one.
     ///
     /// # Errors
     /// What the server said.
-    pub async fn execute(
+    pub async fn prepare(
         &mut self,
         client: &Client,
-        (place, table): (usize, &Table),
+        of: (usize, &Table),
         what: &What,
-        (log, rows): (&Log, &[Row]),
-    ) -> Result<u64, tokio_postgres::Error> {
-        let statement = self.statement(client, (place, table), what).await?;
-        let columns = arrays(table, what, log, rows);
-        let columns: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|it| it as _).collect();
-        client.execute(&statement, &columns).await
+    ) -> Result<Prepared, tokio_postgres::Error> {
+        self.statement(client, of, what).await.map(Prepared)
     }
 
     /// Runs one that answers rows. `more` follows the columns.
@@ -107,6 +103,27 @@ impl Statements {
         let made = client.prepare(&sql(table, what, self.form)).await?;
         self.prepared.insert(key, made.clone());
         Ok(made)
+    }
+}
+
+/// A statement that changes rows, ready on its connection.
+#[derive(Debug)]
+pub struct Prepared(Statement);
+
+impl Prepared {
+    /// Runs it, and tells how many rows it changed. It is sent when this is asked for the first time.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn execute(
+        &self,
+        client: &Client,
+        (table, what): (&Table, &What),
+        (log, rows): (&Log, &[Row]),
+    ) -> Result<u64, tokio_postgres::Error> {
+        let columns = arrays(table, what, log, rows);
+        let columns: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|it| it as _).collect();
+        client.execute(&self.0, &columns).await
     }
 }
 

@@ -60,7 +60,7 @@ pub enum WalStatus {
     Lost,
 }
 
-/// Makes a persistent slot. One that was left in the making by an earlier attempt is made anew.
+/// Makes a persistent slot. One that was left in the making by an earlier attempt, or is lost, is made anew.
 ///
 /// # Errors
 /// [`SlotError`]; [`ReplicationError::Timeout`] while transactions of before go on: the error tells which.
@@ -70,7 +70,9 @@ pub async fn make(
     name: &str,
 ) -> Result<Slot, SlotError> {
     if let Some(found) = state(source, name).await? {
-        if let Some(confirmed) = found.confirmed {
+        if let Some(confirmed) = found.confirmed
+            && found.wal != WalStatus::Lost
+        {
             return Ok(Slot::Found(confirmed));
         }
         remove(source, commands, name).await?;

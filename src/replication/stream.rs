@@ -14,6 +14,7 @@ use super::{
     connection::{ReplicationError, Streaming},
     rows::Form,
     tables::{Changed, Table},
+    visibility::Ids,
 };
 use crate::{
     clock::{Clock, Duration, Instant, SystemTime},
@@ -97,6 +98,14 @@ pub enum Ended {
         what: String,
         remedy: String,
     },
+    /// What was copied from it is of no use any more.
+    Lost {
+        what: String,
+    },
+    /// The source or a destination may lack what it had.
+    FailedOver {
+        what: String,
+    },
 }
 
 /// Why a stream ended.
@@ -140,6 +149,8 @@ pub struct Setup {
     pub destinations: Vec<Destination>,
     /// Transactions whose commit stands before it may be in copied chunks.
     pub consistency: Lsn,
+    /// The source's newest transaction when the stream begins.
+    pub newest: u64,
     /// Changes that are applied in one transaction, at most.
     pub batch: usize,
 }
@@ -149,7 +160,6 @@ enum Known {
     Table(usize),
     /// Heartbeats and fences.
     Fence(FenceColumns),
-    Other,
 }
 
 /// Places of its columns.
@@ -229,6 +239,7 @@ pub async fn run(
         batch: setup.batch.max(1),
         relations: HashMap::new(),
         transaction: None,
+        ids: Ids::from(setup.newest),
         withheld: None,
         begun: Lsn(0),
         boundary: Lsn(0),
@@ -302,7 +313,8 @@ struct Reader<'a> {
     batch: usize,
     relations: HashMap<Oid, Known>,
     /// The one that is being read: its commit and its id.
-    transaction: Option<(Lsn, u32)>,
+    transaction: Option<(Lsn, u64)>,
+    ids: Ids,
     /// One that was begun to be read, and must wait.
     withheld: Option<(Lsn, u32)>,
     /// The last commit of which something was taken.

@@ -57,10 +57,10 @@ fn number(text: &str) -> Result<u64, NoSnapshot> {
 }
 
 impl Snapshot {
-    /// Whether what a committed transaction did is in it. `xid`: the lower 32 bits of the top-level transaction's id.
+    /// Whether what a committed transaction did is in it. `xid`: the top-level transaction's id of 64 bits, as a snapshot is
+    /// asked long after it was taken.
     #[must_use]
-    pub fn sees(&self, xid: u32) -> bool {
-        let xid = extended(xid, self.xmax);
+    pub fn sees(&self, xid: u64) -> bool {
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
     }
 
@@ -71,10 +71,31 @@ impl Snapshot {
     }
 }
 
+/// Ids of a stream's transactions as 64 bits. It knows the source's highest id so far: those of its stream are near it, while
+/// a snapshot may be any number of transactions back.
+#[derive(Clone, Copy, Debug)]
+pub struct Ids {
+    newest: u64,
+}
+
+impl Ids {
+    /// From an id on that the source gave a moment ago.
+    #[must_use]
+    pub fn from(newest: u64) -> Self {
+        Self { newest }
+    }
+
+    /// The next one that is read, by its lower half.
+    pub fn whole(&mut self, xid: u32) -> u64 {
+        let xid = extended(xid, self.newest);
+        self.newest = self.newest.max(xid);
+        xid
+    }
+}
+
 /// The transaction id of 64 bits whose lower half it is, nearest to another one. Ids that are in use at the same time are
 /// less than half of the lower 32 bits apart.
-#[must_use]
-pub fn extended(xid: u32, near: u64) -> u64 {
+fn extended(xid: u32, near: u64) -> u64 {
     let [_, _, _, _, a, b, c, d] = near.to_be_bytes();
     let low = u32::from_be_bytes([a, b, c, d]);
     // Two's complement: how far it is ahead, or behind.
@@ -115,11 +136,37 @@ mod tests {
     fn ids_are_compared_across_the_end_of_32_bits() {
         let turn = 7 << 32;
         let it = snapshot(&format!("{}:{}:{}", turn - 5, turn + 5, turn + 1));
-        assert!(it.sees(u32::MAX - 10) && it.sees(u32::MAX) && it.sees(3));
-        assert!(!it.sees(1) && !it.sees(5) && !it.sees(1_000_000));
+        let mut ids = Ids::from(turn + 4);
+        for (xid, seen) in [
+            (u32::MAX - 10, true),
+            (u32::MAX, true),
+            (3, true),
+            (1, false),
+            (5, false),
+            (1_000_000, false),
+        ] {
+            assert_eq!(it.sees(ids.whole(xid)), seen, "{xid}");
+        }
         assert_eq!(extended(u32::MAX, turn + 3), turn - 1);
         assert_eq!(extended(4, turn - 3), turn + 4);
         assert_eq!(extended(7, 9), 7);
+    }
+
+    #[test]
+    fn a_snapshot_sees_none_of_what_came_however_long_ago_it_was_taken() {
+        let it = snapshot("100:110:");
+        let mut ids = Ids::from(110);
+        // Six thousand million transactions, of which the stream shows some.
+        let mut at: u64 = 110;
+        for _ in 0..60 {
+            let xid = u32::try_from(at & u64::from(u32::MAX)).unwrap();
+            assert_eq!(ids.whole(xid), at);
+            assert!(!it.sees(at), "{at}");
+            at += 100_000_000;
+        }
+        // And one that takes it up then.
+        let xid = u32::try_from(at & u64::from(u32::MAX)).unwrap();
+        assert!(!it.sees(Ids::from(at + 7).whole(xid)));
     }
 
     #[test]

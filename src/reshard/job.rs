@@ -44,6 +44,10 @@ pub struct Knobs {
     pub hold: Duration,
     /// How long the fence may wait for locks.
     pub lock: Duration,
+    /// Most rows a second that are compared; 0: no limit.
+    pub rows_per_second: u64,
+    /// How long snapshots are held that rows are compared in, about.
+    pub compare: Duration,
 }
 
 impl Default for Knobs {
@@ -60,6 +64,8 @@ impl Default for Knobs {
             drain: Duration::from_millis(50),
             hold: Duration::from_millis(1_000),
             lock: Duration::from_millis(20),
+            rows_per_second: 0,
+            compare: Duration::from_secs(120),
         }
     }
 }
@@ -96,6 +102,12 @@ pub enum StepError {
         /// A statement or a command that mends it.
         remedy: String,
     },
+    /// What was copied from a source has to be copied again: what has changed there since is not known any more.
+    #[error("{what}")]
+    Lost { what: String },
+    /// A server may lack what it had: somebody has to say whether the rows are copied again.
+    #[error("{what}")]
+    FailedOver { what: String },
     /// Another process runs the reshard by now.
     #[error("another process runs it")]
     Replaced,

@@ -7,6 +7,7 @@ pub mod effects;
 pub mod flows;
 pub mod helping;
 mod hold;
+pub mod identity;
 pub mod job;
 pub mod leader;
 pub mod lines;

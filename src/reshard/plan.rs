@@ -35,6 +35,32 @@ pub struct MovingTable {
     pub primary_key: Vec<String>,
     /// Columns that are copied: all but generated ones, in the order of the table.
     pub columns: Vec<MovingColumn>,
+    /// The partitioned table of which it is a partition: rows move partition by partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+}
+
+/// A partitioned table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Root {
+    pub schema: String,
+    pub name: String,
+}
+
+impl Root {
+    /// The name as SQL, quoted.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!("{}.{}", identifier(&self.schema), identifier(&self.name))
+    }
+}
+
+/// The partitioned tables that these tables are partitions of, each once.
+#[must_use]
+pub fn roots(tables: &[MovingTable]) -> Vec<String> {
+    let roots = tables.iter().filter_map(|table| table.root.as_ref());
+    let roots: std::collections::BTreeSet<&Root> = roots.collect();
+    roots.into_iter().map(Root::sql).collect()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

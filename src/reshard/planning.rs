@@ -4,12 +4,13 @@
 //! travels in binary form only if that means the same on every server.
 
 use super::{
-    plan::{MovingColumn, MovingTable, Plan},
+    plan::{MovingColumn, MovingTable, Plan, Root},
     servers::Server,
-    wish::{NoMoves, Wish, moves},
+    wish::{NoMoves, Sample, Wish, cut, moves_by, needs_bounds},
 };
 use crate::{
     catalog::{
+        key::{Key, KeyType},
         moving::{Move, Part},
         ownership::{Ownership, Unmovable},
         snapshot::{Nature, Placement, Snapshot, TableName},
@@ -37,6 +38,14 @@ pub struct Asked<'a> {
 pub struct Planned {
     pub plan: Plan,
     pub sizes: Vec<Size>,
+    pub cuts: Vec<Cut>,
+}
+
+/// A range group that gets new bounds, so that each shard has about as many rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub group: String,
+    pub bounds: Vec<Key>,
 }
 
 /// About how much of a table leaves a shard.
@@ -78,6 +87,12 @@ FROM pg_attribute a JOIN base ON base.attnum = a.attnum JOIN pg_type t ON t.oid 
 LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary \
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum";
 
+/// The partitions of a partitioned table that have rows, whatever is between it and them.
+const PARTITIONS: &str = "\
+SELECT n.nspname::text, c.relname::text FROM pg_class root, pg_partition_tree(root.oid) p \
+JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace \
+WHERE root.oid = to_regclass($1) AND root.relkind = 'p' AND p.isleaf AND c.relkind <> 'p' ORDER BY 1, 2";
+
 const SIZE: &str = "\
 SELECT greatest(reltuples, 0)::float8, pg_total_relation_size(oid)::float8 FROM pg_class WHERE oid = to_regclass($1)";
 
@@ -87,14 +102,15 @@ SELECT greatest(reltuples, 0)::float8, pg_total_relation_size(oid)::float8 FROM 
 /// [`PlanError`].
 pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanError> {
     let shards: BTreeSet<String> = asked.servers.keys().cloned().collect();
-    let moves = moves(asked.owners, wishes, &shards)?;
+    let mut connections = Connections::default();
+    let (samples, cuts) = samples(&mut connections, asked, wishes).await?;
+    let moves = moves_by(asked.owners, wishes, &shards, &samples)?;
     let after = asked.owners.apply(&moves)?;
     let to: BTreeSet<&String> = moves.iter().map(|it| &it.to).collect();
     let joins = to
         .into_iter()
         .filter(|shard| !asked.members.contains(*shard));
     let joins: Vec<String> = joins.cloned().collect();
-    let mut connections = Connections::default();
     let mut tables = Vec::new();
     let groups: BTreeSet<&String> = moves.iter().map(|it| &it.group).collect();
     for group in groups {
@@ -109,16 +125,18 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
         }
         let client = connections.to(asked.servers, &from).await?;
         for (name, key_column) in names {
-            let read = table(client, &name, Some(group), &key_column).await;
-            tables.push(read.map_err(|fault| fault.on(&from, &name))?);
+            let read = with_partitions(client, &name, Some(group), &key_column).await;
+            let read = read.map_err(|fault| fault.on(&from, &name))?;
+            add(&mut tables, read);
         }
     }
     let mut reference = Vec::new();
     if let Some(first) = moves.first().filter(|_| !joins.is_empty()) {
         let client = connections.to(asked.servers, &first.from).await?;
         for name in whole(asked.snapshot) {
-            let read = table(client, &name, None, "").await;
-            reference.push(read.map_err(|fault| fault.on(&first.from, &name))?);
+            let read = with_partitions(client, &name, None, "").await;
+            let read = read.map_err(|fault| fault.on(&first.from, &name))?;
+            add(&mut reference, read);
         }
     }
     let mut sizes = Vec::new();
@@ -142,7 +160,94 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
         joins,
         reference,
     };
-    Ok(Planned { plan, sizes })
+    Ok(Planned { plan, sizes, cuts })
+}
+
+/// How the keys are spread of range groups that are to be split evenly over more shards than they have ranges, and the
+/// bounds that follow from it.
+async fn samples(
+    connections: &mut Connections,
+    asked: Asked<'_>,
+    wishes: &[Wish],
+) -> Result<(BTreeMap<String, Sample>, Vec<Cut>), PlanError> {
+    let (mut samples, mut cuts) = (BTreeMap::new(), Vec::new());
+    for wish in wishes {
+        let Wish::Spread { group: only, to } = wish else {
+            continue;
+        };
+        for group in asked.owners.groups() {
+            let named = only.as_deref().is_none_or(|only| only == group);
+            let key_type = asked.owners.key_type(group);
+            let Some(key_type) = key_type.filter(|_| named) else {
+                continue;
+            };
+            if !needs_bounds(asked.owners, group, to.len()) {
+                continue;
+            }
+            let mut sample = Sample::new();
+            let (_, held) = asked.owners.held(group);
+            for shard in held.keys() {
+                let client = connections.to(asked.servers, shard).await?;
+                for (name, key_column) in sharded(asked.snapshot, group) {
+                    let read = keys(client, &name, &key_column, key_type).await;
+                    let read = read.map_err(|error| Fault::Ask(error).on(shard, &name))?;
+                    sample.extend(read);
+                }
+            }
+            cuts.extend(cut(&sample, to.len()).map(|bounds| Cut {
+                group: group.to_owned(),
+                bounds,
+            }));
+            samples.insert(group.to_owned(), sample);
+        }
+    }
+    Ok((samples, cuts))
+}
+
+/// Keys of a table at even distances of rows, in the order of the group's ranges: the server's own quantiles. Of a table
+/// that is large, by some of its pages.
+async fn keys(
+    client: &Client,
+    name: &TableName,
+    key_column: &str,
+    key_type: KeyType,
+) -> Result<Sample, tokio_postgres::Error> {
+    const POINTS: usize = 400;
+    const ROWS: f64 = 500_000.0;
+    let identifier = super::plan::identifier;
+    let table = format!("{}.{}", identifier(&name.schema), identifier(&name.name));
+    const ESTIMATE: &str = "\
+SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::float8 FROM (\
+  SELECT to_regclass($1)::oid UNION SELECT relid::oid FROM pg_partition_tree(to_regclass($1))) t (oid) \
+JOIN pg_class c ON c.oid = t.oid WHERE c.relkind = 'r'";
+    let estimate = client.query_one(ESTIMATE, &[&table]).await?;
+    let rows: f64 = estimate.get(0);
+    let percent = (100.0 * ROWS / rows.max(1.0)).min(100.0);
+    let sampled = if percent < 100.0 {
+        format!(" TABLESAMPLE SYSTEM ({percent}) REPEATABLE (1)")
+    } else {
+        String::new()
+    };
+    // Text is ordered by its bytes, as ranges are.
+    let collated = if key_type == KeyType::Text {
+        " COLLATE \"C\""
+    } else {
+        ""
+    };
+    let column = format!("{}::{}{collated}", identifier(key_column), key_type.name());
+    let quantiles = format!(
+        "SELECT count(*)::float8, coalesce((percentile_disc($1::float8[]) WITHIN GROUP (ORDER BY k))::text[], '{{}}') \
+         FROM (SELECT {column} AS k FROM {table}{sampled}) t WHERE k IS NOT NULL"
+    );
+    let shares: Vec<f64> = (0..POINTS)
+        .map(|at| (at as f64 + 0.5) / POINTS as f64)
+        .collect();
+    let row = client.query_one(&quantiles, &[&shares]).await?;
+    let (count, points): (f64, Vec<String>) = (row.get(0), row.get(1));
+    let each = count * 100.0 / percent / POINTS as f64;
+    let keys = points.iter();
+    let keys = keys.filter_map(|text| key_type.from_text(text.as_bytes()).ok());
+    Ok(keys.map(|key| (key, each)).collect())
 }
 
 /// One connection to each shard that is asked.
@@ -218,6 +323,44 @@ impl Fault {
     }
 }
 
+/// Those that are not there: a partition may be listed beside its table.
+fn add(tables: &mut Vec<MovingTable>, more: Vec<MovingTable>) {
+    for table in more {
+        let is_it = |it: &&MovingTable| (&it.schema, &it.name) == (&table.schema, &table.name);
+        if tables.iter().find(is_it).is_none() {
+            tables.push(table);
+        }
+    }
+}
+
+/// A table, or all partitions of one that is partitioned.
+async fn with_partitions(
+    client: &Client,
+    name: &TableName,
+    group: Option<&str>,
+    key_column: &str,
+) -> Result<Vec<MovingTable>, Fault> {
+    let root = Root {
+        schema: name.schema.clone(),
+        name: name.name.clone(),
+    };
+    let parts = client.query(PARTITIONS, &[&root.sql()]).await;
+    let mut tables = Vec::new();
+    for part in parts.map_err(Fault::Ask)? {
+        let name = TableName {
+            schema: part.get(0),
+            name: part.get(1),
+        };
+        let mut part = table(client, &name, group, key_column).await?;
+        part.root = Some(root.clone());
+        tables.push(part);
+    }
+    if tables.is_empty() {
+        tables.push(table(client, name, group, key_column).await?);
+    }
+    Ok(tables)
+}
+
 async fn table(
     client: &Client,
     name: &TableName,
@@ -231,6 +374,7 @@ async fn table(
         key_column: key_column.to_owned(),
         primary_key: Vec::new(),
         columns: Vec::new(),
+        root: None,
     };
     let rows = client.query(COLUMNS, &[&table.sql()]).await;
     let rows = rows.map_err(Fault::Ask)?;
@@ -256,7 +400,7 @@ async fn table(
 }
 
 /// The share of a shard's rows that a move takes along: of buckets as many as it takes, else as the server estimates.
-async fn size(
+pub(super) async fn size(
     client: &Client,
     table: &MovingTable,
     moved: &Move,

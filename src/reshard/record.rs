@@ -4,6 +4,7 @@
 //! the row of the journal that says so; an operator's wish is such a change too.
 
 use super::{
+    identity::Identity,
     job::{Direction, Knobs},
     plan::Plan,
     state::{Record, State, Step, Stopped, Wish},
@@ -62,6 +63,8 @@ INSERT INTO shardway.journal (workflow, token, event, detail) SELECT id, token, 
 const PROGRESS: &str =
     "UPDATE shardway.workflow SET progress = $3::text::jsonb WHERE id = $1 AND token = $2";
 const VERSION: &str = "SELECT version, token FROM shardway.workflow WHERE id = $1";
+pub(super) const IDENTITIES: &str =
+    "SELECT shard, system, timeline FROM shardway.server WHERE workflow = $1";
 const JOURNAL: &str = "INSERT INTO shardway.journal (workflow, token, event, detail) VALUES ($1, $2, $3, $4::text::jsonb)";
 const LEADER: &str = "\
 SELECT l.holder, p.address, l.until > clock_timestamp() FROM shardway.leader l \
@@ -100,6 +103,23 @@ pub async fn read(lease: &Lease, id: &str) -> Result<Option<Stored>, AskError> {
     let sql = format!("SELECT {COLUMNS} FROM shardway.workflow WHERE id = $1");
     let row = lease.query_opt(&sql, &[&id]).await?;
     row.as_ref().map(stored).transpose()
+}
+
+/// Who the servers were when it was prepared, by shard.
+///
+/// # Errors
+/// [`AskError`].
+pub async fn identities(lease: &Lease, id: &str) -> Result<BTreeMap<String, Identity>, AskError> {
+    let rows = lease.query(IDENTITIES, &[&id]).await?;
+    let one = |row: &Row| {
+        let timeline: i64 = row.try_get(2)?;
+        let identity = Identity {
+            system: row.try_get(1)?,
+            timeline: u32::try_from(timeline).unwrap_or(0),
+        };
+        Ok((row.try_get(0)?, identity))
+    };
+    rows.iter().map(one).collect()
 }
 
 /// Its version and its runner's token.

@@ -7,12 +7,13 @@
 use super::{
     dump::Tools,
     effects::{Ground, since},
+    identity::{Identity, Known},
     job::{Job, Knobs, Progress, StepError},
     leader,
     lines::Lines,
     record::{self, Stored, word},
     servers::Server,
-    state::{Effect, Event, Next, Record, State, Step, Stopped, Waiting},
+    state::{Effect, Event, Next, Record, State, Step, Stopped, Then, Waiting},
     steps::{self, catch_up::Follower},
     throttle::{self, Throttle},
     told,
@@ -221,6 +222,8 @@ impl Runner<'_> {
 struct Run<'a> {
     runner: &'a Runner<'a>,
     stored: Stored,
+    /// Who each server was when it was prepared.
+    known: BTreeMap<String, Identity>,
     knobs: watch::Sender<Knobs>,
     progress: Arc<Progress>,
     /// Kept for as long as a cutover is tried.
@@ -257,6 +260,7 @@ impl<'a> Run<'a> {
         }
         Self {
             runner,
+            known: BTreeMap::new(),
             knobs: watch::Sender::new(stored.knobs.clone()),
             progress,
             lines: Arc::default(),
@@ -283,7 +287,11 @@ impl<'a> Run<'a> {
             direction: record.direction(),
             plan: Arc::clone(&self.stored.plan),
             knobs: self.knobs.subscribe(),
-            servers: Arc::clone(&self.runner.servers),
+            servers: self.servers(if record.needs_slots() {
+                Known::Exactly
+            } else {
+                Known::System
+            }),
             home: home.name(home.home()).to_owned(),
             progress: Arc::clone(&self.progress),
             lines: Arc::clone(&self.lines),
@@ -296,8 +304,31 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The servers, and who they have to be.
+    fn servers(&self, known: fn(Identity) -> Known) -> Arc<BTreeMap<String, Server>> {
+        if self.known.is_empty() {
+            return Arc::clone(&self.runner.servers);
+        }
+        let mut servers = (*self.runner.servers).clone();
+        for (name, identity) in &self.known {
+            if let Some(server) = servers.get_mut(name) {
+                server.known = known(identity.clone());
+            }
+        }
+        Arc::new(servers)
+    }
+
+    /// Reads who the servers are.
+    async fn know(&mut self) -> Result<(), Left> {
+        let lease = self.runner.home().await?;
+        self.known = errand(record::identities(&lease, &self.stored.id)).await?;
+        lease.done();
+        Ok(())
+    }
+
     /// To its end.
     async fn drive(mut self) -> Result<(), Left> {
+        self.know().await?;
         self.claim().await?;
         self.settle(&Event::TakenOver, &Value::Null).await?;
         loop {
@@ -320,7 +351,12 @@ impl<'a> Run<'a> {
     /// Whoever ran it before can do nothing on any server from here on.
     async fn claim(&mut self) -> Result<(), Left> {
         loop {
-            match Box::pin(steps::records::claim_all(&self.job())).await {
+            // Whoever has failed over is told by what is done there.
+            let job = Job {
+                servers: self.servers(Known::System),
+                ..self.job()
+            };
+            match Box::pin(steps::records::claim_all(&job)).await {
                 Ok(()) => return Ok(()),
                 Err(StepError::Replaced) => return Err(Left::Replaced),
                 Err(error) => {
@@ -434,7 +470,8 @@ impl<'a> Run<'a> {
             let running = Box::pin(ground.run(effect, &job, &self.stored, &self.streams));
             tokio::select! {
                 done = running => Ended::With(done),
-                error = failed(&self.streams) => Ended::With(Err(error)),
+                // An attempt is taken back whatever has become of its streams.
+                error = failed(&self.streams), if effect != Effect::Undo => Ended::With(Err(error)),
                 changed = self.other_than(effect, &job) => changed?,
             }
         };
@@ -455,6 +492,9 @@ impl<'a> Run<'a> {
                     self.stored.record = self.stored.record.committed();
                     self.stored.version += 1;
                     return Ok(());
+                }
+                if effect == Effect::Prepare {
+                    self.know().await?;
                 }
                 if effect == Effect::Activate {
                     self.show_now().await;
@@ -485,7 +525,7 @@ impl<'a> Run<'a> {
                 self.show_now().await;
             }
             let due = watched.is_none_or(|then| since(self.runner.clock, then) >= WATCHED);
-            if due && !self.stored.record.is_attempt() {
+            if due && self.stored.record.needs_slots() {
                 watched = Some(self.runner.clock.now());
                 if let Err(error) = throttle::look(job).await {
                     return Ok(Ended::With(Err(error)));
@@ -570,6 +610,8 @@ impl<'a> Run<'a> {
                 Event::Done(effect) => format!("{effect:?}").to_lowercase(),
                 Event::Again => "failed".to_owned(),
                 Event::Halt(_) => "stopped".to_owned(),
+                Event::Lost(_) => "lost".to_owned(),
+                Event::FailedOver(_) => "failed over".to_owned(),
                 Event::TakenOver => "undone by another runner".to_owned(),
             };
             if self.swap(&next, &name, detail).await? {
@@ -613,8 +655,11 @@ impl<'a> Run<'a> {
             } => (Event::Again, format!("{what}: {problem}")),
             StepError::Halt { what, remedy } => {
                 let told = what.clone();
-                (Event::Halt(Stopped { what, remedy }), told)
+                let then = Then::GoOn;
+                (Event::Halt(Stopped { what, remedy, then }), told)
             }
+            StepError::Lost { what } => (Event::Lost(what.clone()), what),
+            StepError::FailedOver { what } => (Event::FailedOver(what.clone()), what),
         };
         let (id, state) = (&self.stored.id, word(&self.stored.record.state));
         tracing::warn!(reshard = id, state, problem = told, "a step failed");
@@ -624,7 +669,11 @@ impl<'a> Run<'a> {
         let attempt = self.stored.record.is_attempt();
         self.settle(&event, &json!({ "problem": told })).await?;
         self.show_now().await;
-        if matches!(event, Event::Halt(_)) && !attempt {
+        if matches!(event, Event::Lost(_)) && self.stored.record.state == State::Prepare {
+            self.streams.clear();
+            return Ok(());
+        }
+        if self.stored.record.stopped.is_some() && !attempt {
             self.streams.clear();
             return Ok(());
         }

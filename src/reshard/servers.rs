@@ -1,11 +1,15 @@
 //! Connections of their own to the shards, for work that takes long: never the control role's few others.
 
+use super::identity::{ASK, Known, Mismatch, read};
 use crate::{
     clock::Duration,
     config::settings::{Address, Credentials, Database, Shard},
     inspect::{AskError, connect},
     net::tls::ClientTls,
-    replication::connection::{Connection, ReplicationError},
+    replication::{
+        connection::{Connection, ReplicationError},
+        copy::Session,
+    },
 };
 use deadpool_postgres::Client;
 use std::{collections::BTreeMap, sync::Arc};
@@ -19,6 +23,8 @@ pub struct Server {
     /// For a login, and for each command of a replication connection.
     pub limit: Duration,
     pub tls: Arc<ClientTls>,
+    /// Compared with at every connection.
+    pub known: Known,
 }
 
 /// Nothing ends by itself; values are written as every server reads them; row security is an error, never a filter.
@@ -49,6 +55,7 @@ impl Server {
             credentials: credentials.clone(),
             limit: database.pool.connect_timeout,
             tls: Arc::clone(tls),
+            known: Known::Nothing,
         };
         let shards = database.shards.iter();
         shards
@@ -62,8 +69,35 @@ impl Server {
     /// [`AskError`].
     pub async fn sql(&self) -> Result<Client, AskError> {
         let client = connect(&self.address, &self.credentials, self.limit).await?;
-        client.batch_execute(SETTINGS).await?;
+        if self.known == Known::Nothing {
+            client.batch_execute(SETTINGS).await?;
+            return Ok(client);
+        }
+        // In one message: connections are made while statements are held.
+        let answer = client.simple_query(&format!("{SETTINGS}; {ASK}")).await?;
+        if let Some((system, timeline)) = read(&answer) {
+            self.known.compare(&system, timeline)?;
+        }
         Ok(client)
+    }
+
+    /// A connection that rows are copied by.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn copying(&self, name: &str) -> Result<Session, ReplicationError> {
+        let (address, credentials) = (&self.address, &self.credentials);
+        let mut session = Session::open(address, credentials, name, self.limit, &self.tls).await?;
+        if self.known != Known::Nothing {
+            let row = session.ask(ASK).await?.into_iter().next();
+            let mut cells = row.unwrap_or_default().into_iter();
+            let (system, timeline) = (cells.next().flatten(), cells.next().flatten());
+            let timeline = timeline.and_then(|hex| u32::from_str_radix(&hex, 16).ok());
+            if let Some(system) = system {
+                self.known.compare(&system, timeline).map_err(streaming)?;
+            }
+        }
+        Ok(session)
     }
 
     /// A connection for slots and streams.
@@ -71,6 +105,22 @@ impl Server {
     /// # Errors
     /// [`ReplicationError`].
     pub async fn stream(&self) -> Result<Connection, ReplicationError> {
-        Connection::open(&self.address, &self.credentials, self.limit, &self.tls).await
+        let (address, credentials) = (&self.address, &self.credentials);
+        let mut connection = Connection::open(address, credentials, self.limit, &self.tls).await?;
+        if self.known != Known::Nothing {
+            let is = connection.identify().await?;
+            let compared = self
+                .known
+                .compare(&is.identifier.to_string(), Some(is.timeline));
+            compared.map_err(streaming)?;
+        }
+        Ok(connection)
+    }
+}
+
+fn streaming(mismatch: Mismatch) -> ReplicationError {
+    match mismatch {
+        Mismatch::System { was, is } => ReplicationError::Another { was, is },
+        Mismatch::Timeline { was, is } => ReplicationError::FailedOver { was, is },
     }
 }

@@ -64,6 +64,19 @@ pub enum Wish {
 pub struct Stopped {
     pub what: String,
     pub remedy: String,
+    #[serde(default)]
+    pub then: Then,
+}
+
+/// What it goes on with when somebody says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// Where it stands.
+    #[default]
+    GoOn,
+    /// The rows of what has failed over are copied again.
+    CopyAgain,
 }
 
 /// What is recorded of a reshard, as far as anything is decided by it.
@@ -135,6 +148,10 @@ pub enum Event {
     Again,
     /// Somebody has to do something first.
     Halt(Stopped),
+    /// What has changed on a source since its rows were copied is not known any more.
+    Lost(String),
+    /// A server may lack what it had.
+    FailedOver(String),
     /// Another process ran the reshard until now.
     TakenOver,
 }
@@ -208,6 +225,17 @@ impl Record {
             | State::Done
             | State::Abort
             | State::Aborted => false,
+        }
+    }
+
+    /// Whether what is done now is worth nothing once a slot is lost, or a server has failed over. What takes an attempt back,
+    /// brings it to its end, or gives everything up does without.
+    #[must_use]
+    pub fn needs_slots(&self) -> bool {
+        match self.state {
+            State::Copy | State::CatchUp | State::Verify | State::Ready | State::Reverse => true,
+            State::Cutover => !matches!(self.step, Some(Step::Undo | Step::Committed)),
+            State::Prepare | State::Finish | State::Done | State::Abort | State::Aborted => false,
         }
     }
 
@@ -321,6 +349,64 @@ impl Record {
             Event::Again | Event::TakenOver => (self.is_attempt() && self.step != Some(Step::Undo))
                 .then(|| self.at_step(Step::Undo)),
             Event::Halt(stopped) => Some(self.after_halt(stopped)),
+            Event::Lost(what) => self.after_loss(what),
+            Event::FailedOver(what) => Some(self.after_halt(&self.failed_over(what))),
+        }
+    }
+
+    /// Whether the copies may be made again: nobody has ever read them.
+    fn copies_again(&self) -> bool {
+        let copied = [State::Copy, State::CatchUp, State::Verify, State::Ready];
+        self.flips == 0 && copied.contains(&self.state)
+    }
+
+    /// Preparing finds out whose copies are of no use any more.
+    fn prepared_again(&self) -> Self {
+        Self {
+            // Whoever wanted a cutover did not want it after another copy.
+            wanted: self.wanted.filter(|wanted| *wanted == Wish::Abort),
+            ..self.at_state(State::Prepare)
+        }
+    }
+
+    fn after_loss(&self, what: &str) -> Option<Self> {
+        if self.copies_again() {
+            return Some(self.prepared_again());
+        }
+        // It makes another slot, and nothing is copied yet.
+        if self.state == State::Prepare {
+            return None;
+        }
+        Some(self.after_halt(&Stopped {
+            what: what.to_owned(),
+            remedy: self.without_copies().to_owned(),
+            then: Then::GoOn,
+        }))
+    }
+
+    fn failed_over(&self, what: &str) -> Stopped {
+        if self.copies_again() {
+            return Stopped {
+                what: what.to_owned(),
+                remedy: "resume, and the rows that it gives or is given are copied again; or abort"
+                    .to_owned(),
+                then: Then::CopyAgain,
+            };
+        }
+        Stopped {
+            what: what.to_owned(),
+            remedy: self.without_copies().to_owned(),
+            then: Then::GoOn,
+        }
+    }
+
+    /// What is left to do when the sides cannot be made alike any more.
+    fn without_copies(&self) -> &'static str {
+        match self.direction() {
+            Direction::Forward => "abort the reshard, and start it again",
+            Direction::Back => {
+                "there is no way back any more: ask for finish, and resume for it to be done"
+            }
         }
     }
 
@@ -432,13 +518,23 @@ impl Record {
     /// # Errors
     /// [`Refusal::Over`].
     pub fn resume(&self) -> Result<Self, Refusal> {
-        // What differed is compared anew, not looked up.
-        let again = self.state == State::Verify && self.stopped.is_some();
+        // What differed is compared anew, not looked up; and whatever somebody has mended since everything was alike.
+        let compared = matches!(self.state, State::Verify | State::Ready);
+        let copies = matches!(&self.stopped, Some(stopped) if stopped.then == Then::CopyAgain);
+        let from = if copies && self.copies_again() {
+            self.prepared_again()
+        } else if compared && self.stopped.is_some() {
+            Self {
+                round: self.round + 1,
+                ..self.at_state(State::Verify)
+            }
+        } else {
+            self.clone()
+        };
         self.unless_over(Self {
             paused: false,
             stopped: None,
-            round: self.round + i32::from(again),
-            ..self.clone()
+            ..from
         })
     }
 
@@ -454,5 +550,46 @@ impl Record {
 impl Default for Record {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stopped(state: State, step: Option<Step>) -> Record {
+        let stopped = Stopped {
+            what: "a row was not there".to_owned(),
+            remedy: "put it back".to_owned(),
+            then: Then::GoOn,
+        };
+        Record {
+            state,
+            step,
+            round: 1,
+            stopped: Some(stopped),
+            ..Record::new()
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_mended_is_compared_before_owners_may_change() {
+        for (state, step) in [
+            (State::Verify, None),
+            (State::Ready, None),
+            (State::Ready, Some(Step::Made)),
+        ] {
+            let resumed = stopped(state, step).resume().expect("it is not over");
+            assert_eq!((resumed.state, resumed.round), (State::Verify, 2));
+            assert_eq!(resumed.next(), Next::Run(Effect::Verify));
+            let refused = resumed.wish(Wish::Cutover).unwrap_err();
+            assert_eq!(refused, Refusal::NotReady);
+        }
+        let reverse = stopped(State::Reverse, Some(Step::Made)).resume();
+        assert_eq!(reverse.expect("it is not over").state, State::Reverse);
+        let mut paused = stopped(State::Ready, Some(Step::Made));
+        (paused.paused, paused.stopped) = (true, None);
+        let resumed = paused.resume().expect("it is not over");
+        assert_eq!(resumed.state, State::Ready, "nothing was mended");
     }
 }

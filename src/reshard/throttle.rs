@@ -29,7 +29,7 @@ FROM pg_replication_slots s WHERE s.slot_name = $1";
 /// Looks at every source, shows what it sees, and stops what must not go on.
 ///
 /// # Errors
-/// [`StepError::Halt`]: a slot is lost, or keeps more than the limit.
+/// [`StepError::Lost`]; [`StepError::Halt`]: a slot keeps more than the limit.
 pub(super) async fn look(job: &Job) -> Result<(), StepError> {
     let most = job.knobs.borrow().wal_kept;
     for source in job.sources() {
@@ -51,9 +51,11 @@ pub(super) async fn look(job: &Job) -> Result<(), StepError> {
         job.progress.set(name("wal_left"), left);
         job.progress.set(name("oldest_snapshot"), age);
         if status == "lost" {
-            return Err(StepError::Halt {
-                what: format!("shard {} has invalidated slot {slot}", source.name),
-                remedy: "raise max_slot_wal_keep_size there, abort, and start again".to_owned(),
+            return Err(StepError::Lost {
+                what: format!(
+                    "shard {} has invalidated slot {slot}: max_slot_wal_keep_size is too little there",
+                    source.name
+                ),
             });
         }
         if kept > most {

@@ -288,6 +288,7 @@ mod tests {
             key_column: "id".to_owned(),
             primary_key: Vec::new(),
             columns: Vec::new(),
+            root: None,
         };
         let plan = Plan {
             moves: Vec::new(),

@@ -39,6 +39,9 @@ pub enum What {
     Key(String),
 }
 
+/// Keys of a group as they are spread: some of them, in any order, each for so many rows.
+pub type Sample = Vec<(Key, f64)>;
+
 /// Why there are no moves.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoMoves {
@@ -73,6 +76,10 @@ pub enum NoMoves {
         count: usize,
         shards: usize,
     },
+    #[error(
+        "group {group} has too few different keys to be spread over {shards} shards: say which ranges move"
+    )]
+    FewKeys { group: String, shards: usize },
     #[error("a key is in two of the moves")]
     Twice,
     #[error(transparent)]
@@ -135,6 +142,19 @@ pub fn moves(
     wishes: &[Wish],
     shards: &BTreeSet<String>,
 ) -> Result<Vec<Move>, NoMoves> {
+    moves_by(owners, wishes, shards, &BTreeMap::new())
+}
+
+/// The same, with what is known of how the keys of groups are spread: for those with fewer ranges than shards, see [`cut`].
+///
+/// # Errors
+/// [`NoMoves`].
+pub fn moves_by(
+    owners: &Ownership,
+    wishes: &[Wish],
+    shards: &BTreeSet<String>,
+    samples: &BTreeMap<String, Sample>,
+) -> Result<Vec<Move>, NoMoves> {
     let mut after = owners.clone();
     for wish in wishes {
         let named: Vec<&String> = match wish {
@@ -145,7 +165,7 @@ pub fn moves(
             return Err(NoMoves::NoShard(unknown.clone()));
         }
         let moves = match wish {
-            Wish::Spread { group, to } => spread(&after, group.as_deref(), to)?,
+            Wish::Spread { group, to } => spread(&after, group.as_deref(), to, samples)?,
             Wish::Move { group, what, shard } => {
                 let group = one_group(&after, group.as_deref())?;
                 moved(&after, &group, what, shard)?
@@ -240,11 +260,7 @@ fn moved(owners: &Ownership, group: &str, what: &What, shard: &str) -> Result<Ve
                 if from.is_some() && to.is_some() && from >= to {
                     return Err(NoMoves::EmptyRange);
                 }
-                let within = ranges.iter().map(|range| {
-                    let low = range.0.clone().max(from.clone());
-                    (low, least(range.1.clone(), to.clone()))
-                });
-                Part::Ranges(within.filter(is_range).collect())
+                within(ranges, from.as_ref(), to.as_ref())
             }
             // Only single keys of it are here.
             (_, Part::None) => continue,
@@ -272,6 +288,15 @@ fn one(group: &str, keys: KeySet, from: &str, to: &str) -> Move {
         from: from.to_owned(),
         to: to.to_owned(),
     }
+}
+
+/// What of some ranges is between two bounds.
+fn within(ranges: &[(Option<Key>, Option<Key>)], from: Option<&Key>, to: Option<&Key>) -> Part {
+    let each = ranges.iter().map(|range| {
+        let low = range.0.clone().max(from.cloned());
+        (low, least(range.1.clone(), to.cloned()))
+    });
+    Part::Ranges(each.filter(is_range).collect())
 }
 
 /// The lesser of two upper bounds, of which none is the greatest.
@@ -310,7 +335,12 @@ fn without_pins(part: Part, of: &KeySet) -> KeySet {
 }
 
 /// The moves after which every group, or the one that is named, is spread evenly over the shards.
-fn spread(owners: &Ownership, only: Option<&str>, to: &[String]) -> Result<Vec<Move>, NoMoves> {
+fn spread(
+    owners: &Ownership,
+    only: Option<&str>,
+    to: &[String],
+    samples: &BTreeMap<String, Sample>,
+) -> Result<Vec<Move>, NoMoves> {
     if let Some(unknown) = only.filter(|name| !owners.has(name)) {
         return Err(NoMoves::NoGroup(unknown.to_owned()));
     }
@@ -327,18 +357,20 @@ fn spread(owners: &Ownership, only: Option<&str>, to: &[String]) -> Result<Vec<M
             .values()
             .any(|set| matches!(set.part, Part::Ranges(_)));
         if count < to.len() && is_range {
-            return Err(NoMoves::FewRanges {
+            let sample = samples.get(group).ok_or_else(|| NoMoves::FewRanges {
                 group: group.to_owned(),
                 count,
                 shards: to.len(),
-            });
-        }
-        for (from, to, parts) in even(&pieces, to, count) {
-            let Some(set) = owned.get(&from) else {
-                continue;
-            };
-            if let Some(part) = joined(parts) {
-                moves.push(one(group, without_pins(part, set), &from, &to));
+            })?;
+            moves.extend(recut(owners, group, &owned, to, sample)?);
+        } else {
+            for (from, to, parts) in even(&pieces, to, count) {
+                let Some(set) = owned.get(&from) else {
+                    continue;
+                };
+                if let Some(part) = joined(parts) {
+                    moves.push(one(group, without_pins(part, set), &from, &to));
+                }
             }
         }
         // Single keys go with their shard.
@@ -351,6 +383,84 @@ fn spread(owners: &Ownership, only: Option<&str>, to: &[String]) -> Result<Vec<M
                     without: Vec::new(),
                 };
                 moves.push(one(group, keys, shard, &first));
+            }
+        }
+    }
+    Ok(moves)
+}
+
+/// Whether an even split of a group over so many shards needs bounds that it does not have: [`cut`].
+#[must_use]
+pub fn needs_bounds(owners: &Ownership, group: &str, shards: usize) -> bool {
+    let (unit, held) = owners.held(group);
+    let ranges: usize = held.values().map(|(ranges, _)| ranges).sum();
+    unit == "ranges" && ranges < shards
+}
+
+/// Bounds between which there are about as many rows each; `None`: there are too few keys.
+#[must_use]
+pub fn cut(sample: &Sample, count: usize) -> Option<Vec<Key>> {
+    let mut keys: Vec<&(Key, f64)> = sample.iter().collect();
+    keys.sort_by(|a, b| a.0.cmp(&b.0));
+    let all: f64 = keys.iter().map(|(_, rows)| rows).sum();
+    let mut bounds: Vec<Key> = Vec::new();
+    let mut before = 0.0;
+    let mut last = None;
+    for (key, rows) in keys {
+        let share = (bounds.len() + 1) as f64 / count as f64;
+        let is_new = last.is_some_and(|last| last < key);
+        if is_new && bounds.len() + 1 < count && before >= all * share {
+            bounds.push(key.clone());
+        }
+        before += rows;
+        last = Some(key);
+    }
+    (bounds.len() + 1 == count).then_some(bounds)
+}
+
+/// The moves to ranges with about as many rows each. Each range stays with the shard that has most of it, as far as it can.
+fn recut(
+    owners: &Ownership,
+    group: &str,
+    owned: &BTreeMap<String, KeySet>,
+    to: &[String],
+    sample: &Sample,
+) -> Result<Vec<Move>, NoMoves> {
+    let bounds = cut(sample, to.len()).ok_or_else(|| NoMoves::FewKeys {
+        group: group.to_owned(),
+        shards: to.len(),
+    })?;
+    let mut rows: BTreeMap<(usize, &String), f64> = BTreeMap::new();
+    for (key, count) in sample {
+        let range = bounds.partition_point(|bound| bound <= key);
+        let owner = owners.owner(group, key);
+        if let Some(owner) = to.iter().find(|shard| Some(shard.as_str()) == owner) {
+            *rows.entry((range, owner)).or_default() += count;
+        }
+    }
+    let mut ranked: Vec<_> = rows.into_iter().collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let mut given: BTreeMap<usize, &String> = BTreeMap::new();
+    for ((range, shard), _) in ranked {
+        if !given.contains_key(&range) && given.values().all(|it| *it != shard) {
+            given.insert(range, shard);
+        }
+    }
+    for range in 0..to.len() {
+        let free = to.iter().find(|it| given.values().all(|has| has != it));
+        if let (false, Some(free)) = (given.contains_key(&range), free) {
+            given.insert(range, free);
+        }
+    }
+    let mut moves = Vec::new();
+    for (range, shard) in given {
+        let low = range.checked_sub(1).and_then(|at| bounds.get(at));
+        for (from, set) in owned.iter().filter(|(from, _)| *from != shard) {
+            if let Part::Ranges(ranges) = &set.part {
+                let part = within(ranges, low, bounds.get(range));
+                if !is_empty(&part) {
+                    moves.push(one(group, without_pins(part, set), from, shard));
+                }
             }
         }
     }
@@ -584,6 +694,44 @@ mod tests {
             moves(&before, &[to(3)], &names()),
             Err(NoMoves::FewRanges { .. })
         ));
+    }
+
+    #[test]
+    fn a_range_is_cut_where_rows_are() {
+        let before = group(
+            "method = \"range\"\nkey_type = \"bigint\"\nranges = [{ to = 100, shard = \"s0\" }, { shard = \"s1\" }]",
+        );
+        // Most of them lie above 1000.
+        let keys = (0..40).map(|at| if at < 10 { at } else { 1_000 + at });
+        let sample: Sample = keys.map(|key| (Key::Bigint(key), 5.0)).collect();
+        assert_eq!(
+            cut(&sample, 4),
+            Some([1_010, 1_020, 1_030].map(Key::Bigint).to_vec())
+        );
+        let spread = |sample: &Sample, before: &Ownership, wish| {
+            let samples = BTreeMap::from([("g".to_owned(), sample.clone())]);
+            moves_by(before, &[wish], &names(), &samples)
+        };
+        let moved = spread(&sample, &before, to(4)).unwrap();
+        let after = before.apply(&moved).unwrap();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (key, _) in &sample {
+            *counts.entry(after.owner("g", key).unwrap()).or_default() += 1;
+        }
+        assert_eq!(counts.into_values().collect::<Vec<_>>(), [10; 4]);
+        // What can stay stays.
+        assert_eq!(after.owner("g", &Key::Bigint(0)), Some("s0"));
+        assert!(moved.iter().all(|it| it.from == "s1" && it.to != "s0"));
+        assert!(!needs_bounds(&after, "g", 4) && needs_bounds(&after, "g", 5));
+        // One key cannot be cut.
+        let one = vec![(Key::Bigint(7), 100.0), (Key::Bigint(8), 1.0)];
+        assert_eq!(
+            spread(&one, &before, to(3)),
+            Err(NoMoves::FewKeys {
+                group: "g".to_owned(),
+                shards: 3
+            })
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
 use shardway::{
     catalog::snapshot::Snapshot,
     config::load,
-    sandbox::{Auth, Sandbox, SandboxEnv},
+    sandbox::{Auth, Cluster, Sandbox, SandboxEnv},
 };
 use std::{
     fs,
@@ -56,6 +56,8 @@ pub(crate) enum Rows {
     Doubled,
     /// Now and then, while they move: two proxies, and one more server that has none at first.
     Moving,
+    /// The same, and one more server, which can follow the home shard.
+    Followed,
 }
 
 impl Rows {
@@ -63,14 +65,18 @@ impl Rows {
     pub(crate) fn shards(self) -> usize {
         match self {
             Self::Once | Self::Doubled => SHARDS,
-            Self::Moving => SHARDS + 1,
+            Self::Moving | Self::Followed => SHARDS + 1,
         }
+    }
+
+    fn spares(self) -> usize {
+        usize::from(self == Self::Followed)
     }
 
     fn proxies(self) -> usize {
         match self {
             Self::Once | Self::Doubled => 1,
-            Self::Moving => 2,
+            Self::Moving | Self::Followed => 2,
         }
     }
 
@@ -78,7 +84,7 @@ impl Rows {
     pub(crate) fn keys(self) -> Keys {
         match self {
             Self::Once | Self::Doubled => Keys::OfSome,
-            Self::Moving => Keys::OfAll,
+            Self::Moving | Self::Followed => Keys::OfAll,
         }
     }
 }
@@ -86,7 +92,7 @@ impl Rows {
 impl World {
     pub(crate) async fn start(random: &mut Random, rows: Rows) -> Self {
         let sandbox = Sandbox::builder(environment())
-            .clusters(rows.shards() + 1)
+            .clusters(rows.shards() + 1 + rows.spares())
             .auth(Auth::Scram)
             .setting("wal_level", "logical")
             .setting("max_wal_senders", "20")
@@ -111,7 +117,7 @@ impl World {
             schema::found(empty).await;
         }
         let copied = match rows {
-            Rows::Once | Rows::Moving => Vec::new(),
+            Rows::Once | Rows::Moving | Rows::Followed => Vec::new(),
             Rows::Doubled => doubled::copied(&snapshot),
         };
         doubled::fill(shards, &snapshot, &copied).await;
@@ -142,6 +148,24 @@ impl World {
     pub(crate) fn proxied(&self) -> Vec<Config> {
         let proxies = self.proxies.iter();
         proxies.map(|proxy| config(proxy.port)).collect()
+    }
+
+    /// One more proxy, of the configuration of the first.
+    pub(crate) fn one_more(&mut self) -> Config {
+        let port = free();
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let all = &self.sandbox.clusters()[..self.rows.shards()];
+        let path = self.sandbox.root().join("one-more.toml");
+        fs::write(&path, schema::configuration(all, listen)).unwrap();
+        let child = serve(&path, port);
+        self.proxies.push(Proxy { child, port });
+        config(port)
+    }
+
+    /// The home shard, and the server that may follow it.
+    pub(crate) fn home_and_spare(&self) -> (&Cluster, &Cluster) {
+        let all = self.sandbox.clusters();
+        (&all[0], all.last().unwrap())
     }
 
     /// The home shard, as its superuser.

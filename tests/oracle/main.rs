@@ -15,6 +15,7 @@
 
 mod answer;
 mod doubled;
+mod failing_over;
 mod generate;
 mod harness;
 mod moving;

@@ -345,7 +345,7 @@ impl Driver {
     }
 
     /// Waits until it is in one of these states, or past the step of one.
-    async fn until(&self, wanted: &[&str]) {
+    pub(crate) async fn until(&self, wanted: &[&str]) {
         let begun = Instant::now();
         loop {
             let stands = stands(&self.home).await.unwrap();
@@ -362,7 +362,7 @@ impl Driver {
         }
     }
 
-    async fn must(&self, args: &[&str]) {
+    pub(crate) async fn must(&self, args: &[&str]) {
         let (out, err, well) = self.reshard(args).await;
         assert!(well, "{args:?}: {out}{err}");
     }

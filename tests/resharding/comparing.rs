@@ -7,6 +7,7 @@ use shardway::{
     config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
     net::tls::ClientTls,
     reshard::{
+        identity::Known,
         plan::{MovingColumn, MovingTable},
         servers::Server,
         verify::{
@@ -52,6 +53,7 @@ fn table() -> MovingTable {
         key_column: String::new(),
         primary_key: vec!["part".to_owned(), "id".to_owned()],
         columns: columns.iter().map(column).collect(),
+        root: None,
     }
 }
 
@@ -73,6 +75,7 @@ fn side(database: &str) -> Server {
         },
         limit: Duration::from_secs(20),
         tls: Arc::new(ClientTls::new().unwrap()),
+        known: Known::Nothing,
     }
 }
 

@@ -35,9 +35,24 @@ pub(crate) async fn planned(
     members: &[&str],
     more: &str,
 ) -> Result<Planned, PlanError> {
+    planned_by(
+        stage,
+        members,
+        more,
+        Wish::of_move("range=[51,):b", None).unwrap(),
+    )
+    .await
+}
+
+/// A plan of another wish.
+pub(crate) async fn planned_by(
+    stage: &Stage,
+    members: &[&str],
+    more: &str,
+    wish: Wish,
+) -> Result<Planned, PlanError> {
     let snapshot = snapshot(more);
     let members: BTreeSet<String> = members.iter().map(|name| (*name).to_owned()).collect();
-    let wish = Wish::of_move("range=[51,):b", None).unwrap();
     let asked = Asked {
         snapshot: &snapshot,
         epoch: 5,

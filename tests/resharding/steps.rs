@@ -15,6 +15,7 @@ use shardway::{
     net::tls::ClientTls,
     reshard::{
         dump::Tools,
+        identity::Known,
         job::{Direction, Job, Knobs, Progress, StepError},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
@@ -114,6 +115,7 @@ fn table(
         key_column: key.to_owned(),
         primary_key: primary.iter().map(|name| (*name).to_owned()).collect(),
         columns: columns.iter().map(column).collect(),
+        root: None,
     }
 }
 
@@ -179,6 +181,7 @@ pub(crate) fn server(number: usize, database: &str) -> Server {
         },
         limit: Duration::from_secs(20),
         tls: Arc::new(ClientTls::new().unwrap()),
+        known: Known::Nothing,
     }
 }
 
@@ -190,7 +193,7 @@ UNION ALL SELECT 'type ' || typname FROM pg_type WHERE oid >= 16384 AND typnames
 UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal
 UNION ALL SELECT 'publication ' || pubname FROM pg_publication
 UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots WHERE database = current_database()
-UNION ALL SELECT 'records in ' || name FROM unnest(ARRAY['cleanup', 'chunk', 'chunk_done', 'apply_progress', 'schema_step', 'made', 'fence', 'runner']) name
+UNION ALL SELECT 'records in ' || name FROM unnest(ARRAY['cleanup', 'server', 'chunk', 'chunk_done', 'apply_progress', 'schema_step', 'made', 'fence', 'runner']) name
   WHERE (xpath('/row/c/text()', query_to_xml('SELECT count(*) AS c FROM shardway.' || name, false, true, '')))[1]::text <> '0'
 ORDER BY 1";
 
@@ -264,7 +267,7 @@ impl Stage {
     }
 
     /// What the server refuses a statement with.
-    async fn refused(&self, shard: usize, sql: &str) -> String {
+    pub(crate) async fn refused(&self, shard: usize, sql: &str) -> String {
         let done = Self::at(shard).execute(self.database, sql).await;
         match done {
             Ok(()) => "nothing".to_owned(),

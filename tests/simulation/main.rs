@@ -19,7 +19,7 @@ mod world;
 use runner::{Came, Fault, Runner};
 use shardway::reshard::state::{State, Step, Waiting, Wish};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use world::{BYPASS, Held, KEYS, Sabotage, WRITERS, World};
+use world::{BYPASS, Held, KEYS, OLD, Sabotage, WRITERS, World};
 
 /// Numbers by chance, the same for the same seed.
 struct Chance(u64);
@@ -105,6 +105,11 @@ fn bring_to_an_end(world: &mut World) {
     world.judge_end();
 }
 
+/// Whether nobody has read the copies yet: after that a source that is lost is no matter of copying again.
+fn before_cutover(world: &World) -> bool {
+    world.flips == 0 && !matches!(world.record.state, State::Cutover | State::Abort)
+}
+
 /// A run by chance.
 fn by_chance(seed: u64, sabotage: Sabotage) {
     let mut chance = Chance::of(seed);
@@ -119,8 +124,16 @@ fn by_chance(seed: u64, sabotage: Sabotage) {
         };
         runners[at].step(&mut world, fault);
         world.judge();
-        runners[at].stream(&mut world, chance.below(4));
+        if let Some(came) = runners[at].stream(&mut world, chance.below(4)) {
+            runners[at].fail(came);
+        }
         others(&mut world, &mut chance);
+        if before_cutover(&world) && chance.below(50) == 0 {
+            match chance.below(3) {
+                0 => world.fail_over(OLD[chance.below(2)]),
+                _ => world.lose_slot(OLD[chance.below(2)]),
+            }
+        }
         match chance.below(60) {
             // It dies, or sleeps while another takes over.
             0 => {
@@ -297,6 +310,68 @@ fn an_attempt_that_outlasts_its_deadline_is_undone_and_tried_again() {
     assert_eq!((world.flips, world.record.attempt), (3, 6));
 }
 
+/// What a run does, from its copy on, when a source loses its slot or fails over once it is in a state.
+fn after_a_loss(state: State, lose: fn(&mut World, usize)) -> Vec<State> {
+    let mut world = World::new(Sabotage::Nothing);
+    let mut runner = Runner::new();
+    let (mut lost, mut states) = (false, Vec::new());
+    for turn in 0..2_000 {
+        if !lost && world.record.state == state {
+            (lost, states) = (true, vec![state]);
+            lose(&mut world, OLD[1]);
+        }
+        match runner.step(&mut world, Fault::None) {
+            Came::Waits(Waiting::Operator) => {
+                let next = if world.record.flips == 0 {
+                    Wish::Cutover
+                } else {
+                    Wish::Finish
+                };
+                wish(&mut world, next);
+            }
+            Came::Waits(Waiting::Stopped) => {
+                world.record = world.record.resume().expect("it is not over");
+                world.version += 1;
+            }
+            _ => {}
+        }
+        world.judge();
+        if let Some(came) = runner.stream(&mut world, turn % 4) {
+            runner.fail(came);
+        }
+        all_look(&mut world);
+        if lost && states.last() != Some(&world.record.state) {
+            states.push(world.record.state);
+        }
+        if world.record.is_over() {
+            break;
+        }
+    }
+    world.judge_end();
+    states
+}
+
+#[test]
+fn rows_of_a_source_that_lost_its_slot_or_failed_over_are_copied_again() {
+    for lose in [World::lose_slot, World::fail_over] {
+        for state in [State::Copy, State::CatchUp, State::Verify, State::Ready] {
+            let states = after_a_loss(state, lose);
+            let again = states.iter().position(|it| *it == State::Prepare);
+            assert!(again.is_some(), "{state:?}: {states:?}");
+            let rest = &states[again.unwrap()..];
+            let whole = [
+                State::Prepare,
+                State::Copy,
+                State::CatchUp,
+                State::Verify,
+                State::Ready,
+                State::Cutover,
+            ];
+            assert_eq!(rest[..6], whole, "{state:?}: {states:?}");
+        }
+    }
+}
+
 /// Whether something is found within so many seeds when the world is broken in this way.
 fn is_found(sabotage: Sabotage, said: &str) {
     let hook = std::panic::take_hook();
@@ -322,4 +397,5 @@ fn what_is_broken_on_purpose_is_found() {
     is_found(Sabotage::Tokens, "changed the map");
     is_found(Sabotage::LosesChanges, "not all earlier ones are");
     is_found(Sabotage::GuardsStay, "a guard is left");
+    is_found(Sabotage::KeepsCopies, "not all earlier ones are");
 }

@@ -4,13 +4,15 @@
 use super::world::{NEW, No, OLD, Sabotage, World};
 use shardway::reshard::{
     job::Direction,
-    state::{Effect, Event, Next, Record, Stopped, Waiting},
+    state::{Effect, Event, Next, Record, Stopped, Then, Waiting},
 };
 
 /// One thing that happens at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
     Schema(usize),
+    /// Copies of a source whose slot is lost go, before another slot is made.
+    Slot(usize),
     Doubled(bool),
     AllKnow,
     Copy(usize),
@@ -157,7 +159,7 @@ impl Runner {
         self.doing = match written {
             Err(No::Replaced) => Doing::Gone,
             // Whether it was written or not: what is recorded tells.
-            Ok(_) | Err(No::Again | No::Halt) => Doing::Decide,
+            Ok(_) | Err(No::Again | No::Halt | No::Lost | No::FailedOver) => Doing::Decide,
         };
     }
 
@@ -198,7 +200,10 @@ impl Runner {
             Err(No::Halt) => failed(&Event::Halt(Stopped {
                 what: format!("{action:?}"),
                 remedy: String::new(),
+                then: Then::GoOn,
             })),
+            Err(No::Lost) => failed(&Event::Lost(format!("{action:?}"))),
+            Err(No::FailedOver) => failed(&Event::FailedOver(format!("{action:?}"))),
             Err(No::Replaced) => Doing::Gone,
         };
     }
@@ -207,6 +212,7 @@ impl Runner {
         let (token, attempt) = (self.token, self.record.attempt);
         match *action {
             Action::Schema(at) => world.make_schema(at, token),
+            Action::Slot(at) => world.make_slot(at, token),
             Action::Doubled(doubled) => world.set_doubled(token, doubled),
             Action::AllKnow => world.all_know(),
             Action::Copy(key) => world.copy(key, token),
@@ -257,7 +263,11 @@ impl Runner {
             each.collect::<Vec<_>>()
         };
         match effect {
-            Effect::Prepare => each(NEW, Action::Schema),
+            Effect::Prepare => {
+                let mut all: Vec<_> = each(NEW, Action::Schema);
+                all.extend(OLD.map(Action::Slot));
+                all
+            }
             Effect::Announce => vec![Action::Doubled(true), Action::AllKnow],
             Effect::Copy => (0..super::world::KEYS).map(Action::Copy).collect(),
             Effect::CatchUp => pairs(from, to, Action::CaughtUp),
@@ -298,20 +308,38 @@ impl Runner {
     }
 
     /// The streams of changes, which run beside everything else: one change of one source.
-    pub(crate) fn stream(&self, world: &mut World, pick: usize) {
+    /// What it cannot go on with for good.
+    pub(crate) fn stream(&self, world: &mut World, pick: usize) -> Option<No> {
         let runs = !matches!(
             self.doing,
             Doing::Elect | Doing::TakeWorkflow | Doing::Claim(_) | Doing::Gone
         );
         if !runs || !self.record.streams() {
-            return;
+            return None;
         }
         let (from, to) = match self.record.direction() {
             Direction::Forward => (OLD, NEW),
             Direction::Back => (NEW, OLD),
         };
         // Refused or not: the next try tells.
-        let _applied = world.apply(from[pick % 2], to[pick / 2 % 2], self.token);
+        let applied = world.apply(from[pick % 2], to[pick / 2 % 2], self.token);
+        applied
+            .err()
+            .filter(|no| matches!(no, No::Lost | No::FailedOver))
+    }
+
+    /// A stream has ended for good, while nothing else is done.
+    pub(crate) fn fail(&mut self, no: No) {
+        if !matches!(self.doing, Doing::Decide) {
+            return;
+        }
+        let event = match no {
+            No::FailedOver => Event::FailedOver(String::new()),
+            _ => Event::Lost(String::new()),
+        };
+        if let Some(record) = self.record.after(&event) {
+            self.doing = Doing::Record(record);
+        }
     }
 
     /// Whether nothing more will come of it.

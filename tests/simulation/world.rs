@@ -33,6 +33,8 @@ pub(crate) enum Sabotage {
     GuardsGoEarly,
     /// The old owners are written to as well after the commit.
     NoGuards,
+    /// What was copied stays when the slot is lost.
+    KeepsCopies,
 }
 
 /// What a server answers.
@@ -44,6 +46,10 @@ pub(crate) enum No {
     Replaced,
     /// It must not be.
     Halt,
+    /// What a stream needs is gone.
+    Lost,
+    /// Somebody has to say whether its rows are copied again.
+    FailedOver,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,11 @@ pub(crate) struct Shard {
     pub(crate) log: Vec<Entry>,
     /// How far another's log is applied here.
     pub(crate) applied: BTreeMap<usize, usize>,
+    /// From where on its log is kept for those that it gives rows; none: nothing is.
+    pub(crate) slot: Option<usize>,
+    /// Its timeline, and the one that was recorded when it was prepared.
+    pub(crate) timeline: u32,
+    pub(crate) recorded: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -186,6 +197,34 @@ impl World {
         Ok(())
     }
 
+    /// Makes what a source tells its changes by, and writes down who it is. What was copied before is of no use.
+    pub(crate) fn make_slot(&mut self, shard: usize, token: i64) -> Result<(), No> {
+        self.claim(shard, token)?;
+        let failed_over = self.shards[shard].timeline != self.shards[shard].recorded;
+        if self.shards[shard].slot.is_none() || failed_over {
+            for (key, to) in (0..KEYS).map(|key| (key, new(key))) {
+                if old(key) == shard && self.sabotage != Sabotage::KeepsCopies {
+                    assert!(self.flips == 0, "an owner's rows were deleted");
+                    self.shards[to].rows.remove(&key);
+                    self.shards[to].applied.remove(&shard);
+                }
+            }
+            self.shards[shard].slot = Some(self.shards[shard].log.len());
+        }
+        self.shards[shard].recorded = self.shards[shard].timeline;
+        Ok(())
+    }
+
+    /// What those who go on with a source's changes meet.
+    fn is_itself(&self, shard: usize) -> Result<(), No> {
+        let it = &self.shards[shard];
+        if it.timeline == it.recorded {
+            Ok(())
+        } else {
+            Err(No::FailedOver)
+        }
+    }
+
     pub(crate) fn set_doubled(&mut self, token: i64, doubled: bool) -> Result<(), No> {
         self.ours(token)?;
         self.doubled = doubled;
@@ -206,6 +245,14 @@ impl World {
     pub(crate) fn copy(&mut self, key: usize, token: i64) -> Result<(), No> {
         assert!(self.shards[new(key)].schema, "a copy to where no table is");
         self.claim(new(key), token)?;
+        self.is_itself(old(key))?;
+        if self.shards[old(key)].slot.is_none() {
+            return Err(No::Lost);
+        }
+        // What is recorded as copied is not copied again.
+        if self.shards[new(key)].rows.contains_key(&key) {
+            return Ok(());
+        }
         let (rows, at) = {
             let source = &self.shards[old(key)];
             (source.rows.get(&key).copied(), source.log.len())
@@ -226,6 +273,19 @@ impl World {
         let Some(&at) = self.shards[to].applied.get(&from) else {
             return Err(No::Again);
         };
+        if OLD.contains(&from) && self.flips == 0 {
+            self.is_itself(from)?;
+            if self.shards[from].slot.is_none_or(|kept| at < kept) {
+                return Err(if self.sabotage == Sabotage::KeepsCopies {
+                    // It goes on from where the new one begins.
+                    let kept = self.shards[from].slot.unwrap_or(at);
+                    self.shards[to].applied.insert(from, kept.max(at));
+                    No::Again
+                } else {
+                    No::Lost
+                });
+            }
+        }
         let Some(entry) = self.shards[from].log.get(at).copied() else {
             return Ok(false);
         };
@@ -369,10 +429,24 @@ impl World {
         let it = &mut self.shards[shard];
         it.applied.clear();
         it.schema = false;
+        it.slot = None;
         if self.sabotage != Sabotage::GuardsStay {
             it.guard = None;
         }
         Ok(())
+    }
+
+    // ---- What servers do ----
+
+    /// A server keeps no more WAL for a slot that has fallen behind.
+    pub(crate) fn lose_slot(&mut self, shard: usize) {
+        self.shards[shard].slot = None;
+    }
+
+    /// A source's standby takes over. Nothing that it has acknowledged is missing there, but the slot is.
+    pub(crate) fn fail_over(&mut self, shard: usize) {
+        self.shards[shard].timeline += 1;
+        self.shards[shard].slot = None;
     }
 
     // ---- What proxies and clients do ----
@@ -471,6 +545,7 @@ impl World {
         assert!(!matches!(self.hold, Some((_, Held::Held))), "still held");
         for (at, shard) in self.shards.iter().enumerate() {
             assert_eq!(shard.guard, None, "a guard is left on {at}");
+            assert_eq!(shard.slot, None, "a slot is left on {at}");
             assert!(shard.applied.is_empty(), "a stream's place is left on {at}");
             assert_eq!(NEW.contains(&at) == new_serve, !shard.rows.is_empty());
         }

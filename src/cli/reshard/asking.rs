@@ -30,7 +30,7 @@ const ENTRIES: i64 = 500;
 const TRIES: usize = 8;
 
 /// What `set` can change.
-pub(super) const KNOBS: [&str; 8] = [
+pub(super) const KNOBS: [&str; 10] = [
     "chunk_rows",
     "copies",
     "bytes_per_second",
@@ -39,6 +39,8 @@ pub(super) const KNOBS: [&str; 8] = [
     "drain_ms",
     "hold_ms",
     "lock_ms",
+    "rows_per_second",
+    "compare_ms",
 ];
 
 /// How many proxies serve the database.
@@ -312,6 +314,8 @@ pub(super) fn knobs(mut knobs: Knobs, values: &[String]) -> Result<Knobs, Fault>
             "drain_ms" => knobs.drain = time()?,
             "hold_ms" => knobs.hold = time()?,
             "lock_ms" => knobs.lock = time()?,
+            "rows_per_second" => knobs.rows_per_second = number,
+            "compare_ms" => knobs.compare = time()?,
             _ => return Err(fault()),
         }
     }

@@ -126,6 +126,14 @@ impl Made {
             };
             lines.push(format!("join    {join}: it gets the tables{with}"));
         }
+        for cut in &self.planned.cuts {
+            let bounds: Vec<String> = cut.bounds.iter().map(Key::text).collect();
+            lines.push(format!(
+                "cut     {} at {}: about as many rows on each shard",
+                cut.group,
+                bounds.join(", ")
+            ));
+        }
         for size in &self.planned.sizes {
             let bytes = in_bytes(size.bytes);
             lines.push(format!(
@@ -183,6 +191,9 @@ impl Made {
             "ok": !self.is_refused(),
             "moves": self.planned.plan.moves,
             "joins": self.planned.plan.joins,
+            "cuts": self.planned.cuts.iter()
+                .map(|it| json!({ "group": it.group, "bounds": it.bounds.iter().map(Key::text).collect::<Vec<_>>() }))
+                .collect::<Vec<_>>(),
             "sizes": sizes,
             "rows": rows,
             "bytes": bytes,

@@ -201,12 +201,17 @@ pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Not
     } else {
         "Wait"
     };
+    // Once the new owners serve it cannot be given up any more.
+    let end = match reshard {
+        Some(Reshard { state, .. }) if state == "reverse" || state == "finish" => "finish",
+        Some(_) | None => "abort",
+    };
     Notice {
         detail: Some(format!(
             "{which} rows of tables of group \"{group}\": what it has copied would not be changed. (SW403)"
         )),
         hint: Some(format!(
-            "{instead} until it is finished (shardway reshard status), or end it by shardway reshard abort."
+            "{instead} until it is finished (shardway reshard status), or end it by shardway reshard {end}."
         )),
         ..error(
             "55006",

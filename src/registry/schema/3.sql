@@ -111,6 +111,16 @@ CREATE TABLE shardway.cleanup (
     PRIMARY KEY (workflow, shard, kind, name)
 );
 
+-- Which servers take part: whoever answers at their addresses has to be these.
+CREATE TABLE shardway.server (
+    workflow text NOT NULL,
+    shard text NOT NULL,
+    -- As IDENTIFY_SYSTEM tells them.
+    system text NOT NULL,
+    timeline bigint NOT NULL,
+    PRIMARY KEY (workflow, shard)
+);
+
 -- Where the chunks of a table begin, settled once: src/replication/chunks.rs says how.
 CREATE TABLE shardway.chunk (
     workflow text NOT NULL,
@@ -192,9 +202,11 @@ CREATE TABLE shardway.fence (
 -- On each source and destination: who may change guards and copy rows. A lower token may not.
 CREATE TABLE shardway.runner (
     workflow text PRIMARY KEY,
-    token bigint NOT NULL
+    token bigint NOT NULL,
+    -- What guards let its sessions pass by that may not say that their rows are a replica's: another one for each token.
+    pass text NOT NULL DEFAULT gen_random_uuid()::text
 );
 
 REVOKE ALL ON shardway.leader, shardway.workflow, shardway.journal, shardway.hold, shardway.held, shardway.verify,
-    shardway.cleanup, shardway.chunk, shardway.chunk_done, shardway.apply_progress, shardway.schema_step, shardway.made,
+    shardway.cleanup, shardway.server, shardway.chunk, shardway.chunk_done, shardway.apply_progress, shardway.schema_step, shardway.made,
     shardway.activation, shardway.fence, shardway.runner FROM PUBLIC;

@@ -8,8 +8,7 @@ use crate::{
     clock::Clock,
     replication::{
         batch::{Added, Kind},
-        tables::{Goes, Table},
-        visibility::extended,
+        tables::{Changed, Goes, Table},
     },
     wire::{
         pgoutput::{Change, Oids, Old, Relation, Tuple, Value},
@@ -103,10 +102,22 @@ impl Reader<'_> {
                 beat: place(b"beat")?,
             })
         } else {
-            Known::Other
+            return Err(self.renamed(relation));
         };
         self.relations.insert(relation.oid, known);
         Ok(())
+    }
+
+    /// A table that was planned has another name now: its changes would be nobody's.
+    fn renamed(&self, relation: &Relation<'_>) -> StreamError {
+        let text = |name| String::from_utf8_lossy(name).into_owned();
+        let found = format!("{}.{}", text(relation.schema), text(relation.name));
+        let table = match self.relations.get(&relation.oid) {
+            Some(Known::Table(at)) => self.tables[*at].plain(),
+            Some(Known::Fence(_)) | None => found.clone(),
+        };
+        let what = Changed::Name(found);
+        StreamError::Changed { table, what }
     }
 
     fn change(
@@ -117,7 +128,6 @@ impl Reader<'_> {
     ) -> Result<(), StreamError> {
         let known = self.relations.get(&relation);
         match known.ok_or(ReplicationError::Protocol)? {
-            Known::Other => Ok(()),
             Known::Fence(columns) => {
                 let Some(new) = new else {
                     return Ok(());
@@ -260,7 +270,7 @@ impl Reader<'_> {
                 }
                 // Which rows of a copy were taken before, and which after it, nobody can say.
                 let copied = self.lanes[place].copied;
-                if copied.is_some_and(|end| extended(xid, end) < end) {
+                if copied.is_some_and(|end| xid < end) {
                     return Err(StreamError::Emptied(tables[at].plain()));
                 }
                 self.add(place, at, Kind::Wipe, None)?;

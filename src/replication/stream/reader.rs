@@ -36,7 +36,7 @@ impl Reader<'_> {
 
     pub(super) fn begin(&mut self, commit: Lsn, xid: u32) {
         self.begun = self.begun.max(commit);
-        self.transaction = Some((commit, xid));
+        self.transaction = Some((commit, self.ids.whole(xid)));
     }
 
     /// Says that it waits, once all before is durable everywhere.

@@ -130,6 +130,9 @@ pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
     for server in taking_part(job) {
         forget_records(job, &server).await?;
     }
+    const SERVERS: &str = "DELETE FROM shardway.server WHERE workflow = $1";
+    let servers = home(job).await?.execute(SERVERS, &[&job.id]).await;
+    servers.about("forgetting which servers took part")?;
     for note in notes.iter().filter(|it| it.kind == Kind::Records) {
         gone(job, note).await?;
     }

@@ -34,9 +34,13 @@ impl<T> About<T> for Result<T, tokio_postgres::Error> {
 
 impl<T> About<T> for Result<T, ReplicationError> {
     fn about(self, what: &str) -> Result<T, StepError> {
-        self.map_err(|error| {
-            let said = error.sqlstate().map(str::to_owned);
-            sorted(what, said.as_deref(), error.to_string())
+        self.map_err(|error| match error {
+            ReplicationError::Another { .. } => another(what, &error.to_string()),
+            ReplicationError::FailedOver { .. } => failed_over(what, &error.to_string()),
+            error => {
+                let said = error.sqlstate().map(str::to_owned);
+                sorted(what, said.as_deref(), error.to_string())
+            }
         })
     }
 }
@@ -46,6 +50,8 @@ fn of(what: &str, error: AskError) -> StepError {
         AskError::Server { sqlstate, message } => {
             sorted(what, Some(&sqlstate), format!("{message} ({sqlstate})"))
         }
+        AskError::Another { .. } => another(what, &error.to_string()),
+        AskError::FailedOver { .. } => failed_over(what, &error.to_string()),
         AskError::Timeout
         | AskError::Tls(_)
         | AskError::Connection(_)
@@ -54,14 +60,41 @@ fn of(what: &str, error: AskError) -> StepError {
     }
 }
 
+fn another(what: &str, problem: &str) -> StepError {
+    StepError::Halt {
+        what: format!("{what}: {problem}"),
+        remedy: "let the shard's address lead to the server that it was, then resume".to_owned(),
+    }
+}
+
+fn failed_over(what: &str, problem: &str) -> StepError {
+    StepError::FailedOver {
+        what: format!("{what}: {problem}"),
+    }
+}
+
+const DISK_FULL: &str = "53100";
+const NO_SLOT: &str = "53400";
+
+/// What mends what a server has said.
+pub(super) fn remedy(sqlstate: Option<&str>) -> &'static str {
+    match sqlstate {
+        Some(DISK_FULL) => "give the server free space on its disk, then resume; or abort",
+        Some(NO_SLOT) => {
+            "raise max_replication_slots there with ALTER SYSTEM and restart the server, or drop a slot that nobody reads; then resume"
+        }
+        Some(_) | None => "mend what the server says, then resume; or abort",
+    }
+}
+
 /// Names that are not there, rights that are missing, values and constraints that do not fit stay as they are.
 fn sorted(what: &str, sqlstate: Option<&str>, problem: String) -> StepError {
-    const LASTING: [&str; 7] = ["0A", "22", "23", "2B", "3D", "3F", "42"];
+    const LASTING: [&str; 9] = ["0A", "22", "23", "2B", "3D", "3F", "42", DISK_FULL, NO_SLOT];
     let lasts = sqlstate.is_some_and(|it| LASTING.iter().any(|class| it.starts_with(class)));
     if lasts {
         return StepError::Halt {
             what: format!("{what}: {problem}"),
-            remedy: "mend what the server says, then resume; or abort".to_owned(),
+            remedy: remedy(sqlstate).to_owned(),
         };
     }
     StepError::Again {

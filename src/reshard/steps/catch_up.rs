@@ -7,7 +7,7 @@
 
 mod beginning;
 
-use super::asking::{About as _, connection};
+use super::asking::{About as _, connection, remedy};
 use crate::{
     clock::Duration,
     inspect::at_once,
@@ -271,6 +271,8 @@ async fn follow(
             StepError::Again { what, problem } => format!("{what}: {problem}"),
             StepError::Replaced => break Ended::Replaced,
             StepError::Halt { what, remedy } => break Ended::Halt { what, remedy },
+            StepError::Lost { what } => break Ended::Lost { what },
+            StepError::FailedOver { what } => break Ended::FailedOver { what },
         };
         let progressed = stand.borrow().changes > before;
         pause = if progressed { PAUSE.0 } else { pause };
@@ -344,6 +346,11 @@ fn step(source: &str, error: StreamError) -> StepError {
                     problem: what,
                 }
             }
+            ApplyError::Sql(_) | ApplyError::Rows { .. } | ApplyError::Row { .. }
+                if error.sqlstate().is_some_and(|it| it.starts_with("53")) =>
+            {
+                halt(remedy(error.sqlstate()))
+            }
             ApplyError::Sql(_)
             | ApplyError::Rows { .. }
             | ApplyError::NotCopied(_)
@@ -377,5 +384,7 @@ fn error_of(ended: &Ended) -> StepError {
             what: what.clone(),
             remedy: remedy.clone(),
         },
+        Ended::Lost { what } => StepError::Lost { what: what.clone() },
+        Ended::FailedOver { what } => StepError::FailedOver { what: what.clone() },
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     reshard::{
         job::{Job, StepError},
         lines::Line,
-        plan::MovingTable,
+        plan::{MovingTable, roots},
         servers::Server,
     },
 };
@@ -40,6 +40,11 @@ const MARK: &str = "\
 INSERT INTO shardway.fence AS f (workflow, attempt, token) VALUES ($1, $2, $3) \
 ON CONFLICT (workflow, attempt) DO UPDATE SET token = excluded.token, beat = f.beat + 1, at = clock_timestamp()";
 
+/// Partitions that the plan does not know.
+const UNKNOWN: &str = "\
+SELECT coalesce(string_agg(p.relid::text, ', '), '') FROM unnest($1::text[]) root, pg_partition_tree(to_regclass(root)) p \
+WHERE p.isleaf AND NOT EXISTS (SELECT FROM unnest($2::text[]) name WHERE to_regclass(name) = p.relid)";
+
 const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
 
 /// Fences every source, all at once. What was fenced when another could not be has to be [unfenced](super::unfence::run).
@@ -61,7 +66,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let tables = guard::tables(job, source);
     unless_held(&client, job, source, &tables).await?;
     let what = format!("fencing shard {}", source.name);
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let names = with_roots(&tables);
     let locks = format!(
         "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
         lock_timeout(job),
@@ -72,10 +77,11 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let mark = mark(job);
     let message: [Typed<'_>; 2] = [(&MESSAGE, Type::TEXT), (&content, Type::TEXT)];
     // Sent at once, answered one after the other; each fails after one that has failed.
-    let (begun, locked, marked, told) = tokio::join!(
+    let (begun, locked, known, marked, told) = tokio::join!(
         biased;
         begin(&client, job),
         client.batch_execute(&locks),
+        unless_new(&client, &tables, source),
         client.execute_typed(MARK, &mark),
         client.query_typed(TELL, &message),
     );
@@ -89,6 +95,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
         }
         locked => locked.about(&what)?,
     }
+    known?;
     marked.about(&what)?;
     told.about(&what)?;
     failpoint::reached("after_guard").await;
@@ -113,6 +120,7 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         });
     }
     unless_held(&client, job, source, &tables).await?;
+    unless_new(&client, &tables, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
     marked.about("rehearsing the fence")?;
@@ -122,6 +130,44 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         .about("rehearsing the fence")?;
     client.done();
     Ok(())
+}
+
+/// What is locked: partitioned tables first, as writers lock them, with all of their partitions.
+fn with_roots(tables: &[MovingTable]) -> Vec<String> {
+    let tables_sql = tables.iter().map(MovingTable::sql);
+    roots(tables).into_iter().chain(tables_sql).collect()
+}
+
+/// Sees that partitioned tables have no partitions that the plan does not know, whose rows would stay behind. Under the
+/// locks of a fence none can be made.
+async fn unless_new(
+    client: &Line<'_>,
+    tables: &[MovingTable],
+    source: &Server,
+) -> Result<(), StepError> {
+    let roots = roots(tables);
+    if roots.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let row = client
+        .query_typed(
+            UNKNOWN,
+            &[(&roots, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)],
+        )
+        .await
+        .about("looking for partitions")?;
+    let unknown: String = row.first().map_or_else(String::new, |row| row.get(0));
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(StepError::Halt {
+        what: format!(
+            "shard {} has partitions that were made since the plan: {unknown}",
+            source.name
+        ),
+        remedy: "detach or drop them, then resume; or abort and start again".to_owned(),
+    })
 }
 
 /// Whether a shard has seen a later attempt: what is done for this one comes too late.
@@ -158,7 +204,7 @@ async fn unless_held(
     source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let names = with_roots(tables);
     let most = job.knobs.borrow().lock.as_secs_f64();
     let row = client
         .query_typed(

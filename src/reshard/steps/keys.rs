@@ -12,6 +12,7 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
+        plan::roots,
         servers::Server,
         statements::{NOT_VALID, Phase},
     },
@@ -103,9 +104,16 @@ async fn next(
 
 async fn analyze(job: &Job, server: &Server) -> Result<(), StepError> {
     let client = connection(server).await?;
-    for table in job.tables_of(&job.given_to(&server.name)) {
+    let tables = job.tables_of(&job.given_to(&server.name));
+    for table in &tables {
         let what = format!("counting {} on shard {}", table.plain(), server.name);
         let analyze = format!("ANALYZE {}", table.sql());
+        client.batch_execute(&analyze).await.about(&what)?;
+    }
+    // What they have together.
+    for root in roots(&tables) {
+        let analyze = format!("ANALYZE {root}");
+        let what = format!("counting {root} on shard {}", server.name);
         client.batch_execute(&analyze).await.about(&what)?;
     }
     Ok(())

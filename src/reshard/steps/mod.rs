@@ -28,6 +28,7 @@ pub mod fence;
 pub mod finish;
 pub mod guard;
 pub mod keys;
+mod lost;
 pub mod preflight;
 pub mod prepare;
 pub mod ready;

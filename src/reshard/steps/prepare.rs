@@ -6,6 +6,7 @@
 
 use super::{
     asking::{About as _, connection, named},
+    lost,
     ready::{slot_error, stream},
     records::{Kind, Note, claim_all, note, taking_part},
     schema,
@@ -43,32 +44,30 @@ pub async fn run(job: &Job, tools: &Tools) -> Result<(), StepError> {
         let source = model(job, &destination.name)?;
         prepare(job, tools, &source, destination).await?;
     }
+    let servers = lost::settle(job).await?;
     let sources = job.sources();
     let streaming = at_once(sources.iter().map(|it| streams(job, it)).collect()).await;
-    streaming.into_iter().collect()
+    streaming.into_iter().collect::<Result<(), StepError>>()?;
+    lost::record(job, &servers).await
 }
 
 /// The source's publication and slot, and every transaction over that was begun before.
 async fn streams(job: &Job, source: &Server) -> Result<(), StepError> {
-    const COPIED: &str =
-        "SELECT EXISTS (SELECT FROM shardway.chunk_done WHERE workflow = $1 AND source = $2)";
     let what = format!("making ready to stream from shard {}", source.name);
-    if let Slot::Made(_) = stream(job, source).await? {
-        for destination in job.destinations() {
-            let client = connection(&destination).await?;
-            let copied = client.query_one(COPIED, &[&job.id, &source.name]).await;
-            if copied.about(&what)?.get(0) {
-                return Err(StepError::Halt {
-                    what: format!(
-                        "the slot of shard {} was lost after rows were copied",
-                        source.name
-                    ),
-                    remedy: "abort the reshard and start it again".to_owned(),
-                });
-            }
-        }
-    }
     let client = connection(source).await?;
+    if let Slot::Made(_) = stream(job, source).await?
+        && lost::is_copied(job, source).await?
+    {
+        // Somebody dropped the slot just now: without one it is seen that what was copied is of no use.
+        let name = job.slot(&source.name);
+        let mut commands = source.stream().await.about(&what)?;
+        let removed = slot::remove(&client, &mut commands, &name).await;
+        removed.map_err(|error| slot_error(&what, error))?;
+        return Err(StepError::Again {
+            what,
+            problem: format!("slot {name} was lost after rows were copied"),
+        });
+    }
     let passed = slot::barrier(&client, BARRIER).await;
     passed.map_err(|error| slot_error(&what, error))
 }

@@ -57,6 +57,9 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 /// # Errors
 /// [`StepError`].
 pub async fn advance(job: &Job) -> Result<(), StepError> {
+    const LOST: &str = "\
+SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database() \
+    AND coalesce(wal_status, 'reserved') <> 'lost')";
     const ADVANCE: &str = "\
 SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots \
 WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
@@ -64,10 +67,24 @@ WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
     for destination in job.destinations() {
         let name = back.slot(&destination.name);
         let client = connection(&destination).await?;
+        let lost = client.query_one(LOST, &[&name]).await;
+        if lost.about("looking at a slot")?.get(0) {
+            // Nothing is needed of it yet.
+            stream(&back, &destination).await?;
+        }
         let advanced = client.query(ADVANCE, &[&name]).await;
         advanced.about("moving a slot on")?;
     }
     Ok(())
+}
+
+/// What is published of what a shard gives in the job's direction.
+pub(super) fn published(job: &Job, server: &Server) -> Vec<String> {
+    let flows = job.flows().into_iter();
+    let given = flows.filter(|flow| flow.source == server.name);
+    let mut tables: BTreeSet<String> = given.map(|flow| flow.table.sql()).collect();
+    tables.insert(FENCES.to_owned());
+    tables.into_iter().collect()
 }
 
 /// The publication and the slot of what a shard gives in the job's direction.
@@ -78,11 +95,7 @@ pub(super) async fn stream(job: &Job, server: &Server) -> Result<slot::Slot, Ste
     let name = job.slot(&server.name);
     let what = format!("making slot {name} on shard {}", server.name);
     let client = connection(server).await?;
-    let flows = job.flows().into_iter();
-    let given = flows.filter(|flow| flow.source == server.name);
-    let mut tables: BTreeSet<String> = given.map(|flow| flow.table.sql()).collect();
-    tables.insert(FENCES.to_owned());
-    let tables: Vec<String> = tables.into_iter().collect();
+    let tables = published(job, server);
     let mut commands = server.stream().await.about(&what)?;
     match publication::make(&client, &name, &tables)
         .await

@@ -78,7 +78,8 @@ SELECT count(*) FROM mine";
 /// Nobody with a lower token may change what this row stands for; the row is locked until the transaction ends.
 const CLAIM: &str = "\
 INSERT INTO shardway.runner AS r (workflow, token) VALUES ($1, $2) \
-ON CONFLICT (workflow) DO UPDATE SET token = excluded.token WHERE r.token <= excluded.token";
+ON CONFLICT (workflow) DO UPDATE SET token = excluded.token, \
+  pass = CASE WHEN r.token < excluded.token THEN gen_random_uuid()::text ELSE r.pass END WHERE r.token <= excluded.token";
 
 impl Note {
     /// Without details.
@@ -214,3 +215,23 @@ fn unless_replaced(is_mine: bool) -> Result<(), StepError> {
         Err(StepError::Replaced)
     }
 }
+
+/// Lets the session's writes be a replica's: nothing acts on them, and no guard refuses them. Where the role may not say
+/// that, what there is on the tables was looked at before, and guards know it by the runner's pass.
+///
+/// # Errors
+/// [`StepError`].
+pub(super) async fn as_replica(client: &Client, job: &Job) -> Result<(), StepError> {
+    match client.batch_execute(REPLICA).await {
+        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => {
+            let passes = client.query_opt(PASS, &[&job.id, &job.token]).await;
+            unless_replaced(passes.about("passing guards")?.is_some())
+        }
+        set => set.about("writing as a replica"),
+    }
+}
+
+/// Rows as a replica's.
+pub(super) const REPLICA: &str = "SET session_replication_role = replica";
+const PASS: &str = "\
+SELECT set_config('shardway.pass', pass, false) FROM shardway.runner WHERE workflow = $1 AND token = $2";

@@ -3,7 +3,10 @@
 //! What must stay true: only rows that the condition takes; no trigger, rule of a foreign key or subscriber acts on it; a
 //! batch is short, and others have the server for as long as it took.
 
-use super::{asking::About as _, records::begin};
+use super::{
+    asking::About as _,
+    records::{as_replica, begin},
+};
 use crate::{
     clock::Duration,
     reshard::{
@@ -28,6 +31,7 @@ pub async fn delete(
     condition: &str,
 ) -> Result<u64, StepError> {
     let what = format!("deleting rows of {}", table.plain());
+    as_replica(client, job).await?;
     let mut all = 0;
     loop {
         let row = client.query_one(SIZE, &[&table.sql()]).await.about(&what)?;
@@ -63,8 +67,6 @@ async fn batch(
     let what = format!("deleting rows of {}", table.plain());
     let to = from + PAGES;
     begin(client, job).await?;
-    let replica = client.batch_execute("SET LOCAL session_replication_role = replica");
-    replica.await.about(&what)?;
     let delete = format!(
         "DELETE FROM {} WHERE ctid >= '({from},0)'::tid AND ctid < '({to},0)'::tid AND {condition}",
         table.sql()

@@ -51,6 +51,8 @@ SELECT true, format('column %I %s%s%s%s%s', a.attname, format_type(a.atttypid, a
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped \
+UNION ALL SELECT true, format('partition of %s %s', i.inhparent::regclass, pg_get_expr(c.relpartbound, c.oid)) \
+FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid WHERE c.oid = to_regclass($1) AND c.relispartition \
 UNION ALL SELECT contype IN ('p', 'u', 'x'), pg_get_constraintdef(oid) FROM pg_constraint \
 WHERE conrelid = to_regclass($1) AND contype IN ('p', 'u', 'x', 'c', 'f') \
 UNION ALL SELECT i.indisunique, regexp_replace(pg_get_indexdef(i.indexrelid), ' INDEX .*? ON ', ' INDEX ON ') \

@@ -7,7 +7,7 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
-        plan::MovingTable,
+        plan::{MovingTable, roots},
         servers::Server,
     },
 };
@@ -68,6 +68,48 @@ async fn given(job: &Job, source: &Server) -> Result<BTreeMap<String, Sequence>,
     Ok(read)
 }
 
+/// That each destination has the sequences that its sources have, which go the same way: their values are set past those of
+/// the sources before a cutover.
+///
+/// # Errors
+/// [`StepError::Halt`]: one is missing, or cannot be set past its source's.
+pub(super) async fn alike(job: &Job) -> Result<(), StepError> {
+    for destination in job.destinations() {
+        let what = format!("looking at sequences of shard {}", destination.name);
+        let moves = job.given_to(&destination.name);
+        let to = line(job, &destination).await?;
+        let there = sequences(&to, &job.tables_of(&moves)).await.about(&what)?;
+        to.done();
+        for source in job.sources() {
+            let gives: Vec<_> = moves
+                .iter()
+                .filter(|it| it.from == source.name)
+                .cloned()
+                .collect();
+            let from = line(job, &source).await?;
+            let here = sequences(&from, &job.tables_of(&gives))
+                .await
+                .about(&what)?;
+            from.done();
+            for (name, theirs) in here {
+                let problem = match there.get(&name) {
+                    None => "is missing",
+                    Some(own) if !own.follows(&theirs) => "counts in another direction",
+                    Some(_) => continue,
+                };
+                let (source, destination) = (&source.name, &destination.name);
+                return Err(StepError::Halt {
+                    what: format!(
+                        "sequence {name} of shard {source} {problem} on shard {destination}"
+                    ),
+                    remedy: format!("make it there as it is on {source}, then resume; or abort"),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn advance(job: &Job, destination: &Server, given: &Given) -> Result<(), StepError> {
     let what = format!("setting sequences on shard {}", destination.name);
     let moves = job.given_to(&destination.name);
@@ -108,7 +150,8 @@ async fn sequences(
     client: &Client,
     tables: &[MovingTable],
 ) -> Result<BTreeMap<String, Sequence>, tokio_postgres::Error> {
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
+    let names = tables.iter().map(MovingTable::sql).chain(roots(tables));
+    let names: Vec<String> = names.collect();
     let rows = client
         .query_typed(SEQUENCES, &[(&names, Type::TEXT_ARRAY)])
         .await?;
@@ -129,6 +172,11 @@ async fn sequences(
 }
 
 impl Sequence {
+    /// Whether it can be set past another.
+    fn follows(&self, source: &Self) -> bool {
+        self.cycles || source.cycles || self.increment.signum() == source.increment.signum()
+    }
+
     /// Where it has to be so that its next number is past the source's; `None`: it may stay. One that cycles gives every
     /// number again anyway.
     fn past(&self, source: &Self) -> Option<i64> {

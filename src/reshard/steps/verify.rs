@@ -1,17 +1,27 @@
-//! verify: every row that moved is the same on its source and on its destination, and no other is there.
+//! verify: every row that moved is the same on its source and on its destination, no other is there, and none is on a shard
+//! that does not own it; tables and sequences are alike.
 //!
-//! A temporary slot on the source says at which point of its WAL a snapshot is of; the stream of changes stops before the
-//! first commit past it, the destinations take their snapshots, and the stream goes on. What was compared is recorded, table
-//! by table, so that a run that was interrupted goes on with the next; every table is compared in snapshots of its own, so
-//! that none is held for longer than one table takes.
+//! Tables are compared in ranges of their keys, as many in one pair of snapshots as fit into [`Knobs::compare`]; what was
+//! compared is recorded range by range, so that a run that was interrupted goes on with the next. A range that differs is
+//! compared once more in later snapshots before it counts.
+//!
+//! What must stay true: nothing counts as compared that was not recorded in this round; a difference that lasts closes the
+//! gate, and the next round looks at everything anew.
+//!
+//! [`Knobs::compare`]: crate::reshard::job::Knobs::compare
+
+mod moment;
+mod ranges;
+mod records;
+mod strays;
 
 use super::{
     asking::About as _,
     catch_up::{Follower, Paused},
+    schema, sequences,
 };
 use crate::{
-    inspect::AskError,
-    replication::connection::{Lifetime, Snapshot},
+    clock::{Clock, Duration, Instant},
     reshard::{
         flows::Flow,
         job::{Job, StepError},
@@ -21,34 +31,14 @@ use crate::{
             form::{Form, Majors},
         },
     },
-    sql::statement::quoted,
     wire::replication::Lsn,
 };
 use deadpool_postgres::Client;
-use std::future::Future;
+use moment::Sides;
+use ranges::Range;
+use std::collections::VecDeque;
 
-/// Who lets a source's changes reach a point of its WAL, and no further.
-pub trait Halts: Sync {
-    /// Changes go on when it is dropped.
-    type Halted: Send;
-
-    /// Stops where the changes of a source stand: nothing made behind this is passed.
-    ///
-    /// # Errors
-    /// [`StepError`]: it is not followed.
-    fn halt(&self, source: &str) -> impl Future<Output = Result<Self::Halted, StepError>> + Send;
-
-    /// Goes on until every destination has every commit of the source before this point, and none after it.
-    ///
-    /// # Errors
-    /// [`StepError`].
-    fn go_to(
-        &self,
-        source: &str,
-        halted: Self::Halted,
-        lsn: Lsn,
-    ) -> impl Future<Output = Result<Self::Halted, StepError>> + Send;
-}
+pub use moment::Halts;
 
 impl Halts for &[Follower] {
     type Halted = Paused;
@@ -64,11 +54,9 @@ impl Halts for &[Follower] {
 
 fn following<'a>(followers: &'a [Follower], source: &str) -> Result<&'a Follower, StepError> {
     let follower = followers.iter().find(|it| it.source() == source);
-    follower.ok_or_else(|| {
-        again(
-            &format!("comparing what went from {source}"),
-            &"it is not followed",
-        )
+    follower.ok_or_else(|| StepError::Again {
+        what: format!("comparing what went from {source}"),
+        problem: "it is not followed".to_owned(),
     })
 }
 
@@ -81,11 +69,22 @@ pub struct Verdict {
     pub found: Vec<String>,
 }
 
+/// How many of them are told in words.
+const TOLD: usize = 50;
+
 impl Verdict {
     /// Whether the destinations may take over.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.different == 0
+    }
+
+    fn add(&mut self, unit: &Unit<'_>, compared: &Compared) {
+        self.rows += compared.rows;
+        self.different += compared.different;
+        let room = TOLD.saturating_sub(self.found.len());
+        let told = compared.found.iter().take(room);
+        self.found.extend(told.map(|found| words(unit, found)));
     }
 }
 
@@ -97,13 +96,27 @@ struct Unit<'a> {
     condition: String,
 }
 
+impl Unit<'_> {
+    /// Source, destination, table.
+    fn names(&self) -> (&str, &str, String) {
+        (
+            &self.source.name,
+            &self.destination.name,
+            self.flow.table.plain(),
+        )
+    }
+}
+
 /// Compares everything that this round has not compared yet.
 ///
 /// # Errors
-/// [`StepError::Halt`] where the tables are not alike, or rows cannot be compared; [`StepError::Again`] otherwise.
+/// [`StepError::Halt`] where tables or sequences are not alike, rows are where they do not belong, or cannot be compared;
+/// [`StepError::Again`] otherwise.
 pub async fn run<H: Halts>(job: &Job, halts: &H, round: i32) -> Result<Verdict, StepError> {
     let home = server(job, &job.home)?;
     let home = home.sql().await.about(&format!("asking {}", home.name))?;
+    let mut pace = Pace::new(job);
+    sequences::alike(job).await?;
     let mut verdict = Verdict::default();
     for flow in job.flows() {
         let unit = Unit {
@@ -112,164 +125,206 @@ pub async fn run<H: Halts>(job: &Job, halts: &H, round: i32) -> Result<Verdict, 
             condition: flow.sql(job)?,
             flow,
         };
-        let compared = match known(&home, job, &unit, round).await? {
-            Some(compared) => compared,
-            None => {
-                job.unthrottled().await;
-                let compared = one(job, halts, &unit).await?;
-                record(&home, job, &unit, round, &compared).await?;
-                compared
-            }
-        };
-        let (_, destination, table) = names(&unit);
-        let figure = format!("verify.{table}.{destination}");
-        job.progress.set(format!("{figure}.rows"), compared.rows);
-        job.progress
-            .set(format!("{figure}.different"), compared.different);
-        verdict.rows += compared.rows;
-        verdict.different += compared.different;
-        let told = compared.found.iter().map(|found| words(&unit, found));
-        verdict.found.extend(told);
+        table(job, halts, (&home, &unit), (&mut pace, round), &mut verdict).await?;
     }
+    strays::none(job, &home, &mut pace, round).await?;
     Ok(verdict)
 }
 
-/// Compares one table of a pair of shards at one moment of the source.
-async fn one<H: Halts>(job: &Job, halts: &H, unit: &Unit<'_>) -> Result<Compared, StepError> {
-    let (source, destination, table) = names(unit);
-    let what = format!("comparing {table} on {source} and {destination}");
-    let here = unit.source.sql().await.about(&what)?;
-    let there = unit.destination.sql().await.about(&what)?;
-    let form = Form::of(unit.flow.table, alike(unit, &here, &there).await?);
-    let mut slots = unit.source.stream().await.about(&what)?;
-    // Before the slot, whose point changes would else have passed.
-    let halted = halts.halt(source).await?;
-    let name = format!("{}_v{}", job.slot(source), job.token);
-    let slot = slots
-        .create_slot(&name, Lifetime::Temporary, Snapshot::Exported)
-        .await
-        .about(&what)?;
-    let shown = slot.snapshot.unwrap_or_default();
-    begin(&here, Some(&shown)).await.about(&what)?;
-    let halted = halts.go_to(source, halted, slot.consistent).await?;
-    begin(&there, None).await.about(&what)?;
-    drop(halted);
-    // By name, as the server may take its time to notice that a connection is gone, and the next table wants the same name.
-    slots.drop_slot(&name).await.about(&what)?;
-    drop(slots);
-    let side = |client| Side {
-        client,
-        condition: unit.condition.as_str(),
-    };
-    let compared = compare(&form, side(&here), side(&there))
-        .await
-        .about(&what)?;
-    for client in [&here, &there] {
-        client.batch_execute("COMMIT").await.about(&what)?;
-    }
-    Ok(compared)
+/// Whether a range differed before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    First,
+    Again,
 }
 
-/// Begins a transaction with a snapshot: that which was exported, or one of its own, taken at once.
-async fn begin(client: &Client, snapshot: Option<&str>) -> Result<(), AskError> {
-    let shown = match snapshot {
-        Some(snapshot) => format!("SET TRANSACTION SNAPSHOT {}", quoted(snapshot)),
-        None => "SELECT pg_current_snapshot()".to_owned(),
-    };
-    let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {shown}");
-    Ok(client.batch_execute(&begin).await?)
-}
-
-const COLUMNS: &str = "\
-SELECT string_agg(quote_ident(attname) || ' ' || format_type(atttypid, atttypmod) || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END, \
-       ', ' ORDER BY attname), current_setting('server_version_num')::int / 10000 \
-FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped";
-
-/// Whether both sides have the same columns; whether hashes mean the same on both.
-async fn alike(unit: &Unit<'_>, here: &Client, there: &Client) -> Result<Majors, StepError> {
-    let table = unit.flow.table.sql();
-    let what = format!("looking at {table}");
-    let ask = async |client: &Client| -> Result<(Option<String>, i32), StepError> {
-        let row = client.query_one(COLUMNS, &[&table]).await.about(&what)?;
-        Ok((row.get(0), row.get(1)))
-    };
-    let (here, major) = ask(here).await?;
-    let (there, other) = ask(there).await?;
-    if here != there {
-        let (source, destination, table) = names(unit);
-        let (here, there) = (here.unwrap_or_default(), there.unwrap_or_default());
-        return Err(StepError::Halt {
-            what: format!("table {table} is ({here}) on {source} and ({there}) on {destination}"),
-            remedy: "make the columns the same on both, then resume".to_owned(),
-        });
-    }
-    Ok(if major == other {
-        Majors::Same
-    } else {
-        Majors::Different
-    })
-}
-
-const KNOWN: &str = "\
-SELECT rows, found::text FROM shardway.verify \
-WHERE workflow = $1 AND source = $2 AND destination = $3 AND relation = $4 AND part = 0 AND round = $5";
-const RECORD: &str = "\
-INSERT INTO shardway.verify (workflow, source, destination, relation, part, rows, found, round) \
-VALUES ($1, $2, $3, $4, 0, $5, $6::text::jsonb, $7) \
-ON CONFLICT (workflow, source, destination, relation, part) DO UPDATE \
-SET rows = excluded.rows, found = excluded.found, round = excluded.round, at = clock_timestamp()";
-
-async fn known(
-    home: &Client,
+async fn table<H: Halts>(
     job: &Job,
-    unit: &Unit<'_>,
-    round: i32,
-) -> Result<Option<Compared>, StepError> {
-    let (source, destination, table) = names(unit);
-    let row = home
-        .query_opt(KNOWN, &[&job.id, &source, &destination, &table, &round])
-        .await
-        .about("keeping what was compared")?;
-    Ok(row.and_then(|row| serde_json::from_str(row.get(1)).ok()))
-}
-
-async fn record(
-    home: &Client,
-    job: &Job,
-    unit: &Unit<'_>,
-    round: i32,
-    compared: &Compared,
+    halts: &H,
+    (home, unit): (&Client, &Unit<'_>),
+    (pace, round): (&mut Pace<'_>, i32),
+    verdict: &mut Verdict,
 ) -> Result<(), StepError> {
-    let (source, destination, table) = names(unit);
-    let found = serde_json::to_string(compared).unwrap_or_default();
-    let rows = i64::try_from(compared.rows).unwrap_or(i64::MAX);
-    home.execute(
-        RECORD,
-        &[
-            &job.id,
-            &source,
-            &destination,
-            &table,
-            &rows,
-            &found,
-            &round,
-        ],
-    )
-    .await
-    .map_err(|problem| again(&job.home, &problem))?;
+    let (source, destination, table) = unit.names();
+    let what = format!("comparing {table} on {source} and {destination}");
+    let mut sides = Sides::open(job, unit).await?;
+    let majors = alike(job, unit, &sides).await?;
+    let form = Form::of(unit.flow.table, majors);
+    let about = records::About {
+        source,
+        destination,
+        table: table.clone(),
+        round,
+    };
+    let mut figures = Figures::new(job, format!("verify.{table}.{destination}"));
+    let known = about.known(home, job).await?;
+    let all = ranges::of(job, home, unit, &sides.here, &sides.there).await?;
+    let mut left: VecDeque<(Range, Look)> = VecDeque::new();
+    for range in all {
+        match known.get(&range.part) {
+            Some(compared) => {
+                verdict.add(unit, compared);
+                figures.add(compared);
+            }
+            None => left.push_back((range, Look::First)),
+        }
+    }
+    while !left.is_empty() {
+        job.unthrottled().await;
+        let stood = sides.begin(job, halts, source).await?;
+        pace.stood(stood);
+        let begun = Clock.now();
+        let mut again = Vec::new();
+        while let Some((range, look)) = left.pop_front() {
+            let side = |client, part: &str| (client, format!("{} AND ({part})", unit.condition));
+            let (here, there) = (
+                side(&sides.here, &range.here),
+                side(&sides.there, &range.there),
+            );
+            let compared = compare(&form, of(&here), of(&there)).await.about(&what)?;
+            if compared.different > 0 && look == Look::First {
+                again.push((range, Look::Again));
+            } else {
+                about.record(home, job, range.part, &compared).await?;
+                verdict.add(unit, &compared);
+                figures.add(&compared);
+            }
+            pace.rows(compared.rows).await;
+            if Pace::rests(job, begun) {
+                break;
+            }
+        }
+        sides.end().await?;
+        left.extend(again);
+    }
     Ok(())
 }
 
-fn names<'a>(unit: &'a Unit<'_>) -> (&'a str, &'a str, String) {
-    (
-        &unit.source.name,
-        &unit.destination.name,
-        unit.flow.table.plain(),
-    )
+fn of<'a>((client, condition): &'a (&'a Client, String)) -> Side<'a> {
+    Side { client, condition }
+}
+
+/// What is shown of a table.
+struct Figures<'a> {
+    job: &'a Job,
+    name: String,
+    rows: u64,
+    different: u64,
+}
+
+impl<'a> Figures<'a> {
+    fn new(job: &'a Job, name: String) -> Self {
+        Self {
+            job,
+            name,
+            rows: 0,
+            different: 0,
+        }
+    }
+
+    fn add(&mut self, compared: &Compared) {
+        self.rows += compared.rows;
+        self.different += compared.different;
+        let set = |what: &str, value: u64| {
+            self.job
+                .progress
+                .set(format!("{}.{what}", self.name), value);
+        };
+        set("rows", self.rows);
+        set("different", self.different);
+    }
+}
+
+/// How fast it goes: no faster than the operator lets it.
+struct Pace<'a> {
+    job: &'a Job,
+    begun: Instant,
+    rows: u64,
+    /// When nothing was left to wait for.
+    due: Instant,
+    longest: Duration,
+}
+
+impl<'a> Pace<'a> {
+    fn new(job: &'a Job) -> Self {
+        let now = Clock.now();
+        Self {
+            job,
+            begun: now,
+            rows: 0,
+            due: now,
+            longest: Duration::ZERO,
+        }
+    }
+
+    /// Whether snapshots that were taken then are to be given back.
+    fn rests(job: &Job, begun: Instant) -> bool {
+        let knobs = job.knobs.borrow();
+        knobs.copies == 0 || Clock.now().duration_since(begun) >= knobs.compare
+    }
+
+    /// Rows were compared: waits until more may be.
+    async fn rows(&mut self, rows: u64) {
+        let now = Clock.now();
+        self.rows += rows;
+        let millis = now.duration_since(self.begun).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
+        let rate = self.rows.saturating_mul(1_000) / millis;
+        self.job.progress.set("verify.rows_per_second", rate);
+        let most = self.job.knobs.borrow().rows_per_second;
+        if most == 0 {
+            self.due = now;
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a pause, not an account")]
+        let takes = Duration::from_secs_f64(rows as f64 / most as f64);
+        self.due = self.due.max(now) + takes;
+        tokio::time::sleep(self.due.saturating_duration_since(now)).await;
+    }
+
+    /// Changes stood still for so long.
+    fn stood(&mut self, stood: Duration) {
+        self.longest = self.longest.max(stood);
+        let longest = crate::reshard::effects::milliseconds(self.longest);
+        self.job.progress.set("verify.stall_ms", longest);
+    }
+}
+
+const MAJOR: &str = "SELECT current_setting('server_version_num')::int / 10000";
+
+/// That both sides have the table alike; whether hashes mean the same on both.
+async fn alike(job: &Job, unit: &Unit<'_>, sides: &Sides) -> Result<Majors, StepError> {
+    let (source, destination, table) = unit.names();
+    let shape = async |client| {
+        let shape = schema::shape(client, unit.flow.table).await?;
+        let major = client.query_one(MAJOR, &[]).await;
+        let major: i32 = major.about(&format!("looking at {table}"))?.get(0);
+        Ok::<_, StepError>((shape.unwrap_or_default(), major))
+    };
+    let (here, major) = shape(&sides.here).await?;
+    let (there, other) = shape(&sides.there).await?;
+    let majors = if major == other {
+        Majors::Same
+    } else {
+        Majors::Different
+    };
+    // On a shard that joins all of it was made by this; on others an index more or less is their owner's.
+    let whole = majors == Majors::Same && job.plan.joins.iter().any(|it| it == destination);
+    match here.differs(&there).filter(|it| it.essential || whole) {
+        None => Ok(majors),
+        Some(differs) => Err(StepError::Halt {
+            what: format!(
+                "table {table} is not alike: only on {source}: {}; only on {destination}: {}",
+                differs.missing.join(", "),
+                differs.extra.join(", ")
+            ),
+            remedy: "make the table the same on both, then resume; or abort".to_owned(),
+        }),
+    }
 }
 
 fn words(unit: &Unit<'_>, found: &Found) -> String {
-    let (source, destination, table) = names(unit);
+    let (source, destination, table) = unit.names();
     let key = &found.key;
     match &found.what {
         Kind::Missing => format!("{table} {key}: on {source}, missing on {destination}"),
@@ -288,15 +343,5 @@ fn words(unit: &Unit<'_>, found: &Found) -> String {
 }
 
 fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepError> {
-    job.servers.get(name).ok_or_else(|| StepError::Halt {
-        what: format!("the configuration has no shard {name}"),
-        remedy: "give it back its shard, then resume; or abort".to_owned(),
-    })
-}
-
-fn again(what: &str, problem: &dyn std::fmt::Display) -> StepError {
-    StepError::Again {
-        what: what.to_owned(),
-        problem: problem.to_string(),
-    }
+    super::asking::named(job, name)
 }

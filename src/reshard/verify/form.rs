@@ -123,6 +123,7 @@ mod tests {
             key_column: "id".to_owned(),
             primary_key: vec!["id".to_owned()],
             columns: vec![column("id", "bigint"), column("price", "numeric(10,2)")],
+            root: None,
         };
         let form = Form::of(&table, Majors::Same);
         assert_eq!(form.values, r#""id", "price"::text COLLATE "C""#);

@@ -3,6 +3,10 @@
 //! What must stay true: it begins at the least of what destinations have, and the source still has all from there on; a
 //! table that is not as it was planned is not followed; a destination's progress is this runner's from here on.
 
+use super::super::{
+    asking::{About as _, remedy},
+    records::as_replica,
+};
 use crate::{
     inspect::AskError,
     replication::{
@@ -26,15 +30,17 @@ use deadpool_postgres::Client;
 use std::sync::Arc;
 use tokio_postgres::types::{PgLsn, ToSql};
 
-/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed.
+/// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed, and those of a
+/// batch stay in memory.
 const APPLY: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
-SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII";
+SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII; SET work_mem = '64MB'";
 const READ: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
 SET jit = off; SET client_encoding = SQL_ASCII; SET synchronous_commit = local";
 const HERE: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding'), \
-CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END";
+CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END, \
+pg_snapshot_xmax(pg_current_snapshot())::text::int8";
 const COLUMNS: &str = "\
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod, a.attidentity = 'a', \
        CASE WHEN a.attcollation <> 0 THEN (SELECT format('%I.%I', n.nspname, l.collname) \
@@ -63,7 +69,11 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
     let mut names: Vec<&str> = flows.iter().map(|flow| flow.destination.as_str()).collect();
     names.sort_unstable();
     names.dedup();
-    let (encoding, consistency) = primary(&asking, name).await?;
+    let Primary {
+        encoding,
+        end: consistency,
+        newest,
+    } = primary(&asking, name).await?;
     let tables: Arc<[Table]> = tables(job, &asking, &flows, &names).await?.into();
     let binary = flows.iter().all(|flow| is_binary(flow.table));
     let whose = Whose {
@@ -99,6 +109,7 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
         heart: asking,
         destinations,
         consistency,
+        newest,
         batch: job.knobs.borrow().batch,
     })
 }
@@ -114,10 +125,8 @@ async fn state(job: &Job, name: &str, source: &Client) -> Result<Confirmed, Step
             | SlotError::Waiting(_)
             | SlotError::NotUnderstood) => again(name, error.to_string()),
         })?;
-    let gone = |what: &str| StepError::Halt {
+    let gone = |what: &str| StepError::Lost {
         what: format!("slot {slot} of shard {name} {what}"),
-        remedy: "abort the reshard and start it again: what was copied cannot be caught up"
-            .to_owned(),
     };
     match found {
         None => Err(gone("is not there")),
@@ -139,8 +148,16 @@ struct Confirmed {
     confirmed: Lsn,
 }
 
-/// Its encoding, and where its WAL ends.
-async fn primary(client: &Client, name: &str) -> Result<(String, Lsn), StepError> {
+/// A server that takes writes.
+struct Primary {
+    encoding: String,
+    /// Of its WAL.
+    end: Lsn,
+    /// The id of its next transaction.
+    newest: u64,
+}
+
+async fn primary(client: &Client, name: &str) -> Result<Primary, StepError> {
     let row = said(name, client.query_one(HERE, &[]).await)?;
     let (standby, encoding): (bool, String) = (row.get(0), row.get(1));
     if standby {
@@ -150,7 +167,11 @@ async fn primary(client: &Client, name: &str) -> Result<(String, Lsn), StepError
         });
     }
     let end: Option<PgLsn> = row.get(2);
-    Ok((encoding, Lsn(end.map_or(0, u64::from))))
+    Ok(Primary {
+        encoding,
+        end: Lsn(end.map_or(0, u64::from)),
+        newest: row.get::<_, i64>(3).unsigned_abs(),
+    })
 }
 
 /// Whether all its values can be passed on in their binary form. Elements of an array of arrays would lose their places.
@@ -264,7 +285,7 @@ async fn destination(
     encoding: &str,
 ) -> Result<(Client, Reached, Chunks), StepError> {
     let client = sql(server(job, to)?).await?;
-    let (found, _) = primary(&client, to).await?;
+    let found = primary(&client, to).await?.encoding;
     if found != encoding || !["UTF8", "SQL_ASCII"].contains(&encoding) {
         return Err(StepError::Halt {
             what: format!(
@@ -280,14 +301,7 @@ async fn destination(
     };
     let progress = progress(job, &client, whose, to, confirmed).await?;
     said(to, client.batch_execute(APPLY).await)?;
-    let replica = client.batch_execute("SET session_replication_role = replica");
-    match replica.await {
-        // Then there is nothing on the tables that would fire, which was looked at before.
-        Err(error) if error.code().is_none_or(|it| it.code() != "42501") => {
-            return Err(of(to, &error));
-        }
-        _ => {}
-    }
+    as_replica(&client, job).await?;
     Ok((client, progress, chunks))
 }
 
@@ -369,7 +383,19 @@ fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepError> {
 
 async fn sql(server: &Server) -> Result<Client, StepError> {
     let connected = server.sql().await;
-    connected.map_err(|error| again(&server.name, error.to_string()))
+    connected.map_err(|error| match error {
+        AskError::Another { .. } | AskError::FailedOver { .. } => {
+            of_connection(&server.name, error)
+        }
+        error => again(&server.name, error.to_string()),
+    })
+}
+
+fn of_connection(name: &str, error: AskError) -> StepError {
+    match Err::<(), _>(error).about(&format!("connecting to shard {name}")) {
+        Err(error) => error,
+        Ok(()) => StepError::Replaced,
+    }
 }
 
 fn said<T>(name: &str, result: Result<T, tokio_postgres::Error>) -> Result<T, StepError> {
@@ -392,7 +418,7 @@ pub(super) fn of(name: &str, error: &tokio_postgres::Error) -> StepError {
     match error.code() {
         Some(code) if lasts(code.code()) => StepError::Halt {
             what: format!("shard {name}: {problem}"),
-            remedy: "mend what the server says and resume, or abort".to_owned(),
+            remedy: remedy(Some(code.code())).to_owned(),
         },
         _ => again(name, problem),
     }
@@ -400,14 +426,26 @@ pub(super) fn of(name: &str, error: &tokio_postgres::Error) -> StepError {
 
 /// Names and rights that are missing, values and rows that do not fit: another try ends alike.
 pub(super) fn lasts(sqlstate: &str) -> bool {
-    const LASTING: [&str; 8] = ["0A", "22", "23", "28", "2B", "3D", "3F", "42"];
+    // The last two: no room, and no slot to be had.
+    const LASTING: [&str; 10] = [
+        "0A", "22", "23", "28", "2B", "3D", "3F", "42", "53100", "53400",
+    ];
     LASTING.iter().any(|class| sqlstate.starts_with(class))
 }
 
 pub(super) fn lost(name: &str, error: &ReplicationError) -> StepError {
+    let what = format!("the stream of shard {name}: {error}");
     match error.sqlstate() {
+        None if matches!(error, ReplicationError::FailedOver { .. }) => {
+            StepError::FailedOver { what }
+        }
+        None if matches!(error, ReplicationError::Another { .. }) => StepError::Halt {
+            what,
+            remedy: "let the shard's address lead to the server that it was, then resume"
+                .to_owned(),
+        },
         Some(code) if lasts(code) => StepError::Halt {
-            what: format!("the stream of shard {name}: {error}"),
+            what,
             remedy: "mend what the server says and resume, or abort".to_owned(),
         },
         _ => again(name, error.to_string()),

@@ -4,7 +4,10 @@
 //! for each other; sessions that something went wrong on are not used again.
 
 use super::{
-    super::asking::{About as _, named},
+    super::{
+        asking::{About as _, named},
+        records::REPLICA,
+    },
     Part, failed,
     others::called,
     settled::literal,
@@ -61,12 +64,11 @@ async fn open(job: &Job, name: &str, end: End) -> Result<Session, StepError> {
     let server = named(job, name)?;
     let what = format!("connecting to shard {name}");
     let shown = called(job);
-    let (address, limit) = (&server.address, server.limit);
-    let opened = Session::open(address, &server.credentials, &shown, limit, &server.tls).await;
-    let mut session = opened.about(&what)?;
+    let mut session = server.copying(&shown).await.about(&what)?;
     if end == End::Destination {
-        // Where it is allowed: else there is nothing on the tables that would fire, which was looked at before.
-        match session.ask("SET session_replication_role = replica").await {
+        // Where it is allowed: else there is nothing on the tables that would act, which was looked at before, nor is a
+        // guard of these rows on before they are copied.
+        match session.ask(REPLICA).await {
             Err(error) if error.sqlstate() == Some("42501") => {}
             end => drop(end.about(&what)?),
         }

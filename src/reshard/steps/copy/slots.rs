@@ -139,10 +139,9 @@ async fn look(job: &Job, name: &str, tables: &[String]) -> Result<(), StepError>
     if kept && same.about(&what)? == Some(Publication::Found) {
         return Ok(());
     }
-    Err(StepError::Halt {
+    Err(StepError::Lost {
         what: format!(
             "slot or publication {called} of shard {name} is gone or another, and with it what was changed since the copy began"
         ),
-        remedy: "abort the reshard and start it again".to_owned(),
     })
 }

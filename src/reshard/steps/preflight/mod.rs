@@ -4,6 +4,7 @@
 //! says what mends it, as a statement where there is one.
 
 mod merging;
+mod room;
 mod servers;
 mod tables;
 
@@ -97,6 +98,7 @@ pub async fn run(job: &Job, tools: &Tools) -> Result<Vec<Finding>, StepError> {
     // Reads whole tables: not of what cannot move anyway.
     if findings.iter().all(|it| it.severity < Severity::Error) {
         findings.extend(merging::look(job).await?);
+        findings.extend(room::look(job).await?);
     }
     findings.extend(tool(job, tools, &facts).await);
     findings.sort_by(|a, b| (b.severity, a).cmp(&(a.severity, b)));

@@ -46,7 +46,7 @@ SELECT current_user::text, r.rolreplication OR r.rolsuper, has_database_privileg
   current_database()::text, r.rolsuper FROM pg_roles r WHERE r.rolname = current_user";
 
 /// Tried, because only the newest servers tell; undone in any case.
-const REPLICA: &str = "BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK";
+pub(super) const REPLICA: &str = "BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK";
 
 /// Who keeps slots from being made, and fences from closing.
 const BUSY: &str = "\
@@ -64,6 +64,11 @@ const BOUND: &str = "\
 SELECT (SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' \
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())), \
        (SELECT count(DISTINCT relnamespace) FROM pg_class WHERE relpersistence = 't')";
+
+/// Those whose last statement says so: what a session listens for, only itself can tell.
+const LISTENING: &str = "\
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' \
+  AND query ~* '^\\s*listen\\M'";
 
 const ALL_TABLES: &str = "SELECT pubname::text FROM pg_publication WHERE puballtables";
 
@@ -191,8 +196,8 @@ async fn rights(client: &Client, found: &mut Found<'_>) -> Result<(), tokio_post
     }
     if client.batch_execute(REPLICA).await.is_err() {
         client.batch_execute("ROLLBACK").await?;
-        found.error(
-            format!("role {role} may not set session_replication_role: triggers and foreign keys would act on rows that are copied"),
+        found.note(
+            format!("role {role} may not set session_replication_role: tables with triggers, rules or foreign keys cannot be moved"),
             format!("GRANT SET ON PARAMETER session_replication_role TO \"{role}\" (from PostgreSQL 15 on)"),
         );
     }
@@ -212,6 +217,13 @@ async fn bound(client: &Client, found: &mut Found<'_>) -> Result<(), tokio_postg
         found.note(
             format!("{temporary} sessions have temporary tables, and stay on their shard"),
             "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pg_temp%'",
+        );
+    }
+    let listening: i64 = client.query_one(LISTENING, &[]).await?.get(0);
+    if listening > 0 {
+        found.note(
+            format!("{listening} sessions listen, at least: they hear what is notified on this shard alone"),
+            "SELECT pid, usename, query FROM pg_stat_activity WHERE query ~* '^\\s*listen\\M'",
         );
     }
     for row in client.query(ALL_TABLES, &[]).await? {
@@ -269,13 +281,17 @@ pub(super) fn compare(job: &Job, facts: &BTreeMap<String, Facts>) -> Vec<Finding
 
 fn pair(source: &Facts, here: &Facts, from: &str, joins: bool, found: &mut Found<'_>) {
     if here.major() < source.major() {
-        found.error(
-            format!(
-                "it is of PostgreSQL {}, older than shard {from}",
-                here.major()
-            ),
-            format!("upgrade it to {}", source.major()),
+        let what = format!(
+            "it is of PostgreSQL {}, older than shard {from}",
+            here.major()
         );
+        let fix = format!("upgrade it to {}", source.major());
+        // A schema that is there already says what it needs.
+        if joins {
+            found.error(format!("{what}, whose schema it may not know"), fix);
+        } else {
+            found.warning(what, fix);
+        }
     }
     if here.encoding != source.encoding {
         found.error(
@@ -331,5 +347,37 @@ fn pair(source: &Facts, here: &Facts, from: &str, joins: bool, found: &mut Found
             ),
             format!("CREATE ROLE \"{role}\", as it is there"),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::Severity;
+
+    fn facts(version: i32) -> Facts {
+        Facts {
+            version,
+            encoding: "UTF8".to_owned(),
+            collation: "C".to_owned(),
+            enums: BTreeMap::new(),
+            extensions: BTreeMap::new(),
+            available: Vec::new(),
+            roles: Vec::new(),
+            named: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_shard_that_joins_is_not_older_than_what_it_gets_its_schema_from() {
+        let (old, new) = (facts(140_020), facts(180_001));
+        let said = |source, here, joins| {
+            let mut found = Found::on("b");
+            pair(source, here, "a", joins, &mut found);
+            found.all.first().map(|it| it.severity)
+        };
+        assert_eq!(said(&new, &old, true), Some(Severity::Error));
+        assert_eq!(said(&new, &old, false), Some(Severity::Warning));
+        assert_eq!(said(&old, &new, true), None);
     }
 }

@@ -1,6 +1,6 @@
 //! What the tables that move have that cannot move, or not so.
 
-use super::{Finding, Found};
+use super::{Finding, Found, servers::REPLICA};
 use crate::reshard::{
     job::{Job, StepError},
     plan::{MovingTable, identifier},
@@ -16,13 +16,25 @@ const TABLE: &str = "\
 SELECT c.relkind::text, c.relpersistence::text, c.relreplident::text, c.relrowsecurity, c.relforcerowsecurity, \
   pg_has_role(c.relowner, 'USAGE'), (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), \
   EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)), pg_get_userbyid(c.relowner)::text, current_user::text, \
-  coalesce((SELECT a.attnotnull FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = $2), true) \
+  coalesce((SELECT a.attnotnull FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = $2), true), \
+  c.relispartition, \
+  EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate), \
+  (SELECT a.attname::text FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary \
+   WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND (a.attname = $2 OR a.attnum = ANY (i.indkey::int2[])) LIMIT 1) \
 FROM pg_class c WHERE c.oid = to_regclass($1)";
 
 /// Triggers that act on applied rows as well.
 const ALWAYS: &str = "\
 SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled IN ('A', 'R') \
 UNION ALL SELECT rulename::text FROM pg_rewrite WHERE ev_class = to_regclass($1) AND ev_enabled IN ('A', 'R')";
+
+/// What acts on rows, unless the role may say that they are a replica's: triggers, rules, and foreign keys both ways.
+const ACTS: &str = "\
+SELECT format('trigger %I', tgname) FROM pg_trigger \
+WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgname !~ '^shardway_guard_' \
+UNION ALL SELECT format('rule %I', rulename) FROM pg_rewrite WHERE ev_class = to_regclass($1) AND ev_type <> '1' \
+UNION ALL SELECT format('foreign key %I of %s', conname, conrelid::regclass) FROM pg_constraint \
+WHERE contype = 'f' AND to_regclass($1) IN (conrelid, confrelid)";
 
 /// Unique indexes that do not have the shard key.
 const UNIQUE: &str = "\
@@ -33,7 +45,7 @@ SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = to_regcla
 /// Foreign keys of a table and to it: name, the table that has it, the one it names, whether it is that table's own, the
 /// columns that are compared.
 const FOREIGN: &str = "\
-SELECT conname::text, format('%I.%I', n.nspname, c.relname), format('%I.%I', fn.nspname, f.relname), k.conrelid = to_regclass($1), \
+SELECT conname::text, array[n.nspname::text, c.relname::text], array[fn.nspname::text, f.relname::text], k.conrelid = to_regclass($1), \
   array(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY u (num, at) \
         JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.num ORDER BY u.at), \
   array(SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY u (num, at) \
@@ -51,6 +63,14 @@ SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AN
 pub(super) async fn look(job: &Job, server: &Server) -> Result<Vec<Finding>, StepError> {
     let client = connection(server).await?;
     let mut found = Found::on(&server.name);
+    let acts = match client.batch_execute(REPLICA).await {
+        Ok(()) => Acts::Nothing,
+        Err(_refused) => {
+            let what = format!("looking at shard {}", server.name);
+            client.batch_execute("ROLLBACK").await.about(&what)?;
+            Acts::Everything
+        }
+    };
     let mut leaving = job.tables_of(&job.given_by(&server.name));
     if job.giver().as_ref() == Some(&server.name) {
         leaving.extend(job.plan.reference.iter().cloned());
@@ -58,6 +78,9 @@ pub(super) async fn look(job: &Job, server: &Server) -> Result<Vec<Finding>, Ste
     for table in &leaving {
         let since = found.all.len();
         leaves(job, &client, server, table, &mut found).await?;
+        if acts == Acts::Everything {
+            unless_quiet(&client, table, &mut found).await?;
+        }
         found.about(since, &table.plain());
     }
     let joins = job.plan.joins.contains(&server.name);
@@ -68,9 +91,45 @@ pub(super) async fn look(job: &Job, server: &Server) -> Result<Vec<Finding>, Ste
     for table in &coming {
         let since = found.all.len();
         comes(job, &client, server, table, &mut found).await?;
+        if acts == Acts::Everything {
+            unless_quiet(&client, table, &mut found).await?;
+            // What it will have is what its source has.
+            let moves = job.given_to(&server.name);
+            let from = moves.first().map(|it| it.from.clone());
+            if let Some(from) = from.or_else(|| job.giver()).filter(|_| joins) {
+                let source = connection(named(job, &from)?).await?;
+                unless_quiet(&source, table, &mut found).await?;
+            }
+        }
         found.about(since, &table.plain());
     }
     Ok(found.all)
+}
+
+/// What acts on rows that are copied and applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acts {
+    /// They are written as a replica's.
+    Nothing,
+    /// The role may not say that they are: as on a client's.
+    Everything,
+}
+
+/// Rows come to a table forward, and to the one that they left when they are brought back.
+async fn unless_quiet(
+    client: &Client,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), StepError> {
+    let rows = client.query(ACTS, &[&table.sql()]).await;
+    for row in rows.about("looking for what acts on rows")? {
+        let what: String = row.get(0);
+        found.error(
+            format!("{what} would act on copied rows, as the control role may not set session_replication_role"),
+            "GRANT SET ON PARAMETER session_replication_role TO the control role (PostgreSQL 15 and newer), or let it be a superuser",
+        );
+    }
+    Ok(())
 }
 
 async fn leaves(
@@ -140,10 +199,26 @@ async fn leaves(
 fn kind(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
     let name = table.sql();
     let (kind, persistence): (&str, &str) = (row.get(0), row.get(1));
-    if kind != "r" || row.get(7) {
+    let is_partition: bool = row.get(11);
+    if kind == "f" {
         found.error(
-            "it is partitioned, a partition, or inherits: such tables cannot be moved yet",
-            "move its rows into a plain table",
+            "it is a foreign table: its rows are on another server",
+            "copy its rows into a table",
+        );
+    } else if is_partition && table.root.is_none() {
+        found.error(
+            "it is a partition of a table that the group does not have",
+            "list the partitioned table instead",
+        );
+    } else if kind == "p" {
+        found.error(
+            "it is partitioned and has no partitions",
+            format!("CREATE TABLE … PARTITION OF {name} …, or take it out of the group"),
+        );
+    } else if row.get(7) && !is_partition {
+        found.error(
+            "it inherits from a table, or another from it: such tables cannot be moved",
+            format!("ALTER TABLE … NO INHERIT …, or make {name} a partitioned table"),
         );
     }
     if persistence == "u" {
@@ -157,6 +232,21 @@ fn kind(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
 fn identity(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
     let name = table.sql();
     let column = &table.key_column;
+    if row.get(12) {
+        found.error(
+            "its primary key is deferrable: its rows could not be updated any more once it is published",
+            format!("make it anew without DEFERRABLE: ALTER TABLE {name} DROP CONSTRAINT …, ADD PRIMARY KEY (…)"),
+        );
+    }
+    if let Some(column) = row.get::<_, Option<String>>(13) {
+        found.error(
+            format!("{column} is generated, and changes do not tell it"),
+            format!(
+                "ALTER TABLE {name} ALTER {} DROP EXPRESSION",
+                identifier(&column)
+            ),
+        );
+    }
     if table.primary_key.is_empty() {
         found.error(
             "it has no primary key",
@@ -205,13 +295,17 @@ fn rights(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>)
 
 /// Whether a foreign key holds when its two tables are on several shards.
 fn foreign_key(job: &Job, row: &tokio_postgres::Row, found: &mut Found<'_>) {
-    let (constraint, table, target): (String, String, String) =
-        (row.get(0), row.get(1), row.get(2));
+    let constraint: String = row.get(0);
+    let (table, target): (Vec<String>, Vec<String>) = (row.get(1), row.get(2));
     let own: bool = row.get(3);
     let (columns, targets): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
-    let of = |name: &str| {
-        let all = job.plan.tables.iter().chain(&job.plan.reference);
-        all.into_iter().find(|it| plainly(it) == name)
+    let of = |name: &[String]| {
+        let mut all = job.plan.tables.iter().chain(&job.plan.reference);
+        all.find(|it| {
+            let root = it.root.as_ref();
+            let root = root.map(|root| [&root.schema, &root.name]);
+            name.iter().eq([&it.schema, &it.name]) || root.is_some_and(|root| name.iter().eq(root))
+        })
     };
     if !own && of(&table).is_some() {
         // Told of that table.
@@ -233,6 +327,11 @@ fn foreign_key(job: &Job, row: &tokio_postgres::Row, found: &mut Found<'_>) {
         (None, _) => false,
     };
     if !holds {
+        let sql = |name: &[String]| {
+            let parts: Vec<String> = name.iter().map(|part| identifier(part)).collect();
+            parts.join(".")
+        };
+        let (table, target) = (sql(&table), sql(&target));
         found.error(
             format!(
                 "foreign key {constraint} of {table} to {target} does not hold within one shard"
@@ -243,24 +342,6 @@ fn foreign_key(job: &Job, row: &tokio_postgres::Row, found: &mut Found<'_>) {
             ),
         );
     }
-}
-
-/// The name as `format('%I.%I')` writes it.
-fn plainly(table: &MovingTable) -> String {
-    let part = |name: &str| {
-        let mut bytes = name.bytes();
-        let begins = bytes
-            .next()
-            .is_some_and(|byte| byte.is_ascii_lowercase() || byte == b'_');
-        let plain = begins
-            && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-        if plain {
-            name.to_owned()
-        } else {
-            identifier(name)
-        }
-    };
-    format!("{}.{}", part(&table.schema), part(&table.name))
 }
 
 /// Whether there is a row; a role that may not look has to be told.

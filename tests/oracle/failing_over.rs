@@ -1,0 +1,229 @@
+//! The home shard fails over to a standby that had not yet got the last change of owners: nobody is served by the older map.
+
+use crate::{
+    Run,
+    answer::{Answer, Side},
+    harness::{Rows, World},
+    moving::{Asked, Driver},
+    random::Random,
+    schema::DATABASE,
+};
+use shardway::{
+    catalog::{key::Key, ownership::Content},
+    sandbox::Cluster,
+};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, chown},
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A standby of a server on the place of another one, which is lost.
+struct Standby<'a> {
+    home: &'a Cluster,
+    spare: &'a Cluster,
+    /// What the home shard is configured with.
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+const FILES: [&str; 2] = ["postgresql.conf", "pg_hba.conf"];
+
+impl<'a> Standby<'a> {
+    async fn follow(home: &'a Cluster, spare: &'a Cluster) -> Self {
+        let may = "local replication all trust\n";
+        let access = home.data_dir().join("pg_hba.conf");
+        let mut text = fs::read_to_string(&access).unwrap();
+        text.insert_str(0, may);
+        fs::write(&access, text).unwrap();
+        home.execute("postgres", "SELECT pg_reload_conf()")
+            .await
+            .unwrap();
+        let read =
+            |of: &Cluster| FILES.map(|file| (file, fs::read(of.data_dir().join(file)).unwrap()));
+        let (files, own) = (read(home), read(spare));
+        spare.stop();
+        fs::remove_dir_all(spare.data_dir()).unwrap();
+        let backup = home.program("pg_basebackup").unwrap();
+        let done = Command::new(backup)
+            .args([
+                "--checkpoint",
+                "fast",
+                "-X",
+                "stream",
+                "-R",
+                "-U",
+                "postgres",
+                "-h",
+            ])
+            .arg(home.socket_dir())
+            .args(["-p", &home.port().to_string(), "-D"])
+            .arg(spare.data_dir())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+        for (file, content) in own {
+            fs::write(spare.data_dir().join(file), content).unwrap();
+        }
+        belongs(&spare.data_dir(), &fs::metadata(home.data_dir()).unwrap());
+        spare.start().unwrap();
+        Self {
+            home,
+            spare,
+            files: files.into(),
+        }
+    }
+
+    /// It has what the home shard has by now, and gets no more.
+    async fn falls_behind(&self) {
+        let now = "SELECT pg_current_wal_flush_lsn()::text";
+        let now = self.home.query("postgres", now).await.unwrap();
+        let has = format!(
+            "SELECT pg_last_wal_replay_lsn() >= '{}'",
+            now[0][0].as_ref().unwrap()
+        );
+        let begun = Instant::now();
+        while self.spare.query("postgres", &has).await.unwrap()[0][0].as_deref() != Some("t") {
+            assert!(begun.elapsed() < PATIENCE, "the standby does not follow");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.spare.stop();
+    }
+
+    /// The home shard is lost, and the standby is the home shard.
+    async fn takes_over(&self) {
+        self.home.kill();
+        let lost = self.home.data_dir().with_extension("lost");
+        fs::rename(self.home.data_dir(), lost).unwrap();
+        fs::rename(self.spare.data_dir(), self.home.data_dir()).unwrap();
+        for (file, content) in &self.files {
+            fs::write(self.home.data_dir().join(file), content).unwrap();
+        }
+        self.home.start().unwrap();
+        self.home
+            .execute("postgres", "SELECT pg_promote()")
+            .await
+            .unwrap();
+    }
+}
+
+/// Makes everything in a directory belong to whom this belongs.
+fn belongs(path: &Path, to: &fs::Metadata) {
+    chown(path, Some(to.uid()), Some(to.gid())).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).unwrap() {
+            belongs(&entry.unwrap().path(), to);
+        }
+    }
+}
+
+async fn map(home: &Cluster) -> (String, Content) {
+    let read = "SELECT epoch::text, content::text FROM shardway.map";
+    let rows = home.query(DATABASE, read).await.unwrap();
+    let content = serde_json::from_str(rows[0][1].as_ref().unwrap()).unwrap();
+    (rows[0][0].clone().unwrap(), content)
+}
+
+/// A row that was written by the newer map is seen, or the statement fails; how often it failed before it was.
+async fn right_or_refused(side: &Side, sql: &str, expected: &Answer) -> usize {
+    let (begun, mut failed) = (Instant::now(), 0);
+    loop {
+        match side.command(sql).await {
+            Answer::Error(_) | Answer::Refused(_) => failed += 1,
+            found @ (Answer::Rows { .. } | Answer::Texts(_)) => {
+                assert_eq!(found, *expected, "by an older map, after {failed} failures");
+                return failed;
+            }
+        }
+        assert!(begun.elapsed() < PATIENCE, "never served again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut world = World::start(&mut Random::new(3), Rows::Followed).await;
+        let run = Run::open(&world).await;
+        run.learnt().await;
+        let driver = Driver::open(&world, &Arc::new(Asked::default()), 1).await;
+        let (home, spare) = world.home_and_spare();
+        let standby = Standby::follow(home, spare).await;
+        let (_, before) = map(home).await;
+        driver
+            .must(&["start", "--group", "ints", "--move", "buckets=342-682:s2"])
+            .await;
+        driver.until(&["ready made"]).await;
+        standby.falls_behind().await;
+        driver.must(&["cutover"]).await;
+        let (flipped, after) = map(home).await;
+        let owner = |of: &Content, key| {
+            of.owners
+                .owner("ints", &Key::Bigint(key))
+                .map(str::to_owned)
+        };
+        let keys: Vec<i64> = (1000..3000)
+            .filter(|key| owner(&before, *key).as_deref() == Some("s1"))
+            .filter(|key| owner(&after, *key).as_deref() == Some("s2"))
+            .take(20)
+            .collect();
+        assert_eq!(keys.len(), 20);
+        for key in &keys {
+            let insert = format!("INSERT INTO acct (id, n) VALUES ({key}, 777)");
+            assert!(matches!(
+                run.proxied.command(&insert).await,
+                Answer::Texts(_)
+            ));
+        }
+        let list = keys
+            .iter()
+            .map(i64::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let one = format!("SELECT n FROM acct WHERE id = {}", keys[0]);
+        let all = format!("SELECT count(*), sum(n) FROM acct WHERE id IN ({list})");
+        let (found_one, found_all) = (
+            run.proxied.command(&one).await,
+            run.proxied.command(&all).await,
+        );
+        standby.takes_over().await;
+        let (behind, _) = map(home).await;
+        assert!(
+            behind.parse::<i64>().unwrap() < flipped.parse().unwrap(),
+            "it was lost"
+        );
+        let fresh = Side::connect(&world.one_more()).await;
+        let (other, _) = &run.others[0];
+        let failed = tokio::join!(
+            right_or_refused(&run.proxied, &one, &found_one),
+            right_or_refused(other, &all, &found_all),
+            right_or_refused(&fresh, &all, &found_all),
+        );
+        println!("statements that failed until it was served again: {failed:?}");
+        let home = world.home_and_spare().0;
+        assert_eq!(map(home).await.0, flipped, "what a shard had kept counts");
+        for side in [&run.proxied, other, &fresh] {
+            assert_eq!(right_or_refused(side, &one, &found_one).await, 0);
+            assert_eq!(right_or_refused(side, &all, &found_all).await, 0);
+        }
+        // The record of the reshard is as it was before. Giving it up deletes nothing that was taken over.
+        let driver = Driver::open(&world, &Arc::new(Asked::default()), 1).await;
+        driver.must(&["abort"]).await;
+        let stopped =
+            "SELECT count(*) FROM shardway.workflow WHERE error::text LIKE '%taken over%'";
+        let begun = Instant::now();
+        while home.query(DATABASE, stopped).await.unwrap()[0][0].as_deref() != Some("1") {
+            assert!(begun.elapsed() < PATIENCE, "it did not stop");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(run.proxied.command(&all).await, found_all);
+    });
+}
