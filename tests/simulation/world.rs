@@ -33,8 +33,6 @@ pub(crate) enum Sabotage {
     GuardsGoEarly,
     /// The old owners are written to as well after the commit.
     NoGuards,
-    /// What was copied stays when the slot is lost.
-    KeepsCopies,
 }
 
 /// What a server answers.
@@ -203,7 +201,7 @@ impl World {
         let failed_over = self.shards[shard].timeline != self.shards[shard].recorded;
         if self.shards[shard].slot.is_none() || failed_over {
             for (key, to) in (0..KEYS).map(|key| (key, new(key))) {
-                if old(key) == shard && self.sabotage != Sabotage::KeepsCopies {
+                if old(key) == shard {
                     assert!(self.flips == 0, "an owner's rows were deleted");
                     self.shards[to].rows.remove(&key);
                     self.shards[to].applied.remove(&shard);
@@ -277,11 +275,6 @@ impl World {
             self.is_itself(from)?;
             match self.shards[from].slot {
                 Some(kept) if at >= kept => {}
-                // It goes on from where the new one begins.
-                Some(kept) if self.sabotage == Sabotage::KeepsCopies => {
-                    self.shards[to].applied.insert(from, kept);
-                    return Err(No::Again);
-                }
                 Some(_) | None => return Err(No::Lost),
             }
         }
