@@ -129,9 +129,15 @@ impl Generator {
 
     /// A read for a cursor, without parameters; whether all of its rows have a place in its order.
     pub(crate) fn cursor(mut self) -> (String, bool) {
-        self.protocol = Protocol::Simple;
-        let (_, sql) = self.read();
-        (sql, self.ordered)
+        loop {
+            self.protocol = Protocol::Simple;
+            self.ordered = false;
+            let (_, sql) = self.read();
+            if self.parameters.is_empty() {
+                return (sql, self.ordered);
+            }
+            self.parameters.clear();
+        }
     }
 
     /// A table with a condition on its key, and rows for it: key, n, note, and what tells rows of a key apart.
