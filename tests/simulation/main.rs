@@ -313,16 +313,22 @@ fn an_attempt_that_outlasts_its_deadline_is_undone_and_tried_again() {
 /// What a run does, from its copy on, when a source loses its slot or fails over once it is in a state.
 fn after_a_loss(state: State, lose: fn(&mut World, usize)) -> Vec<State> {
     let mut world = World::new(Sabotage::Nothing);
-    let mut script = Script::new(Wish::Finish);
     let mut runner = Runner::new();
     let (mut lost, mut states) = (false, Vec::new());
-    for turn in 0..2_000 {
+    for _ in 0..2_000 {
         if !lost && world.record.state == state {
             (lost, states) = (true, vec![state]);
             lose(&mut world, OLD[1]);
         }
         match runner.step(&mut world, Fault::None) {
-            Came::Waits(Waiting::Operator) => script.next(&mut world),
+            Came::Waits(Waiting::Operator) => {
+                let next = if world.record.flips == 0 {
+                    Wish::Cutover
+                } else {
+                    Wish::Finish
+                };
+                wish(&mut world, next);
+            }
             Came::Waits(Waiting::Stopped) => {
                 world.record = world.record.resume().expect("it is not over");
                 world.version += 1;
@@ -330,8 +336,10 @@ fn after_a_loss(state: State, lose: fn(&mut World, usize)) -> Vec<State> {
             _ => {}
         }
         world.judge();
-        if let Some(came) = runner.stream(&mut world, turn % 4) {
-            runner.fail(came);
+        for pick in 0..4 {
+            if let Some(came) = runner.stream(&mut world, pick) {
+                runner.fail(came);
+            }
         }
         all_look(&mut world);
         if lost && states.last() != Some(&world.record.state) {
