@@ -119,7 +119,7 @@ fn what_may_not_run_twice_is_refused_with_the_reason() {
         let error = found.iter().find(|line| line.starts_with('E'));
         let error = error.map_or("", String::as_str);
         assert!(
-            error.contains("40001") && error.contains("SW404"),
+            error.contains("40001") && error.contains("could not write keys that have moved"),
             "{text}: {found:?}"
         );
     };
