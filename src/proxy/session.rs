@@ -930,6 +930,9 @@ impl Session {
         self.parked.shrink_to_fit();
         self.scratch = None;
         self.tally.give_back();
+        self.several.give_back();
+        // It comes to the gate again with its next transaction.
+        self.ticket = self.ticket.take().filter(Ticket::is_at_work);
         self.info.has_given_back();
     }
 

@@ -36,11 +36,19 @@ use crate::{
     },
 };
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
-/// What a session keeps of its transaction so that it may go on to another shard. Empty outside of one.
+/// What a session keeps of its transaction so that it may go on to another shard. Empty outside of one, and takes no room
+/// while its client thinks for long.
 #[derive(Debug, Default)]
-pub(super) struct Several {
+pub(super) struct Several(Option<Box<Course>>);
+
+/// What there is to keep.
+#[derive(Debug)]
+pub(super) struct Course {
     /// What another shard is told of it; `None`: it stays on its shard.
     begun: Option<Deferred>,
     /// It stays there because it promises one snapshot.
@@ -99,6 +107,62 @@ pub(super) enum Stays {
 }
 
 impl Several {
+    /// Gives back its room when there is nothing to keep.
+    pub(super) fn give_back(&mut self) {
+        self.0 = self.0.take().filter(|course| !course.is_empty());
+    }
+}
+
+impl Deref for Several {
+    type Target = Course;
+
+    fn deref(&self) -> &Course {
+        self.0.as_deref().unwrap_or(Course::NOTHING)
+    }
+}
+
+impl DerefMut for Several {
+    fn deref_mut(&mut self) -> &mut Course {
+        self.0.get_or_insert_with(|| Box::new(Course::EMPTY))
+    }
+}
+
+impl Course {
+    const EMPTY: Self = Self {
+        begun: None,
+        one_snapshot: false,
+        enlisted: Vec::new(),
+        sent: None,
+        schema: Schema::Same,
+        seen: None,
+        ring: Ring::None,
+        foreseen: Vec::new(),
+        foreseen_on: 0,
+        unheard: None,
+    };
+
+    const NOTHING: &Self = &Self::EMPTY;
+
+    /// Whether there is nothing that the next statement would be treated otherwise for.
+    fn is_empty(&self) -> bool {
+        let Self {
+            begun,
+            one_snapshot,
+            enlisted,
+            sent,
+            schema,
+            seen,
+            ring,
+            foreseen,
+            // Of what was foreseen.
+            foreseen_on: _,
+            unheard,
+        } = self;
+        let told = sent.is_some() || seen.is_some() || unheard.is_some();
+        let nothing = begun.is_none() && enlisted.is_empty() && foreseen.is_empty();
+        nothing && !told && !one_snapshot && *schema == Schema::Same && matches!(ring, Ring::None)
+    }
+
     /// A deferred transaction has reached its first shard, from which it may go on.
     pub(super) fn begun(&mut self, deferred: Option<Deferred>) {
         self.begun = deferred;

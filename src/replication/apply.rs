@@ -8,10 +8,10 @@
 use super::{
     batch::{Change, Contradiction, Full, Held, Hole, Kind, Log, Net, Row, Settling, Shape},
     judge::{Chunks, JudgeError},
-    rows::{Form, Raw, Statements, What},
+    rows::{Form, Raw, Statements, What, in_order},
     tables::{Goes, Table, identifier},
 };
-use crate::{failpoint, inspect::at_once, wire::replication::Lsn};
+use crate::{failpoint, wire::replication::Lsn};
 use deadpool_postgres::Client;
 use futures_util::future::join;
 use std::{collections::BTreeMap, sync::Arc};
@@ -404,7 +404,7 @@ impl Applier {
         let sent = ready.iter().zip(all).map(|(prepared, (at, what, rows))| {
             prepared.execute(client, (&tables[*at], what), (log, rows))
         });
-        let touched = at_once(sent.collect()).await;
+        let touched = in_order(sent.collect()).await;
         for ((at, what, rows), touched) in all.iter().zip(touched) {
             let touched = touched.map_err(failed(*at))?;
             let expected = u64::try_from(rows.len()).unwrap_or(u64::MAX);

@@ -9,7 +9,13 @@ use super::{
 };
 use bytes::{BufMut as _, BytesMut};
 use deadpool_postgres::Client;
-use std::{collections::HashMap, error::Error};
+use futures_util::future::maybe_done;
+use std::{
+    collections::HashMap,
+    error::Error,
+    future::{Future, poll_fn},
+    task::Poll,
+};
 use tokio_postgres::{
     Statement,
     types::{FromSql, IsNull, Kind, ToSql, Type, to_sql_checked},
@@ -125,6 +131,25 @@ impl Prepared {
         let columns: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|it| it as _).collect();
         client.execute(&self.0, &columns).await
     }
+}
+
+/// Begins all of them in their order, without waiting for one before the next, and waits for all.
+pub async fn in_order<T>(all: Vec<impl Future<Output = T>>) -> Vec<T> {
+    let mut all: Vec<_> = all.into_iter().map(|it| Box::pin(maybe_done(it))).collect();
+    poll_fn(|cx| {
+        let mut waits = false;
+        for it in &mut all {
+            waits |= it.as_mut().poll(cx).is_pending();
+        }
+        if waits {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    })
+    .await;
+    let outputs = all.iter_mut().filter_map(|it| it.as_mut().take_output());
+    outputs.collect()
 }
 
 /// A value as it is on the wire.

@@ -8,8 +8,8 @@ use crate::{
 /// Clients before the first look and between the looks. As many: what is made once is not counted, nor is what those
 /// that have just stopped have not given back yet.
 const IDLE: usize = 1000;
-/// Bytes of the proxy's memory for each; some 3,500 where both halves go equally fast.
-const BOUND: usize = 3_900;
+/// Bytes of the proxy's memory for each; some 2,900 where both halves go equally fast.
+const BOUND: usize = 3_400;
 
 #[test]
 fn an_idle_client_costs_little_memory() {

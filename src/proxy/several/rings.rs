@@ -13,7 +13,7 @@ use super::{
         session::{CANCEL_PATIENCE, Session},
         waits::Seen,
     },
-    Ring, Several,
+    Course, Ring,
     asking::ask_each,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
 const FAIL: &[u8] =
     b"shardway ended this transaction: it waited over shards for others that wait for it";
 
-impl Several {
+impl Course {
     /// Nobody looks at it any more; a sentence that was passed stays known until its batch ends.
     pub(super) fn no_longer_seen(&mut self) {
         self.heed();
