@@ -112,7 +112,7 @@ impl Session {
     }
 
     /// Runs the batch again, unless its client has seen something of it, or it has been refused for long.
-    pub(super) async fn runs_again(&mut self) -> Result<(), End> {
+    pub(super) async fn run_again(&mut self) -> Result<(), End> {
         let Some(kept) = self.kept.take() else {
             return Ok(());
         };

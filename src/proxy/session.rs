@@ -288,7 +288,7 @@ impl Session {
                 Box::pin(self.fail_elsewhere()).await;
             }
             if self.must_replay() {
-                Box::pin(self.runs_again()).await?;
+                Box::pin(self.run_again()).await?;
                 continue;
             }
             if self.listening.is_some() {
@@ -743,7 +743,7 @@ impl Session {
         let may_move = hold != Hold::Bound && problem.is_of_the_place();
         for step in 1..if may_move { count } else { 1 } {
             let next = ShardId(u16::try_from((wanted.index() + step) % count).unwrap_or(0));
-            if !self.snapshot.members.contains(next) {
+            if !self.snapshot.answering().contains(next) {
                 continue;
             }
             match self.checkout(next, claim).await? {

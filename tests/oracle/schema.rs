@@ -433,7 +433,8 @@ pub(crate) async fn found(server: &Cluster) {
         "CREATE ROLE control LOGIN PASSWORD 'control' IN ROLE app",
         "GRANT CREATE ON DATABASE oracle TO control",
         "ALTER ROLE control REPLICATION",
-        "GRANT SET ON PARAMETER session_replication_role TO control",
+        "DO $$BEGIN IF current_setting('server_version_num')::int >= 150000 THEN \
+           EXECUTE 'GRANT SET ON PARAMETER session_replication_role TO control'; END IF; END$$",
     ] {
         server.execute("postgres", sql).await.unwrap();
     }

@@ -315,7 +315,7 @@ fn after_a_loss(state: State, lose: fn(&mut World, usize)) -> Vec<State> {
     let mut world = World::new(Sabotage::Nothing);
     let mut runner = Runner::new();
     let (mut lost, mut states) = (false, Vec::new());
-    for turn in 0..2_000 {
+    for _ in 0..2_000 {
         if !lost && world.record.state == state {
             (lost, states) = (true, vec![state]);
             lose(&mut world, OLD[1]);
@@ -336,8 +336,10 @@ fn after_a_loss(state: State, lose: fn(&mut World, usize)) -> Vec<State> {
             _ => {}
         }
         world.judge();
-        if let Some(came) = runner.stream(&mut world, turn % 4) {
-            runner.fail(came);
+        for pick in 0..4 {
+            if let Some(came) = runner.stream(&mut world, pick) {
+                runner.fail(came);
+            }
         }
         all_look(&mut world);
         if lost && states.last() != Some(&world.record.state) {

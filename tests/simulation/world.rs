@@ -275,15 +275,14 @@ impl World {
         };
         if OLD.contains(&from) && self.flips == 0 {
             self.is_itself(from)?;
-            if self.shards[from].slot.is_none_or(|kept| at < kept) {
-                return Err(if self.sabotage == Sabotage::KeepsCopies {
-                    // It goes on from where the new one begins.
-                    let kept = self.shards[from].slot.unwrap_or(at);
-                    self.shards[to].applied.insert(from, kept.max(at));
-                    No::Again
-                } else {
-                    No::Lost
-                });
+            match self.shards[from].slot {
+                Some(kept) if at >= kept => {}
+                // It goes on from where the new one begins.
+                Some(kept) if self.sabotage == Sabotage::KeepsCopies => {
+                    self.shards[to].applied.insert(from, kept);
+                    return Err(No::Again);
+                }
+                Some(_) | None => return Err(No::Lost),
             }
         }
         let Some(entry) = self.shards[from].log.get(at).copied() else {
