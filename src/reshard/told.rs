@@ -228,7 +228,7 @@ fn source(progress: &Progress, shard: &str) -> Option<Source> {
     })
 }
 
-/// Of the last comparison; while one is under way, what it has found so far.
+/// Of the last comparison; before the first has ended, what it has found so far.
 fn verified(progress: &Progress, what: &str) -> Option<u64> {
     let each = progress.iter().filter(|(name, _)| {
         let mut parts = name.split('.');
@@ -237,7 +237,8 @@ fn verified(progress: &Progress, what: &str) -> Option<u64> {
     });
     let each: Vec<u64> = each.filter_map(|(_, value)| value.as_u64()).collect();
     let sum = (!each.is_empty()).then(|| each.iter().sum());
-    sum.or_else(|| number(progress, &format!("verify.{what}")))
+    // A table's figure is of the source that was compared last.
+    number(progress, &format!("verify.{what}")).or(sum)
 }
 
 fn cutover(progress: &Progress) -> BTreeMap<String, f64> {
