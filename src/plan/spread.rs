@@ -357,10 +357,11 @@ impl StatementPlan {
                 Ok(shards) => several(whole(shards)),
                 Err(why) => Some(Err(why)),
             },
+            // Before a database is resharded for the first time, all may be on one: that is no reason to refuse.
             (What::Share(group), Target::Refused(_)) => {
-                several(whole(snapshot.group(*group).shards()))
+                Some(Ok(whole(snapshot.group(*group).shards())))
             }
-            (What::Copies(_), Target::Refused(_)) => several(whole(snapshot.all())),
+            (What::Copies(_), Target::Refused(_)) => Some(Ok(whole(snapshot.all()))),
             (What::Move(_), Target::ByKey(pins)) if pins.route(snapshot, values).is_ok() => None,
             (What::Move(moving), Target::ByKey(_) | Target::Refused(_)) => {
                 moving.shares(snapshot, values)

@@ -281,7 +281,7 @@ async fn transfer(client: &Client, random: &mut Random, told: &Told) -> Result<(
         client
             .batch_execute(&format!(
                 "update tenant set balance = balance + ({by}) where k = {key}; \
-                 insert into line values ({key}, {number}, 'transfer')"
+                 insert into line (k, n, note) values ({key}, {number}, 'transfer')"
             ))
             .await?;
     }
@@ -349,7 +349,8 @@ async fn savepoint(client: &Client, random: &mut Random, told: &Told) -> Result<
     let tenant = random.tenant();
     let (kept, undone) = (told.number(), told.number());
     let key = told.keys.sql(tenant);
-    let insert = |number| format!("insert into line values ({key}, {number}, 'savepoint')");
+    let insert =
+        |number| format!("insert into line (k, n, note) values ({key}, {number}, 'savepoint')");
     client.batch_execute("begin").await?;
     client.batch_execute(&insert(kept)).await?;
     client.batch_execute("savepoint s").await?;
