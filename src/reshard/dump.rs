@@ -208,7 +208,7 @@ fn plain(dump: &str) -> String {
     let mut text = String::with_capacity(dump.len());
     for line in dump.lines() {
         in_preamble &= is_preamble(line);
-        if !is_for_psql(line) && !(in_preamble && is_limit(line)) {
+        if !(is_for_psql(line) || in_preamble && is_limit(line)) {
             text.push_str(line);
             text.push('\n');
         }

@@ -90,9 +90,11 @@ pub async fn identify(client: &Client) -> Result<Option<Identity>, AskError> {
 
 /// The system and the timeline of an answer to [`ASK`].
 pub(super) fn read(answer: &[SimpleQueryMessage]) -> Option<(String, Option<u32>)> {
-    let row = answer.iter().rev().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
+    let row = answer.iter().rev().find_map(|message| {
+        let SimpleQueryMessage::Row(row) = message else {
+            return None;
+        };
+        Some(row)
     })?;
     let timeline = row.get(1).and_then(|hex| u32::from_str_radix(hex, 16).ok());
     Some((row.get(0)?.to_owned(), timeline))

@@ -229,10 +229,6 @@ impl Builder {
             };
             plans.push((Arc::new(plan), template));
         }
-        #[expect(
-            clippy::needless_collect,
-            reason = "all start before the first is waited for"
-        )]
         let clusters: Result<Vec<Cluster>, SandboxError> = thread::scope(|scope| {
             let starts: Vec<_> = (0..self.clusters)
                 .zip(plans)

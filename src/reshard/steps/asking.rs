@@ -37,7 +37,12 @@ impl<T> About<T> for Result<T, ReplicationError> {
         self.map_err(|error| match error {
             ReplicationError::Another { .. } => another(what, &error.to_string()),
             ReplicationError::FailedOver { .. } => failed_over(what, &error.to_string()),
-            error => {
+            ReplicationError::Connect(_)
+            | ReplicationError::Server { .. }
+            | ReplicationError::Lost(_)
+            | ReplicationError::Closed
+            | ReplicationError::Timeout
+            | ReplicationError::Protocol => {
                 let said = error.sqlstate().map(str::to_owned);
                 sorted(what, said.as_deref(), error.to_string())
             }

@@ -383,11 +383,14 @@ fn server<'a>(job: &'a Job, name: &str) -> Result<&'a Server, StepError> {
 
 async fn sql(server: &Server) -> Result<Client, StepError> {
     let connected = server.sql().await;
-    connected.map_err(|error| match error {
-        AskError::Another { .. } | AskError::FailedOver { .. } => {
-            of_connection(&server.name, error)
+    connected.map_err(|error| {
+        if matches!(
+            error,
+            AskError::Another { .. } | AskError::FailedOver { .. }
+        ) {
+            return of_connection(&server.name, error);
         }
-        error => again(&server.name, error.to_string()),
+        again(&server.name, error.to_string())
     })
 }
 
