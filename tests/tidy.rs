@@ -47,6 +47,11 @@ const ONLY: &[(&str, &[&str], &str)] = &[
         "one file knows the parser crate",
     ),
     (
+        "indicatif",
+        &["cli/reshard/bars.rs"],
+        "one file draws bars",
+    ),
+    (
         "Instant::now",
         &["clock.rs", "sandbox/"],
         "time is handed down; sandbox waits for servers it started",

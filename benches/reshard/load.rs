@@ -152,9 +152,7 @@ async fn work(
             let begun = Clock.now();
             session.execute(&statements[number % 2], &[&id]).await?;
             let took = Clock.now().duration_since(begun).as_secs_f64() * 1e3;
-            let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
-            taken.entry(now).or_default().push(took);
-            drop(taken);
+            note(&taken, now, took);
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
@@ -163,4 +161,9 @@ async fn work(
         ended = working => ended,
         ended = connection => Ok(ended?),
     }
+}
+
+fn note(taken: &Taken, phase: Phase, took: f64) {
+    let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+    taken.entry(phase).or_default().push(took);
 }

@@ -19,6 +19,7 @@ use shardway::{
     },
     net::tls::ClientTls,
     reshard::{
+        identity::Known,
         job::{Direction, Job, Knobs},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
@@ -320,6 +321,7 @@ fn server(name: &str, place: Place<'_>, tls: &Arc<ClientTls>) -> Server {
         },
         limit: Duration::from_secs(60),
         tls: Arc::clone(tls),
+        known: Known::Nothing,
     }
 }
 

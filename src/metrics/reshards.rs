@@ -156,8 +156,16 @@ impl Sight {
         for table in &self.tables {
             total.rows += table.rows;
             total.bytes += table.bytes;
-            total.rows_of = total.rows_of.zip(table.rows_of).map(|(a, b)| a + b);
-            total.bytes_of = total.bytes_of.zip(table.bytes_of).map(|(a, b)| a + b);
+            // Of a table of which nothing is known yet: what is there.
+            let of = |of: Option<u64>, now| Some(of.unwrap_or(now));
+            total.rows_of = total
+                .rows_of
+                .zip(of(table.rows_of, table.rows))
+                .map(|(a, b)| a + b);
+            total.bytes_of = total
+                .bytes_of
+                .zip(of(table.bytes_of, table.bytes))
+                .map(|(a, b)| a + b);
             total.chunks_left += table.chunks - table.chunks_done.min(table.chunks);
             if table.percent < 100 {
                 total.rows_per_second += table.rows_per_second;
@@ -166,6 +174,8 @@ impl Sight {
         }
         let left = self.tables.iter().any(|table| table.percent < 100);
         if left {
+            total.rows_of = total.rows_of.map(|of| of.max(total.rows + 1));
+            total.bytes_of = total.bytes_of.map(|of| of.max(total.bytes));
             let done: u64 = self.tables.iter().map(|table| table.percent).sum();
             let mean = done / self.tables.len().max(1) as u64;
             let by_rows = total.rows_of.filter(|of| *of > 0);
@@ -221,6 +231,10 @@ mod tests {
             (99, 1001, Some(1002))
         );
         assert_eq!((total.rows_per_second, total.seconds_left), (10, Some(3)));
+        let mut unknown = table(0, 0, 0);
+        unknown.rows_of = None;
+        let total = of(vec![table(50, 10, 20), unknown]).total();
+        assert_eq!((total.rows_of, total.percent), (Some(20), 50));
         let total = of(vec![table(100, 5, 5)]).total();
         assert_eq!((total.percent, total.seconds_left), (100, None));
     }

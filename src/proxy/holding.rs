@@ -9,7 +9,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     request::Stop,
-    session::{End, Session, told},
+    session::{End, Session},
 };
 use crate::{
     catalog::{
@@ -22,8 +22,6 @@ use crate::{
         state::{Answer, Attempt, REFERENCES, Touch, Touched},
         tally,
     },
-    metrics::sessions::Wanted,
-    net::stream::HIGH_WATER,
     plan::{StatementPlan, Values},
     sql::statement::{Access, Effect},
     wire::{
@@ -31,7 +29,7 @@ use crate::{
         notice::{self, Words},
     },
 };
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Whether a statement may go on as it was planned.
@@ -40,13 +38,6 @@ pub(super) enum Passed {
     Now,
     /// It has waited: it is planned anew.
     Anew,
-}
-
-/// What ended a wait.
-enum Waited {
-    /// It may have another answer now.
-    Changed,
-    Cancelled,
 }
 
 /// How a statement stands at the gate.
@@ -326,7 +317,15 @@ impl Session {
     ) -> Result<Stands, End> {
         loop {
             let unheard = matches!(stands, Stands::Unheard);
-            if let Waited::Cancelled = self.wait_for_change(&mut changes, unheard).await? {
+            // The sender lives in the gate, which the session's database has.
+            let changed = changes.changed();
+            let waited = if unheard {
+                let looked = tokio::time::timeout(LOOK, changed);
+                self.wait_beside(looked).await?.map(drop)
+            } else {
+                self.wait_beside(changed).await?.map(drop)
+            };
+            if waited.is_none() {
                 return Ok(Stands::Cancelled);
             }
             let before = Arc::clone(&self.snapshot);
@@ -351,51 +350,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    async fn wait_for_change(
-        &mut self,
-        changes: &mut watch::Receiver<u64>,
-        unheard: bool,
-    ) -> Result<Waited, End> {
-        let mut changed = pin!(changes.changed());
-        let mut look = pin!(async {
-            if unheard {
-                tokio::time::sleep(LOOK).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        });
-        let mut cancelled = pin!(self.cancel.cancelled());
-        let mut asked = pin!(self.info.asked());
-        let (client, info) = (&mut self.client, &self.info);
-        poll_fn(|cx| {
-            // The sender lives in the gate, which the session's database has.
-            if changed.as_mut().poll(cx).is_ready() || look.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::Changed));
-            }
-            if cancelled.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::Cancelled));
-            }
-            while asked.as_mut().poll(cx).is_ready() {
-                if info.wanted() == Wanted::EndNow {
-                    return Poll::Ready(Err(told(reply::shutting_down())));
-                }
-                asked.set(info.asked());
-            }
-            if client.poll_flush(cx)?.is_pending() || client.buffered().len() > HIGH_WATER {
-                return Poll::Pending;
-            }
-            match client.poll_fill(cx)? {
-                Poll::Ready(0) => Poll::Ready(Err(End::Client)),
-                Poll::Ready(_) => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
     }
 
     /// Whose rows statements touch.

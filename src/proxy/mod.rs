@@ -27,7 +27,7 @@ mod oids;
 mod place;
 mod prepared;
 mod relay;
-pub mod replaying;
+mod replaying;
 pub mod replication;
 pub mod reply;
 mod request;

@@ -781,19 +781,29 @@ impl Session {
     }
 
     async fn wait_for(&mut self, pool: &Arc<Pool>, claim: Claim) -> Result<Waited, End> {
-        let mut acquire = pin!(pool.acquire(claim));
+        Ok(match self.wait_beside(pool.acquire(claim)).await? {
+            Some(Ok(lease)) => Waited::Lease(lease),
+            Some(Err(problem)) => Waited::Failed(problem),
+            None => Waited::Cancelled,
+        })
+    }
+
+    /// Waits for something that no backend of the session's has to say; `None`: a cancel came first. The client's end and
+    /// the proxy's are noticed, and what the client was told goes out.
+    pub(super) async fn wait_beside<T>(
+        &mut self,
+        something: impl Future<Output = T>,
+    ) -> Result<Option<T>, End> {
+        let mut something = pin!(something);
         let mut cancelled = pin!(self.cancel.cancelled());
         let mut asked = pin!(self.info.asked());
         let (client, info) = (&mut self.client, &self.info);
         poll_fn(|cx| {
-            if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
-                return Poll::Ready(Ok(match result {
-                    Ok(lease) => Waited::Lease(lease),
-                    Err(problem) => Waited::Failed(problem),
-                }));
+            if let Poll::Ready(found) = something.as_mut().poll(cx) {
+                return Poll::Ready(Ok(Some(found)));
             }
             if cancelled.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Waited::Cancelled));
+                return Poll::Ready(Ok(None));
             }
             while asked.as_mut().poll(cx).is_ready() {
                 if info.wanted() == Wanted::EndNow {

@@ -160,7 +160,6 @@ enum Known {
     Table(usize),
     /// Heartbeats and fences.
     Fence(FenceColumns),
-    Other,
 }
 
 /// Places of its columns.

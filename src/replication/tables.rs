@@ -67,6 +67,9 @@ pub struct Routes {
 pub enum Changed {
     #[error("its columns are {found}, where {planned} were planned")]
     Columns { planned: String, found: String },
+    /// As the stream calls it, which streams those that were planned alone.
+    #[error("the stream has it as {0}, which was not planned")]
+    Name(String),
     /// The column that is missing in it.
     #[error("its replica identity does not have {0}")]
     Identity(String),

@@ -525,7 +525,8 @@ impl<'a> Run<'a> {
                 self.show_now().await;
             }
             let due = watched.is_none_or(|then| since(self.runner.clock, then) >= WATCHED);
-            if due && self.stored.record.needs_slots() {
+            let record = &self.stored.record;
+            if due && record.needs_slots() && !record.is_attempt() {
                 watched = Some(self.runner.clock.now());
                 if let Err(error) = throttle::look(job).await {
                     return Ok(Ended::With(Err(error)));

@@ -561,6 +561,7 @@ mod tests {
         let stopped = Stopped {
             what: "a row was not there".to_owned(),
             remedy: "put it back".to_owned(),
+            then: Then::GoOn,
         };
         Record {
             state,

@@ -161,12 +161,13 @@ impl Throttle {
             };
             reason = reason.or(found.map(|found| format!("shard {}: {found}", server.name)));
         }
-        self.less = match reason {
-            Some(_) => (self.less + 1).min(self.wanted.copies),
+        let all = self.wanted.copies;
+        let less = match reason {
+            Some(_) => self.less + 1,
             None => self.less.saturating_sub(1),
         };
-        let all = self.wanted.copies;
-        let shown = match reason {
+        self.less = less.min(all);
+        let shown: Value = match reason {
             Some(reason) => format!(
                 "{reason}: {} of {all} copies at a time",
                 all.saturating_sub(self.less)

@@ -17,7 +17,7 @@ fn a_reshard_stands_still_goes_on_and_is_set_while_it_runs() {
     // Slow enough that it would take an hour.
     let start = format!(
         "{SHARDWAY} reshard start --config {} --group customers --to s0,s1,s2,s3 --set bytes_per_second=200 \
-         --set chunk_rows=10 --set copies=1 --watch",
+         --set chunk_rows=10 --set copies=1 --set drain_ms=1000 --set hold_ms=5000 --set lock_ms=500 --watch",
         demo.config().display()
     );
     let watching = Typed::begin(&start);

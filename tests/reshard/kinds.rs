@@ -34,11 +34,15 @@ fn group(keys: Keys, more: &str) -> String {
 
 /// So many servers, of which some have the tables.
 fn open(keys: Keys, servers: usize, filled: usize, more: &str) -> Stage {
+    open_with(keys.tables(), keys, (servers, filled), more)
+}
+
+fn open_with(tables: String, keys: Keys, (servers, filled): (usize, usize), more: &str) -> Stage {
     Stage::of(Setting {
         servers,
         filled,
         shards: servers,
-        tables: keys.tables(),
+        tables,
         sections: group(keys, more),
         ..Setting::default()
     })
@@ -50,10 +54,13 @@ struct Show {
     keys: Keys,
     proxies: [Proxy; 2],
     clients: Clients,
+    /// Whether lines are in partitions.
+    in_parts: bool,
 }
 
 impl Show {
     async fn begin(keys: Keys, stage: Stage) -> Self {
+        let in_parts = stage.setting.tables.contains("partition of");
         let proxies = [stage.proxy(""), stage.proxy("")];
         stage.ready(&proxies[0]).await;
         fill(keys, &open_session(&to(&proxies[0])).await.unwrap()).await;
@@ -63,6 +70,7 @@ impl Show {
             keys,
             proxies,
             clients,
+            in_parts,
         }
     }
 
@@ -74,6 +82,16 @@ impl Show {
         stage.must(&[&["start"], wish, &KNOBS[..]].concat()).await;
         stage.until("ready").await;
         stage.verify().await;
+        // A table that moves stays as it is meanwhile.
+        let change = "alter table loose add more int";
+        let client = open_session(&to(&self.proxies[1])).await.unwrap();
+        let refused = client.batch_execute(change).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("SW403"), "{refused:?}");
+        let part = "create table line_2 partition of line for values from (1000000) to (2000000)";
+        let refused = client.batch_execute(part).await.unwrap_err();
+        if self.in_parts {
+            assert!(format!("{refused:?}").contains("SW403"), "{refused:?}");
+        }
         for verb in ["cutover", "rollback", "cutover"] {
             self.clients.more(20).await;
             stage.must(&[verb]).await;
@@ -139,7 +157,7 @@ fn a_database_without_shards_is_spread_over_three() {
         servers: 3,
         filled: 1,
         shards: 1,
-        tables: Keys::Bigint.tables() + MORE_TABLES,
+        tables: Keys::Bigint.tables_in_parts() + MORE_TABLES,
         database: String::new(),
         sections: String::new(),
     });
@@ -173,6 +191,7 @@ fn a_database_without_shards_is_spread_over_three() {
             keys: Keys::Bigint,
             proxies,
             clients,
+            in_parts: true,
         };
         show.run(&["--to", "s0,s1,s2"]).await;
         stop.store(true, Ordering::Relaxed);
@@ -288,10 +307,10 @@ fn values_of_a_list_go_to_another_shard() {
 
 #[test]
 fn shards_that_leave_own_nothing_and_need_not_be_configured_any_more() {
-    let mut stage = open(
+    let mut stage = open_with(
+        Keys::Uuid.tables_in_parts(),
         Keys::Uuid,
-        4,
-        4,
+        (4, 4),
         "method = \"hash\"\nbuckets = 32\nshards = [\"s0\", \"s1\", \"s2\", \"s3\"]",
     );
     block_on(async {

@@ -82,6 +82,15 @@ impl Keys {
         )
     }
 
+    /// The same, with lines in two partitions.
+    pub(crate) fn tables_in_parts(self) -> String {
+        const WHOLE: &str = "note text, primary key (k, n)); ";
+        const PARTS: &str = "note text, primary key (k, n)) partition by range (n); \
+             create table \"Line 0\" partition of line for values from (minvalue) to (200); \
+             create table line_1 partition of line for values from (200) to (1000000); ";
+        self.tables().replacen(WHOLE, PARTS, 1)
+    }
+
     /// Its tables in the configuration, as a group's.
     pub(crate) const TABLES: &'static str = "tables = { \"public.tenant\" = \"k\", \"public.line\" = \"k\", \"public.loose\" = \"k\" }\n\
          [databases.postgres.tables]\nreference = [\"public.country\"]";

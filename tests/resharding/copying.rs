@@ -501,7 +501,7 @@ fn the_slot_is_there_before_the_first_chunk_and_to_the_end() {
         slot::remove(&source, &mut commands, &name).await.unwrap();
         let ended = copy::run(&job).await;
         assert!(
-            matches!(&ended, Err(StepError::Halt { what, .. }) if what.contains(&name)),
+            matches!(&ended, Err(StepError::Lost { what }) if what.contains(&name)),
             "{ended:?}"
         );
         assert!(slot::state(&source, &name).await.unwrap().is_none());

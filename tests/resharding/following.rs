@@ -472,7 +472,8 @@ fn a_follower_ends_within_a_bound_and_says_who_may_yet_do_something() {
         let mut follower = following(&reshard.job).await;
         // What is applied waits for whoever holds this, and its server answers nothing meanwhile.
         let (holder, held) = shards.session("a").await;
-        let held = tokio::spawn(held);
+        let mut driven = tokio::task::JoinSet::new();
+        driven.spawn(held);
         let lock = "BEGIN; LOCK TABLE t IN SHARE MODE";
         holder.batch_execute(lock).await.unwrap();
         let insert = format!("INSERT INTO t VALUES ({a}, 1001, 0, '', '')");
@@ -491,7 +492,7 @@ fn a_follower_ends_within_a_bound_and_says_who_may_yet_do_something() {
         }
         holder.batch_execute("COMMIT").await.unwrap();
         drop(holder);
-        held.await.unwrap().unwrap();
+        driven.join_next().await.unwrap().unwrap().unwrap();
         soon(follower.end()).await;
         let open = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass";
         assert_eq!(shards.one("a", open).await, "0", "nothing is under way");

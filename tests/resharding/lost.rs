@@ -3,7 +3,7 @@
 
 use super::{
     applying::{WIDE, equal, fence, reshard, soon},
-    shards::{LIMIT, Reshard, Shards, block_on, servers},
+    shards::{LIMIT, Reshard, Shards, alone, block_on, servers},
 };
 use shardway::{
     reshard::{
@@ -12,7 +12,7 @@ use shardway::{
         job::{Job, StepError},
         steps::{abort, catch_up::Follower, copy, prepare},
     },
-    sandbox::Sandbox,
+    sandbox::{Cluster, Sandbox},
 };
 use std::sync::Arc;
 
@@ -21,8 +21,7 @@ fn two(settings: &[(&str, &str)]) -> Sandbox {
     servers(2, settings)
 }
 
-async fn shards<'a>(prefix: &str, sandbox: &'a Sandbox) -> Shards<'a> {
-    let (source, other) = (sandbox.cluster(0), sandbox.cluster(1));
+async fn shards<'a>(prefix: &str, source: &'a Cluster, other: &'a Cluster) -> Shards<'a> {
     let shards = Shards::new(prefix, &[("s", source), ("a", other), ("b", other)]).await;
     shards.on_all(WIDE).await;
     let rows = "INSERT INTO t SELECT n % 40, n, n, NULL, 'x' || n FROM generate_series(1, 400) n";
@@ -50,15 +49,15 @@ SELECT (SELECT count(*) FROM t) + (SELECT count(*) FROM shardway.chunk_done) + (
 }
 
 /// Copies again, follows, and sees that both sides are alike.
-async fn catches_up(shards: &Shards<'_>, reshard: &Reshard, job: &Job) {
+async fn catches_up(shards: &Shards<'_>, reshard: &Reshard, (job, attempt): (&Job, i32)) {
     soon(copy::run(job)).await;
     let follower = Follower::start(job, "s");
     soon(follower.consistent()).await;
     shards
         .run("s", "UPDATE t SET n = n + 1 WHERE id > 300")
         .await;
-    fence(shards, job, 1).await;
-    soon(follower.fenced(1)).await;
+    fence(shards, job, attempt).await;
+    soon(follower.fenced(attempt)).await;
     equal(shards, reshard).await;
     soon(follower.stop()).await;
 }
@@ -76,7 +75,7 @@ fn rows_are_copied_again_when_the_slot_was_lost() {
         ("min_wal_size", "32MB"),
     ]);
     block_on(async {
-        let shards = shards("slot_lost", &sandbox).await;
+        let shards = shards("slot_lost", sandbox.cluster(0), sandbox.cluster(1)).await;
         let reshard = copied(&shards, "slot_lost").await;
         let job = &reshard.job;
         // What nobody will ever be told of.
@@ -112,7 +111,7 @@ fn rows_are_copied_again_when_the_slot_was_lost() {
             soon(prepare::run(job, &Tools::default())).await;
             assert_eq!(there(&shards).await, ["0", "0"]);
         }
-        catches_up(&shards, &reshard, job).await;
+        catches_up(&shards, &reshard, (job, 1)).await;
 
         // Somebody drops it: alike.
         let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE 'shardway%'";
@@ -121,7 +120,7 @@ fn rows_are_copied_again_when_the_slot_was_lost() {
         let again = copy::run(job).await;
         assert!(matches!(again, Err(StepError::Lost { .. })), "{again:?}");
         soon(prepare::run(job, &Tools::default())).await;
-        catches_up(&shards, &reshard, job).await;
+        catches_up(&shards, &reshard, (job, 2)).await;
         soon(abort::run(job)).await;
         assert_eq!(there(&shards).await, ["0", "0"]);
         let left = "SELECT count(*) FROM pg_replication_slots";
@@ -160,7 +159,7 @@ async fn knowing(job: &Job, shards: &Shards<'_>, known: fn(Identity) -> Known) -
 fn a_source_that_failed_over_is_not_gone_on_with_as_it_was() {
     let sandbox = two(&[("restore_command", "false")]);
     block_on(async {
-        let shards = shards("failed_over", &sandbox).await;
+        let shards = shards("failed_over", sandbox.cluster(0), sandbox.cluster(1)).await;
         let reshard = copied(&shards, "failed_over").await;
         let job = knowing(&reshard.job, &shards, Known::Exactly).await;
         soon(copy::run(&job)).await;
@@ -174,6 +173,7 @@ fn a_source_that_failed_over_is_not_gone_on_with_as_it_was() {
         source.stop();
         std::fs::write(source.data_dir().join("recovery.signal"), "").unwrap();
         source.start().unwrap();
+        while shards.one("s", "SELECT pg_is_in_recovery()").await == "t" {}
         let plain = shards.server("s").sql().await.unwrap();
         let after = identify(&plain).await.unwrap().unwrap();
         assert_eq!(before.system, after.system);
@@ -201,16 +201,17 @@ fn a_source_that_failed_over_is_not_gone_on_with_as_it_was() {
         soon(prepare::run(&system, &Tools::default())).await;
         assert_eq!(there(&shards).await, ["0", "0"]);
         let job = knowing(&reshard.job, &shards, Known::Exactly).await;
-        catches_up(&shards, &reshard, &job).await;
+        catches_up(&shards, &reshard, (&job, 1)).await;
         soon(abort::run(&job)).await;
     });
 }
 
 #[test]
 fn another_server_at_an_address_is_not_touched() {
-    let sandbox = two(&[]);
+    // Made by itself, not copied from what others are copied from.
+    let (sandbox, own) = (servers(1, &[]), alone());
     block_on(async {
-        let shards = shards("another", &sandbox).await;
+        let shards = shards("another", sandbox.cluster(0), own.cluster(0)).await;
         let reshard = copied(&shards, "another").await;
         let job = knowing(&reshard.job, &shards, Known::System).await;
         // The address of a destination leads to the source's server, which has all of the rows.

@@ -34,9 +34,8 @@ const OWN_SCHEMA: &str = concat!(
     include_str!("../../src/registry/schema/3.sql")
 );
 
-/// Servers that were started for tests.
-pub(crate) fn servers(count: usize, settings: &[(&str, &str)]) -> Sandbox {
-    let environment = SandboxEnv {
+fn environment() -> SandboxEnv {
+    SandboxEnv {
         pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
         path: std::env::var_os("PATH")
             .iter()
@@ -44,7 +43,21 @@ pub(crate) fn servers(count: usize, settings: &[(&str, &str)]) -> Sandbox {
             .collect(),
         tmp: std::env::temp_dir(),
         template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
+    }
+}
+
+/// A server of a system of its own: the others are copies of one.
+pub(crate) fn alone() -> Sandbox {
+    let environment = SandboxEnv {
+        template_cache: None,
+        ..environment()
     };
+    Sandbox::builder(environment).start().unwrap()
+}
+
+/// Servers that were started for tests.
+pub(crate) fn servers(count: usize, settings: &[(&str, &str)]) -> Sandbox {
+    let environment = environment();
     let mut builder = crate::steps::others(Sandbox::builder(environment).clusters(count), count);
     let usual = [
         ("wal_level", "logical"),

@@ -13,6 +13,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::OnceLock,
 };
+use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
 fn cluster(at: usize) -> &'static Cluster {
@@ -63,16 +64,16 @@ fn a_copy_stands_still_while_the_source_is_busy_and_goes_on_by_itself() {
         let (shards, reshard) = reshard("busy").await;
         let count = "SELECT count(*) FROM t";
         // Servers of other tests do nothing here: only these three.
-        let mut busy = Vec::new();
+        let mut busy = JoinSet::new();
         for _ in 0..3 {
-            let config = cluster(0).config("postgres");
-            let (client, connection) = config.connect(NoTls).await.unwrap();
-            let driven = tokio::task::spawn(connection);
-            let sleep = tokio::task::spawn(async move {
-                let slept = client.batch_execute("SELECT pg_sleep(600)").await;
-                slept.unwrap_err();
+            busy.spawn(async {
+                let config = cluster(0).config("postgres");
+                let (client, connection) = config.connect(NoTls).await.unwrap();
+                tokio::select! {
+                    slept = client.batch_execute("SELECT pg_sleep(600)") => drop(slept),
+                    ended = connection => drop(ended),
+                }
             });
-            busy.push((driven, sleep));
         }
         let running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'";
         while shards.one("s", running).await != "3" {}
@@ -102,9 +103,8 @@ fn a_copy_stands_still_while_the_source_is_busy_and_goes_on_by_itself() {
         until(&mut throttle, &reshard, 0).await.unwrap();
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'";
         shards.rows("s", end).await;
-        for (driven, sleep) in busy {
-            sleep.await.unwrap();
-            drop(driven.await);
+        while let Some(ended) = busy.join_next().await {
+            ended.unwrap();
         }
         assert!(until(&mut throttle, &reshard, 2).await.is_none());
         let copied = tokio::time::timeout(LIMIT, copying).await;

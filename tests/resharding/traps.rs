@@ -220,28 +220,28 @@ fn columns_are_found_by_name_whatever_they_are_called_and_wherever_they_stand() 
     block_on(async {
         let stage = Trap {
             database: "odd_names",
-            tables: "CREATE SCHEMA \"Odd \"\"S\"; \
-                     CREATE TABLE \"Odd \"\"S\".\"order\" (gone int, \"select\" bigint NOT NULL, \"it's\" text, was text, \"ö\" int DEFAULT 3, \
+            tables: "CREATE SCHEMA \"Odd 'S\"; \
+                     CREATE TABLE \"Odd 'S\".\"order\" (gone int, \"select\" bigint NOT NULL, \"it's\" text, was text, \"ö\" int DEFAULT 3, \
                          PRIMARY KEY (\"select\", \"ö\")); \
-                     ALTER TABLE \"Odd \"\"S\".\"order\" DROP COLUMN gone, DROP COLUMN was; \
+                     ALTER TABLE \"Odd 'S\".\"order\" DROP COLUMN gone, DROP COLUMN was; \
                      CREATE TABLE \"user\" (customer bigint PRIMARY KEY REFERENCES customer)",
             there: Some(
-                "CREATE SCHEMA \"Odd \"\"S\"; \
-                 CREATE TABLE \"Odd \"\"S\".\"order\" (\"ö\" int DEFAULT 3, former bigint, \"it's\" text, \"select\" bigint NOT NULL, \
+                "CREATE SCHEMA \"Odd 'S\"; \
+                 CREATE TABLE \"Odd 'S\".\"order\" (\"ö\" int DEFAULT 3, former bigint, \"it's\" text, \"select\" bigint NOT NULL, \
                      PRIMARY KEY (\"select\", \"ö\")); \
-                 ALTER TABLE \"Odd \"\"S\".\"order\" DROP COLUMN former; \
+                 ALTER TABLE \"Odd 'S\".\"order\" DROP COLUMN former; \
                  CREATE TABLE \"user\" (customer bigint PRIMARY KEY REFERENCES customer)",
             ),
-            listed: ", 'Odd \"S.order' = \"select\", \"public.user\" = \"customer\"",
-            rows: "INSERT INTO \"Odd \"\"S\".\"order\" SELECT k, 'x' || k, k FROM generate_series(1, 100) k; \
+            listed: ", \"Odd 'S.order\" = \"select\", \"public.user\" = \"customer\"",
+            rows: "INSERT INTO \"Odd 'S\".\"order\" SELECT k, 'x' || k, k FROM generate_series(1, 100) k; \
                    INSERT INTO \"user\" SELECT generate_series(1, 100)",
-            meanwhile: "UPDATE \"Odd \"\"S\".\"order\" SET \"ö\" = -1, \"it's\" = NULL WHERE \"select\" > 90; \
-                        INSERT INTO \"Odd \"\"S\".\"order\" VALUES (500, E'a\\'b'); DELETE FROM \"user\" WHERE customer = 99",
+            meanwhile: "UPDATE \"Odd 'S\".\"order\" SET \"ö\" = -1, \"it's\" = NULL WHERE \"select\" > 90; \
+                        INSERT INTO \"Odd 'S\".\"order\" VALUES (500, E'a\\'b'); DELETE FROM \"user\" WHERE customer = 99",
             ..Trap::default()
         }
         .through()
         .await;
-        let count = "SELECT count(*) FROM \"Odd \"\"S\".\"order\"";
+        let count = "SELECT count(*) FROM \"Odd 'S\".\"order\"";
         assert_eq!(stage.ask(1, count).await, ["51"]);
     });
 }
@@ -414,7 +414,8 @@ fn what_belongs_to_a_table_is_on_a_shard_that_joins() {
         let more = "SELECT description FROM pg_description WHERE objoid = 'owned'::regclass UNION ALL SELECT polname FROM pg_policy \
                     UNION ALL SELECT stxname FROM pg_statistic_ext UNION ALL SELECT rulename FROM pg_rewrite WHERE rulename = 'nothing' ORDER BY 1";
         assert_eq!(stage.ask(1, more).await, stage.ask(0, more).await);
-        assert_eq!(stage.ask(1, more).await.len(), 4);
+        // The shop has a policy of its own.
+        assert_eq!(stage.ask(1, more).await.len(), 5);
     });
 }
 

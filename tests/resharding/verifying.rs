@@ -70,11 +70,8 @@ impl Scene {
     }
 
     async fn verified(&self, round: i32) -> Result<Verdict, StepError> {
-        let run = Box::pin(verify::run(
-            &self.reshard.job,
-            &self.followers.as_slice(),
-            round,
-        ));
+        let followers = self.followers.as_slice();
+        let run = Box::pin(verify::run(&self.reshard.job, &followers, round));
         tokio::time::timeout(LIMIT, run).await.expect("in time")
     }
 
@@ -198,7 +195,7 @@ fn changes_go_on_while_rows_are_compared_and_while_a_snapshot_is_waited_for() {
                 shards.run("s", &mark).await;
                 let there = "SELECT count(*) FROM t WHERE note = 'mark'";
                 while shards.one("a", there).await != at.to_string() {
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
         };

@@ -32,7 +32,7 @@ const DATABASE: &str = "groups.h = { method = \"range\", key_type = \"bigint\", 
 const DDL: &str = "create table t (id bigint primary key, n int); create table u (id bigint primary key, n int); \
     create table r (id bigint primary key, n int)";
 
-fn three(name: &str) -> Three<'_> {
+pub(crate) fn three(name: &str) -> Three<'_> {
     Three {
         ddl: DDL,
         reference: &["public.r"],
@@ -47,15 +47,15 @@ fn keys() -> KeySet {
 }
 
 /// Three shards behind two proxies that both have had a look at holds.
-struct Held {
-    stand: Stand,
-    other: Proxy,
+pub(crate) struct Held {
+    pub(crate) stand: Stand,
+    pub(crate) other: Proxy,
     /// Of the second proxy.
-    theirs: Client,
+    pub(crate) theirs: Client,
 }
 
 impl Held {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let three = three(name);
         let mut stand = three.start();
         let other = three.proxy();
@@ -80,14 +80,14 @@ impl Held {
     }
 
     /// On the home shard, past the proxies.
-    fn home(&mut self, sql: &str) {
+    pub(crate) fn home(&mut self, sql: &str) {
         let found = self.stand.shards[0].ask(&query(sql));
         let fault = found.iter().find(|line| line.starts_with('E'));
         assert_eq!(fault, None, "{sql}");
     }
 
     /// Holds statements on keys below 10 back for so many seconds, as a reshard does, and waits for nobody.
-    fn hold(&mut self, attempt: i32, seconds: u32) {
+    pub(crate) fn hold(&mut self, attempt: i32, seconds: u32) {
         let moving = serde_json::json!([{ "group": "g", "keys": keys() }]);
         self.home(&format!(
             "insert into shardway.hold (workflow, attempt, state, moving, deadline) values \
@@ -97,14 +97,14 @@ impl Held {
         ));
     }
 
-    fn end(&mut self, state: &str) {
+    pub(crate) fn end(&mut self, state: &str) {
         self.home(&format!(
             "update shardway.hold set state = '{state}' where state = 'held'; notify shardway, 'hold'"
         ));
     }
 
     /// Waits until so many proxies say that nobody is at it.
-    fn drained(&mut self, attempt: i32, proxies: usize) {
+    pub(crate) fn drained(&mut self, attempt: i32, proxies: usize) {
         let sql =
             format!("select count(*) from shardway.held where drained and attempt = {attempt}");
         let home = &mut self.stand.shards[0];
@@ -128,7 +128,7 @@ impl Held {
     }
 
     /// Rows of the keys are on the second shard as well from now on, as every proxy knows.
-    fn double(&mut self, engine: &Engine) {
+    pub(crate) fn double(&mut self, engine: &Engine) {
         self.home(
             "insert into shardway.workflow (id, state, token, plan) values \
              ('w', 'copy', 5, '{\"moves\": [{\"group\": \"g\"}]}')",
@@ -144,7 +144,7 @@ impl Held {
     }
 
     /// Waits until so many proxies have taken the map over.
-    fn known(&mut self, proxies: usize) {
+    pub(crate) fn known(&mut self, proxies: usize) {
         let home = &mut self.stand.shards[0];
         until("proxies have taken the map over", || {
             home.value(
@@ -154,7 +154,7 @@ impl Held {
     }
 
     /// Gives the keys to the second shard.
-    fn flip(engine: &Engine, attempt: i32) {
+    pub(crate) fn flip(engine: &Engine, attempt: i32) {
         let now = engine.map();
         let moves = [Move {
             group: "g".to_owned(),
@@ -563,7 +563,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);

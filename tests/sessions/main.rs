@@ -41,6 +41,7 @@ mod numbers;
 mod owners;
 mod pooling;
 mod reaching;
+mod refused;
 mod resetting;
 mod right;
 mod scattered;

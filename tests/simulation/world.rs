@@ -33,8 +33,6 @@ pub(crate) enum Sabotage {
     GuardsGoEarly,
     /// The old owners are written to as well after the commit.
     NoGuards,
-    /// What was copied stays when the slot is lost.
-    KeepsCopies,
 }
 
 /// What a server answers.
@@ -203,7 +201,7 @@ impl World {
         let failed_over = self.shards[shard].timeline != self.shards[shard].recorded;
         if self.shards[shard].slot.is_none() || failed_over {
             for (key, to) in (0..KEYS).map(|key| (key, new(key))) {
-                if old(key) == shard && self.sabotage != Sabotage::KeepsCopies {
+                if old(key) == shard {
                     assert!(self.flips == 0, "an owner's rows were deleted");
                     self.shards[to].rows.remove(&key);
                     self.shards[to].applied.remove(&shard);
@@ -249,6 +247,10 @@ impl World {
         if self.shards[old(key)].slot.is_none() {
             return Err(No::Lost);
         }
+        // What is recorded as copied is not copied again.
+        if self.shards[new(key)].rows.contains_key(&key) {
+            return Ok(());
+        }
         let (rows, at) = {
             let source = &self.shards[old(key)];
             (source.rows.get(&key).copied(), source.log.len())
@@ -271,15 +273,9 @@ impl World {
         };
         if OLD.contains(&from) && self.flips == 0 {
             self.is_itself(from)?;
-            if self.shards[from].slot.is_none_or(|kept| at < kept) {
-                return Err(if self.sabotage == Sabotage::KeepsCopies {
-                    // It goes on from where the new one begins.
-                    let kept = self.shards[from].slot.unwrap_or(at);
-                    self.shards[to].applied.insert(from, kept.max(at));
-                    No::Again
-                } else {
-                    No::Lost
-                });
+            match self.shards[from].slot {
+                Some(kept) if at >= kept => {}
+                Some(_) | None => return Err(No::Lost),
             }
         }
         let Some(entry) = self.shards[from].log.get(at).copied() else {

@@ -33,6 +33,9 @@ pub(super) fn told(seen: &Seen, entries: &[Entry], done: bool) -> (String, Value
         if let Some(held) = counted(&held) {
             said.push_str(&format!("; {held} were held"));
         }
+        if let Some(longest) = figure("longest_ms").as_ref().and_then(Value::as_f64) {
+            said.push_str(&format!(", the longest for {longest} ms"));
+        }
         if let Some(failed) = counted(&failed) {
             said.push_str(&format!(", {failed} failed"));
         }
@@ -53,6 +56,7 @@ pub(super) fn told(seen: &Seen, entries: &[Entry], done: bool) -> (String, Value
         fields.insert("pause_ms".to_owned(), json!(pause));
         fields.insert("held".to_owned(), json!(held));
         fields.insert("failed".to_owned(), json!(failed));
+        fields.insert("longest_ms".to_owned(), json!(figure("longest_ms")));
         fields.insert("attempts".to_owned(), json!(attempts));
         fields.insert("steps".to_owned(), json!(steps));
     }

@@ -8,7 +8,7 @@ use crate::{
     clock::Clock,
     replication::{
         batch::{Added, Kind},
-        tables::{Goes, Table},
+        tables::{Changed, Goes, Table},
     },
     wire::{
         pgoutput::{Change, Oids, Old, Relation, Tuple, Value},
@@ -102,10 +102,22 @@ impl Reader<'_> {
                 beat: place(b"beat")?,
             })
         } else {
-            Known::Other
+            return Err(self.renamed(relation));
         };
         self.relations.insert(relation.oid, known);
         Ok(())
+    }
+
+    /// A table that was planned has another name now: its changes would be nobody's.
+    fn renamed(&self, relation: &Relation<'_>) -> StreamError {
+        let text = |name| String::from_utf8_lossy(name).into_owned();
+        let found = format!("{}.{}", text(relation.schema), text(relation.name));
+        let table = match self.relations.get(&relation.oid) {
+            Some(Known::Table(at)) => self.tables[*at].plain(),
+            Some(Known::Fence(_)) | None => found.clone(),
+        };
+        let what = Changed::Name(found);
+        StreamError::Changed { table, what }
     }
 
     fn change(
@@ -116,7 +128,6 @@ impl Reader<'_> {
     ) -> Result<(), StreamError> {
         let known = self.relations.get(&relation);
         match known.ok_or(ReplicationError::Protocol)? {
-            Known::Other => Ok(()),
             Known::Fence(columns) => {
                 let Some(new) = new else {
                     return Ok(());

@@ -43,7 +43,7 @@ SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = to_regcla
     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))";
 
 /// Foreign keys of a table and to it: name, the table that has it, the one it names, whether it is that table's own, the
-/// columns that are compared.
+/// columns that are compared. Of what is between a partitioned table and its partitions, these tell.
 const FOREIGN: &str = "\
 SELECT conname::text, array[n.nspname::text, c.relname::text], array[fn.nspname::text, f.relname::text], k.conrelid = to_regclass($1), \
   array(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY u (num, at) \
@@ -52,7 +52,8 @@ SELECT conname::text, array[n.nspname::text, c.relname::text], array[fn.nspname:
         JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.num ORDER BY u.at) \
 FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
 JOIN pg_class f ON f.oid = k.confrelid JOIN pg_namespace fn ON fn.oid = f.relnamespace \
-WHERE k.contype = 'f' AND to_regclass($1) IN (k.conrelid, k.confrelid)";
+WHERE k.contype = 'f' AND to_regclass($1) IN (k.conrelid, k.confrelid) \
+  AND NOT (c.relkind = 'p' AND c.relispartition) AND NOT (f.relkind = 'p' AND f.relispartition)";
 
 /// Columns that name large objects; there are some.
 const LARGE: &str = "\
