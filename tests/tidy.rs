@@ -46,11 +46,7 @@ const ONLY: &[(&str, &[&str], &str)] = &[
         &["sql/parse"],
         "one file knows the parser crate",
     ),
-    (
-        "indicatif",
-        &["cli/reshard/bars.rs"],
-        "one file draws bars",
-    ),
+    ("indicatif", &["cli/reshard/bars.rs"], "one file draws bars"),
     (
         "Instant::now",
         &["clock.rs", "sandbox/"],
