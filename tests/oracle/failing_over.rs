@@ -177,7 +177,7 @@ fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map()
             .collect();
         assert_eq!(keys.len(), 20);
         for key in &keys {
-            let insert = format!("INSERT INTO acct (id, n) VALUES ({key}, 777)");
+            let insert = format!("INSERT INTO public.acct (id, n) VALUES ({key}, 777)");
             assert!(matches!(
                 run.proxied.command(&insert).await,
                 Answer::Texts(_)
@@ -188,8 +188,8 @@ fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map()
             .map(i64::to_string)
             .collect::<Vec<_>>()
             .join(", ");
-        let one = format!("SELECT n FROM acct WHERE id = {}", keys[0]);
-        let all = format!("SELECT count(*), sum(n) FROM acct WHERE id IN ({list})");
+        let one = format!("SELECT n FROM public.acct WHERE id = {}", keys[0]);
+        let all = format!("SELECT count(*), sum(n) FROM public.acct WHERE id IN ({list})");
         let (found_one, found_all) = (
             run.proxied.command(&one).await,
             run.proxied.command(&all).await,
