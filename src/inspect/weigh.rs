@@ -40,7 +40,7 @@ pub(super) fn effects(
         let apart = made
             .iter()
             .all(|made| matches!(made, Made::Random(_) | Made::Id))
-            || disjoint(&made, shards.len());
+            || disjoint(&made, snapshot.members.len());
         let by = source(&made, shards.len())
             .filter(|by| !counts_elsewhere(snapshot, by))
             .filter(|by| (column == key || !apart) && (column != key || fits(by, key_type)));

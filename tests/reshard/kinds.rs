@@ -209,6 +209,14 @@ fn a_database_without_shards_is_spread_over_three() {
         there.sort_unstable();
         written.sort_unstable();
         assert_eq!(there, written);
+        let numbers: BTreeSet<i64> = there.iter().map(|(_, number)| *number).collect();
+        let twice = there.len() - numbers.len();
+        assert_eq!(
+            twice,
+            0,
+            "numbers that were given twice, of {}",
+            there.len()
+        );
         let home = stage.session(0).await;
         let kept = rows(&home, "select count(*), count(distinct id) from audit").await;
         assert_eq!(kept.unwrap(), [format!("{0},{0}", audits.len())]);

@@ -113,6 +113,22 @@ impl<'a> Analysis<'a> {
         self.moment = self.moment.max(shows);
     }
 
+    /// New rows of a table rest on whether its defaults are those of every shard that serves.
+    pub(in crate::plan) fn rests_on_defaults(&self, name: &Name) {
+        if self.snapshot.is_looked() {
+            return;
+        }
+        let counts = |effects: &Effects| !effects.computed.is_empty() || !effects.fresh.is_empty();
+        let nobody = self.snapshot.looked.is_empty();
+        let several = match self.place(name) {
+            Place::Sharded { table, .. } | Place::Reference(table) => Some(table),
+            Place::Single(_) | Place::Catalog | Place::Unknown => None,
+        };
+        if several.is_some_and(|table| nobody || counts(&table.effects)) {
+            self.footing.set(Footing::Unlooked);
+        }
+    }
+
     /// Why a relation has no place.
     pub(in crate::plan) fn not_placed(&self, name: &Name) -> Unroutable {
         let path = match &name.schema {
