@@ -427,6 +427,29 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_that_counts_is_not_left_to_itself_while_another_has_not_answered() {
+        let shards = vec!["s0".to_owned(), "s1".to_owned()];
+        let mut snapshot = Snapshot::new("shop", shards);
+        let table = TableName {
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+        };
+        let answered = Objects {
+            defaults: vec![DefaultValue {
+                table: table.clone(),
+                column: "id".to_owned(),
+                made: counter(1, 1),
+            }],
+            ..Objects::default()
+        };
+        let found = effects(&snapshot, &[&answered], &table, "k");
+        assert_eq!(found.computed.len(), 1);
+        snapshot.members = crate::catalog::shard::ShardSet::first(1);
+        let found = effects(&snapshot, &[&answered], &table, "k");
+        assert_eq!(found.computed, [], "it is alone");
+    }
+
+    #[test]
     fn a_sequence_that_was_set_elsewhere_or_cycles_is_not() {
         let mut moved = counter(2, 1);
         let Made::Counted(inner) = &mut moved else {
