@@ -155,8 +155,8 @@ pub enum Footing {
     Unlisted,
     /// A table that nothing lists and that no server was seen to have. The servers are asked before it runs.
     Unseen,
-    /// New rows whose defaults may count on a shard that has come since the servers were asked. They are asked again
-    /// before it runs: numbers come from one place.
+    /// New rows whose defaults may count on a shard that has come since the servers were asked, or anything before the map
+    /// was read. The servers are asked before it runs: numbers come from one place.
     Unlooked,
 }
 

@@ -17,8 +17,11 @@ use super::{
     session::{Note, Session},
 };
 use crate::{
-    catalog::{shard::ShardId, snapshot::Unlisted},
-    plan::{Footing, Plan, StatementPlan, Target, cache::Planned},
+    catalog::{
+        shard::ShardId,
+        snapshot::{Standing, Unlisted},
+    },
+    plan::{Footing, Plan, StatementPlan, Target, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::Effect,
     wire::{
@@ -152,6 +155,14 @@ impl Session {
             link.status != Status::Idle && self.snapshot.unlisted != Unlisted::On(link.shard)
         });
         let looked = async {
+            if self.snapshot.standing == Standing::Unread {
+                // A database that a reload has given its first shards is asked about for the first time.
+                self.database.coordinator.looked().await;
+                self.database.take_over_map();
+                if self.database.snapshot.load().standing == Standing::Unread {
+                    return;
+                }
+            }
             if elsewhere || !self.snapshot.is_looked() {
                 self.database.learn(&settings).await;
             } else {
@@ -213,9 +224,10 @@ impl Session {
     }
 }
 
-/// Nothing counts on shards that could not be asked.
+/// Nothing counts on shards that could not be asked; what is refused is refused for its own reason.
 fn defaults_seen(plan: &Plan) -> Result<(), Notice> {
-    let unlooked = |one: &StatementPlan| one.footing == Footing::Unlooked;
+    let unread = |one: &StatementPlan| matches!(&one.target, Target::Refused(why) if **why == Unroutable::MapUnknown(Standing::Unread));
+    let unlooked = |one: &StatementPlan| one.footing == Footing::Unlooked && !unread(one);
     if plan.statements.iter().any(unlooked) {
         return Err(reply::changes::defaults_not_seen());
     }
