@@ -268,7 +268,7 @@ impl Session {
         self.cancel.wait_begins();
         let wait = match &stands {
             Stands::Waits(attempt) => Some(self.database.gate.tallies.begin(attempt.clone())),
-            _ => None,
+            Stands::Passes | Stands::Unheard | Stands::Refused(_) | Stands::Cancelled => None,
         };
         let outcome = Box::pin(self.stay(changes, asked, stands, begun + PATIENCE)).await;
         self.cancel.wait_ends();

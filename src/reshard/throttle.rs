@@ -159,7 +159,8 @@ impl Throttle {
                     Some(format!("it has not answered within {PATIENCE:?}"))
                 }
             };
-            reason = reason.or(found.map(|found| format!("shard {}: {found}", server.name)));
+            reason =
+                reason.or_else(|| found.map(|found| format!("shard {}: {found}", server.name)));
         }
         let all = self.wanted.copies;
         let less = match reason {

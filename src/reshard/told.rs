@@ -4,6 +4,7 @@
 
 use super::{
     job::Direction,
+    plan::MovingTable,
     record::{Stored, word},
     state::{Next, Record, State, Step, Waiting, Wish},
 };
@@ -160,7 +161,7 @@ fn sources(stored: &Stored) -> BTreeSet<String> {
 fn tables(stored: &Stored) -> Vec<Table> {
     let plan = &stored.plan;
     let all = plan.tables.iter().chain(&plan.reference);
-    let mut names: Vec<String> = all.map(|table| table.plain()).collect();
+    let mut names: Vec<String> = all.map(MovingTable::plain).collect();
     names.sort();
     names.dedup();
     let copied = !matches!(stored.record.state, State::Prepare | State::Copy);
@@ -376,7 +377,7 @@ mod tests {
             why(&paused, alive()).as_deref(),
             Some("resume: it is paused")
         );
-        let mut slow = copying.clone();
+        let mut slow = copying;
         slow.knobs.bytes_per_second = 9;
         assert!(why(&slow, alive()).is_some_and(|it| it.contains("9 bytes a second")));
         let mut ready = stored(State::Ready, json!({}));

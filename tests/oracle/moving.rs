@@ -77,7 +77,7 @@ impl Asked {
         let failure = format!("{failure} in {state}: {sql}");
         // docs/roadmap.md: between the end of a hold and the moment in which all proxies have the new map, the guard of
         // reference tables refuses writes that no proxy repeats.
-        if failure.starts_with("SW404") && sql.contains("country") {
+        if failure.starts_with("SW404") && sql.to_lowercase().contains("country") {
             println!("known: {failure}");
             return;
         }
@@ -261,8 +261,11 @@ impl Driver {
             if output.2 {
                 return what;
             }
-            let nothing = told.contains("where it is to be already");
-            assert!(nothing, "{args:?}: {told}");
+            let nothing = ["where it is to be already", "too few different keys"];
+            // What every shard has stays on one that serves no more: this must be deleted before it comes back.
+            let mends = told.contains("public.country: it has rows already");
+            let drawn_again = mends || nothing.iter().any(|it| told.contains(it));
+            assert!(drawn_again, "{args:?}: {told}");
         }
     }
 

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, Error};
+use tokio_postgres::{Client, Config, Error, error::SqlState};
 
 /// On a shard that joins, keys are written only once it has been told that they are its own.
 const WRITE: &str = "\
@@ -128,7 +128,7 @@ impl Writer {
                 Ok(false)
             }
             Ok(_) => Ok(true),
-            Err(error) => match error.code().map(|it| it.code()) {
+            Err(error) => match error.code().map(SqlState::code) {
                 Some("SWG01") => {
                     self.refused.fetch_add(1, Ordering::Relaxed);
                     self.now.insert(key.0, other);

@@ -217,7 +217,7 @@ impl Crew {
             Some(place) => self.hit_proxy(place, combination.fault, hit).await,
             None => {
                 self.hit_server(server(combination), combination.fault, hit)
-                    .await
+                    .await;
             }
         }
         // The next fault may come before all serve again: what is held by whoever waits there is not served.

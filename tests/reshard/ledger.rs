@@ -370,7 +370,7 @@ pub(crate) async fn rows(client: &Client, sql: &str) -> Result<Vec<String>, Erro
             let cells = (0..row.len()).map(|at| row.get(at).unwrap_or("-").to_owned());
             Some(cells.collect::<Vec<_>>().join(","))
         }
-        _ => None,
+        SimpleQueryMessage::CommandComplete(_) | SimpleQueryMessage::RowDescription(_) | _ => None,
     });
     Ok(rows.collect())
 }

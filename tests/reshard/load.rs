@@ -241,7 +241,7 @@ impl<'a> Session<'a> {
     }
 
     /// Until it is to stop, or the connection is of no use any more.
-    async fn work(&mut self, random: &mut Random, whom: Whom) -> Result<(), ()> {
+    async fn work(&self, random: &mut Random, whom: Whom) -> Result<(), ()> {
         while !self.seen.stop.load(Ordering::Relaxed) {
             let begun = Instant::now();
             let done = match random.below(10) {

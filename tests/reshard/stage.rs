@@ -6,7 +6,7 @@ use crate::{
     load::{ACCOUNTS, Known, Seen},
 };
 use serde_json::Value;
-use shardway::sandbox::Sandbox;
+use shardway::sandbox::{Cluster, Sandbox};
 use std::{
     path::PathBuf,
     process::Output,
@@ -106,7 +106,7 @@ impl Stage {
 
     pub(crate) fn ports(&self) -> Vec<u16> {
         let clusters = self.sandbox.clusters().iter();
-        clusters.map(|it| it.port()).collect()
+        clusters.map(Cluster::port).collect()
     }
 
     /// A configuration as the setting says now, with the servers at these ports.

@@ -1,6 +1,11 @@
 //! Writes that a guard refuses, as it does when nobody has told an owner yet: the proxy runs them again, and their clients
 //! hear one answer.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long a statement waits is what is claimed"
+)]
+
 use crate::{
     client::{Client, batch, query},
     harness::until,

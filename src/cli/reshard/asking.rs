@@ -214,7 +214,7 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
         for size in &planned.sizes {
             let rows = expected
                 .entry(told::expected(&size.table))
-                .or_insert(0.into());
+                .or_insert_with(|| 0.into());
             *rows = (rows.as_u64().unwrap_or(0) + size.rows).into();
         }
         for _ in 0..TRIES {

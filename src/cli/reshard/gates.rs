@@ -3,7 +3,9 @@
 use super::{asking::Site, fault::Fault};
 use crate::{
     inspect::{AskError, at_once},
+    metrics::reshards::Sight,
     reshard::{
+        plan::{MovingTable, Plan},
         record::word,
         servers::Server,
         state::{Step, Wish},
@@ -89,6 +91,13 @@ pub(super) async fn look(site: &Site, wish: Wish) -> Result<Vec<Gate>, Fault> {
         who,
         leader.is_some_and(|it| it.alive),
     ));
+    gates.push(proxies(site).await?);
+    gates.extend(shards(&sight));
+    gates.extend(servers(site, &seen.stored.plan).await);
+    Ok(gates)
+}
+
+async fn proxies(site: &Site) -> Result<Gate, Fault> {
     let (all, late) = site.proxies().await?;
     let present = if late.is_empty() {
         format!("{all} of {all}")
@@ -96,11 +105,16 @@ pub(super) async fn look(site: &Site, wish: Wish) -> Result<Vec<Gate>, Fault> {
         let have = all - i64::try_from(late.len()).unwrap_or(0);
         format!("{have} of {all}; not {}", late.join(", "))
     };
-    gates.push(Gate::new(
+    Ok(Gate::new(
         "proxies with the present map",
         present,
         late.is_empty() && all > 0,
-    ));
+    ))
+}
+
+/// How far each source has gone, and what it keeps.
+fn shards(sight: &Sight) -> Vec<Gate> {
+    let mut gates = Vec::new();
     for stream in &sight.streams {
         let lag = stream.lag_bytes.unwrap_or(0);
         let value = stream
@@ -123,13 +137,12 @@ pub(super) async fn look(site: &Site, wish: Wish) -> Result<Vec<Gate>, Fault> {
             open,
         ));
     }
-    gates.extend(servers(site, &seen.stored.plan).await);
-    Ok(gates)
+    gates
 }
 
 /// Every server that takes part.
-async fn servers(site: &Site, plan: &crate::reshard::plan::Plan) -> Vec<Gate> {
-    let tables: Vec<String> = plan.tables.iter().map(|table| table.sql()).collect();
+async fn servers(site: &Site, plan: &Plan) -> Vec<Gate> {
+    let tables: Vec<String> = plan.tables.iter().map(MovingTable::sql).collect();
     let moves = plan.moves.iter();
     let names: BTreeSet<&String> = moves.flat_map(|it| [&it.from, &it.to]).collect();
     let servers = names.into_iter().filter_map(|name| site.servers.get(name));

@@ -15,6 +15,7 @@ use crate::{
     reshard::{
         dump::Tools,
         job::{Direction, Job, Knobs, Progress},
+        plan::MovingTable,
         planning::{Asked, PlanError, Planned, plan},
         steps::preflight::{self, Finding},
         wish::{NoMoves, Wish},
@@ -53,7 +54,11 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
             name,
             known: site.servers.keys().cloned().collect::<Vec<_>>().join(", "),
         },
-        other => other.into(),
+        other @ (PlanError::Moves(_)
+        | PlanError::Unmovable(_)
+        | PlanError::Ask { .. }
+        | PlanError::NoTable { .. }
+        | PlanError::NoTables(_)) => other.into(),
     })?;
     let (_keep, knobs) = watch::channel(Knobs::default());
     let job = Job {
@@ -117,7 +122,7 @@ impl Made {
             let keys = in_words(&moved.keys);
             lines.push(format!("move    {group}: {from} -> {to}: {keys}"));
         }
-        let whole: Vec<String> = plan.reference.iter().map(|it| it.plain()).collect();
+        let whole: Vec<String> = plan.reference.iter().map(MovingTable::plain).collect();
         for join in &plan.joins {
             let with = if whole.is_empty() {
                 String::new()
