@@ -70,6 +70,29 @@ impl Default for Knobs {
     }
 }
 
+impl Knobs {
+    /// As an attempt of a cutover has them after so many that have failed: twice the time of the one before for statements
+    /// under way to end and for locks, up to what [`Knobs::hold`], which stays as it is, has room for. A machine that is
+    /// slower than the first attempt allows for comes to an end that way.
+    #[must_use]
+    pub fn after_failed(&self, attempts: u32) -> Self {
+        /// Of what statements may be held for: what is left is for the fence, its way to the destinations, the commit, and
+        /// for undoing them.
+        const DRAIN: u32 = 4;
+        const LOCK: u32 = 8;
+        let times = 2_u32.saturating_pow(attempts);
+        let more = |first: Duration, part: u32| {
+            let most = (self.hold / part).max(first);
+            first.saturating_mul(times).min(most)
+        };
+        Self {
+            drain: more(self.drain, DRAIN),
+            lock: more(self.lock, LOCK),
+            ..self.clone()
+        }
+    }
+}
+
 /// A reshard and who runs it.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -202,5 +225,27 @@ pub fn slot(workflow: &str, source: &str, direction: Direction) -> String {
     match direction {
         Direction::Forward => format!("shardway_{workflow}_{source}"),
         Direction::Back => format!("shardway_{workflow}_{source}_back"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_after_failed_ones_has_more_time_within_what_statements_are_held_for() {
+        let knobs = Knobs::default();
+        assert_eq!(knobs.after_failed(0), knobs);
+        let times = |it: &Knobs| [it.drain, it.lock, it.hold].map(|it| it.as_millis());
+        assert_eq!(times(&knobs.after_failed(1)), [100, 40, 1_000]);
+        assert_eq!(times(&knobs.after_failed(2)), [200, 80, 1_000]);
+        assert_eq!(times(&knobs.after_failed(u32::MAX)), [250, 125, 1_000]);
+        // Whoever asks for more than that has it from the first on.
+        let generous = Knobs {
+            drain: Duration::from_millis(600),
+            lock: Duration::from_millis(300),
+            ..knobs
+        };
+        assert_eq!(generous.after_failed(3), generous);
     }
 }

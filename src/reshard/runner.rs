@@ -231,9 +231,12 @@ struct Run<'a> {
     streams: Vec<Follower>,
     /// Which way they go.
     flips: i32,
-    /// Before the next try, and before the next attempt of a cutover.
+    /// Before the next try.
     pause: Duration,
+    /// Until when there is no other attempt of a cutover.
     rest: Option<Instant>,
+    /// Attempts of the cutover that is asked for, by which the next comes later and has more time.
+    failed: u32,
     application: Mutex<Application>,
 }
 
@@ -268,6 +271,7 @@ impl<'a> Run<'a> {
             flips: stored.record.flips,
             pause: PAUSE.0,
             rest: None,
+            failed: 0,
             application: Mutex::new(Application {
                 since: runner.clock.now(),
                 times: runner.metrics.times(runner.registry.database()),
@@ -488,6 +492,7 @@ impl<'a> Run<'a> {
                     self.progress.set(format!("cutover.{name}_ms"), took);
                 }
                 if effect == Effect::Commit {
+                    self.failed = 0;
                     // With the map.
                     self.stored.record = self.stored.record.committed();
                     self.stored.version += 1;
@@ -547,8 +552,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Nobody is woken for nothing.
+    /// As the attempt has them that is under way, or what comes between attempts. Nobody is woken for nothing.
     fn set_knobs(&self, knobs: Knobs) {
+        let knobs = match self.stored.record.state {
+            State::Ready | State::Reverse | State::Cutover => knobs.after_failed(self.failed),
+            _ => knobs,
+        };
         self.knobs.send_if_modified(|now| {
             let differs = *now != knobs;
             *now = knobs;
@@ -586,8 +595,8 @@ impl<'a> Run<'a> {
     }
 
     fn take_over(&mut self, stored: Stored) {
-        self.knobs.send_replace(stored.knobs.clone());
         self.stored = stored;
+        self.set_knobs(self.stored.knobs.clone());
     }
 
     /// Reads the record again.
@@ -679,10 +688,12 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         if attempt && self.stored.record.step == Some(Step::Undo) {
-            self.rest = Some(self.runner.clock.now() + self.pause);
-        } else {
-            self.watch_for(self.pause).await?;
+            self.rest = Some(self.runner.clock.now() + rest(self.failed));
+            let again = matches!(event, Event::Again);
+            self.failed = if again { self.failed + 1 } else { 0 };
+            return Ok(());
         }
+        self.watch_for(self.pause).await?;
         self.pause = (self.pause * 2).min(PAUSE.1);
         Ok(())
     }
@@ -758,6 +769,14 @@ impl<'a> Run<'a> {
         };
         drop(shown.await);
     }
+}
+
+/// How long statements go on before the next attempt, after one before which so many had failed.
+fn rest(failed: u32) -> Duration {
+    PAUSE
+        .0
+        .saturating_mul(2_u32.saturating_pow(failed))
+        .min(PAUSE.1)
 }
 
 /// Whether it does what servers can be spared for a while.

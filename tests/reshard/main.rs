@@ -58,7 +58,7 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
         stage.must(&[&["start"], &TO[..]].concat()).await;
         stage.until("ready").await;
         for verb in ["cutover", "rollback", "cutover"] {
-            stage.must(&[verb]).await;
+            println!("{}", stage.must(&[verb]).await);
             stage.until("reverse").await;
             let pause = &stage.status().await["progress"]["cutover.pause_ms"];
             println!("{verb}: statements were held for {pause} ms at most");

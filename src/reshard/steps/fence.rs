@@ -11,6 +11,7 @@ use super::{
     records::begin,
 };
 use crate::{
+    clock::Duration,
     failpoint,
     inspect::at_once,
     reshard::{
@@ -64,7 +65,8 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = line(job, source).await?;
     let tables = guard::tables(job, source);
-    unless_held(&client, job, source, &tables).await?;
+    let most = job.knobs.borrow().lock;
+    unless_held(&client, most, source, &tables).await?;
     let what = format!("fencing shard {}", source.name);
     let names = with_roots(&tables);
     let locks = format!(
@@ -89,7 +91,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     match locked {
         Err(error) if is_lock_timeout(&error) => {
             client.batch_execute("ROLLBACK").await.about(&what)?;
-            unless_held(&client, job, source, &tables).await?;
+            unless_held(&client, most, source, &tables).await?;
             client.done();
             return Err(error).about(&what);
         }
@@ -119,7 +121,12 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
             problem: "a table has no guard yet".to_owned(),
         });
     }
-    unless_held(&client, job, source, &tables).await?;
+    // Those that came through proxies are waited for before it is fenced.
+    let most = {
+        let knobs = job.knobs.borrow();
+        knobs.lock.max(knobs.drain)
+    };
+    unless_held(&client, most, source, &tables).await?;
     unless_new(&client, &tables, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
@@ -197,19 +204,19 @@ fn mark(job: &Job) -> [Typed<'_>; 3] {
     ]
 }
 
-/// Asks who holds locks already, so that no queue of writers forms behind a lock that cannot be had.
+/// Asks who holds locks already for longer than this, so that no queue of writers forms behind a lock that cannot be had.
 async fn unless_held(
     client: &Line<'_>,
-    job: &Job,
+    most: Duration,
     source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
     let names = with_roots(tables);
-    let most = job.knobs.borrow().lock.as_secs_f64();
+    let seconds = most.as_secs_f64();
     let row = client
         .query_typed(
             HOLDERS,
-            &[(&names, Type::TEXT_ARRAY), (&most, Type::FLOAT8)],
+            &[(&names, Type::TEXT_ARRAY), (&seconds, Type::FLOAT8)],
         )
         .await
         .about("looking for who holds locks")?;
@@ -220,7 +227,7 @@ async fn unless_held(
     Err(StepError::Again {
         what: format!("fencing shard {}", source.name),
         problem: format!(
-            "{holders} writes to the tables for longer than the lock may be waited for"
+            "{holders} writes to the tables for longer than {most:?}, which is more than may be waited for"
         ),
     })
 }
