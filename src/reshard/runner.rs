@@ -556,7 +556,14 @@ impl<'a> Run<'a> {
     fn set_knobs(&self, knobs: Knobs) {
         let knobs = match self.stored.record.state {
             State::Ready | State::Reverse | State::Cutover => knobs.after_failed(self.failed),
-            _ => knobs,
+            State::Prepare
+            | State::Copy
+            | State::CatchUp
+            | State::Verify
+            | State::Finish
+            | State::Done
+            | State::Abort
+            | State::Aborted => knobs,
         };
         self.knobs.send_if_modified(|now| {
             let differs = *now != knobs;
