@@ -195,7 +195,7 @@ async fn work(number: u64, seen: Arc<Seen>) {
             Session::of(client, &seen).await
         };
         let ended = match opened.await {
-            Ok(mut session) => session.work(&mut random, Whom::Proxy(place)).await,
+            Ok(session) => session.work(&mut random, Whom::Proxy(place)).await,
             Err(error) => {
                 seen.failed(Whom::Proxy(place), begun, &error);
                 Err(())

@@ -24,6 +24,7 @@ mod load;
 mod points;
 mod relay;
 mod runs;
+mod slow;
 mod stage;
 mod units;
 
