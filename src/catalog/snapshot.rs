@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub shards: Vec<String>,
     /// The shards that serve: no row that counts is on another.
     pub members: ShardSet,
+    /// Those that were asked for what is known of tables; none: nobody was.
+    pub looked: ShardSet,
     /// Holds the catalog, and what exists once per database.
     pub home: ShardId,
     pub groups: Vec<Group>,
@@ -227,6 +229,7 @@ impl Snapshot {
             schema: 0,
             database: database.to_owned(),
             members: ShardSet::first(shards.len()),
+            looked: ShardSet::new(),
             shards,
             home: ShardId(0),
             groups: Vec::new(),
@@ -325,6 +328,13 @@ impl Snapshot {
     #[must_use]
     pub fn all(&self) -> ShardSet {
         self.members.clone()
+    }
+
+    /// Whether what tables set off is known of every shard that serves, as far as servers are asked at all.
+    #[must_use]
+    pub fn is_looked(&self) -> bool {
+        self.unseen == Unseen::Unlisted
+            || self.members.iter().all(|shard| self.looked.contains(shard))
     }
 
     /// The shards that are asked what any could answer: those that own keys, and the home shard. One that owns none may be

@@ -41,8 +41,8 @@ enum Verb {
     Pause(WhereArgs),
     /// Go on, also after a fault that somebody has mended.
     Resume(WhereArgs),
-    /// Change how it runs: chunk_rows, copies, bytes_per_second, batch, wal_kept, drain_ms, hold_ms, lock_ms,
-    /// rows_per_second, compare_ms.
+    /// Change how it runs: chunk_rows, copies, bytes_per_second, batch, wal_kept, load, answer_ms,
+    /// replica_lag, drain_ms, hold_ms, lock_ms, rows_per_second, compare_ms.
     Set(SetArgs),
     /// Compare every row once more.
     Verify(WatchArgs),

@@ -40,7 +40,7 @@ pub(super) fn effects(
         let apart = made
             .iter()
             .all(|made| matches!(made, Made::Random(_) | Made::Id))
-            || disjoint(&made, shards.len());
+            || disjoint(&made, snapshot.members.len());
         let by = source(&made, shards.len())
             .filter(|by| !counts_elsewhere(snapshot, by))
             .filter(|by| (column == key || !apart) && (column != key || fits(by, key_type)));
@@ -424,6 +424,29 @@ mod tests {
         assert!(!disjoint(&[a, &counter(2, 2)], 2), "another step");
         assert!(!disjoint(&[&counter(1, 1), &counter(1, 2)], 2));
         assert!(!disjoint(&[a, &Made::Computed], 2));
+    }
+
+    #[test]
+    fn a_shard_that_counts_is_not_left_to_itself_while_another_has_not_answered() {
+        let shards = vec!["s0".to_owned(), "s1".to_owned()];
+        let mut snapshot = Snapshot::new("shop", shards);
+        let table = TableName {
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+        };
+        let answered = Objects {
+            defaults: vec![DefaultValue {
+                table: table.clone(),
+                column: "id".to_owned(),
+                made: counter(1, 1),
+            }],
+            ..Objects::default()
+        };
+        let found = effects(&snapshot, &[&answered], &table, "k");
+        assert_eq!(found.computed.len(), 1);
+        snapshot.members = crate::catalog::shard::ShardSet::first(1);
+        let found = effects(&snapshot, &[&answered], &table, "k");
+        assert_eq!(found.computed, [], "it is alone");
     }
 
     #[test]

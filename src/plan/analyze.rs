@@ -36,7 +36,10 @@ use super::{
     value::Reading,
 };
 use crate::{
-    catalog::{shard::ShardId, snapshot::Snapshot},
+    catalog::{
+        shard::ShardId,
+        snapshot::{Snapshot, Standing},
+    },
     sql::{
         normalize::Slot,
         parse,
@@ -269,9 +272,17 @@ impl<'a> Planner<'a> {
     fn with_several(&self, plan: StatementPlan) -> StatementPlan {
         let changes = self.changes.take();
         if let Some(why) = self.barred(changes.is_some()) {
+            let footing = match why {
+                // Nobody was asked yet.
+                Unroutable::MapUnknown(Standing::Unread) => Footing::Unlooked,
+                _ => Footing::Sure,
+            };
             let target = Target::Refused(Box::new(why));
             let StatementPlan { start, end, .. } = plan;
-            return StatementPlan::new(start..end, plan.effect, plan.access, target);
+            return StatementPlan {
+                footing,
+                ..StatementPlan::new(start..end, plan.effect, plan.access, target)
+            };
         }
         let kind = &self.statement.kind;
         let (gather, spread, combine) =

@@ -155,6 +155,9 @@ pub enum Footing {
     Unlisted,
     /// A table that nothing lists and that no server was seen to have. The servers are asked before it runs.
     Unseen,
+    /// New rows whose defaults may count on a shard that has come since the servers were asked, or anything before the map
+    /// was read. The servers are asked before it runs: numbers come from one place.
+    Unlooked,
 }
 
 /// Whether code that a statement runs may ask for what its session drew last (`currval`, `lastval`).

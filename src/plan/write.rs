@@ -127,6 +127,7 @@ impl<'a> Analysis<'a> {
             (None, Place::Sharded { table, key, .. }) => sure_columns(table, key),
             (None, _) => &[],
         };
+        self.rests_on_defaults(&insert.table.name);
         let Some(source) = &insert.source else {
             return self.refuse(Unroutable::KeyMissing {
                 table: into.table.clone(),
@@ -181,6 +182,9 @@ impl<'a> Analysis<'a> {
 
     /// Refuses what sets off an object of the table that would act on this shard alone.
     pub(super) fn sets_off(&mut self, table: &Relation, act: Act<'_>) {
+        if let Act::Insert(_) = act {
+            self.rests_on_defaults(&table.name);
+        }
         let Some(effects) = self.effects(&table.name) else {
             return;
         };

@@ -283,6 +283,12 @@ impl Database {
         let survey = survey(&self.settings, &members, credentials, &[]).await;
         complete(&mut new, &survey);
         keep_known(&mut new, &old, &survey);
+        let heard = survey.shards.iter().any(Result::is_ok);
+        new.looked = if heard {
+            members.clone()
+        } else {
+            old.looked.clone()
+        };
         let looked = if survey.is_complete() {
             Looked::All
         } else {
@@ -384,7 +390,8 @@ fn keep_known(new: &mut Snapshot, old: &Snapshot, survey: &Survey) {
             Placement::Reference => !(0..old.shards.len()).any(heard),
             Placement::Single(shard) => !heard(shard.index()),
         };
-        if silent && !new.tables.contains_key(name) {
+        let placed = new.tables.get(name).map(|new| &new.placement);
+        if silent && placed.is_none_or(|placement| *placement == table.placement) {
             new.others.remove(name);
             new.tables.insert(name.clone(), table.clone());
         }

@@ -335,7 +335,7 @@ pub const CODES: &[Code] = &[
         code: "SW161",
         sqlstate: "55000",
         title: "Table not seen yet",
-        meaning: "The statement names a table that neither the configuration lists nor any server was seen to have, and not all servers could be asked about it just now. It is not taken for one of unlisted_tables, as it may belong elsewhere.",
+        meaning: "The statement names a table that neither the configuration lists nor any server was seen to have, and not all servers could be asked about it just now. It is not taken for one of unlisted_tables, as it may belong elsewhere. Or it makes rows of a table on several shards, of which none, or none that came just now, could be asked what gives their numbers.",
         what_to_do: "Repeat the statement; if it goes on, see with shardway check --connect which server does not answer, or list the table in the configuration.",
     },
     Code {

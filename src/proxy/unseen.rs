@@ -17,8 +17,11 @@ use super::{
     session::{Note, Session},
 };
 use crate::{
-    catalog::{shard::ShardId, snapshot::Unlisted},
-    plan::{Footing, Plan, StatementPlan, Target, cache::Planned},
+    catalog::{
+        shard::ShardId,
+        snapshot::{Standing, Unlisted},
+    },
+    plan::{Footing, Plan, StatementPlan, Target, cache::Planned, unroutable::Unroutable},
     protocol::pipeline::{Origin, Request},
     sql::statement::Effect,
     wire::{
@@ -40,8 +43,9 @@ pub(super) enum Judged {
 impl Session {
     /// Whether the servers are to be asked about tables of these statements.
     pub(super) fn names_unseen(&self, plan: &Plan) -> bool {
-        let unseen = |one: &StatementPlan| one.footing == Footing::Unseen;
-        plan.statements.iter().any(unseen) && !self.sure && self.status() != Status::Failed
+        let rests = |on: Footing| plan.statements.iter().any(|one| one.footing == on);
+        let unseen = rests(Footing::Unseen) && !self.sure;
+        (unseen || rests(Footing::Unlooked)) && self.status() != Status::Failed
     }
 
     /// Whether a statement may run where its plan says.
@@ -50,6 +54,7 @@ impl Session {
     /// It rests on what is not sure.
     pub(super) fn check_footing(&self, statement: &StatementPlan) -> Result<(), Notice> {
         match statement.footing {
+            Footing::Unlooked => Err(reply::changes::defaults_not_seen()),
             Footing::Unseen if !self.sure => Err(reply::changes::table_not_seen()),
             Footing::Unlisted | Footing::Unseen
                 if self.database.coordinator.is_lapsed(self.marks.begun) =>
@@ -67,6 +72,7 @@ impl Session {
         if !self.names_unseen(&planned.plan) {
             return Ok(Some(planned));
         }
+        defaults_seen(&planned.plan)?;
         for (at, statement) in planned.plan.statements.iter().enumerate() {
             let own = planned.statement_text(at, text);
             let (Some(shard), Some(own)) = (self.judged_on(statement), own) else {
@@ -93,9 +99,12 @@ impl Session {
     ) -> Result<Option<Arc<Prepared>>, Stop> {
         self.look_first().await;
         let prepared = self.bound_now(name, prepared)?;
+        // Also one that waits for its shard.
+        let prepared = self.plan_again(name, prepared);
         if !self.names_unseen(&prepared.plan) {
             return Ok(Some(prepared));
         }
+        defaults_seen(&prepared.plan)?;
         let sent = self.pending.iter().any(|one| Arc::ptr_eq(one, &prepared));
         let statement = prepared.statement();
         if let Some(shard) = statement.and_then(|one| self.judged_on(one)) {
@@ -146,7 +155,15 @@ impl Session {
             link.status != Status::Idle && self.snapshot.unlisted != Unlisted::On(link.shard)
         });
         let looked = async {
-            if elsewhere {
+            if self.snapshot.standing == Standing::Unread {
+                // A database that a reload has given its first shards is asked about for the first time.
+                self.database.coordinator.looked().await;
+                self.database.take_over_map();
+                if self.database.snapshot.load().standing == Standing::Unread {
+                    return;
+                }
+            }
+            if elsewhere || !self.snapshot.is_looked() {
                 self.database.learn(&settings).await;
             } else {
                 self.database.learn_seldom(&settings).await;
@@ -205,6 +222,16 @@ impl Session {
         }
         Ok(Judged::GoOn)
     }
+}
+
+/// Nothing counts on shards that could not be asked; what is refused is refused for its own reason.
+fn defaults_seen(plan: &Plan) -> Result<(), Notice> {
+    let unread = |one: &StatementPlan| matches!(&one.target, Target::Refused(why) if **why == Unroutable::MapUnknown(Standing::Unread));
+    let unlooked = |one: &StatementPlan| one.footing == Footing::Unlooked && !unread(one);
+    if plan.statements.iter().any(unlooked) {
+        return Err(reply::changes::defaults_not_seen());
+    }
+    Ok(())
 }
 
 /// Whether the servers are looked at closely for it: what is refused anyway makes nobody look.

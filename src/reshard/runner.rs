@@ -554,11 +554,16 @@ impl<'a> Run<'a> {
 
     /// As the attempt has them that is under way, or what comes between attempts. Nobody is woken for nothing.
     fn set_knobs(&self, knobs: Knobs) {
-        let state = self.stored.record.state;
-        let knobs = if matches!(state, State::Ready | State::Reverse | State::Cutover) {
-            knobs.after_failed(self.failed)
-        } else {
-            knobs
+        let knobs = match self.stored.record.state {
+            State::Ready | State::Reverse | State::Cutover => knobs.after_failed(self.failed),
+            State::Prepare
+            | State::Copy
+            | State::CatchUp
+            | State::Verify
+            | State::Finish
+            | State::Done
+            | State::Abort
+            | State::Aborted => knobs,
         };
         self.knobs.send_if_modified(|now| {
             let differs = *now != knobs;

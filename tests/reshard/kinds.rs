@@ -151,6 +151,26 @@ async fn numbered(
     (items, audits)
 }
 
+/// Writes until the proxy asks for keys: no statement fails while the reload goes on.
+async fn comes_to_shards(proxy: &Proxy) {
+    let client = open_session(&to(proxy)).await.unwrap();
+    loop {
+        let write = "update tenant set balance = balance where k = 7";
+        if let Err(error) = client.batch_execute(write).await {
+            panic!("a write during the reload: {error:?}\n{}", proxy.log());
+        }
+        client
+            .query("select * from line where k = 7", &[])
+            .await
+            .unwrap();
+        let keyless = "insert into tenant (balance, big) values (1, '')";
+        let refused = client.batch_execute(keyless).await.unwrap_err();
+        if format!("{refused:?}").contains("SW1") {
+            return;
+        }
+    }
+}
+
 #[test]
 fn a_database_without_shards_is_spread_over_three() {
     let mut stage = Stage::of(Setting {
@@ -178,6 +198,7 @@ fn a_database_without_shards_is_spread_over_three() {
             std::fs::write(&proxy.config, stage.text(&stage.ports())).unwrap();
             proxy.signal("HUP");
         }
+        tokio::join!(comes_to_shards(&proxies[0]), comes_to_shards(&proxies[1]));
         stage.ready(&proxies[0]).await;
         stage.ready(&proxies[1]).await;
         let targets = [to(&proxies[0]), to(&proxies[1])];
@@ -209,6 +230,14 @@ fn a_database_without_shards_is_spread_over_three() {
         there.sort_unstable();
         written.sort_unstable();
         assert_eq!(there, written);
+        let numbers: BTreeSet<i64> = there.iter().map(|(_, number)| *number).collect();
+        let twice = there.len() - numbers.len();
+        assert_eq!(
+            twice,
+            0,
+            "numbers that were given twice, of {}",
+            there.len()
+        );
         let home = stage.session(0).await;
         let kept = rows(&home, "select count(*), count(distinct id) from audit").await;
         assert_eq!(kept.unwrap(), [format!("{0},{0}", audits.len())]);

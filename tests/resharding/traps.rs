@@ -323,7 +323,7 @@ fn parts(database: &'static str, there: Option<&'static str>) -> Trap<'static> {
         there,
         listed: ", \"public.parts\" = \"customer\"",
         rows: "INSERT INTO parts SELECT k, d, 'x' FROM generate_series(1, 100) k, (VALUES (1), (11), (21)) d (d)",
-        meanwhile: "UPDATE parts SET day = day + 10 WHERE customer > 90; UPDATE parts SET note = 'y' WHERE customer = 60; \
+        meanwhile: "UPDATE parts SET day = 31 - day WHERE customer > 90; UPDATE parts SET note = 'y' WHERE customer = 60; \
                     DELETE FROM parts WHERE customer = 61 AND day = 1; INSERT INTO parts VALUES (62, 5, 'z'), (62, 25, 'z')",
     }
 }

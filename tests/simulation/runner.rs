@@ -328,10 +328,20 @@ impl Runner {
             .filter(|no| matches!(no, No::Lost | No::FailedOver))
     }
 
-    /// A stream has ended for good, while nothing else is done.
+    /// A stream has ended for good, while it waits or does something.
     pub(crate) fn fail(&mut self, world: &World, no: No) {
+        // An attempt is taken back whatever has become of its streams.
+        let listens = match &self.doing {
+            Doing::Decide => true,
+            Doing::Act { effect, .. } => *effect != Effect::Undo,
+            Doing::Elect
+            | Doing::TakeWorkflow
+            | Doing::Claim(_)
+            | Doing::Record(_)
+            | Doing::Gone => false,
+        };
         // What it goes by is what is recorded, or it reads that first.
-        if !matches!(self.doing, Doing::Decide) || self.version != world.version {
+        if !listens || self.version != world.version {
             return;
         }
         let event = match no {

@@ -30,12 +30,15 @@ const ENTRIES: i64 = 500;
 const TRIES: usize = 8;
 
 /// What `set` can change.
-pub(super) const KNOBS: [&str; 10] = [
+pub(super) const KNOBS: [&str; 13] = [
     "chunk_rows",
     "copies",
     "bytes_per_second",
     "batch",
     "wal_kept",
+    "load",
+    "answer_ms",
+    "replica_lag",
     "drain_ms",
     "hold_ms",
     "lock_ms",

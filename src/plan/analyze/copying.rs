@@ -75,6 +75,9 @@ impl Planner<'_> {
         let (name, from) = (full_name(table), copy.from);
         let analysis = Analysis::new(self.text, self.slots, self.context, self.snapshot);
         let place = analysis.place(table);
+        if from {
+            analysis.rests_on_defaults(table);
+        }
         self.rests_on(&analysis);
         if let (true, Some(effects)) = (from, analysis.effects(table)) {
             let timed =

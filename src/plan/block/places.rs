@@ -113,6 +113,22 @@ impl<'a> Analysis<'a> {
         self.moment = self.moment.max(shows);
     }
 
+    /// New rows of a table rest on whether its defaults are those of every shard that serves.
+    pub(in crate::plan) fn rests_on_defaults(&self, name: &Name) {
+        if self.snapshot.is_looked() {
+            return;
+        }
+        let counts = |effects: &Effects| !effects.computed.is_empty() || !effects.fresh.is_empty();
+        let nobody = self.snapshot.looked.is_empty();
+        let several = match self.place(name) {
+            Place::Sharded { table, .. } | Place::Reference(table) => Some(table),
+            Place::Single(_) | Place::Catalog | Place::Unknown => None,
+        };
+        if several.is_some_and(|table| nobody || counts(&table.effects)) {
+            self.footing.set(Footing::Unlooked);
+        }
+    }
+
     /// Why a relation has no place.
     pub(in crate::plan) fn not_placed(&self, name: &Name) -> Unroutable {
         let path = match &name.schema {
@@ -178,5 +194,97 @@ fn place_of(table: &Table) -> Place<'_> {
         },
         Placement::Reference => Place::Reference(table),
         Placement::Single(shard) => Place::Single(*shard),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        catalog::{
+            computed::{Computed, Source},
+            group::{Group, GroupId, Map},
+            key::KeyType,
+            shard::{ShardId, ShardSet},
+            snapshot::{Snapshot, TableName},
+        },
+        plan::{
+            Context,
+            cache::{PlanCache, Scratch},
+        },
+    };
+    use std::collections::BTreeMap;
+
+    /// Of two shards that serve, the first was asked: what it has of `counted` counts, what it has of `plain` does not.
+    fn half_looked() -> Snapshot {
+        let shards = vec!["s0".to_owned(), "s1".to_owned()];
+        let mut snapshot = Snapshot::new("shop", shards);
+        snapshot.unseen = Unseen::Asked;
+        snapshot.looked = ShardSet::one(ShardId(0));
+        let values = BTreeMap::new();
+        snapshot.groups.push(Group {
+            name: "g".to_owned(),
+            key_type: KeyType::Bigint,
+            pins: BTreeMap::new(),
+            map: Map::List {
+                values,
+                other: Some(ShardId(1)),
+            },
+            doubled: Vec::new(),
+        });
+        for name in ["counted", "plain"] {
+            let mut table = Table::unasked(Placement::Sharded {
+                group: GroupId(0),
+                key_column: "k".to_owned(),
+            });
+            table.columns = vec!["k".to_owned(), "id".to_owned()];
+            if name == "counted" {
+                let (column, by) = ("id".to_owned(), Source::Id);
+                table.effects.computed.push(Computed { column, by });
+            }
+            let (schema, name) = ("public".to_owned(), name.to_owned());
+            snapshot.tables.insert(TableName { schema, name }, table);
+        }
+        snapshot
+    }
+
+    fn footing(snapshot: &Snapshot, text: &str) -> Footing {
+        let (cache, mut scratch) = (PlanCache::new(1 << 20, 1), Scratch::default());
+        let context = Context::default();
+        let planned = cache.plan(text.as_bytes(), &[], &context, snapshot, &mut scratch);
+        planned.plan.statements[0].footing
+    }
+
+    #[test]
+    fn new_rows_rest_on_the_defaults_of_every_shard_that_serves() {
+        let mut snapshot = half_looked();
+        let counting = [
+            "INSERT INTO counted (k) VALUES (1)",
+            "INSERT INTO counted DEFAULT VALUES",
+            "INSERT INTO counted (k) SELECT k FROM plain WHERE k = 1",
+            "WITH new AS (INSERT INTO counted (k) VALUES (1) RETURNING id) SELECT * FROM new",
+            "COPY counted (k) FROM STDIN",
+            "MERGE INTO counted USING plain ON counted.k = plain.k AND plain.k = 1 \
+             WHEN NOT MATCHED THEN INSERT (k) VALUES (plain.k)",
+        ];
+        let others = [
+            "SELECT * FROM counted WHERE k = 1",
+            "UPDATE counted SET id = 2 WHERE k = 1",
+            "COPY counted TO STDOUT",
+            "INSERT INTO plain (k) VALUES (1)",
+        ];
+        for text in counting {
+            assert_eq!(footing(&snapshot, text), Footing::Unlooked, "{text}");
+        }
+        for text in others {
+            assert_eq!(footing(&snapshot, text), Footing::Sure, "{text}");
+        }
+        snapshot.looked = ShardSet::new();
+        let plain = "INSERT INTO plain (k) VALUES (1)";
+        assert_eq!(footing(&snapshot, plain), Footing::Unlooked, "nobody asked");
+        snapshot.looked = ShardSet::first(2);
+        for text in counting {
+            assert_eq!(footing(&snapshot, text), Footing::Sure, "{text}");
+        }
     }
 }

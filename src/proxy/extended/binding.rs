@@ -133,6 +133,12 @@ impl Session {
             }
             prepared = self.executes_now(bind.statement, prepared)?;
             prepared = self.plan_again(bind.statement, prepared);
+            if self.names_unseen(&prepared.plan) {
+                match Box::pin(self.see_bound(bind.statement, prepared)).await? {
+                    Some(seen) => prepared = seen,
+                    None => return Ok(None),
+                }
+            }
             came = self.comes_to_gate(&prepared.plan.statements);
             if came == Came::Quiet {
                 return Ok(Some(prepared));

@@ -53,7 +53,11 @@ impl Session {
     }
 
     /// The same, of a statement that may wait for its shard.
-    pub(super) fn plan_again(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+    pub(in crate::proxy) fn plan_again(
+        &mut self,
+        name: &[u8],
+        prepared: Arc<Prepared>,
+    ) -> Arc<Prepared> {
         let meaning = self.meaning();
         if prepared.meaning == meaning || prepared.executes.is_some() {
             return prepared;

@@ -93,11 +93,13 @@ async fn note(
     let what = format!("noting positions on shard {}", source.name);
     let client = line(job, source).await?;
     let back = job.turned();
-    let moves = job.given_by(&source.name);
-    let to: BTreeSet<&str> = moves.iter().map(|it| it.to.as_str()).collect();
-    let notes: Vec<(String, &String)> = to
+    // Not only who was given keys: a shard that joined has reference tables from one that may give it none.
+    let flows = back.flows().into_iter();
+    let given = flows.filter(|flow| flow.destination == source.name);
+    let from: BTreeSet<String> = given.map(|flow| flow.source).collect();
+    let notes: Vec<(String, &String)> = from
         .iter()
-        .filter_map(|to| Some((back.followed(to), positions.get(to)?)))
+        .filter_map(|from| Some((back.followed(from), positions.get(from.as_str())?)))
         .collect();
     let each = notes.iter().map(|(followed, lsn)| {
         let client = &client;

@@ -76,6 +76,16 @@ pub fn table_not_seen() -> Notice {
     }
 }
 
+/// New rows whose numbers a shard's own default might give that has just come.
+#[must_use]
+pub fn defaults_not_seen() -> Notice {
+    Notice {
+        detail: Some("A shard serves that could not be asked yet: its own default might give numbers that another shard gives too. (SW161)".to_owned()),
+        hint: crate::proxy::reply::code_named("SW161").map(|code| code.what_to_do.to_owned()),
+        ..error("55000", "it is not known yet what gives this table's new rows their defaults")
+    }
+}
+
 /// A table that nothing lists, while other proxies may move it unheard.
 #[must_use]
 pub fn catalog_not_heard() -> Notice {

@@ -108,8 +108,12 @@ pub async fn run(job: &Job, tools: &Tools) -> Result<Vec<Finding>, StepError> {
 
 /// Slots on one server that would have one name, as names are cut.
 fn names(job: &Job) -> Option<Finding> {
-    let sources = job.sources();
-    let mut names: Vec<String> = sources.iter().map(|it| job.slot(&it.name)).collect();
+    // Shards of one server share its slots, on the way back as well.
+    let (sources, destinations, back) = (job.sources(), job.destinations(), job.turned());
+    let there = sources.iter().map(|it| job.slot(&it.name));
+    let mut names: Vec<String> = there
+        .chain(destinations.iter().map(|it| back.slot(&it.name)))
+        .collect();
     names.sort();
     let twice = names.windows(2).find(|pair| pair.first() == pair.last())?;
     Some(Finding {
