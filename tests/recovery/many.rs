@@ -4,6 +4,8 @@
 //! Each does what a proxy does there without clients: heartbeats, rounds, the map, holds. `SHARDWAY_FLEET` says how many;
 //! the figures are printed.
 
+#![expect(clippy::print_stdout, reason = "the figures are what it is for")]
+
 use shardway::{
     clock::{Clock, Duration},
     config::{load::load_str, settings::Settings},

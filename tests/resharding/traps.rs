@@ -237,7 +237,6 @@ fn columns_are_found_by_name_whatever_they_are_called_and_wherever_they_stand() 
                    INSERT INTO \"user\" SELECT generate_series(1, 100)",
             meanwhile: "UPDATE \"Odd 'S\".\"order\" SET \"ö\" = -1, \"it's\" = NULL WHERE \"select\" > 90; \
                         INSERT INTO \"Odd 'S\".\"order\" VALUES (500, E'a\\'b'); DELETE FROM \"user\" WHERE customer = 99",
-            ..Trap::default()
         }
         .through()
         .await;
