@@ -333,7 +333,7 @@ fn after_a_loss(state: State, lose: fn(&mut World, usize)) -> Vec<State> {
                 world.record = world.record.resume().expect("it is not over");
                 world.version += 1;
             }
-            _ => {}
+            Came::Done | Came::Waits(_) | Came::Ended => {}
         }
         world.judge();
         for pick in 0..4 {

@@ -346,7 +346,7 @@ impl Runner {
         }
         let event = match no {
             No::FailedOver => Event::FailedOver(String::new()),
-            _ => Event::Lost(String::new()),
+            No::Again | No::Replaced | No::Halt | No::Lost => Event::Lost(String::new()),
         };
         if let Some(record) = self.record.after(&event) {
             self.doing = Doing::Record(record);
