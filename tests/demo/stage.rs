@@ -75,8 +75,8 @@ impl Demo {
     /// Where its configuration is.
     pub(crate) fn config(&self) -> PathBuf {
         let words = self.printed.split_whitespace();
-        let after = words.skip_while(|word| *word != "--config");
-        after.skip(1).next().unwrap().into()
+        let mut after = words.skip_while(|word| *word != "--config");
+        after.nth(1).unwrap().into()
     }
 
     /// `shardway reshard …` on it.

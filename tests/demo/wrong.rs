@@ -7,6 +7,7 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/reshard.
 const TO: [&str; 4] = ["--group", "customers", "--to", "s0,s1,s2,s3"];
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a list of what is typed")]
 fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
     let demo = Demo::start();
     until("there are records", || {
