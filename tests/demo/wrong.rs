@@ -28,7 +28,6 @@ fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
         &["set", "copies=4"],
         &["start"],
         &["start", "--to", "s0,s9"],
-        &["start", "--to", "s0,s1,s2,s3"],
         &["start", "--group", "clients", "--to", "s0"],
         &["start", "--group", "customers", "--to", "s0,s1,s2"],
         &["start", "--move", "buckets=1-2", "--group", "customers"],
