@@ -183,12 +183,12 @@ impl Stage {
     }
 }
 
-/// Bytes of memory that a proxy's process has.
+/// Bytes of memory that a proxy's process has, counted page by page (the sum in `status` is an estimate).
 pub(crate) fn resident(proxy: &Proxy) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid)).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/smaps_rollup", proxy.pid)).unwrap();
     let line = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix("Rss:"))
         .unwrap();
     let kilobytes = line.trim().trim_end_matches("kB").trim();
     kilobytes.parse::<usize>().unwrap() * 1024
