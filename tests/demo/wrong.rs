@@ -123,15 +123,16 @@ fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
     let start = [&["start"], &TO[..], &ROOMY[..]].concat();
     for (args, state) in [
         (&start[..], "r2: ready; the former"),
-        (&["cutover"], "r2: reverse; the new"),
+        (&["cutover"][..], "r2: reverse; the new"),
     ] {
         let output = demo.reshard(args);
         assert!(output.status.success(), "{}", said(&output));
         until(state, || said(&demo.reshard(&["status"])).contains(state));
-        tell_all(match args {
-            ["cutover"] => &["cutover", "abort", "verify", "plan --group customers --to s0,s1,s2,s3"],
-            _ => &["rollback", "finish"],
-        });
+        let wrong: &[&str] = match args {
+            ["cutover"] => &["cutover", "abort", "verify", "start --to s0"],
+            _ => &["rollback", "finish", "start --to s0"],
+        };
+        tell_all(wrong);
     }
     let finished = demo.reshard(&["finish", "--watch"]);
     assert!(finished.status.success(), "{}", said(&finished));
