@@ -84,7 +84,8 @@ impl Ground<'_> {
     /// # Errors
     /// [`StepError`].
     pub async fn idle(&self, job: &Job) -> Result<(), StepError> {
-        steps::ready::advance(job).await
+        steps::ready::advance(job).await?;
+        steps::partitions::none_new(job).await
     }
 
     async fn announce(&self, job: &Job) -> Result<(), StepError> {
@@ -173,7 +174,10 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             hold::Drained::No { waiting_for } => {
                 job.progress
                     .set("cutover.waiting_for", waiting_for.as_str());
-                format!("not drained within {drain:?}: {waiting_for}")
+                format!(
+                    "not drained within {drain:?}: {waiting_for}; end them (SHOW CLIENTS there says who they are), or let \
+                     cutovers wait for them: shardway reshard set drain_ms=... hold_ms=..."
+                )
             }
             hold::Drained::Released => "the deadline has passed".to_owned(),
         };

@@ -8,6 +8,7 @@
 use super::{
     asking::{About as _, Typed, is_lock_timeout, line},
     guard::{self, Switch, guarded, lock_timeout, switch_sql},
+    partitions,
     records::begin,
 };
 use crate::{
@@ -31,8 +32,9 @@ pub const MESSAGE: &str = "shardway_fence";
 const HOLDERS: &str = "\
 SELECT coalesce(string_agg(DISTINCT coalesce('process ' || l.pid || ' of ' || a.usename || ' (' || a.application_name || ')', \
                                              coalesce(a.backend_type, 'process') || ' ' || a.pid, \
-                                             'a prepared transaction'), ', '), '') \
+                                             'a prepared transaction' || coalesce(' (' || x.gid || ')', '')), ', '), '') \
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction \
 WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
   AND l.relation = ANY(SELECT to_regclass(name)::oid FROM unnest($1::text[]) name) \
   AND l.mode <> ALL($3::text[]) AND l.pid IS DISTINCT FROM pg_backend_pid() \
@@ -49,11 +51,6 @@ const WRITERS: [&str; 3] = ["AccessShareLock", "RowShareLock", "RowExclusiveLock
 /// For as long as it takes until an autovacuum gives way to whoever waits for it, which is looked at after this time.
 const PATIENCE: &str = "\
 SELECT set_config('lock_timeout', (setting::bigint + 2000)::text, true) FROM pg_settings WHERE name = 'deadlock_timeout'";
-
-/// Partitions that the plan does not know.
-const UNKNOWN: &str = "\
-SELECT coalesce(string_agg(p.relid::text, ', '), '') FROM unnest($1::text[]) root, pg_partition_tree(to_regclass(root)) p \
-WHERE p.isleaf AND NOT EXISTS (SELECT FROM unnest($2::text[]) name WHERE to_regclass(name) = p.relid)";
 
 const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
 
@@ -92,7 +89,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
         biased;
         begin(&client, job),
         client.batch_execute(&locks),
-        unless_new(&client, &tables, source),
+        partitions::unless_new(&client, job, &tables, source),
         client.execute_typed(MARK, &mark),
         client.query_typed(TELL, &message),
     );
@@ -137,7 +134,7 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         knobs.lock.max(knobs.drain)
     };
     unless_held(&client, (most, &READERS), source, &tables).await?;
-    unless_new(&client, &tables, source).await?;
+    partitions::unless_new(&client, job, &tables, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
     marked.about("rehearsing the fence")?;
@@ -177,38 +174,6 @@ async fn unless_vacuumed(
 fn with_roots(tables: &[MovingTable]) -> Vec<String> {
     let tables_sql = tables.iter().map(MovingTable::sql);
     roots(tables).into_iter().chain(tables_sql).collect()
-}
-
-/// Sees that partitioned tables have no partitions that the plan does not know, whose rows would stay behind. Under the
-/// locks of a fence none can be made.
-async fn unless_new(
-    client: &Line<'_>,
-    tables: &[MovingTable],
-    source: &Server,
-) -> Result<(), StepError> {
-    let roots = roots(tables);
-    if roots.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
-    let row = client
-        .query_typed(
-            UNKNOWN,
-            &[(&roots, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)],
-        )
-        .await
-        .about("looking for partitions")?;
-    let unknown: String = row.first().map_or_else(String::new, |row| row.get(0));
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    Err(StepError::Halt {
-        what: format!(
-            "shard {} has partitions that were made since the plan: {unknown}",
-            source.name
-        ),
-        remedy: "detach or drop them, then resume; or abort and start again".to_owned(),
-    })
 }
 
 /// Whether a shard has seen a later attempt: what is done for this one comes too late.
@@ -265,7 +230,8 @@ async fn unless_held(
     Err(StepError::Again {
         what: format!("fencing shard {}", source.name),
         problem: format!(
-            "{holders} has locks on the tables for longer than {most:?}, which is more than may be waited for"
+            "{holders} has locks on the tables for longer than {most:?}, which is more than may be waited for; end it, or let \
+             cutovers wait for it: shardway reshard set lock_ms=... hold_ms=..."
         ),
     })
 }
