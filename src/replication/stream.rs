@@ -41,6 +41,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes of values that are kept for a destination until it takes them.
 const KEPT: usize = 8 << 20;
+/// Pieces in a row that are committed without waiting until they are durable.
+const SOON: u32 = 8;
 
 /// What is wanted of a follower.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -186,6 +188,10 @@ struct Lane {
     sent: Lsn,
     /// Whether it has a transaction open.
     open: bool,
+    /// Whether what was sent to it last ended within a transaction.
+    cut: bool,
+    /// How many pieces were committed there since the last one that is known to be durable.
+    soon: u32,
     /// Transactions from this one on are in nothing that was copied to it.
     copied: Option<u64>,
 }
@@ -297,6 +303,8 @@ fn lane(
         reached,
         sent: reached.lsn,
         open: false,
+        cut: false,
+        soon: 0,
         copied,
     }
 }
