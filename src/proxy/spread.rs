@@ -21,7 +21,7 @@ use super::{
     session::{End, Note, Phase, Portal, Session, told},
 };
 use crate::{
-    catalog::shard::ShardId,
+    catalog::{moving::REACHES, shard::ShardId},
     config::settings::PoolMode,
     plan::{
         Plan, StatementPlan, Values,
@@ -29,7 +29,10 @@ use crate::{
         spread::{Fill, Given, Part, Shares, Spread, Turns, What},
     },
     protocol::transaction::Deferred,
-    sql::{normalize::Slot, statement::Effect},
+    sql::{
+        normalize::Slot,
+        statement::{Effect, quoted},
+    },
     wire::{
         backend::{Status, command_tag},
         frame::Body,
@@ -623,14 +626,16 @@ impl Session {
     pub(super) async fn reach_shards(&mut self, writing: &Writing<'_>) -> Result<(), Stop> {
         let lock = match &writing.spread.what {
             What::Copies(copies) => Some(format!(
-                "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
+                "{}LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
+                self.reaching(&writing.shares),
                 copies.quoted
             )),
+            What::Change => Some(self.reaching(&writing.shares)),
             What::Move(_) => writing.spread.lock.map(|table| keep_apart(table, true)),
             What::Share(_) if writing.shares.shards.len() > 1 => {
                 writing.spread.lock.map(|table| keep_apart(table, false))
             }
-            What::Rows(_) | What::Share(_) | What::Whole | What::Change => None,
+            What::Rows(_) | What::Share(_) | What::Whole => None,
         };
         for (shard, _) in &writing.shares.shards {
             let hold = Hold::Bound;
@@ -651,6 +656,15 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Says to a shard which others have the write too, for guards of tables that shards which join have from now on.
+    pub(super) fn reaching(&self, shares: &Shares) -> String {
+        let shards = shares.shards.iter();
+        let names: Vec<&str> = shards
+            .map(|(shard, _)| self.database.shard_name(*shard))
+            .collect();
+        format!("SET LOCAL {REACHES} = {}; ", quoted(&names.join(",")))
     }
 
     /// Sets the transaction's links to these shards to work together.

@@ -12,6 +12,7 @@ mod comparing;
 mod copying;
 mod following;
 mod hindered;
+mod joining;
 mod leading;
 mod lost;
 mod preflight;
