@@ -292,14 +292,17 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let old = moving(job, Owner::Before);
         self.all_know(job, &old).await?;
         Box::pin(steps::finish::run(job)).await?;
-        self.leave(job).await?;
+        let left = self.leave(job).await?;
         self.all_know(job, &[]).await?;
+        for shard in &left {
+            Box::pin(steps::finish::empty(job, shard)).await?;
+        }
         self.forget_hold(job).await
     }
 
-    /// Shards that gave everything away serve no more, unless something else lives there. Nobody has read from them since
-    /// the cutover, but reference tables were written there until now.
-    async fn leave(&self, job: &Job) -> Result<(), StepError> {
+    /// Shards that gave everything away serve no more, unless something else lives there; which. Nobody has read their keys
+    /// since the cutover, but reference tables were read and written there until now.
+    async fn leave(&self, job: &Job) -> Result<Vec<String>, StepError> {
         const WHAT: &str = "letting shards go that own nothing any more";
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map(WHAT, error))?;
@@ -315,7 +318,12 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             }
         }
         let left = self.registry.leave_map(&job.id, &leaving, job.token).await;
-        left.map(drop).map_err(|error| of_map(WHAT, error))
+        left.map_err(|error| of_map(WHAT, error))?;
+        // What the map says counts.
+        let now = self.registry.read_map().await;
+        let members = now.map_err(|error| of_map(WHAT, error))?.content.members;
+        leaving.retain(|shard| !members.contains(shard));
+        Ok(leaving)
     }
 
     async fn abort(&self, job: &Job) -> Result<(), StepError> {
@@ -327,6 +335,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             .filter(|it| it.workflow == job.id)
             .collect();
         // After a rollback a shard that had joined serves reference tables, which are about to go.
+        steps::activate::open_reference(job).await?;
         let leaving = &job.plan.joins;
         let left = self.registry.leave_map(&job.id, leaving, job.token).await;
         left.map_err(|error| of_map("giving it up", error))?;

@@ -4,7 +4,7 @@ use shardway::{
     auth::scram::ChannelBinding,
     catalog::{
         key::Key,
-        moving::{KeySet, Move, Part},
+        moving::{KeySet, Move, Part, REACHES},
         ownership::Ownership,
     },
     clock::Duration,
@@ -160,6 +160,7 @@ fn plan(joins: &[&str]) -> Plan {
         ],
         joins: joins.iter().map(|name| (*name).to_owned()).collect(),
         reference: vec![table("country", None, "", &["code"], &["code", "name"])],
+        left: Vec::new(),
     }
 }
 
@@ -407,10 +408,24 @@ fn a_reshard_goes_through_its_steps_and_leaves_nothing() {
         stage.run(0, "DELETE FROM shardway.hold").await;
         assert!(halted(unfence::run(&stage.job).await).contains("committed"));
         assert!(halted(abort::run(&stage.job).await).contains("committed"));
-        activate::open_reference(&stage.job).await.unwrap();
-        stage
-            .run(0, "INSERT INTO country VALUES ('at', 'Austria')")
+        // Who knows that the shard has joined writes there too, and is let through at once.
+        for (reached, passes) in [("a", false), ("bb,a", false), ("a,b", true)] {
+            let write = format!(
+                "BEGIN; SET LOCAL {REACHES} = '{reached}'; INSERT INTO country VALUES ('{reached}', ''); COMMIT"
+            );
+            let said = stage.refused(0, &write).await;
+            assert_eq!(said == "nothing", passes, "{reached}: {said}");
+        }
+        assert_eq!(
+            stage
+                .ask(0, "SELECT code FROM country WHERE name = ''")
+                .await,
+            ["a,b"]
+        );
+        let past = stage
+            .refused(0, "INSERT INTO country VALUES ('at', 'Austria')")
             .await;
+        assert!(past.contains("SWG01"), "{past}");
         assert!(stage.refused(0, MOVES).await.contains("SWG01"));
 
         for _again in 0..2 {
