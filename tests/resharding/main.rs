@@ -8,6 +8,7 @@
 )]
 
 mod applying;
+mod backlog;
 mod comparing;
 mod copying;
 mod following;

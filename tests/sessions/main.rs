@@ -30,6 +30,7 @@ mod gathered_parts;
 mod greetings;
 mod harness;
 mod heartbeat;
+mod helping;
 mod holding;
 mod hostile;
 mod ids;

@@ -8,7 +8,7 @@ use super::{
     abort::{forget, forget_records, remove},
     activate::{latest, latest_anywhere},
     asking::{About as _, connection, named},
-    condition,
+    condition, partitions,
     records::{Kind, claim, claim_all, gone, noted},
     rows,
 };
@@ -44,6 +44,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         }
     }
     for source in job.sources() {
+        partitions::unless_written(job, &source).await?;
         delete(job, &source).await?;
     }
     failpoint::reached("after_old_rows").await;

@@ -10,7 +10,7 @@
 //! | [`prepare`] | before the copy | forward |
 //! | [`keys::primary`] | after the copy, before followers start | forward |
 //! | [`keys::rest`] | past the consistency point | forward |
-//! | [`ready`] | before a cutover; [`ready::advance`] every few seconds while it waits for one | of the cutover |
+//! | [`ready`] | before a cutover; [`ready::advance`], [`partitions::none_new`] every few seconds while it waits for one | of the cutover |
 //! | [`rehearse`] | right before statements are held | of the cutover |
 //! | [`fence`], [`turn`] | in the cutover; [`turn`] when every fence is applied | of the cutover |
 //! | [`unfence`] | to undo an attempt | of the cutover |
@@ -30,6 +30,7 @@ pub mod finish;
 pub mod guard;
 pub mod keys;
 mod lost;
+pub mod partitions;
 pub mod preflight;
 pub mod prepare;
 pub mod ready;
