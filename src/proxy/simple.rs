@@ -18,7 +18,10 @@ use crate::{
         pipeline::{Origin, Request},
         transaction::Deferred,
     },
-    sql::statement::{Effect, PinReason},
+    sql::{
+        scan::pieces,
+        statement::{Effect, PinReason},
+    },
     wire::{
         backend::{Status, put_complete},
         frame::HEADER,
@@ -170,6 +173,9 @@ impl Session {
     ) -> Result<(), Stop> {
         self.begin_with_snapshots().await?;
         if let [statement] = plan.statements.as_slice() {
+            if lacks_values(statement, values) {
+                return self.query_nothing(plan, values.text).await;
+            }
             if matches!(statement.effect, Effect::Declare { .. }) {
                 return Box::pin(self.query_declare(refused, plan, values.text)).await;
             }
@@ -191,6 +197,18 @@ impl Session {
             return Ok(self.run_one_by_one(&plan.statements, values.text)?);
         }
         Box::pin(self.query_shards(refused, plan, values)).await
+    }
+
+    /// A Query has no parameters, as a shard says in PostgreSQL's own words.
+    async fn query_nothing(&mut self, plan: &Arc<Plan>, text: &[u8]) -> Result<(), Stop> {
+        let hold = match &self.deferred {
+            Some(_) => Hold::Bound,
+            None => Hold::Loose,
+        };
+        let shard = self.link_shard().unwrap_or(self.any);
+        self.reach(Place { shard, hold }).await?;
+        self.send_query(text, Arc::clone(plan));
+        Ok(())
     }
 
     /// Statements that cannot be sent together run one after the other, or are refused.
@@ -500,4 +518,17 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether values would have to come with a query. What is kept for later, or explained, may do without.
+fn lacks_values(statement: &StatementPlan, values: &Values<'_>) -> bool {
+    let queries = matches!(statement.effect, Effect::None | Effect::Declare { .. })
+        && statement.changes.is_none()
+        && statement.explains == Explains::No;
+    if !queries {
+        return false;
+    }
+    let text = std::str::from_utf8(values.text).ok();
+    let pieces = text.and_then(|text| pieces(text, values.slots));
+    pieces.is_some_and(|pieces| pieces.iter().any(|piece| piece.parameter().is_some()))
 }

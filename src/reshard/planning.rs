@@ -132,15 +132,10 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
     }
     let owners = after.shards();
     let leaves = moves.iter().any(|it| !owners.contains(&it.from));
-    let mut everywhere = Vec::new();
-    if let Some(first) = moves.first().filter(|_| leaves || !joins.is_empty()) {
-        let client = connections.to(asked.servers, &first.from).await?;
-        for name in whole(asked.snapshot) {
-            let read = with_partitions(client, &name, None, "").await;
-            let read = read.map_err(|fault| fault.on(&first.from, &name))?;
-            add(&mut everywhere, read);
-        }
-    }
+    let everywhere = match moves.first().filter(|_| leaves || !joins.is_empty()) {
+        Some(first) => everywhere(&mut connections, asked, &first.from).await?,
+        None => Vec::new(),
+    };
     let left = if leaves {
         everywhere.clone()
     } else {
@@ -174,6 +169,22 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
         left,
     };
     Ok(Planned { plan, sizes, cuts })
+}
+
+/// The tables that every shard has whole, as one of them has them.
+async fn everywhere(
+    connections: &mut Connections,
+    asked: Asked<'_>,
+    from: &str,
+) -> Result<Vec<MovingTable>, PlanError> {
+    let mut tables = Vec::new();
+    let client = connections.to(asked.servers, from).await?;
+    for name in whole(asked.snapshot) {
+        let read = with_partitions(client, &name, None, "").await;
+        let read = read.map_err(|fault| fault.on(from, &name))?;
+        add(&mut tables, read);
+    }
+    Ok(tables)
 }
 
 /// How the keys are spread of range groups that are to be split evenly over more shards than they have ranges, and the

@@ -132,7 +132,7 @@ fn a_shard_that_serves_no_more_has_no_rows_when_those_who_read_there_have_ended(
     block_on(async {
         let (shards, reshard) = begin("leaving").await;
         let reader = shards.server("a").sql().await.unwrap();
-        let rows = "SELECT count(*) FROM country";
+        let rows = "SELECT count(*) FROM public.country";
         reader
             .batch_execute(&format!("BEGIN; {rows}"))
             .await

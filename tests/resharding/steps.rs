@@ -659,9 +659,10 @@ fn a_cutover_is_taken_back_by_the_same_steps() {
             ..stage.job.turned()
         };
         reverse::run(&stage.job).await.unwrap();
-        stage
-            .run(0, "INSERT INTO country VALUES ('at', 'Austria')")
-            .await;
+        let write = "INSERT INTO country VALUES ('at', 'Austria')";
+        assert!(stage.refused(0, write).await.contains("SWG01"));
+        let reaching = format!("BEGIN; SET LOCAL {REACHES} = 'a,b'; {write}; COMMIT");
+        stage.run(0, &reaching).await;
         ready::advance(&stage.job).await.unwrap();
         fence::run(&stage.job).await.unwrap();
         assert!(

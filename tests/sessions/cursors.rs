@@ -375,8 +375,15 @@ fn what_a_cursor_over_shards_cannot_do_is_refused() {
 }
 
 #[test]
-fn a_query_has_no_parameters_whatever_it_declares() {
+fn a_query_has_no_parameters_unless_it_keeps_them_for_later() {
     let mut stand = stand("cursors_nothing");
+    stand.all_alike(&[
+        "prepare x as select id from t where n = $1 order by id",
+        "execute x (7)",
+        "select id from t where n > $1 order by n",
+        "create function twice(int) returns int language sql immutable return 2 * $1",
+    ]);
+    assert_eq!(stand.seen("select twice(3)"), ["6"; 3]);
     for text in [
         "declare c cursor for select id from t where n > $1 order by n",
         "declare c cursor for select $2 + n as k, count(*) from t group by 1 order by 1",

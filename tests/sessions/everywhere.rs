@@ -90,7 +90,7 @@ fn a_write_that_does_not_reach_a_shard_that_has_joined_is_refused_and_made_nowhe
             if one == "begin" {
                 stand.ask(one);
             } else {
-                stand.fails(one, "(SW404)");
+                stand.fails(one, "could not write keys that have moved");
             }
         }
     }
