@@ -50,6 +50,8 @@ pub struct Wish {
     /// To stop before the first transaction whose commit stands there or behind, and wait; zero: before the next one.
     pub pause: Option<Lsn>,
     pub stop: bool,
+    /// Grows when somebody wants a heartbeat now, to see how long changes take.
+    pub beats: u64,
 }
 
 /// Where a follower stands.
@@ -64,6 +66,8 @@ pub struct Stand {
     /// For which wish it waits, and whether it could stop exactly there.
     pub paused: Option<(Lsn, bool)>,
     pub lag: Lag,
+    /// When the last heartbeat was sent of those that every destination has.
+    pub beat: Option<Instant>,
     /// Rows that were brought, since the process began.
     pub changes: u64,
     /// What keeps it from going on at the moment.
@@ -256,6 +260,8 @@ pub async fn run(
         beat: None,
         last_number: 0,
         last_beat: None,
+        newest_beat: None,
+        beats_wanted: 0,
         last_heard: Clock.now(),
         alive: Lsn(0),
         changes: 0,
@@ -340,6 +346,10 @@ struct Reader<'a> {
     /// The highest number that has come.
     last_number: i64,
     last_beat: Option<Duration>,
+    /// When the one was sent that came last.
+    newest_beat: Option<Instant>,
+    /// As they were wished for.
+    beats_wanted: u64,
     last_heard: Instant,
     /// How far the source has looked for changes when it last said so.
     alive: Lsn,

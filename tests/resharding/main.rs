@@ -13,6 +13,7 @@ mod comparing;
 mod copying;
 mod following;
 mod hindered;
+mod joining;
 mod leading;
 mod lost;
 mod preflight;

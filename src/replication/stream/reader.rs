@@ -42,6 +42,10 @@ impl Reader<'_> {
         if paused.is_some_and(|(at, _)| wish.pause != Some(at)) {
             self.stand.send_modify(|stand| stand.paused = None);
         }
+        if wish.beats != self.beats_wanted {
+            self.beats_wanted = wish.beats;
+            self.sooner.notify_one();
+        }
         if wish.pause.is_some() && paused.is_none() && self.withheld.is_none() {
             // So that there is a transaction to stop at.
             self.sooner.notify_one();
@@ -151,6 +155,7 @@ impl Reader<'_> {
             && beat.at.is_some_and(|at| at <= least.lsn)
         {
             self.last_beat = Some(Clock.now() - beat.sent);
+            self.newest_beat = Some(beat.sent);
             self.beats.pop_front();
         }
         let waiting = self.beats.front().map(|beat| Clock.now() - beat.sent);
@@ -175,6 +180,7 @@ impl Reader<'_> {
             stand.consistent |= consistent;
             stand.changes += changes;
             stand.problem = None;
+            stand.beat = self.newest_beat.or(stand.beat);
             if let Some(late) = late {
                 let millis = u64::try_from(late.as_millis()).unwrap_or(u64::MAX);
                 stand.lag = Lag { bytes, millis };
