@@ -87,8 +87,8 @@ fn a_row_among_many_that_is_there_already_stops_it_by_name() {
 /// Transactions of seven changes each, as many as there are.
 async fn write(shards: &Shards<'_>, tenant: &str, (from, to): (u32, u32)) {
     let write = format!(
-        "CREATE OR REPLACE PROCEDURE write() LANGUAGE plpgsql AS $$ BEGIN FOR n IN {from}..{to} LOOP \
-           INSERT INTO t SELECT {tenant}, 1000 + n * 5 + k, n, '', repeat(md5(n::text), 20) FROM generate_series(0, 4) k; \
+        "CREATE OR REPLACE PROCEDURE write() LANGUAGE plpgsql AS $$ BEGIN FOR step IN {from}..{to} LOOP \
+           INSERT INTO t SELECT {tenant}, 1000 + step * 5 + k, step, '', repeat(md5(step::text), 20) FROM generate_series(0, 4) k; \
            UPDATE t SET n = n + 1 WHERE tenant = {tenant} AND id IN (1, 2); \
            COMMIT; END LOOP; END $$"
     );
