@@ -15,6 +15,7 @@ mod hindered;
 mod leading;
 mod lost;
 mod preflight;
+mod reached;
 mod shards;
 mod slots;
 mod steps;
