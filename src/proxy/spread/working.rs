@@ -149,22 +149,24 @@ impl Session {
             What::Rows(_) | What::Share(_) | What::Whole | What::Change => None,
         };
         for (shard, _) in &writing.shares.shards {
-            let hold = Hold::Bound;
-            self.reach(Place {
-                shard: *shard,
-                hold,
-            })
-            .await?;
-            let there = self
-                .link
-                .as_ref()
-                .is_some_and(|link| link.shard == *shard && link.status == Status::Transaction);
-            if !there {
-                return Err(reply::rows::shard_missing(self.database.shard_name(*shard)).into());
-            }
+            self.reach_within(*shard).await?;
             if let Some(lock) = &lock {
                 self.prelude(lock.as_bytes()).await??;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes a shard a part of the transaction.
+    pub(in crate::proxy) async fn reach_within(&mut self, shard: ShardId) -> Result<(), Stop> {
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        let there = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
+        if !there {
+            return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
         }
         Ok(())
     }
