@@ -5,42 +5,26 @@
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
-use anyhow::{Context as _, Result};
+#[path = "../../tests/resharding/reached.rs"]
+mod reached;
+
+use anyhow::Result;
 use shardway::{
-    auth::scram::ChannelBinding,
-    catalog::{
-        moving::{KeySet, Move, Part},
-        ownership::Ownership,
-    },
+    catalog::moving::{KeySet, Move, Part},
     clock::{Clock, Duration},
-    config::{
-        load::load_str,
-        settings::{Address, Credentials, Host, TlsMode, TlsStart},
-    },
+    config::settings::{Address, Host},
     net::tls::ClientTls,
     reshard::{
-        identity::Known,
         job::{Direction, Job, Knobs},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
     },
     sandbox::{Cluster, Sandbox, SandboxEnv},
 };
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, sync::Arc};
 use tokio::sync::watch;
 
-/// The schema `shardway`.
-pub(crate) const OWN_SCHEMA: &str = concat!(
-    "CREATE SCHEMA shardway;",
-    include_str!("../../src/registry/schema/1.sql"),
-    include_str!("../../src/registry/schema/2.sql"),
-    include_str!("../../src/registry/schema/3.sql")
-);
+pub(crate) use reached::OWN_SCHEMA;
 
 /// Tenants of a table: its shard key, the first column of its primary key `(tenant, id)`.
 pub(crate) const TENANTS: u32 = 100;
@@ -193,15 +177,7 @@ impl Stand {
     /// # Errors
     /// What a server said.
     pub(crate) fn open(destinations: usize) -> Result<Self> {
-        let environment = SandboxEnv {
-            pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-            path: std::env::var_os("PATH")
-                .iter()
-                .flat_map(std::env::split_paths)
-                .collect(),
-            tmp: std::env::temp_dir(),
-            template_cache: None,
-        };
+        let environment = SandboxEnv::of(std::env::var_os, std::env::temp_dir());
         let sandbox = Sandbox::builder(environment)
             .clusters(destinations + 1)
             .setting("wal_level", "logical")
@@ -259,9 +235,7 @@ pub(crate) fn job(
     let text = "[databases.app]\nshards.s = { primary = \"postgres://h/app\" }\n\
                 [databases.app.groups.g]\nmethod = \"hash\"\nkey_type = \"bigint\"\n\
                 tables = { \"public.t\" = \"tenant\" }\n";
-    let settings = load_str("bench", text, Path::new("."));
-    let settings = settings.ok().context("a configuration")?;
-    let owners = Ownership::of(&settings.databases["app"].snapshot);
+    let owners = reached::owners(text);
     let tls = Arc::new(ClientTls::new()?);
     let mut servers = BTreeMap::from([("s".to_owned(), server("s", source, &tls))]);
     let mut moves = Vec::new();
@@ -305,25 +279,11 @@ pub(crate) fn job(
 }
 
 fn server(name: &str, place: Place<'_>, tls: &Arc<ClientTls>) -> Server {
-    Server {
-        name: name.to_owned(),
-        address: Address {
-            host: Host::Unix(place.cluster.socket_dir()),
-            port: place.cluster.port(),
-            database: place.database.to_owned(),
-            tls: TlsMode::Disable,
-            root_cert: None,
-            tls_start: TlsStart::Request,
-            channel_binding: ChannelBinding::Prefer,
-        },
-        credentials: Credentials {
-            user: "postgres".to_owned(),
-            password: None,
-        },
-        limit: Duration::from_secs(60),
-        tls: Arc::clone(tls),
-        known: Known::Nothing,
-    }
+    let address = Address {
+        host: Host::Unix(place.cluster.socket_dir()),
+        ..reached::address(place.cluster, place.database)
+    };
+    reached::server(name, address, Duration::from_secs(60), tls)
 }
 
 /// What one of the two that are compared has done.

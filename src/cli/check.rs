@@ -70,10 +70,7 @@ pub(super) fn run(args: &CheckArgs, output: &Output) -> Exit {
 
 /// Prints what makes the configuration's maps those of all proxies.
 fn accept(settings: &Settings, output: &Output) -> Exit {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
+    let runtime = match super::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return output.fault(&error.to_string(), Exit::Failed),
     };
@@ -146,9 +143,7 @@ impl From<Lack> for Said {
 }
 
 fn ask(settings: &Settings) -> io::Result<Found> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = super::runtime()?;
     Ok(runtime.block_on(async {
         let mut found = Vec::new();
         for (name, database) in &settings.databases {

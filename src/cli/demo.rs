@@ -153,22 +153,12 @@ fn quoted(word: &str) -> String {
 }
 
 fn environment(args: &DemoArgs) -> SandboxEnv {
-    SandboxEnv {
-        pg_bin: env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-        path: env::var_os("PATH")
-            .iter()
-            .flat_map(env::split_paths)
-            .collect(),
-        tmp: args.dir.clone().unwrap_or_else(env::temp_dir),
-        template_cache: None,
-    }
+    let tmp = args.dir.clone().unwrap_or_else(env::temp_dir);
+    SandboxEnv::of(env::var_os, tmp)
 }
 
 fn fill(serving: usize, servers: &[Cluster], settings: &Settings) -> Result<(), DemoError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(DemoError::Runtime)?;
+    let runtime = super::runtime().map_err(DemoError::Runtime)?;
     let database = settings
         .databases
         .get(shop::DATABASE)

@@ -105,6 +105,13 @@ fn dispatch(arguments: Arguments) -> Exit {
 }
 
 /// `--help` and `--version` are results; everything else that the parser says is a fault in the arguments.
+/// What a command runs on that waits for servers.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
 fn usage(error: &clap::Error) -> Exit {
     // A closed pipe: nobody reads what we would say.
     drop(error.print());

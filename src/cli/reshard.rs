@@ -160,10 +160,7 @@ pub(super) fn run(args: &ReshardArgs, output: &Output) -> Exit {
         Ok(settings) => settings,
         Err(errors) => return output.config_fault(&errors),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
+    let runtime = match super::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return output.fault(&error.to_string(), Exit::Failed),
     };

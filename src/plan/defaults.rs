@@ -591,11 +591,7 @@ mod tests {
     use super::*;
     use crate::{
         catalog::snapshot::TableName,
-        sql::{
-            normalize::{Slots, Strings, normalize},
-            parse::parse,
-            tree,
-        },
+        sql::{normalize::Strings, parse::parse, scan::slots_of, tree},
     };
 
     fn effects(always: &[&str]) -> Effects {
@@ -620,13 +616,7 @@ mod tests {
     }
 
     fn rewritten(text: &str, always: &[&str]) -> Option<String> {
-        let mut slots = Slots::new();
-        normalize(
-            text.as_bytes(),
-            Strings::Standard,
-            &mut Vec::new(),
-            &mut slots,
-        );
+        let slots = slots_of(text, Strings::Standard);
         let parsed = parse(text).ok()?;
         let tree::Kind::Insert(insert) = &parsed[0].kind else {
             return None;
@@ -718,13 +708,7 @@ mod tests {
     #[test]
     fn what_was_drawn_is_written_where_it_is_asked_for() {
         let told = |text: &str| {
-            let mut slots = Slots::new();
-            normalize(
-                text.as_bytes(),
-                Strings::Standard,
-                &mut Vec::new(),
-                &mut slots,
-            );
+            let slots = slots_of(text, Strings::Standard);
             let draft = asking(text, &slots, &["public".to_owned()])?;
             Some(draft.with_values(text, &["7".to_owned(), "8".to_owned()]))
         };
@@ -744,13 +728,7 @@ mod tests {
     #[test]
     fn sequences_are_known_by_their_names() {
         let names = |text: &str| {
-            let mut slots = Slots::new();
-            normalize(
-                text.as_bytes(),
-                Strings::Standard,
-                &mut Vec::new(),
-                &mut slots,
-            );
+            let slots = slots_of(text, Strings::Standard);
             sequences(text, &slots)
         };
         assert_eq!(names("select nextval('a.b')").unwrap(), ["a.b"]);

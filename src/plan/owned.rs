@@ -22,9 +22,9 @@ use super::{
 use crate::{
     catalog::{group::Group, shard::ShardId, snapshot::Snapshot},
     sql::{
-        normalize::{Slots, Strings, normalize},
+        normalize::Strings,
         parse,
-        scan::pieces,
+        scan::{pieces, slots_of},
         tree::Kind,
     },
 };
@@ -218,12 +218,6 @@ fn rows(kind: &Kind) -> Option<&Kind> {
         Kind::Copy(copy) => rows(copy.query.as_deref()?),
         _ => None,
     }
-}
-
-fn slots_of(text: &str, strings: Strings) -> Slots {
-    let (mut template, mut slots) = (Vec::new(), Slots::new());
-    normalize(text.as_bytes(), strings, &mut template, &mut slots);
-    slots
 }
 
 #[cfg(test)]

@@ -266,16 +266,10 @@ fn is_of_a_time(piece: &Piece<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::normalize::{Slots, Strings, normalize};
+    use crate::sql::{normalize::Strings, scan::slots_of};
 
     fn with(sourced: &Sourced, text: &str, rows: &[Row], types: &[&str]) -> Option<String> {
-        let (mut template, mut slots) = (Vec::new(), Slots::new());
-        normalize(
-            text.as_bytes(),
-            Strings::Standard,
-            &mut template,
-            &mut slots,
-        );
+        let slots = slots_of(text, Strings::Standard);
         let types: Vec<String> = types.iter().map(|&one| one.to_owned()).collect();
         let sources = sourced.of(text, &slots)?;
         Some(sources.with_rows(rows, &types))

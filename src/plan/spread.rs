@@ -32,7 +32,7 @@ use crate::{
     },
 };
 pub use fill::{Fill, Given, asks_for_time, is_each_rows};
-pub(super) use fill::{leaves_time, slots_of, with_time};
+pub(super) use fill::{leaves_time, with_time};
 pub use moving::{Columns, Moving, Texts, examine, examined};
 pub(super) use text::quote;
 pub use text::{Part, Time};

@@ -11,7 +11,6 @@ use super::{
     learning::Looked,
     link::{Hold, Link},
     numbers::Drew,
-    place::Place,
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
@@ -358,15 +357,7 @@ impl Session {
 
     /// Asks a shard within the transaction.
     async fn ask_within(&mut self, shard: ShardId, sql: &str) -> Result<Option<String>, Stop> {
-        let hold = Hold::Bound;
-        self.reach(Place { shard, hold }).await?;
-        let there = self
-            .link
-            .as_ref()
-            .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
-        if !there {
-            return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
-        }
+        self.reach_within(shard).await?;
         Ok(self.ask(sql.as_bytes()).await??)
     }
 

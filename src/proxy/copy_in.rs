@@ -16,8 +16,6 @@
 
 use super::{
     copy_out::counted,
-    link::Hold,
-    place::Place,
     prepared::Prepared,
     reply::{self as wording, session as reply},
     request::Stop,
@@ -196,15 +194,7 @@ impl Session {
         let listed = copy.listed_column();
         let mut found: Option<Option<String>> = None;
         for (shard, _) in &shares.shards {
-            let (shard, hold) = (*shard, Hold::Bound);
-            self.reach(Place { shard, hold }).await?;
-            let there = self
-                .link
-                .as_ref()
-                .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
-            if !there {
-                return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
-            }
+            self.reach_within(*shard).await?;
             if copy.is_everywhere() {
                 let lock = self.reaching(shares) + &copy.lock();
                 self.prelude(lock.as_bytes()).await??;

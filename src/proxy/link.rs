@@ -54,6 +54,26 @@ pub(super) enum Hold {
 }
 
 impl Link {
+    /// A backend just leased, on which nothing has begun.
+    pub(super) fn leased(lease: Lease, shard: ShardId, hold: Hold, since: Instant) -> Self {
+        Self {
+            lease,
+            shard,
+            hold,
+            status: Status::Idle,
+            parsing: SmallVec::new(),
+            at_begin: crate::protocol::parameters::Applied::Unknown,
+            savepoints: Vec::new(),
+            opaque: false,
+            named: false,
+            unpreparable: false,
+            spent: false,
+            listens: false,
+            gathered: None,
+            since,
+        }
+    }
+
     /// The connection.
     pub(super) fn stream(&mut self) -> &mut Stream {
         &mut self.lease.stream

@@ -35,7 +35,6 @@ use crate::{
         notice::{Notice, Words},
     },
 };
-use smallvec::SmallVec;
 use std::{
     ops::{Deref, DerefMut},
     sync::Arc,
@@ -466,20 +465,9 @@ impl Session {
         };
         let settings = parameters::difference(&lease.applied, at_begin);
         self.attach(Box::new(Link {
-            lease,
-            shard,
-            hold: Hold::Bound,
-            status: Status::Idle,
-            parsing: SmallVec::new(),
             at_begin: here.at_begin.clone(),
             savepoints: here.savepoints.clone(),
-            opaque: false,
-            named: false,
-            unpreparable: false,
-            spent: false,
-            listens: false,
-            gathered: None,
-            since: self.marks.begun,
+            ..Link::leased(lease, shard, Hold::Bound, self.marks.begun)
         }));
         if let (Some(seen), Some(link)) = (&self.several.seen, &self.link) {
             seen.joins(shard, &link.lease.target);

@@ -153,10 +153,7 @@ pub(super) async fn drained(
 /// # Errors
 /// [`AskError`].
 pub(super) async fn release(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
-    let values: [(&(dyn ToSql + Sync), Type); 2] =
-        [(&workflow, Type::TEXT), (&attempt, Type::INT4)];
-    lease.query_typed(RELEASE, &values).await?;
-    Ok(())
+    of_attempt(lease, RELEASE, workflow, attempt).await
 }
 
 /// The new owners know what is theirs, or no guard is on any more: statements go on.
@@ -164,10 +161,7 @@ pub(super) async fn release(lease: &Lease, workflow: &str, attempt: i32) -> Resu
 /// # Errors
 /// [`AskError`].
 pub(super) async fn settled(lease: &Lease, workflow: &str, attempt: i32) -> Result<(), AskError> {
-    let values: [(&(dyn ToSql + Sync), Type); 2] =
-        [(&workflow, Type::TEXT), (&attempt, Type::INT4)];
-    lease.query_typed(SETTLED, &values).await?;
-    Ok(())
+    of_attempt(lease, SETTLED, workflow, attempt).await
 }
 
 /// What an attempt has cost statements, with those before it since the last change of owners.
@@ -223,5 +217,18 @@ pub(super) async fn told(
 /// [`AskError`].
 pub(super) async fn forget(lease: &Lease, workflow: &str) -> Result<(), AskError> {
     lease.execute(FORGET, &[&workflow]).await?;
+    Ok(())
+}
+
+/// Runs a change of the attempt's row.
+async fn of_attempt(
+    lease: &Lease,
+    sql: &str,
+    workflow: &str,
+    attempt: i32,
+) -> Result<(), AskError> {
+    let values: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&workflow, Type::TEXT), (&attempt, Type::INT4)];
+    lease.query_typed(sql, &values).await?;
     Ok(())
 }

@@ -18,6 +18,7 @@ use account::Account;
 use binaries::Binaries;
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt,
@@ -38,6 +39,22 @@ pub struct SandboxEnv {
     pub tmp: PathBuf,
     /// Where an empty initialised data directory per server version is kept for later runs; `None`: nowhere.
     pub template_cache: Option<PathBuf>,
+}
+
+impl SandboxEnv {
+    /// As these variables say; `tmp`: where to put things. Nothing is kept for later runs.
+    #[must_use]
+    pub fn of(variable: impl Fn(&'static str) -> Option<OsString>, tmp: PathBuf) -> Self {
+        Self {
+            pg_bin: variable("SHARDWAY_PG_BIN").map(PathBuf::from),
+            path: variable("PATH")
+                .iter()
+                .flat_map(std::env::split_paths)
+                .collect(),
+            tmp,
+            template_cache: None,
+        }
+    }
 }
 
 /// What clients must prove on TCP. On the socket inside the sandbox's private directory nobody is asked.

@@ -3,7 +3,7 @@
 //! For texts that PostgreSQL's grammar has accepted already. What a literal is, with its escapes and settings, is left
 //! to `normalize`: a quote that stands outside of a literal makes the text one that is not understood.
 
-use super::normalize::Slot;
+use super::normalize::{Slot, Slots, Strings, normalize};
 
 /// A word, a sign, a literal or a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,20 +163,20 @@ fn quoted_end(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
+/// The literals of a text.
+#[must_use]
+pub fn slots_of(text: &str, strings: Strings) -> Slots {
+    let (mut template, mut slots) = (Vec::new(), Slots::new());
+    normalize(text.as_bytes(), strings, &mut template, &mut slots);
+    slots
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::normalize::{Slots, Strings, normalize};
 
     fn all(text: &str) -> Option<Vec<(Kind, &str, u32)>> {
-        let (mut template, mut slots) = (Vec::new(), Slots::new());
-        normalize(
-            text.as_bytes(),
-            Strings::Standard,
-            &mut template,
-            &mut slots,
-        );
-        let found = pieces(text, &slots)?;
+        let found = pieces(text, &slots_of(text, Strings::Standard))?;
         Some(
             found
                 .iter()

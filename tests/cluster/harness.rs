@@ -237,14 +237,9 @@ impl Recipe {
 /// The environment of a sandbox in a test.
 pub(crate) fn environment() -> SandboxEnv {
     SandboxEnv {
-        pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-        path: std::env::var_os("PATH")
-            .iter()
-            .flat_map(std::env::split_paths)
-            .collect(),
-        tmp: std::env::temp_dir(),
         // One for all runs: making a data directory takes longer than starting a server on it.
         template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
+        ..SandboxEnv::of(std::env::var_os, std::env::temp_dir())
     }
 }
 

@@ -8,7 +8,7 @@ use shardway::{
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, OnceLock, mpsc},
     thread,
 };
@@ -157,15 +157,7 @@ fn server_port() -> u16 {
 }
 
 fn start() -> Sandbox {
-    let env = SandboxEnv {
-        pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-        path: std::env::var_os("PATH")
-            .iter()
-            .flat_map(std::env::split_paths)
-            .collect(),
-        tmp: std::env::temp_dir(),
-        template_cache: None,
-    };
+    let env = SandboxEnv::of(std::env::var_os, std::env::temp_dir());
     let sandbox = Sandbox::builder(env).start().unwrap();
     let port = sandbox.cluster(0).port();
     let make = async {

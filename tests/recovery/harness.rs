@@ -19,7 +19,7 @@ use shardway::{
     },
 };
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -64,13 +64,8 @@ fn unprepared() -> &'static Sandbox {
 
 fn start(max_prepared: &str) -> Sandbox {
     let environment = SandboxEnv {
-        pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-        path: std::env::var_os("PATH")
-            .iter()
-            .flat_map(std::env::split_paths)
-            .collect(),
-        tmp: std::env::temp_dir(),
         template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
+        ..SandboxEnv::of(std::env::var_os, std::env::temp_dir())
     };
     let builder = Sandbox::builder(environment).clusters(2);
     let builder = builder.setting("max_prepared_transactions", max_prepared);

@@ -39,13 +39,8 @@ struct Fleet {
 impl Fleet {
     async fn start(count: usize) -> Self {
         let environment = SandboxEnv {
-            pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(Into::into),
-            path: std::env::var_os("PATH")
-                .iter()
-                .flat_map(std::env::split_paths)
-                .collect(),
-            tmp: std::env::temp_dir(),
             template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
+            ..SandboxEnv::of(std::env::var_os, std::env::temp_dir())
         };
         let most = (count * 5 + 50).to_string();
         let sandbox = Sandbox::builder(environment)

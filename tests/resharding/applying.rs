@@ -81,6 +81,19 @@ CREATE TABLE w (name text, part int, tenant bigint NOT NULL, mood mood, tags tex
                 PRIMARY KEY (name, part)); \
 ALTER TABLE w ALTER long SET STORAGE EXTERNAL; ALTER TABLE w REPLICA IDENTITY FULL;";
 
+/// The same from one server to another, with rows.
+pub(super) async fn filled<'a>(
+    prefix: &str,
+    source: &'a Cluster,
+    other: &'a Cluster,
+) -> Shards<'a> {
+    let shards = Shards::new(prefix, &[("s", source), ("a", other), ("b", other)]).await;
+    shards.on_all(WIDE).await;
+    let rows = "INSERT INTO t SELECT n % 40, n, n, NULL, 'x' || n FROM generate_series(1, 400) n";
+    shards.run("s", rows).await;
+    shards
+}
+
 /// Publication, slot, and everybody gone who could be in neither the copy nor the stream.
 pub(super) async fn begin(shards: &Shards<'_>, job: &Job) {
     let source = shards.server("s");

@@ -1,13 +1,13 @@
 //! Rows of two shards are compared exactly: what PostgreSQL shows differently is found, and named.
 
-use crate::streaming::{block_on, server};
+use crate::{
+    reached::{self, block_on},
+    streaming::server,
+};
 use shardway::{
-    auth::scram::ChannelBinding,
     clock::Duration,
-    config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
     net::tls::ClientTls,
     reshard::{
-        identity::Known,
         plan::{MovingColumn, MovingTable},
         servers::Server,
         verify::{
@@ -58,25 +58,9 @@ fn table() -> MovingTable {
 }
 
 fn side(database: &str) -> Server {
-    Server {
-        name: database.to_owned(),
-        address: Address {
-            host: Host::Tcp("127.0.0.1".to_owned()),
-            port: server().port(),
-            database: database.to_owned(),
-            tls: TlsMode::Disable,
-            root_cert: None,
-            tls_start: TlsStart::Request,
-            channel_binding: ChannelBinding::Prefer,
-        },
-        credentials: Credentials {
-            user: "postgres".to_owned(),
-            password: None,
-        },
-        limit: Duration::from_secs(20),
-        tls: Arc::new(ClientTls::new().unwrap()),
-        known: Known::Nothing,
-    }
+    let address = reached::address(server(), database);
+    let tls = Arc::new(ClientTls::new().unwrap());
+    reached::server(database, address, Duration::from_secs(20), &tls)
 }
 
 async fn compared(majors: Majors) -> Compared {

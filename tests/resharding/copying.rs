@@ -1,6 +1,9 @@
 //! The copy: every row of the keys that move once on its destination, whatever is killed in between, and no other.
 
-use super::shards::{LIMIT, Reshard, Shards, block_on, servers};
+use super::{
+    applying::{moves, soon},
+    shards::{LIMIT, Reshard, Shards, block_on, servers},
+};
 use shardway::{
     catalog::{
         key::{Key, KeyType},
@@ -24,30 +27,15 @@ async fn shards(prefix: &str) -> Shards<'static> {
     Shards::new(prefix, &[("s", server()), ("a", server()), ("b", server())]).await
 }
 
-/// Moves of buckets out of four from `s`: the first to `a`, the second to `b`.
-fn buckets() -> Vec<Move> {
-    let to = |shard: &str, from| Move {
-        group: "g".to_owned(),
-        keys: KeySet::of(Part::Buckets {
-            of: 4,
-            runs: vec![(from, from + 1)],
-        }),
-        from: "s".to_owned(),
-        to: shard.to_owned(),
-    };
-    vec![to("a", 0), to("b", 1)]
-}
-
 /// The condition that a row of the table goes to `a` and to `b`.
 fn conditions(key_type: KeyType) -> [String; 2] {
     let sql = |it: &Move| it.keys.sql("tenant", key_type).unwrap();
-    let moves = buckets();
+    let moves = moves();
     [sql(&moves[0]), sql(&moves[1])]
 }
 
 async fn copied(job: &Job) {
-    let run = tokio::time::timeout(LIMIT, copy::run(job)).await;
-    run.expect("in time").unwrap();
+    soon(copy::run(job)).await;
 }
 
 /// That both destinations have the rows that are theirs, each once, and nothing else.
@@ -117,7 +105,7 @@ fn values_of_all_types_arrive_as_they_are() {
             shards.table("s", "public.own", Some("g")).await,
         ];
         assert!(tables[0].columns.iter().all(|column| column.binary));
-        let reshard = shards.reshard("bigint", buckets(), tables).await;
+        let reshard = shards.reshard("bigint", moves(), tables).await;
         copied(&reshard.job).await;
         arrived(&shards, "plain", "*", KeyType::Bigint).await;
         arrived(&shards, "own", "*", KeyType::Bigint).await;
@@ -156,7 +144,7 @@ fn keys_of_several_columns_in_the_order_of_their_collations() {
         let types: Vec<&str> = columns.iter().map(|it| it.type_name.as_str()).collect();
         assert_eq!(types, ["text", "character varying(20)", "date"]);
         let moving = vec![shards.table("s", "public.t", Some("g")).await];
-        let reshard = shards.reshard("text", buckets(), moving).await;
+        let reshard = shards.reshard("text", moves(), moving).await;
         copied(&reshard.job).await;
         arrived(&shards, "t", "*", KeyType::Text).await;
 
@@ -271,7 +259,7 @@ async fn narrow(shards: &Shards<'_>) -> Reshard {
         )
         .await;
     let moving = vec![shards.table("s", "public.t", Some("g")).await];
-    shards.reshard("bigint", buckets(), moving).await
+    shards.reshard("bigint", moves(), moving).await
 }
 
 #[test]
@@ -642,7 +630,7 @@ fn shards_that_join_get_reference_tables_whole() {
         let Reshard {
             mut job,
             knobs: _knobs,
-        } = shards.reshard("bigint", buckets(), tables).await;
+        } = shards.reshard("bigint", moves(), tables).await;
         let mut plan = (*job.plan).clone();
         plan.joins = vec!["b".to_owned()];
         job.plan = std::sync::Arc::new(plan);
@@ -722,7 +710,7 @@ fn keys_of_every_type_part_the_rows() {
             let table = format!("public.{name}");
             let moving = vec![shards.table("s", &table, Some("g")).await];
             let moves = if sql_buckets(key_type) {
-                buckets()
+                moves()
             } else {
                 ranges()
             };
@@ -740,7 +728,7 @@ fn keys_of_every_type_part_the_rows() {
 }
 
 fn sql_buckets(key_type: KeyType) -> bool {
-    buckets()[0].keys.sql("tenant", key_type).is_ok()
+    moves()[0].keys.sql("tenant", key_type).is_ok()
 }
 
 /// For keys that no SQL has a bucket of.

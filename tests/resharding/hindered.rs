@@ -2,7 +2,7 @@
 //! goes on when that was done, and what it made goes when it is given up.
 
 use super::{
-    applying::{WIDE, equal, fence, reshard, soon},
+    applying::{equal, fence, filled, reshard, soon},
     shards::{LIMIT, Reshard, Shards, block_on, servers},
 };
 use shardway::{
@@ -23,12 +23,7 @@ use std::{
 };
 
 async fn shards<'a>(prefix: &str, sandbox: &'a Sandbox) -> Shards<'a> {
-    let (source, other) = (sandbox.cluster(0), sandbox.cluster(1));
-    let shards = Shards::new(prefix, &[("s", source), ("a", other), ("b", other)]).await;
-    shards.on_all(WIDE).await;
-    let rows = "INSERT INTO t SELECT n % 40, n, n, NULL, 'x' || n FROM generate_series(1, 400) n";
-    shards.run("s", rows).await;
-    shards
+    filled(prefix, sandbox.cluster(0), sandbox.cluster(1)).await
 }
 
 fn sandbox() -> &'static Sandbox {

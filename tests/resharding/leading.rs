@@ -1,6 +1,6 @@
 //! The lease of whoever runs reshards: one holder at a time, each with a token of its own, and nobody who has lost it keeps it.
 
-use crate::shards::block_on;
+use crate::reached::{OWN_SCHEMA, block_on};
 use shardway::{
     config::load::load_str,
     registry::{Lease, Registry},
@@ -8,13 +8,6 @@ use shardway::{
     sandbox::Sandbox,
 };
 use std::path::Path;
-
-const SCHEMA: &str = concat!(
-    "CREATE SCHEMA shardway;",
-    include_str!("../../src/registry/schema/1.sql"),
-    include_str!("../../src/registry/schema/2.sql"),
-    include_str!("../../src/registry/schema/3.sql")
-);
 
 async fn home(sandbox: &Sandbox) -> Lease {
     let port = sandbox.cluster(0).port();
@@ -47,7 +40,7 @@ fn one_leads_at_a_time_and_never_again_with_an_old_token() {
     block_on(async {
         sandbox
             .cluster(0)
-            .execute("postgres", SCHEMA)
+            .execute("postgres", OWN_SCHEMA)
             .await
             .unwrap();
         let lease = home(&sandbox).await;
@@ -105,7 +98,7 @@ fn of_many_that_come_at_once_one_leads() {
     block_on(async {
         sandbox
             .cluster(0)
-            .execute("postgres", SCHEMA)
+            .execute("postgres", OWN_SCHEMA)
             .await
             .unwrap();
         let mut leases = Vec::new();

@@ -2,7 +2,7 @@
 //! nothing is done; no change in between is lost.
 
 use super::{
-    applying::{WIDE, equal, fence, reshard, soon},
+    applying::{equal, fence, filled, reshard, soon},
     shards::{LIMIT, Reshard, Shards, alone, block_on, servers},
 };
 use shardway::{
@@ -12,21 +12,13 @@ use shardway::{
         job::{Job, StepError},
         steps::{abort, catch_up::Follower, copy, prepare},
     },
-    sandbox::{Cluster, Sandbox},
+    sandbox::Sandbox,
 };
 use std::sync::Arc;
 
 /// Two servers: the source, and both destinations.
 fn two(settings: &[(&str, &str)]) -> Sandbox {
     servers(2, settings)
-}
-
-async fn shards<'a>(prefix: &str, source: &'a Cluster, other: &'a Cluster) -> Shards<'a> {
-    let shards = Shards::new(prefix, &[("s", source), ("a", other), ("b", other)]).await;
-    shards.on_all(WIDE).await;
-    let rows = "INSERT INTO t SELECT n % 40, n, n, NULL, 'x' || n FROM generate_series(1, 400) n";
-    shards.run("s", rows).await;
-    shards
 }
 
 /// Everything up to the end of the copy.
@@ -75,7 +67,7 @@ fn rows_are_copied_again_when_the_slot_was_lost() {
         ("min_wal_size", "32MB"),
     ]);
     block_on(async {
-        let shards = shards("slot_lost", sandbox.cluster(0), sandbox.cluster(1)).await;
+        let shards = filled("slot_lost", sandbox.cluster(0), sandbox.cluster(1)).await;
         let reshard = copied(&shards, "slot_lost").await;
         let job = &reshard.job;
         // What nobody will ever be told of.
@@ -159,7 +151,7 @@ async fn knowing(job: &Job, shards: &Shards<'_>, known: fn(Identity) -> Known) -
 fn a_source_that_failed_over_is_not_gone_on_with_as_it_was() {
     let sandbox = two(&[("restore_command", "false")]);
     block_on(async {
-        let shards = shards("failed_over", sandbox.cluster(0), sandbox.cluster(1)).await;
+        let shards = filled("failed_over", sandbox.cluster(0), sandbox.cluster(1)).await;
         let reshard = copied(&shards, "failed_over").await;
         let job = knowing(&reshard.job, &shards, Known::Exactly).await;
         soon(copy::run(&job)).await;
@@ -211,7 +203,7 @@ fn another_server_at_an_address_is_not_touched() {
     // Made by itself, not copied from what others are copied from.
     let (sandbox, own) = (servers(1, &[]), alone());
     block_on(async {
-        let shards = shards("another", sandbox.cluster(0), own.cluster(0)).await;
+        let shards = filled("another", sandbox.cluster(0), own.cluster(0)).await;
         let reshard = copied(&shards, "another").await;
         let job = knowing(&reshard.job, &shards, Known::System).await;
         // The address of a destination leads to the source's server, which has all of the rows.

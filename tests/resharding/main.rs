@@ -17,6 +17,7 @@ mod joining;
 mod leading;
 mod lost;
 mod preflight;
+mod reached;
 mod shards;
 mod slots;
 mod steps;

@@ -1,50 +1,23 @@
 //! Databases that stand for the shards of a reshard, and the reshard itself, as its steps are given it.
 
+use crate::reached::{self, OWN_SCHEMA, environment};
 use shardway::{
-    auth::scram::ChannelBinding,
     catalog::{moving::Move, ownership::Ownership},
     clock::Duration,
-    config::{
-        load::load_str,
-        settings::{Address, Credentials, Host, TlsMode, TlsStart},
-    },
     net::tls::ClientTls,
     reshard::{
-        identity::Known,
         job::{Direction, Job, Knobs},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
     },
     sandbox::{Cluster, Sandbox, SandboxEnv},
 };
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::watch;
 
+pub(crate) use crate::reached::block_on;
+
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
-
-/// Shardway's own schema.
-const OWN_SCHEMA: &str = concat!(
-    "CREATE SCHEMA shardway;",
-    include_str!("../../src/registry/schema/1.sql"),
-    include_str!("../../src/registry/schema/2.sql"),
-    include_str!("../../src/registry/schema/3.sql")
-);
-
-fn environment() -> SandboxEnv {
-    SandboxEnv {
-        pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-        path: std::env::var_os("PATH")
-            .iter()
-            .flat_map(std::env::split_paths)
-            .collect(),
-        tmp: std::env::temp_dir(),
-        template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
-    }
-}
 
 /// A server of a system of its own: the others are copies of one.
 pub(crate) fn alone() -> Sandbox {
@@ -160,25 +133,8 @@ impl<'a> Shards<'a> {
 
     /// How a step reaches a shard.
     pub(crate) fn server(&self, shard: &str) -> Server {
-        Server {
-            name: shard.to_owned(),
-            address: Address {
-                host: Host::Tcp("127.0.0.1".to_owned()),
-                port: self.cluster(shard).port(),
-                database: self.database(shard),
-                tls: TlsMode::Disable,
-                root_cert: None,
-                tls_start: TlsStart::Request,
-                channel_binding: ChannelBinding::Prefer,
-            },
-            credentials: Credentials {
-                user: "postgres".to_owned(),
-                password: None,
-            },
-            limit: LIMIT,
-            tls: Arc::clone(&self.tls),
-            known: Known::Nothing,
-        }
+        let address = reached::address(self.cluster(shard), &self.database(shard));
+        reached::server(shard, address, LIMIT, &self.tls)
     }
 
     /// A table as plans have it, seen on a shard.
@@ -267,20 +223,9 @@ impl<'a> Shards<'a> {
 
 /// Owners of a group `g`: what the copy asks of them is the type of its keys.
 fn owners(key_type: &str) -> Ownership {
-    let text = format!(
+    reached::owners(&format!(
         "[databases.app]\nshards.s = {{ primary = \"postgres://h/app\" }}\n\
          [databases.app.groups.g]\nmethod = \"list\"\nkey_type = \"{key_type}\"\n\
          lists.s = [\"*\"]\ntables = {{ \"public.t\" = \"tenant\" }}\n"
-    );
-    let settings = load_str("test", &text, Path::new("."));
-    let settings = settings.unwrap_or_else(|errors| panic!("{}", errors.render()));
-    Ownership::of(&settings.databases["app"].snapshot)
-}
-
-pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(future)
+    ))
 }

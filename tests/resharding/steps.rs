@@ -1,21 +1,16 @@
 //! The steps of a reshard on servers: what each makes, and that nothing of it is left.
 
+use crate::reached::{self, OWN_SCHEMA, environment};
 use shardway::{
-    auth::scram::ChannelBinding,
     catalog::{
         key::Key,
         moving::{KeySet, Move, Part, REACHES},
         ownership::Ownership,
     },
     clock::Duration,
-    config::{
-        load::load_str,
-        settings::{Address, Credentials, Host, TlsMode, TlsStart},
-    },
     net::tls::ClientTls,
     reshard::{
         dump::Tools,
-        identity::Known,
         job::{Direction, Job, Knobs, Progress, StepError},
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
@@ -23,30 +18,23 @@ use shardway::{
             abort, activate, fence, finish, keys, prepare, ready, reverse, schema, turn, unfence,
         },
     },
-    sandbox::{Builder, Cluster, Sandbox, SandboxEnv},
+    sandbox::{Builder, Cluster, Sandbox},
 };
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
 };
 use tokio::sync::watch;
+
+pub(crate) use crate::reached::block_on;
 
 const NAMES: [&str; 2] = ["a", "b"];
 
 pub(crate) fn sandbox() -> &'static Sandbox {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
     SANDBOX.get_or_init(|| {
-        let environment = SandboxEnv {
-            pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-            path: std::env::var_os("PATH")
-                .iter()
-                .flat_map(std::env::split_paths)
-                .collect(),
-            tmp: std::env::temp_dir(),
-            template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
-        };
-        let builder = others(Sandbox::builder(environment).clusters(2), 2);
+        let builder = others(Sandbox::builder(environment()).clusters(2), 2);
         let slots = builder.setting("max_replication_slots", "40");
         slots.setting("max_wal_senders", "40").start().unwrap()
     })
@@ -60,14 +48,6 @@ pub(crate) fn others(mut builder: Builder, count: usize) -> Builder {
         }
     }
     builder
-}
-
-pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(future)
 }
 
 /// A database on two servers: all on `a`, the upper half of the keys to go to `b`.
@@ -120,14 +100,11 @@ fn table(
 }
 
 fn owners(ranges: &str) -> Ownership {
-    let text = format!(
+    reached::owners(&format!(
         "[databases.app]\nshards.a = {{ primary = \"postgres://h0/app\" }}\nshards.b = {{ primary = \"postgres://h1/app\" }}\n\
          [databases.app.groups.shop]\nmethod = \"range\"\nkey_type = \"bigint\"\nranges = [{ranges}]\n\
          tables = {{ \"public.customer\" = \"id\" }}"
-    );
-    let settings = load_str("test", &text, Path::new("."));
-    let settings = settings.unwrap_or_else(|errors| panic!("{}", errors.render()));
-    Ownership::of(&settings.databases["app"].snapshot)
+    ))
 }
 
 fn plan(joins: &[&str]) -> Plan {
@@ -165,25 +142,9 @@ fn plan(joins: &[&str]) -> Plan {
 }
 
 pub(crate) fn server(number: usize, database: &str) -> Server {
-    Server {
-        name: NAMES[number].to_owned(),
-        address: Address {
-            host: Host::Tcp("127.0.0.1".to_owned()),
-            port: sandbox().cluster(number).port(),
-            database: database.to_owned(),
-            tls: TlsMode::Disable,
-            root_cert: None,
-            tls_start: TlsStart::Request,
-            channel_binding: ChannelBinding::Prefer,
-        },
-        credentials: Credentials {
-            user: "postgres".to_owned(),
-            password: None,
-        },
-        limit: Duration::from_secs(20),
-        tls: Arc::new(ClientTls::new().unwrap()),
-        known: Known::Nothing,
-    }
+    let address = reached::address(sandbox().cluster(number), database);
+    let tls = Arc::new(ClientTls::new().unwrap());
+    reached::server(NAMES[number], address, Duration::from_secs(20), &tls)
 }
 
 /// What a database has, so that one can see that nothing is left.
@@ -205,17 +166,7 @@ impl Stage {
                 .execute("postgres", &format!("CREATE DATABASE {database}"))
                 .await
                 .unwrap();
-            cluster
-                .execute(database, "CREATE SCHEMA shardway")
-                .await
-                .unwrap();
-            for form in [
-                include_str!("../../src/registry/schema/1.sql"),
-                include_str!("../../src/registry/schema/2.sql"),
-                include_str!("../../src/registry/schema/3.sql"),
-            ] {
-                cluster.execute(database, form).await.unwrap();
-            }
+            cluster.execute(database, OWN_SCHEMA).await.unwrap();
         }
         let (knobs, receiver) = watch::channel(Knobs::default());
         let servers = (0..2).map(|at| (NAMES[at].to_owned(), server(at, database)));

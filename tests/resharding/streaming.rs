@@ -1,39 +1,28 @@
 //! A slot's stream: every committed change once, in the order of commits, from where it was last confirmed.
 
+use crate::reached::{address, environment, superuser};
 use shardway::{
-    auth::scram::ChannelBinding,
     clock::Duration,
-    config::settings::{Address, Credentials, Host, TlsMode, TlsStart},
     net::tls::ClientTls,
     replication::connection::{
         Connection, Format, Lifetime, ReplicationError, Snapshot, Streaming,
     },
-    sandbox::{Cluster, Sandbox, SandboxEnv},
+    sandbox::{Cluster, Sandbox},
     wire::{
         pgoutput::{Change, Old, Tuple, Value},
         replication::{Answer, Lsn, Progress, Streamed},
     },
 };
-use std::{
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::sync::OnceLock;
+
+pub(crate) use crate::reached::block_on;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) fn server() -> &'static Cluster {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
     let start = || {
-        let environment = SandboxEnv {
-            pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-            path: std::env::var_os("PATH")
-                .iter()
-                .flat_map(std::env::split_paths)
-                .collect(),
-            tmp: std::env::temp_dir(),
-            template_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates")),
-        };
-        let builder = Sandbox::builder(environment).setting("wal_level", "logical");
+        let builder = Sandbox::builder(environment()).setting("wal_level", "logical");
         builder.start().unwrap()
     };
     SANDBOX.get_or_init(start).cluster(0)
@@ -63,19 +52,7 @@ impl Source {
     }
 
     async fn connect(&self) -> Connection {
-        let address = Address {
-            host: Host::Tcp("127.0.0.1".to_owned()),
-            port: server().port(),
-            database: self.name.to_owned(),
-            tls: TlsMode::Disable,
-            root_cert: None,
-            tls_start: TlsStart::Request,
-            channel_binding: ChannelBinding::Prefer,
-        };
-        let credentials = Credentials {
-            user: "postgres".to_owned(),
-            password: None,
-        };
+        let (address, credentials) = (address(server(), self.name), superuser());
         let tls = ClientTls::new().unwrap();
         Connection::open(&address, &credentials, LIMIT, &tls)
             .await
@@ -162,14 +139,6 @@ fn row(tuple: Tuple<'_>) -> String {
 
 fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(future)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use shardway::{
     server,
 };
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, OnceLock, mpsc},
     thread,
     time::{Duration, SystemTime},
@@ -19,15 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) fn postgres() -> &'static Cluster {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
     let start = || {
-        let env = SandboxEnv {
-            pg_bin: std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from),
-            path: std::env::var_os("PATH")
-                .iter()
-                .flat_map(std::env::split_paths)
-                .collect(),
-            tmp: std::env::temp_dir(),
-            template_cache: None,
-        };
+        let env = SandboxEnv::of(std::env::var_os, std::env::temp_dir());
         Sandbox::builder(env)
             // Each proxy keeps what idles in its pools.
             .setting("max_connections", "3000")

@@ -11,10 +11,11 @@ use crate::{
         block::{Analysis, Place, full_name},
         copy::{self, CopyIn, CopyOut},
         copy_left::{self, Condition, Left},
-        spread,
         unroutable::Unroutable,
     },
     sql::{
+        normalize::Strings,
+        scan::slots_of,
         statement::{Access, Effect, PinReason},
         tree::{Copy, Filtered, Kind, Name},
     },
@@ -218,7 +219,7 @@ impl Planner<'_> {
         let text = std::str::from_utf8(self.text).ok()?;
         let made = copy_left::at_moment(text, "epoch")?;
         let settled = self.context.standard_conforming_strings
-            && !names_transaction(made.as_bytes(), &spread::slots_of(&made));
+            && !names_transaction(made.as_bytes(), &slots_of(&made, Strings::Standard));
         settled.then_some(Condition::OfTime)
     }
 

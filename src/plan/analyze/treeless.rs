@@ -11,8 +11,8 @@ use super::{Planner, naming::names_transaction, override_comment};
 use crate::{
     catalog::{shard::ShardId, snapshot::Snapshot},
     plan::{
-        Context, Explains, Footing, Numbers, Override, Plan, Route, StatementPlan, Target,
-        touch::Touches, unroutable::Unroutable,
+        Context, Numbers, Override, Plan, Route, StatementPlan, Target, touch::Touches,
+        unroutable::Unroutable,
     },
     sql::{
         normalize::Slot,
@@ -43,26 +43,11 @@ pub(super) fn of_another_encoding(
         let (effect, access, target) = planner.plan(&statement.kind);
         let mut effect = repeatable(effect);
         let numbers = planner.numbers(&mut effect);
+        let place = place(statement.start)..place(statement.end);
         StatementPlan {
-            start: place(statement.start),
-            end: place(statement.end),
-            effect,
-            access,
             names_transaction: names_transaction(read.as_bytes(), &[]),
-            shows_oids: false,
-            target,
-            footing: Footing::Sure,
-            touches: Touches::NOTHING,
             numbers,
-            gather: None,
-            spread: None,
-            copy_in: None,
-            copy_out: None,
-            changes: None,
-            combine: None,
-            computes: None,
-            explains: Explains::No,
-            sourced: None,
+            ..StatementPlan::new(place, effect, access, target)
         }
     });
     Some(Plan {
@@ -115,31 +100,17 @@ pub(super) fn whole(
         _ => Target::Refused(Box::new(why)),
     };
     let end = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    // On several shards it is judged, not run.
+    let effect = if snapshot.is_single() {
+        Effect::Opaque
+    } else {
+        Effect::None
+    };
     let statement = StatementPlan {
-        start: 0,
-        end,
-        // On several shards it is judged, not run.
-        effect: if snapshot.is_single() {
-            Effect::Opaque
-        } else {
-            Effect::None
-        },
-        access: Access::Write,
         names_transaction: true,
-        shows_oids: false,
-        target,
-        footing: Footing::Sure,
         touches: Touches::EVERYTHING,
         numbers: Numbers::MayAsk,
-        gather: None,
-        spread: None,
-        copy_in: None,
-        copy_out: None,
-        changes: None,
-        combine: None,
-        computes: None,
-        explains: Explains::No,
-        sourced: None,
+        ..StatementPlan::new(0..end, effect, Access::Write, target)
     };
     Plan {
         statements: vec![statement],

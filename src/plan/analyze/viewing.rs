@@ -20,8 +20,9 @@ use crate::{
         unroutable::Unroutable,
     },
     sql::{
-        normalize::{Slot, Slots, Strings, normalize},
+        normalize::{Slot, Strings},
         parse,
+        scan::slots_of,
         tree::{Body, Column, Depth, Expr, From, Kind, Query, SettingCalls, Statement},
     },
 };
@@ -51,13 +52,7 @@ pub fn shown(definition: &str, snapshot: &Snapshot) -> Option<Shown> {
     let Kind::Query(query) = &statement.kind else {
         return None;
     };
-    let mut slots = Slots::new();
-    normalize(
-        definition.as_bytes(),
-        Strings::Standard,
-        &mut Vec::new(),
-        &mut slots,
-    );
+    let slots = slots_of(definition, Strings::Standard);
     let viewed = Viewed {
         text: definition,
         slots: &slots,

@@ -1,11 +1,10 @@
 //! `COPY table … TO …` as a COPY of a query that reads the same, which can carry a condition. Pure.
 
-use super::slots_of;
 use crate::{
     plan::spread::quote,
     sql::{
         normalize::Strings,
-        scan::{Kind as Sort, Piece, pieces},
+        scan::{Kind as Sort, Piece, pieces, slots_of},
     },
 };
 

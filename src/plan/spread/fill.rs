@@ -13,8 +13,8 @@ use crate::{
     catalog::effects::{Once, Varying},
     plan::block::{Analysis, Place},
     sql::{
-        normalize::{Slot, Slots, Strings, normalize},
-        scan::{self, pieces},
+        normalize::{Slot, Strings},
+        scan::{self, pieces, slots_of},
         tree::{Body, Expr, Insert, Kind, Merge, MergeAct, Overriding, Relation, Select, Target},
     },
 };
@@ -90,7 +90,7 @@ pub fn asks_for_time(expression: &str) -> bool {
 /// Whether a default is another value for each row.
 #[must_use]
 pub fn is_each_rows(expression: &str) -> bool {
-    let slots = slots_of(expression);
+    let slots = slots_of(expression, Strings::Standard);
     let Some(pieces) = pieces(expression, &slots) else {
         return false;
     };
@@ -105,20 +105,9 @@ pub fn is_each_rows(expression: &str) -> bool {
         })
 }
 
-pub(in crate::plan) fn slots_of(text: &str) -> Slots {
-    let (mut template, mut slots) = (Vec::new(), Slots::new());
-    normalize(
-        text.as_bytes(),
-        Strings::Standard,
-        &mut template,
-        &mut slots,
-    );
-    slots
-}
-
 /// A default with the transaction's time in it; `None`: not understood.
 pub(in crate::plan) fn with_time(expression: &str, time: &str) -> Option<String> {
-    let pieces = pieces(expression, &slots_of(expression))?;
+    let pieces = pieces(expression, &slots_of(expression, Strings::Standard))?;
     let edits = at_time(&pieces, time)?;
     Some(super::text::edited(expression, 0..expression.len(), &edits))
 }

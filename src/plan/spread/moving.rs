@@ -439,16 +439,10 @@ fn assignments(layout: &Layout<'_>, range: Range<usize>) -> Option<Vec<Range<usi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::normalize::{Slots, Strings, normalize};
+    use crate::sql::{normalize::Strings, scan::slots_of};
 
     fn texts(text: &str, alias: Option<&str>, assigned: &[(&str, bool)]) -> Option<Texts> {
-        let (mut template, mut slots) = (Vec::new(), Slots::new());
-        normalize(
-            text.as_bytes(),
-            Strings::Standard,
-            &mut template,
-            &mut slots,
-        );
+        let slots = slots_of(text, Strings::Standard);
         let assigned = assigned.iter().map(|(column, bare)| Assigned {
             column: (*column).to_owned(),
             bare: *bare,

@@ -18,7 +18,6 @@ use crate::{
         notice::Words,
     },
 };
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 impl Session {
@@ -57,23 +56,8 @@ impl Session {
                         Ok(found) => found,
                         Err(problem) => return Ok(Err(problem)),
                     };
-                    let link = Box::new(Link {
-                        lease,
-                        shard,
-                        hold,
-                        status: Status::Idle,
-                        parsing: SmallVec::new(),
-                        at_begin: Applied::Unknown,
-                        savepoints: Vec::new(),
-                        opaque: false,
-                        named: false,
-                        unpreparable: false,
-                        spent: false,
-                        listens: false,
-                        gathered: None,
-                        since: self.marks.begun,
-                    });
-                    self.attach(link);
+                    let link = Link::leased(lease, shard, hold, self.marks.begun);
+                    self.attach(Box::new(link));
                     self.come_to_numbers().await?;
                 }
             }

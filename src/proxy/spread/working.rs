@@ -152,19 +152,7 @@ impl Session {
             What::Rows(_) | What::Share(_) | What::Whole => None,
         };
         for (shard, _) in &writing.shares.shards {
-            let hold = Hold::Bound;
-            self.reach(Place {
-                shard: *shard,
-                hold,
-            })
-            .await?;
-            let there = self
-                .link
-                .as_ref()
-                .is_some_and(|link| link.shard == *shard && link.status == Status::Transaction);
-            if !there {
-                return Err(reply::rows::shard_missing(self.database.shard_name(*shard)).into());
-            }
+            self.reach_within(*shard).await?;
             if let Some(lock) = &lock {
                 self.prelude(lock.as_bytes()).await??;
             }
@@ -179,6 +167,20 @@ impl Session {
             .map(|(shard, _)| self.database.shard_name(*shard))
             .collect();
         format!("SET LOCAL {REACHES} = {}; ", quoted(&names.join(",")))
+    }
+
+    /// Makes a shard a part of the transaction.
+    pub(in crate::proxy) async fn reach_within(&mut self, shard: ShardId) -> Result<(), Stop> {
+        let hold = Hold::Bound;
+        self.reach(Place { shard, hold }).await?;
+        let there = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.shard == shard && link.status == Status::Transaction);
+        if !there {
+            return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
+        }
+        Ok(())
     }
 
     /// Sets the transaction's links to these shards to work together.

@@ -4,18 +4,14 @@ use super::*;
 use crate::{
     catalog::group::GroupId,
     plan::spread::{Copies, Fill, Turns},
-    sql::normalize::{Slots, Strings, normalize},
+    sql::{
+        normalize::{Slots, Strings},
+        scan::slots_of,
+    },
 };
 
 fn slots(text: &str) -> Slots {
-    let (mut template, mut slots) = (Vec::new(), Slots::new());
-    normalize(
-        text.as_bytes(),
-        Strings::Standard,
-        &mut template,
-        &mut slots,
-    );
-    slots
+    slots_of(text, Strings::Standard)
 }
 
 fn made(what: What, text: &str, rows: &[u32]) -> Option<(String, Option<Vec<u16>>)> {
