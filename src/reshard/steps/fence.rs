@@ -17,8 +17,7 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
-        lines::Line,
-        plan::{MovingTable, roots},
+            plan::{MovingTable, roots},
         servers::Server,
     },
 };
@@ -63,8 +62,8 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = line(job, source).await?;
     let tables = guard::tables(job, source);
     let most = job.knobs.borrow().lock;
-    unless_held(&client, most, source, &tables).await?;
     let what = format!("fencing shard {}", source.name);
+    unless_held(&client, &what, most, &tables).await?;
     let names = with_roots(&tables);
     let locks = format!(
         "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
@@ -88,7 +87,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     match locked {
         Err(error) if is_lock_timeout(&error) => {
             client.batch_execute("ROLLBACK").await.about(&what)?;
-            unless_held(&client, most, source, &tables).await?;
+            unless_held(&client, &what, most, &tables).await?;
             client.done();
             return Err(error).about(&what);
         }
@@ -123,7 +122,8 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         let knobs = job.knobs.borrow();
         knobs.lock.max(knobs.drain)
     };
-    unless_held(&client, most, source, &tables).await?;
+    let what = format!("fencing shard {}", source.name);
+    unless_held(&client, &what, most, &tables).await?;
     partitions::unless_new(&client, job, &tables, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
@@ -170,10 +170,10 @@ fn mark(job: &Job) -> [Typed<'_>; 3] {
 }
 
 /// Asks who holds locks already for longer than this, so that no queue of writers forms behind a lock that cannot be had.
-async fn unless_held(
-    client: &Line<'_>,
+pub(super) async fn unless_held(
+    client: &Client,
+    what: &str,
     most: Duration,
-    source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
     let names = with_roots(tables);
@@ -190,7 +190,7 @@ async fn unless_held(
         return Ok(());
     }
     Err(StepError::Again {
-        what: format!("fencing shard {}", source.name),
+        what: what.to_owned(),
         problem: format!(
             "{holders} writes to the tables for longer than {most:?}, which is more than may be waited for; end it, or let \
              cutovers wait for it: shardway reshard set lock_ms=... hold_ms=..."
