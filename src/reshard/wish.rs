@@ -69,7 +69,9 @@ pub enum NoMoves {
         "group {group} has buckets 0 to {last}: name some of them, the lower first, as buckets=A-B:shard"
     )]
     NoBucket { group: String, last: u32 },
-    #[error("the range has no keys: its first bound is in it, and has to be less than the second, which is not")]
+    #[error(
+        "the range has no keys: its first bound is in it, and has to be less than the second, which is not"
+    )]
     EmptyRange,
     #[error("key {0} has no owner: no range or value of its group's map has it")]
     NoOwner(String),

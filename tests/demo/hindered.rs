@@ -61,7 +61,13 @@ fn whoever_keeps_a_cutover_from_its_end_is_named_with_what_to_do() {
     let named = format!("process {pid} of app (psql)");
     waits_for(
         &demo,
-        &["the next attempt", "shard s0", &named, "end it", "set lock_ms=... hold_ms=..."],
+        &[
+            "the next attempt",
+            "shard s0",
+            &named,
+            "end it",
+            "set lock_ms=... hold_ms=...",
+        ],
     );
     // Again and again, and no longer than it is there.
     waits_for(&demo, &["in attempt 3, ", &named]);
@@ -80,7 +86,12 @@ fn whoever_keeps_a_cutover_from_its_end_is_named_with_what_to_do() {
     must(&demo, &["rollback", "--no-wait"]);
     waits_for(
         &demo,
-        &["not drained", ": clients ", "SHOW CLIENTS", "set drain_ms=... hold_ms=..."],
+        &[
+            "not drained",
+            ": clients ",
+            "SHOW CLIENTS",
+            "set drain_ms=... hold_ms=...",
+        ],
     );
     reader.end("TERM");
     until("the former owners serve again", || {

@@ -136,7 +136,14 @@ fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
     }
     let finished = demo.reshard(&["finish", "--watch"]);
     assert!(finished.status.success(), "{}", said(&finished));
-    tell_all(&["rollback", "finish", "abort", "verify", "pause", "cutover --dry-run"]);
+    tell_all(&[
+        "rollback",
+        "finish",
+        "abort",
+        "verify",
+        "pause",
+        "cutover --dry-run",
+    ]);
     elsewhere(&demo, &mut told);
     let told = told.replace(&demo.config().display().to_string(), "shardway.toml");
     alike(&told);

@@ -12,8 +12,8 @@ use shardway::{
         job::{Job, StepError},
         plan::identifier,
         steps::{
-            activate, catch_up::Follower, copy, fence, finish, keys, partitions, preflight, prepare,
-            ready, reverse, turn, verify,
+            activate, catch_up::Follower, copy, fence, finish, keys, partitions, preflight,
+            prepare, ready, reverse, turn, verify,
         },
         wish::Wish,
     },
@@ -412,10 +412,14 @@ fn a_partition_that_is_made_past_the_proxies_after_a_cutover_stops_the_run() {
             stage.run(shard, made).await;
             match partitions::none_new(&stage.job).await {
                 Err(StepError::Halt { what, remedy }) => {
-                    let wanted =
-                        format!("shard {name} has partitions that were made since the plan: public.parts_3");
+                    let wanted = format!(
+                        "shard {name} has partitions that were made since the plan: public.parts_3"
+                    );
                     assert_eq!(what, wanted);
-                    assert!(remedy.contains("finish") && remedy.contains("drop"), "{remedy}");
+                    assert!(
+                        remedy.contains("finish") && remedy.contains("drop"),
+                        "{remedy}"
+                    );
                 }
                 other => panic!("{other:?}"),
             }
@@ -436,7 +440,9 @@ fn a_partition_that_is_made_past_the_proxies_after_a_cutover_stops_the_run() {
         );
         let all = "SELECT count(*) FROM parts WHERE customer > 50";
         assert_ne!(stage.ask(0, all).await, ["1"], "nothing has gone yet");
-        stage.run(0, "DELETE FROM parts_3 WHERE customer = 60").await;
+        stage
+            .run(0, "DELETE FROM parts_3 WHERE customer = 60")
+            .await;
         finish::run(&stage.job).await.unwrap();
         let left = "SELECT max(customer) || ' ' || count(*) FROM parts_3";
         assert_eq!(stage.ask(0, left).await, ["7 1"]);

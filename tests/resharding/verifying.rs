@@ -340,7 +340,10 @@ fn what_two_sources_give_one_destination_is_shown_apart() {
             ..(**plan).clone()
         });
         let run = Box::pin(verify::run(&reshard.job, &Still, 1));
-        let verdict = tokio::time::timeout(LIMIT, run).await.expect("in time").unwrap();
+        let verdict = tokio::time::timeout(LIMIT, run)
+            .await
+            .expect("in time")
+            .unwrap();
         assert!(verdict.is_clean(), "{verdict:?}");
         let shown = reshard.job.progress.all();
         let rows = |name: &str| shown[&format!("verify.public.t.{name}.rows")].as_u64();

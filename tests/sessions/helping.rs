@@ -101,7 +101,8 @@ impl Dying {
             doubled: vec![on(&moves[0].from)],
             joins: Vec::new(),
         };
-        let committed = "update shardway.workflow set step = 'committed', flips = flips + 1 where id = $1";
+        let committed =
+            "update shardway.workflow set step = 'committed', flips = flips + 1 where id = $1";
         let record = Record {
             sql: committed.to_owned(),
             values: vec![(Box::new(self.job.id.clone()), Type::TEXT)],
@@ -190,7 +191,10 @@ fn an_attempt_whose_leader_died_is_undone_by_its_deadline() {
     for mut client in dying.writes(1) {
         assert_eq!(client.answers(1), ["C UPDATE 1\\0", "Z I"]);
     }
-    assert!(begun.elapsed() >= Duration::from_secs(8), "nobody else ends it before");
+    assert!(
+        begun.elapsed() >= Duration::from_secs(8),
+        "nobody else ends it before"
+    );
     assert!(begun.elapsed() < Duration::from_secs(20));
     dying.settled("released");
     assert_eq!(dying.guards(0), "0");

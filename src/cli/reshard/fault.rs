@@ -80,7 +80,10 @@ pub(super) enum Fault {
         state: State,
         next: String,
     },
-    #[error("{text:?} is not understood: NAME=VALUE, with a number, and one of {}", knobs::names())]
+    #[error(
+        "{text:?} is not understood: NAME=VALUE, with a number, and one of {}",
+        knobs::names()
+    )]
     Knob { text: String },
     #[error("{text:?} is not possible: a whole number {allowed}; it is {what}")]
     KnobValue {

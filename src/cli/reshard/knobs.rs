@@ -181,15 +181,31 @@ mod tests {
         let before = set(&[&longest]).unwrap();
         for knob in &KNOBS {
             // With room for what is a part of it.
-            let least = if knob.name == "hold_ms" { 100 } else { knob.least };
+            let least = if knob.name == "hold_ms" {
+                100
+            } else {
+                knob.least
+            };
             let of = |number: u64| set(&[&longest, &format!("{}={number}", knob.name)]);
             of(least).unwrap();
             let most = of(knob.most).unwrap();
             assert_eq!(most == before, knob.name == "hold_ms", "{}", knob.name);
             let above = knob.most.checked_add(1).map(|it| it.to_string());
             let below = knob.least.checked_sub(1).map(|it| it.to_string());
-            let never = ["", "-1", "1.5", "many", "1e3", "99999999999999999999", "5 ms"];
-            let wrong = never.map(str::to_owned).into_iter().chain(above).chain(below);
+            let never = [
+                "",
+                "-1",
+                "1.5",
+                "many",
+                "1e3",
+                "99999999999999999999",
+                "5 ms",
+            ];
+            let wrong = never
+                .map(str::to_owned)
+                .into_iter()
+                .chain(above)
+                .chain(below);
             for wrong in wrong {
                 let text = format!("{}={wrong}", knob.name);
                 let said = set(&[&text]).unwrap_err();
@@ -210,7 +226,10 @@ mod tests {
         let hold = |it: &str| set(&[it]).map(|knobs| knobs.hold.as_millis());
         assert_eq!(hold("hold_ms=10000"), Ok(10_000));
         let said = hold("hold_ms=10001").unwrap_err();
-        assert!(said.contains("from 1 to 10000") && said.contains("clients"), "{said}");
+        assert!(
+            said.contains("from 1 to 10000") && said.contains("clients"),
+            "{said}"
+        );
         for values in [
             &["hold_ms=99"][..],
             &["drain_ms=501"],

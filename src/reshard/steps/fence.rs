@@ -17,7 +17,7 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
-            plan::{MovingTable, roots},
+        plan::{MovingTable, roots},
         servers::Server,
     },
 };
