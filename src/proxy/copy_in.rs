@@ -205,7 +205,10 @@ impl Session {
             if !there {
                 return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
             }
-            if listed.is_none() || copy.is_everywhere() {
+            if copy.is_everywhere() {
+                let lock = self.reaching(shares) + &copy.lock();
+                self.prelude(lock.as_bytes()).await??;
+            } else if listed.is_none() {
                 self.prelude(copy.lock().as_bytes()).await??;
             }
             if copy.columns.is_none() {

@@ -4,11 +4,13 @@
 pub mod cancel;
 mod changing;
 pub mod console;
+mod context;
 mod copy_in;
 mod copy_out;
 mod counting;
 mod cursors;
 pub mod database;
+mod effects;
 mod ending;
 mod explaining;
 mod extended;

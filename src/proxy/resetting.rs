@@ -1,25 +1,82 @@
-//! RESET ALL with something behind it, in one message or batch: PostgreSQL goes back to what the client started with, which
-//! backends were told by SET. So it is said again behind the RESET ALL, and nobody is told of that.
+//! RESET and DEFAULT: PostgreSQL goes back to what the client started with, which backends were told by SET. So a setting
+//! that the client started with is set to that instead; behind a RESET ALL that has something behind it, in one message or
+//! batch, it is said again; and nobody is told of that.
 
 use super::{
-    local::SET_COMPLETE,
     reply::session as reply,
     session::{Note, Session},
 };
 use crate::{
     plan::{Plan, StatementPlan},
-    protocol::pipeline::{Origin, Request},
+    protocol::{
+        parameters::set_to,
+        pipeline::{Origin, Request},
+    },
     sql::statement::Effect,
     wire::{
+        backend::put_complete,
         frontend::{put, put_parse},
         notice::Notice,
     },
 };
 
+/// CommandComplete of SET.
+pub(super) const SET_COMPLETE: &[u8] = b"C\0\0\0\x08SET\0";
 /// The statement and the portal of ours within a batch: no client's statement is called so on a server.
 const OURS: &[u8] = b"shardway_within";
 
 impl Session {
+    /// The text with RESET and DEFAULT replaced by what they mean to this session: a value that it started with, which
+    /// the backend was told by SET. `None`: nothing to replace.
+    pub(super) fn with_own_defaults(&self, text: &[u8], plan: &Plan) -> Option<Vec<u8>> {
+        let last = plan.statements.len().saturating_sub(1);
+        let concerns = |(at, statement): (usize, &StatementPlan)| {
+            defaulted(&statement.effect).is_some() || (at < last && resets_all(statement))
+        };
+        if !plan.statements.iter().enumerate().any(concerns) {
+            return None;
+        }
+        let defaults = plan.statements.iter().enumerate().map(|(at, statement)| {
+            if resets_all(statement) && at < last {
+                let own = self
+                    .parameters
+                    .own_defaults()
+                    .filter(|own| !own.is_empty())?;
+                return Some(format!("RESET ALL;{}", own.join(";")));
+            }
+            let (name, local) = defaulted(&statement.effect)?;
+            let value = self.parameters.own_default(name)?;
+            let verb = if local { "SET LOCAL " } else { "SET " };
+            Some(set_to(verb, name, &value))
+        });
+        let defaults: Vec<Option<String>> = defaults.collect();
+        if defaults.iter().all(Option::is_none) {
+            return None;
+        }
+        // A plan that is shared by template has another text's positions.
+        let statements = crate::sql::parse::parse(std::str::from_utf8(text).ok()?).ok()?;
+        let mut made = text.to_vec();
+        for (statement, default) in statements.iter().zip(&defaults).rev() {
+            if let Some(default) = default {
+                let place = statement.start as usize..statement.end as usize;
+                made.splice(place, default.bytes());
+            }
+        }
+        (statements.len() == defaults.len()).then_some(made)
+    }
+
+    /// After a RESET that was sent as SET: the client is told what it asked for.
+    pub(super) fn name_reset(&mut self, effect: &Effect) {
+        let out = self.client.out();
+        if let Effect::Reset(name) = effect
+            && out.ends_with(SET_COMPLETE)
+            && self.parameters.own_default(name).is_some()
+        {
+            out.truncate(out.len() - SET_COMPLETE.len());
+            put_complete(out, b"RESET");
+        }
+    }
+
     /// Whether what the client started with can be said again behind a RESET ALL in the middle of a message.
     ///
     /// # Errors
@@ -105,4 +162,21 @@ impl Session {
 
 pub(super) fn resets_all(statement: &StatementPlan) -> bool {
     statement.effect == Effect::ResetAll
+}
+
+/// The setting that goes back to its default, and whether for the transaction only.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "only these make a default of a setting"
+)]
+fn defaulted(effect: &Effect) -> Option<(&str, bool)> {
+    match effect {
+        Effect::Reset(name) => Some((name, false)),
+        Effect::Set {
+            name,
+            value: None,
+            local,
+        } => Some((name, *local)),
+        _ => None,
+    }
 }

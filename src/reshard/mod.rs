@@ -15,6 +15,7 @@ pub mod participant;
 pub mod plan;
 pub mod planning;
 pub mod record;
+mod run;
 pub mod runner;
 pub mod servers;
 pub mod state;

@@ -299,6 +299,7 @@ mod tests {
             tables: vec![table("orders"), table("items")],
             joins: Vec::new(),
             reference: Vec::new(),
+            left: Vec::new(),
         };
         Stored {
             id: "r1".to_owned(),

@@ -22,6 +22,7 @@ mod doubled;
 mod dumps;
 mod dying;
 mod endings;
+mod everywhere;
 mod explaining;
 mod extended;
 mod gathered;

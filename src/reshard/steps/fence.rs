@@ -27,20 +27,29 @@ use tokio_postgres::types::Type;
 /// What a fence's logical message is called; its content is the reshard's name and the attempt.
 pub const MESSAGE: &str = "shardway_fence";
 
-/// Who writes to the tables for longer than a lock may be waited for; prepared transactions have no process.
+/// Who has locks on the tables, as writers do, for longer than they may be waited for; prepared transactions have no process.
 const HOLDERS: &str = "\
 SELECT coalesce(string_agg(DISTINCT coalesce('process ' || l.pid || ' of ' || a.usename || ' (' || a.application_name || ')', \
+                                             coalesce(a.backend_type, 'process') || ' ' || a.pid, \
                                              'a prepared transaction' || coalesce(' (' || x.gid || ')', '')), ', '), '') \
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
 LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction \
 WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
   AND l.relation = ANY(SELECT to_regclass(name)::oid FROM unnest($1::text[]) name) \
-  AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') AND l.pid IS DISTINCT FROM pg_backend_pid() \
+  AND l.mode <> ALL($3::text[]) AND l.pid IS DISTINCT FROM pg_backend_pid() \
   AND (a.pid IS NULL OR clock_timestamp() - a.xact_start > make_interval(secs => $2))";
 
 const MARK: &str = "\
 INSERT INTO shardway.fence AS f (workflow, attempt, token) VALUES ($1, $2, $3) \
 ON CONFLICT (workflow, attempt) DO UPDATE SET token = excluded.token, beat = f.beat + 1, at = clock_timestamp()";
+
+/// Locks that are there beside the fence's, and those that are there beside a vacuum's too.
+pub(super) const READERS: [&str; 2] = ["AccessShareLock", "RowShareLock"];
+const WRITERS: [&str; 3] = ["AccessShareLock", "RowShareLock", "RowExclusiveLock"];
+
+/// For as long as it takes until an autovacuum gives way to whoever waits for it, which is looked at after this time.
+const PATIENCE: &str = "\
+SELECT set_config('lock_timeout', (setting::bigint + 2000)::text, true) FROM pg_settings WHERE name = 'deadlock_timeout'";
 
 const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
 
@@ -63,7 +72,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let tables = guard::tables(job, source);
     let most = job.knobs.borrow().lock;
     let what = format!("fencing shard {}", source.name);
-    unless_held(&client, &what, most, &tables).await?;
+    unless_held(&client, &what, (most, &READERS), &tables).await?;
     let names = with_roots(&tables);
     let locks = format!(
         "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
@@ -87,7 +96,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     match locked {
         Err(error) if is_lock_timeout(&error) => {
             client.batch_execute("ROLLBACK").await.about(&what)?;
-            unless_held(&client, &what, most, &tables).await?;
+            unless_held(&client, &what, (most, &READERS), &tables).await?;
             client.done();
             return Err(error).about(&what);
         }
@@ -109,6 +118,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
 pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = line(job, source).await?;
     let tables = guard::tables(job, source);
+    unless_vacuumed(&client, source, &tables).await?;
     begin(&client, job).await?;
     let guarded = guarded(&client, job, source).await?;
     if guarded.len() < tables.len() {
@@ -123,7 +133,7 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         knobs.lock.max(knobs.drain)
     };
     let what = format!("fencing shard {}", source.name);
-    unless_held(&client, &what, most, &tables).await?;
+    unless_held(&client, &what, (most, &READERS), &tables).await?;
     partitions::unless_new(&client, job, &tables, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
@@ -134,6 +144,30 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         .about("rehearsing the fence")?;
     client.done();
     Ok(())
+}
+
+/// Waits for whoever vacuums or analyzes the tables or builds an index without locking writers out, as the fence would have
+/// to: with a lock that no writer waits for, and for which an autovacuum gives way.
+async fn unless_vacuumed(
+    client: &Client,
+    source: &Server,
+    tables: &[MovingTable],
+) -> Result<(), StepError> {
+    let what = format!(
+        "waiting for those who vacuum tables of shard {}",
+        source.name
+    );
+    let names = with_roots(tables).join(", ");
+    let locks = format!("BEGIN; {PATIENCE}; LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE");
+    let locked = client.batch_execute(&locks).await;
+    client.batch_execute("ROLLBACK").await.about(&what)?;
+    match locked {
+        Err(error) if is_lock_timeout(&error) => {
+            unless_held(client, &what, (Duration::ZERO, &WRITERS), tables).await?;
+            Err(error).about(&what)
+        }
+        locked => locked.about(&what),
+    }
 }
 
 /// What is locked: partitioned tables first, as writers lock them, with all of their partitions.
@@ -173,7 +207,7 @@ fn mark(job: &Job) -> [Typed<'_>; 3] {
 pub(super) async fn unless_held(
     client: &Client,
     what: &str,
-    most: Duration,
+    (most, beside): (Duration, &[&str]),
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
     let names = with_roots(tables);
@@ -181,7 +215,11 @@ pub(super) async fn unless_held(
     let row = client
         .query_typed(
             HOLDERS,
-            &[(&names, Type::TEXT_ARRAY), (&seconds, Type::FLOAT8)],
+            &[
+                (&names, Type::TEXT_ARRAY),
+                (&seconds, Type::FLOAT8),
+                (&beside, Type::TEXT_ARRAY),
+            ],
         )
         .await
         .about("looking for who holds locks")?;
@@ -192,7 +230,7 @@ pub(super) async fn unless_held(
     Err(StepError::Again {
         what: what.to_owned(),
         problem: format!(
-            "{holders} writes to the tables for longer than {most:?}, which is more than may be waited for; end it, or let \
+            "{holders} has locks on the tables for longer than {most:?}, which is more than may be waited for; end it, or let \
              cutovers wait for it: shardway reshard set lock_ms=... hold_ms=..."
         ),
     })

@@ -17,6 +17,7 @@
 //! | [`activate`] | after the commit | of the cutover that was committed |
 //! | [`reverse`] | when every proxy has the new map | of the next cutover, the other way |
 //! | [`finish`] | while the new owners serve | any |
+//! | [`finish::empty`] | when shards have left the map | any |
 //! | [`abort`] | while the old owners serve | any |
 
 pub mod abort;
