@@ -182,6 +182,7 @@ impl<'a> Run<'a> {
                 let attempt = self.stored.record.attempt;
                 let waits = format!("the next attempt of the cutover: in attempt {attempt}, {why}");
                 self.progress.set("waiting_for", waits);
+                self.show_now().await;
                 self.watch_for(left.min(LOOK)).await?;
                 return Ok(());
             }

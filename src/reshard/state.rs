@@ -169,6 +169,10 @@ pub enum Refusal {
     NotCutOver,
     #[error("the new owners serve: it can be rolled back, and then aborted")]
     Committed,
+    #[error("the owners are changing just now: wait until they have")]
+    Changing,
+    #[error("the owners have changed: rows are compared before they do for the first time")]
+    Compared,
     #[error("it is being finished or aborted already")]
     Ending,
 }
@@ -498,6 +502,8 @@ impl Record {
             (State::Ready | State::Reverse | State::Cutover, Wish::Cutover | Wish::Rollback)
             | (State::Reverse, Wish::Finish)
             | (State::Ready, Wish::Verify) => Ok(()),
+            (State::Cutover, Wish::Finish | Wish::Verify) => Err(Refusal::Changing),
+            (State::Reverse, Wish::Verify) => Err(Refusal::Compared),
             _ => Err(Refusal::NotReady),
         }
     }

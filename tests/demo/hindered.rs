@@ -47,7 +47,7 @@ fn whoever_keeps_a_cutover_from_its_end_is_named_with_what_to_do() {
     let demo = Demo::start();
     must(&demo, &[&TO[..], &["hold_ms=2000"]].concat());
     until("it is ready", || {
-        must(&demo, &["status"]).contains("r1: ready; ")
+        must(&demo, &["status"]).contains("waits for: the operator")
     });
     let first = demo.servers()[0];
     let writer = stays(first, "LOCK TABLE orders IN ROW EXCLUSIVE MODE");

@@ -10,7 +10,7 @@ use shardway::{
     reshard::{
         dump::Tools,
         job::{Job, StepError},
-        steps::{abort, catch_up::Follower, copy, preflight, prepare},
+        steps::{abort, catch_up::Follower, copy, preflight, prepare, ready},
     },
     sandbox::Sandbox,
 };
@@ -182,6 +182,22 @@ fn whoever_writes_for_long_is_waited_for_and_named() {
         soon(copy::run(&reshard.job)).await;
         let follower = Follower::start(&reshard.job, "s");
         soon(follower.consistent()).await;
+        // Guards are made on tables that somebody is at.
+        writer
+            .batch_execute(&write.replace("5000", "5001"))
+            .await
+            .unwrap();
+        let Err(StepError::Again { what, problem }) = ready::run(&reshard.job).await else {
+            panic!("made");
+        };
+        assert!(what.contains("the guard of public.t on shard s"), "{what}");
+        assert!(problem.starts_with("process "), "{problem}");
+        assert!(
+            problem.contains("end it") && problem.contains("set lock_ms="),
+            "{problem}"
+        );
+        writer.batch_execute("COMMIT").await.unwrap();
+        soon(ready::run(&reshard.job)).await;
         fence(&shards, &reshard.job, 1).await;
         soon(follower.fenced(1)).await;
         equal(&shards, &reshard).await;

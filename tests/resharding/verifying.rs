@@ -309,7 +309,7 @@ impl Halts for Still {
 #[test]
 fn what_two_sources_give_one_destination_is_shown_apart() {
     block_on(async {
-        let shards = shards("apart").await;
+        let shards = shards("figures_apart").await;
         shards.on_all(WIDE).await;
         let goes = |tenants: std::ops::Range<i64>, from: &str, to: &str| Move {
             group: "g".to_owned(),

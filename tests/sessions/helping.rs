@@ -59,8 +59,9 @@ impl Dying {
             let made = record::start(&lease, &job.id, &job.plan, &knobs, &BTreeMap::new()).await;
             assert!(made.unwrap());
             lease.done();
-            let doubled = engine.registry.set_moving(&job.id, &[on("s1")], 5);
-            doubled.await.unwrap();
+            let doubled = [on("s1")];
+            let doubling = engine.registry.set_moving(&job.id, &doubled, 5);
+            doubling.await.unwrap();
             let (here, there) = (&job.servers["s0"], &job.servers["s1"]);
             guard::make(&job, here).await.unwrap();
             guard::make(&job.turned(), there).await.unwrap();

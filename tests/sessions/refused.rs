@@ -142,6 +142,8 @@ fn what_may_not_run_twice_is_refused_with_the_reason() {
         "update t set n = n + 1 where id = 20; commit; update t set n = n + 1 where id = 1",
     );
     assert!(begun.elapsed() < Duration::from_secs(3), "it has waited");
+    let found = client.ask(&query("select n from t where id = 20"));
+    assert!(found.contains(&"D 1".to_owned()), "once: {found:?}");
     // Nobody ends it: in the end it is told.
     told(&mut client, "update t set n = n + 1 where id = 1");
     let found = client.ask(&query("select n from t where id = 1"));

@@ -91,8 +91,8 @@ const KNOBS: [Knob; 13] = [
         name: "hold_ms",
         least: 1,
         most: LONGEST,
-        what: "how long statements on moving keys are held at most, with their transactions' backends: clients that wait for \
-               30000 for an answer, or for a backend, must not give up",
+        what: "how many milliseconds statements on moving keys are held at most: their transactions keep backends meanwhile, for \
+               which others wait 30000, and clients wait no longer for an answer",
         set: |knobs, it| knobs.hold = Duration::from_millis(it),
     },
     Knob {

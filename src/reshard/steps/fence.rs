@@ -17,7 +17,6 @@ use crate::{
     inspect::at_once,
     reshard::{
         job::{Job, StepError},
-        lines::Line,
         plan::{MovingTable, roots},
         servers::Server,
     },
@@ -45,7 +44,7 @@ INSERT INTO shardway.fence AS f (workflow, attempt, token) VALUES ($1, $2, $3) \
 ON CONFLICT (workflow, attempt) DO UPDATE SET token = excluded.token, beat = f.beat + 1, at = clock_timestamp()";
 
 /// Locks that are there beside the fence's, and those that are there beside a vacuum's too.
-const READERS: [&str; 2] = ["AccessShareLock", "RowShareLock"];
+pub(super) const READERS: [&str; 2] = ["AccessShareLock", "RowShareLock"];
 const WRITERS: [&str; 3] = ["AccessShareLock", "RowShareLock", "RowExclusiveLock"];
 
 /// For as long as it takes until an autovacuum gives way to whoever waits for it, which is looked at after this time.
@@ -72,8 +71,8 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = line(job, source).await?;
     let tables = guard::tables(job, source);
     let most = job.knobs.borrow().lock;
-    unless_held(&client, (most, &READERS), source, &tables).await?;
     let what = format!("fencing shard {}", source.name);
+    unless_held(&client, &what, (most, &READERS), &tables).await?;
     let names = with_roots(&tables);
     let locks = format!(
         "{}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; {}",
@@ -97,7 +96,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     match locked {
         Err(error) if is_lock_timeout(&error) => {
             client.batch_execute("ROLLBACK").await.about(&what)?;
-            unless_held(&client, (most, &READERS), source, &tables).await?;
+            unless_held(&client, &what, (most, &READERS), &tables).await?;
             client.done();
             return Err(error).about(&what);
         }
@@ -133,7 +132,8 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         let knobs = job.knobs.borrow();
         knobs.lock.max(knobs.drain)
     };
-    unless_held(&client, (most, &READERS), source, &tables).await?;
+    let what = format!("fencing shard {}", source.name);
+    unless_held(&client, &what, (most, &READERS), &tables).await?;
     partitions::unless_new(&client, job, &tables, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
@@ -149,7 +149,7 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
 /// Waits for whoever vacuums or analyzes the tables or builds an index without locking writers out, as the fence would have
 /// to: with a lock that no writer waits for, and for which an autovacuum gives way.
 async fn unless_vacuumed(
-    client: &Line<'_>,
+    client: &Client,
     source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
@@ -163,7 +163,7 @@ async fn unless_vacuumed(
     client.batch_execute("ROLLBACK").await.about(&what)?;
     match locked {
         Err(error) if is_lock_timeout(&error) => {
-            unless_held(client, (Duration::ZERO, &WRITERS), source, tables).await?;
+            unless_held(client, &what, (Duration::ZERO, &WRITERS), tables).await?;
             Err(error).about(&what)
         }
         locked => locked.about(&what),
@@ -204,10 +204,10 @@ fn mark(job: &Job) -> [Typed<'_>; 3] {
 }
 
 /// Asks who holds locks already for longer than this, so that no queue of writers forms behind a lock that cannot be had.
-async fn unless_held(
-    client: &Line<'_>,
+pub(super) async fn unless_held(
+    client: &Client,
+    what: &str,
     (most, beside): (Duration, &[&str]),
-    source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
     let names = with_roots(tables);
@@ -228,7 +228,7 @@ async fn unless_held(
         return Ok(());
     }
     Err(StepError::Again {
-        what: format!("fencing shard {}", source.name),
+        what: what.to_owned(),
         problem: format!(
             "{holders} has locks on the tables for longer than {most:?}, which is more than may be waited for; end it, or let \
              cutovers wait for it: shardway reshard set lock_ms=... hold_ms=..."

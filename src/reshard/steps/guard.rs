@@ -7,8 +7,9 @@
 //! only a map in which they serve leads a proxy there.
 
 use super::{
-    asking::{About as _, connection},
+    asking::{About as _, connection, is_lock_timeout},
     condition,
+    fence::{READERS, unless_held},
     records::begin,
 };
 use crate::{
@@ -90,7 +91,15 @@ pub async fn make(job: &Job, server: &Server) -> Result<(), StepError> {
             lock_timeout(job),
             triggers_sql(job, &table, &when)
         );
-        client.batch_execute(&sql).await.about(&what)?;
+        match client.batch_execute(&sql).await {
+            Err(error) if is_lock_timeout(&error) => {
+                client.batch_execute("ROLLBACK").await.about(&what)?;
+                let (most, tables) = (job.knobs.borrow().lock, std::slice::from_ref(&table));
+                unless_held(&client, &what, (most, &READERS), tables).await?;
+                return Err(error).about(&what);
+            }
+            made => made.about(&what)?,
+        }
         client.batch_execute("COMMIT").await.about(&what)?;
     }
     Ok(())
