@@ -524,7 +524,7 @@ fn an_autovacuum_gives_way_to_a_cutover_before_statements_are_held() {
             )
         };
         while stage.ask(0, &is_at_it("VACUUM")).await == ["0"] {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let Err(StepError::Again { problem, .. }) = fence::rehearse(&stage.job, source).await
         else {
@@ -545,7 +545,7 @@ fn an_autovacuum_gives_way_to_a_cutover_before_statements_are_held() {
             .await
             == ["0"]
         {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // No writer waits meanwhile.
         let mut rehearsal = Box::pin(fence::rehearse(&stage.job, source));
