@@ -175,6 +175,14 @@ struct FenceColumns {
     beat: usize,
 }
 
+/// Where the piece that was sent last ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// Between two transactions.
+    Between,
+    Within,
+}
+
 /// What is kept for one destination until it takes it.
 struct Lane {
     name: String,
@@ -188,8 +196,7 @@ struct Lane {
     sent: Lsn,
     /// Whether it has a transaction open.
     open: bool,
-    /// Whether what was sent to it last ended within a transaction.
-    cut: bool,
+    last: Cut,
     /// How many pieces were committed there since the last one that is known to be durable.
     soon: u32,
     /// Transactions from this one on are in nothing that was copied to it.
@@ -303,7 +310,7 @@ fn lane(
         reached,
         sent: reached.lsn,
         open: false,
-        cut: false,
+        last: Cut::Between,
         soon: 0,
         copied,
     }

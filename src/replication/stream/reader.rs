@@ -5,8 +5,8 @@
 //! with transactions again and again, and what is durable grows.
 
 use super::{
-    Beat, Done, Heard, KEPT, Lag, Lane, Lsn, Piece, Reached, Reader, Report, SOON, StreamError,
-    Wish,
+    Beat, Cut, Done, Heard, KEPT, Lag, Lane, Lsn, Piece, Reached, Reader, Report, SOON,
+    StreamError, Wish,
 };
 use crate::{clock::Clock, replication::apply::Commit};
 
@@ -18,7 +18,7 @@ impl Lane {
         if !whole {
             return count >= batch || size >= KEPT;
         }
-        self.cut || count >= batch - batch / 4 || size >= KEPT - KEPT / 4
+        self.last == Cut::Within || count >= batch - batch / 4 || size >= KEPT - KEPT / 4
     }
 }
 
@@ -107,7 +107,11 @@ impl Reader<'_> {
             if lane.pieces.try_send(Piece { log, end, commit }).is_ok() {
                 lane.busy = true;
                 lane.open |= end.is_none();
-                lane.cut = end.is_none();
+                lane.last = if end.is_some() {
+                    Cut::Between
+                } else {
+                    Cut::Within
+                };
                 lane.sent = end.map_or(lane.sent, |end| end.lsn);
             }
         }
