@@ -267,6 +267,7 @@ pub(crate) fn job(
             tables: vec![shape.moving()],
             joins: Vec::new(),
             reference: Vec::new(),
+            left: Vec::new(),
         }),
         knobs: changes,
         servers: Arc::new(servers),

@@ -15,6 +15,10 @@ use super::{
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
+/// The setting by which a write of a table that every shard has says, in its transaction, which shards it reaches: names with
+/// commas between them.
+pub const REACHES: &str = "shardway.reaches";
+
 /// Keys of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

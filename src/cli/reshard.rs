@@ -8,6 +8,7 @@ mod bars;
 mod fault;
 mod figures;
 mod gates;
+mod knobs;
 mod outcome;
 mod planning;
 mod report;
@@ -210,7 +211,7 @@ async fn obey(verb: &Verb, site: &Site, output: &Output) -> Result<Exit, Fault> 
 }
 
 async fn start(site: &Site, args: &StartArgs, output: &Output) -> Result<Exit, Fault> {
-    let knobs = asking::knobs(crate::reshard::job::Knobs::default(), &args.values)?;
+    let knobs = knobs::changed(crate::reshard::job::Knobs::default(), &args.values)?;
     // Told before a plan is made that would not be begun.
     if let Some(other) = site
         .seen(None)

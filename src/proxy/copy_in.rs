@@ -195,7 +195,10 @@ impl Session {
         let mut found: Option<Option<String>> = None;
         for (shard, _) in &shares.shards {
             self.reach_within(*shard).await?;
-            if listed.is_none() || copy.is_everywhere() {
+            if copy.is_everywhere() {
+                let lock = self.reaching(shares) + &copy.lock();
+                self.prelude(lock.as_bytes()).await??;
+            } else if listed.is_none() {
                 self.prelude(copy.lock().as_bytes()).await??;
             }
             if copy.columns.is_none() {

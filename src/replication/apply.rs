@@ -8,7 +8,7 @@
 use super::{
     batch::{Change, Contradiction, Full, Held, Hole, Kind, Log, Net, Row, Settling, Shape},
     judge::{Chunks, JudgeError},
-    rows::{Form, Raw, Statements, What, in_order},
+    rows::{Form, NotCopied, Raw, Statements, What, in_order},
     tables::{Goes, Table, identifier},
 };
 use crate::{failpoint, wire::replication::Lsn};
@@ -58,13 +58,26 @@ pub struct Piece {
     pub log: Log,
     /// Where the destination is with it; `None` within a transaction of the source, which goes on in the next piece.
     pub end: Option<Reached>,
+    pub commit: Commit,
+}
+
+/// When a piece is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// Once it is committed.
+    Durable,
+    /// With a later one that is, at the latest: until then it may vanish in a crash of the server, with what says how far the
+    /// destination is.
+    Soon,
 }
 
 /// What became of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// It is durable.
+    /// It is durable, and all before it.
     Committed(Reached),
+    /// It is committed as [`Commit::Soon`].
+    Soon,
     /// It will be, with the next: its transaction goes on, or a row waits for values that come later.
     Open,
 }
@@ -238,7 +251,7 @@ impl Applier {
             self.it.client.batch_execute("RELEASE piece").await?;
         }
         match piece.end {
-            Some(end) if self.holes.is_empty() => self.commit(end).await,
+            Some(end) if self.holes.is_empty() => self.commit(end, piece.commit).await,
             _ => Ok(Done::Open),
         }
     }
@@ -261,7 +274,7 @@ impl Applier {
         unless_replaced(locked?.len() == 1)
     }
 
-    async fn commit(&mut self, end: Reached) -> Result<Done, ApplyError> {
+    async fn commit(&mut self, end: Reached, commit: Commit) -> Result<Done, ApplyError> {
         let Whose {
             workflow,
             followed: source,
@@ -276,11 +289,18 @@ impl Applier {
             .execute(&advance, &[workflow, source, token, &from, &to, &end.fence])
             .await?;
         unless_replaced(advanced == 1)?;
-        client.batch_execute("COMMIT").await?;
+        let sql = match commit {
+            Commit::Durable => "COMMIT",
+            Commit::Soon => "SET LOCAL synchronous_commit = off; COMMIT",
+        };
+        client.batch_execute(sql).await?;
         failpoint::reached("after_apply_commit").await;
         self.open = false;
         self.it.progress = end;
-        Ok(Done::Committed(end))
+        Ok(match commit {
+            Commit::Durable => Done::Committed(end),
+            Commit::Soon => Done::Soon,
+        })
     }
 
     /// What the changes come to, all at once between those that empty a table.
@@ -379,10 +399,36 @@ impl Applier {
             );
         }
         for (at, net) in &nets {
-            all.push((*at, What::Insert, &net.inserts));
+            let what = inserting(self.whose.form, log, &net.inserts);
+            all.push((*at, what, &net.inserts));
         }
         all.retain(|(_, _, rows)| !rows.is_empty());
-        self.run(log, &all).await
+        let copies = all.iter().filter(|(_, what, _)| *what == What::Copy);
+        let copies: Vec<Statement<'_>> = copies.cloned().collect();
+        all.retain(|(_, what, _)| *what != What::Copy);
+        self.run(log, &all).await?;
+        for copy in copies {
+            self.copy(log, copy).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies rows: once all else has gone well, as nothing more can be asked where a copy did not begin.
+    async fn copy(&mut self, log: &Log, (at, what, rows): Statement<'_>) -> Result<(), ApplyError> {
+        let table = &self.whose.tables[at];
+        let failed = |error| ApplyError::Rows {
+            table: table.plain(),
+            error,
+        };
+        let client = &self.it.client;
+        let prepared = self.here.prepare(client, (at, table), &what).await;
+        let copied = prepared.map_err(failed)?.copy(client, (log, rows)).await;
+        let touched = copied.map_err(|problem| match problem {
+            NotCopied::Begin(error) => ApplyError::Sql(error),
+            NotCopied::Rows(error) => failed(error),
+            NotCopied::Large => Full.into(),
+        });
+        as_expected(table, &what, rows, touched?)
     }
 
     /// Sends all of them, then hears what became of each: one that fails takes those behind it with it.
@@ -407,15 +453,7 @@ impl Applier {
         let touched = in_order(sent.collect()).await;
         for ((at, what, rows), touched) in all.iter().zip(touched) {
             let touched = touched.map_err(failed(*at))?;
-            let expected = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-            if touched != expected {
-                return Err(ApplyError::Count {
-                    table: tables[*at].plain(),
-                    what: word(what),
-                    expected,
-                    touched,
-                });
-            }
+            as_expected(&tables[*at], what, rows, touched)?;
         }
         Ok(())
     }
@@ -507,9 +545,34 @@ impl Applier {
 /// A table's place, what is done, and with which rows.
 type Statement<'a> = (usize, What, &'a [Row]);
 
+/// How rows are inserted: a few by a statement that is prepared once, of which the server makes less.
+fn inserting(form: Form, log: &Log, rows: &[Row]) -> What {
+    const FEW: usize = 64;
+    const LITTLE: usize = 64 << 10;
+    let length = || rows.iter().map(|row| log.length(*row)).sum::<usize>();
+    if form == Form::Binary && (rows.len() > FEW || length() > LITTLE) {
+        What::Copy
+    } else {
+        What::Insert
+    }
+}
+
+fn as_expected(table: &Table, what: &What, rows: &[Row], touched: u64) -> Result<(), ApplyError> {
+    let expected = u64::try_from(rows.len()).unwrap_or(u64::MAX);
+    if touched == expected {
+        return Ok(());
+    }
+    Err(ApplyError::Count {
+        table: table.plain(),
+        what: word(what),
+        expected,
+        touched,
+    })
+}
+
 fn word(what: &What) -> &'static str {
     match what {
-        What::Insert => "INSERT",
+        What::Insert | What::Copy => "INSERT",
         What::Update(_) => "UPDATE",
         What::Delete => "DELETE",
         What::Read(_) | What::Locate | What::Show => "SELECT",

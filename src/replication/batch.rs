@@ -128,6 +128,13 @@ impl Log {
         }
     }
 
+    /// How many bytes the values of a row have.
+    #[must_use]
+    pub fn length(&self, row: Row) -> usize {
+        let values = self.cells(row).iter().filter_map(|cell| self.value(*cell));
+        values.map(<[u8]>::len).sum()
+    }
+
     /// A row's value as it was added.
     #[must_use]
     pub fn added(&self, cell: Cell) -> Added<'_> {

@@ -1,19 +1,23 @@
-//! Statements over many rows at a time, each column as one array: what a batch comes to, as SQL.
+//! Statements over many rows at a time, each column as one array, or all of them as what COPY takes: what a batch comes to, as
+//! SQL.
 //!
 //! What must stay true: a value is written as it was streamed, in its binary form or as text that its type reads; rows are
-//! found by their primary key alone; nothing is looked up by a name that a database could shadow.
+//! found by their primary key alone; nothing is looked up by a name that a database could shadow; a connection on which a
+//! COPY did not begin is not used again.
 
 use super::{
     batch::{Log, Row, Shape},
     tables::{Table, identifier},
 };
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use deadpool_postgres::Client;
-use futures_util::future::maybe_done;
+use futures_util::{SinkExt as _, future::maybe_done};
 use std::{
     collections::HashMap,
     error::Error,
     future::{Future, poll_fn},
+    num::TryFromIntError,
+    pin::pin,
     task::Poll,
 };
 use tokio_postgres::{
@@ -33,6 +37,9 @@ pub enum Form {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum What {
     Insert,
+    /// The same by COPY, of values in their binary form: without an array of each column, which the server would take apart
+    /// row by row and keep twice.
+    Copy,
     /// Sets these columns.
     Update(Shape),
     Delete,
@@ -131,6 +138,71 @@ impl Prepared {
         let columns: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|it| it as _).collect();
         client.execute(&self.0, &columns).await
     }
+
+    /// Copies rows, and tells how many there were.
+    ///
+    /// # Errors
+    /// [`NotCopied`].
+    pub async fn copy(
+        &self,
+        client: &Client,
+        (log, rows): (&Log, &[Row]),
+    ) -> Result<u64, NotCopied> {
+        let begun = client.copy_in::<_, Bytes>(&self.0).await;
+        let mut sink = pin!(begun.map_err(NotCopied::Begin)?);
+        let mut out = BytesMut::with_capacity(SENT);
+        out.put_slice(BEGIN);
+        for row in rows {
+            put_row(log, *row, &mut out).map_err(|_large| NotCopied::Large)?;
+            if out.len() >= SENT {
+                let full = out.split().freeze();
+                sink.feed(full).await.map_err(NotCopied::Rows)?;
+                out.reserve(SENT);
+            }
+        }
+        out.put_i16(-1);
+        sink.feed(out.freeze()).await.map_err(NotCopied::Rows)?;
+        sink.finish().await.map_err(NotCopied::Rows)
+    }
+}
+
+/// Bytes of rows that are sent at a time, about.
+const SENT: usize = 64 << 10;
+/// What values in their binary form begin with: a signature, no flags, no more of a header.
+const BEGIN: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
+/// Why rows were not copied.
+#[derive(Debug)]
+pub enum NotCopied {
+    /// The server did not agree to it. Its client sends one message too many then: answers that come later on this connection
+    /// are not those of what is asked.
+    Begin(tokio_postgres::Error),
+    /// It did not take the rows.
+    Rows(tokio_postgres::Error),
+    /// A value is longer than any can be.
+    Large,
+}
+
+/// A row as COPY takes it.
+fn put_row(log: &Log, row: Row, out: &mut BytesMut) -> Result<(), TryFromIntError> {
+    let cells = log.cells(row);
+    out.put_i16(i16::try_from(cells.len())?);
+    for cell in cells {
+        put_value(log.value(*cell), out)?;
+    }
+    Ok(())
+}
+
+/// A value behind its length, as arrays and rows have it.
+fn put_value(value: Option<&[u8]>, out: &mut BytesMut) -> Result<(), TryFromIntError> {
+    match value {
+        Some(value) => {
+            out.put_i32(i32::try_from(value.len())?);
+            out.put_slice(value);
+        }
+        None => out.put_i32(-1),
+    }
+    Ok(())
 }
 
 /// Begins all of them in their order, without waiting for one before the next, and waits for all.
@@ -193,13 +265,7 @@ impl ToSql for Array<'_> {
         }
         for row in self.rows {
             let cell = self.log.cells(*row).get(self.column).copied();
-            match cell.and_then(|cell| self.log.value(cell)) {
-                Some(value) => {
-                    out.put_i32(i32::try_from(value.len())?);
-                    out.put_slice(value);
-                }
-                None => out.put_i32(-1),
-            }
+            put_value(cell.and_then(|cell| self.log.value(cell)), out)?;
         }
         Ok(IsNull::No)
     }
@@ -214,7 +280,7 @@ impl ToSql for Array<'_> {
 /// The columns that a statement gets as parameters.
 fn parameters(table: &Table, what: &What) -> Vec<usize> {
     match what {
-        What::Insert => (0..table.columns.len()).collect(),
+        What::Insert | What::Copy => (0..table.columns.len()).collect(),
         What::Update(shape) => {
             let set = (0..table.columns.len()).filter(|at| sets(table, shape, *at));
             table.key.iter().copied().chain(set).collect()
@@ -261,6 +327,10 @@ fn sql(table: &Table, what: &What, form: Form) -> String {
             format!(
                 "INSERT INTO {name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {rows}"
             )
+        }
+        What::Copy => {
+            let columns = joined(given.iter().map(|at| column(*at)), ", ");
+            format!("COPY {name} ({columns}) FROM STDIN (FORMAT binary)")
         }
         What::Update(_) => {
             let set = &given[table.key.len()..];

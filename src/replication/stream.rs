@@ -41,6 +41,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes of values that are kept for a destination until it takes them.
 const KEPT: usize = 8 << 20;
+/// Pieces in a row that are committed without waiting until they are durable.
+const SOON: u32 = 8;
 
 /// What is wanted of a follower.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Wish {
     /// To stop before the first transaction whose commit stands there or behind, and wait; zero: before the next one.
     pub pause: Option<Lsn>,
     pub stop: bool,
+    /// Grows when somebody wants a heartbeat now, to see how long changes take.
+    pub beats: u64,
 }
 
 /// Where a follower stands.
@@ -62,6 +66,8 @@ pub struct Stand {
     /// For which wish it waits, and whether it could stop exactly there.
     pub paused: Option<(Lsn, bool)>,
     pub lag: Lag,
+    /// When the last heartbeat was sent of those that every destination has.
+    pub beat: Option<Instant>,
     /// Rows that were brought, since the process began.
     pub changes: u64,
     /// What keeps it from going on at the moment.
@@ -182,6 +188,10 @@ struct Lane {
     sent: Lsn,
     /// Whether it has a transaction open.
     open: bool,
+    /// Whether what was sent to it last ended within a transaction.
+    cut: bool,
+    /// How many pieces were committed there since the last one that is known to be durable.
+    soon: u32,
     /// Transactions from this one on are in nothing that was copied to it.
     copied: Option<u64>,
 }
@@ -250,6 +260,8 @@ pub async fn run(
         beat: None,
         last_number: 0,
         last_beat: None,
+        newest_beat: None,
+        beats_wanted: 0,
         last_heard: Clock.now(),
         alive: Lsn(0),
         changes: 0,
@@ -291,6 +303,8 @@ fn lane(
         reached,
         sent: reached.lsn,
         open: false,
+        cut: false,
+        soon: 0,
         copied,
     }
 }
@@ -332,6 +346,10 @@ struct Reader<'a> {
     /// The highest number that has come.
     last_number: i64,
     last_beat: Option<Duration>,
+    /// When the one was sent that came last.
+    newest_beat: Option<Instant>,
+    /// As they were wished for.
+    beats_wanted: u64,
     last_heard: Instant,
     /// How far the source has looked for changes when it last said so.
     alive: Lsn,

@@ -63,7 +63,7 @@ impl Ground<'_> {
             Effect::CatchUp => catch_up(job, streams).await,
             Effect::Verify => verify(job, streams, stored.record.round).await,
             Effect::Ready => patiently(job, Making::Ready).await,
-            Effect::Hold => self.hold(job, stored).await,
+            Effect::Hold => self.hold(job, stored, streams).await,
             Effect::Fence => {
                 let fenced = within(job, "fencing", fence(job)).await;
                 failpoint::reached("after_fence").await;
@@ -84,7 +84,8 @@ impl Ground<'_> {
     /// # Errors
     /// [`StepError`].
     pub async fn idle(&self, job: &Job) -> Result<(), StepError> {
-        steps::ready::advance(job).await
+        steps::ready::advance(job).await?;
+        steps::partitions::none_new(job).await
     }
 
     async fn announce(&self, job: &Job) -> Result<(), StepError> {
@@ -141,7 +142,12 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             .map_err(|error| again("asking which proxies there are", &error))
     }
 
-    async fn hold(&self, job: &Job, stored: &Stored) -> Result<(), StepError> {
+    async fn hold(
+        &self,
+        job: &Job,
+        stored: &Stored,
+        streams: &[Follower],
+    ) -> Result<(), StepError> {
         const WHAT: &str = "holding statements back";
         let (drain, most) = {
             let knobs = job.knobs.borrow();
@@ -149,6 +155,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         };
         let rehearsed = self.clock.now();
         Box::pin(steps::rehearse::run(job)).await?;
+        up_to_date(job, streams).await?;
         let answers = self.registry.hear_answers().await;
         let answers = answers.map_err(|error| again(WHAT, &error))?;
         let took = milliseconds(since(self.clock, rehearsed));
@@ -167,7 +174,10 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             hold::Drained::No { waiting_for } => {
                 job.progress
                     .set("cutover.waiting_for", waiting_for.as_str());
-                format!("not drained within {drain:?}: {waiting_for}")
+                format!(
+                    "not drained within {drain:?}: {waiting_for}; end them (SHOW CLIENTS there says who they are), or let \
+                     cutovers wait for them: shardway reshard set drain_ms=... hold_ms=..."
+                )
             }
             hold::Drained::Released => "the deadline has passed".to_owned(),
         };
@@ -282,14 +292,17 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         let old = moving(job, Owner::Before);
         self.all_know(job, &old).await?;
         Box::pin(steps::finish::run(job)).await?;
-        self.leave(job).await?;
+        let left = self.leave(job).await?;
         self.all_know(job, &[]).await?;
+        for shard in &left {
+            Box::pin(steps::finish::empty(job, shard)).await?;
+        }
         self.forget_hold(job).await
     }
 
-    /// Shards that gave everything away serve no more, unless something else lives there. Nobody has read from them since
-    /// the cutover, but reference tables were written there until now.
-    async fn leave(&self, job: &Job) -> Result<(), StepError> {
+    /// Shards that gave everything away serve no more, unless something else lives there; which. Nobody has read their keys
+    /// since the cutover, but reference tables were read and written there until now.
+    async fn leave(&self, job: &Job) -> Result<Vec<String>, StepError> {
         const WHAT: &str = "letting shards go that own nothing any more";
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map(WHAT, error))?;
@@ -305,7 +318,12 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             }
         }
         let left = self.registry.leave_map(&job.id, &leaving, job.token).await;
-        left.map(drop).map_err(|error| of_map(WHAT, error))
+        left.map_err(|error| of_map(WHAT, error))?;
+        // What the map says counts.
+        let now = self.registry.read_map().await;
+        let members = now.map_err(|error| of_map(WHAT, error))?.content.members;
+        leaving.retain(|shard| !members.contains(shard));
+        Ok(leaving)
     }
 
     async fn abort(&self, job: &Job) -> Result<(), StepError> {
@@ -317,6 +335,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             .filter(|it| it.workflow == job.id)
             .collect();
         // After a rollback a shard that had joined serves reference tables, which are about to go.
+        steps::activate::open_reference(job).await?;
         let leaving = &job.plan.joins;
         let left = self.registry.leave_map(&job.id, leaving, job.token).await;
         left.map_err(|error| of_map("giving it up", error))?;
@@ -412,10 +431,57 @@ async fn catch_up(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
 }
 
 /// The destinations have all that the sources ever committed; then the way back begins.
-async fn drain(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
-    let sources = job.sources();
+/// Waits, before statements are held, until changes take no longer from their source to all destinations than a fence may:
+/// a stream that has just begun reads what its slot has kept first.
+async fn up_to_date(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
+    if !all_followed(job, streams) {
+        return Err(changed("seeing how late changes are"));
+    }
+    loop {
+        let mut now = Box::pin(at_once(streams.iter().map(Follower::now).collect()));
+        let took = loop {
+            match tokio::time::timeout(LOOK, &mut now).await {
+                Ok(took) => break took.into_iter().collect::<Result<Vec<_>, _>>()?,
+                Err(_late) => job.progress.set("waiting_for", behind(streams)),
+            }
+        };
+        // Half of it, as they are not always equally fast.
+        let most = job.knobs.borrow().step() / 2;
+        if took.iter().all(|took| *took <= most) {
+            job.progress.set("waiting_for", Value::Null);
+            return Ok(());
+        }
+        let took = took.into_iter().max().unwrap_or_default();
+        let waits = format!(
+            "changes to be applied faster: they take {} ms, and a cutover may wait {} ms for them (hold_ms, lock_ms)",
+            took.as_millis(),
+            most.as_millis()
+        );
+        job.progress.set("waiting_for", waits);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn behind(streams: &[Follower]) -> String {
+    let late = streams.iter().map(|it| {
+        let (source, lag) = (it.source(), it.lag().millis);
+        match (it.problem(), lag) {
+            (Some(problem), _) => format!("{source}: {problem}"),
+            (None, u64::MAX) => format!("{source} is read from where its slot begins"),
+            (None, lag) => format!("{source} is {lag} ms behind"),
+        }
+    });
+    let late: Vec<String> = late.collect();
+    format!("changes to be applied: {}", late.join(", "))
+}
+
+fn all_followed(job: &Job, streams: &[Follower]) -> bool {
     let followed = |name: &str| streams.iter().any(|it| it.source() == name);
-    if !sources.iter().all(|it| followed(&it.name)) {
+    job.sources().iter().all(|it| followed(&it.name))
+}
+
+async fn drain(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
+    if !all_followed(job, streams) {
         return Err(changed("applying the fences"));
     }
     all(streams.iter().map(|it| it.fenced(job.attempt)).collect()).await?;
@@ -434,11 +500,7 @@ async fn within(
     what: &str,
     task: impl Future<Output = Result<(), StepError>>,
 ) -> Result<(), StepError> {
-    const PARTS: u32 = 5;
-    let most = {
-        let knobs = job.knobs.borrow();
-        knobs.hold.saturating_sub(knobs.drain) / PARTS
-    };
+    let most = job.knobs.borrow().step();
     let done = tokio::time::timeout(most, task).await;
     done.unwrap_or_else(|_| {
         Err(StepError::Again {

@@ -28,7 +28,7 @@ SELECT pg_notify('shardway', 'hold') FROM held";
 const OPEN: &str = "\
 SELECT coalesce((SELECT state = 'held' AND deadline > clock_timestamp() FROM shardway.hold \
         WHERE workflow = $1 AND attempt = $2), false), \
-    (SELECT string_agg(coalesce(d.waiting_for, coalesce(p.address, 'local') || ' has not answered'), '; ') \
+    (SELECT string_agg(coalesce(p.address, 'local') || coalesce(': ' || d.waiting_for, ' has not answered'), '; ') \
      FROM shardway.proxy p LEFT JOIN shardway.held d \
         ON d.workflow = $1 AND d.attempt = $2 AND d.incarnation = p.incarnation \
      WHERE p.heartbeat > clock_timestamp() - make_interval(secs => $3) AND NOT coalesce(d.drained, false))";

@@ -91,6 +91,15 @@ impl Knobs {
             ..self.clone()
         }
     }
+
+    /// How long a step of a cutover may take while statements are held: some of what is left of that, and no more than four
+    /// times what the fence may wait for locks, so that attempts which fail cost little, and later ones have more time.
+    #[must_use]
+    pub fn step(&self) -> Duration {
+        const PARTS: u32 = 5;
+        let left = self.hold.saturating_sub(self.drain) / PARTS;
+        left.min(self.lock.saturating_mul(4))
+    }
 }
 
 /// A reshard and who runs it.
@@ -240,6 +249,8 @@ mod tests {
         assert_eq!(times(&knobs.after_failed(1)), [100, 40, 1_000]);
         assert_eq!(times(&knobs.after_failed(2)), [200, 80, 1_000]);
         assert_eq!(times(&knobs.after_failed(u32::MAX)), [250, 125, 1_000]);
+        let steps = [0, 1, 2, 9].map(|failed| knobs.after_failed(failed).step().as_millis());
+        assert_eq!(steps, [80, 160, 160, 150]);
         // Whoever asks for more than that has it from the first on.
         let generous = Knobs {
             drain: Duration::from_millis(600),

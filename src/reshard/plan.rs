@@ -19,6 +19,9 @@ pub struct Plan {
     pub joins: Vec<String>,
     /// Tables that every shard has whole, copied to those that join.
     pub reference: Vec<MovingTable>,
+    /// The same tables, where shards give everything away: these have them no more once they serve no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<MovingTable>,
 }
 
 /// A table of which rows move.

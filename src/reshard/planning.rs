@@ -130,15 +130,27 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
             add(&mut tables, read);
         }
     }
-    let mut reference = Vec::new();
-    if let Some(first) = moves.first().filter(|_| !joins.is_empty()) {
+    let owners = after.shards();
+    let leaves = moves.iter().any(|it| !owners.contains(&it.from));
+    let mut everywhere = Vec::new();
+    if let Some(first) = moves.first().filter(|_| leaves || !joins.is_empty()) {
         let client = connections.to(asked.servers, &first.from).await?;
         for name in whole(asked.snapshot) {
             let read = with_partitions(client, &name, None, "").await;
             let read = read.map_err(|fault| fault.on(&first.from, &name))?;
-            add(&mut reference, read);
+            add(&mut everywhere, read);
         }
     }
+    let left = if leaves {
+        everywhere.clone()
+    } else {
+        Vec::new()
+    };
+    let reference = if joins.is_empty() {
+        Vec::new()
+    } else {
+        everywhere
+    };
     let mut sizes = Vec::new();
     for it in &moves {
         let of_group = |table: &&MovingTable| table.group.as_ref() == Some(&it.group);
@@ -159,6 +171,7 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
         tables,
         joins,
         reference,
+        left,
     };
     Ok(Planned { plan, sizes, cuts })
 }

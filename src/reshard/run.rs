@@ -58,8 +58,9 @@ pub(super) struct Run<'a> {
     pause: Duration,
     /// Until when there is no other attempt of a cutover.
     rest: Option<Instant>,
-    /// Attempts of the cutover that is asked for, by which the next comes later and has more time.
+    /// Attempts of the cutover that is asked for, by which the next comes later and has more time; why the last failed.
     failed: u32,
+    hindered: Option<String>,
     application: Mutex<Application>,
 }
 
@@ -87,6 +88,7 @@ impl<'a> Run<'a> {
             pause: PAUSE.0,
             rest: None,
             failed: 0,
+            hindered: None,
             application: Mutex::new(Application {
                 since: runner.clock.now(),
                 times: runner.metrics.times(runner.registry.database()),
@@ -176,8 +178,10 @@ impl<'a> Run<'a> {
         if let (true, Some(rest)) = (cutover, self.rest) {
             let left = rest.saturating_duration_since(self.runner.clock.now());
             if !left.is_zero() {
-                self.progress
-                    .set("waiting_for", "the next attempt of the cutover");
+                let why = self.hindered.as_deref().unwrap_or("it was undone");
+                let attempt = self.stored.record.attempt;
+                let waits = format!("the next attempt of the cutover: in attempt {attempt}, {why}");
+                self.progress.set("waiting_for", waits);
                 self.watch_for(left.min(LOOK)).await?;
                 return Ok(());
             }
@@ -198,8 +202,10 @@ impl<'a> Run<'a> {
         let idle = matches!(waiting, Waiting::Operator) && !self.streams.is_empty();
         if idle {
             let ground = self.ground();
-            if let Err(error) = ground.idle(&self.job()).await {
-                self.progress.set("problem", error.to_string());
+            match ground.idle(&self.job()).await {
+                Ok(()) => {}
+                Err(error @ StepError::Halt { .. }) => return self.fail(error).await,
+                Err(error) => self.progress.set("problem", error.to_string()),
             }
         }
         let began = self.runner.clock.now();

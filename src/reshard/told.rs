@@ -233,12 +233,11 @@ fn source(progress: &Progress, shard: &str) -> Option<Source> {
 fn verified(progress: &Progress, what: &str) -> Option<u64> {
     let each = progress.iter().filter(|(name, _)| {
         let mut parts = name.split('.');
-        // verify.<schema>.<table>.<shard>.<what>
+        // verify.<schema>.<table>.<source>.<destination>.<what>
         parts.next() == Some("verify") && parts.next_back() == Some(what) && parts.next().is_some()
     });
     let each: Vec<u64> = each.filter_map(|(_, value)| value.as_u64()).collect();
     let sum = (!each.is_empty()).then(|| each.iter().sum());
-    // A table's figure is of the source that was compared last.
     number(progress, &format!("verify.{what}")).or(sum)
 }
 
@@ -300,6 +299,7 @@ mod tests {
             tables: vec![table("orders"), table("items")],
             joins: Vec::new(),
             reference: Vec::new(),
+            left: Vec::new(),
         };
         Stored {
             id: "r1".to_owned(),
@@ -360,6 +360,16 @@ mod tests {
         );
         let told = sight(&stored(State::Verify, json!({})), alive());
         assert!(told.tables.iter().all(|it| it.percent == 100));
+    }
+
+    #[test]
+    fn before_a_comparison_has_ended_what_it_has_found_so_far_is_shown() {
+        let comparing = json!({
+            "verify.public.items.s0.s2.rows": 5, "verify.public.items.s1.s2.rows": 7, "verify.public.orders.s1.s2.rows": 1,
+            "verify.public.items.s0.s2.different": 0, "verify.public.items.s1.s2.different": 2, "verify.rows_per_second": 900,
+        });
+        let told = sight(&stored(State::Verify, comparing), alive());
+        assert_eq!((told.verified_rows, told.differences), (Some(13), Some(2)));
     }
 
     #[test]

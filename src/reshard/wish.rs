@@ -49,24 +49,29 @@ pub enum NoMoves {
         "{0:?} is not understood: buckets=A-B:shard, range=[a,b):shard, value=x:shard or key=shard"
     )]
     Syntax(String),
-    #[error("the database has several groups: say which")]
-    WhichGroup,
-    #[error("there is no group {0}")]
-    NoGroup(String),
+    #[error("the database has several groups: say which with --group ({0})")]
+    WhichGroup(String),
+    #[error("the map has no group {name}: it has {known}")]
+    NoGroup { name: String, known: String },
     #[error("the configuration has no shard {0}")]
     NoShard(String),
-    #[error("{text:?} is no {key_type} key")]
+    #[error("{text:?} is no {key_type} key: write it as PostgreSQL reads a {key_type}")]
     NoKey {
         text: String,
         key_type: &'static str,
     },
-    #[error("group {group} has no {what}")]
+    #[error(
+        "group {group} has no {what}: a hash group moves by buckets=A-B:shard, a range group by range=[a,b):shard, a list group by \
+         value=x:shard, and single keys of each by --pin key=shard"
+    )]
     OtherMethod { group: String, what: &'static str },
-    #[error("group {group} has buckets 0 to {last}")]
+    #[error(
+        "group {group} has buckets 0 to {last}: name some of them, the lower first, as buckets=A-B:shard"
+    )]
     NoBucket { group: String, last: u32 },
-    #[error("the range has no keys")]
+    #[error("the range has no keys: its first bound is in it, and has to be less than the second, which is not")]
     EmptyRange,
-    #[error("key {0} has no owner")]
+    #[error("key {0} has no owner: no range or value of its group's map has it")]
     NoOwner(String),
     #[error(
         "the {count} ranges of group {group} cannot be spread over {shards} shards: say which ranges move"
@@ -80,11 +85,13 @@ pub enum NoMoves {
         "group {group} has too few different keys to be spread over {shards} shards: say which ranges move"
     )]
     FewKeys { group: String, shards: usize },
-    #[error("a key is in two of the moves")]
-    Twice,
+    #[error("shard {0} is named twice: name each shard of --to once")]
+    ShardTwice(String),
     #[error(transparent)]
     Unmovable(#[from] Unmovable),
-    #[error("every key is where it is to be already")]
+    #[error(
+        "every key is where it is to be already: name other shards or other keys (plan shows what would move)"
+    )]
     Nothing,
 }
 
@@ -186,14 +193,26 @@ fn one_group(owners: &Ownership, named: Option<&str>) -> Result<String, NoMoves>
         let mut groups = owners.groups();
         return match (groups.next(), groups.next()) {
             (Some(one), None) => Ok(one.to_owned()),
-            _ => Err(NoMoves::WhichGroup),
+            _ => Err(NoMoves::WhichGroup(known(owners))),
         };
     };
     if owners.has(named) {
         Ok(named.to_owned())
     } else {
-        Err(NoMoves::NoGroup(named.to_owned()))
+        Err(no_group(owners, named))
     }
+}
+
+fn no_group(owners: &Ownership, name: &str) -> NoMoves {
+    NoMoves::NoGroup {
+        name: name.to_owned(),
+        known: known(owners),
+    }
+}
+
+/// Every group, for people.
+fn known(owners: &Ownership) -> String {
+    owners.groups().collect::<Vec<_>>().join(", ")
 }
 
 /// What each shard owns of a group.
@@ -210,8 +229,8 @@ fn owned(owners: &Ownership, group: &str) -> Result<BTreeMap<String, KeySet>, No
 }
 
 fn key(owners: &Ownership, group: &str, text: &str) -> Result<Key, NoMoves> {
-    let none = || NoMoves::NoGroup(group.to_owned());
-    let key_type: KeyType = owners.key_type(group).ok_or_else(none)?;
+    let key_type: Option<KeyType> = owners.key_type(group);
+    let key_type = key_type.ok_or_else(|| no_group(owners, group))?;
     key_type
         .from_text(text.as_bytes())
         .map_err(|_error| NoMoves::NoKey {
@@ -342,7 +361,11 @@ fn spread(
     samples: &BTreeMap<String, Sample>,
 ) -> Result<Vec<Move>, NoMoves> {
     if let Some(unknown) = only.filter(|name| !owners.has(name)) {
-        return Err(NoMoves::NoGroup(unknown.to_owned()));
+        return Err(no_group(owners, unknown));
+    }
+    let twice = (1..to.len()).find(|at| to[..*at].contains(&to[*at]));
+    if let Some(at) = twice {
+        return Err(NoMoves::ShardTwice(to[at].clone()));
     }
     let mut moves = Vec::new();
     let groups = owners.groups();
@@ -612,6 +635,11 @@ mod tests {
             moves(&before, &[all_to(vec!["s9".to_owned()])], &names()),
             Err(NoMoves::NoShard("s9".to_owned()))
         );
+        let twice = ["s2", "s0", "s2"].map(str::to_owned).to_vec();
+        assert_eq!(
+            moves(&before, &[all_to(twice)], &names()),
+            Err(NoMoves::ShardTwice("s2".to_owned()))
+        );
     }
 
     #[test]
@@ -663,7 +691,18 @@ mod tests {
         let moved = only("g").unwrap();
         assert!(moved.iter().all(|it| it.group == "g"), "{moved:?}");
         assert!(matches!(only("days"), Err(NoMoves::FewRanges { .. })));
-        assert_eq!(only("h"), Err(NoMoves::NoGroup("h".to_owned())));
+        assert_eq!(
+            only("h"),
+            Err(NoMoves::NoGroup {
+                name: "h".to_owned(),
+                known: "days, g".to_owned()
+            })
+        );
+        let anywhere = Wish::of_pin("7=s3", None).unwrap();
+        assert_eq!(
+            moves(&before, &[anywhere], &names()),
+            Err(NoMoves::WhichGroup("days, g".to_owned()))
+        );
     }
 
     #[test]

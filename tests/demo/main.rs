@@ -7,6 +7,7 @@
     reason = "programs are started, and waited for"
 )]
 
+mod hindered;
 mod stage;
 mod steering;
 mod typing;

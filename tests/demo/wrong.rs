@@ -6,6 +6,77 @@ use std::{fmt::Write as _, fs, path::Path, process::Command};
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/reshard.txt");
 const TO: [&str; 4] = ["--group", "customers", "--to", "s0,s1,s2,s3"];
 
+/// Room for a machine that others use as well.
+const ROOMY: [&str; 6] = [
+    "--set",
+    "drain_ms=1000",
+    "--set",
+    "hold_ms=5000",
+    "--set",
+    "lock_ms=500",
+];
+
+/// Before there is a reshard.
+const NEVER_BEGUN: [&str; 38] = [
+    "status",
+    "status --run r9",
+    "pause",
+    "resume",
+    "cutover",
+    "cutover --dry-run",
+    "cutover --dry-run --no-wait",
+    "rollback",
+    "finish",
+    "abort",
+    "verify",
+    "set copies=4",
+    "set",
+    "status --database nowhere",
+    "plan",
+    "start",
+    "start --to s0,s9",
+    "start --to s0,s3,s0",
+    "start --group clients --to s0",
+    "start --group customers --to s0,s1,s2",
+    "start --move buckets=1-2 --group customers",
+    "start --move buckets=a-b:s3 --group customers",
+    "start --move buckets=9-3:s3 --group customers",
+    "start --move buckets=0-1024:s3 --group customers",
+    "start --move buckets=1-2:s9 --group customers",
+    "start --move buckets=1-2:s0 --group customers",
+    "start --move range=[1,5):s3 --group customers",
+    "start --move customers:s3",
+    "start --pin x=s3 --group customers",
+    "start --pin 5 --group customers",
+    "start --group customers --to s3 --set speed=3",
+    "start --group customers --to s3 --set hold_ms=60000",
+    "start --group customers --to s3 --set hold_ms=90",
+    "start --group customers --to s3 --set drain_ms=900",
+    "start --group customers --to s3 --set copies=many",
+    "start --group customers --to",
+    "start --group customers --to s3 --sideways",
+    "turn",
+];
+
+/// While rows are copied.
+const COPYING: [&str; 15] = [
+    "status --run r2",
+    "cutover",
+    "rollback",
+    "finish",
+    "verify",
+    "set speed=3",
+    "set copies=0",
+    "set copies",
+    "set copies=65",
+    "set batch=-1",
+    "set hold_ms=10001",
+    "set hold_ms=0",
+    "set lock_ms=501",
+    "set answer_ms=5s",
+    "set compare_ms=99999999999999999999",
+];
+
 #[test]
 #[expect(clippy::too_many_lines, reason = "a list of what is typed")]
 fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
@@ -19,31 +90,8 @@ fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
         note(&mut told, args, &output);
         output
     };
-    for args in [
-        &["status"][..],
-        &["status", "--run", "r9"],
-        &["pause"],
-        &["cutover"],
-        &["cutover", "--dry-run"],
-        &["set", "copies=4"],
-        &["start"],
-        &["start", "--to", "s0,s9"],
-        &["start", "--group", "clients", "--to", "s0"],
-        &["start", "--group", "customers", "--to", "s0,s1,s2"],
-        &["start", "--move", "buckets=1-2", "--group", "customers"],
-        &["start", "--pin", "x=s3", "--group", "customers"],
-        &[
-            "start",
-            "--group",
-            "customers",
-            "--to",
-            "s3",
-            "--set",
-            "speed=3",
-        ],
-        &["status", "--database", "nowhere"],
-    ] {
-        tell(args);
+    for args in NEVER_BEGUN {
+        tell(&args.split(' ').collect::<Vec<_>>());
     }
     // So slow that it is at it until it is aborted.
     let slow = ["--set", "bytes_per_second=1", "--set", "chunk_rows=10"];
@@ -53,18 +101,9 @@ fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
     until("it copies", || {
         said(&demo.reshard(&["status"])).contains("r1: copy")
     });
-    for args in [
-        &[&["start"], &TO[..]].concat()[..],
-        &["status", "--run", "r2"],
-        &["cutover"],
-        &["rollback"],
-        &["finish"],
-        &["verify"],
-        &["set", "speed=3"],
-        &["set", "copies=0"],
-        &["set", "copies"],
-    ] {
-        tell(args);
+    tell(&[&["start"], &TO[..]].concat());
+    for args in COPYING {
+        tell(&args.split(' ').collect::<Vec<_>>());
     }
     let gates = demo.reshard(&["cutover", "--dry-run"]);
     assert_eq!(gates.status.code(), Some(3), "{}", said(&gates));
@@ -75,9 +114,29 @@ fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
     );
     let aborted = demo.reshard(&["abort", "--watch"]);
     assert!(aborted.status.success(), "{}", said(&aborted));
-    for args in [&["resume"][..], &["abort"]] {
-        tell(args);
+    let mut tell_all = |all: &[&str]| {
+        for args in all {
+            tell(&args.split(' ').collect::<Vec<_>>());
+        }
+    };
+    tell_all(&["resume", "abort", "cutover", "rollback", "set copies=2"]);
+    let start = [&["start"], &TO[..], &ROOMY[..]].concat();
+    for (args, state) in [
+        (&start[..], "r2: ready; the former"),
+        (&["cutover"][..], "r2: reverse; the new"),
+    ] {
+        let output = demo.reshard(args);
+        assert!(output.status.success(), "{}", said(&output));
+        until(state, || said(&demo.reshard(&["status"])).contains(state));
+        let wrong: &[&str] = match args {
+            ["cutover"] => &["cutover", "abort", "verify", "start --to s0"],
+            _ => &["rollback", "finish", "start --to s0"],
+        };
+        tell_all(wrong);
     }
+    let finished = demo.reshard(&["finish", "--watch"]);
+    assert!(finished.status.success(), "{}", said(&finished));
+    tell_all(&["rollback", "finish", "abort", "verify", "pause", "cutover --dry-run"]);
     elsewhere(&demo, &mut told);
     let told = told.replace(&demo.config().display().to_string(), "shardway.toml");
     alike(&told);
@@ -93,7 +152,13 @@ fn elsewhere(demo: &Demo, told: &mut String) {
     };
     let home = demo.servers()[0];
     let silent = text.replacen(&format!("127.0.0.1:{home}/"), "127.0.0.1:1/", 1);
-    for (name, text) in [("no-control", without("control = ")), ("silent", silent)] {
+    let at_home = |database: &str| format!("127.0.0.1:{home}/{database}");
+    let bare = text.replacen(&at_home("shop"), &at_home("postgres"), 1);
+    for (name, text) in [
+        ("no-control", without("control = ")),
+        ("silent", silent),
+        ("bare", bare),
+    ] {
         let path = demo.config().with_file_name(format!("{name}.toml"));
         fs::write(&path, text).unwrap();
         for args in [&["status"][..], &["status", "--database", "shop"]] {

@@ -1,5 +1,5 @@
-//! Transactions that last longer than the first attempts of a cutover wait for: it comes to an end all the same, with the
-//! knobs as they are by default.
+//! Cutovers among those who are slow, with the knobs as they are by default: transactions that last longer than the first
+//! attempts wait for, and changes that come late.
 
 use crate::{
     TO, block_on,
@@ -57,6 +57,45 @@ fn a_cutover_ends_though_transactions_last_longer_than_its_first_attempt_waits()
         let written: i64 = written.load(Ordering::Relaxed);
         assert!(written > CLIENTS, "{written} transactions");
         assert_eq!(sum, ACCOUNTS * 1000 + written, "what was acknowledged");
+    });
+}
+
+#[test]
+fn nothing_is_held_before_changes_come_at_once() {
+    let stage = Stage::open();
+    let proxy = stage.proxy("");
+    block_on(async {
+        stage.fill(&proxy).await;
+        stage.must(&[&["start"], &TO[..]].concat()).await;
+        stage.until("ready").await;
+        let late = stage.session(3).await;
+        let lock = "begin; select from account for update";
+        late.batch_execute(lock).await.unwrap();
+        let application = open_session(&to(&proxy)).await.unwrap();
+        let write = "update account set balance = balance + 0";
+        application.batch_execute(write).await.unwrap();
+        stage.asks("cutover").await;
+        let home = stage.session(0).await;
+        let waits = async {
+            loop {
+                let held = "select count(*) from shardway.hold";
+                let held: i64 = home.query_one(held, &[]).await.unwrap().get(0);
+                assert_eq!(held, 0, "statements were held");
+                let status = stage.status().await;
+                let waits = status["progress"]["waiting_for"].as_str();
+                if waits.is_some_and(|it| it.starts_with("changes to be applied: ")) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waits).await.expect("told");
+        let write = application.batch_execute(write);
+        let written = tokio::time::timeout(PATIENCE, write).await;
+        written.expect("nothing is held").unwrap();
+        late.batch_execute("commit").await.unwrap();
+        stage.until("reverse").await;
+        assert_eq!(stage.status().await["progress"]["cutover.attempts"], 1);
     });
 }
 

@@ -346,8 +346,28 @@ from shardway.workflow w order by made_at desc limit 1";
         session(&self.sandbox, shard).await
     }
 
+    /// Waits until the transactions of those who were killed are ended, by whoever is there: of one whose parts end one after
+    /// the other half is seen until then.
+    async fn nothing_is_in_doubt(&self) {
+        let begun = Instant::now();
+        for shard in 0..self.setting.servers {
+            let client = self.session(shard).await;
+            loop {
+                let prepared = "select gid from pg_prepared_xacts";
+                let prepared = client.query(prepared, &[]).await.unwrap();
+                let Some(first) = prepared.first() else {
+                    break;
+                };
+                let gid: String = first.get(0);
+                assert!(begun.elapsed() < PATIENCE, "s{shard}: {gid} is in doubt");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+
     /// Everything that was acknowledged is there once, on the shard that owns it, and nothing else.
     pub(crate) async fn adds_up(&self, proxy: &Config, seen: &Seen) {
+        self.nothing_is_in_doubt().await;
         let client = open_session(proxy).await.unwrap();
         let sum: i64 = client
             .query_one("select sum(balance)::bigint from account", &[])

@@ -3,7 +3,10 @@
 
 use super::shards::{LIMIT, Reshard, Shards, block_on, servers};
 use shardway::{
-    catalog::moving::{KeySet, Move, Part},
+    catalog::{
+        key::Key,
+        moving::{KeySet, Move, Part},
+    },
     replication::{publication, slot},
     reshard::{
         job::{Job, StepError},
@@ -56,6 +59,16 @@ pub(super) fn moves() -> Vec<Move> {
         to: shard.to_owned(),
     };
     vec![to("a", 0), to("b", 1)]
+}
+
+/// The first tenant of a move, or who stays.
+pub(super) fn tenant(of: Option<usize>) -> String {
+    let goes = |number: &i64| {
+        let key = Key::Bigint(*number);
+        moves().iter().position(|it| it.keys.contains(&key))
+    };
+    let found = (1..100).find(|number| goes(number) == of);
+    found.unwrap().to_string()
 }
 
 pub(super) const WIDE: &str = "\

@@ -1,7 +1,7 @@
 //! What a follower does with what it meets in the stream, and where it stops.
 
 use super::{
-    applying::{WIDE, Writers, begin, equal, fence, fill, moves, reshard, shards, soon},
+    applying::{WIDE, Writers, begin, equal, fence, fill, moves, reshard, shards, soon, tenant},
     shards::{LIMIT, Reshard, Shards, block_on},
 };
 use shardway::{
@@ -15,22 +15,11 @@ use shardway::{
 };
 
 /// A table, copied, with rows of a tenant for each destination and of one who stays; those are what it answers.
-async fn copied(prefix: &str, more: &str) -> (Shards<'static>, Reshard, [String; 3]) {
+pub(super) async fn copied(prefix: &str, more: &str) -> (Shards<'static>, Reshard, [String; 3]) {
     let shards = shards(prefix).await;
     shards.on_all(WIDE).await;
     shards.on_all(more).await;
-    let mut found = [const { None }; 3];
-    for number in 1..100 {
-        for (at, it) in moves().iter().enumerate() {
-            let key = shardway::catalog::key::Key::Bigint(number);
-            if it.keys.contains(&key) {
-                found[at].get_or_insert_with(|| number.to_string());
-            } else if !moves().iter().any(|it| it.keys.contains(&key)) {
-                found[2].get_or_insert_with(|| number.to_string());
-            }
-        }
-    }
-    let tenants = found.map(Option::unwrap);
+    let tenants = [tenant(Some(0)), tenant(Some(1)), tenant(None)];
     for tenant in &tenants {
         let rows = format!(
             "INSERT INTO t SELECT {tenant}, id, id, NULL, repeat(md5(id::text), 100) FROM generate_series(1, 10) id"
@@ -44,13 +33,18 @@ async fn copied(prefix: &str, more: &str) -> (Shards<'static>, Reshard, [String;
 }
 
 /// Waits until everything is there that was written on the source before, and compares.
-async fn arrived(shards: &Shards<'_>, reshard: &Reshard, follower: &Follower, attempt: i32) {
+pub(super) async fn arrived(
+    shards: &Shards<'_>,
+    reshard: &Reshard,
+    follower: &Follower,
+    attempt: i32,
+) {
     fence(shards, &reshard.job, attempt).await;
     soon(follower.fenced(attempt)).await;
     equal(shards, reshard).await;
 }
 
-async fn halted(follower: &Follower) -> String {
+pub(super) async fn halted(follower: &Follower) -> String {
     let failed = tokio::time::timeout(LIMIT, follower.failed()).await;
     match failed.expect("in time") {
         StepError::Halt { what, .. } => what,
@@ -58,7 +52,7 @@ async fn halted(follower: &Follower) -> String {
     }
 }
 
-async fn position(shards: &Shards<'_>, shard: &str) -> Lsn {
+pub(super) async fn position(shards: &Shards<'_>, shard: &str) -> Lsn {
     let lsn = shards
         .one(shard, "SELECT pg_current_wal_insert_lsn()")
         .await;

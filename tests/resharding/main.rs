@@ -8,10 +8,12 @@
 )]
 
 mod applying;
+mod backlog;
 mod comparing;
 mod copying;
 mod following;
 mod hindered;
+mod joining;
 mod leading;
 mod lost;
 mod preflight;

@@ -209,6 +209,7 @@ impl<'a> Shards<'a> {
                 tables: moving,
                 joins: Vec::new(),
                 reference,
+                left: Vec::new(),
             }),
             knobs: changes,
             servers: Arc::new(servers.collect::<BTreeMap<String, Server>>()),

@@ -4,7 +4,7 @@ use crate::reached::{self, OWN_SCHEMA, environment};
 use shardway::{
     catalog::{
         key::Key,
-        moving::{KeySet, Move, Part},
+        moving::{KeySet, Move, Part, REACHES},
         ownership::Ownership,
     },
     clock::Duration,
@@ -137,6 +137,7 @@ fn plan(joins: &[&str]) -> Plan {
         ],
         joins: joins.iter().map(|name| (*name).to_owned()).collect(),
         reference: vec![table("country", None, "", &["code"], &["code", "name"])],
+        left: Vec::new(),
     }
 }
 
@@ -358,10 +359,24 @@ fn a_reshard_goes_through_its_steps_and_leaves_nothing() {
         stage.run(0, "DELETE FROM shardway.hold").await;
         assert!(halted(unfence::run(&stage.job).await).contains("committed"));
         assert!(halted(abort::run(&stage.job).await).contains("committed"));
-        activate::open_reference(&stage.job).await.unwrap();
-        stage
-            .run(0, "INSERT INTO country VALUES ('at', 'Austria')")
+        // Who knows that the shard has joined writes there too, and is let through at once.
+        for (reached, passes) in [("a", false), ("bb,a", false), ("a,b", true)] {
+            let write = format!(
+                "BEGIN; SET LOCAL {REACHES} = '{reached}'; INSERT INTO country VALUES ('{reached}', ''); COMMIT"
+            );
+            let said = stage.refused(0, &write).await;
+            assert_eq!(said == "nothing", passes, "{reached}: {said}");
+        }
+        assert_eq!(
+            stage
+                .ask(0, "SELECT code FROM country WHERE name = ''")
+                .await,
+            ["a,b"]
+        );
+        let past = stage
+            .refused(0, "INSERT INTO country VALUES ('at', 'Austria')")
             .await;
+        assert!(past.contains("SWG01"), "{past}");
         assert!(stage.refused(0, MOVES).await.contains("SWG01"));
 
         for _again in 0..2 {
@@ -477,6 +492,83 @@ fn a_fence_waits_for_nobody_who_takes_long() {
                 .await
                 .contains("SWG01")
         );
+        abort::run(&stage.job).await.unwrap();
+    });
+}
+
+/// Vacuums that take long: many pages, and a long rest after each.
+const LITTER: &str = "INSERT INTO customer (id, name) SELECT n, repeat('x', 500) FROM generate_series(100001, 110000) n; \
+DELETE FROM customer WHERE id > 100000; \
+ALTER TABLE customer SET (autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0, \
+                          autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)";
+
+#[test]
+fn an_autovacuum_gives_way_to_a_cutover_before_statements_are_held() {
+    block_on(async {
+        let stage = Stage::new("vacuumed", &["b"]).await;
+        up_to_the_fence(&stage).await;
+        unfence::run(&stage.job).await.unwrap();
+        let source = &stage.job.servers["a"];
+        // Somebody's own vacuum does not: he is named.
+        stage.run(0, LITTER).await;
+        let vacuums = source.sql().await.unwrap();
+        let slowly = "SET vacuum_cost_delay = 100; SET vacuum_cost_limit = 1";
+        vacuums.batch_execute(slowly).await.unwrap();
+        let token = vacuums.cancel_token();
+        let vacuum =
+            tokio::spawn(async move { vacuums.batch_execute("VACUUM public.customer").await });
+        let is_at_it = |query: &str| {
+            format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '{query}%' \
+                 AND state = 'active'"
+            )
+        };
+        while stage.ask(0, &is_at_it("VACUUM")).await == ["0"] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let Err(StepError::Again { problem, .. }) = fence::rehearse(&stage.job, source).await
+        else {
+            panic!("rehearsed");
+        };
+        assert!(
+            problem.contains("process") && problem.contains("postgres"),
+            "{problem}"
+        );
+        token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        vacuum.await.unwrap().unwrap_err();
+        for setting in ["autovacuum = on", "autovacuum_naptime = 1"] {
+            stage.run(0, &format!("ALTER SYSTEM SET {setting}")).await;
+        }
+        stage.run(0, "SELECT pg_reload_conf()").await;
+        while stage
+            .ask(0, &is_at_it("autovacuum: VACUUM public.customer"))
+            .await
+            == ["0"]
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // No writer waits meanwhile.
+        let mut rehearsal = Box::pin(fence::rehearse(&stage.job, source));
+        let waits =
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'ShareUpdateExclusiveLock'";
+        loop {
+            tokio::select! {
+                biased;
+                rehearsed = &mut rehearsal => panic!("{rehearsed:?} while it is vacuumed"),
+                waits = stage.ask(0, waits) => if waits == ["1"] { break },
+            }
+        }
+        let write = "SET lock_timeout = 1; UPDATE public.customer SET name = name WHERE id = 7";
+        let writer = source.sql().await.unwrap();
+        tokio::select! {
+            written = writer.batch_execute(write) => written.unwrap(),
+            rehearsed = &mut rehearsal => rehearsed.unwrap(),
+        }
+        rehearsal.await.unwrap();
+        for setting in ["autovacuum", "autovacuum_naptime"] {
+            stage.run(0, &format!("ALTER SYSTEM RESET {setting}")).await;
+        }
+        stage.run(0, "SELECT pg_reload_conf()").await;
         abort::run(&stage.job).await.unwrap();
     });
 }

@@ -12,8 +12,8 @@ use shardway::{
         job::{Job, StepError},
         plan::identifier,
         steps::{
-            activate, catch_up::Follower, copy, fence, finish, keys, preflight, prepare, ready,
-            turn, verify,
+            activate, catch_up::Follower, copy, fence, finish, keys, partitions, preflight, prepare,
+            ready, reverse, turn, verify,
         },
         wish::Wish,
     },
@@ -385,6 +385,62 @@ fn a_partition_that_the_plan_does_not_know_keeps_the_owners_from_changing() {
         assert!(guarded.contains("SWG01"), "{guarded}");
         let truncated = stage.refused(0, "TRUNCATE parts").await;
         assert!(truncated.contains("SWG01"), "{truncated}");
+    });
+}
+
+#[test]
+fn a_partition_that_is_made_past_the_proxies_after_a_cutover_stops_the_run() {
+    block_on(async {
+        let (mut stage, streams) = parts("parts_late", None).sprung().await;
+        partitions::none_new(&stage.job).await.unwrap();
+        fence::run(&stage.job).await.unwrap();
+        for stream in streams {
+            stream.fenced(1).await.unwrap();
+            stream.stop().await.unwrap();
+        }
+        turn::run(&stage.job).await.unwrap();
+        activate::run(&stage.job, 2).await.unwrap();
+        stage.job = Job {
+            attempt: 2,
+            ..stage.job.turned()
+        };
+        reverse::run(&stage.job).await.unwrap();
+        partitions::none_new(&stage.job).await.unwrap();
+        // On the new owner, where no stream has its rows, and on the former one, where no guard is on it.
+        let made = "CREATE TABLE parts_3 PARTITION OF parts FOR VALUES FROM (40) TO (50)";
+        for (shard, name) in [(1, "b"), (0, "a")] {
+            stage.run(shard, made).await;
+            match partitions::none_new(&stage.job).await {
+                Err(StepError::Halt { what, remedy }) => {
+                    let wanted =
+                        format!("shard {name} has partitions that were made since the plan: public.parts_3");
+                    assert_eq!(what, wanted);
+                    assert!(remedy.contains("finish") && remedy.contains("drop"), "{remedy}");
+                }
+                other => panic!("{other:?}"),
+            }
+            if shard == 1 {
+                stage.run(shard, "DROP TABLE parts_3").await;
+            }
+        }
+        // Nobody forgets what somebody was told is there.
+        let rows = "INSERT INTO parts VALUES (60, 45), (7, 45)";
+        stage.run(0, rows).await;
+        let what = match finish::run(&stage.job).await {
+            Err(StepError::Halt { what, .. }) => what,
+            other => panic!("{other:?}"),
+        };
+        assert!(
+            what.starts_with("1 rows in partition public.parts_3 of shard a"),
+            "{what}"
+        );
+        let all = "SELECT count(*) FROM parts WHERE customer > 50";
+        assert_ne!(stage.ask(0, all).await, ["1"], "nothing has gone yet");
+        stage.run(0, "DELETE FROM parts_3 WHERE customer = 60").await;
+        finish::run(&stage.job).await.unwrap();
+        let left = "SELECT max(customer) || ' ' || count(*) FROM parts_3";
+        assert_eq!(stage.ask(0, left).await, ["7 1"]);
+        assert_eq!(stage.ask(0, all).await, ["0"]);
     });
 }
 

@@ -6,16 +6,21 @@ use super::{
     shards::{LIMIT, Reshard, Shards, block_on},
 };
 use shardway::{
-    catalog::key::Key,
+    catalog::{
+        key::Key,
+        moving::{KeySet, Move, Part},
+    },
     clock::Duration,
     reshard::{
         job::StepError,
+        plan::Plan,
         steps::{
             catch_up::Follower,
             copy,
-            verify::{self, Verdict},
+            verify::{self, Halts, Verdict},
         },
     },
+    wire::replication::Lsn,
 };
 use std::sync::{
     Arc,
@@ -283,5 +288,62 @@ fn tables_and_sequences_are_compared_too() {
         }
         assert!(scene.verified(2).await.unwrap().is_clean());
         scene.end().await;
+    });
+}
+
+/// Nothing changes, so that nothing is followed.
+struct Still;
+
+impl Halts for Still {
+    type Halted = ();
+
+    async fn halt(&self, _source: &str) -> Result<(), StepError> {
+        Ok(())
+    }
+
+    async fn go_to(&self, _source: &str, _halted: (), _lsn: Lsn) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_two_sources_give_one_destination_is_shown_apart() {
+    block_on(async {
+        let shards = shards("apart").await;
+        shards.on_all(WIDE).await;
+        let goes = |tenants: std::ops::Range<i64>, from: &str, to: &str| Move {
+            group: "g".to_owned(),
+            keys: KeySet {
+                part: Part::None,
+                with: tenants.map(Key::Bigint).collect(),
+                without: Vec::new(),
+            },
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let moves = vec![goes(1..5, "s", "a"), goes(5..20, "b", "a")];
+        let insert = |from: i64, to: i64| {
+            format!(
+                "INSERT INTO t SELECT tenant, 1, 1, 'x', '' FROM generate_series({from}, {to}) tenant"
+            )
+        };
+        for (shard, from, to) in [("s", 1, 4), ("b", 5, 19), ("a", 1, 19)] {
+            shards.run(shard, &insert(from, to)).await;
+        }
+        let table = shards.table("s", "public.t", Some("g")).await;
+        let mut reshard = shards.reshard("bigint", moves, vec![table]).await;
+        // Before, most of them belong to the second source.
+        let plan = &reshard.job.plan;
+        let before = plan.before.apply(&[goes(5..20, "s", "b")]).unwrap();
+        reshard.job.plan = Arc::new(Plan {
+            before,
+            ..(**plan).clone()
+        });
+        let run = Box::pin(verify::run(&reshard.job, &Still, 1));
+        let verdict = tokio::time::timeout(LIMIT, run).await.expect("in time").unwrap();
+        assert!(verdict.is_clean(), "{verdict:?}");
+        let shown = reshard.job.progress.all();
+        let rows = |name: &str| shown[&format!("verify.public.t.{name}.rows")].as_u64();
+        assert_eq!([rows("s.a"), rows("b.a")], [Some(4), Some(15)], "{shown:?}");
     });
 }

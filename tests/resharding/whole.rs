@@ -86,13 +86,13 @@ SELECT string_agg(r, E'\\n' ORDER BY r) FROM ( \
   SELECT 'c ' || md5(customer::text) FROM customer WHERE id >= 51 \
   UNION ALL SELECT 'p ' || md5(purchase::text) FROM purchase WHERE customer >= 51) rows (r)";
 
-fn followers(job: &Job) -> Vec<Follower> {
+pub(crate) fn followers(job: &Job) -> Vec<Follower> {
     let sources = job.sources().into_iter();
     sources.map(|it| Follower::start(job, &it.name)).collect()
 }
 
 /// Fences, however busy the tables are, and waits until all of it is applied.
-async fn cut(job: &mut Job, followers: Vec<Follower>, epoch: i64) {
+pub(crate) async fn cut(job: &mut Job, followers: Vec<Follower>, epoch: i64) {
     loop {
         match fence::run(job).await {
             Ok(()) => break,

@@ -375,6 +375,29 @@ fn what_a_cursor_over_shards_cannot_do_is_refused() {
 }
 
 #[test]
+fn a_query_has_no_parameters_whatever_it_declares() {
+    let mut stand = stand("cursors_nothing");
+    for text in [
+        "declare c cursor for select id from t where n > $1 order by n",
+        "declare c cursor for select $2 + n as k, count(*) from t group by 1 order by 1",
+        "select id from t where n > $1 order by n",
+        "select count(*) from t where n > $1",
+        "select id from t where id > 0 limit $1",
+        "update t set n = $1",
+    ] {
+        stand.all_alike(&[
+            "begin",
+            text,
+            "rollback",
+            "begin",
+            "select n from t where id = 150",
+            text,
+            "rollback",
+        ]);
+    }
+}
+
+#[test]
 fn cursors_with_values_are_fetched_from_in_the_extended_protocol() {
     let mut stand = stand("cursors_extended");
     let declare = "declare c cursor for select id, n from t where n > $1::int order by n";

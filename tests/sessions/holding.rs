@@ -42,7 +42,7 @@ pub(crate) fn three(name: &str) -> Three<'_> {
 }
 
 /// Keys below 10, all of the first shard.
-fn keys() -> KeySet {
+pub(crate) fn keys() -> KeySet {
     KeySet::of(Part::Ranges(vec![(None, Some(Key::Bigint(10)))]))
 }
 
@@ -193,7 +193,7 @@ impl Held {
 }
 
 /// Rows of the keys, on a shard that does not own them.
-fn on(shard: &str) -> Moving {
+pub(crate) fn on(shard: &str) -> Moving {
     Moving {
         workflow: "w".to_owned(),
         group: "g".to_owned(),
@@ -209,7 +209,7 @@ impl Drop for Held {
 }
 
 /// Waits until so many clients of a proxy wait at the gate.
-fn waiting(proxy: &Proxy, count: usize) {
+pub(crate) fn waiting(proxy: &Proxy, count: usize) {
     let mut console = Client::connect_to(proxy.port, "shardway", &[]);
     until("clients wait at the gate", || {
         let rows = console.ask(&query("SHOW CLIENTS"));
@@ -218,7 +218,7 @@ fn waiting(proxy: &Proxy, count: usize) {
 }
 
 /// Is answered without waiting.
-fn answers(client: &mut Client, sql: &str) {
+pub(crate) fn answers(client: &mut Client, sql: &str) {
     let begun = Instant::now();
     let found = client.ask(&query(sql));
     assert!(!found[0].starts_with('E'), "{sql}: {found:?}");

@@ -19,7 +19,7 @@ pub enum Unmovable {
     #[error("the method, the hash or the type of the key of group {0} is another")]
     Method(String),
     /// No server computes its buckets.
-    #[error("the hash of group {0} is xxh3, which no server computes")]
+    #[error("the hash of group {0} is xxh3, which no server computes: its keys stay where they are")]
     Hash(String),
     #[error("keys of group {group} that are to leave shard {from} are not all its own")]
     NotOwned { group: String, from: String },

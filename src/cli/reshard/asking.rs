@@ -1,9 +1,8 @@
 //! The home shard of a database, as the command asks it and writes wishes there.
 
-use super::fault::Fault;
+use super::{fault::Fault, knobs};
 use crate::{
     catalog::ownership::Content,
-    clock::Duration,
     config::settings::{Database, Host, Settings},
     inspect::AskError,
     metrics::reshards::{Leader, Sight},
@@ -28,23 +27,6 @@ pub(super) type Entry = (String, String, Value);
 const ENTRIES: i64 = 500;
 /// Somebody else may write a wish at the same time.
 const TRIES: usize = 8;
-
-/// What `set` can change.
-pub(super) const KNOBS: [&str; 13] = [
-    "chunk_rows",
-    "copies",
-    "bytes_per_second",
-    "batch",
-    "wal_kept",
-    "load",
-    "answer_ms",
-    "replica_lag",
-    "drain_ms",
-    "hold_ms",
-    "lock_ms",
-    "rows_per_second",
-    "compare_ms",
-];
 
 /// How many proxies serve the database.
 const ALIVE: &str = "SELECT count(*) FROM shardway.proxy WHERE heartbeat > now() - interval '7 s'";
@@ -189,9 +171,13 @@ impl Site {
 
     /// The one that is not over.
     pub(super) async fn unfinished(&self) -> Result<Seen, Fault> {
-        let seen = self.seen(None).await?;
-        seen.filter(|seen| !seen.stored.record.is_over())
-            .ok_or(Fault::None)
+        let seen = self.seen(None).await?.ok_or(Fault::None)?;
+        let (id, state) = (&seen.stored.id, seen.stored.record.state);
+        if seen.stored.record.is_over() {
+            let id = id.clone();
+            return Err(Fault::Over { id, state });
+        }
+        Ok(seen)
     }
 
     /// Its journal, the newest first.
@@ -266,7 +252,7 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
         for _ in 0..TRIES {
             let seen = self.unfinished().await?;
             let stored = &seen.stored;
-            let knobs = knobs(stored.knobs.clone(), values)?;
+            let knobs = knobs::changed(stored.knobs.clone(), values)?;
             let set = self.at_home(async |lease| record::set_knobs(lease, stored, &knobs).await);
             if set.await? {
                 let stored = Stored {
@@ -288,39 +274,4 @@ fn refused(refusal: Refusal, stored: &Stored) -> Fault {
         state: stored.record.state,
         next: told::next_steps(&stored.record).join(", "),
     }
-}
-
-/// How it runs, with these values changed.
-pub(super) fn knobs(mut knobs: Knobs, values: &[String]) -> Result<Knobs, Fault> {
-    for text in values {
-        let fault = || Fault::Knob { text: text.clone() };
-        let (name, value) = text.split_once('=').ok_or_else(fault)?;
-        let number: u64 = value.trim().parse().map_err(|_error| fault())?;
-        let some = || {
-            if number == 0 {
-                Err(fault())
-            } else {
-                Ok(number)
-            }
-        };
-        let count = || usize::try_from(some()?).map_err(|_error| fault());
-        let time = || some().map(Duration::from_millis);
-        match name.trim() {
-            "chunk_rows" => knobs.chunk_rows = some()?,
-            "copies" => knobs.copies = count()?,
-            "bytes_per_second" => knobs.bytes_per_second = number,
-            "batch" => knobs.batch = count()?,
-            "wal_kept" => knobs.wal_kept = some()?,
-            "load" => knobs.load = number,
-            "answer_ms" => knobs.answer = Duration::from_millis(number),
-            "replica_lag" => knobs.replica_lag = number,
-            "drain_ms" => knobs.drain = time()?,
-            "hold_ms" => knobs.hold = time()?,
-            "lock_ms" => knobs.lock = time()?,
-            "rows_per_second" => knobs.rows_per_second = number,
-            "compare_ms" => knobs.compare = time()?,
-            _ => return Err(fault()),
-        }
-    }
-    Ok(knobs)
 }

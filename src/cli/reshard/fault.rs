@@ -1,8 +1,9 @@
 //! Why a command did nothing, or not all: each with what to do.
 
-use super::asking::KNOBS;
+use super::knobs;
 use crate::{
     cli::Exit,
+    clock::Duration,
     inspect::AskError,
     net::tls::TlsError,
     registry::Unflipped,
@@ -61,6 +62,11 @@ pub(super) enum Fault {
     Step(#[from] StepError),
     #[error("no reshard is under way; one begins with: shardway reshard start --to SHARD,...")]
     None,
+    #[error(
+        "reshard {id} is over ({}): nothing can be done with it any more; another begins with: shardway reshard start --to SHARD,...",
+        word(.state)
+    )]
+    Over { id: String, state: State },
     #[error("there is no reshard {id}: there {}", Known(.known))]
     NoRun { id: String, known: Vec<String> },
     #[error(
@@ -74,8 +80,24 @@ pub(super) enum Fault {
         state: State,
         next: String,
     },
-    #[error("{text:?} is not understood: NAME=VALUE, with a number, and one of {}", KNOBS.join(", "))]
+    #[error("{text:?} is not understood: NAME=VALUE, with a number, and one of {}", knobs::names())]
     Knob { text: String },
+    #[error("{text:?} is not possible: a whole number {allowed}; it is {what}")]
+    KnobValue {
+        text: String,
+        allowed: String,
+        what: &'static str,
+    },
+    #[error(
+        "{name}={} is not possible with hold_ms={}: it is a part of it, at most half of hold_ms, so that there is time for the rest \
+         of a cutover; set both (hold_ms is 10000 at most)",
+        .part.as_millis(), .hold.as_millis()
+    )]
+    Longer {
+        name: &'static str,
+        part: Duration,
+        hold: Duration,
+    },
     #[error("others change it all the time: try again")]
     Busy,
 }
@@ -96,7 +118,11 @@ impl std::fmt::Display for Known<'_> {
 impl Fault {
     pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::Database(_) | Self::Knob { .. } | Self::NoWish => Exit::Usage,
+            Self::Database(_)
+            | Self::Knob { .. }
+            | Self::KnobValue { .. }
+            | Self::Longer { .. }
+            | Self::NoWish => Exit::Usage,
             Self::Moves(NoMoves::Syntax(_)) => Exit::Usage,
             Self::NoControl(_)
             | Self::OneShard(_)
@@ -104,6 +130,7 @@ impl Fault {
             | Self::Moves(_)
             | Self::NoShard { .. }
             | Self::None
+            | Self::Over { .. }
             | Self::NoRun { .. }
             | Self::UnderWay(_)
             | Self::Refused { .. } => Exit::Refused,

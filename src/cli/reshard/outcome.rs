@@ -44,6 +44,8 @@ pub(super) fn told(seen: &Seen, entries: &[Entry], done: bool) -> (String, Value
         let why = seen.stored.record.stopped.as_ref();
         let why = why.map_or("it was given up", |stopped| stopped.what.as_str());
         lines.push(format!("the owners have not changed: {why}"));
+        let stopped = seen.stored.record.stopped.as_ref();
+        lines.extend(stopped.map(|stopped| format!("    {}", stopped.remedy)));
     }
     lines.extend(report::next(&seen.sight()));
     let steps = steps.iter();

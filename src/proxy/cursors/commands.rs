@@ -21,6 +21,8 @@ use crate::{
     },
     sql::{
         cursor::{self, Command, Count, Declare, Rows, Scroll},
+        normalize::Slot,
+        scan::pieces,
         statement::{Effect, quoted},
     },
     wire::{
@@ -498,6 +500,14 @@ impl Session {
             &self.snapshot,
             self.scratch.get_or_insert_default(),
         );
+        if bound.tail.is_none() && names_parameters(query, &planned.slots) {
+            // A Query has none, as a shard says in PostgreSQL's own words.
+            self.reach_to_declare().await?;
+            return Ok(Declared::There {
+                text: String::from_utf8_lossy(text).into_owned(),
+                types: Vec::new(),
+            });
+        }
         let values = Values {
             text: query,
             slots: &planned.slots,
@@ -543,6 +553,15 @@ impl Session {
         }
     }
 
+    /// The transaction is on a shard from here on.
+    async fn reach_to_declare(&mut self) -> Result<(), Stop> {
+        if !self.is_within() {
+            let (shard, hold) = (self.any, Hold::Bound);
+            self.reach(Place { shard, hold }).await?;
+        }
+        Ok(())
+    }
+
     /// A cursor over a gathered read is one of the shard that computes it.
     async fn gather_for(
         &mut self,
@@ -551,10 +570,7 @@ impl Session {
         text: &[u8],
         bound: &Bound<'_>,
     ) -> Result<Declared, Stop> {
-        if !self.is_within() {
-            let (shard, hold) = (self.any, Hold::Bound);
-            self.reach(Place { shard, hold }).await?;
-        }
+        self.reach_to_declare().await?;
         let (head, query) = (&text[..declare.query.start], &text[declare.query.clone()]);
         let answer = self.gather(scatter, query, bound).await?;
         Ok(Declared::There {
@@ -636,6 +652,13 @@ enum Declared {
         text: String,
         types: Vec<u8>,
     },
+}
+
+/// Whether values are to come with a text.
+fn names_parameters(text: &[u8], slots: &[Slot]) -> bool {
+    let text = std::str::from_utf8(text).ok();
+    let pieces = text.and_then(|text| pieces(text, slots));
+    pieces.is_some_and(|pieces| pieces.iter().any(|piece| piece.parameter().is_some()))
 }
 
 fn command_of(statement: &StatementPlan, text: &[u8]) -> Option<Command> {

@@ -9,7 +9,7 @@ use super::{
     moving::keep_apart,
 };
 use crate::{
-    catalog::shard::ShardId,
+    catalog::{moving::REACHES, shard::ShardId},
     plan::{
         owned::PerShard,
         spread::{Fill, Given, Part, Shares, Turns, What},
@@ -23,6 +23,7 @@ use crate::{
         scatter::placed,
         session::{Session, told},
     },
+    sql::statement::quoted,
     wire::{
         backend::{Status, command_tag},
         frontend::put,
@@ -139,14 +140,16 @@ impl Session {
     ) -> Result<(), Stop> {
         let lock = match &writing.spread.what {
             What::Copies(copies) => Some(format!(
-                "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
+                "{}LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
+                self.reaching(&writing.shares),
                 copies.quoted
             )),
+            What::Change => Some(self.reaching(&writing.shares)),
             What::Move(_) => writing.spread.lock.map(|table| keep_apart(table, true)),
             What::Share(_) if writing.shares.shards.len() > 1 => {
                 writing.spread.lock.map(|table| keep_apart(table, false))
             }
-            What::Rows(_) | What::Share(_) | What::Whole | What::Change => None,
+            What::Rows(_) | What::Share(_) | What::Whole => None,
         };
         for (shard, _) in &writing.shares.shards {
             self.reach_within(*shard).await?;
@@ -169,6 +172,15 @@ impl Session {
             return Err(reply::rows::shard_missing(self.database.shard_name(shard)).into());
         }
         Ok(())
+    }
+
+    /// Says to a shard which others have the write too, for guards of tables that shards which join have from now on.
+    pub(in crate::proxy) fn reaching(&self, shares: &Shares) -> String {
+        let shards = shares.shards.iter();
+        let names: Vec<&str> = shards
+            .map(|(shard, _)| self.database.shard_name(*shard))
+            .collect();
+        format!("SET LOCAL {REACHES} = {}; ", quoted(&names.join(",")))
     }
 
     /// Sets the transaction's links to these shards to work together.

@@ -1,17 +1,32 @@
 //! What a reader of a stream keeps for its destinations, and when it gives it to them.
 //!
 //! What must stay true: a destination has one piece under way at most; what it is told to have is the end of a transaction
-//! that it was given whole; nothing is read while there is no room, or while it is to wait.
+//! that it was given whole; nothing is read while there is no room, or while it is to wait; however much comes, pieces end
+//! with transactions again and again, and what is durable grows.
 
 use super::{
-    Beat, Done, Heard, KEPT, Lag, Lane, Lsn, Piece, Reached, Reader, Report, StreamError, Wish,
+    Beat, Done, Heard, KEPT, Lag, Lane, Lsn, Piece, Reached, Reader, Report, SOON, StreamError,
+    Wish,
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, replication::apply::Commit};
+
+impl Lane {
+    /// Whether nothing more is to be kept for it. Where a transaction ends it is sooner: in the midst of the next one there
+    /// would be nothing that could be committed; and at once if this one was begun in the piece before.
+    fn is_full(&self, batch: usize, whole: bool) -> bool {
+        let (count, size) = (self.log.changes().len(), self.log.size());
+        if !whole {
+            return count >= batch || size >= KEPT;
+        }
+        self.cut || count >= batch - batch / 4 || size >= KEPT - KEPT / 4
+    }
+}
 
 impl Reader<'_> {
     /// Whether the next message may be read.
     pub(super) fn reads(&self) -> bool {
-        let full = |lane: &Lane| lane.log.changes().len() >= self.batch || lane.log.size() >= KEPT;
+        let whole = self.transaction.is_none();
+        let full = |lane: &Lane| lane.is_full(self.batch, whole);
         self.withheld.is_none() && !self.lanes.iter().any(full)
     }
 
@@ -26,6 +41,10 @@ impl Reader<'_> {
         let paused = self.stand.borrow().paused;
         if paused.is_some_and(|(at, _)| wish.pause != Some(at)) {
             self.stand.send_modify(|stand| stand.paused = None);
+        }
+        if wish.beats != self.beats_wanted {
+            self.beats_wanted = wish.beats;
+            self.sooner.notify_one();
         }
         if wish.pause.is_some() && paused.is_none() && self.withheld.is_none() {
             // So that there is a transaction to stop at.
@@ -48,7 +67,7 @@ impl Reader<'_> {
             return;
         }
         let passed = at > Lsn(0) && self.begun >= at;
-        let rests = |lane: &Lane| !lane.busy && lane.log.changes().is_empty();
+        let rests = |lane: &Lane| !lane.busy && lane.soon == 0 && lane.log.changes().is_empty();
         if !passed && (self.withheld.is_none() || !self.lanes.iter().all(rests)) {
             return;
         }
@@ -57,15 +76,17 @@ impl Reader<'_> {
             .send_modify(|stand| stand.paused = Some((at, exact)));
     }
 
-    /// Gives destinations what is kept for them. A little is kept back while more has arrived already.
+    /// Gives destinations what is kept for them. A little is kept back while more has arrived already. Where there is more than
+    /// can be kept, a piece need not be durable before the next one is begun: the disk writes meanwhile.
     pub(super) fn send(&mut self, more: bool) {
         let whole = self.transaction.is_none();
         let (boundary, fence) = (self.boundary, self.fence);
         let waits = self.withheld.is_some();
         for lane in &mut self.lanes {
             let count = lane.log.changes().len();
-            let full = count >= self.batch || lane.log.size() >= KEPT;
-            let behind = lane.sent < boundary && (self.nudged || lane.open);
+            let full = lane.is_full(self.batch, whole);
+            let settles = lane.soon > 0 && (waits || !more);
+            let behind = settles || lane.sent < boundary && (self.nudged || lane.open);
             let ready =
                 whole && (behind || (count > 0 && (waits || !more || count * 2 >= self.batch)));
             if lane.busy || !(full || ready) {
@@ -76,10 +97,17 @@ impl Reader<'_> {
                 lsn: boundary,
                 fence,
             });
+            let hurries = waits || self.nudged || lane.soon >= SOON;
+            let commit = if full && !hurries {
+                Commit::Soon
+            } else {
+                Commit::Durable
+            };
             let log = std::mem::take(&mut lane.log);
-            if lane.pieces.try_send(Piece { log, end }).is_ok() {
+            if lane.pieces.try_send(Piece { log, end, commit }).is_ok() {
                 lane.busy = true;
                 lane.open |= end.is_none();
+                lane.cut = end.is_none();
                 lane.sent = end.map_or(lane.sent, |end| end.lsn);
             }
         }
@@ -98,7 +126,11 @@ impl Reader<'_> {
         match done {
             Done::Committed(reached) => {
                 lane.reached = reached;
+                (lane.open, lane.soon) = (false, 0);
+            }
+            Done::Soon => {
                 lane.open = false;
+                lane.soon += 1;
             }
             Done::Open => lane.open = true,
         }
@@ -123,11 +155,14 @@ impl Reader<'_> {
             && beat.at.is_some_and(|at| at <= least.lsn)
         {
             self.last_beat = Some(Clock.now() - beat.sent);
+            self.newest_beat = Some(beat.sent);
             self.beats.pop_front();
         }
         let waiting = self.beats.front().map(|beat| Clock.now() - beat.sent);
         let late = waiting.max(self.last_beat);
-        let rests = |lane: &Lane| !lane.busy && !lane.open && lane.log.changes().is_empty();
+        let rests = |lane: &Lane| {
+            !lane.busy && !lane.open && lane.soon == 0 && lane.log.changes().is_empty()
+        };
         let idle =
             self.transaction.is_none() && self.withheld.is_none() && self.lanes.iter().all(rests);
         let bytes = if idle {
@@ -145,6 +180,7 @@ impl Reader<'_> {
             stand.consistent |= consistent;
             stand.changes += changes;
             stand.problem = None;
+            stand.beat = self.newest_beat.or(stand.beat);
             if let Some(late) = late {
                 let millis = u64::try_from(late.as_millis()).unwrap_or(u64::MAX);
                 stand.lag = Lag { bytes, millis };

@@ -96,6 +96,7 @@ impl Run<'_> {
         if attempt && self.stored.record.step == Some(Step::Undo) {
             self.rest = Some(self.runner.clock.now() + rest(self.failed));
             let again = matches!(event, Event::Again);
+            self.hindered = Some(told);
             self.failed = if again { self.failed + 1 } else { 0 };
             return Ok(());
         }

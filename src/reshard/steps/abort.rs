@@ -140,7 +140,7 @@ pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
 }
 
 /// Forgets the run in a shard's own schema; that it was activated stays.
-async fn forget_records(job: &Job, server: &Server) -> Result<(), StepError> {
+pub(super) async fn forget_records(job: &Job, server: &Server) -> Result<(), StepError> {
     const RECORDS: [&str; 7] = [
         "chunk",
         "chunk_done",

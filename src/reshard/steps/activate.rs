@@ -114,7 +114,7 @@ async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), Ste
     begun?;
     later?;
     activated.about(&what)?;
-    // Reference tables are opened later.
+    // Those of reference tables let writes pass that reach the shards which have joined, and these serve still.
     let on = guarded?.into_iter();
     let on = on.filter(|(table, switch)| table.group.is_some() && *switch == Switch::On);
     let tables: Vec<_> = on.map(|(table, _)| table).collect();
@@ -137,8 +137,7 @@ async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), Ste
     }
 }
 
-/// Lets reference tables be written again where they were guarded while shards joined: once every proxy knows that these
-/// have them too.
+/// Lets reference tables be written without the shards that have joined: these are about to leave again.
 ///
 /// # Errors
 /// [`StepError`].

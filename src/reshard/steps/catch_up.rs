@@ -9,7 +9,7 @@ mod beginning;
 
 use super::asking::{About as _, connection, remedy};
 use crate::{
-    clock::Duration,
+    clock::{Clock, Duration},
     inspect::at_once,
     replication::{
         apply::ApplyError,
@@ -113,6 +113,19 @@ impl Follower {
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.stand.borrow().problem.clone()
+    }
+
+    /// Waits until every destination durably has all that was committed on the source until now, and tells how long that
+    /// took.
+    ///
+    /// # Errors
+    /// As [`Follower::consistent`].
+    pub async fn now(&self) -> Result<Duration, StepError> {
+        let began = Clock.now();
+        self.wish.send_modify(|wish| wish.beats += 1);
+        let sent = |stand: &Stand| stand.beat.is_some_and(|sent| sent >= began);
+        self.until(sent).await?;
+        Ok(Clock.now() - began)
     }
 
     /// Waits until every destination durably has all that was committed on the source before the fence of an attempt.

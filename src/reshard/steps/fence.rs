@@ -8,6 +8,7 @@
 use super::{
     asking::{About as _, Typed, is_lock_timeout, line},
     guard::{self, Switch, guarded, lock_timeout, switch_sql},
+    partitions,
     records::begin,
 };
 use crate::{
@@ -27,24 +28,29 @@ use tokio_postgres::types::Type;
 /// What a fence's logical message is called; its content is the reshard's name and the attempt.
 pub const MESSAGE: &str = "shardway_fence";
 
-/// Who writes to the tables for longer than a lock may be waited for; prepared transactions have no process.
+/// Who has locks on the tables, as writers do, for longer than they may be waited for; prepared transactions have no process.
 const HOLDERS: &str = "\
 SELECT coalesce(string_agg(DISTINCT coalesce('process ' || l.pid || ' of ' || a.usename || ' (' || a.application_name || ')', \
-                                             'a prepared transaction'), ', '), '') \
+                                             coalesce(a.backend_type, 'process') || ' ' || a.pid, \
+                                             'a prepared transaction' || coalesce(' (' || x.gid || ')', '')), ', '), '') \
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction \
 WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
   AND l.relation = ANY(SELECT to_regclass(name)::oid FROM unnest($1::text[]) name) \
-  AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') AND l.pid IS DISTINCT FROM pg_backend_pid() \
+  AND l.mode <> ALL($3::text[]) AND l.pid IS DISTINCT FROM pg_backend_pid() \
   AND (a.pid IS NULL OR clock_timestamp() - a.xact_start > make_interval(secs => $2))";
 
 const MARK: &str = "\
 INSERT INTO shardway.fence AS f (workflow, attempt, token) VALUES ($1, $2, $3) \
 ON CONFLICT (workflow, attempt) DO UPDATE SET token = excluded.token, beat = f.beat + 1, at = clock_timestamp()";
 
-/// Partitions that the plan does not know.
-const UNKNOWN: &str = "\
-SELECT coalesce(string_agg(p.relid::text, ', '), '') FROM unnest($1::text[]) root, pg_partition_tree(to_regclass(root)) p \
-WHERE p.isleaf AND NOT EXISTS (SELECT FROM unnest($2::text[]) name WHERE to_regclass(name) = p.relid)";
+/// Locks that are there beside the fence's, and those that are there beside a vacuum's too.
+const READERS: [&str; 2] = ["AccessShareLock", "RowShareLock"];
+const WRITERS: [&str; 3] = ["AccessShareLock", "RowShareLock", "RowExclusiveLock"];
+
+/// For as long as it takes until an autovacuum gives way to whoever waits for it, which is looked at after this time.
+const PATIENCE: &str = "\
+SELECT set_config('lock_timeout', (setting::bigint + 2000)::text, true) FROM pg_settings WHERE name = 'deadlock_timeout'";
 
 const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
 
@@ -66,7 +72,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = line(job, source).await?;
     let tables = guard::tables(job, source);
     let most = job.knobs.borrow().lock;
-    unless_held(&client, most, source, &tables).await?;
+    unless_held(&client, (most, &READERS), source, &tables).await?;
     let what = format!("fencing shard {}", source.name);
     let names = with_roots(&tables);
     let locks = format!(
@@ -83,7 +89,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
         biased;
         begin(&client, job),
         client.batch_execute(&locks),
-        unless_new(&client, &tables, source),
+        partitions::unless_new(&client, job, &tables, source),
         client.execute_typed(MARK, &mark),
         client.query_typed(TELL, &message),
     );
@@ -91,7 +97,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     match locked {
         Err(error) if is_lock_timeout(&error) => {
             client.batch_execute("ROLLBACK").await.about(&what)?;
-            unless_held(&client, most, source, &tables).await?;
+            unless_held(&client, (most, &READERS), source, &tables).await?;
             client.done();
             return Err(error).about(&what);
         }
@@ -113,6 +119,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
 pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
     let client = line(job, source).await?;
     let tables = guard::tables(job, source);
+    unless_vacuumed(&client, source, &tables).await?;
     begin(&client, job).await?;
     let guarded = guarded(&client, job, source).await?;
     if guarded.len() < tables.len() {
@@ -126,8 +133,8 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
         let knobs = job.knobs.borrow();
         knobs.lock.max(knobs.drain)
     };
-    unless_held(&client, most, source, &tables).await?;
-    unless_new(&client, &tables, source).await?;
+    unless_held(&client, (most, &READERS), source, &tables).await?;
+    partitions::unless_new(&client, job, &tables, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
     marked.about("rehearsing the fence")?;
@@ -139,42 +146,34 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
     Ok(())
 }
 
+/// Waits for whoever vacuums or analyzes the tables or builds an index without locking writers out, as the fence would have
+/// to: with a lock that no writer waits for, and for which an autovacuum gives way.
+async fn unless_vacuumed(
+    client: &Line<'_>,
+    source: &Server,
+    tables: &[MovingTable],
+) -> Result<(), StepError> {
+    let what = format!(
+        "waiting for those who vacuum tables of shard {}",
+        source.name
+    );
+    let names = with_roots(tables).join(", ");
+    let locks = format!("BEGIN; {PATIENCE}; LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE");
+    let locked = client.batch_execute(&locks).await;
+    client.batch_execute("ROLLBACK").await.about(&what)?;
+    match locked {
+        Err(error) if is_lock_timeout(&error) => {
+            unless_held(client, (Duration::ZERO, &WRITERS), source, tables).await?;
+            Err(error).about(&what)
+        }
+        locked => locked.about(&what),
+    }
+}
+
 /// What is locked: partitioned tables first, as writers lock them, with all of their partitions.
 fn with_roots(tables: &[MovingTable]) -> Vec<String> {
     let tables_sql = tables.iter().map(MovingTable::sql);
     roots(tables).into_iter().chain(tables_sql).collect()
-}
-
-/// Sees that partitioned tables have no partitions that the plan does not know, whose rows would stay behind. Under the
-/// locks of a fence none can be made.
-async fn unless_new(
-    client: &Line<'_>,
-    tables: &[MovingTable],
-    source: &Server,
-) -> Result<(), StepError> {
-    let roots = roots(tables);
-    if roots.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<String> = tables.iter().map(MovingTable::sql).collect();
-    let row = client
-        .query_typed(
-            UNKNOWN,
-            &[(&roots, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)],
-        )
-        .await
-        .about("looking for partitions")?;
-    let unknown: String = row.first().map_or_else(String::new, |row| row.get(0));
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    Err(StepError::Halt {
-        what: format!(
-            "shard {} has partitions that were made since the plan: {unknown}",
-            source.name
-        ),
-        remedy: "detach or drop them, then resume; or abort and start again".to_owned(),
-    })
 }
 
 /// Whether a shard has seen a later attempt: what is done for this one comes too late.
@@ -207,7 +206,7 @@ fn mark(job: &Job) -> [Typed<'_>; 3] {
 /// Asks who holds locks already for longer than this, so that no queue of writers forms behind a lock that cannot be had.
 async fn unless_held(
     client: &Line<'_>,
-    most: Duration,
+    (most, beside): (Duration, &[&str]),
     source: &Server,
     tables: &[MovingTable],
 ) -> Result<(), StepError> {
@@ -216,7 +215,11 @@ async fn unless_held(
     let row = client
         .query_typed(
             HOLDERS,
-            &[(&names, Type::TEXT_ARRAY), (&seconds, Type::FLOAT8)],
+            &[
+                (&names, Type::TEXT_ARRAY),
+                (&seconds, Type::FLOAT8),
+                (&beside, Type::TEXT_ARRAY),
+            ],
         )
         .await
         .about("looking for who holds locks")?;
@@ -227,7 +230,8 @@ async fn unless_held(
     Err(StepError::Again {
         what: format!("fencing shard {}", source.name),
         problem: format!(
-            "{holders} writes to the tables for longer than {most:?}, which is more than may be waited for"
+            "{holders} has locks on the tables for longer than {most:?}, which is more than may be waited for; end it, or let \
+             cutovers wait for it: shardway reshard set lock_ms=... hold_ms=..."
         ),
     })
 }

@@ -1,17 +1,19 @@
 //! The end of a reshard: the way back is given up, rows that the old owners still have go, then what refused writes to them.
 //!
 //! What must stay true: no row is deleted unless the new owner is known to have taken over; the guards stay until the last
-//! row has gone; each note goes after its thing, so that a run that was cut goes on.
+//! row has gone; each note goes after its thing, so that a run that was cut goes on; reference tables are emptied only where
+//! the map names their shard no more, and nobody reads there who came by an older one.
 
 use super::{
-    abort::{forget, remove},
+    abort::{forget, forget_records, remove},
     activate::{latest, latest_anywhere},
     asking::{About as _, connection, named},
-    condition,
-    records::{Kind, claim_all, gone, noted},
+    condition, partitions,
+    records::{Kind, claim, claim_all, gone, noted},
     rows,
 };
 use crate::{
+    clock::Duration,
     failpoint,
     reshard::{
         job::{Direction, Job, StepError},
@@ -19,6 +21,8 @@ use crate::{
         servers::Server,
     },
 };
+use deadpool_postgres::Client;
+use std::collections::BTreeSet;
 
 /// Deletes what the shards that gave rows still have of them, and all that was made for the run. Forward, whatever the
 /// job's direction is.
@@ -40,6 +44,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         }
     }
     for source in job.sources() {
+        partitions::unless_written(job, &source).await?;
         delete(job, &source).await?;
     }
     failpoint::reached("after_old_rows").await;
@@ -54,6 +59,59 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         }
     }
     forget(job, &notes).await
+}
+
+/// Who is in a transaction on this database now, or in a statement: everybody may see their numbers.
+const UNDER_WAY: &str = "\
+SELECT l.virtualxid, l.pid::int4 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
+WHERE l.locktype = 'virtualxid' AND l.granted AND l.pid <> pg_backend_pid() \
+  AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database())";
+/// How often it is looked for whether they have ended, and for how long at a time.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 100;
+
+/// Takes reference tables from a shard that serves no more, as every proxy knows: their rows would be in the way when it
+/// joins again. Their tables stay.
+///
+/// # Errors
+/// [`StepError::Again`] as well: somebody is there whose transaction began when it served.
+pub async fn empty(job: &Job, shard: &str) -> Result<(), StepError> {
+    let server = named(job, shard)?;
+    let client = connection(server).await?;
+    until_gone(&client, shard).await?;
+    claim(&client, job).await?;
+    for table in &job.plan.left {
+        rows::delete(&client, job, table, "true").await?;
+    }
+    forget_records(job, server).await
+}
+
+/// Waits until the transactions that are under way have ended: they may read there still.
+async fn until_gone(client: &Client, shard: &str) -> Result<(), StepError> {
+    let what = format!("taking reference tables from shard {shard}");
+    let mut before: Option<BTreeSet<(String, i32)>> = None;
+    for _look in 0..LOOKS {
+        let rows = client.query(UNDER_WAY, &[]).await.about(&what)?;
+        let now: BTreeSet<_> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let left = match before {
+            None => now,
+            Some(before) => before.intersection(&now).cloned().collect(),
+        };
+        if left.is_empty() {
+            return Ok(());
+        }
+        before = Some(left);
+        tokio::time::sleep(LOOK).await;
+    }
+    let left = before.unwrap_or_default().into_iter();
+    let left: Vec<String> = left.map(|(_, process)| process.to_string()).collect();
+    Err(StepError::Again {
+        what,
+        problem: format!(
+            "processes {} are in transactions that began while it served",
+            left.join(", ")
+        ),
+    })
 }
 
 /// Whether a shard has tables that were made to live there alone.

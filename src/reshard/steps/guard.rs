@@ -3,7 +3,8 @@
 //! What must stay true: they are made disabled, and enabled under a lock that waits for every writer; they judge the rows
 //! that are written by what is written in them, so that no snapshot is too old for them; they say nothing of other keys;
 //! they do not fire for what is applied under `session_replication_role = replica`, and let pass who has the pass of the
-//! run's last runner.
+//! run's last runner. Of reference tables, while shards join, they let pass whoever says that the write reaches these too:
+//! only a map in which they serve leads a proxy there.
 
 use super::{
     asking::{About as _, connection},
@@ -11,6 +12,7 @@ use super::{
     records::begin,
 };
 use crate::{
+    catalog::moving::REACHES,
     reshard::{
         job::{Direction, Job, StepError},
         plan::{MovingTable, identifier},
@@ -213,17 +215,18 @@ async fn found_on(client: &Client, job: &Job, table: &MovingTable) -> Result<usi
     Ok(found.first().map_or(0, |found| found.count))
 }
 
-/// Rows that a guard refuses, by the row that is looked at.
+/// What a guard refuses: rows, by the row that is looked at, and TRUNCATE.
 struct Conditions {
     old: String,
     new: String,
+    table: String,
 }
 
 impl Conditions {
     fn of(job: &Job, table: &MovingTable, server: &Server) -> Result<Option<Self>, StepError> {
         if table.group.is_none() {
-            let (old, new) = ("true".to_owned(), "true".to_owned());
-            return Ok(Some(Self { old, new }));
+            let [old, new, table] = [(); 3].map(|()| passes_by(&job.plan.joins));
+            return Ok(Some(Self { old, new, table }));
         }
         let moves = job.given_by(&server.name);
         let of = |row: &str| {
@@ -231,8 +234,23 @@ impl Conditions {
             condition(job, table, &moves, &column)
         };
         let both = of("OLD")?.zip(of("NEW")?);
-        Ok(both.map(|(old, new)| Self { old, new }))
+        Ok(both.map(|(old, new)| Self {
+            old,
+            new,
+            table: "true".to_owned(),
+        }))
     }
+}
+
+/// The condition that a write does not reach all shards that join.
+fn passes_by(joins: &[String]) -> String {
+    let joins: Vec<String> = joins.iter().map(|name| quoted(name)).collect();
+    format!(
+        "(pg_catalog.string_to_array(pg_catalog.current_setting({}, true), ',') \
+         OPERATOR(pg_catalog.@>) ARRAY[{}]::pg_catalog.text[]) IS NOT TRUE",
+        quoted(REACHES),
+        joins.join(", ")
+    )
 }
 
 fn function_sql(job: &Job) -> String {
@@ -275,8 +293,9 @@ fn triggers_sql(job: &Job, table: &MovingTable, when: &Conditions) -> String {
     }
     let trigger = identifier(&format!("{name}{TRUNCATE}"));
     sql.push_str(&format!(
-        "CREATE OR REPLACE TRIGGER {trigger} BEFORE TRUNCATE ON {table_sql} FOR EACH STATEMENT \
-         EXECUTE FUNCTION {function}(); "
+        "CREATE OR REPLACE TRIGGER {trigger} BEFORE TRUNCATE ON {table_sql} FOR EACH STATEMENT WHEN ({}) \
+         EXECUTE FUNCTION {function}(); ",
+        when.table
     ));
     sql + &switch_sql(job, std::slice::from_ref(table), Switch::Off)
 }

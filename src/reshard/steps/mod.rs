@@ -10,13 +10,14 @@
 //! | [`prepare`] | before the copy | forward |
 //! | [`keys::primary`] | after the copy, before followers start | forward |
 //! | [`keys::rest`] | past the consistency point | forward |
-//! | [`ready`] | before a cutover; [`ready::advance`] every few seconds while it waits for one | of the cutover |
+//! | [`ready`] | before a cutover; [`ready::advance`], [`partitions::none_new`] every few seconds while it waits for one | of the cutover |
 //! | [`rehearse`] | right before statements are held | of the cutover |
 //! | [`fence`], [`turn`] | in the cutover; [`turn`] when every fence is applied | of the cutover |
 //! | [`unfence`] | to undo an attempt | of the cutover |
 //! | [`activate`] | after the commit | of the cutover that was committed |
 //! | [`reverse`] | when every proxy has the new map | of the next cutover, the other way |
 //! | [`finish`] | while the new owners serve | any |
+//! | [`finish::empty`] | when shards have left the map | any |
 //! | [`abort`] | while the old owners serve | any |
 
 pub mod abort;
@@ -29,6 +30,7 @@ pub mod finish;
 pub mod guard;
 pub mod keys;
 mod lost;
+pub mod partitions;
 pub mod preflight;
 pub mod prepare;
 pub mod ready;

@@ -93,13 +93,12 @@ async fn note(
     let what = format!("noting positions on shard {}", source.name);
     let client = line(job, source).await?;
     let back = job.turned();
-    // Not only who was given keys: a shard that joined has reference tables from one that may give it none.
-    let flows = back.flows().into_iter();
-    let given = flows.filter(|flow| flow.destination == source.name);
-    let from: BTreeSet<String> = given.map(|flow| flow.source).collect();
-    let notes: Vec<(String, &String)> = from
+    // Reference tables are not brought back, nor there again: every shard that serves is written by whoever writes them.
+    let moves = job.given_by(&source.name);
+    let to: BTreeSet<&str> = moves.iter().map(|it| it.to.as_str()).collect();
+    let notes: Vec<(String, &String)> = to
         .iter()
-        .filter_map(|from| Some((back.followed(from), positions.get(from.as_str())?)))
+        .filter_map(|to| Some((back.followed(to), positions.get(to)?)))
         .collect();
     let each = notes.iter().map(|(followed, lsn)| {
         let client = &client;

@@ -1,6 +1,7 @@
 //! Undoes an attempt: the guards are turned off, so that the sources go on as before.
 //!
-//! What must stay true: never once the attempt is committed: two shards would take writes of one key.
+//! What must stay true: never once the attempt is committed: two shards would take writes of one key; reference tables are
+//! not written without shards that have joined by an earlier cutover, and serve.
 
 use super::{
     activate::latest,
@@ -29,23 +30,34 @@ SELECT EXISTS (SELECT FROM shardway.hold WHERE workflow = $1 AND attempt = $2 AN
 /// # Errors
 /// [`StepError::Halt`]: the attempt is committed.
 pub async fn run(job: &Job) -> Result<(), StepError> {
-    unless_committed(job).await?;
+    let served = unless_committed(job).await?;
     let sources = job.sources();
-    let undone = at_once(sources.iter().map(|it| unfence(job, it)).collect()).await;
+    let undone = sources.iter().map(|it| unfence(job, it, served));
+    let undone = at_once(undone.collect()).await;
     undone.into_iter().collect()
+}
+
+/// Whether the shards that are given rows have been owners before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    Never,
+    Before,
 }
 
 /// Proves that no destination takes writes of this attempt.
 ///
 /// # Errors
 /// [`StepError::Halt`]: one does, or may.
-pub async fn unless_committed(job: &Job) -> Result<(), StepError> {
+pub async fn unless_committed(job: &Job) -> Result<Served, StepError> {
     let destinations = job.destinations();
-    let each = destinations.iter().map(|it| is_activated(job, it));
-    let (committed, activated) = tokio::join!(is_committed(job), at_once(each.collect()));
-    let mut committed = committed?;
-    for activated in activated {
-        committed |= activated?;
+    let each = destinations.iter().map(|it| activated(job, it));
+    let (committed, each) = tokio::join!(is_committed(job), at_once(each.collect()));
+    let (mut committed, mut served) = (committed?, Served::Never);
+    for attempt in each {
+        if let Some(attempt) = attempt? {
+            committed |= attempt == job.attempt;
+            served = Served::Before;
+        }
     }
     if committed {
         return Err(StepError::Halt {
@@ -53,7 +65,7 @@ pub async fn unless_committed(job: &Job) -> Result<(), StepError> {
             remedy: "go on with it; a rollback undoes it".to_owned(),
         });
     }
-    Ok(())
+    Ok(served)
 }
 
 async fn is_committed(job: &Job) -> Result<bool, StepError> {
@@ -69,14 +81,15 @@ async fn is_committed(job: &Job) -> Result<bool, StepError> {
     Ok(committed)
 }
 
-async fn is_activated(job: &Job, destination: &Server) -> Result<bool, StepError> {
+/// By which attempt it last was.
+async fn activated(job: &Job, destination: &Server) -> Result<Option<i32>, StepError> {
     let client = line(job, destination).await?;
     let latest = latest(&client, job).await?;
     client.done();
-    Ok(latest.is_some_and(|it| it.attempt == job.attempt))
+    Ok(latest.map(|it| it.attempt))
 }
 
-async fn unfence(job: &Job, source: &Server) -> Result<(), StepError> {
+async fn unfence(job: &Job, source: &Server, served: Served) -> Result<(), StepError> {
     let client = line(job, source).await?;
     // After a fence that nobody waits for any more, and that may still be under way.
     let (begun, later, guarded) = tokio::join!(
@@ -88,7 +101,8 @@ async fn unfence(job: &Job, source: &Server) -> Result<(), StepError> {
     begun?;
     later?;
     let on = guarded?.into_iter();
-    let on = on.filter(|(_, switch)| *switch == Switch::On);
+    let stays = |table: &MovingTable| table.group.is_none() && served == Served::Before;
+    let on = on.filter(|(table, switch)| *switch == Switch::On && !stays(table));
     let tables: Vec<_> = on.map(|(table, _)| table).collect();
     let ended = client.batch_execute("COMMIT").await;
     ended.about("looking for guards")?;

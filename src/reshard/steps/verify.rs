@@ -156,7 +156,7 @@ async fn table<H: Halts>(
         table: table.clone(),
         round,
     };
-    let mut figures = Figures::new(job, format!("verify.{table}.{destination}"));
+    let mut figures = Figures::new(job, format!("verify.{table}.{source}.{destination}"));
     let known = about.known(home, job).await?;
     let all = ranges::of(job, home, unit, &sides.here, &sides.there).await?;
     let mut left: VecDeque<(Range, Look)> = VecDeque::new();

@@ -1,9 +1,11 @@
 //! What following a source begins with: tables as they are there, destinations with how far they are, the slot's stream.
 //!
 //! What must stay true: it begins at the least of what destinations have, and the source still has all from there on; a
-//! table that is not as it was planned is not followed; a destination's progress is this runner's from here on.
+//! table that is not as it was planned is not followed; a destination's progress is this runner's from here on; reference
+//! tables are not brought to a shard that serves: whoever writes them writes there too, and would come first.
 
 use super::super::{
+    activate::latest,
     asking::{About as _, remedy},
     records::as_replica,
 };
@@ -27,7 +29,7 @@ use crate::{
     wire::replication::Lsn,
 };
 use deadpool_postgres::Client;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio_postgres::types::{PgLsn, ToSql};
 
 /// Statements over many rows find each by its key, whatever statistics say; values stay as they were streamed, and those of a
@@ -66,7 +68,8 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
     let source = server(job, name)?;
     let asking = sql(source).await?;
     let state = state(job, name, &asking).await?;
-    let mut names: Vec<&str> = flows.iter().map(|flow| flow.destination.as_str()).collect();
+    let given = given(job, &flows).await?;
+    let mut names: Vec<&str> = given.iter().map(|flow| flow.destination.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     let Primary {
@@ -74,7 +77,7 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
         end: consistency,
         newest,
     } = primary(&asking, name).await?;
-    let tables: Arc<[Table]> = tables(job, &asking, &flows, &names).await?.into();
+    let tables: Arc<[Table]> = tables(job, &asking, (&flows, &given), &names).await?.into();
     let binary = flows.iter().all(|flow| is_binary(flow.table));
     let whose = Whose {
         workflow: job.id.clone(),
@@ -112,6 +115,22 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
         newest,
         batch: job.knobs.borrow().batch,
     })
+}
+
+/// Those that still go anywhere: a shard that has joined once serves reference tables from then on.
+async fn given<'a, 'f>(job: &Job, flows: &[&'f Flow<'a>]) -> Result<Vec<&'f Flow<'a>>, StepError> {
+    let mut serves: BTreeMap<&str, bool> = BTreeMap::new();
+    for flow in flows.iter().filter(|flow| flow.keys.is_none()) {
+        let name = flow.destination.as_str();
+        if !serves.contains_key(name) {
+            let client = sql(server(job, name)?).await?;
+            serves.insert(name, latest(&client, job).await?.is_some());
+        }
+    }
+    let mut given = flows.to_vec();
+    given
+        .retain(|flow| flow.keys.is_some() || serves.get(flow.destination.as_str()) != Some(&true));
+    Ok(given)
 }
 
 /// What the server says of the slot, which must have all that is needed.
@@ -184,7 +203,7 @@ fn is_binary(table: &MovingTable) -> bool {
 async fn tables(
     job: &Job,
     source: &Client,
-    flows: &[&Flow<'_>],
+    (flows, given): (&[&Flow<'_>], &[&Flow<'_>]),
     names: &[&str],
 ) -> Result<Vec<Table>, StepError> {
     let mut tables: Vec<Table> = Vec::new();
@@ -192,7 +211,7 @@ async fn tables(
         let same =
             |table: &Table| table.name == flow.table.name && table.schema == flow.table.schema;
         if !tables.iter().any(same) {
-            tables.push(table(job, source, flow, flows, names).await?);
+            tables.push(table(job, source, flow, given, names).await?);
         }
     }
     Ok(tables)
@@ -202,7 +221,7 @@ async fn table(
     job: &Job,
     source: &Client,
     flow: &Flow<'_>,
-    flows: &[&Flow<'_>],
+    given: &[&Flow<'_>],
     names: &[&str],
 ) -> Result<Table, StepError> {
     let (planned, name) = (flow.table, flow.source.as_str());
@@ -216,7 +235,7 @@ async fn table(
     if key.is_empty() {
         return Err(changed(planned, name, "no primary key"));
     }
-    let same = flows.iter().filter(|it| it.table == planned);
+    let same = given.iter().filter(|it| it.table == planned);
     let to = |flow: &&&Flow<'_>| names.iter().position(|name| *name == flow.destination);
     let goes = if flow.keys.is_none() {
         Goes::Everywhere(same.filter_map(|flow| to(&flow)).collect())

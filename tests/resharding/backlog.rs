@@ -1,0 +1,171 @@
+//! What a follower does with more than it can bring at once: many rows in few statements, pieces that end with transactions
+//! again and again, and nothing that is said to be applied before it is durable.
+
+use super::{
+    applying::{WIDE, begin, equal, fence, reshard, soon, tenant},
+    following::{arrived, copied, halted, position},
+    shards::{Shards, block_on, servers},
+};
+use shardway::reshard::steps::{catch_up::Follower, copy};
+
+/// Rows of a tenant from 1001 on, with values of all kinds.
+fn rows(tenant: &str, count: u32) -> String {
+    format!(
+        "INSERT INTO t (tenant, id, n, note, long, own, data, doc, amount) OVERRIDING SYSTEM VALUE \
+         SELECT {tenant}, 1000 + k, k, \
+                CASE k % 5 WHEN 0 THEN NULL WHEN 1 THEN '' WHEN 2 THEN E'\\\\N\\t\\n\\r\\\\.' WHEN 3 THEN 'héé' ELSE 'x' END, \
+                repeat(md5(k::text), CASE k % 40 WHEN 0 THEN 300 ELSE 1 END), 5000 + k, \
+                CASE k % 3 WHEN 0 THEN decode(md5(k::text), 'hex') WHEN 1 THEN '' END, \
+                jsonb_build_object('k', k, 'of', NULL), CASE k % 7 WHEN 0 THEN 'NaN' ELSE k / 7.0 END \
+         FROM generate_series(1, {count}) k"
+    )
+}
+
+const KINDS: &str = "\
+ALTER TABLE t ADD own bigint GENERATED ALWAYS AS IDENTITY, ADD data bytea, ADD doc jsonb, ADD amount numeric, \
+      ADD twice int GENERATED ALWAYS AS (n * 2) STORED";
+
+#[test]
+fn rows_that_come_in_numbers_are_as_they_were() {
+    block_on(async {
+        let (shards, reshard, [a, b, _]) = copied("numbers", KINDS).await;
+        for tenant in [&a, &b] {
+            let written = format!(
+                "{}; UPDATE t SET note = note || 'y', n = 3 WHERE tenant = {tenant} AND id % 4 = 0; \
+                 DELETE FROM t WHERE tenant = {tenant} AND id % 10 = 2",
+                rows(tenant, 3_000)
+            );
+            shards.run("s", &written).await;
+        }
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        soon(follower.stop()).await;
+    });
+}
+
+#[test]
+fn unique_values_may_go_from_row_to_row_among_many() {
+    block_on(async {
+        let unique = format!("{KINDS}; CREATE UNIQUE INDEX one ON t (tenant, n)");
+        let (shards, reshard, [a, ..]) = copied("among", &unique).await;
+        let row = |id: u32| format!("WHERE tenant = {a} AND id = {id}");
+        let written = format!(
+            "BEGIN; {}; UPDATE t SET n = -1 {}; UPDATE t SET n = 1 {}; UPDATE t SET n = 2 {}; COMMIT",
+            rows(&a, 900).replace("1000 + k, k", "1000 + k, 1000 + k"),
+            row(1),
+            row(2),
+            row(1)
+        );
+        shards.run("s", &written).await;
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        soon(follower.stop()).await;
+    });
+}
+
+#[test]
+fn a_row_among_many_that_is_there_already_stops_it_by_name() {
+    block_on(async {
+        let (shards, reshard, [a, ..]) = copied("known", KINDS).await;
+        let there = format!("INSERT INTO t VALUES ({a}, 1500, 0, '', '')");
+        shards.run("a", &there).await;
+        shards.run("s", &rows(&a, 900)).await;
+        let follower = Follower::start(&reshard.job, "s");
+        let what = halted(&follower).await;
+        let named = format!("public.t with the key ({a}, 1500)");
+        assert!(what.contains(&named) && what.contains("23505"), "{what}");
+        let count = "SELECT count(*) FROM t WHERE id > 1000";
+        assert_eq!(shards.one("a", count).await, "1");
+        // It goes on where it was once the row is gone.
+        shards.run("a", "DELETE FROM t WHERE id = 1500").await;
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        soon(follower.stop()).await;
+    });
+}
+
+/// Transactions of seven changes each, as many as there are.
+async fn write(shards: &Shards<'_>, tenant: &str, (from, to): (u32, u32)) {
+    let write = format!(
+        "CREATE OR REPLACE PROCEDURE write() LANGUAGE plpgsql AS $$ BEGIN FOR n IN {from}..{to} LOOP \
+           INSERT INTO t SELECT {tenant}, 1000 + n * 5 + k, n, '', repeat(md5(n::text), 20) FROM generate_series(0, 4) k; \
+           UPDATE t SET n = n + 1 WHERE tenant = {tenant} AND id IN (1, 2); \
+           COMMIT; END LOOP; END $$"
+    );
+    shards.run("s", &write).await;
+    shards.run("s", "CALL write()").await;
+}
+
+#[test]
+fn what_is_applied_grows_however_much_there_is() {
+    block_on(async {
+        let (shards, reshard, [a, b, _]) = copied("grows", "").await;
+        reshard.knobs.send_modify(|knobs| knobs.batch = 100);
+        shards
+            .on_all(
+                "CREATE TABLE public.moved (lsn pg_lsn); \
+                 CREATE FUNCTION public.moves() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN INSERT INTO public.moved VALUES (new.lsn); RETURN NULL; END $$; \
+                 CREATE TRIGGER moves AFTER UPDATE ON shardway.apply_progress \
+                 FOR EACH ROW EXECUTE FUNCTION public.moves(); \
+                 ALTER TABLE shardway.apply_progress ENABLE ALWAYS TRIGGER moves",
+            )
+            .await;
+        write(&shards, &a, (1, 1_500)).await;
+        // Larger than a piece, each.
+        for number in 0..10 {
+            let large = format!(
+                "INSERT INTO t SELECT {a}, 100000 + {number} * 1000 + k, 0, '', '' FROM generate_series(1, 350) k"
+            );
+            shards.run("s", &large).await;
+        }
+        write(&shards, &b, (1, 10)).await;
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        soon(follower.stop()).await;
+        // No transaction there is of more than a piece, but for those that are on the source.
+        let moved = "SELECT count(DISTINCT lsn) >= 1500 * 7 / 100 + 10 FROM moved";
+        assert_eq!(shards.one("a", moved).await, "t");
+    });
+}
+
+#[test]
+fn what_is_said_to_be_applied_outlives_a_crash() {
+    // What nobody waits for stays in memory.
+    let own = servers(3, &[("wal_writer_delay", "10s")]);
+    block_on(async {
+        let of = |at| own.cluster(at);
+        let shards = Shards::new("crash", &[("s", of(0)), ("a", of(1)), ("b", of(2))]).await;
+        shards.on_all(WIDE).await;
+        let (a, b) = (tenant(Some(0)), tenant(Some(1)));
+        for tenant in [&a, &b] {
+            let rows = format!(
+                "INSERT INTO t SELECT {tenant}, id, id, NULL, '' FROM generate_series(1, 10) id"
+            );
+            shards.run("s", &rows).await;
+        }
+        let reshard = reshard(&shards, "crash", &["public.t"]).await;
+        reshard.knobs.send_modify(|knobs| knobs.batch = 100);
+        begin(&shards, &reshard.job).await;
+        soon(copy::run(&reshard.job)).await;
+        let mut positions = Vec::new();
+        for part in 0..4 {
+            write(&shards, &a, (part * 500 + 1, part * 500 + 500)).await;
+            positions.push(position(&shards, "s").await);
+        }
+        for lsn in positions {
+            let follower = Follower::start(&reshard.job, "s");
+            soon(follower.applied(lsn)).await;
+            own.cluster(1).kill();
+            drop(follower);
+            own.cluster(1).start().unwrap();
+            let has = format!("SELECT lsn >= '{lsn}' FROM shardway.apply_progress");
+            assert_eq!(shards.one("a", &has).await, "t", "{lsn}");
+        }
+        fence(&shards, &reshard.job, 1).await;
+        let follower = Follower::start(&reshard.job, "s");
+        soon(follower.fenced(1)).await;
+        equal(&shards, &reshard).await;
+        soon(follower.stop()).await;
+    });
+}
