@@ -78,7 +78,6 @@ const COPYING: [&str; 15] = [
 ];
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a list of what is typed")]
 fn what_makes_no_sense_is_refused_with_its_reason_and_what_to_do() {
     let demo = Demo::start();
     until("there are records", || {
