@@ -25,7 +25,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use crate::reached::block_on;
 
@@ -515,8 +515,8 @@ fn an_autovacuum_gives_way_to_a_cutover_before_statements_are_held() {
         let slowly = "SET vacuum_cost_delay = 100; SET vacuum_cost_limit = 1";
         vacuums.batch_execute(slowly).await.unwrap();
         let token = vacuums.cancel_token();
-        let vacuum =
-            tokio::spawn(async move { vacuums.batch_execute("VACUUM public.customer").await });
+        let mut vacuum = JoinSet::new();
+        vacuum.spawn(async move { vacuums.batch_execute("VACUUM public.customer").await });
         let is_at_it = |query: &str| {
             format!(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '{query}%' \
@@ -535,7 +535,8 @@ fn an_autovacuum_gives_way_to_a_cutover_before_statements_are_held() {
             "{problem}"
         );
         token.cancel_query(tokio_postgres::NoTls).await.unwrap();
-        vacuum.await.unwrap().unwrap_err();
+        let ended = vacuum.join_next().await;
+        ended.unwrap().unwrap().unwrap_err();
         for setting in ["autovacuum = on", "autovacuum_naptime = 1"] {
             stage.run(0, &format!("ALTER SYSTEM SET {setting}")).await;
         }

@@ -119,7 +119,7 @@ impl Dying {
     }
 
     /// A write by each of the proxies, which waits.
-    fn writes(&mut self, key: i64) -> [Client; 2] {
+    fn writes(&self, key: i64) -> [Client; 2] {
         let write = format!("update t set n = n + 1 where id = {key}");
         let mut clients = [self.held.stand.proxy.client(), self.held.other.client()];
         for client in &mut clients {
