@@ -154,6 +154,8 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             (knobs.drain, knobs.hold)
         };
         let rehearsed = self.clock.now();
+        // What is being applied has locks that would be in the way, too.
+        up_to_date(job, streams).await?;
         Box::pin(steps::rehearse::run(job)).await?;
         up_to_date(job, streams).await?;
         let answers = self.registry.hear_answers().await;

@@ -497,8 +497,10 @@ impl Generator {
     fn columns(&mut self, table: &Table, alias: &str) -> (String, usize) {
         let key = self.key_of(table, alias);
         let (n, note) = (self.column(alias, "n"), self.column(alias, "note"));
+        // Which of two tables of one name is meant the search path says, and so how many columns all are.
+        let one = TABLES.iter().filter(|it| it.name == table.name).count() == 1;
         match self.s.below(6) {
-            0 => (
+            0 if one => (
                 if alias.is_empty() {
                     "*".to_owned()
                 } else {
@@ -507,7 +509,7 @@ impl Generator {
                 table.columns.len()
                     + usize::from(table.unique.is_empty() && self.keys == Keys::OfAll),
             ),
-            1 => (format!("{key}, {n}, {note}"), 3),
+            0 | 1 => (format!("{key}, {n}, {note}"), 3),
             2 => (format!("{n}, {key}"), 2),
             3 => (format!("{key} AS k, {n} + 1 AS m, upper({note})"), 3),
             4 => (
