@@ -68,6 +68,10 @@ fn nothing_is_held_before_changes_come_at_once() {
         stage.fill(&proxy).await;
         stage.must(&[&["start"], &TO[..]].concat()).await;
         stage.until("ready").await;
+        // Guards are made on the destination, too.
+        while stage.status().await["step"] != "made" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let late = stage.session(3).await;
         let lock = "begin; select from account for update";
         late.batch_execute(lock).await.unwrap();
@@ -89,7 +93,12 @@ fn nothing_is_held_before_changes_come_at_once() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, waits).await.expect("told");
+        if tokio::time::timeout(PATIENCE, waits).await.is_err() {
+            panic!(
+                "it does not tell what it waits for: {:#}",
+                stage.stands().await
+            );
+        }
         let write = application.batch_execute(write);
         let written = tokio::time::timeout(PATIENCE, write).await;
         written.expect("nothing is held").unwrap();
