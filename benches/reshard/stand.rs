@@ -185,6 +185,8 @@ impl Stand {
             .setting("shared_buffers", "256MB")
             .setting("autovacuum", "off")
             .setting("max_wal_senders", "40")
+            // Else a subscription that is begun again soon waits five seconds, which are not its work.
+            .setting("wal_retrieve_retry_interval", "10ms")
             .setting("max_replication_slots", "40");
         let sandbox = sandbox.start()?;
         Ok(Self { sandbox })
