@@ -35,6 +35,9 @@ const TAKING_OVER: Duration = Duration::from_secs(30);
 /// How often proxies are looked at that have to take the map over.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long changes that are late are waited for before a cutover is tried again.
+const BROUGHT: Duration = Duration::from_secs(20);
+
 /// How long proxies have to tell what a hold has cost them.
 const TOLD: Duration = Duration::from_millis(500);
 
@@ -434,11 +437,23 @@ async fn catch_up(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
 
 /// The destinations have all that the sources ever committed; then the way back begins.
 /// Waits, before statements are held, until changes take no longer from their source to all destinations than a fence may:
-/// a stream that has just begun reads what its slot has kept first.
+/// a stream that has just begun reads what its slot has kept first. Not for ever, as between attempts the WAL that sources
+/// keep is looked at.
 async fn up_to_date(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
+    const WHAT: &str = "seeing how late changes are";
     if !all_followed(job, streams) {
-        return Err(changed("seeing how late changes are"));
+        return Err(changed(WHAT));
     }
+    let awaited = tokio::time::timeout(BROUGHT, in_time(job, streams)).await;
+    awaited.unwrap_or_else(|_| {
+        Err(StepError::Again {
+            what: WHAT.to_owned(),
+            problem: format!("after {BROUGHT:?} there are still {}", behind(streams)),
+        })
+    })
+}
+
+async fn in_time(job: &Job, streams: &[Follower]) -> Result<(), StepError> {
     loop {
         let mut now = Box::pin(at_once(streams.iter().map(Follower::now).collect()));
         let took = loop {
