@@ -5,6 +5,7 @@
 
 use super::{
     block::{Analysis, Place, full_name},
+    emptying::{Emptied, Empties},
     unroutable::{Unheld, Unroutable},
 };
 use crate::{
@@ -33,6 +34,8 @@ pub struct Changes {
     pub tables: Vec<String>,
     /// A table, and what it is called afterwards.
     pub renamed: Option<(TableName, TableName)>,
+    /// What it empties, if it is TRUNCATE.
+    pub empties: Option<Box<Empties>>,
 }
 
 /// Which shards run it.
@@ -131,6 +134,10 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
         What::NewTable(table) => Reach::New(Box::new(planner.new_table(table)?)),
         What::Tables { names, alter } => planner.tables(names, alter)?,
         What::Locks(locks) => planner.locks(locks)?,
+        What::Emptied(emptied) => {
+            let names = emptied.tables.iter().map(|(name, _)| name.clone());
+            planner.tables(&names.collect::<Vec<_>>(), &Alter::default())?
+        }
         What::Relations(names) => Reach::Holders(names.iter().map(sql_name).collect()),
         What::NewView(name) => Reach::View {
             schema: name.schema.clone(),
@@ -156,6 +163,7 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
             What::NewTable(_)
             | What::NewView(_)
             | What::Locks(_)
+            | What::Emptied(_)
             | What::Relations(_)
             | What::Everywhere
             | What::EveryServer
@@ -165,11 +173,23 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
             What::Tables { names, .. } => names.iter().map(|name| name.name.clone()).collect(),
             What::NewTable(_)
             | What::Locks(_)
+            | What::Emptied(_)
             | What::NewView(_)
             | What::Relations(_)
             | What::Everywhere
             | What::EveryServer
             | What::Unsupported => Vec::new(),
+        },
+        empties: match &change.what {
+            What::Emptied(emptied) => Some(Box::new(planner.empties(emptied))),
+            What::NewTable(_)
+            | What::NewView(_)
+            | What::Tables { .. }
+            | What::Locks(_)
+            | What::Relations(_)
+            | What::Everywhere
+            | What::EveryServer
+            | What::Unsupported => None,
         },
     })
 }
@@ -178,6 +198,7 @@ pub(super) fn changes(change: &Change, analysis: &Analysis<'_>) -> Result<Change
 pub(super) fn numbered(sequence: &Name) -> Changes {
     Changes {
         renamed: None,
+        empties: None,
         command: "setval",
         reach: Reach::Holders(vec![sql_name(sequence)]),
         block: Block::Allowed,
@@ -290,6 +311,19 @@ impl Planner<'_, '_> {
             tables,
             how: locks.how.clone(),
         }))
+    }
+
+    fn empties(&self, emptied: &change::Emptied) -> Empties {
+        let tables = emptied.tables.iter().map(|(name, children)| Emptied {
+            name: sql_name(name),
+            children: *children,
+            place: self.placement(name),
+        });
+        Empties {
+            tables: tables.collect(),
+            numbers: emptied.numbers,
+            others: emptied.others,
+        }
     }
 
     /// Whether every shard has the table.

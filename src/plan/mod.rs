@@ -11,6 +11,7 @@ pub mod combine;
 pub mod copy;
 pub mod copy_left;
 pub mod defaults;
+pub mod emptying;
 pub mod explain;
 pub mod explained;
 pub mod gather;

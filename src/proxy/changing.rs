@@ -6,6 +6,8 @@
 //! looked at again; until then, within its transaction, statements are planned with what is known of it, and a table
 //! whose columns it may have changed has none that are known.
 
+mod emptying;
+
 use super::{
     fan::Fan,
     learning::Looked,
@@ -226,6 +228,9 @@ impl Session {
             return Err(reply::malformed().into());
         };
         self.check_footing(statement)?;
+        if let Some(emptied) = Box::pin(self.empty_moving(changes)).await? {
+            return Ok(emptied);
+        }
         self.check_not_moving(statement, changes.command).await?;
         self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;

@@ -6,6 +6,7 @@
 //! with them under no other.
 
 use super::{
+    database::Database,
     prepared::Prepared,
     reply::session as reply,
     request::Stop,
@@ -23,6 +24,7 @@ use crate::{
         tally,
     },
     plan::{StatementPlan, Values},
+    registry::holds::Reshard,
     sql::statement::{Access, Effect},
     wire::{
         backend::Status,
@@ -154,11 +156,7 @@ impl Session {
             return Ok(());
         }
         let name = self.snapshot.group(group).name.clone();
-        let database = Arc::clone(&self.database);
-        let reshard = match database.coordinator.registry() {
-            Ok(registry) => registry.reshard_of(&name).await.ok().flatten(),
-            Err(_) => None,
-        };
+        let reshard = reshard_of(&self.database, &name).await;
         Err(reply::tables_move(command, &name, reshard.as_ref()).into())
     }
 
@@ -419,6 +417,12 @@ impl Session {
         });
         moved.map(|group| group.name.clone())
     }
+}
+
+/// The reshard that moves keys of a group, if the home shard can be asked.
+pub(super) async fn reshard_of(database: &Database, group: &str) -> Option<Reshard> {
+    let registry = database.coordinator.registry().ok()?;
+    registry.reshard_of(group).await.ok().flatten()
 }
 
 /// Whether a command changes neither rows nor what tables are.

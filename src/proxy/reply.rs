@@ -615,7 +615,7 @@ pub const CODES: &[Code] = &[
         code: "SW403",
         sqlstate: "55006",
         title: "Tables of which rows move",
-        meaning: "A schema change, or TRUNCATE, names tables of a group of which a reshard moves rows: the copies that it has made would stay as they are.",
+        meaning: "A schema change names tables of a group of which a reshard moves rows: the copies that it has made would stay as they are. Or a TRUNCATE does, which is done as DELETE meanwhile, where that does the same; the detail says what would differ.",
         what_to_do: "Wait until the reshard is finished, or end it by shardway reshard abort. DELETE FROM is possible at any time.",
     },
     Code {

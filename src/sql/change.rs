@@ -31,6 +31,8 @@ pub enum What {
     },
     /// LOCK of these tables, each of which may be elsewhere.
     Locks(Locks),
+    /// TRUNCATE of these tables.
+    Emptied(Emptied),
     /// Relations that need not be tables: indexes, sequences, views. Servers know which of them have one.
     Relations(Vec<Name>),
     /// A view of this name on every shard.
@@ -49,6 +51,31 @@ pub struct Locks {
     pub tables: Vec<(Name, Children)>,
     /// What stands behind the tables: `IN SHARE MODE NOWAIT`.
     pub how: String,
+}
+
+/// TRUNCATE.
+#[derive(Debug)]
+pub struct Emptied {
+    pub tables: Vec<(Name, Children)>,
+    pub numbers: Numbers,
+    pub others: Others,
+}
+
+/// What becomes of the sequences of tables that are emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    GoOn,
+    /// RESTART IDENTITY.
+    BeginAnew,
+}
+
+/// What becomes of tables that refer to those that are emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// There may be none.
+    Left,
+    /// CASCADE: they are emptied as well.
+    Included,
 }
 
 /// Whether tables that inherit from one are meant too.

@@ -1,6 +1,7 @@
 //! Every kind of reshard from plan to finish, with the way back, while clients write through two proxies.
 
 use crate::{
+    emptying::{self, Emptier},
     harness::{Proxy, block_on, open_session},
     ledger::{Clients, Keys, TENANTS, Told, fill, map, rows},
     stage::{Setting, Stage, to},
@@ -29,6 +30,8 @@ fn group(keys: Keys, more: &str) -> String {
         "[databases.postgres.groups.g]\nkey_type = \"{}\"\n{more}\n{}",
         keys.key_type().name(),
         Keys::TABLES
+            .replacen("tables = {", "tables = { \"public.brief\" = \"k\",", 1)
+            .replacen("reference = [", "reference = [\"public.region\", ", 1)
     )
 }
 
@@ -42,7 +45,7 @@ fn open_with(tables: String, keys: Keys, (servers, filled): (usize, usize), more
         servers,
         filled,
         shards: servers,
-        tables,
+        tables: tables + emptying::TABLE,
         sections: group(keys, more),
         ..Setting::default()
     })
@@ -54,6 +57,7 @@ struct Show {
     keys: Keys,
     proxies: [Proxy; 2],
     clients: Clients,
+    emptier: Emptier,
     /// Whether lines are in partitions.
     in_parts: bool,
 }
@@ -64,12 +68,14 @@ impl Show {
         let proxies = [stage.proxy(""), stage.proxy("")];
         stage.ready(&proxies[0]).await;
         fill(keys, &open_session(&to(&proxies[0])).await.unwrap()).await;
-        let clients = Clients::start(keys, &[to(&proxies[0]), to(&proxies[1])], 4);
+        let targets = [to(&proxies[0]), to(&proxies[1])];
+        let clients = Clients::start(keys, &targets, 4);
         Self {
             stage,
             keys,
             proxies,
             clients,
+            emptier: Emptier::start(keys, targets),
             in_parts,
         }
     }
@@ -105,8 +111,11 @@ impl Show {
 
     /// Ends the clients, none of whose statements failed; everything is where it belongs.
     async fn end(self) -> (Stage, [Proxy; 2], Arc<Told>) {
+        let emptied = self.emptier.end().await;
+        assert!(emptied > 10, "the table was emptied {emptied} times only");
         let told = self.clients.stop().await;
         told.adds_up(&self.stage, "g").await;
+        emptying::adds_up(&self.stage).await;
         self.stage.has_nothing_left().await;
         (self.stage, self.proxies, told)
     }
@@ -177,7 +186,7 @@ fn a_database_without_shards_is_spread_over_three() {
         servers: 3,
         filled: 1,
         shards: 1,
-        tables: Keys::Bigint.tables_in_parts() + MORE_TABLES,
+        tables: Keys::Bigint.tables_in_parts() + emptying::TABLE + MORE_TABLES,
         database: String::new(),
         sections: String::new(),
     });
@@ -211,6 +220,7 @@ fn a_database_without_shards_is_spread_over_three() {
             keys: Keys::Bigint,
             proxies,
             clients,
+            emptier: Emptier::start(Keys::Bigint, targets),
             in_parts: true,
         };
         show.run(&["--to", "s0,s1,s2"]).await;

@@ -11,6 +11,7 @@
 )]
 
 mod direct;
+mod emptying;
 mod faults;
 #[expect(
     dead_code,

@@ -77,7 +77,7 @@ fn add_strangers(stand: &mut Stand, keys: &str) {
 }
 
 /// Says in the map that each shard has keys of the two others, and waits until the proxy acts on it.
-fn double(stand: &mut Stand) {
+pub(crate) fn double(stand: &mut Stand) {
     let ranges = [
         r#"[[["bigint", "100"], null]]"#,
         r#"[[null, ["bigint", "100"]], [["bigint", "200"], null]]"#,

@@ -21,6 +21,7 @@ mod defaults;
 mod doubled;
 mod dumps;
 mod dying;
+mod emptying;
 mod endings;
 mod everywhere;
 mod explaining;

@@ -46,11 +46,12 @@ impl Planner<'_> {
 
     /// Whose tables a change concerns. Of what is named and no table it is not known whose it is, and what it takes with it.
     fn touched_by_change(&self, change: &Change, analysis: &Analysis<'_>) {
+        let is_unknown = |name: &Name| matches!(analysis.place(name), Place::Unknown);
         let unknown = match &change.what {
             What::Tables { names, .. } | What::Relations(names) => {
-                let unknown = |name: &Name| matches!(analysis.place(name), Place::Unknown);
-                names.iter().any(unknown) || (names.is_empty() && change.command == "DROP")
+                names.iter().any(is_unknown) || (names.is_empty() && change.command == "DROP")
             }
+            What::Emptied(emptied) => emptied.tables.iter().any(|(name, _)| is_unknown(name)),
             What::Everywhere => change.command == "DROP",
             What::NewTable(_)
             | What::NewView(_)

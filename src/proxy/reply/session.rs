@@ -192,10 +192,7 @@ pub fn keys_in_doubt(reshard: Option<&str>) -> Notice {
 /// A schema change, or TRUNCATE, of tables of which a reshard moves rows.
 #[must_use]
 pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Notice {
-    let which = match reshard {
-        Some(Reshard { name, state }) => format!("Reshard \"{name}\", which is at {state}, moves"),
-        None => "A reshard moves".to_owned(),
-    };
+    let which = which_moves(reshard);
     let instead = if command == "TRUNCATE" {
         "Write DELETE FROM instead; or wait"
     } else {
@@ -217,6 +214,13 @@ pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Not
             "55006",
             format!("{command} is not possible while rows of these tables move"),
         )
+    }
+}
+
+fn which_moves(reshard: Option<&Reshard>) -> String {
+    match reshard {
+        Some(Reshard { name, state }) => format!("Reshard \"{name}\", which is at {state}, moves"),
+        None => "A reshard moves".to_owned(),
     }
 }
 

@@ -3,8 +3,8 @@
 use super::{Lower, Node, NodeList, nodes, raw, relation};
 use crate::sql::{
     change::{
-        Alter, Block, Change, Children, Column, Holds, Locks, Modifier, NewTable, Reference,
-        Renamed, Unique, What,
+        Alter, Block, Change, Children, Column, Emptied, Holds, Locks, Modifier, NewTable, Numbers,
+        Others, Reference, Renamed, Unique, What,
     },
     tree::Name,
 };
@@ -26,7 +26,7 @@ impl Lower {
             Node::AlterTableStmt(alter) => of("ALTER TABLE", self.alter_table(alter)),
             Node::IndexStmt(index) => self.index(index),
             Node::DropStmt(drop) => dropped(drop),
-            Node::TruncateStmt(truncate) => of("TRUNCATE", tables(ranges(truncate.relations()))),
+            Node::TruncateStmt(truncate) => of("TRUNCATE", emptied(truncate)),
             Node::LockStmt(lock) => of("LOCK TABLE", locked(lock)),
             Node::RenameStmt(rename) => of("RENAME", renamed(rename)),
             Node::VacuumStmt(vacuum) => vacuumed(vacuum),
@@ -290,22 +290,44 @@ fn locked(lock: &nodes::LockStmt) -> What {
     let Some(mode) = mode else {
         return What::Unsupported;
     };
-    let tables = lock.relations().into_iter().filter_map(|node| match node {
-        Node::RangeVar(table) => {
-            let children = if table.inh {
-                Children::Included
-            } else {
-                Children::Left
-            };
-            Some((relation(table).name, children))
-        }
-        _ => None,
-    });
     let nowait = if lock.nowait { " NOWAIT" } else { "" };
     What::Locks(Locks {
-        tables: tables.collect(),
+        tables: with_children(lock.relations()),
         how: format!("IN {mode} MODE{nowait}"),
     })
+}
+
+fn emptied(truncate: &nodes::TruncateStmt) -> What {
+    What::Emptied(Emptied {
+        tables: with_children(truncate.relations()),
+        numbers: if truncate.restart_seqs {
+            Numbers::BeginAnew
+        } else {
+            Numbers::GoOn
+        },
+        others: if truncate.behavior == raw::DropBehavior::DROP_CASCADE {
+            Others::Included
+        } else {
+            Others::Left
+        },
+    })
+}
+
+/// Names of tables in a list of them, and whether those that inherit from them are meant too.
+fn with_children<'a>(list: impl IntoIterator<Item = impl Into<Node<'a>>>) -> Vec<(Name, Children)> {
+    list.into_iter()
+        .filter_map(|node| match node.into() {
+            Node::RangeVar(table) => {
+                let children = if table.inh {
+                    Children::Included
+                } else {
+                    Children::Left
+                };
+                Some((relation(table).name, children))
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 fn one(table: Option<&nodes::RangeVar>) -> Vec<Name> {

@@ -2,9 +2,11 @@
 //!
 //! A change that was made on some shards is never said to have failed as a whole: what is done is named.
 
-use super::error;
+use super::{error, which_moves};
 use crate::{
-    registry::{Late, NotReady},
+    plan::emptying::Kept,
+    registry::{Late, NotReady, holds::Reshard},
+    sql::change::Others,
     wire::notice::Notice,
 };
 
@@ -141,4 +143,102 @@ pub fn unfit(finding: &str) -> Notice {
             "statements on this database cannot be routed by key",
         )
     }
+}
+
+/// TRUNCATE of tables of which a reshard moves rows, where DELETE would not do the same.
+#[must_use]
+pub fn not_emptied(group: &str, reshard: Option<&Reshard>, others: Others, why: &Kept) -> Notice {
+    if let Some(said) = not_truncated(others, why) {
+        return said;
+    }
+    let (why, hint) = match why {
+        Kept::Together => (
+            "it names other tables as well".to_owned(),
+            "Name tables of which rows move in a statement of their own.",
+        ),
+        Kept::BeginsAnew => (
+            "no shard begins a sequence anew meanwhile".to_owned(),
+            "Leave RESTART IDENTITY out.",
+        ),
+        Kept::OneSnapshot => (
+            "rows would stay that are younger than the transaction's snapshot".to_owned(),
+            "Use READ COMMITTED.",
+        ),
+        Kept::NoDelete(table) => (
+            format!("the role may not delete from \"{table}\""),
+            "GRANT DELETE on it, and SELECT on its shard key.",
+        ),
+        Kept::Hidden(table) => (
+            format!("policies of \"{table}\" would hide rows from the role"),
+            "Use a role that row security does not apply to.",
+        ),
+        Kept::Trigger(name, table) => (
+            format!("trigger \"{name}\" of \"{table}\" would act otherwise"),
+            "Write DELETE FROM if that is what it is to do.",
+        ),
+        Kept::Rule(name, table) => (
+            format!("rule \"{name}\" of \"{table}\" would do something else"),
+            "Write DELETE FROM if that is what it is to do.",
+        ),
+        Kept::Referenced(table, other) => (
+            format!("\"{other}\" refers to \"{table}\" and is not named"),
+            "Name it too.",
+        ),
+        Kept::Hash => (
+            "no SQL tells whose a row is".to_owned(),
+            "Write DELETE FROM, key by key.",
+        ),
+        Kept::NoTable(_) | Kept::OnlyParent | Kept::Denied(_) | Kept::Unknown => (
+            "the servers' answer is not understood".to_owned(),
+            "Write DELETE FROM.",
+        ),
+    };
+    Notice {
+        detail: Some(format!(
+            "{} keys of group \"{group}\", and tables are emptied by DELETE meanwhile; but {why}. (SW403)",
+            which_moves(reshard)
+        )),
+        hint: Some(format!(
+            "{hint} Or wait until it is finished (shardway reshard status)."
+        )),
+        ..error(
+            "55006",
+            "TRUNCATE is not possible while rows of these tables move",
+        )
+    }
+}
+
+/// What PostgreSQL would say of it at any time; `None`: nothing.
+fn not_truncated(others: Others, why: &Kept) -> Option<Notice> {
+    Some(match why {
+        Kept::NoTable(table) => error("42809", format!("\"{table}\" is not a table")),
+        Kept::OnlyParent => Notice {
+            hint: Some(
+                "Do not specify the ONLY keyword, or use TRUNCATE ONLY on the partitions directly."
+                    .to_owned(),
+            ),
+            ..error("42809", "cannot truncate only a partitioned table")
+        },
+        Kept::Denied(table) => error("42501", format!("permission denied for table {table}")),
+        Kept::Referenced(table, other) if others == Others::Left => Notice {
+            detail: Some(format!("Table \"{other}\" references \"{table}\".")),
+            hint: Some(format!(
+                "Truncate table \"{other}\" at the same time, or use TRUNCATE ... CASCADE."
+            )),
+            ..error(
+                "0A000",
+                "cannot truncate a table referenced in a foreign key constraint",
+            )
+        },
+        Kept::Referenced(..)
+        | Kept::Together
+        | Kept::BeginsAnew
+        | Kept::OneSnapshot
+        | Kept::NoDelete(_)
+        | Kept::Hidden(_)
+        | Kept::Trigger(..)
+        | Kept::Rule(..)
+        | Kept::Hash
+        | Kept::Unknown => return None,
+    })
 }
