@@ -327,10 +327,7 @@ mod tests {
         let joins = snapshot(2);
         let one = truncate(vec![everywhere()]);
         assert_eq!(one.moving(&joins), Some(GroupId(0)));
-        assert_eq!(
-            one.delete(&joins, ShardId(0)).unwrap(),
-            "DELETE FROM \"r\""
-        );
+        assert_eq!(one.delete(&joins, ShardId(0)).unwrap(), "DELETE FROM \"r\"");
         assert_eq!(truncate(vec![still()]).moving(&joins), None);
         let mixed = truncate(vec![everywhere(), still()]);
         assert_eq!(mixed.check(&joins), Err(Kept::Together));

@@ -10,7 +10,7 @@ use super::{
     visibility::Snapshot,
 };
 use deadpool_postgres::Client;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Why it cannot be said.
 #[derive(Debug, thiserror::Error)]
@@ -22,11 +22,20 @@ pub enum JudgeError {
     NotCopied(String),
 }
 
+/// Which chunks of a table have what a transaction did to all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    None,
+    Some,
+    /// And there are some.
+    All,
+}
+
 /// The chunks of all tables on one destination.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Chunks {
     /// By the tables' places.
-    tables: Vec<Vec<Chunk>>,
+    tables: Arc<[Vec<Chunk>]>,
     /// Transactions from this one on are in no chunk; none of nothing that was copied.
     end: Option<u64>,
 }
@@ -73,7 +82,7 @@ impl Chunks {
             return Err(JudgeError::NotCopied(relation));
         }
         let of = |table: &Table| found.remove(&table.plain()).unwrap_or_default();
-        let tables: Vec<Vec<Chunk>> = tables.iter().map(of).collect();
+        let tables: Arc<[Vec<Chunk>]> = tables.iter().map(of).collect();
         let ends = tables.iter().flatten().map(|chunk| chunk.snapshot.end());
         let end = ends.max();
         Ok(Self { tables, end })
@@ -85,10 +94,16 @@ impl Chunks {
         self.tables.get(table).is_some_and(|it| !it.is_empty())
     }
 
-    /// Transactions from this one on are in nothing that was copied.
+    /// Which chunks of a table have what a transaction did to all of it.
     #[must_use]
-    pub fn end(&self) -> Option<u64> {
-        self.end
+    pub fn have(&self, table: usize, xid: u64) -> Within {
+        let chunks = self.tables.get(table).map_or(&[][..], Vec::as_slice);
+        let have = chunks.iter().filter(|chunk| chunk.snapshot.sees(xid));
+        match have.count() {
+            0 => Within::None,
+            all if all == chunks.len() => Within::All,
+            _ => Within::Some,
+        }
     }
 
     /// The changes that the destination has already, by their places.
@@ -145,5 +160,33 @@ impl Chunks {
             return false;
         };
         change.kind != Kind::Wipe && change.xid < end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_have_what_their_snapshots_see() {
+        let chunk = |snapshot: &str| Chunk {
+            low: None,
+            snapshot: snapshot.parse().unwrap(),
+        };
+        let chunks = Chunks {
+            tables: Arc::new([vec![chunk("100:110:105"), chunk("120:130:")], Vec::new()]),
+            end: Some(130),
+        };
+        for (xid, expected) in [
+            (99, Within::All),
+            (104, Within::All),
+            (105, Within::Some),
+            (119, Within::Some),
+            (130, Within::None),
+        ] {
+            assert_eq!(chunks.have(0, xid), expected, "{xid}");
+        }
+        assert_eq!(chunks.have(1, 99), Within::None);
+        assert_eq!(Chunks::default().have(0, 99), Within::None);
     }
 }

@@ -12,6 +12,7 @@ use super::{
     apply::{Applier, ApplyError, Destination, Done, Piece, Reached, Whose},
     batch::{Full, Log},
     connection::{ReplicationError, Streaming},
+    judge::Chunks,
     rows::Form,
     tables::{Changed, Table},
     visibility::Ids,
@@ -199,8 +200,8 @@ struct Lane {
     last: Cut,
     /// How many pieces were committed there since the last one that is known to be durable.
     soon: u32,
-    /// Transactions from this one on are in nothing that was copied to it.
-    copied: Option<u64>,
+    /// What was copied to it.
+    copied: Chunks,
 }
 
 struct Beat {
@@ -290,7 +291,7 @@ fn lane(
     reports: &mpsc::UnboundedSender<Report>,
 ) -> Lane {
     let (pieces, mut taken) = mpsc::channel::<Piece>(1);
-    let (name, reached, copied) = (it.name.clone(), it.progress, it.chunks.end());
+    let (name, reached, copied) = (it.name.clone(), it.progress, it.chunks.clone());
     let mut applier = Applier::new(whose.clone(), place, it);
     let reports = reports.clone();
     tasks.spawn(async move {

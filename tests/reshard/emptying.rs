@@ -13,7 +13,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, Error};
 
 /// The tables, beside those of the ledger: one whose key is `k`, and one that every shard has whole.
-pub(crate) const TABLE: &str = "; create table brief (like loose including all); create table region (n bigint primary key)";
+pub(crate) const TABLE: &str =
+    "; create table brief (like loose including all); create table region (n bigint primary key)";
 
 /// Rows of the second.
 const REGIONS: usize = 5;

@@ -11,6 +11,7 @@ mod applying;
 mod backlog;
 mod comparing;
 mod copying;
+mod emptied;
 mod following;
 mod hindered;
 mod joining;

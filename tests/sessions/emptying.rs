@@ -221,7 +221,10 @@ fn where_delete_is_something_else_it_is_refused() {
     let refused = |client: &mut Client, sql: &str, why: &str| {
         let [state, message, detail, _] = error(client, sql);
         assert_eq!(state, "55006", "{sql}: {message}");
-        assert!(detail.contains(why) && detail.contains("SW403"), "{sql}: {detail}");
+        assert!(
+            detail.contains(why) && detail.contains("SW403"),
+            "{sql}: {detail}"
+        );
     };
     for (sql, why) in [
         ("truncate watched", "trigger \"watching\" of \"watched\""),
@@ -296,11 +299,7 @@ fn who_writes_is_waited_for_and_who_reads_is_not() {
 fn all_shards_are_emptied_or_none() {
     let mut stand = stand("emptying_whole", "");
     let before = others(&mut stand);
-    let mut holder = Client::connect_to(
-        postgres().port(),
-        &format!("{}_2", stand.name),
-        &[],
-    );
+    let mut holder = Client::connect_to(postgres().port(), &format!("{}_2", stand.name), &[]);
     holder.ask(&query("begin; lock table log in share mode"));
     stand.ask("set lock_timeout = '300ms'");
     stand.fails("truncate log", "55P03");

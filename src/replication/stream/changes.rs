@@ -8,6 +8,7 @@ use crate::{
     clock::Clock,
     replication::{
         batch::{Added, Kind},
+        judge::Within,
         tables::{Changed, Goes, Table},
     },
     wire::{
@@ -268,12 +269,13 @@ impl Reader<'_> {
                 if !given {
                     continue;
                 }
-                // Which rows of a copy were taken before, and which after it, nobody can say.
-                let copied = self.lanes[place].copied;
-                if copied.is_some_and(|end| xid < end) {
-                    return Err(StreamError::Emptied(tables[at].plain()));
+                match self.lanes[place].copied.have(at, xid) {
+                    Within::None => self.add(place, at, Kind::Wipe, None)?,
+                    // What was copied came later; so did all that is not in it, for nobody writes to a table meanwhile.
+                    Within::All => {}
+                    // Which rows of a copy were taken before, and which after it, nobody can say.
+                    Within::Some => return Err(StreamError::Emptied(tables[at].plain())),
                 }
-                self.add(place, at, Kind::Wipe, None)?;
             }
         }
         Ok(())
