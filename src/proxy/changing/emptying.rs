@@ -7,7 +7,7 @@ use super::{Changes, ShardSet, Stop, Written, reply};
 use crate::{
     catalog::{group::GroupId, snapshot::Snapshot},
     plan::emptying::{Empties, Kept},
-    proxy::{holding::reshard_of, session::Session, spread::without_position},
+    proxy::{database::Database, holding::reshard_of, session::Session, spread::without_position},
     wire::notice::Words,
 };
 use std::sync::Arc;
@@ -32,13 +32,13 @@ impl Session {
             return Ok(None);
         };
         if let Err(why) = empties.check(&known) {
-            return Err(self.kept(group, empties, &why).await);
+            return Err(kept(&self.database, &known, group, (empties, &why)).await);
         }
         self.begin_own().await?;
         let (shards, _) = self.concerned(changes).await?;
         match self.empty_on(&shards, empties, &known).await? {
             Ok(()) => Ok(Some(Written::of_command(TAG.to_vec()))),
-            Err(why) => Err(self.kept(group, empties, &why).await),
+            Err(why) => Err(kept(&self.database, &known, group, (empties, &why)).await),
         }
     }
 
@@ -75,10 +75,16 @@ impl Session {
             Err(end) => Err(end),
         }
     }
+}
 
-    async fn kept(&mut self, group: GroupId, empties: &Empties, why: &Kept) -> Stop {
-        let name = self.snapshot.group(group).name.clone();
-        let reshard = reshard_of(&self.database, &name).await;
-        reply::changes::not_emptied(&name, reshard.as_ref(), empties.others, why).into()
-    }
+/// What the client is told of why its tables are not emptied.
+async fn kept(
+    database: &Database,
+    known: &Snapshot,
+    group: GroupId,
+    (empties, why): (&Empties, &Kept),
+) -> Stop {
+    let name = &known.group(group).name;
+    let reshard = reshard_of(database, name).await;
+    reply::changes::not_emptied(name, reshard.as_ref(), empties.others, why).into()
 }
