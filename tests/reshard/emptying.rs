@@ -1,4 +1,4 @@
-//! A client that empties tables whenever it has filled them, through two proxies, whatever a reshard is at.
+//! A client that empties tables whenever it has filled them, through two proxies, whatever a reshard is at from the copy on.
 
 use crate::{
     harness::open_session,
@@ -17,7 +17,7 @@ pub(crate) const TABLE: &str =
     "; create table brief (like loose including all); create table region (n bigint primary key)";
 
 /// Rows of the second.
-const REGIONS: usize = 5;
+const REGIONS: usize = 200;
 
 /// It works until it is ended.
 pub(crate) struct Emptier {
@@ -46,6 +46,9 @@ async fn work(keys: Keys, proxies: [Config; 2], stop: Arc<AtomicBool>) -> Result
     for proxy in &proxies {
         clients.push(open_session(proxy).await.map_err(|it| told("login", it))?);
     }
+    // What an earlier one has left.
+    let began = clients[0].batch_execute("truncate brief; truncate region");
+    began.await.map_err(|it| told("beginning", it))?;
     let mut round = 0;
     loop {
         let (one, other) = (&clients[round % 2], &clients[(round + 1) % 2]);

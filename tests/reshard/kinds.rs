@@ -14,14 +14,16 @@ use std::{
     },
 };
 
-/// On a busy machine a transaction takes longer than a lock is waited for by default.
-const KNOBS: [&str; 6] = [
+/// On a busy machine a transaction takes longer than a lock is waited for by default. Small tables have several chunks too.
+const KNOBS: [&str; 8] = [
     "--set",
     "lock_ms=300",
     "--set",
     "drain_ms=1000",
     "--set",
     "hold_ms=3000",
+    "--set",
+    "chunk_rows=20",
 ];
 
 /// A group of the ledger's tables.
@@ -57,7 +59,6 @@ struct Show {
     keys: Keys,
     proxies: [Proxy; 2],
     clients: Clients,
-    emptier: Emptier,
     /// Whether lines are in partitions.
     in_parts: bool,
 }
@@ -75,7 +76,6 @@ impl Show {
             keys,
             proxies,
             clients,
-            emptier: Emptier::start(keys, targets),
             in_parts,
         }
     }
@@ -86,6 +86,8 @@ impl Show {
         let plan = stage.must(&[&["plan"], wish].concat()).await;
         assert!(plan.contains("it can begin"), "{plan}");
         stage.must(&[&["start"], wish, &KNOBS[..]].concat()).await;
+        stage.prepared().await;
+        let emptier = Emptier::start(self.keys, [to(&self.proxies[0]), to(&self.proxies[1])]);
         stage.until("ready").await;
         stage.verify().await;
         // A table that moves stays as it is meanwhile.
@@ -106,16 +108,16 @@ impl Show {
         self.clients.more(20).await;
         stage.must(&["finish"]).await;
         stage.until("done").await;
+        let emptied = emptier.end().await;
+        assert!(emptied > 10, "the tables were emptied {emptied} times only");
+        emptying::adds_up(stage).await;
         self.clients.more(20).await;
     }
 
     /// Ends the clients, none of whose statements failed; everything is where it belongs.
     async fn end(self) -> (Stage, [Proxy; 2], Arc<Told>) {
-        let emptied = self.emptier.end().await;
-        assert!(emptied > 10, "the table was emptied {emptied} times only");
         let told = self.clients.stop().await;
         told.adds_up(&self.stage, "g").await;
-        emptying::adds_up(&self.stage).await;
         self.stage.has_nothing_left().await;
         (self.stage, self.proxies, told)
     }
@@ -220,7 +222,6 @@ fn a_database_without_shards_is_spread_over_three() {
             keys: Keys::Bigint,
             proxies,
             clients,
-            emptier: Emptier::start(Keys::Bigint, targets),
             in_parts: true,
         };
         show.run(&["--to", "s0,s1,s2"]).await;

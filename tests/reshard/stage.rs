@@ -250,6 +250,19 @@ impl Stage {
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
     }
 
+    /// Waits until slots are made, and every proxy knows of the reshard.
+    pub(crate) async fn prepared(&self) {
+        let begun = Instant::now();
+        loop {
+            let status = self.status().await;
+            if status["state"].as_str().is_some_and(|it| it != "prepare") {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "in vain: {status:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until the reshard is in a state.
     pub(crate) async fn until(&self, state: &str) {
         let begun = Instant::now();
