@@ -372,12 +372,7 @@ impl Session {
     }
 
     /// Notes whose rows statements touch.
-    fn note_touched(
-        &self,
-        statements: &[StatementPlan],
-        values: &Values<'_>,
-        asked: &mut Touched,
-    ) {
+    fn note_touched(&self, statements: &[StatementPlan], values: &Values<'_>, asked: &mut Touched) {
         let begins = |statement: &StatementPlan| matches!(statement.effect, Effect::Begin);
         if self.status() == Status::Transaction || statements.iter().any(begins) {
             asked.goes_on();
