@@ -50,6 +50,13 @@ def cpu(process):
     return sum(one(pid) for pid in tree(process))
 
 
+def sleeps(process):
+    """How often its threads went to sleep by themselves: each costs two switches of the processor, which count as its own."""
+    def one(status):
+        return int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", open(status).read(), re.M).group(1))
+    return sum(one(status) for pid in tree(process) for status in glob.glob(f"/proc/{pid}/task/*/status"))
+
+
 def rss(process):
     def one(pid):
         found = re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{pid}/status").read())

@@ -1,9 +1,12 @@
 //! Counts allocations on the hot path: none for a plan that is cached, none for a frame that is walked.
 
 use shardway::{
-    catalog::snapshot::Snapshot,
+    catalog::{key::Key, snapshot::Snapshot},
     clock::Clock,
-    gate::{Came, Gate},
+    gate::{
+        Came, Gate,
+        state::{Answer, Touch},
+    },
     plan::{
         Context, Plan, Route, StatementPlan, Target,
         cache::{PlanCache, Request, Scratch},
@@ -124,6 +127,29 @@ fn a_gate_before_which_nobody_waits_costs_no_allocation() {
         }
     });
     assert_eq!(count, 0);
+}
+
+#[test]
+fn a_gate_costs_no_allocation_while_keys_of_others_move() {
+    let gate = Arc::new(Gate::default());
+    gate.watch(["others"]);
+    let mut ticket = gate.enter(1);
+    let now = Clock.now();
+    let mut pass = || {
+        let came = ticket.comes(now);
+        assert_eq!(came, Came::First);
+        let mut asked = ticket.lend();
+        asked.add(
+            "customers",
+            &Touch::Keys([Key::Bigint(1)].into_iter().collect()),
+        );
+        assert_eq!(black_box(ticket.asks(came, &asked)), Answer::Passes);
+        ticket.restore(asked);
+        ticket.ends();
+    };
+    // Its room is made by the first.
+    pass();
+    assert_eq!(allocations(|| (0..100).for_each(|_| pass())), 0);
 }
 
 #[test]

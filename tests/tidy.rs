@@ -88,8 +88,9 @@ const ONLY: &[(&str, &[&str], &str)] = &[
             "reshard/dump.rs",
             "reshard/steps/catch_up.rs",
             "replication/stream.rs",
+            "replication/streaming.rs",
         ],
-        "server counts tasks; a follower's tasks end with it; pools connect on a runtime handle so that a client that leaves ends no connect; \
+        "server counts tasks; a follower's tasks, and the thread that reads its stream, end with it; pools connect on a runtime handle so that a client that leaves ends no connect; \
          inspect drives its control connection; sandbox, cli and a reshard's pg_dump start processes",
     ),
     (

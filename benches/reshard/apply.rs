@@ -251,8 +251,12 @@ async fn follower(stand: &Stand, backlog: &Backlog, round: usize) -> Result<Figu
     }
     let figure = watch.stop(stand, backlog.rows());
     follower.stop().await?;
-    let drop = format!("SELECT pg_drop_replication_slot('{database}')");
-    stand.source().execute(&backlog.database, &drop).await?;
+    let (from, slot) = (&backlog.database, &database);
+    let drop = format!(
+        "DO $$ BEGIN WHILE (SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}') LOOP \
+         PERFORM pg_sleep(0.01); END LOOP; PERFORM pg_drop_replication_slot('{slot}'); END $$"
+    );
+    stand.source().execute(from, &drop).await?;
     Ok(figure)
 }
 

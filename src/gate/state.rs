@@ -27,9 +27,11 @@ pub enum Touch {
 }
 
 /// What a statement, or a transaction so far, touches, by group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Touched {
+    /// The first are touched; the others keep their room.
     groups: Vec<(String, Touch)>,
+    touched: usize,
     reach: Reach,
 }
 
@@ -106,9 +108,17 @@ impl Touched {
 
     /// Notes more.
     pub fn add(&mut self, group: &str, more: &Touch) {
-        let found = self.groups.iter_mut().find(|(name, _)| name == group);
+        let (touched, room) = self.groups.split_at_mut(self.touched);
+        let found = touched.iter_mut().find(|(name, _)| name == group);
         let Some((_, touch)) = found else {
-            self.groups.push((group.to_owned(), more.clone()));
+            match room.first_mut() {
+                Some((name, touch)) => {
+                    group.clone_into(name);
+                    touch.clone_from(more);
+                }
+                None => self.groups.push((group.to_owned(), more.clone())),
+            }
+            self.touched += 1;
             return;
         };
         match (&mut *touch, more) {
@@ -129,7 +139,7 @@ impl Touched {
 
     /// Notes all of another.
     pub fn join(&mut self, more: &Self) {
-        for (group, touch) in &more.groups {
+        for (group, touch) in more.iter() {
             self.add(group, touch);
         }
         if more.reach == Reach::GoesOn {
@@ -139,15 +149,14 @@ impl Touched {
 
     /// Nothing is touched.
     pub fn clear(&mut self) {
-        self.groups.clear();
+        self.touched = 0;
         self.reach = Reach::Alone;
     }
 
     /// By group.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Touch)> {
-        self.groups
-            .iter()
-            .map(|(group, touch)| (group.as_str(), touch))
+        let touched = self.groups.iter().take(self.touched);
+        touched.map(|(group, touch)| (group.as_str(), touch))
     }
 
     /// What of a group is touched.

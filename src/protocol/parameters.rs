@@ -291,6 +291,13 @@ impl Parameters {
         changed
     }
 
+    /// Whether the client has set DateStyle, so that [`Self::complete_date_style`] may have something to do.
+    #[must_use]
+    pub fn has_set_date_style(&self) -> bool {
+        let has_set = !Arc::ptr_eq(&self.wanted, &self.base);
+        (has_set && self.wanted.contains_key(DATE_STYLE)) || self.local(DATE_STYLE).is_some()
+    }
+
     /// Between batches: the value of DateStyle as the backend reports it, where the client has set a part of it and the
     /// rest is as it was (manual 20.11.2). True when another text must hold than was known.
     pub fn complete_date_style(&mut self, reported: &[u8]) -> bool {
@@ -568,6 +575,22 @@ mod tests {
         session.set("datestyle", Some(config("SQL")), false);
         session.set("datestyle", None, false);
         assert_eq!(session.get("datestyle"), Some(&config("ISO")));
+    }
+
+    #[test]
+    fn only_what_the_client_has_set_of_datestyle_is_completed() {
+        let mut session = Parameters::new(Map::from([("datestyle".to_owned(), config("ISO"))]));
+        assert!(!session.has_set_date_style());
+        session.set("timezone", Some(config("UTC")), false);
+        session.begin();
+        session.set("datestyle", Some(config("german")), true);
+        assert!(session.has_set_date_style());
+        assert!(session.complete_date_style(b"German, DMY"));
+        session.end(true);
+        session.set("datestyle", Some(config("ymd")), false);
+        assert!(session.has_set_date_style());
+        assert!(session.complete_date_style(b"ISO, YMD"));
+        assert_eq!(session.get("datestyle"), Some(&config("ISO, YMD")));
     }
 
     #[test]

@@ -226,6 +226,9 @@ impl Session {
 
     /// What SET has said of DateStyle is a part of it: the whole is what the backend reports.
     pub(super) fn complete_date_style(&mut self) {
+        if !self.parameters.has_set_date_style() {
+            return;
+        }
         let Some(link) = &mut self.link else { return };
         let known = matches!(&link.lease.applied, Applied::Known(_, hash) if *hash == self.parameters.wanted_hash());
         let reported = link.lease.reported.get(b"DateStyle");

@@ -91,6 +91,24 @@ impl Session {
         ticket.comes(self.marks.begun)
     }
 
+    /// Whether statements pass without a wait. If they do not they have not come, and must ask: why not, and until when,
+    /// is said there.
+    pub(super) fn passes_at_once(
+        &mut self,
+        came: Came,
+        statements: &[StatementPlan],
+        values: &Values<'_>,
+    ) -> bool {
+        let mut asked = self.ticket.as_mut().map(Ticket::lend).unwrap_or_default();
+        self.note_touched(statements, values, &mut asked);
+        let moved = came == Came::Again && self.moved_meanwhile(&asked).is_some();
+        let passes = !moved && matches!(self.stands(came, &asked), Stands::Passes);
+        if let Some(ticket) = &mut self.ticket {
+            ticket.restore(asked);
+        }
+        passes
+    }
+
     /// Asks whether statements may go on, and waits until they may.
     pub(super) async fn asks_gate(
         &mut self,
@@ -98,7 +116,8 @@ impl Session {
         statements: &[StatementPlan],
         values: &Values<'_>,
     ) -> Result<Passed, Stop> {
-        let asked = self.touched_by(statements, values);
+        let mut asked = Touched::default();
+        self.note_touched(statements, values, &mut asked);
         self.asks_for(came, &asked).await
     }
 
@@ -350,9 +369,8 @@ impl Session {
         }
     }
 
-    /// Whose rows statements touch.
-    fn touched_by(&self, statements: &[StatementPlan], values: &Values<'_>) -> Touched {
-        let mut asked = Touched::default();
+    /// Notes whose rows statements touch.
+    fn note_touched(&self, statements: &[StatementPlan], values: &Values<'_>, asked: &mut Touched) {
         let begins = |statement: &StatementPlan| matches!(statement.effect, Effect::Begin);
         if self.status() == Status::Transaction || statements.iter().any(begins) {
             asked.goes_on();
@@ -370,10 +388,9 @@ impl Session {
             }
             if let Effect::Execute { name, .. } = &statement.effect {
                 let named = self.statements.get(name.as_bytes());
-                self.touched_within(named, &mut asked);
+                self.touched_within(named, asked);
             }
         }
-        asked
     }
 
     /// What a prepared statement touches that SQL executes: its keys are looked for when it is planned with them.

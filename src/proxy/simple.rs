@@ -82,6 +82,9 @@ impl Session {
                 types: &[],
                 bind: None,
             };
+            if self.passes_at_once(came, &planned.plan.statements, &values) {
+                break planned;
+            }
             let asking = self.asks_gate(came, &planned.plan.statements, &values);
             let passed = Box::pin(asking).await?;
             if self.skip {

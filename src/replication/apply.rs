@@ -368,19 +368,22 @@ impl Applier {
     async fn part(&mut self, log: &mut Log, changes: Vec<Change>) -> Result<(), ApplyError> {
         let tables = Arc::clone(&self.whose.tables);
         let mut settling: BTreeMap<usize, Settling<'_>> = BTreeMap::new();
-        let begin = |at: usize| Settling::new(&tables[at].key);
         for hole in std::mem::take(&mut self.holes) {
             let of = settling.entry(hole.table);
-            of.or_insert_with(|| begin(hole.table)).hold(log, &hole)?;
+            let of = of.or_insert_with(|| Settling::new(&tables[hole.table].key, 0));
+            of.hold(log, &hole)?;
         }
-        for change in changes {
-            let of = settling.entry(change.table);
-            let of = of.or_insert_with(|| begin(change.table));
-            of.add(log, change)
-                .map_err(|what| ApplyError::Contradiction {
-                    table: tables[change.table].plain(),
-                    what,
-                })?;
+        for run in changes.chunk_by(|one, next| one.table == next.table) {
+            let table = &tables[run[0].table];
+            let of = settling.entry(run[0].table);
+            let of = of.or_insert_with(|| Settling::new(&table.key, run.len()));
+            for change in run {
+                of.add(log, *change)
+                    .map_err(|what| ApplyError::Contradiction {
+                        table: table.plain(),
+                        what,
+                    })?;
+            }
         }
         let mut nets = Vec::new();
         for (at, settled) in settling {

@@ -65,6 +65,16 @@ pub enum Added<'a> {
 pub struct Full;
 
 impl Log {
+    /// An empty one with room for what another one has.
+    #[must_use]
+    pub fn like(other: &Self) -> Self {
+        Self {
+            bytes: Vec::with_capacity(other.bytes.len()),
+            cells: Vec::with_capacity(other.cells.len()),
+            changes: Vec::with_capacity(other.changes.len()),
+        }
+    }
+
     /// Adds a change.
     ///
     /// # Errors
@@ -311,13 +321,14 @@ impl Hole {
 }
 
 impl<'a> Settling<'a> {
-    /// Of a table with its primary key at these places.
+    /// Of a table with its primary key at these places, and about so many changes.
     #[must_use]
-    pub fn new(key: &'a [usize]) -> Self {
+    pub fn new(key: &'a [usize], changes: usize) -> Self {
+        let hasher = foldhash::fast::RandomState::default();
         Self {
             key,
-            entries: Vec::new(),
-            places: HashMap::default(),
+            entries: Vec::with_capacity(changes),
+            places: HashMap::with_capacity_and_hasher(changes, hasher),
         }
     }
 
@@ -415,7 +426,7 @@ mod tests {
     }
 
     fn settle(log: &mut Log) -> Result<Net, Contradiction> {
-        let mut settling = Settling::new(&[0]);
+        let mut settling = Settling::new(&[0], 0);
         for change in log.changes().to_vec() {
             settling.add(log, change)?;
         }
@@ -488,14 +499,14 @@ mod tests {
         for existed in [false, true] {
             let mut log = Log::default();
             add(&mut log, Kind::Delete, &[Some("1"), None, None]);
-            let mut settling = Settling::new(&[0]);
+            let mut settling = Settling::new(&[0], 0);
             settling.hold(&mut log, &hole(existed)).unwrap();
             let change = log.changes()[0];
             settling.add(&mut log, change).unwrap();
             assert_eq!(settling.net(&log).deletes.len(), usize::from(existed));
             let mut log = Log::default();
             add(&mut log, Kind::Update, &[Some("1"), Some("~"), Some("z")]);
-            let mut settling = Settling::new(&[0]);
+            let mut settling = Settling::new(&[0], 0);
             settling.hold(&mut log, &hole(existed)).unwrap();
             let change = log.changes()[0];
             settling.add(&mut log, change).unwrap();

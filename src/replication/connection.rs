@@ -1,7 +1,6 @@
-//! A connection with `replication=database`: commands for slots, then the stream of one slot.
+//! A connection with `replication=database`: commands for slots, then the stream of one slot (`streaming.rs`).
 //!
-//! What must stay true: an answer is read to its end, or the connection is closed; waiting for the next message may be
-//! given up at any time and loses nothing; feedback tells what its user says, never more.
+//! What must stay true: an answer is read to its end, or the connection is closed.
 
 use crate::{
     clock::Duration,
@@ -13,9 +12,9 @@ use crate::{
     },
     wire::{
         frame::{self, Body, DecodeError, FrameError, HEADER},
-        frontend::{put_bare, put_query},
+        frontend::put_query,
         notice,
-        replication::{Answer, Lsn, Progress, Streamed, put_status},
+        replication::Lsn,
     },
 };
 use std::io;
@@ -228,7 +227,7 @@ impl Connection {
         from: Lsn,
         publication: &str,
         format: Format,
-    ) -> Result<Streaming, ReplicationError> {
+    ) -> Result<Started, ReplicationError> {
         // A list of identifiers within a literal.
         let publication = quoted(publication).replace('\'', "''");
         let binary = format == Format::Binary;
@@ -256,10 +255,7 @@ impl Connection {
         within(limit, begun)
             .await
             .unwrap_or(Err(ReplicationError::Timeout))?;
-        Ok(Streaming {
-            connection: self,
-            shown: 0,
-        })
+        Ok(Started(self.stream))
     }
 
     /// The only row of an answer.
@@ -319,93 +315,9 @@ impl Connection {
     }
 }
 
-/// The stream of a slot.
+/// A connection on which a slot is streamed.
 #[derive(Debug)]
-pub struct Streaming {
-    connection: Connection,
-    /// Bytes of the message that was shown last, which are done with.
-    shown: usize,
-}
-
-impl Streaming {
-    /// The next message. May be given up at any time, and loses nothing.
-    ///
-    /// # Errors
-    /// [`ReplicationError`]: the stream is over; [`ReplicationError::Closed`] also when the server has ended it.
-    pub async fn next(&mut self) -> Result<Streamed<'_>, ReplicationError> {
-        self.connection
-            .stream
-            .consume(std::mem::take(&mut self.shown));
-        let size = loop {
-            let size = self.connection.frame().await?;
-            let (tag, problem) = said(self.connection.stream.buffered(), size);
-            if let Some(problem) = problem {
-                return Err(problem);
-            }
-            match tag {
-                b'd' => break size,
-                // Notices, and settings that were reloaded.
-                b'N' | b'S' => self.connection.stream.consume(size),
-                b'c' => return Err(ReplicationError::Closed),
-                _ => return Err(ReplicationError::Protocol),
-            }
-        };
-        self.shown = size;
-        let frame = &self.connection.stream.buffered()[..size];
-        Ok(Streamed::decode(&frame[HEADER..])?)
-    }
-
-    /// Whether a whole message waits to be read: nothing needs to be flushed for the sake of the server yet.
-    #[must_use]
-    pub fn has_next(&self) -> bool {
-        let bytes = &self.connection.stream.buffered()[self.shown..];
-        matches!(frame::backend(bytes), Ok(Some(header)) if bytes.len() >= header.size)
-    }
-
-    /// Tells the server how far its user is. `unix_micros`: now, in microseconds since 1970.
-    ///
-    /// # Errors
-    /// When the connection is lost.
-    pub async fn tell(
-        &mut self,
-        progress: Progress,
-        unix_micros: i64,
-        answer: Answer,
-    ) -> Result<(), ReplicationError> {
-        put_status(self.connection.stream.out(), progress, unix_micros, answer);
-        Ok(self.connection.stream.flush().await?)
-    }
-
-    /// Ends the stream; what has arrived and was not read is dropped. The connection takes commands again.
-    ///
-    /// # Errors
-    /// [`ReplicationError`].
-    pub async fn stop(mut self) -> Result<Connection, ReplicationError> {
-        let limit = self.connection.limit;
-        let ended = async {
-            let Self { connection, shown } = &mut self;
-            connection.stream.consume(std::mem::take(shown));
-            put_bare(connection.stream.out(), b'c');
-            connection.stream.flush().await?;
-            // What was on its way, CopyDone, the tags of the command.
-            loop {
-                let size = connection.frame().await?;
-                let (tag, problem) = said(connection.stream.buffered(), size);
-                connection.stream.consume(size);
-                match (tag, problem) {
-                    (_, Some(problem)) => return Err(problem),
-                    (b'Z', None) => return Ok(()),
-                    (b'd' | b'c' | b'C' | b'N' | b'S', None) => {}
-                    _ => return Err(ReplicationError::Protocol),
-                }
-            }
-        };
-        within(limit, ended)
-            .await
-            .unwrap_or(Err(ReplicationError::Timeout))?;
-        Ok(self.connection)
-    }
-}
+pub struct Started(pub(super) Stream);
 
 /// A frame's tag, and the error that it is.
 pub(super) fn said(bytes: &[u8], size: usize) -> (u8, Option<ReplicationError>) {

@@ -14,5 +14,6 @@ pub mod publication;
 pub mod rows;
 pub mod slot;
 pub mod stream;
+pub mod streaming;
 pub mod tables;
 pub mod visibility;

@@ -11,9 +11,10 @@ mod reader;
 use super::{
     apply::{Applier, ApplyError, Destination, Done, Piece, Reached, Whose},
     batch::{Full, Log},
-    connection::{ReplicationError, Streaming},
+    connection::ReplicationError,
     judge::Chunks,
     rows::Form,
+    streaming::Streaming,
     tables::{Changed, Table},
     visibility::Ids,
 };
@@ -42,6 +43,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes of values that are kept for a destination until it takes them.
 const KEPT: usize = 8 << 20;
+/// Changes that a destination with nothing to do is given although more have arrived already.
+const ENOUGH: usize = 1_000;
 /// Pieces in a row that are committed without waiting until they are durable.
 const SOON: u32 = 8;
 
@@ -278,7 +281,8 @@ pub async fn run(
     Box::pin(read(&mut reader, &mut ends, &mut tasks, wishes)).await?;
     // Appliers end what they have begun: nothing of theirs happens later. After an error nobody waits for them, as whoever
     // goes on waits for the progress that they hold, and goes on from there.
-    drop((reader, ends));
+    drop((reader, ends.reported, ends.heard));
+    ends.streaming.end().await;
     while tasks.join_next().await.is_some() {}
     Ok(())
 }
@@ -388,7 +392,7 @@ async fn read(
             changed = wishes.changed() => changed.map_err(|_gone| StreamError::Task)?,
             report = ends.reported.recv() => {
                 reader.report(report.ok_or(StreamError::Task)?)?;
-                tell(reader, ends).await?;
+                tell(reader, ends)?;
             }
             // What they had to say is read first.
             _ = tasks.join_next() => return Err(StreamError::Task),
@@ -398,16 +402,17 @@ async fn read(
                     return Err(ReplicationError::Timeout.into());
                 }
                 reader.show();
-                tell(reader, ends).await?;
+                tell(reader, ends)?;
             }
             message = ends.streaming.next(), if reads => {
+                reader.last_heard = Clock.now();
                 let mut asks = reader.take(message?, &wish)?;
                 // What has arrived already is read at once.
                 while reader.reads() && ends.streaming.has_next() {
                     asks |= reader.take(ends.streaming.next().await?, &wish)?;
                 }
                 if asks {
-                    tell(reader, ends).await?;
+                    tell(reader, ends)?;
                 }
             }
         }
@@ -415,7 +420,7 @@ async fn read(
 }
 
 /// Tells the source what is durable on every destination.
-async fn tell(reader: &Reader<'_>, ends: &mut Ends) -> Result<(), StreamError> {
+fn tell(reader: &Reader<'_>, ends: &mut Ends) -> Result<(), StreamError> {
     let least = reader.least().lsn;
     let progress = Progress {
         written: least,
@@ -424,5 +429,5 @@ async fn tell(reader: &Reader<'_>, ends: &mut Ends) -> Result<(), StreamError> {
     };
     let now = Clock.wall().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.map_or(0, |now| i64::try_from(now.as_micros()).unwrap_or(0));
-    Ok(ends.streaming.tell(progress, now, Answer::Needless).await?)
+    Ok(ends.streaming.tell(progress, now, Answer::Needless)?)
 }

@@ -4,8 +4,9 @@ use crate::reached::{address, environment, superuser};
 use shardway::{
     clock::Duration,
     net::tls::ClientTls,
-    replication::connection::{
-        Connection, Format, Lifetime, ReplicationError, Snapshot, Streaming,
+    replication::{
+        connection::{Connection, Format, Lifetime, ReplicationError, Snapshot},
+        streaming::Streaming,
     },
     sandbox::{Cluster, Sandbox},
     wire::{
@@ -60,9 +61,21 @@ impl Source {
     }
 
     async fn stream(&self, slot: &str, format: Format) -> Streaming {
-        let connection = self.connect().await;
-        let started = connection.start(slot, Lsn(0), "the \"pub's", format);
-        started.await.unwrap()
+        self.streamed(slot, "the \"pub's", format).await.unwrap()
+    }
+
+    async fn streamed(
+        &self,
+        slot: &str,
+        publication: &'static str,
+        format: Format,
+    ) -> Result<Streaming, ReplicationError> {
+        let (connection, slot) = (self.connect().await, slot.to_owned());
+        Streaming::open(async move {
+            let started = connection.start(&slot, Lsn(0), publication, format);
+            started.await
+        })
+        .await
     }
 }
 
@@ -145,9 +158,8 @@ fn shown(bytes: &[u8]) -> String {
 fn every_change_is_streamed_in_the_order_of_commits() {
     block_on(async {
         let source = Source::new("changes").await;
-        let slot = source
-            .connect()
-            .await
+        let mut commands = source.connect().await;
+        let slot = commands
             .create_slot("changes", Lifetime::Persistent, Snapshot::Nothing)
             .await
             .unwrap();
@@ -186,13 +198,9 @@ fn every_change_is_streamed_in_the_order_of_commits() {
             "commit",
         ];
         assert_eq!(lines, expected);
-        streaming
-            .stop()
-            .await
-            .unwrap()
-            .drop_slot("changes")
-            .await
-            .unwrap();
+        drop(streaming);
+        // Waits until the stream has ended.
+        commands.drop_slot("changes").await.unwrap();
     });
 }
 
@@ -215,28 +223,20 @@ fn what_was_confirmed_does_not_come_again_and_what_was_not_does() {
             flushed: first,
             applied: first,
         };
-        streaming.tell(progress, 0, Answer::Wanted).await.unwrap();
+        streaming.tell(progress, 0, Answer::Wanted).unwrap();
         // The server has heard it when it answers; the second transaction comes meanwhile.
         loop {
             if let Streamed::Alive { .. } = streaming.next().await.unwrap() {
                 break;
             }
         }
-        let busy = source
-            .connect()
-            .await
-            .start("confirmed", Lsn(0), "p", Format::Text)
-            .await;
+        let busy = source.streamed("confirmed", "p", Format::Text).await;
         assert_eq!(busy.unwrap_err().sqlstate(), Some("55006"));
         // The connection is cut, not ended.
         drop(streaming);
         let mut again = loop {
-            let connection = source.connect().await;
             let name = "the \"pub's";
-            match connection
-                .start("confirmed", Lsn(0), name, Format::Text)
-                .await
-            {
+            match source.streamed("confirmed", name, Format::Text).await {
                 Ok(streaming) => break streaming,
                 Err(ReplicationError::Server { sqlstate, .. }) if sqlstate == "55006" => {}
                 Err(error) => panic!("{error}"),
@@ -244,13 +244,8 @@ fn what_was_confirmed_does_not_come_again_and_what_was_not_does() {
         };
         let (lines, _) = transactions(&mut again, 1).await;
         assert_eq!(lines[2], "insert (2, null, null)");
-        again
-            .stop()
-            .await
-            .unwrap()
-            .drop_slot("confirmed")
-            .await
-            .unwrap();
+        drop(again);
+        commands.drop_slot("confirmed").await.unwrap();
     });
 }
 

@@ -104,6 +104,15 @@ impl Session {
         match self.comes_to_gate(&prepared.plan.statements) {
             Came::Quiet => Ok(Some(prepared)),
             came @ (Came::First | Came::Again) => {
+                let values = Values {
+                    text: &prepared.text,
+                    slots: &prepared.slots,
+                    types: &prepared.types,
+                    bind: Some(bind),
+                };
+                if self.passes_at_once(came, &prepared.plan.statements, &values) {
+                    return Ok(Some(prepared));
+                }
                 Box::pin(self.binds_at_gate(came, bind, prepared)).await
             }
         }

@@ -5,7 +5,6 @@
 
 use super::{FenceColumns, Form, Known, Lsn, Reader, ReplicationError, StreamError, Wish};
 use crate::{
-    clock::Clock,
     replication::{
         batch::{Added, Kind},
         judge::Within,
@@ -36,7 +35,6 @@ type Places = SmallVec<[usize; 4]>;
 impl Reader<'_> {
     /// Takes a message, and tells whether the source wants to hear how far its user is.
     pub(super) fn take(&mut self, message: Streamed<'_>, wish: &Wish) -> Result<bool, StreamError> {
-        self.last_heard = Clock.now();
         let data = match message {
             Streamed::Alive { end, asks } => {
                 self.alive = self.alive.max(end);

@@ -5,8 +5,8 @@
 //! with transactions again and again, and what is durable grows.
 
 use super::{
-    Beat, Cut, Done, Heard, KEPT, Lag, Lane, Lsn, Piece, Reached, Reader, Report, SOON,
-    StreamError, Wish,
+    Beat, Cut, Done, ENOUGH, Heard, KEPT, Lag, Lane, Log, Lsn, Piece, Reached, Reader, Report,
+    SOON, StreamError, Wish,
 };
 use crate::{clock::Clock, replication::apply::Commit};
 
@@ -87,8 +87,9 @@ impl Reader<'_> {
             let full = lane.is_full(self.batch, whole);
             let settles = lane.soon > 0 && (waits || !more);
             let behind = settles || lane.sent < boundary && (self.nudged || lane.open);
-            let ready =
-                whole && (behind || (count > 0 && (waits || !more || count * 2 >= self.batch)));
+            let ready = whole
+                && (behind
+                    || (count > 0 && (waits || !more || count >= ENOUGH.min(self.batch / 2))));
             if lane.busy || !(full || ready) {
                 continue;
             }
@@ -103,7 +104,12 @@ impl Reader<'_> {
             } else {
                 Commit::Durable
             };
-            let log = std::mem::take(&mut lane.log);
+            let next = if full {
+                Log::like(&lane.log)
+            } else {
+                Log::default()
+            };
+            let log = std::mem::replace(&mut lane.log, next);
             if lane.pieces.try_send(Piece { log, end, commit }).is_ok() {
                 lane.busy = true;
                 lane.open |= end.is_none();

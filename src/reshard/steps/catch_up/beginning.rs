@@ -18,6 +18,7 @@ use crate::{
         rows::Form,
         slot::{self, SlotError, State, WalStatus},
         stream::Setup,
+        streaming::Streaming,
         tables::{Column, Goes, Routes, Table},
     },
     reshard::{
@@ -104,8 +105,12 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
     let from = reached.min().unwrap_or_default();
     let format = if binary { Format::Binary } else { Format::Text };
     let slot = job.slot(name);
-    let streaming = source.stream().await.map_err(|error| lost(name, &error))?;
-    let streaming = streaming.start(&slot, from, &slot, format).await;
+    let from_server = source.clone();
+    let started = async move {
+        let connection = from_server.stream().await?;
+        connection.start(&slot, from, &slot, format).await
+    };
+    let streaming = Streaming::open(started).await;
     Ok(Setup {
         whose,
         streaming: streaming.map_err(|error| lost(name, &error))?,
