@@ -56,7 +56,7 @@ impl Default for Knobs {
             chunk_rows: 50_000,
             copies: 2,
             bytes_per_second: 0,
-            batch: 8_000,
+            batch: 4_000,
             wal_kept: 16 << 30,
             load: 0,
             answer: Duration::from_millis(500),
