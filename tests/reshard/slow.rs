@@ -104,7 +104,6 @@ fn nothing_is_held_before_changes_come_at_once() {
         written.expect("nothing is held").unwrap();
         late.batch_execute("commit").await.unwrap();
         stage.until("reverse").await;
-        assert_eq!(stage.status().await["progress"]["cutover.attempts"], 1);
     });
 }
 
