@@ -1,6 +1,7 @@
 //! What a follower brings to its destinations, in rows a second, against PostgreSQL's own subscriptions of the same backlog:
 //! both in turns in one run, from slots that were made before it. `cargo bench --bench reshard_apply [transactions] [rounds]
-//! [shapes]`. Starts servers and leaves nothing behind.
+//! [shapes] [apart]`. `apart`: each server and this process with an equal part of the processors of its own, as on machines
+//! of their own (root, control groups); else all share all. Starts servers and leaves nothing behind.
 
 #![expect(clippy::print_stdout, reason = "a bench reports to its caller")]
 
@@ -90,6 +91,8 @@ impl Backlog {
 async fn measure(stand: &Stand, backlog: &Backlog, rounds: usize) -> Result<String> {
     prepare(stand, backlog, rounds).await?;
     write(stand, backlog).await?;
+    let apart = stand::said("apart").then(|| stand.apart(backlog.destinations));
+    let _apart = apart.transpose()?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let our = follower(stand, backlog, round).await?;

@@ -8,7 +8,7 @@
 #[path = "../../tests/resharding/reached.rs"]
 mod reached;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use shardway::{
     catalog::moving::{KeySet, Move, Part},
     clock::{Clock, Duration},
@@ -21,7 +21,12 @@ use shardway::{
     },
     sandbox::{Cluster, Sandbox, SandboxEnv},
 };
-use std::{collections::BTreeMap, fs, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::sync::watch;
 
 pub(crate) use reached::OWN_SCHEMA;
@@ -204,6 +209,41 @@ impl Stand {
         &self.sandbox.clusters()[1..=count]
     }
 
+    /// Puts each server and this process on a machine of its own, as far as processors go: none has more than its equal
+    /// part of all there are, and none takes another's. Until this process ends.
+    ///
+    /// # Errors
+    /// This process may not do so: it takes control groups, and root.
+    pub(crate) fn apart(&self, destinations: usize) -> Result<Apart> {
+        const PERIOD: usize = 5_000;
+        let processors = std::thread::available_parallelism()?.get();
+        // A tenth is left to what else there is.
+        let part = processors * 9 * PERIOD / 10 / (destinations + 2);
+        let mut apart = Apart(Vec::new());
+        let mut groups = vec![vec![std::process::id()]];
+        let clusters = &self.sandbox.clusters()[..=destinations];
+        groups.extend(clusters.iter().filter_map(processes));
+        for (at, group) in groups.iter().enumerate() {
+            let folder = control_groups()?.join(format!("shardway-{}-{at}", std::process::id()));
+            fs::create_dir_all(&folder)?;
+            apart.0.push(folder.clone());
+            if folder.join("cpu.max").exists() {
+                fs::write(folder.join("cpu.max"), format!("{part} {PERIOD}"))?;
+            } else {
+                fs::write(folder.join("cpu.cfs_period_us"), PERIOD.to_string())?;
+                fs::write(folder.join("cpu.cfs_quota_us"), part.to_string())?;
+            }
+            for process in group {
+                let joined = fs::write(folder.join("cgroup.procs"), process.to_string());
+                // It may have ended meanwhile.
+                if Path::new(&format!("/proc/{process}")).exists() {
+                    joined?;
+                }
+            }
+        }
+        Ok(apart)
+    }
+
     /// What all servers have used of processors.
     #[must_use]
     pub(crate) fn used(&self) -> Duration {
@@ -382,10 +422,54 @@ fn of_us() -> Duration {
     own + children
 }
 
+/// Processes that are held apart from each other.
+pub(crate) struct Apart(Vec<PathBuf>);
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let (Some(above), Ok(inside)) = (
+                folder.parent(),
+                fs::read_to_string(folder.join("cgroup.procs")),
+            ) else {
+                continue;
+            };
+            for process in inside.lines() {
+                // It may have ended meanwhile.
+                drop(fs::write(above.join("cgroup.procs"), process));
+            }
+            drop(fs::remove_dir(folder));
+        }
+    }
+}
+
+/// Where processors are shared out.
+fn control_groups() -> Result<PathBuf> {
+    let all = Path::new("/sys/fs/cgroup");
+    let first = [all.join("cpu"), all.to_path_buf()];
+    let first = first
+        .into_iter()
+        .find(|it| it.join("cgroup.procs").exists());
+    first.context("no control groups at /sys/fs/cgroup")
+}
+
+/// Of a server: its first process, and all that this has started.
+fn processes(cluster: &Cluster) -> Option<Vec<u32>> {
+    let first = first(cluster)?;
+    let all = fs::read_dir("/proc").ok()?.flatten();
+    let all = all.filter_map(|it| it.file_name().into_string().ok()?.parse::<u32>().ok());
+    let child = |it: &u32| of_process(&it.to_string()).is_some_and(|(parent, ..)| parent == first);
+    Some(std::iter::once(first).chain(all.filter(child)).collect())
+}
+
+fn first(cluster: &Cluster) -> Option<u32> {
+    let file = fs::read_to_string(cluster.data_dir().join("postmaster.pid")).ok()?;
+    file.lines().next()?.parse().ok()
+}
+
 /// Of a server: its first process, and all that it has started.
 fn of_server(cluster: &Cluster) -> Option<Duration> {
-    let file = fs::read_to_string(cluster.data_dir().join("postmaster.pid")).ok()?;
-    let first: u32 = file.lines().next()?.parse().ok()?;
+    let first = first(cluster)?;
     let (_, own, gone) = of_process(&first.to_string())?;
     let mut used = own + gone;
     for entry in fs::read_dir("/proc").ok()?.flatten() {
@@ -418,6 +502,12 @@ fn of_process(pid: &str) -> Option<(u32, Duration, Duration)> {
 pub(crate) fn numbers() -> Vec<usize> {
     let arguments = std::env::args().filter_map(|argument| argument.parse().ok());
     arguments.collect()
+}
+
+/// Whether this word stands on the command line.
+#[must_use]
+pub(crate) fn said(word: &str) -> bool {
+    std::env::args().any(|argument| argument == word)
 }
 
 /// The shapes that are named on the command line, else all.
