@@ -3,7 +3,9 @@
 //! one load; while something does, but nothing is held, a lock of the session's own. Neither allocates.
 //!
 //! What must stay true: a session notes what it is about to touch before it looks whether that is held, and whoever holds
-//! looks at the sessions after it has begun to hold: one of them sees the other. Nobody waits for long under the lock.
+//! looks at the sessions after it has begun to hold: one of them sees the other. Likewise a session says by which knowledge
+//! of what is on two shards its statement was planned before it looks whether that is still so, and whoever tells others that
+//! this proxy has newer knowledge looks at the sessions first. Nobody waits for long under the lock.
 
 pub mod state;
 pub mod tally;
@@ -14,7 +16,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering, fence},
     },
 };
 use tally::Tallies;
@@ -39,6 +41,8 @@ const LEASE_MICROS: u64 = LEASE.as_secs() * 1_000_000;
 pub struct Gate {
     /// 0: nothing is watched or held.
     generation: AtomicU64,
+    /// How many eras there were.
+    eras: AtomicU64,
     /// Whether anything is held.
     holding: AtomicBool,
     state: Mutex<State>,
@@ -61,6 +65,8 @@ pub struct Gate {
 struct Slot {
     /// [`IDLE`], [`UNNOTED`], or the generation since which what it touches is noted, plus [`NOTED`].
     since: AtomicU64,
+    /// The era by whose knowledge of what is on two shards its statement was planned, plus one; 0: none is under way.
+    planned: AtomicU64,
     touched: Mutex<Touched>,
 }
 
@@ -89,6 +95,7 @@ impl Default for Gate {
     fn default() -> Self {
         Self {
             generation: AtomicU64::new(0),
+            eras: AtomicU64::new(0),
             holding: AtomicBool::new(false),
             state: Mutex::default(),
             slots: Mutex::default(),
@@ -103,12 +110,19 @@ impl Default for Gate {
 }
 
 impl Ticket {
-    /// A statement is about to touch rows; whether anything moves, or may by now.
+    /// A statement is about to touch rows that was planned in an era; whether anything moves, or may by now. `newest` tells
+    /// the era of now: who was planned in an earlier one does not pass.
     #[must_use]
-    pub fn comes(&self, now: Instant) -> Came {
+    pub fn comes(&self, now: Instant, planned: u64, newest: impl FnOnce() -> u64) -> Came {
         let first = self.slot.since.load(Ordering::Relaxed) == IDLE;
         if first {
             self.slot.since.store(UNNOTED, Ordering::SeqCst);
+        }
+        self.slot.planned.store(planned + 1, Ordering::SeqCst);
+        // Either it sees a new era, or whoever has begun one sees it.
+        fence(Ordering::SeqCst);
+        if newest() > planned {
+            return if first { Came::First } else { Came::Again };
         }
         if self.gate.generation.load(Ordering::SeqCst) == 0 && !self.gate.may_be_stale(now) {
             return Came::Quiet;
@@ -173,8 +187,16 @@ impl Ticket {
         self.slot.since.load(Ordering::Relaxed) != IDLE
     }
 
+    /// Its statement is over, and nothing is left of it that would be sent later.
+    pub fn rests(&self) {
+        if self.slot.planned.load(Ordering::Relaxed) != 0 {
+            self.slot.planned.store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Nothing is under way any more.
     pub fn ends(&self) {
+        self.rests();
         if self.slot.since.load(Ordering::Relaxed) != IDLE {
             self.slot.since.store(IDLE, Ordering::SeqCst);
             if self.gate.holding.load(Ordering::SeqCst) {
@@ -201,6 +223,7 @@ impl Gate {
     pub fn enter(self: &Arc<Self>, number: u32) -> Ticket {
         let slot = Arc::new(Slot {
             since: AtomicU64::new(IDLE),
+            planned: AtomicU64::new(0),
             touched: Mutex::default(),
         });
         lock(&self.slots).insert(number, Arc::clone(&slot));
@@ -210,6 +233,24 @@ impl Gate {
             number,
             room: Touched::default(),
         }
+    }
+
+    /// The number of another era: more than all before.
+    #[must_use]
+    pub fn begins_era(&self) -> u64 {
+        self.eras.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The sessions at a statement that was planned before an era, which has begun for whoever asks.
+    #[must_use]
+    pub fn planned_before(&self, era: u64) -> Vec<u32> {
+        fence(Ordering::SeqCst);
+        let slots = lock(&self.slots);
+        let old = |slot: &Slot| (1..=era).contains(&slot.planned.load(Ordering::SeqCst));
+        let old = slots.iter().filter(|(_, slot)| old(slot));
+        let mut numbers: Vec<u32> = old.map(|(number, _)| *number).collect();
+        numbers.sort_unstable();
+        numbers
     }
 
     /// These groups have keys that move.

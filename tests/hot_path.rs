@@ -122,7 +122,7 @@ fn a_gate_before_which_nobody_waits_costs_no_allocation() {
     let now = Clock.now();
     let count = allocations(|| {
         for _ in 0..100 {
-            assert_eq!(black_box(ticket.comes(now)), Came::Quiet);
+            assert_eq!(black_box(ticket.comes(now, 0, || 0)), Came::Quiet);
             ticket.ends();
         }
     });
@@ -136,7 +136,7 @@ fn a_gate_costs_no_allocation_while_keys_of_others_move() {
     let mut ticket = gate.enter(1);
     let now = Clock.now();
     let mut pass = || {
-        let came = ticket.comes(now);
+        let came = ticket.comes(now, 0, || 0);
         assert_eq!(came, Came::First);
         let mut asked = ticket.lend();
         asked.add(

@@ -1,6 +1,7 @@
 //! Rows a second that a reshard copies, beside `psql COPY … | psql COPY` of the same rows in the same format, in turns in one
-//! run; medians. `cargo bench --bench reshard_copy [rows] [rounds] [copies at a time] [shapes]`. Starts servers and leaves
-//! nothing behind.
+//! run; medians. `cargo bench --bench reshard_copy [rows] [rounds] [copies at a time] [shapes] [apart]`. `apart`: each
+//! server and this process, with the pipe, has an equal part of the processors of its own (root, control groups). Starts
+//! servers and leaves nothing behind.
 
 #![expect(clippy::print_stdout, reason = "a bench reports to its caller")]
 
@@ -66,6 +67,8 @@ async fn measure(
 ) -> Result<String> {
     let to = stand.destinations(destinations);
     let what = format!("{} to {destinations}", shape.name);
+    let apart = stand::said("apart").then(|| stand.apart(destinations));
+    let _apart = apart.transpose()?;
     let (mut pipes, mut ours) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         fresh(to, shape).await?;

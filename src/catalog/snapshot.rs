@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub epoch: Epoch,
     /// Counts what has been learnt from the servers since (columns, tables found by key column): part of a plan's key.
     pub schema: u64,
+    /// Since which change of what is on two shards; grows with each in this process.
+    pub era: u64,
     /// The logical database's name, as clients give it.
     pub database: String,
     /// Shard names in order; [`ShardId`] is the index.
@@ -227,6 +229,7 @@ impl Snapshot {
         Self {
             epoch: Epoch(1),
             schema: 0,
+            era: 0,
             database: database.to_owned(),
             members: ShardSet::first(shards.len()),
             looked: ShardSet::new(),

@@ -66,12 +66,15 @@ impl Session {
     /// Statements are about to be given their place; whether they must ask first.
     pub(super) fn comes_to_gate(&mut self, statements: &[StatementPlan]) -> Came {
         self.keeps_with(statements);
-        let one_snapshot = self
-            .deferred
-            .as_ref()
-            .is_some_and(|deferred| !deferred.statement_snapshots());
-        let concerns = |one: &StatementPlan| {
-            !one.touches.is_nothing() || matches!(one.effect, Effect::Execute { .. })
+        let one_snapshot = self.deferred.as_ref().is_some_and(|deferred| {
+            !deferred.statement_snapshots() || !self.begins_read_committed()
+        });
+        // BEGIN together with what follows it may begin such a one too.
+        let several = statements.len() > 1;
+        let concerns = |one: &StatementPlan| match one.effect {
+            Effect::Execute { .. } => true,
+            Effect::Begin => several,
+            _ => !one.touches.is_nothing(),
         };
         if !one_snapshot && !statements.iter().any(concerns) {
             return Came::Quiet;
@@ -86,9 +89,22 @@ impl Session {
         {
             return Came::Quiet;
         }
-        let (gate, number) = (&self.database.gate, self.info.pid);
-        let ticket = self.ticket.get_or_insert_with(|| gate.enter(number));
-        ticket.comes(self.marks.begun)
+        let (database, number) = (&self.database, self.info.pid);
+        let ticket = self
+            .ticket
+            .get_or_insert_with(|| database.gate.enter(number));
+        let newest = || database.snapshot.load().era;
+        let came = ticket.comes(self.marks.begun, self.snapshot.era, newest);
+        if came == Came::Quiet && self.began_on.is_some() {
+            // What it began on counts, also when nothing moves any more.
+            return Came::Again;
+        }
+        came
+    }
+
+    /// Whether statements were planned before this proxy knew what is on two shards now.
+    fn is_outdated(&self) -> bool {
+        self.database.snapshot.load().era > self.snapshot.era
     }
 
     /// Whether statements pass without a wait. If they do not they have not come, and must ask: why not, and until when,
@@ -99,6 +115,9 @@ impl Session {
         statements: &[StatementPlan],
         values: &Values<'_>,
     ) -> bool {
+        if self.is_outdated() {
+            return false;
+        }
         let mut asked = self.ticket.as_mut().map(Ticket::lend).unwrap_or_default();
         self.note_touched(statements, values, &mut asked);
         let moved = came == Came::Again && self.moved_meanwhile(&asked).is_some();
@@ -205,6 +224,15 @@ impl Session {
         }
     }
 
+    /// A batch is over within a transaction: nothing of it is sent later unless a portal or a cursor is left.
+    pub(super) fn rests_at_gate(&self) {
+        let leaves =
+            !self.portals.is_empty() || !self.cursors.is_empty() || self.scattered.is_some();
+        if let Some(ticket) = self.ticket.as_ref().filter(|_| !leaves) {
+            ticket.rests();
+        }
+    }
+
     /// Another snapshot is about to be taken over: a transaction under way is held to that under which it began.
     pub(super) fn keeps_what_it_began_on(&mut self) {
         let at_work = self.ticket.as_ref().is_some_and(Ticket::is_at_work);
@@ -214,6 +242,15 @@ impl Session {
     }
 
     async fn asks_for(&mut self, came: Came, asked: &Touched) -> Result<Passed, Stop> {
+        if self.is_outdated() {
+            match &self.ticket {
+                Some(ticket) if came == Came::First => ticket.ends(),
+                Some(ticket) => ticket.rests(),
+                None => {}
+            }
+            self.refresh();
+            return Ok(Passed::Anew);
+        }
         if came == Came::Again
             && let Some(group) = self.moved_meanwhile(asked)
         {
@@ -279,6 +316,9 @@ impl Session {
             if self.skip {
                 return Ok(Passed::Now);
             }
+        }
+        if let Some(ticket) = &self.ticket {
+            ticket.rests();
         }
         let begun = self.shared.clock.now();
         self.info.set_held(begun);

@@ -30,6 +30,9 @@ const UNCOMMITTED: u64 = 1 << 63;
 const SELDOM: Duration = Duration::from_secs(1);
 /// How long a look holds while nobody tells of changes.
 const UNHEARD: Duration = Duration::from_secs(3);
+/// How often it is looked whether statements of before are over, and how many times before something else is done.
+const LOOK: Duration = Duration::from_millis(10);
+const LOOKS: u32 = 20;
 
 /// The looks of one database at its servers.
 #[derive(Debug, Default)]
@@ -42,6 +45,8 @@ pub struct Learning {
     installing: std::sync::Mutex<()>,
     /// How many schemas were made that one transaction alone sees.
     uncommitted: AtomicU64,
+    /// The sessions that were said to be waited for.
+    awaited: std::sync::Mutex<Vec<u32>>,
 }
 
 /// The last look that has ended.
@@ -156,7 +161,10 @@ impl Database {
         let settings = shared.settings.load_full();
         if heard > agreement.taken() {
             let renewed = self.renew_map().await;
-            if !renewed || self.learn(&settings).await == Looked::Partly {
+            if !renewed || !self.is_planned_by_all().await {
+                return CaughtUp::No;
+            }
+            if self.learn(&settings).await == Looked::Partly {
                 return CaughtUp::No;
             }
             let number = shared.metrics.sessions.proxy();
@@ -195,6 +203,38 @@ impl Database {
             .iter()
             .filter(|group| !group.doubled.is_empty());
         self.gate.watch(moving.map(|group| group.name.as_str()));
+    }
+
+    /// Waits for a moment until no statement is under way that was planned before this proxy knew what is on two shards now:
+    /// one may have waited for a backend until rows were copied that it would take for its own. Whether there is none.
+    async fn is_planned_by_all(&self) -> bool {
+        let mut looks = 0;
+        loop {
+            let old = self.gate.planned_before(self.snapshot.load().era);
+            if old.is_empty() {
+                return true;
+            }
+            if looks == LOOKS {
+                self.tell_awaited(old);
+                return false;
+            }
+            looks += 1;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn tell_awaited(&self, clients: Vec<u32>) {
+        let told = self.learning.awaited.lock();
+        let mut told = told.unwrap_or_else(PoisonError::into_inner);
+        if *told != clients {
+            let database = &self.settings.name;
+            tracing::info!(
+                database,
+                ?clients,
+                "waits for statements that began before it was known which rows are on two shards; a reshard waits for that"
+            );
+            *told = clients;
+        }
     }
 
     /// Asks for the map again and takes it over: others have changed it. Whether the home shard has answered.
@@ -253,8 +293,18 @@ impl Database {
         if let Some((kept, standing)) = self.coordinator.map() {
             put_map(&mut new, &self.settings.snapshot, kept.as_ref(), standing);
         }
+        new.era = old.era;
         if new == *old {
             return Swapped::No;
+        }
+        let doubled = |of: &Snapshot| {
+            of.groups
+                .iter()
+                .map(|it| it.doubled.clone())
+                .collect::<Vec<_>>()
+        };
+        if doubled(&new) != doubled(&old) {
+            new.era = self.gate.begins_era();
         }
         new.schema = old.schema + 1;
         self.snapshot.store(Arc::new(new));

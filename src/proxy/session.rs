@@ -367,6 +367,8 @@ impl Session {
                 self.transaction_ends(!self.failed);
             }
             self.listening_rests();
+        } else {
+            self.rests_at_gate();
         }
         if status != Status::Failed {
             self.complete_date_style();

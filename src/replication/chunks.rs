@@ -194,6 +194,15 @@ impl Chunk {
     }
 }
 
+/// Conditions that all hold for a row, also where an index answers rows for which they do not: PostgreSQL 17.10 does so for
+/// a range of keys of several columns together with a condition on the first of them, `ROW(a, b) >= … AND ROW(a, b) < … AND
+/// a = …` (14 to 16 and 18 do not). What is said twice is looked at in the rows as well: no index serves `IS TRUE`.
+#[must_use]
+pub fn all_of(conditions: &[&str]) -> String {
+    let all = conditions.join(" AND ");
+    format!("{all} AND ({all}) IS TRUE")
+}
+
 /// The statement that tells which chunks keys belong to. Its parameters are `text[]`, one for each column of the key with
 /// the values of all keys, then one for each column with those of the lows of chunks 1, 2, …; it answers the chunks'
 /// numbers (`int4`) in the order of the keys. To be run on the source.

@@ -298,6 +298,8 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         self.all_know(job, &old).await?;
         Box::pin(steps::finish::run(job)).await?;
         let left = self.leave(job).await?;
+        // Whoever has a snapshot of before reads by what is said now.
+        Box::pin(steps::finish::unseen(job)).await?;
         self.all_know(job, &[]).await?;
         for shard in &left {
             Box::pin(steps::finish::empty(job, shard)).await?;
@@ -347,6 +349,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         // Nobody writes by an older map when the guards go.
         self.all_know(job, &doubled).await?;
         Box::pin(steps::abort::run(job)).await?;
+        Box::pin(steps::finish::unseen(job)).await?;
         self.all_know(job, &[]).await?;
         self.forget_hold(job).await
     }

@@ -200,6 +200,52 @@ fn keys_of_several_columns_in_the_order_of_their_collations() {
     });
 }
 
+/// Some of PostgreSQL 17's indexes answer rows of other keys when a range of pairs is asked for together with keys.
+#[test]
+fn chosen_keys_take_no_others_along_whatever_an_index_answers() {
+    block_on(async {
+        let shards = shards("chosen").await;
+        shards
+            .on_all(
+                "CREATE TABLE t (tenant bigint, id bigint, note text, PRIMARY KEY (tenant, id))",
+            )
+            .await;
+        let fill = "INSERT INTO t SELECT k % 40, k, md5(k::text) FROM generate_series(1, 4000) k";
+        shards.run("s", fill).await;
+        // So that the table is read by its index, as a large one is.
+        shards
+            .run("s", "ANALYZE t; ALTER DATABASE chosen_s SET enable_seqscan = off; ALTER DATABASE chosen_s SET enable_bitmapscan = off")
+            .await;
+        let keys = |part, with: &[i64]| KeySet {
+            part,
+            with: with.iter().map(|it| Key::Bigint(*it)).collect(),
+            without: Vec::new(),
+        };
+        let some = [2, 21].map(Key::Bigint).to_vec();
+        let range = (Some(Key::Bigint(33)), Some(Key::Bigint(36)));
+        let moves = [
+            ("a", keys(Part::Values(some), &[])),
+            ("b", keys(Part::Ranges(vec![range]), &[7])),
+        ]
+        .map(|(to, keys)| Move {
+            group: "g".to_owned(),
+            keys,
+            from: "s".to_owned(),
+            to: to.to_owned(),
+        });
+        let tables = vec![shards.table("s", "public.t", Some("g")).await];
+        let reshard = shards.reshard("bigint", moves.to_vec(), tables).await;
+        reshard.knobs.send_modify(|knobs| knobs.chunk_rows = 40);
+        copied(&reshard.job).await;
+        let tenants = "SELECT tenant, count(*) FROM t GROUP BY 1 ORDER BY 1";
+        assert_eq!(shards.rows("a", tenants).await, ["2|100", "21|100"]);
+        assert_eq!(
+            shards.rows("b", tenants).await,
+            ["7|100", "33|100", "34|100", "35|100"]
+        );
+    });
+}
+
 #[test]
 fn chunks_are_of_about_the_size_that_is_asked_for() {
     block_on(async {

@@ -56,7 +56,10 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn start(name: &str) -> Self {
-        let three = three(name);
+        Self::of(three(name))
+    }
+
+    fn of(three: Three<'_>) -> Self {
         let mut stand = three.start();
         let other = three.proxy();
         let mut theirs = other.client();
@@ -129,6 +132,11 @@ impl Held {
 
     /// Rows of the keys are on the second shard as well from now on, as every proxy knows.
     pub(crate) fn double(&mut self, engine: &Engine) {
+        self.announce(engine);
+        self.add_copies();
+    }
+
+    fn announce(&mut self, engine: &Engine) {
         self.home(
             "insert into shardway.workflow (id, state, token, plan) values \
              ('w', 'copy', 5, '{\"moves\": [{\"group\": \"g\"}]}')",
@@ -136,6 +144,9 @@ impl Held {
         let doubled = [on("s1")];
         let doubling = engine.registry.set_moving("w", &doubled, 5);
         engine.runtime.block_on(doubling).unwrap();
+    }
+
+    fn add_copies(&mut self) {
         let mut shard = self.stand.shards.swap_remove(1);
         shard.ask(&query(
             "insert into t select g, 100 from generate_series(1, 9) g",
@@ -481,6 +492,9 @@ fn what_has_moved_is_answered_by_its_new_owner() {
     let mut one_snapshot = held.stand.proxy.client();
     answers(&mut one_snapshot, "begin isolation level repeatable read");
     answers(&mut one_snapshot, "select * from u where id = 101");
+    let mut longest = held.stand.proxy.client();
+    answers(&mut longest, "begin isolation level repeatable read");
+    answers(&mut longest, "select * from u where id = 101");
     held.hold(1, 60);
     held.drained(1, 2);
     let mut reading = held.stand.proxy.client();
@@ -524,6 +538,48 @@ fn what_has_moved_is_answered_by_its_new_owner() {
         "0",
         "what is left there is nobody's"
     );
+    // Also once everything is over, and nothing moves any more.
+    let over = engine.registry.set_moving("w", &[], 5);
+    engine.runtime.block_on(over).unwrap();
+    held.known(2);
+    let found = longest.ask(&query("select n from t where id = 3"));
+    assert!(found[0].contains("40001"), "{found:?}");
+}
+
+#[test]
+fn rows_are_not_on_two_shards_before_statements_have_ended_that_do_not_know_of_it() {
+    let three = Three {
+        pool: "size = 1",
+        ..three("hold_before")
+    };
+    let (mut held, engine) = (Held::of(three), Engine::of(three));
+    let mut holder = held.stand.proxy.client();
+    let mut counting = held.stand.proxy.client();
+    answers(&mut holder, "begin");
+    answers(&mut holder, "select n from t where id = 101");
+    // Planned now, it is sent when it has a backend of every shard.
+    counting.send(&query("select count(*) from t"));
+    let mut console = Client::connect_to(held.stand.proxy.port, "shardway", &[]);
+    until("it waits for a backend", || {
+        let rows = console.ask(&query("SHOW CLIENTS"));
+        rows.iter().any(|row| row.contains("|waiting|"))
+    });
+    held.announce(&engine);
+    let late =
+        "select count(*) from shardway.proxy where epoch < (select epoch from shardway.epoch)";
+    let home = &mut held.stand.shards[0];
+    until("the other proxy knows of it", || home.value(late) == "1");
+    for _ in 0..2 {
+        let beat = "select max(heartbeat)::text from shardway.proxy where epoch < (select epoch from shardway.epoch)";
+        let before = home.value(beat);
+        until("the proxy lives", || home.value(beat) != before);
+    }
+    assert_eq!(home.value(late), "1", "rows are copied now");
+    answers(&mut holder, "commit");
+    assert!(counting.answers(1).contains(&"D 22".to_owned()));
+    held.known(2);
+    held.add_copies();
+    assert_eq!(held.stand.sharded.value("select count(*) from t"), "22");
 }
 
 #[test]

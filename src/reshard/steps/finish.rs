@@ -9,7 +9,7 @@ use super::{
     activate::{latest, latest_anywhere},
     asking::{About as _, connection, named},
     condition, partitions,
-    records::{Kind, claim, claim_all, gone, noted},
+    records::{Kind, claim, claim_all, gone, noted, taking_part},
     rows,
 };
 use crate::{
@@ -65,7 +65,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 const UNDER_WAY: &str = "\
 SELECT l.virtualxid, l.pid::int4 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
 WHERE l.locktype = 'virtualxid' AND l.granted AND l.pid <> pg_backend_pid() \
-  AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database())";
+  AND a.backend_type = 'client backend' AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database())";
 /// How often it is looked for whether they have ended, and for how long at a time.
 const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 100;
@@ -78,7 +78,8 @@ const LOOKS: u32 = 100;
 pub async fn empty(job: &Job, shard: &str) -> Result<(), StepError> {
     let server = named(job, shard)?;
     let client = connection(server).await?;
-    until_gone(&client, shard).await?;
+    let what = format!("taking reference tables from shard {shard}");
+    until_gone(&client, what, "while it served").await?;
     claim(&client, job).await?;
     for table in &job.plan.left {
         rows::delete(&client, job, table, "true").await?;
@@ -86,9 +87,25 @@ pub async fn empty(job: &Job, shard: &str) -> Result<(), StepError> {
     forget_records(job, server).await
 }
 
+/// Waits until everybody is gone who may still see rows that a shard does not own, or see a new owner as it was before rows
+/// came: a snapshot that is older than their deletion, or than the last change of owners.
+///
+/// # Errors
+/// [`StepError::Again`] as well: somebody is there.
+pub async fn unseen(job: &Job) -> Result<(), StepError> {
+    for server in taking_part(job) {
+        let client = connection(&server).await?;
+        let what = format!(
+            "waiting until nobody on shard {} may see rows as they were",
+            server.name
+        );
+        until_gone(&client, what, "before").await?;
+    }
+    Ok(())
+}
+
 /// Waits until the transactions that are under way have ended: they may read there still.
-async fn until_gone(client: &Client, shard: &str) -> Result<(), StepError> {
-    let what = format!("taking reference tables from shard {shard}");
+async fn until_gone(client: &Client, what: String, when: &str) -> Result<(), StepError> {
     let mut before: Option<BTreeSet<(String, i32)>> = None;
     for _look in 0..LOOKS {
         let rows = client.query(UNDER_WAY, &[]).await.about(&what)?;
@@ -108,7 +125,7 @@ async fn until_gone(client: &Client, shard: &str) -> Result<(), StepError> {
     Err(StepError::Again {
         what,
         problem: format!(
-            "processes {} are in transactions that began while it served",
+            "processes {} are in transactions that began {when}: it goes on when they have ended",
             left.join(", ")
         ),
     })

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Duration, Instant},
+    replication::chunks::all_of,
     reshard::{
         flows::Flow,
         job::{Job, StepError},
@@ -176,7 +177,7 @@ async fn table<H: Halts>(
         let begun = Clock.now();
         let mut again = Vec::new();
         while let Some((range, look)) = left.pop_front() {
-            let side = |client, part: &str| (client, format!("{} AND ({part})", unit.condition));
+            let side = |client, part: &str| (client, all_of(&[&unit.condition, part]));
             let (here, there) = (
                 side(&sides.here, &range.here),
                 side(&sides.there, &range.there),

@@ -475,6 +475,31 @@ pub(super) fn lost(name: &str, error: &ReplicationError) -> StepError {
             what,
             remedy: "mend what the server says and resume, or abort".to_owned(),
         },
+        // What it cannot decode once it cannot the next time either.
+        Some(code) if code.starts_with("XX") => StepError::Halt {
+            what,
+            remedy: "resume tries it again; if the server says the same then, abort the reshard and start another"
+                .to_owned(),
+        },
         _ => again(name, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_source_cannot_decode_is_told_and_not_tried_for_ever() {
+        let of = |sqlstate: &str| {
+            let error = ReplicationError::Server {
+                sqlstate: sqlstate.to_owned(),
+                message: "could not map filenode".to_owned(),
+            };
+            lost("s1", &error)
+        };
+        assert!(matches!(of("XX000"), StepError::Halt { what, remedy }
+                if what.contains("could not map filenode (XX000)") && remedy.contains("abort")));
+        assert!(matches!(of("57P01"), StepError::Again { .. }));
     }
 }

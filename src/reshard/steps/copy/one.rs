@@ -13,9 +13,11 @@ use super::{
     settled::literal,
 };
 use crate::{
-    clock::Duration,
     failpoint,
-    replication::copy::{Budget, Copied, Session, copy as pass},
+    replication::{
+        chunks::all_of,
+        copy::{Budget, Copied, Session, copy as pass},
+    },
     reshard::{
         flows::Flow,
         job::{Job, StepError},
@@ -29,7 +31,6 @@ use std::{
 };
 
 /// How often a server is asked again that tells nobody.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// Sessions that wait for their next chunk.
 #[derive(Default)]
@@ -135,6 +136,9 @@ SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text";
     }
 }
 
+/// Writes, and is answered when that is durable: so is all that was written before.
+const FLUSH: &str = "SELECT pg_logical_emit_message(true, 'shardway', '')";
+
 /// Ends the snapshot, and waits until a crash of the source could not take back what it has seen.
 async fn end(source: &mut Session, written: &str) -> Said<()> {
     let flushed = format!(
@@ -147,7 +151,8 @@ async fn end(source: &mut Session, written: &str) -> Said<()> {
         if rows.into_iter().flatten().flatten().any(|cell| cell == "t") {
             return Ok(());
         }
-        tokio::time::sleep(PAUSE).await;
+        // Where nobody else commits it may take for ever.
+        source.ask(FLUSH).await?;
         sql.clone_from(&flushed);
     }
 }
@@ -159,14 +164,14 @@ fn statements(part: &Part<'_>, condition: &str) -> (String, String) {
     let names: Vec<String> = columns.map(|column| identifier(&column.name)).collect();
     let (name, names) = (table.sql(), names.join(", "));
     let chunk = part.chunk.sql(&part.source.key);
+    let these = all_of(&[&chunk, condition]);
     let format = if table.columns.iter().all(|column| column.binary) {
         "binary"
     } else {
         "text"
     };
-    let out = format!(
-        "COPY (SELECT {names} FROM {name} WHERE {chunk} AND {condition}) TO STDOUT (FORMAT {format})"
-    );
+    let out =
+        format!("COPY (SELECT {names} FROM {name} WHERE {these}) TO STDOUT (FORMAT {format})");
     let into = format!("COPY {name} ({names}) FROM STDIN (FORMAT {format})");
     (out, into)
 }
