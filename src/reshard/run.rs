@@ -4,6 +4,7 @@
 //! before anything else is done; a record that somebody else has changed is read again before anything is concluded from
 //! it.
 
+mod growing;
 mod keeping;
 mod showing;
 
@@ -61,6 +62,8 @@ pub(super) struct Run<'a> {
     /// Attempts of the cutover that is asked for, by which the next comes later and has more time; why the last failed.
     failed: u32,
     hindered: Option<String>,
+    /// Since when a table is known to have columns that are not planned.
+    growing: Option<Instant>,
     application: Mutex<Application>,
 }
 
@@ -89,6 +92,7 @@ impl<'a> Run<'a> {
             rest: None,
             failed: 0,
             hindered: None,
+            growing: None,
             application: Mutex::new(Application {
                 since: runner.clock.now(),
                 times: runner.metrics.times(runner.registry.database()),
@@ -235,6 +239,9 @@ impl<'a> Run<'a> {
     /// Runs an effect, unless somebody wants something else meanwhile.
     async fn effect(&mut self, effect: Effect) -> Result<(), Left> {
         let name = format!("{effect:?}").to_lowercase();
+        if effect == Effect::Prepare {
+            self.read_columns().await?;
+        }
         self.progress.set("doing", name.as_str());
         self.progress.set("waiting_for", Value::Null);
         self.progress.set("throttle", Value::Null);
