@@ -45,7 +45,8 @@ pub struct Changes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Twice {
     pub what: Meanwhile,
-    /// Asks a shard whether constraints that it drops are of another kind than CHECK and foreign keys; it answers `t` then.
+    /// Asks a shard whether constraints that it drops are of another kind than CHECK and foreign keys, or an index is one by
+    /// which rows are found; it answers `t` then.
     pub asks: Option<String>,
 }
 
@@ -64,6 +65,15 @@ impl Twice {
                      AND c.contype::pg_catalog.text OPERATOR(pg_catalog.<>) ALL (ARRAY['c', 'f']::pg_catalog.text[]))",
                     list(names.collect()),
                     list(dropped.collect())
+                ))
+            }
+            (Meanwhile::Done(_), What::Relations(names)) => {
+                let names = names.iter().map(|name| quoted(&sql_name(name)));
+                Some(format!(
+                    "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indexrelid OPERATOR(pg_catalog.=) \
+                     ANY (ARRAY(SELECT pg_catalog.to_regclass(name)::pg_catalog.oid FROM pg_catalog.unnest(ARRAY[{}]) name)) \
+                     AND (i.indisprimary OR i.indisreplident))",
+                    names.collect::<Vec<_>>().join(", ")
                 ))
             }
             _ => None,

@@ -15,6 +15,7 @@ use shardway::reshard::{
     },
 };
 use std::sync::Arc;
+use tokio::task::JoinSet;
 
 /// That it ends for a column that was not planned; what it says.
 async fn grown(follower: &Follower) -> String {
@@ -91,10 +92,13 @@ fn rows_of_before_a_column_have_what_the_source_has_in_it() {
             .await;
         // What a destination has as its default by now is not what rows of before have.
         for shard in ["a", "b"] {
-            let other = "ALTER TABLE t ADD more int DEFAULT 5; ALTER TABLE t ALTER more SET DEFAULT 6";
+            let other =
+                "ALTER TABLE t ADD more int DEFAULT 5; ALTER TABLE t ALTER more SET DEFAULT 6";
             shards.run(shard, other).await;
         }
-        shards.run("s", "ALTER TABLE t ADD more int DEFAULT 5").await;
+        shards
+            .run("s", "ALTER TABLE t ADD more int DEFAULT 5")
+            .await;
         shards
             .run(
                 "s",
@@ -113,30 +117,50 @@ fn rows_of_before_a_column_have_what_the_source_has_in_it() {
         assert_eq!(told, ["public.t: +more integer, +rest text"]);
         reshard.job.plan = Arc::new(plan);
         comes(&shards, &reshard, 1).await;
-        let more = "SELECT count(*), count(*) FILTER (WHERE more = 5) FROM t WHERE id BETWEEN 100 AND 120";
+        let more =
+            "SELECT count(*), count(*) FILTER (WHERE more = 5) FROM t WHERE id BETWEEN 100 AND 120";
         assert_eq!(shards.one("a", more).await, "21|20");
-        assert_eq!(shards.one("a", "SELECT more, rest FROM t WHERE id = 301").await, "1|y");
+        assert_eq!(
+            shards
+                .one("a", "SELECT more, rest FROM t WHERE id = 301")
+                .await,
+            "1|y"
+        );
     });
 }
 
 #[test]
 fn a_destination_that_has_a_column_first_is_given_no_row_without_it() {
     block_on(async {
-        for (prefix, column) in [("first", "more int DEFAULT 7"), ("never", "more int NOT NULL DEFAULT 7")] {
+        for (prefix, column) in [
+            ("first", "more int DEFAULT 7"),
+            ("never", "more int NOT NULL DEFAULT 7"),
+        ] {
             let (shards, mut reshard, [a, ..]) = copied(prefix, "").await;
             let follower = Follower::start(&reshard.job, "s");
             soon(follower.consistent()).await;
-            let change = format!("ALTER TABLE t ADD {column}; ALTER TABLE t ALTER more DROP DEFAULT");
+            let change =
+                format!("ALTER TABLE t ADD {column}; ALTER TABLE t ALTER more DROP DEFAULT");
             shards.run("a", &change).await;
             let row = format!("INSERT INTO t VALUES ({a}, 50, 0, '', '')");
             shards.run("s", &row).await;
             let what = grown(&follower).await;
             assert!(what.contains("shard a") && what.contains("more"), "{what}");
-            assert_eq!(shards.one("a", "SELECT count(*) FROM t WHERE id = 50").await, "0");
+            assert_eq!(
+                shards
+                    .one("a", "SELECT count(*) FROM t WHERE id = 50")
+                    .await,
+                "0"
+            );
             match look(&reshard.job).await {
                 Ok(Columns::OnSome { what, remedy }) => {
                     assert!(what.contains("more integer on s"), "{what}");
-                    assert!(remedy.contains(r#"ALTER TABLE "public"."t" ADD COLUMN "more" integer DEFAULT '7'"#), "{remedy}");
+                    assert!(
+                        remedy.contains(
+                            r#"ALTER TABLE "public"."t" ADD COLUMN "more" integer DEFAULT '7'"#
+                        ),
+                        "{remedy}"
+                    );
                 }
                 other => panic!("{other:?}"),
             }
@@ -148,7 +172,10 @@ fn a_destination_that_has_a_column_first_is_given_no_row_without_it() {
             reshard.job.plan = Arc::new(planned(&reshard).await.0);
             soon(follower_ends(follower)).await;
             comes(&shards, &reshard, 1).await;
-            assert_eq!(shards.one("a", "SELECT more FROM t WHERE id = 50").await, "7");
+            assert_eq!(
+                shards.one("a", "SELECT more FROM t WHERE id = 50").await,
+                "7"
+            );
         }
     });
 }
@@ -166,8 +193,14 @@ fn a_column_that_is_dropped_stops_it_though_earlier_rows_lack_it_too() {
         let drops = format!("ALTER TABLE t DROP more; UPDATE t SET n = 9 WHERE tenant = {a}");
         shards.run("s", &drops).await;
         let what = halted(&follower).await;
-        assert!(what.contains("public.t") && what.contains("more were planned"), "{what}");
-        assert_eq!(shards.one("a", "SELECT count(*) FROM t WHERE n = 9").await, "0");
+        assert!(
+            what.contains("public.t") && what.contains("more were planned"),
+            "{what}"
+        );
+        assert_eq!(
+            shards.one("a", "SELECT count(*) FROM t WHERE n = 9").await,
+            "0"
+        );
     });
 }
 
@@ -180,8 +213,15 @@ fn a_value_that_another_shard_may_have_otherwise_is_not_planned() {
             ("DEFAULT 5", "DEFAULT 6"),
             ("DEFAULT 5", ""),
         ] {
-            shards.on_all(&format!("ALTER TABLE t ADD more float {there}")).await;
-            shards.run("b", &format!("ALTER TABLE t DROP more; ALTER TABLE t ADD more float {here}")).await;
+            shards
+                .on_all(&format!("ALTER TABLE t ADD more float {there}"))
+                .await;
+            shards
+                .run(
+                    "b",
+                    &format!("ALTER TABLE t DROP more; ALTER TABLE t ADD more float {here}"),
+                )
+                .await;
             let looked = look(&reshard.job).await;
             assert!(matches!(looked, Ok(Columns::Unlike { .. })), "{looked:?}");
             shards.on_all("ALTER TABLE t DROP more").await;
@@ -200,16 +240,28 @@ fn who_locks_both_sides_does_not_wait_for_ever() {
              UPDATE t SET tenant = {a}, id = 51 WHERE tenant = {stays} AND id = 1; COMMIT"
         );
         shards.run("s", &write).await;
-        let (source, _driving) = shards.session("s").await;
+        let mut driving = JoinSet::new();
+        let (source, connection) = shards.session("s").await;
+        driving.spawn(connection);
         source.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
         let follower = Follower::start(&reshard.job, "s");
         let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
         let reading = async { while shards.one("s", waits).await == "0" {} };
-        tokio::time::timeout(LIMIT, reading).await.expect("it reads there");
-        let (there, _driving) = shards.session("a").await;
-        let both = there.batch_execute("BEGIN; LOCK TABLE t; ALTER TABLE t ALTER n SET DEFAULT 1; COMMIT");
-        tokio::time::timeout(LIMIT, both).await.expect("in time").unwrap();
-        source.batch_execute("ALTER TABLE t ALTER n SET DEFAULT 1; COMMIT").await.unwrap();
+        tokio::time::timeout(LIMIT, reading)
+            .await
+            .expect("it reads there");
+        let (there, connection) = shards.session("a").await;
+        driving.spawn(connection);
+        let both =
+            there.batch_execute("BEGIN; LOCK TABLE t; ALTER TABLE t ALTER n SET DEFAULT 1; COMMIT");
+        tokio::time::timeout(LIMIT, both)
+            .await
+            .expect("in time")
+            .unwrap();
+        source
+            .batch_execute("ALTER TABLE t ALTER n SET DEFAULT 1; COMMIT")
+            .await
+            .unwrap();
         soon(follower.consistent()).await;
         arrived(&shards, &reshard, &follower, 1).await;
         soon(follower.stop()).await;

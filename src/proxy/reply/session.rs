@@ -245,7 +245,9 @@ pub(in crate::proxy) fn tables_move(
 
 fn which_moves(reshard: Option<&Reshard>) -> String {
     match reshard {
-        Some(Reshard { name, state, .. }) => format!("Reshard \"{name}\", which is at {state}, moves"),
+        Some(Reshard { name, state, .. }) => {
+            format!("Reshard \"{name}\", which is at {state}, moves")
+        }
         None => "A reshard moves".to_owned(),
     }
 }

@@ -94,10 +94,12 @@ impl Reader<'_> {
             } else {
                 Age::Earlier
             };
-            table.check(relation, age).map_err(|what| StreamError::Changed {
-                table: table.plain(),
-                what,
-            })?;
+            table
+                .check(relation, age)
+                .map_err(|what| StreamError::Changed {
+                    table: table.plain(),
+                    what,
+                })?;
             Known::Table(at)
         } else if relation.schema == b"shardway" && relation.name == b"fence" {
             let place = |name: &[u8]| relation.columns().position(|it| it.name == name);

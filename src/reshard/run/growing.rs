@@ -6,6 +6,7 @@
 use super::{PAUSE, Run};
 use crate::{
     clock::Duration,
+    failpoint,
     registry::errand,
     reshard::{
         effects::since,
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 /// How long a shard has for getting what others have: both parts of a schema change are committed one after the other, and
 /// whoever did it may have died in between.
-const COMING: Duration = Duration::from_secs(30);
+const COMING: Duration = Duration::from_secs(20);
 
 impl Run<'_> {
     /// A table has columns beside those that were planned.
@@ -66,7 +67,9 @@ impl Run<'_> {
         match columns::look(&self.job()).await {
             Ok(Columns::More { plan, what }) => self.plan_anew(*plan, &what).await,
             // What is not as it is to be is found where it is needed.
-            Ok(Columns::AsPlanned | Columns::OnSome { .. } | Columns::Unlike { .. }) | Err(_) => Ok(()),
+            Ok(Columns::AsPlanned | Columns::OnSome { .. } | Columns::Unlike { .. }) | Err(_) => {
+                Ok(())
+            }
         }
     }
 
@@ -80,6 +83,7 @@ impl Run<'_> {
         let record = &self.stored.record;
         let again = i32::from(record.state == State::Verify);
         let round = record.round + again;
+        failpoint::reached("begin_columns").await;
         let lease = self.runner.home().await?;
         let detail = json!({ "columns": what });
         let grown = errand(record::grow(&lease, &self.stored, (&plan, round), &detail)).await;

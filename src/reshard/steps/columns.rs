@@ -18,11 +18,19 @@ use std::collections::BTreeMap;
 pub enum Columns {
     AsPlanned,
     /// All of them have the same: the plan with it, and what it is, as journals have it.
-    More { plan: Box<Plan>, what: Vec<String> },
+    More {
+        plan: Box<Plan>,
+        what: Vec<String>,
+    },
     /// Not all of them have it, or not yet; the statements that give it to them.
-    OnSome { what: String, remedy: String },
+    OnSome {
+        what: String,
+        remedy: String,
+    },
     /// What cannot be planned.
-    Unlike { what: String },
+    Unlike {
+        what: String,
+    },
 }
 
 /// Of each column: its type, whether it is never NULL, what rows have that were there before it, and its default.
@@ -69,7 +77,9 @@ pub async fn look(job: &Job) -> Result<Columns, StepError> {
         }
         match judge(table, &all) {
             Ok(more) => {
-                let each = more.iter().map(|it| format!("+{} {}", it.name, it.type_name));
+                let each = more
+                    .iter()
+                    .map(|it| format!("+{} {}", it.name, it.type_name));
                 let each: Vec<String> = each.collect();
                 if !each.is_empty() {
                     told.push(format!("{}: {}", table.plain(), each.join(", ")));
@@ -114,7 +124,9 @@ async fn there(
 ) -> Result<Result<Option<There>, String>, StepError> {
     let what = format!("looking at {} on shard {}", table.plain(), server.name);
     let client = connection(server).await?;
-    let columns = planning::columns(&client, &table.sql()).await.about(&what)?;
+    let columns = planning::columns(&client, &table.sql())
+        .await
+        .about(&what)?;
     if columns.is_empty() {
         return Ok(Ok(None));
     }
@@ -170,7 +182,11 @@ fn judge(table: &MovingTable, all: &[There]) -> Result<Vec<MovingColumn>, Column
             match there.added.get(name) {
                 None => {
                     lacking.push(format!("{name} {type_name} on {}", there.shard));
-                    statements.push(format!("{} (shard {})", statement(table, name, added), there.shard));
+                    statements.push(format!(
+                        "{} (shard {})",
+                        statement(table, name, added),
+                        there.shard
+                    ));
                 }
                 Some(other) if other.type_name != *type_name => {
                     return Err(unlike(format!(
@@ -221,7 +237,10 @@ impl Added {
 }
 
 fn value(added: &Added) -> String {
-    added.before.as_ref().map_or("NULL".to_owned(), |it| format!("{it:?}"))
+    added
+        .before
+        .as_ref()
+        .map_or("NULL".to_owned(), |it| format!("{it:?}"))
 }
 
 /// What gives a shard the column as another one has it.
@@ -306,15 +325,27 @@ mod tests {
 
     #[test]
     fn what_may_be_another_value_in_earlier_rows_is_not_planned() {
-        let other = [there("a", &[("x", Some("5"), None)]), there("b", &[("x", Some("7"), None)])];
-        assert!(matches!(judge(&table(), &other), Err(Columns::Unlike { .. })));
+        let other = [
+            there("a", &[("x", Some("5"), None)]),
+            there("b", &[("x", Some("7"), None)]),
+        ];
+        assert!(matches!(
+            judge(&table(), &other),
+            Err(Columns::Unlike { .. })
+        ));
         let computed = ("x", None, Some("random()"));
         let other = [there("a", &[computed]), there("b", &[computed])];
-        assert!(matches!(judge(&table(), &other), Err(Columns::Unlike { .. })));
+        assert!(matches!(
+            judge(&table(), &other),
+            Err(Columns::Unlike { .. })
+        ));
         let order = [
             there("a", &[("x", None, None), ("y", None, None)]),
             there("b", &[("y", None, None), ("x", None, None)]),
         ];
-        assert!(matches!(judge(&table(), &order), Err(Columns::Unlike { .. })));
+        assert!(matches!(
+            judge(&table(), &order),
+            Err(Columns::Unlike { .. })
+        ));
     }
 }

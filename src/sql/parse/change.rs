@@ -432,7 +432,7 @@ fn dropped(drop: &nodes::DropStmt) -> Change {
         command: "DROP",
         what,
         block: block(drop.concurrent),
-        meanwhile: OTHER,
+        meanwhile: meanwhile::dropped(drop),
     }
 }
 

@@ -14,7 +14,12 @@ const TYPES: [&str; 18] = [
 ];
 /// The same; but text is read as the session's settings say, and `now` is a text.
 const TIMES: [&str; 6] = [
-    "date", "time", "timetz", "timestamp", "timestamptz", "interval",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
 ];
 
 /// ALTER TABLE.
@@ -41,7 +46,8 @@ fn act(command: &nodes::AlterTableCmd, mild: &mut Mild) -> Result<(), Harm> {
     match (command.subtype, command.def()) {
         (Act::AT_AddColumn, Node::ColumnDef(column)) => {
             added(column)?;
-            mild.added.push(column.colname().unwrap_or_default().to_owned());
+            mild.added
+                .push(column.colname().unwrap_or_default().to_owned());
             Ok(())
         }
         (Act::AT_DropConstraint, _) if command.behavior != raw::DropBehavior::DROP_CASCADE => {
@@ -61,7 +67,10 @@ fn act(command: &nodes::AlterTableCmd, mild: &mut Mild) -> Result<(), Harm> {
             if plain { Ok(()) } else { Err(Harm::Else) }
         }
         (
-            Act::AT_ColumnDefault | Act::AT_SetStatistics | Act::AT_SetOptions | Act::AT_ResetOptions,
+            Act::AT_ColumnDefault
+            | Act::AT_SetStatistics
+            | Act::AT_SetOptions
+            | Act::AT_ResetOptions,
             _,
         ) => Ok(()),
         (Act::AT_SetNotNull | Act::AT_AddConstraint | Act::AT_ValidateConstraint, _) => {
@@ -152,5 +161,15 @@ fn is_about_nulls(condition: Node<'_>) -> bool {
         Node::NullTest(test) => matches!(test.arg(), Node::ColumnRef(_)),
         Node::BoolExpr(all) => all.args().into_iter().all(is_about_nulls),
         _ => false,
+    }
+}
+
+/// DROP: of indexes, about which the servers are asked first, and of statistics.
+pub(super) fn dropped(drop: &nodes::DropStmt) -> Meanwhile {
+    use raw::ObjectType as Of;
+    let alone = drop.behavior != raw::DropBehavior::DROP_CASCADE && !drop.concurrent;
+    match drop.remove_type {
+        Of::OBJECT_INDEX | Of::OBJECT_STATISTIC_EXT if alone => Meanwhile::Done(Mild::default()),
+        _ => Meanwhile::Refused(Harm::Else),
     }
 }

@@ -77,7 +77,10 @@ impl Sides {
         let pid = watch.query_one("SELECT pg_backend_pid()", &[]).await;
         let pid: i32 = pid.about(&what)?.get(0);
         let [here, there] = [unit.source, unit.destination];
-        let (here, there) = (here.sql().await.about(&what)?, there.sql().await.about(&what)?);
+        let (here, there) = (
+            here.sql().await.about(&what)?,
+            there.sql().await.about(&what)?,
+        );
         for client in [&here, &there] {
             client.batch_execute(LOCKS).await.about(&what)?;
         }
