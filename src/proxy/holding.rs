@@ -169,6 +169,10 @@ impl Session {
     ///
     /// # Errors
     /// It does not.
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "a session is not Sync: a future with a shared reference to it could not go to another thread"
+    )]
     pub(super) async fn check_moving(
         &mut self,
         statement: &StatementPlan,

@@ -300,6 +300,73 @@ mod tests {
         assert_eq!(quick.of(INT8, Format::Text, Some(b"x")), Err(NoKey));
     }
 
+    /// A relation of these columns, each an `int8`, of which the first is its identity.
+    fn relation(columns: &[&str]) -> Vec<u8> {
+        let mut bytes = b"R\0\0\0\x07public\0t\0d".to_vec();
+        bytes.extend(u16::try_from(columns.len()).unwrap().to_be_bytes());
+        for (at, name) in columns.iter().enumerate() {
+            bytes.push(u8::from(at == 0));
+            bytes.extend(name.as_bytes());
+            bytes.push(0);
+            bytes.extend(INT8.to_be_bytes());
+            bytes.extend((-1_i32).to_be_bytes());
+        }
+        bytes
+    }
+
+    fn checked(planned: &[&str], found: &[&str], age: Age) -> Result<(), Changed> {
+        let column = |name: &&str| Column {
+            name: (*name).to_owned(),
+            type_name: "bigint".to_owned(),
+            oid: INT8,
+            type_modifier: -1,
+            collation: None,
+            always: false,
+        };
+        let table = Table {
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+            columns: planned.iter().map(column).collect(),
+            key: vec![0],
+            goes: Goes::ByKey(Routes::new(0, KeyType::Bigint, Vec::new())),
+        };
+        let bytes = relation(found);
+        let Ok(crate::wire::pgoutput::Change::Relation(relation)) =
+            crate::wire::pgoutput::Change::decode(&bytes)
+        else {
+            panic!("it is a relation");
+        };
+        table.check(&relation, age)
+    }
+
+    #[test]
+    fn what_was_added_last_may_lack_in_earlier_messages_alone() {
+        let planned = ["k", "n", "x"];
+        for age in [Age::Earlier, Age::Latest] {
+            assert_eq!(checked(&planned, &planned, age), Ok(()));
+            let more = checked(&planned, &["k", "n", "x", "y"], age);
+            assert!(matches!(more, Err(Changed::More { .. })), "{more:?}");
+            for other in [
+                &["k", "x"][..],
+                &["n", "k", "x"],
+                &["k", "y", "x", "n"],
+                &["k", "n", "y"],
+            ] {
+                let other = checked(&planned, other, age);
+                assert!(matches!(other, Err(Changed::Columns { .. })), "{other:?}");
+            }
+        }
+        assert_eq!(checked(&planned, &["k", "n"], Age::Earlier), Ok(()));
+        let dropped = checked(&planned, &["k", "n"], Age::Latest);
+        assert!(
+            matches!(dropped, Err(Changed::Columns { .. })),
+            "{dropped:?}"
+        );
+        // Without its key nobody knows whose a row is.
+        let none = checked(&planned, &[], Age::Earlier);
+        assert_eq!(none, Err(Changed::Identity("k".to_owned())));
+    }
+
     #[test]
     fn single_keys_count() {
         let keys = KeySet {

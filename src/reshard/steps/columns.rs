@@ -240,7 +240,7 @@ fn value(added: &Added) -> String {
     added
         .before
         .as_ref()
-        .map_or("NULL".to_owned(), |it| format!("{it:?}"))
+        .map_or_else(|| "NULL".to_owned(), |it| format!("{it:?}"))
 }
 
 /// What gives a shard the column as another one has it.
