@@ -422,3 +422,62 @@ fn a_column_of_one_side_alone_stops_it_until_the_other_has_it_too() {
         stage.has_nothing_left().await;
     });
 }
+
+#[test]
+fn a_copy_that_is_made_again_has_columns_that_came_since() {
+    const DROP: &str = "\
+select pg_terminate_backend(active_pid) from pg_replication_slots where active_pid is not null and slot_name !~ 'back$'; \
+select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name ~ '_s0$' and active_pid is null";
+    let stage = with_own(2, 2);
+    block_on(async {
+        let proxies = [stage.proxy(""), stage.proxy("")];
+        let targets = [to(&proxies[0]), to(&proxies[1])];
+        stage.ready(&proxies[0]).await;
+        stage.ready(&proxies[1]).await;
+        let one = session(&proxies[0]).await;
+        fill(Keys::Bigint, &one).await;
+        for tenant in 0..TENANTS {
+            let row = format!(
+                "insert into own (k, n) values ({}, 1)",
+                Keys::Bigint.of(tenant)
+            );
+            done(&one, &row).await;
+        }
+        stage
+            .must(&[&["start"], &EXCHANGE[..], &KNOBS[..]].concat())
+            .await;
+        stage.until("ready").await;
+        stage.made().await;
+        done(&one, "alter table own add column mark bigint default -1").await;
+        let source = stage.session(0).await;
+        let left = "select count(*) from pg_replication_slots where slot_name ~ '_s0$'";
+        while rows(&source, left).await.unwrap() != ["0"] {
+            // Whoever has it may have it again before it is dropped.
+            drop(source.batch_execute(DROP).await);
+        }
+        let marks = Writers::start("mark", &targets);
+        planned(&stage, "+mark bigint").await;
+        let begun = Instant::now();
+        let again = "select count(*) from shardway.journal where event = 'copy'";
+        while rows(&source, again).await.unwrap() < vec!["2".to_owned()] {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "never again: {:#}",
+                stage.stands().await
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        stage.until("ready").await;
+        stage.made().await;
+        stage.verify().await;
+        for verb in ["cutover", "rollback"] {
+            stage.must(&[verb]).await;
+            stage.until("reverse").await;
+            stage.made().await;
+        }
+        marks.end(&stage).await;
+        stage.must(&["abort"]).await;
+        stage.until("aborted").await;
+        stage.has_nothing_left().await;
+    });
+}

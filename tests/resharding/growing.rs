@@ -2,7 +2,7 @@
 //! planned is passed over.
 
 use super::{
-    applying::{equal, soon},
+    applying::{WIDE, begin, equal, reshard, shards, soon, tenant},
     following::{arrived, copied, halted},
     shards::{LIMIT, Reshard, Shards, block_on},
 };
@@ -12,6 +12,7 @@ use shardway::reshard::{
     steps::{
         catch_up::Follower,
         columns::{Columns, look},
+        copy,
     },
 };
 use std::sync::Arc;
@@ -265,5 +266,25 @@ fn who_locks_both_sides_does_not_wait_for_ever() {
         soon(follower.consistent()).await;
         arrived(&shards, &reshard, &follower, 1).await;
         soon(follower.stop()).await;
+    });
+}
+
+#[test]
+fn a_column_that_comes_before_a_chunk_stops_the_copy() {
+    block_on(async {
+        let shards = shards("chunk").await;
+        shards.on_all(WIDE).await;
+        let reshard = reshard(&shards, "chunk", &["public.t"]).await;
+        begin(&shards, &reshard.job).await;
+        let a = tenant(Some(0));
+        shards.on_all("ALTER TABLE t ADD more int DEFAULT 1").await;
+        let row = format!("INSERT INTO t VALUES ({a}, 1, 0, '', '', 2)");
+        shards.run("s", &row).await;
+        let copied = tokio::time::timeout(LIMIT, copy::run(&reshard.job)).await;
+        match copied.expect("in time") {
+            Err(StepError::Halt { what, .. }) => assert!(what.contains("more"), "{what}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(shards.one("a", "SELECT count(*) FROM t").await, "0");
     });
 }
