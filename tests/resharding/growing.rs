@@ -78,7 +78,7 @@ async fn follower_ends(mut follower: Follower) -> Result<(), StepError> {
 #[test]
 fn rows_of_before_a_column_have_what_the_source_has_in_it() {
     block_on(async {
-        let (shards, mut reshard, [a, b, stays]) = copied("before", "").await;
+        let (shards, mut reshard, [a, b, stays]) = copied("earlier", "").await;
         reshard.knobs.send_modify(|knobs| knobs.batch = 3);
         shards
             .run(
