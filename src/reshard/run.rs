@@ -55,6 +55,8 @@ pub(super) struct Run<'a> {
     streams: Vec<Follower>,
     /// Which way they go.
     flips: i32,
+    /// Whether they are to begin anew.
+    anew: bool,
     /// Before the next try.
     pause: Duration,
     /// Until when there is no other attempt of a cutover.
@@ -93,6 +95,7 @@ impl<'a> Run<'a> {
             failed: 0,
             hindered: None,
             growing: None,
+            anew: false,
             application: Mutex::new(Application {
                 since: runner.clock.now(),
                 times: runner.metrics.times(runner.registry.database()),
@@ -157,14 +160,13 @@ impl<'a> Run<'a> {
     async fn tend(&mut self) -> Result<(), StepError> {
         let record = &self.stored.record;
         let wanted = record.streams();
-        if !self.streams.is_empty() && (!wanted || self.flips != record.flips) {
-            while let Some(stream) = self.streams.last_mut() {
-                // What it ended with before, it has told.
-                stream.end().await?;
-                self.streams.pop();
-            }
+        let others = self.flips != record.flips || self.anew;
+        if !self.streams.is_empty() && (!wanted || others) {
+            self.end_streams().await?;
         }
+        let record = &self.stored.record;
         if wanted && self.streams.is_empty() {
+            self.anew = false;
             self.flips = record.flips;
             let job = self.job();
             if record.state == State::CatchUp {
@@ -173,6 +175,15 @@ impl<'a> Run<'a> {
             let sources = job.sources();
             let started = sources.iter().map(|it| Follower::start(&job, &it.name));
             self.streams = started.collect();
+        }
+        Ok(())
+    }
+
+    async fn end_streams(&mut self) -> Result<(), StepError> {
+        while let Some(stream) = self.streams.last_mut() {
+            // What it ended with before, it has told.
+            stream.end().await?;
+            self.streams.pop();
         }
         Ok(())
     }

@@ -170,6 +170,7 @@ async fn session(proxy: &Proxy) -> Client {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a claim is told in its order")]
 fn columns_and_indexes_come_to_both_sides_while_rows_move() {
     let stage = with_own(2, 2);
     block_on(async {

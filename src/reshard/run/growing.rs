@@ -56,9 +56,8 @@ impl Run<'_> {
             Ok(Columns::OnSome { what, remedy }) => halt(what, &remedy),
             Err(error) => error,
         };
-        if !matches!(error, StepError::Again { .. }) {
-            self.growing = None;
-        }
+        // A shard that could not be asked has its time from when it can.
+        self.growing = None;
         Box::pin(self.fail(error)).await
     }
 
@@ -74,11 +73,9 @@ impl Run<'_> {
     }
 
     async fn plan_anew(&mut self, plan: Plan, what: &[String]) -> Result<(), Left> {
-        while let Some(stream) = self.streams.last_mut() {
-            if let Err(error) = stream.end().await {
-                return Box::pin(self.fail(error)).await;
-            }
-            self.streams.pop();
+        self.anew = true;
+        if let Err(error) = self.end_streams().await {
+            return Box::pin(self.fail(error)).await;
         }
         let record = &self.stored.record;
         let again = i32::from(record.state == State::Verify);
