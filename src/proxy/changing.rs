@@ -10,6 +10,7 @@ mod emptying;
 
 use super::{
     fan::Fan,
+    holding::Asks,
     learning::Looked,
     link::{Hold, Link},
     numbers::Drew,
@@ -231,7 +232,7 @@ impl Session {
         if let Some(emptied) = Box::pin(self.empty_moving(changes)).await? {
             return Ok(emptied);
         }
-        self.check_not_moving(statement, changes.command).await?;
+        let asks = self.check_moving(statement, changes).await?;
         self.check_restart(changes.command, text)?;
         let outside = self.status() == Status::Idle;
         if outside && changes.command == "LOCK TABLE" {
@@ -241,7 +242,7 @@ impl Session {
             self.check_found()?;
         }
         match changes.block {
-            Block::Allowed => self.change_within(changes, text).await,
+            Block::Allowed => self.change_within(changes, text, asks).await,
             Block::Never if outside => self.change_apart(changes, text).await,
             Block::Never => Err(reply::changes::cannot_be_in_block(changes.command).into()),
         }
@@ -249,12 +250,24 @@ impl Session {
 
     // ---- within a transaction ----
 
-    async fn change_within(&mut self, changes: &Changes, text: &str) -> Result<Written, Stop> {
+    async fn change_within(
+        &mut self,
+        changes: &Changes,
+        text: &str,
+        asks: Option<Asks>,
+    ) -> Result<Written, Stop> {
         self.begin_own().await?;
         if let Reach::Locks(locks) = &changes.reach {
             return self.lock_each(locks, text).await;
         }
         let (shards, made) = self.concerned(changes).await?;
+        if let Some(Asks { question, refused }) = asks {
+            for shard in shards.iter() {
+                if self.ask_within(shard, &question).await?.as_deref() == Some("t") {
+                    return Err(refused.into());
+                }
+            }
+        }
         if let Some((before, after)) = &changes.renamed
             && let Some(placement) = self.lives(before)
         {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     catalog::{
         group::{Group, GroupId},
-        snapshot::Snapshot,
+        snapshot::{Placement, Snapshot},
     },
     clock::{Duration, Instant},
     gate::{
@@ -23,12 +23,15 @@ use crate::{
         state::{Answer, Attempt, REFERENCES, Touch, Touched},
         tally,
     },
-    plan::{StatementPlan, Values},
+    plan::{StatementPlan, Values, change::Changes},
     registry::holds::Reshard,
-    sql::statement::{Access, Effect},
+    sql::{
+        change::{Harm, Meanwhile},
+        statement::{Access, Effect},
+    },
     wire::{
         backend::Status,
-        notice::{self, Words},
+        notice::{self, Notice, Words},
     },
 };
 use std::sync::Arc;
@@ -52,6 +55,28 @@ enum Stands {
     /// It is in doubt what this attempt has done.
     Refused(Option<Attempt>),
     Cancelled,
+}
+
+/// What a shard is asked before a change that it may have to be spared; it answers `t` then.
+pub(super) struct Asks {
+    pub(super) question: String,
+    pub(super) refused: Notice,
+}
+
+/// Why a change of tables whose rows move is not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum Why {
+    Harm(Harm),
+    /// This shard has the tables and does not serve yet.
+    Joins(String),
+    /// Rows are copied or compared, or owners change: a column would come in the middle of that.
+    Early,
+    /// The shard key would no longer be in every row.
+    Key,
+    /// The constraint that it drops is one by which rows are found.
+    Kept,
+    /// The home shard does not say how far the reshard is.
+    Unknown,
 }
 
 /// How long a statement waits for this proxy to know again what the others have agreed on.
@@ -158,29 +183,80 @@ impl Session {
         }
     }
 
-    /// Whether a schema change, or a TRUNCATE, leaves alone what a reshard copies.
+    /// Whether a schema change leaves alone what a reshard copies, or does to all that has been copied what it does to the
+    /// rest. What it has to ask shards then, before it does so.
     ///
     /// # Errors
     /// It does not.
-    pub(super) async fn check_not_moving(
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "a session is not Sync: a future with a shared reference to it could not go to another thread"
+    )]
+    pub(super) async fn check_moving(
         &mut self,
         statement: &StatementPlan,
-        command: &str,
-    ) -> Result<(), Stop> {
-        if leaves_tables_alone(command) {
-            return Ok(());
+        changes: &Changes,
+    ) -> Result<Option<Asks>, Stop> {
+        if leaves_tables_alone(changes.command) {
+            return Ok(None);
         }
         let groups = self.snapshot.groups.iter().zip(0_u16..);
-        let touched = groups
-            .map(|(_, at)| GroupId(at))
-            .find(|group| statement.touches.has(*group) && self.is_moving(*group));
-        match touched {
-            Some(group) => self.check_group_not_moving(group, command).await,
-            None => Ok(()),
+        let groups = groups.map(|(_, at)| GroupId(at));
+        let touched = groups.filter(|group| statement.touches.has(*group));
+        let touched: Vec<GroupId> = touched.filter(|group| self.is_moving(*group)).collect();
+        let mut asks = None;
+        for group in touched {
+            let name = self.snapshot.group(group).name.clone();
+            let reshard = reshard_of(&self.database, &name).await;
+            if let Err(why) = self.may_meanwhile(reshard.as_ref(), changes) {
+                let refused = reply::tables_move(changes.command, &name, reshard.as_ref(), &why);
+                return Err(refused.into());
+            }
+            asks = changes.meanwhile.asks.clone().map(|question| Asks {
+                question,
+                refused: reply::tables_move(changes.command, &name, reshard.as_ref(), &Why::Kept),
+            });
         }
+        Ok(asks)
     }
 
-    /// The same, of what concerns a group.
+    /// Whether a change is made although rows are on two shards.
+    fn may_meanwhile(&self, reshard: Option<&Reshard>, changes: &Changes) -> Result<(), Why> {
+        let mild = match &changes.meanwhile.what {
+            Meanwhile::Done(mild) => mild,
+            Meanwhile::Refused(harm) => return Err(Why::Harm(*harm)),
+        };
+        let reshard = reshard.ok_or(Why::Unknown)?;
+        // Who serves, by the map that this is planned with, is changed too.
+        let known = Arc::clone(&self.snapshot);
+        let serves = |shard: &String| {
+            let named = known.shard_named(shard);
+            named.is_some_and(|id| known.all().contains(id))
+        };
+        if let Some(joins) = reshard.joins.iter().find(|shard| !serves(shard)) {
+            return Err(Why::Joins(joins.clone()));
+        }
+        let is_key = |column: &String| {
+            let mut tables = known.tables.iter();
+            tables.any(|(name, table)| {
+                let keyed = matches!(&table.placement, Placement::Sharded { key_column, .. } if key_column == column);
+                keyed && changes.tables.contains(&name.name)
+            })
+        };
+        if mild.freed.iter().any(is_key) {
+            return Err(Why::Key);
+        }
+        let stands = reshard.made && matches!(reshard.state.as_str(), "ready" | "reverse");
+        if !mild.added.is_empty() && !stands {
+            return Err(Why::Early);
+        }
+        Ok(())
+    }
+
+    /// Whether no rows of a group move.
+    ///
+    /// # Errors
+    /// Some do.
     #[expect(
         clippy::needless_pass_by_ref_mut,
         reason = "a session is not Sync: a future with a shared reference to it could not go to another thread"
@@ -195,7 +271,8 @@ impl Session {
         }
         let name = self.snapshot.group(group).name.clone();
         let reshard = reshard_of(&self.database, &name).await;
-        Err(reply::tables_move(command, &name, reshard.as_ref()).into())
+        let why = Why::Harm(Harm::Else);
+        Err(reply::tables_move(command, &name, reshard.as_ref(), &why).into())
     }
 
     fn is_moving(&self, group: GroupId) -> bool {

@@ -615,8 +615,8 @@ pub const CODES: &[Code] = &[
         code: "SW403",
         sqlstate: "55006",
         title: "Tables of which rows move",
-        meaning: "A schema change names tables of a group of which a reshard moves rows: the copies that it has made would stay as they are. Or a TRUNCATE does, which is done as DELETE meanwhile, where that does the same; the detail says what would differ.",
-        what_to_do: "Wait until the reshard is finished, or end it by shardway reshard abort. DELETE FROM is possible at any time.",
+        meaning: "A schema change names tables of a group of which a reshard moves rows. Changes that leave all values as they are and refuse none are made on both sides; this one is not, and the detail says why. Or it is a TRUNCATE, which is done as DELETE meanwhile, where that does the same; the detail says what would differ.",
+        what_to_do: "Wait until the reshard is finished, or end it by shardway reshard abort. Columns can be added while it waits for a cutover or at reverse. DELETE FROM is possible at any time.",
     },
     Code {
         code: "SW404",

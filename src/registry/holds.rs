@@ -262,10 +262,15 @@ pub(super) async fn help(
 pub struct Reshard {
     pub name: String,
     pub state: String,
+    /// Whether what the state makes is there.
+    pub made: bool,
+    /// Shards that join with it, or have.
+    pub joins: Vec<String>,
 }
 
 const RESHARD: &str = "\
-SELECT w.id, w.state FROM shardway.workflow w \
+SELECT w.id, w.state, coalesce(w.step = 'made', false), \
+    array(SELECT jsonb_array_elements_text(w.plan -> 'joins')) FROM shardway.workflow w \
 WHERE EXISTS (SELECT FROM jsonb_array_elements(w.plan -> 'moves') m WHERE m ->> 'group' = $1) \
 ORDER BY w.made_at DESC LIMIT 1";
 
@@ -275,6 +280,8 @@ pub(super) async fn reshard_of(lease: &Lease, group: &str) -> Result<Option<Resh
         Ok(Reshard {
             name: row.try_get(0)?,
             state: row.try_get(1)?,
+            made: row.try_get(2)?,
+            joins: row.try_get(3)?,
         })
     });
     found.transpose()

@@ -2,7 +2,8 @@
 //! the same transaction.
 //!
 //! What must stay true: a destination gets each change once, and each statement touches as many rows as it is to, or the
-//! whole is undone and said with table and key; how far it is moves with the data, from where this follower knows it to be,
+//! whole is undone and said with table and key; no row is written to a table that has columns of which its values do not
+//! come with it; how far it is moves with the data, from where this follower knows it to be,
 //! and never for a runner that was replaced.
 
 use super::{
@@ -11,7 +12,10 @@ use super::{
     rows::{Form, NotCopied, Raw, Statements, What, in_order},
     tables::{Goes, Table, identifier},
 };
-use crate::{failpoint, wire::replication::Lsn};
+use crate::{
+    failpoint,
+    wire::{replication::Lsn, types::Oid},
+};
 use deadpool_postgres::Client;
 use futures_util::future::join;
 use std::{collections::BTreeMap, sync::Arc};
@@ -41,6 +45,16 @@ pub struct Destination {
     pub source: Client,
     pub progress: Reached,
     pub chunks: Chunks,
+    pub shapes: Shapes,
+}
+
+/// Tables as a destination had them when it was seen that they have the columns of the rows that are applied, no more and no
+/// fewer.
+#[derive(Clone, Debug, Default)]
+pub struct Shapes {
+    tables: Vec<Oid>,
+    /// How many columns they ever had.
+    columns: i64,
 }
 
 /// How far a destination is.
@@ -118,6 +132,9 @@ pub enum ApplyError {
     },
     #[error("{table} was emptied: {problem}")]
     Wipe { table: String, problem: String },
+    /// Rows would get values there that nobody brought.
+    #[error("tables have got columns there")]
+    Altered,
 }
 
 /// The server's words, else what the connection says.
@@ -153,7 +170,8 @@ impl ApplyError {
             | Self::Count { .. }
             | Self::Contradiction { .. }
             | Self::Full(_)
-            | Self::Wipe { .. } => None,
+            | Self::Wipe { .. }
+            | Self::Altered => None,
         }
     }
 
@@ -171,8 +189,47 @@ impl ApplyError {
             | Self::NotCopied(_)
             | Self::Full(_)
             | Self::Row { .. }
-            | Self::Wipe { .. } => false,
+            | Self::Wipe { .. }
+            | Self::Altered => false,
         }
+    }
+
+    /// Whether a row may not have been taken because of columns that came to its table. The connection can be asked.
+    fn is_of_row(&self) -> bool {
+        matches!(
+            self,
+            Self::Rows { .. } | Self::Row { .. } | Self::Count { .. }
+        )
+    }
+}
+
+/// How many columns tables ever had: more, once one is added.
+const SHAPES: &str = "SELECT coalesce(sum(relnatts), 0)::int8 FROM pg_class WHERE oid = ANY ($1)";
+
+impl Shapes {
+    /// As they are now.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn read(
+        destination: &Client,
+        tables: impl IntoIterator<Item = &Table>,
+    ) -> Result<Self, tokio_postgres::Error> {
+        const TABLES: &str = "\
+SELECT coalesce(array_agg(to_regclass(name)::oid), '{}') FROM unnest($1::text[]) name WHERE to_regclass(name) IS NOT NULL";
+        let names: Vec<String> = tables.into_iter().map(Table::sql).collect();
+        let tables = destination.query_one(TABLES, &[&names]).await?;
+        let mut shapes = Self {
+            tables: tables.try_get(0)?,
+            columns: 0,
+        };
+        shapes.columns = shapes.now(destination).await?;
+        Ok(shapes)
+    }
+
+    async fn now(&self, destination: &Client) -> Result<i64, tokio_postgres::Error> {
+        let row = destination.query_one(SHAPES, &[&self.tables]).await?;
+        row.try_get(0)
     }
 }
 
@@ -181,7 +238,8 @@ const LOCK: &str = "\
 SELECT FROM shardway.apply_progress WHERE workflow = $1 AND source = $2 AND token <= $3 AND lsn = $4 FOR UPDATE";
 const ADVANCE: &str = "\
 UPDATE shardway.apply_progress SET lsn = $5, fence = greatest(fence, $6), token = $3 \
-WHERE workflow = $1 AND source = $2 AND token <= $3 AND lsn = $4";
+WHERE workflow = $1 AND source = $2 AND token <= $3 AND lsn = $4 \
+RETURNING (SELECT coalesce(sum(relnatts), 0)::int8 FROM pg_class WHERE oid = ANY ($7))";
 
 /// Applies pieces on one destination.
 #[derive(Debug)]
@@ -216,7 +274,25 @@ impl Applier {
     ///
     /// # Errors
     /// [`ApplyError`]: the transaction that is open must not go on.
-    pub async fn apply(&mut self, mut piece: Piece) -> Result<Done, ApplyError> {
+    pub async fn apply(&mut self, piece: Piece) -> Result<Done, ApplyError> {
+        match Box::pin(self.try_apply(piece)).await {
+            Err(error) if error.is_of_row() && self.is_altered().await => Err(ApplyError::Altered),
+            done => done,
+        }
+    }
+
+    /// Whether a table of the destination is another than it was; nothing is open afterwards.
+    async fn is_altered(&self) -> bool {
+        let client = &self.it.client;
+        // Outside of a transaction it says so, and does nothing.
+        if client.batch_execute("ROLLBACK").await.is_err() {
+            return false;
+        }
+        let now = self.it.shapes.now(client).await;
+        now.is_ok_and(|now| now != self.it.shapes.columns)
+    }
+
+    async fn try_apply(&mut self, mut piece: Piece) -> Result<Done, ApplyError> {
         let log = &mut piece.log;
         let seen = self
             .it
@@ -285,10 +361,15 @@ impl Applier {
         let (from, to) = (self.it.progress.lsn.0, end.lsn.0);
         let (from, to) = (PgLsn::from(from), PgLsn::from(to));
         let advance = client.prepare_cached(ADVANCE).await?;
-        let advanced = client
-            .execute(&advance, &[workflow, source, token, &from, &to, &end.fence])
-            .await?;
-        unless_replaced(advanced == 1)?;
+        let Shapes { tables, columns } = &self.it.shapes;
+        let values: [&(dyn ToSql + Sync); 7] =
+            [workflow, source, token, &from, &to, &end.fence, tables];
+        let advanced = client.query(&advance, &values).await?;
+        unless_replaced(advanced.len() == 1)?;
+        // Those that were written are locked: nobody adds a column to them before this has ended.
+        if advanced[0].try_get::<_, i64>(0)? != *columns {
+            return Err(ApplyError::Altered);
+        }
         let sql = match commit {
             Commit::Durable => "COMMIT",
             Commit::Soon => "SET LOCAL synchronous_commit = off; COMMIT",

@@ -116,6 +116,10 @@ pub enum Ended {
     FailedOver {
         what: String,
     },
+    /// A table has columns beside those that were planned.
+    Grown {
+        what: String,
+    },
 }
 
 /// Why a stream ended.
@@ -159,6 +163,8 @@ pub struct Setup {
     pub destinations: Vec<Destination>,
     /// Transactions whose commit stands before it may be in copied chunks.
     pub consistency: Lsn,
+    /// Messages of transactions whose commit stands before it may lack the last of the tables' columns.
+    pub columns: Lsn,
     /// The source's newest transaction when the stream begins.
     pub newest: u64,
     /// Changes that are applied in one transaction, at most.
@@ -257,6 +263,7 @@ pub async fn run(
         sooner,
         stand,
         consistency: setup.consistency,
+        columns: setup.columns,
         batch: setup.batch.max(1),
         relations: HashMap::new(),
         transaction: None,
@@ -336,6 +343,7 @@ struct Reader<'a> {
     sooner: Arc<Notify>,
     stand: &'a watch::Sender<Stand>,
     consistency: Lsn,
+    columns: Lsn,
     batch: usize,
     relations: HashMap<Oid, Known>,
     /// The one that is being read: its commit and its id.

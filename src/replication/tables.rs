@@ -62,11 +62,23 @@ pub struct Routes {
     buckets: Option<Vec<Option<usize>>>,
 }
 
+/// Which of its columns a table has in a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// It may be from before the last of them were added.
+    Earlier,
+    /// All of them.
+    Latest,
+}
+
 /// A table is not as it was planned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Changed {
     #[error("its columns are {found}, where {planned} were planned")]
     Columns { planned: String, found: String },
+    /// It has those that were planned, and more behind them.
+    #[error("its columns are {found}, where {planned} were planned")]
+    More { planned: String, found: String },
     /// As the stream calls it, which streams those that were planned alone.
     #[error("the stream has it as {0}, which was not planned")]
     Name(String),
@@ -93,35 +105,54 @@ impl Table {
         format!("{}.{}", self.schema, self.name)
     }
 
+    /// Whether rows of it go to a destination, by its place.
+    #[must_use]
+    pub fn goes_to(&self, destination: usize) -> bool {
+        match &self.goes {
+            Goes::ByKey(routes) => routes.sets(destination).next().is_some(),
+            Goes::Everywhere(places) => places.contains(&destination),
+        }
+    }
+
     /// Whether the stream's rows are those that were planned.
     ///
     /// # Errors
     /// [`Changed`].
-    pub fn check(&self, relation: &Relation<'_>) -> Result<(), Changed> {
+    pub fn check(&self, relation: &Relation<'_>, age: Age) -> Result<(), Changed> {
         let planned = self.columns.iter();
         let planned = planned.map(|it| (it.name.as_bytes(), it.oid, it.type_modifier));
         let found = relation.columns();
         let found = found.map(|it| (it.name, it.oid, it.type_modifier));
-        if !planned.eq(found) {
+        let alike = planned.zip(found).all(|(planned, found)| planned == found);
+        let (planned, found) = (self.columns.len(), relation.columns().count());
+        if !alike || found != planned && (found > planned || age == Age::Latest) {
             let names: Vec<&str> = self.columns.iter().map(|it| it.name.as_str()).collect();
-            let found: Vec<_> = relation
+            let told: Vec<_> = relation
                 .columns()
                 .map(|it| String::from_utf8_lossy(it.name).into_owned())
                 .collect();
-            return Err(Changed::Columns {
-                planned: names.join(", "),
-                found: found.join(", "),
+            let (names, told) = (names.join(", "), told.join(", "));
+            return Err(if alike && found > planned {
+                Changed::More {
+                    planned: names,
+                    found: told,
+                }
+            } else {
+                Changed::Columns {
+                    planned: names,
+                    found: told,
+                }
             });
         }
         let shard_key = match &self.goes {
             Goes::ByKey(routes) => Some(routes.column),
             Goes::Everywhere(_) => None,
         };
-        for (at, column) in relation.columns().enumerate() {
+        for (at, column) in self.columns.iter().enumerate() {
             let needed = self.key.contains(&at) || shard_key == Some(at);
-            if needed && !column.in_key {
-                let name = String::from_utf8_lossy(column.name).into_owned();
-                return Err(Changed::Identity(name));
+            let told = relation.columns().nth(at);
+            if needed && !told.is_some_and(|told| told.in_key) {
+                return Err(Changed::Identity(column.name.clone()));
             }
         }
         Ok(())
@@ -267,6 +298,73 @@ mod tests {
         assert_eq!(met, [true; 3]);
         assert_eq!(quick.of(INT8, Format::Text, None), Ok(None));
         assert_eq!(quick.of(INT8, Format::Text, Some(b"x")), Err(NoKey));
+    }
+
+    /// A relation of these columns, each an `int8`, of which the first is its identity.
+    fn relation(columns: &[&str]) -> Vec<u8> {
+        let mut bytes = b"R\0\0\0\x07public\0t\0d".to_vec();
+        bytes.extend(u16::try_from(columns.len()).unwrap().to_be_bytes());
+        for (at, name) in columns.iter().enumerate() {
+            bytes.push(u8::from(at == 0));
+            bytes.extend(name.as_bytes());
+            bytes.push(0);
+            bytes.extend(INT8.to_be_bytes());
+            bytes.extend((-1_i32).to_be_bytes());
+        }
+        bytes
+    }
+
+    fn checked(planned: &[&str], found: &[&str], age: Age) -> Result<(), Changed> {
+        let column = |name: &&str| Column {
+            name: (*name).to_owned(),
+            type_name: "bigint".to_owned(),
+            oid: INT8,
+            type_modifier: -1,
+            collation: None,
+            always: false,
+        };
+        let table = Table {
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+            columns: planned.iter().map(column).collect(),
+            key: vec![0],
+            goes: Goes::ByKey(Routes::new(0, KeyType::Bigint, Vec::new())),
+        };
+        let bytes = relation(found);
+        let Ok(crate::wire::pgoutput::Change::Relation(relation)) =
+            crate::wire::pgoutput::Change::decode(&bytes)
+        else {
+            panic!("it is a relation");
+        };
+        table.check(&relation, age)
+    }
+
+    #[test]
+    fn what_was_added_last_may_lack_in_earlier_messages_alone() {
+        let planned = ["k", "n", "x"];
+        for age in [Age::Earlier, Age::Latest] {
+            assert_eq!(checked(&planned, &planned, age), Ok(()));
+            let more = checked(&planned, &["k", "n", "x", "y"], age);
+            assert!(matches!(more, Err(Changed::More { .. })), "{more:?}");
+            for other in [
+                &["k", "x"][..],
+                &["n", "k", "x"],
+                &["k", "y", "x", "n"],
+                &["k", "n", "y"],
+            ] {
+                let other = checked(&planned, other, age);
+                assert!(matches!(other, Err(Changed::Columns { .. })), "{other:?}");
+            }
+        }
+        assert_eq!(checked(&planned, &["k", "n"], Age::Earlier), Ok(()));
+        let dropped = checked(&planned, &["k", "n"], Age::Latest);
+        assert!(
+            matches!(dropped, Err(Changed::Columns { .. })),
+            "{dropped:?}"
+        );
+        // Without its key nobody knows whose a row is.
+        let none = checked(&planned, &[], Age::Earlier);
+        assert_eq!(none, Err(Changed::Identity("k".to_owned())));
     }
 
     #[test]

@@ -140,6 +140,9 @@ pub enum StepError {
     /// A server may lack what it had: somebody has to say whether the rows are copied again.
     #[error("{what}")]
     FailedOver { what: String },
+    /// A table has columns beside those that were planned: they are planned first.
+    #[error("{what}")]
+    Grown { what: String },
     /// Another process runs the reshard by now.
     #[error("another process runs it")]
     Replaced,

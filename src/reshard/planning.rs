@@ -400,27 +400,37 @@ async fn table(
         columns: Vec::new(),
         root: None,
     };
-    let rows = client.query(COLUMNS, &[&table.sql()]).await;
-    let rows = rows.map_err(Fault::Ask)?;
-    if rows.is_empty() {
+    let found = columns(client, &table.sql()).await.map_err(Fault::Ask)?;
+    if found.is_empty() {
         return Err(Fault::NoTable);
     }
     let mut primary_key: Vec<(i32, String)> = Vec::new();
-    for row in rows {
-        let name: String = row.get(0);
-        let place: i32 = row.get(3);
+    for (column, place) in found {
         if place > 0 {
-            primary_key.push((place, name.clone()));
+            primary_key.push((place, column.name.clone()));
         }
-        table.columns.push(MovingColumn {
-            name,
-            type_name: row.get(1),
-            binary: row.get(2),
-        });
+        table.columns.push(column);
     }
     primary_key.sort();
     table.primary_key = primary_key.into_iter().map(|(_, name)| name).collect();
     Ok(table)
+}
+
+/// The columns of a table, which SQL names, each with its place in the primary key; none: there is no such table.
+pub(super) async fn columns(
+    client: &Client,
+    table: &str,
+) -> Result<Vec<(MovingColumn, i32)>, tokio_postgres::Error> {
+    let rows = client.query(COLUMNS, &[&table]).await?;
+    let column = |row: &tokio_postgres::Row| {
+        let column = MovingColumn {
+            name: row.get(0),
+            type_name: row.get(1),
+            binary: row.get(2),
+        };
+        (column, row.get(3))
+    };
+    Ok(rows.iter().map(column).collect())
 }
 
 /// The share of a shard's rows that a move takes along: of buckets as many as it takes, else as the server estimates.

@@ -55,6 +55,11 @@ const START: &str = "\
 WITH made AS (INSERT INTO shardway.workflow (id, state, token, plan, knobs, progress) \
         VALUES ($1, 'prepare', 0, $2::text::jsonb, $3::text::jsonb, $4::text::jsonb) RETURNING id) \
 INSERT INTO shardway.journal (workflow, token, event) SELECT id, 0, 'started' FROM made";
+const GROW: &str = "\
+WITH grown AS (UPDATE shardway.workflow SET plan = $4::text::jsonb, round = $5, version = version + 1, \
+        changed_at = clock_timestamp() WHERE id = $1 AND version = $2 AND token = $3 RETURNING id) \
+INSERT INTO shardway.journal (workflow, token, event, detail) SELECT id, $3, 'columns', $6::text::jsonb FROM grown \
+    WHERE set_config('synchronous_commit', 'on', true) IS NOT NULL";
 const KNOBS: &str = "\
 WITH set AS (UPDATE shardway.workflow SET knobs = $3::text::jsonb, version = version + 1, changed_at = clock_timestamp() \
     WHERE id = $1 AND version = $2 RETURNING id, token) \
@@ -231,6 +236,27 @@ fn must_last(record: &Record) -> bool {
     let steps = [Step::Fence, Step::Fenced, Step::CaughtUp];
     let under_way = record.step.is_some_and(|step| steps.contains(&step));
     !(record.state == State::Cutover && under_way)
+}
+
+/// Changes its plan, and the round of verification with it; false: somebody else has changed it meanwhile.
+///
+/// # Errors
+/// [`AskError`]: it may have been changed.
+pub async fn grow(
+    lease: &Lease,
+    stored: &Stored,
+    (plan, round): (&Plan, i32),
+    detail: &Value,
+) -> Result<bool, AskError> {
+    let values: [&(dyn ToSql + Sync); 6] = [
+        &stored.id,
+        &stored.version,
+        &stored.token,
+        &json(plan),
+        &round,
+        &detail.to_string(),
+    ];
+    Ok(lease.execute(GROW, &values).await? == 1)
 }
 
 /// Changes what the operator may change while it runs; false: somebody else has changed it meanwhile.

@@ -4,6 +4,7 @@
 //! before anything else is done; a record that somebody else has changed is read again before anything is concluded from
 //! it.
 
+mod growing;
 mod keeping;
 mod showing;
 
@@ -54,6 +55,8 @@ pub(super) struct Run<'a> {
     streams: Vec<Follower>,
     /// Which way they go.
     flips: i32,
+    /// Whether they are to begin anew.
+    anew: bool,
     /// Before the next try.
     pause: Duration,
     /// Until when there is no other attempt of a cutover.
@@ -61,6 +64,8 @@ pub(super) struct Run<'a> {
     /// Attempts of the cutover that is asked for, by which the next comes later and has more time; why the last failed.
     failed: u32,
     hindered: Option<String>,
+    /// Since when a table is known to have columns that are not planned.
+    growing: Option<Instant>,
     application: Mutex<Application>,
 }
 
@@ -89,6 +94,8 @@ impl<'a> Run<'a> {
             rest: None,
             failed: 0,
             hindered: None,
+            growing: None,
+            anew: false,
             application: Mutex::new(Application {
                 since: runner.clock.now(),
                 times: runner.metrics.times(runner.registry.database()),
@@ -153,14 +160,13 @@ impl<'a> Run<'a> {
     async fn tend(&mut self) -> Result<(), StepError> {
         let record = &self.stored.record;
         let wanted = record.streams();
-        if !self.streams.is_empty() && (!wanted || self.flips != record.flips) {
-            while let Some(stream) = self.streams.last_mut() {
-                // What it ended with before, it has told.
-                stream.end().await?;
-                self.streams.pop();
-            }
+        let others = self.flips != record.flips || self.anew;
+        if !self.streams.is_empty() && (!wanted || others) {
+            self.end_streams().await?;
         }
+        let record = &self.stored.record;
         if wanted && self.streams.is_empty() {
+            self.anew = false;
             self.flips = record.flips;
             let job = self.job();
             if record.state == State::CatchUp {
@@ -169,6 +175,15 @@ impl<'a> Run<'a> {
             let sources = job.sources();
             let started = sources.iter().map(|it| Follower::start(&job, &it.name));
             self.streams = started.collect();
+        }
+        Ok(())
+    }
+
+    async fn end_streams(&mut self) -> Result<(), StepError> {
+        while let Some(stream) = self.streams.last_mut() {
+            // What it ended with before, it has told.
+            stream.end().await?;
+            self.streams.pop();
         }
         Ok(())
     }
@@ -235,6 +250,9 @@ impl<'a> Run<'a> {
     /// Runs an effect, unless somebody wants something else meanwhile.
     async fn effect(&mut self, effect: Effect) -> Result<(), Left> {
         let name = format!("{effect:?}").to_lowercase();
+        if effect == Effect::Prepare {
+            self.read_columns().await?;
+        }
         self.progress.set("doing", name.as_str());
         self.progress.set("waiting_for", Value::Null);
         self.progress.set("throttle", Value::Null);

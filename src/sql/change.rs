@@ -10,6 +10,40 @@ pub struct Change {
     pub command: &'static str,
     pub what: What,
     pub block: Block,
+    pub meanwhile: Meanwhile,
+}
+
+/// What it does where rows of its tables are on two shards, and one of these is kept up to date with the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meanwhile {
+    /// No value becomes another one, and none that was taken before is refused.
+    Done(Mild),
+    Refused(Harm),
+}
+
+/// What is done of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mild {
+    /// Columns that every row has the same value in.
+    pub added: Vec<String>,
+    /// Constraints that are dropped: of which kind, the servers know.
+    pub constraints: Vec<String>,
+    /// Columns that may be NULL from then on.
+    pub freed: Vec<String>,
+}
+
+/// Why it is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// All rows have to hold to something from then on.
+    Holds,
+    /// An index that is computed.
+    Index,
+    /// A column whose value in rows that are there is not the same on every server.
+    Value,
+    /// A column of a type of which nothing is known here.
+    Type,
+    Else,
 }
 
 /// Whether it can stand in a transaction block.

@@ -11,6 +11,7 @@
 
 mod change;
 mod expression;
+mod meanwhile;
 mod namings;
 mod sequence;
 mod utility;

@@ -91,7 +91,7 @@ impl Show {
         stage.until("ready").await;
         stage.verify().await;
         // A table that moves stays as it is meanwhile.
-        let change = "alter table loose add more int";
+        let change = "alter table loose alter n type numeric";
         let client = open_session(&to(&self.proxies[1])).await.unwrap();
         let refused = client.batch_execute(change).await.unwrap_err();
         assert!(format!("{refused:?}").contains("SW403"), "{refused:?}");

@@ -10,6 +10,7 @@
     reason = "clients and faults run on their own, and how long they took is what is claimed"
 )]
 
+mod changing;
 mod direct;
 mod emptying;
 mod faults;

@@ -276,6 +276,15 @@ impl Stage {
         }
     }
 
+    /// Waits until what the state makes is there.
+    pub(crate) async fn made(&self) {
+        let begun = Instant::now();
+        while self.stands().await["step"] != "made" {
+            assert!(begun.elapsed() < PATIENCE, "never made");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Compares everything once more.
     pub(crate) async fn verify(&self) {
         let round = self.status().await["round"].as_i64().unwrap();

@@ -47,7 +47,7 @@ pub(super) async fn arrived(
 pub(super) async fn halted(follower: &Follower) -> String {
     let failed = tokio::time::timeout(LIMIT, follower.failed()).await;
     match failed.expect("in time") {
-        StepError::Halt { what, .. } => what,
+        StepError::Halt { what, .. } | StepError::Grown { what } => what,
         other => panic!("{other}"),
     }
 }

@@ -13,6 +13,7 @@ mod comparing;
 mod copying;
 mod emptied;
 mod following;
+mod growing;
 mod hindered;
 mod joining;
 mod leading;

@@ -266,9 +266,9 @@ fn tables_and_sequences_are_compared_too() {
                 "only on s: UNIQUE (tenant, note)",
             ),
             (
-                "ALTER TABLE t ADD more int",
-                "ALTER TABLE t DROP more",
-                "only on a: column more integer",
+                "ALTER TABLE t ALTER long DROP NOT NULL",
+                "ALTER TABLE t ALTER long SET NOT NULL",
+                "only on a: column long text",
             ),
             (
                 "ALTER SEQUENCE q INCREMENT -1",

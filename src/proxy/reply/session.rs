@@ -10,7 +10,9 @@ pub mod several;
 
 use crate::{
     pool::{lease::CheckoutError, state::Claim},
+    proxy::holding::Why,
     registry::holds::Reshard,
+    sql::change::Harm,
     wire::notice::{Notice, Words},
 };
 use backends::connect;
@@ -189,14 +191,38 @@ pub fn keys_in_doubt(reshard: Option<&str>) -> Notice {
     }
 }
 
-/// A schema change, or TRUNCATE, of tables of which a reshard moves rows.
+/// A schema change of tables of which a reshard moves rows.
 #[must_use]
-pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Notice {
+pub(in crate::proxy) fn tables_move(
+    command: &str,
+    group: &str,
+    reshard: Option<&Reshard>,
+    why: &Why,
+) -> Notice {
     let which = which_moves(reshard);
-    let instead = if command == "TRUNCATE" {
-        "Write DELETE FROM instead; or wait"
-    } else {
-        "Wait"
+    let why = match why {
+        Why::Harm(Harm::Holds) => {
+            "all rows would have to hold to it, and one shard may not have yet what the other one has".to_owned()
+        }
+        Why::Harm(Harm::Index) => {
+            "what it computes of values may fail for some that are still on their way".to_owned()
+        }
+        Why::Harm(Harm::Value) => {
+            "rows are on two shards, and the new column might have another value on each".to_owned()
+        }
+        Why::Harm(Harm::Type) => {
+            "a column is added to both sides only of a type that PostgreSQL has itself".to_owned()
+        }
+        Why::Harm(Harm::Else) => "this change is not made on both sides".to_owned(),
+        Why::Joins(shard) => format!(
+            "shard \"{shard}\", which joins with it, has them too and does not serve yet"
+        ),
+        Why::Early => {
+            "columns are added while it is ready for a cutover, or at reverse, and not in between".to_owned()
+        }
+        Why::Key => "rows are moved by the shard key, which none may lack".to_owned(),
+        Why::Kept => "rows are found by the constraint that it drops".to_owned(),
+        Why::Unknown => "the home shard cannot be asked how far it is".to_owned(),
     };
     // Once the new owners serve it cannot be given up any more.
     let end = match reshard {
@@ -205,10 +231,10 @@ pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Not
     };
     Notice {
         detail: Some(format!(
-            "{which} rows of tables of group \"{group}\": what it has copied would not be changed. (SW403)"
+            "{which} rows of tables of group \"{group}\": {why}. (SW403)"
         )),
         hint: Some(format!(
-            "{instead} until it is finished (shardway reshard status), or end it by shardway reshard {end}."
+            "Wait until it is finished (shardway reshard status), or end it by shardway reshard {end}."
         )),
         ..error(
             "55006",
@@ -219,7 +245,9 @@ pub fn tables_move(command: &str, group: &str, reshard: Option<&Reshard>) -> Not
 
 fn which_moves(reshard: Option<&Reshard>) -> String {
     match reshard {
-        Some(Reshard { name, state }) => format!("Reshard \"{name}\", which is at {state}, moves"),
+        Some(Reshard { name, state, .. }) => {
+            format!("Reshard \"{name}\", which is at {state}, moves")
+        }
         None => "A reshard moves".to_owned(),
     }
 }

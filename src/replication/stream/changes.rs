@@ -1,14 +1,15 @@
 //! Messages of a stream: which rows they change on which destinations.
 //!
 //! What must stay true: a row whose key goes from one destination to another goes from the one and comes to the other; one
-//! that nobody is given changes nothing; what is not understood ends the stream.
+//! that nobody is given changes nothing; what is not understood ends the stream; a value that a row does not have yet, as its
+//! column was added later, is one that was not sent.
 
 use super::{FenceColumns, Form, Known, Lsn, Reader, ReplicationError, StreamError, Wish};
 use crate::{
     replication::{
         batch::{Added, Kind},
         judge::Within,
-        tables::{Changed, Goes, Table},
+        tables::{Age, Changed, Goes, Table},
     },
     wire::{
         pgoutput::{Change, Oids, Old, Relation, Tuple, Value},
@@ -87,10 +88,18 @@ impl Reader<'_> {
         };
         let known = if let Some(at) = self.tables.iter().position(same) {
             let table = &self.tables[at];
-            table.check(relation).map_err(|what| StreamError::Changed {
-                table: table.plain(),
-                what,
-            })?;
+            let latest = |(commit, _)| commit >= self.columns;
+            let age = if self.transaction.is_none_or(latest) {
+                Age::Latest
+            } else {
+                Age::Earlier
+            };
+            table
+                .check(relation, age)
+                .map_err(|what| StreamError::Changed {
+                    table: table.plain(),
+                    what,
+                })?;
             Known::Table(at)
         } else if relation.schema == b"shardway" && relation.name == b"fence" {
             let place = |name: &[u8]| relation.columns().position(|it| it.name == name);
@@ -150,21 +159,27 @@ impl Reader<'_> {
         }
     }
 
-    fn row(
+    fn row<'a>(
         &mut self,
         at: usize,
-        before: Before<'_>,
-        new: Option<Tuple<'_>>,
+        before: Before<'a>,
+        new: Option<Tuple<'a>>,
     ) -> Result<(), StreamError> {
         let tables = Arc::clone(&self.tables);
         let table = &tables[at];
         let is_update = matches!(before, Before::Same);
+        let values = |tuple: Tuple<'a>| {
+            let mut values: Values<'a> = tuple.values().collect();
+            let lacks = table.columns.len().saturating_sub(values.len());
+            values.extend(std::iter::repeat_n(Value::Unchanged, lacks));
+            values
+        };
         let (old, whole) = match before {
             Before::Nothing | Before::Same => (None, false),
-            Before::Told(Old::Key(tuple)) => (Some(tuple.values().collect::<Values<'_>>()), false),
-            Before::Told(Old::Row(tuple)) => (Some(tuple.values().collect()), true),
+            Before::Told(Old::Key(tuple)) => (Some(values(tuple)), false),
+            Before::Told(Old::Row(tuple)) => (Some(values(tuple)), true),
         };
-        let mut new: Option<Values<'_>> = new.map(|tuple| tuple.values().collect());
+        let mut new = new.map(values);
         if let (Some(old), Some(new)) = (&old, &mut new) {
             complete(table, (old, whole), new);
         }
@@ -260,11 +275,7 @@ impl Reader<'_> {
             let at = *at;
             let tables = Arc::clone(&self.tables);
             for place in 0..self.lanes.len() {
-                let given = match &tables[at].goes {
-                    Goes::ByKey(routes) => routes.sets(place).next().is_some(),
-                    Goes::Everywhere(places) => places.contains(&place),
-                };
-                if !given {
+                if !tables[at].goes_to(place) {
                     continue;
                 }
                 match self.lanes[place].copied.have(at, xid) {

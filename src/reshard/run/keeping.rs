@@ -76,6 +76,14 @@ impl Run<'_> {
             }
             StepError::Lost { what } => (Event::Lost(what.clone()), what),
             StepError::FailedOver { what } => (Event::FailedOver(what.clone()), what),
+            StepError::Grown { what } => {
+                self.reload().await?;
+                if !self.stored.record.is_attempt() {
+                    return self.grow(what).await;
+                }
+                // Once it is undone.
+                (Event::Again, what)
+            }
         };
         let (id, state) = (&self.stored.id, word(&self.stored.record.state));
         tracing::warn!(reshard = id, state, problem = told, "a step failed");

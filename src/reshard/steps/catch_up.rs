@@ -14,6 +14,7 @@ use crate::{
     replication::{
         apply::ApplyError,
         stream::{self, Ended, Lag, Stand, StreamError, Wish},
+        tables::Changed,
     },
     reshard::{
         job::{Job, StepError},
@@ -286,6 +287,7 @@ async fn follow(
             StepError::Halt { what, remedy } => break Ended::Halt { what, remedy },
             StepError::Lost { what } => break Ended::Lost { what },
             StepError::FailedOver { what } => break Ended::FailedOver { what },
+            StepError::Grown { what } => break Ended::Grown { what },
         };
         let progressed = stand.borrow().changes > before;
         pause = if progressed { PAUSE.0 } else { pause };
@@ -346,18 +348,21 @@ fn step(source: &str, error: StreamError) -> StepError {
         what: format!("following shard {source}: {what}"),
         remedy: remedy.to_owned(),
     };
+    let again = || StepError::Again {
+        what: format!("following shard {source}"),
+        problem: what.clone(),
+    };
     match &error {
         StreamError::Source(error) => beginning::lost(source, error),
         StreamError::Sql(error) => beginning::of(source, error),
         StreamError::Apply { error, .. } => match error {
             ApplyError::Replaced => StepError::Replaced,
+            // It begins anew, and looks at the tables.
+            ApplyError::Altered => again(),
             ApplyError::Sql(_) | ApplyError::Rows { .. }
                 if !error.sqlstate().is_some_and(beginning::lasts) =>
             {
-                StepError::Again {
-                    what: format!("following shard {source}"),
-                    problem: what,
-                }
+                again()
             }
             ApplyError::Sql(_) | ApplyError::Rows { .. } | ApplyError::Row { .. }
                 if error.sqlstate().is_some_and(|it| it.starts_with("53")) =>
@@ -375,14 +380,17 @@ fn step(source: &str, error: StreamError) -> StepError {
                 halt("find out who else writes to the destination, or abort the reshard")
             }
         },
+        StreamError::Changed {
+            what: Changed::More { .. },
+            ..
+        } => StepError::Grown {
+            what: format!("following shard {source}: {what}"),
+        },
         StreamError::Changed { .. } | StreamError::Emptied(_) | StreamError::Key(_) => {
             halt("abort the reshard and start it again, with the table as it is to be")
         }
         StreamError::Form(_) | StreamError::Full(_) => halt("abort the reshard"),
-        StreamError::Task => StepError::Again {
-            what: format!("following shard {source}"),
-            problem: what,
-        },
+        StreamError::Task => again(),
     }
 }
 
@@ -399,5 +407,6 @@ fn error_of(ended: &Ended) -> StepError {
         },
         Ended::Lost { what } => StepError::Lost { what: what.clone() },
         Ended::FailedOver { what } => StepError::FailedOver { what: what.clone() },
+        Ended::Grown { what } => StepError::Grown { what: what.clone() },
     }
 }

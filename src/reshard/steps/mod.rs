@@ -24,6 +24,7 @@ pub mod abort;
 pub mod activate;
 mod asking;
 pub mod catch_up;
+pub mod columns;
 pub mod copy;
 pub mod fence;
 pub mod finish;

@@ -291,6 +291,10 @@ impl<'a> Pace<'a> {
     }
 }
 
+/// How long tables may be unlike because a change of them is under way, and how often they are looked at meanwhile.
+const CHANGING: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(100);
+
 const MAJOR: &str = "SELECT current_setting('server_version_num')::int / 10000";
 
 /// That both sides have the table alike; whether hashes mean the same on both.
@@ -302,25 +306,33 @@ async fn alike(job: &Job, unit: &Unit<'_>, sides: &Sides) -> Result<Majors, Step
         let major: i32 = major.about(&format!("looking at {table}"))?.get(0);
         Ok::<_, StepError>((shape.unwrap_or_default(), major))
     };
-    let (here, major) = shape(&sides.here).await?;
-    let (there, other) = shape(&sides.there).await?;
-    let majors = if major == other {
-        Majors::Same
-    } else {
-        Majors::Different
-    };
-    // On a shard that joins all of it was made by this; on others an index more or less is their owner's.
-    let whole = majors == Majors::Same && job.plan.joins.iter().any(|it| it == destination);
-    match here.differs(&there).filter(|it| it.essential || whole) {
-        None => Ok(majors),
-        Some(differs) => Err(StepError::Halt {
+    let begun = Clock.now();
+    loop {
+        let (here, major) = shape(&sides.here).await?;
+        let (there, other) = shape(&sides.there).await?;
+        let majors = if major == other {
+            Majors::Same
+        } else {
+            Majors::Different
+        };
+        // On a shard that joins all of it was made by this; on others an index more or less is their owner's.
+        let whole = majors == Majors::Same && job.plan.joins.iter().any(|it| it == destination);
+        let Some(differs) = here.differs(&there).filter(|it| it.essential || whole) else {
+            return Ok(majors);
+        };
+        // A schema change is committed on one shard after the other.
+        if Clock.now().duration_since(begun) < CHANGING {
+            tokio::time::sleep(STEP).await;
+            continue;
+        }
+        return Err(StepError::Halt {
             what: format!(
                 "table {table} is not alike: only on {source}: {}; only on {destination}: {}",
                 differs.missing.join(", "),
                 differs.extra.join(", ")
             ),
             remedy: "make the table the same on both, then resume; or abort".to_owned(),
-        }),
+        });
     }
 }
 

@@ -1,13 +1,15 @@
 //! Schema changes and maintenance, from the grammar's nodes to [`Change`].
 
-use super::{Lower, Node, NodeList, nodes, raw, relation};
+use super::{Lower, Node, NodeList, meanwhile, nodes, raw, relation};
 use crate::sql::{
     change::{
-        Alter, Block, Change, Children, Column, Emptied, Holds, Locks, Modifier, NewTable, Numbers,
-        Others, Reference, Renamed, Unique, What,
+        Alter, Block, Change, Children, Column, Emptied, Harm, Holds, Locks, Meanwhile, Mild,
+        Modifier, NewTable, Numbers, Others, Reference, Renamed, Unique, What,
     },
     tree::Name,
 };
+
+const OTHER: Meanwhile = Meanwhile::Refused(Harm::Else);
 
 impl Lower {
     /// What a utility statement changes; `None`: it is none of these.
@@ -16,6 +18,7 @@ impl Lower {
             command,
             what,
             block: Block::Allowed,
+            meanwhile: OTHER,
         };
         #[expect(
             clippy::wildcard_enum_match_arm,
@@ -23,7 +26,10 @@ impl Lower {
         )]
         Some(match node {
             Node::CreateStmt(create) => of("CREATE TABLE", self.new_table(create)),
-            Node::AlterTableStmt(alter) => of("ALTER TABLE", self.alter_table(alter)),
+            Node::AlterTableStmt(alter) => Change {
+                meanwhile: meanwhile::altered(alter),
+                ..of("ALTER TABLE", self.alter_table(alter))
+            },
             Node::IndexStmt(index) => self.index(index),
             Node::DropStmt(drop) => dropped(drop),
             Node::TruncateStmt(truncate) => of("TRUNCATE", emptied(truncate)),
@@ -94,10 +100,15 @@ impl Lower {
             ),
             _ => return None,
         };
+        let meanwhile = match node {
+            Node::CreateStatsStmt(_) => Meanwhile::Done(Mild::default()),
+            _ => OTHER,
+        };
         Some(Change {
             command,
             what,
             block: Block::Allowed,
+            meanwhile,
         })
     }
 
@@ -258,6 +269,7 @@ impl Lower {
                 alter: Box::new(alter),
             },
             block: block(index.concurrent),
+            meanwhile: meanwhile::indexed(index),
         }
     }
 }
@@ -420,6 +432,7 @@ fn dropped(drop: &nodes::DropStmt) -> Change {
         command: "DROP",
         what,
         block: block(drop.concurrent),
+        meanwhile: meanwhile::dropped(drop),
     }
 }
 
@@ -465,6 +478,7 @@ fn vacuumed(vacuum: &nodes::VacuumStmt) -> Change {
             tables(names)
         },
         block: block(vacuum.is_vacuumcmd),
+        meanwhile: OTHER,
     }
 }
 
@@ -484,6 +498,7 @@ fn reindexed(reindex: &nodes::ReindexStmt) -> Change {
         command: "REINDEX",
         what,
         block: block(alone),
+        meanwhile: OTHER,
     }
 }
 
@@ -552,5 +567,6 @@ fn everywhere(node: &Node<'_>) -> Option<Change> {
         command,
         what,
         block: Block::Allowed,
+        meanwhile: OTHER,
     })
 }

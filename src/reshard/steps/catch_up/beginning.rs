@@ -12,7 +12,7 @@ use super::super::{
 use crate::{
     inspect::AskError,
     replication::{
-        apply::{Destination, Reached, Whose},
+        apply::{Destination, Reached, Shapes, Whose},
         connection::{Format, ReplicationError},
         judge::{Chunks, JudgeError},
         rows::Form,
@@ -40,7 +40,7 @@ SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off
 SET enable_material = off; SET jit = off; SET client_encoding = SQL_ASCII; SET work_mem = '64MB'";
 const READ: &str = "\
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
-SET jit = off; SET client_encoding = SQL_ASCII; SET synchronous_commit = local";
+SET jit = off; SET client_encoding = SQL_ASCII; SET synchronous_commit = local; SET lock_timeout = '2s'";
 const HERE: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding'), \
 CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END, \
 pg_snapshot_xmax(pg_current_snapshot())::text::int8";
@@ -51,6 +51,10 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod,
 FROM pg_attribute a \
 WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
 ORDER BY a.attnum";
+/// Names of columns that are not computed.
+const NAMES: &str = "\
+SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1::text) AND attnum > 0 AND NOT attisdropped \
+AND attgenerated = ''";
 /// Where a destination is; from the slot's beginning when nothing was applied there yet.
 const BEGIN: &str = "\
 INSERT INTO shardway.apply_progress AS p (workflow, source, lsn, token) VALUES ($1, $2, $3, $4) \
@@ -78,7 +82,12 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
         end: consistency,
         newest,
     } = primary(&asking, name).await?;
-    let tables: Arc<[Table]> = tables(job, &asking, (&flows, &given), &names).await?.into();
+    let of = (flows.as_slice(), given.as_slice());
+    let first = tables(job, &asking, of, &names).await?;
+    // All columns were there before and after it: who lacks one later than that has lost it.
+    let Primary { end: columns, .. } = primary(&asking, name).await?;
+    let tables: Arc<[Table]> = tables(job, &asking, of, &names).await?.into();
+    drop(first);
     let binary = flows.iter().all(|flow| is_binary(flow.table));
     let whose = Whose {
         workflow: job.id.clone(),
@@ -99,6 +108,7 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
             source: reading,
             progress: found.1,
             chunks: found.2,
+            shapes: found.3,
         });
     }
     let reached = destinations.iter().map(|it| it.progress.lsn);
@@ -117,6 +127,7 @@ pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
         heart: asking,
         destinations,
         consistency,
+        columns,
         newest,
         batch: job.knobs.borrow().batch,
     })
@@ -288,7 +299,21 @@ async fn columns(
     let found: Vec<String> = found
         .map(|it| format!("{} {}", it.name, it.type_name))
         .collect();
+    let had = columns.iter().take(planned.columns.len());
+    let wanted = planned.columns.iter().map(|it| (&it.name, &it.type_name));
+    if wanted.eq(had.map(|it| (&it.name, &it.type_name))) {
+        return Err(grown(planned, name, &found.join(", ")));
+    }
     Err(changed(planned, name, &found.join(", ")))
+}
+
+fn grown(planned: &MovingTable, shard: &str, found: &str) -> StepError {
+    StepError::Grown {
+        what: format!(
+            "{} on shard {shard} has columns that were not planned: {found}",
+            planned.plain()
+        ),
+    }
 }
 
 fn changed(planned: &MovingTable, source: &str, found: &str) -> StepError {
@@ -307,7 +332,7 @@ async fn destination(
     (place, to): (usize, &str),
     confirmed: Lsn,
     encoding: &str,
-) -> Result<(Client, Reached, Chunks), StepError> {
+) -> Result<(Client, Reached, Chunks, Shapes), StepError> {
     let client = sql(server(job, to)?).await?;
     let found = primary(&client, to).await?.encoding;
     if found != encoding || !["UTF8", "SQL_ASCII"].contains(&encoding) {
@@ -324,9 +349,37 @@ async fn destination(
         Direction::Forward => copied(&client, whose, (place, to)).await?,
     };
     let progress = progress(job, &client, whose, to, confirmed).await?;
+    let shapes = shapes(&client, whose, (place, to)).await?;
     said(to, client.batch_execute(APPLY).await)?;
     as_replica(&client, job).await?;
-    Ok((client, progress, chunks))
+    Ok((client, progress, chunks, shapes))
+}
+
+/// That the tables have no columns there of which no values come; as they are then.
+async fn shapes(
+    client: &Client,
+    whose: &Whose,
+    (place, to): (usize, &str),
+) -> Result<Shapes, StepError> {
+    let tables = || whose.tables.iter().filter(|table| table.goes_to(place));
+    // First: what is added later is seen by it.
+    let shapes = said(to, Shapes::read(client, tables()).await)?;
+    for table in tables() {
+        let names = said(to, client.query(NAMES, &[&table.sql()]).await)?;
+        let names: Vec<String> = names.iter().map(|row| row.get(0)).collect();
+        let planned = |name: &&String| table.columns.iter().all(|it| it.name != **name);
+        let more: Vec<&str> = names.iter().filter(planned).map(String::as_str).collect();
+        if !more.is_empty() {
+            return Err(StepError::Grown {
+                what: format!(
+                    "{} on shard {to} has columns that were not planned: {}",
+                    table.plain(),
+                    more.join(", ")
+                ),
+            });
+        }
+    }
+    Ok(shapes)
 }
 
 /// What was copied there, which must be all.
@@ -341,12 +394,8 @@ async fn copied(
         JudgeError::Sql(error) => of(to, &error),
         error @ JudgeError::NotCopied(_) => again(to, error.to_string()),
     })?;
-    let given = |table: &Table| match &table.goes {
-        Goes::Everywhere(places) => places.contains(&place),
-        Goes::ByKey(routes) => routes.sets(place).next().is_some(),
-    };
     let mut tables = whose.tables.iter().enumerate();
-    let missing = tables.find(|(at, table)| given(table) && !chunks.has(*at));
+    let missing = tables.find(|(at, table)| table.goes_to(place) && !chunks.has(*at));
     match missing {
         None => Ok(chunks),
         Some((_, table)) => Err(again(to, format!("{} is not copied", table.plain()))),

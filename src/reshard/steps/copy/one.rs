@@ -21,7 +21,7 @@ use crate::{
     reshard::{
         flows::Flow,
         job::{Job, StepError},
-        plan::identifier,
+        plan::{MovingTable, identifier},
     },
     sql::statement::quoted,
 };
@@ -30,7 +30,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// How often a server is asked again that tells nobody.
+/// Whoever changes a table on both sides may have it on one and wait for it on the other.
+const PATIENCE: &str = "lock_timeout = '10s'";
 
 /// Sessions that wait for their next chunk.
 #[derive(Default)]
@@ -66,6 +67,10 @@ async fn open(job: &Job, name: &str, end: End) -> Result<Session, StepError> {
     let what = format!("connecting to shard {name}");
     let shown = called(job);
     let mut session = server.copying(&shown).await.about(&what)?;
+    if end == End::Source {
+        let patience = format!("SET {PATIENCE}");
+        session.ask(&patience).await.about(&what)?;
+    }
     if end == End::Destination {
         // Where it is allowed: else there is nothing on the tables that would act, which was looked at before, nor is a
         // guard of these rows on before they are copied.
@@ -97,8 +102,15 @@ pub(super) async fn copy<'a>(
     let mut destination = idle.take(job, &flow.destination, End::Destination).await?;
     let record = Record::of(job, &part);
     let claim = record.claim();
-    let (claimed, begun) = tokio::join!(destination.ask(&claim), begin(&mut source));
-    let (claimed, (snapshot, written)) = (claimed.about(&what)?, begun.about(&what)?);
+    let (claimed, begun) = tokio::join!(destination.ask(&claim), begin(&mut source, flow.table));
+    let (claimed, (snapshot, written, columns)) = (claimed.about(&what)?, begun.about(&what)?);
+    if columns != planned(flow.table) {
+        return Err(StepError::Halt {
+            what: format!("{what}: the table has other columns than were planned: {columns}"),
+            remedy: "abort the reshard and start it again, with the table as it is to be"
+                .to_owned(),
+        });
+    }
     if claimed.is_empty() {
         // Whoever copied it has committed only now; both transactions are undone with their sessions.
         return Ok((flow, Copied::default()));
@@ -123,17 +135,29 @@ pub(super) async fn copy<'a>(
 
 type Said<T> = Result<T, crate::replication::connection::ReplicationError>;
 
-/// Takes a snapshot: its text, and where the WAL of what it sees ends.
-async fn begin(source: &mut Session) -> Said<(String, String)> {
-    const BEGIN: &str = "\
-BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text";
-    let rows = source.ask(BEGIN).await?;
+/// Takes a snapshot: its text, where the WAL of what it sees ends, and the columns that the table has in it. Rows that are
+/// not in it may have others, of which the stream tells.
+async fn begin(source: &mut Session, table: &MovingTable) -> Said<(String, String, String)> {
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+         SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, \
+         coalesce((SELECT string_agg(attname::text, ', ' ORDER BY attname::text COLLATE \"C\") FROM pg_attribute \
+         WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped AND attgenerated = ''), '')",
+        quoted(&table.sql())
+    );
+    let rows = source.ask(&begin).await?;
     let mut cells = rows.into_iter().flatten().flatten();
-    match (cells.next(), cells.next()) {
-        (Some(snapshot), Some(written)) => Ok((snapshot, written)),
+    match (cells.next(), cells.next(), cells.next()) {
+        (Some(snapshot), Some(written), Some(columns)) => Ok((snapshot, written, columns)),
         _ => Err(crate::replication::connection::ReplicationError::Protocol),
     }
+}
+
+/// The names of a table's columns as [`begin`] tells them.
+fn planned(table: &MovingTable) -> String {
+    let mut names: Vec<&str> = table.columns.iter().map(|it| it.name.as_str()).collect();
+    names.sort_unstable();
+    names.join(", ")
 }
 
 /// Writes, and is answered when that is durable: so is all that was written before.
@@ -215,7 +239,8 @@ impl Record {
         } = self;
         format!(
             "BEGIN; INSERT INTO shardway.chunk_done (workflow, source, relation, chunk, low, high, snapshot, rows, bytes, \
-             token) VALUES ({}, {low}, {high}, '', 0, 0, {token}) ON CONFLICT DO NOTHING RETURNING chunk",
+             token) VALUES ({}, {low}, {high}, '', 0, 0, {token}) ON CONFLICT DO NOTHING RETURNING chunk; \
+             SET LOCAL {PATIENCE}",
             place.join(", ")
         )
     }

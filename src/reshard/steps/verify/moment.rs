@@ -52,6 +52,8 @@ pub trait Halts: Sync {
 
 /// How long a slot may wait for transactions that were running before it.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Whoever changes a table on both sides may have it on one, and wait on the other for this to end.
+const LOCKS: &str = "SET lock_timeout = '5s'";
 /// How often it is looked whether it waits.
 const STEP: Duration = Duration::from_millis(10);
 /// After which time that is told.
@@ -74,13 +76,21 @@ impl Sides {
         let watch = unit.source.sql().await.about(&what)?;
         let pid = watch.query_one("SELECT pg_backend_pid()", &[]).await;
         let pid: i32 = pid.about(&what)?.get(0);
+        let [here, there] = [unit.source, unit.destination];
+        let (here, there) = (
+            here.sql().await.about(&what)?,
+            there.sql().await.about(&what)?,
+        );
+        for client in [&here, &there] {
+            client.batch_execute(LOCKS).await.about(&what)?;
+        }
         let patient = Server {
             limit: PATIENCE,
             ..unit.source.clone()
         };
         Ok(Self {
-            here: unit.source.sql().await.about(&what)?,
-            there: unit.destination.sql().await.about(&what)?,
+            here,
+            there,
             watch,
             slots: patient.stream().await.about(&what)?,
             // Its own on the server: one that an earlier comparison left goes when the server sees that nobody is there.
