@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster kills reshard-matrix lint bench compare shards pauses clients fuzz soak versions
+.PHONY: help demo test unit cluster kills reshard-matrix mixed lint bench compare shards pauses clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -32,6 +32,10 @@ reshard-matrix: ## who dies, freezes or is cut off at every point of a reshard, 
 	@tests/setup/tools.sh build servers
 	@SHARDWAY_RESHARD_PART=$${PART:-1/1} SHARDWAY_RESHARD_FROZEN=$${FROZEN:-30} cargo test --locked --features failpoints \
 		--test reshard -- --nocapture whatever_is_killed_at_whatever_point_until_a_finish $(ARGS)
+
+mixed: ## proxies of two versions together, in the middle of a reshard too: BEFORE=COMMIT; ARGS="kinds" for other tests
+	@tests/setup/tools.sh build servers
+	@tests/setup/mixed.sh "$(BEFORE)" $(ARGS)
 
 versions: ## a smaller set of tests on PostgreSQL 14 to 18: a table; ARGS="14 sessions" for a part
 	@tests/setup/versions.sh $(ARGS)
