@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster kills reshard-matrix mixed lint bench compare shards pauses clients fuzz soak versions
+.PHONY: help demo test unit cluster kills reshard-matrix mixed lint bench compare shards pauses reshard-latency takeovers fleet clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -61,6 +61,19 @@ shards: ## what statements over several shards cost beside those on one: a table
 pauses: ## how long statements wait while keys change owners: a table; ARGS="--cutovers 10 --clients 4" for a few
 	@tests/setup/tools.sh build servers
 	@benches/reshard/pauses $(ARGS)
+
+reshard-latency: ## how long statements take in each state of a reshard, beside those without: a table; ARGS="--rounds 1 --rate 1000"
+	@tests/setup/tools.sh build servers
+	@benches/reshard/latency $(ARGS)
+
+takeovers: ## how long a reshard stands still when the proxy that leads it is killed: a table; ARGS="--kills 3 --verbose"
+	@tests/setup/tools.sh build servers
+	@benches/reshard/takeovers $(ARGS)
+
+fleet: ## many proxies before one catalog: what they cost its server, how soon all know of a change; PROXIES=200
+	@tests/setup/tools.sh build servers
+	@ulimit -n 16384 && SHARDWAY_FLEET=$${PROXIES:-200} SHARDWAY_FLEET_CHANGES=$${CHANGES:-20} \
+		cargo test --locked --release --test recovery -- --nocapture many_proxies $(ARGS)
 
 clients: ## third-party suites, directly and through the proxy: a table; ARGS="psycopg2 pg_regress" for some
 	@tests/setup/tools.sh build servers clients
