@@ -1,6 +1,6 @@
 # What a person types. Each goal sets up what it needs first (tests/setup/tools.sh).
 
-.PHONY: help demo test unit cluster kills reshard-matrix lint bench compare shards pauses clients fuzz soak versions
+.PHONY: help demo test unit cluster kills reshard-matrix mixed lint bench compare shards pauses reshard-latency takeovers fleet clients fuzz soak versions
 .DEFAULT_GOAL := help
 
 help: ## what can be done
@@ -33,6 +33,10 @@ reshard-matrix: ## who dies, freezes or is cut off at every point of a reshard, 
 	@SHARDWAY_RESHARD_PART=$${PART:-1/1} SHARDWAY_RESHARD_FROZEN=$${FROZEN:-30} cargo test --locked --features failpoints \
 		--test reshard -- --nocapture whatever_is_killed_at_whatever_point_until_a_finish $(ARGS)
 
+mixed: ## proxies of two versions together, in the middle of a reshard too: BEFORE=COMMIT; ARGS="kinds" for other tests
+	@tests/setup/tools.sh build servers
+	@tests/setup/mixed.sh "$(BEFORE)" $(ARGS)
+
 versions: ## a smaller set of tests on PostgreSQL 14 to 18: a table; ARGS="14 sessions" for a part
 	@tests/setup/versions.sh $(ARGS)
 
@@ -57,6 +61,19 @@ shards: ## what statements over several shards cost beside those on one: a table
 pauses: ## how long statements wait while keys change owners: a table; ARGS="--cutovers 10 --clients 4" for a few
 	@tests/setup/tools.sh build servers
 	@benches/reshard/pauses $(ARGS)
+
+reshard-latency: ## how long statements take in each state of a reshard, beside those without: a table; ARGS="--rounds 1 --rate 1000"
+	@tests/setup/tools.sh build servers
+	@benches/reshard/latency $(ARGS)
+
+takeovers: ## how long a reshard stands still when the proxy that leads it is killed: a table; ARGS="--kills 3 --verbose"
+	@tests/setup/tools.sh build servers
+	@benches/reshard/takeovers $(ARGS)
+
+fleet: ## many proxies before one catalog: what they cost its server, how soon all know of a change; PROXIES=200
+	@tests/setup/tools.sh build servers
+	@ulimit -n 16384 && SHARDWAY_FLEET=$${PROXIES:-200} SHARDWAY_FLEET_CHANGES=$${CHANGES:-20} \
+		cargo test --locked --release --test recovery -- --nocapture many_proxies $(ARGS)
 
 clients: ## third-party suites, directly and through the proxy: a table; ARGS="psycopg2 pg_regress" for some
 	@tests/setup/tools.sh build servers clients

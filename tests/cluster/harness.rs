@@ -285,13 +285,25 @@ impl Proxy {
         configuration: &str,
         environment: &[(&str, &str)],
     ) -> Self {
+        Self::start_program(Path::new(SHARDWAY), dir, configuration, environment)
+    }
+
+    /// The same, of another program.
+    pub(crate) fn start_program(
+        program: &Path,
+        dir: &Path,
+        configuration: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let config = dir.join(format!("proxy-{number}.toml"));
         fs::write(&config, configuration).unwrap();
         let mut command = Command::new("/bin/sh");
         command
-            .args(["-c", WITH_OWNER, "proxy", SHARDWAY, "serve", "--config"])
+            .args(["-c", WITH_OWNER, "proxy"])
+            .arg(program)
+            .args(["serve", "--config"])
             .arg(&config)
             .envs(environment.iter().copied());
         let mut child = command

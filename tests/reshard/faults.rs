@@ -36,7 +36,7 @@ pub(crate) struct Done {
     /// When all served again.
     pub(crate) over: Option<Instant>,
     /// The proxy that was hit; none: a server.
-    place: Option<usize>,
+    pub(crate) place: Option<usize>,
     /// Statements that had been answered.
     pub(crate) answered: u64,
 }
@@ -114,7 +114,7 @@ impl Crew {
         let crew = Arc::clone(self);
         let started = tokio::task::spawn_blocking(move || {
             let ports: Vec<u16> = crew.relays[place].iter().map(|it| it.port).collect();
-            let proxy = crew.stage.proxy_by(&ports, &crew.armed[place]);
+            let proxy = crew.stage.proxy_by(place, &ports, &crew.armed[place]);
             *crew.proxies[place].lock().unwrap() = Some(proxy);
         });
         started.await.unwrap();
@@ -228,7 +228,12 @@ impl Crew {
 
     async fn hit_proxy(self: &Arc<Self>, place: usize, fault: Fault, hit: Hit) {
         match fault {
-            Fault::Kill => {
+            Fault::Kill | Fault::Replace => {
+                let lead = if fault == Fault::Replace {
+                    Some(self.stage.lead().await)
+                } else {
+                    None
+                };
                 let proxy = self.proxies[place].lock().unwrap().take().unwrap();
                 proxy.signal("KILL");
                 drop(hit);
@@ -236,6 +241,9 @@ impl Crew {
                 self.logs.lock().unwrap().push(log);
                 let gone = tokio::task::spawn_blocking(move || drop(proxy));
                 gone.await.unwrap();
+                if let Some(lead) = lead {
+                    self.stage.led_since(lead).await;
+                }
                 self.serve(place).await;
             }
             Fault::Stop => {
@@ -253,7 +261,7 @@ impl Crew {
         }
     }
 
-    fn signal(&self, place: usize, name: &str) {
+    pub(crate) fn signal(&self, place: usize, name: &str) {
         let proxy = self.proxies[place].lock().unwrap();
         proxy.as_ref().unwrap().signal(name);
     }
@@ -268,7 +276,7 @@ impl Crew {
             }
         };
         match fault {
-            Fault::Kill => {
+            Fault::Kill | Fault::Replace => {
                 blocking(Stage::kill).await;
                 drop(hit);
                 blocking(|stage, shard| stage.sandbox.cluster(shard).start().unwrap()).await;

@@ -66,7 +66,7 @@ struct Show {
 impl Show {
     async fn begin(keys: Keys, stage: Stage) -> Self {
         let in_parts = stage.setting.tables.contains("partition of");
-        let proxies = [stage.proxy(""), stage.proxy("")];
+        let proxies = [stage.proxy(0), stage.proxy(1)];
         stage.ready(&proxies[0]).await;
         fill(keys, &open_session(&to(&proxies[0])).await.unwrap()).await;
         let targets = [to(&proxies[0]), to(&proxies[1])];
@@ -193,7 +193,7 @@ fn a_database_without_shards_is_spread_over_three() {
         sections: String::new(),
     });
     block_on(async {
-        let proxies = [stage.proxy(""), stage.proxy("")];
+        let proxies = [stage.proxy(0), stage.proxy(1)];
         fill(Keys::Bigint, &open_session(&to(&proxies[0])).await.unwrap()).await;
         // As docs/resharding.md says.
         stage.setting.shards = 3;
@@ -358,7 +358,7 @@ fn shards_that_leave_own_nothing_and_need_not_be_configured_any_more() {
             Keys::Uuid,
             "method = \"hash\"\nbuckets = 32\nshards = [\"s0\", \"s1\"]",
         );
-        let proxy = stage.proxy("");
+        let proxy = stage.proxy(0);
         stage.ready(&proxy).await;
         let clients = Clients::resume(told, &[to(&proxy)], 2);
         clients.more(100).await;

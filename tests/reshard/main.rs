@@ -30,10 +30,14 @@ mod slow;
 mod stage;
 mod units;
 
-use harness::block_on;
+use harness::{block_on, open_session};
 use load::Load;
 use stage::{Stage, to};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+use tokio_postgres::Config;
 use units::{Combination, Ending, Fault, Leg, Unit, Victim};
 
 /// What moves: an even split over four shards.
@@ -53,21 +57,34 @@ const HELD: Duration = Duration::from_millis(3500);
 #[test]
 fn rows_move_there_and_back_and_there_again_while_clients_write() {
     let stage = Stage::open();
-    let (first, second) = (stage.proxy(""), stage.proxy(""));
+    let (first, second) = (stage.proxy(0), stage.proxy(1));
     block_on(async {
         stage.fill(&first).await;
         let proxies = [to(&first), to(&second)];
         let load = Load::start(&proxies, 6);
-        stage.must(&[&["start"], &TO[..]].concat()).await;
-        stage.until("ready").await;
-        for verb in ["cutover", "rollback", "cutover"] {
-            println!("{}", stage.must(&[verb]).await);
-            stage.until("reverse").await;
-            let pause = &stage.status().await["progress"]["cutover.pause_ms"];
-            println!("{verb}: statements were held for {pause} ms at most");
-        }
-        stage.must(&["finish"]).await;
-        stage.until("done").await;
+        let raised = AtomicBool::new(true);
+        let raises = raises(&proxies, &raised);
+        let run = async {
+            // It does not begin to lead: the first one does.
+            second.signal("STOP");
+            stage.must(&[&["start"], &TO[..]].concat()).await;
+            stage.led_since(0).await;
+            second.signal("CONT");
+            let lead = stage.lead().await;
+            stage.until("ready").await;
+            for verb in ["cutover", "rollback", "cutover"] {
+                println!("{}", stage.must(&[verb]).await);
+                stage.until("reverse").await;
+                let pause = &stage.status().await["progress"]["cutover.pause_ms"];
+                println!("{verb}: statements were held for {pause} ms at most");
+            }
+            stage.must(&["finish"]).await;
+            stage.until("done").await;
+            println!("leads: {lead} at first, {} at last", stage.lead().await);
+            raised.store(false, Ordering::Relaxed);
+        };
+        let ((), raised) = tokio::join!(run, raises);
+        stage.has_rates(raised).await;
         let seen = load.stop().await;
         stage.adds_up(&proxies[0], &seen).await;
         stage.adds_up(&proxies[1], &seen).await;
@@ -79,7 +96,7 @@ fn rows_move_there_and_back_and_there_again_while_clients_write() {
 #[test]
 fn an_aborted_reshard_leaves_nothing_behind() {
     let stage = Stage::open();
-    let proxy = stage.proxy("");
+    let proxy = stage.proxy(0);
     block_on(async {
         stage.fill(&proxy).await;
         let load = Load::start(&[to(&proxy)], 4);
@@ -120,6 +137,18 @@ fn whatever_is_killed_at_whatever_point_until_an_abort_nothing_is_lost() {
     runs::run(&aborted, frozen()).must_be_good();
 }
 
+/// Proxies of two versions are such processes (`make mixed`).
+#[test]
+fn a_run_goes_on_in_the_other_process_whenever_the_one_that_leads_dies() {
+    let ran = runs::run(&units::takeovers(), frozen());
+    ran.must_be_good();
+    for place in 0..2 {
+        let died = |it: &&faults::Done| it.place == Some(place);
+        let deaths = ran.faults.iter().filter(died).count();
+        assert!(deaths > 1, "proxy {place} died {deaths} times");
+    }
+}
+
 #[test]
 fn who_was_frozen_or_cut_off_during_a_cutover_does_no_harm_afterwards() {
     let of = |victim, fault, point, leg| Combination {
@@ -147,6 +176,24 @@ fn who_was_frozen_or_cut_off_during_a_cutover_does_no_harm_afterwards() {
         ending: Ending::Finish,
     };
     runs::run(&unit, frozen()).must_be_good();
+}
+
+/// Writes a table that every shard has whole, through each proxy in turn, as long as it is to; how often.
+async fn raises(proxies: &[Config], goes_on: &AtomicBool) -> i32 {
+    let (mut clients, mut raised) = (Vec::new(), 0);
+    for proxy in proxies {
+        clients.push(open_session(proxy).await.unwrap());
+    }
+    while goes_on.load(Ordering::Relaxed) {
+        for (proxy, client) in clients.iter().enumerate() {
+            let raise = "update rate set rate = rate + 1 where id = 1";
+            if let Err(error) = client.batch_execute(raise).await {
+                panic!("proxy {proxy}, after {raised} times: {error:?}");
+            }
+            raised += 1;
+        }
+    }
+    raised
 }
 
 fn nothing_failed(errors: &[String]) {

@@ -7,7 +7,7 @@ use crate::{
     faults::{Crew, Done},
     load::{Load, Seen},
     stage::Stage,
-    units::{Combination, Ending, Leg, Unit},
+    units::{Combination, Ending, Fault, Leg, Unit},
 };
 use std::{
     fmt::Write as _,
@@ -86,9 +86,18 @@ async fn script(unit: Unit, crew: Arc<Crew>, load: Load) {
     };
     let direct = Direct::start(&stage, &load.seen).await;
     crew.want(of(Leg::Start));
+    let in_turns = unit.takes.iter().any(|it| it.fault == Fault::Replace);
+    if in_turns {
+        // It does not begin to lead: the first one does.
+        crew.signal(1, "STOP");
+    }
     stage
         .must(&[&["start"], &TO[..], &PATIENTLY[..]].concat())
         .await;
+    if in_turns {
+        stage.led_since(0).await;
+        crew.signal(1, "CONT");
+    }
     stage.comes_to(&crew, "ready", 0).await;
     let legs: &[(Leg, &str)] = match unit.ending {
         Ending::Finish => &[

@@ -27,7 +27,7 @@ const ATTEMPTS: i64 = 8;
 #[test]
 fn a_cutover_ends_though_transactions_last_longer_than_its_first_attempt_waits() {
     let stage = Stage::open();
-    let proxy = stage.proxy("");
+    let proxy = stage.proxy(0);
     block_on(async {
         stage.fill(&proxy).await;
         stage.must(&[&["start"], &TO[..]].concat()).await;
@@ -63,7 +63,7 @@ fn a_cutover_ends_though_transactions_last_longer_than_its_first_attempt_waits()
 #[test]
 fn nothing_is_held_before_changes_come_at_once() {
     let stage = Stage::open();
-    let proxy = stage.proxy("");
+    let proxy = stage.proxy(0);
     block_on(async {
         stage.fill(&proxy).await;
         stage.must(&[&["start"], &TO[..]].concat()).await;

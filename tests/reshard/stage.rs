@@ -8,7 +8,7 @@ use crate::{
 use serde_json::Value;
 use shardway::sandbox::{Cluster, Sandbox};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Output,
     time::{Duration, Instant},
 };
@@ -44,6 +44,7 @@ pub(crate) struct Stage {
     /// What configurations that are written from now on say.
     pub(crate) setting: Setting,
     config: PathBuf,
+    programs: [PathBuf; 2],
 }
 
 impl Default for Setting {
@@ -94,6 +95,7 @@ impl Stage {
             sandbox,
             setting,
             config,
+            programs: programs(),
         };
         stage.write();
         stage
@@ -125,20 +127,19 @@ impl Stage {
         )
     }
 
-    /// A proxy of its own process; `failpoint` as `SHARDWAY_FAILPOINT` has it.
-    pub(crate) fn proxy(&self, failpoint: &str) -> Proxy {
-        self.proxy_by(&self.ports(), failpoint)
+    /// The first proxy (0) or the second, of its own process.
+    pub(crate) fn proxy(&self, place: usize) -> Proxy {
+        self.serve(place, &self.ports(), &[])
     }
 
     /// A proxy that reaches the servers by these ports; `failpoint` as `SHARDWAY_FAILPOINT` has it.
-    pub(crate) fn proxy_by(&self, ports: &[u16], failpoint: &str) -> Proxy {
-        let armed = [("SHARDWAY_FAILPOINT", failpoint)];
-        let armed = if failpoint.is_empty() {
-            &armed[..0]
-        } else {
-            &armed[..]
-        };
-        Proxy::start_with(self.sandbox.root(), &self.text(ports), armed)
+    pub(crate) fn proxy_by(&self, place: usize, ports: &[u16], failpoint: &str) -> Proxy {
+        self.serve(place, ports, &[("SHARDWAY_FAILPOINT", failpoint)])
+    }
+
+    fn serve(&self, place: usize, ports: &[u16], environment: &[(&str, &str)]) -> Proxy {
+        let (program, text) = (&self.programs[place], self.text(ports));
+        Proxy::start_program(program, self.sandbox.root(), &text, environment)
     }
 
     /// Kills a server with all its processes, as `kill -9` does.
@@ -221,10 +222,10 @@ impl Stage {
         client.batch_execute(rates).await.unwrap();
     }
 
-    /// Runs `shardway reshard …` before the same servers.
+    /// Runs `shardway reshard …` before the same servers, of the program that the first proxy is.
     pub(crate) async fn reshard(&self, args: &[&str]) -> Output {
         let (verb, rest) = args.split_first().unwrap();
-        Command::new(SHARDWAY)
+        Command::new(&self.programs[0])
             .args(["reshard", verb, "--config"])
             .arg(&self.config)
             .args(["--database", "postgres"])
@@ -243,6 +244,22 @@ impl Stage {
         );
         assert!(output.status.success(), "{args:?}: {out}\n{err}");
         out
+    }
+
+    /// The number of the last lead; each process that begins to lead has a higher one.
+    pub(crate) async fn lead(&self) -> i64 {
+        let token = "select token from shardway.leader";
+        let home = self.session(0).await;
+        home.query_one(token, &[]).await.unwrap().get(0)
+    }
+
+    /// Waits until a process has the lead whose number is higher.
+    pub(crate) async fn led_since(&self, lead: i64) {
+        let begun = Instant::now();
+        while self.lead().await <= lead {
+            assert!(begun.elapsed() < PATIENCE, "nobody leads since {lead}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) async fn status(&self) -> Value {
@@ -457,6 +474,16 @@ from shardway.workflow w order by made_at desc limit 1";
         }
     }
 
+    /// The first rate was raised so often, on every shard.
+    pub(crate) async fn has_rates(&self, raised: i32) {
+        for shard in 0..self.setting.servers {
+            let rate = format!("select rate = 1.5 + {raised} from rate where id = 1");
+            let client = self.session(shard).await;
+            let right: bool = client.query_one(&rate, &[]).await.unwrap().get(0);
+            assert!(right, "s{shard} has not seen all {raised} changes");
+        }
+    }
+
     /// Nothing of a reshard is left on any server.
     pub(crate) async fn has_nothing_left(&self) {
         for shard in 0..self.setting.servers {
@@ -546,6 +573,17 @@ from shardway.workflow w order by made_at desc limit 1";
         entries.dedup();
         assert_eq!(entries.len(), all, "entries on more than one shard");
     }
+}
+
+/// Which programs the first and the second proxy are: `SHARDWAY_PROGRAMS` has their paths, as PATH has its own; where it has
+/// none, the one that was built with the tests.
+fn programs() -> [PathBuf; 2] {
+    let said = std::env::var_os("SHARDWAY_PROGRAMS").unwrap_or_default();
+    let mut said = std::env::split_paths(&said);
+    [(), ()].map(|()| {
+        let named = said.next().filter(|it| !it.as_os_str().is_empty());
+        named.unwrap_or_else(|| Path::new(SHARDWAY).to_owned())
+    })
 }
 
 async fn session(sandbox: &Sandbox, shard: usize) -> Client {

@@ -19,6 +19,8 @@ pub(crate) enum Victim {
 pub(crate) enum Fault {
     /// `kill -9`, and started again.
     Kill,
+    /// The same, and started again only once the other proxy leads.
+    Replace,
     /// Frozen, and thawed.
     Stop,
     /// All connections of the proxies to a server, or of a proxy to all servers, end.
@@ -165,6 +167,33 @@ pub(crate) fn quick() -> [Unit; 2] {
     let last = unit("quick-2".to_owned(), RUNS - 1, 0, victim);
     first.takes.extend(second.takes);
     [first, last]
+}
+
+/// The leader dies in every state and the other goes on, which dies next: each of them takes over from the other.
+pub(crate) fn takeovers() -> Unit {
+    let at = |(leg, point)| Combination {
+        victim: Victim::Leader,
+        fault: Fault::Replace,
+        point,
+        leg,
+    };
+    let points = [
+        (Leg::Start, "after_chunk_commit"),
+        (Leg::Start, "after_consistent"),
+        (Leg::Start, "begin_ready"),
+        (Leg::Forward, "after_fence"),
+        (Leg::Forward, "after_flip"),
+        (Leg::Back, "after_drain"),
+        (Leg::Back, "after_activate"),
+        (Leg::Again, "after_guard"),
+        (Leg::Again, "before_reverse"),
+        (Leg::End, "after_old_rows"),
+    ];
+    Unit {
+        name: "takeovers".to_owned(),
+        takes: points.map(at).to_vec(),
+        ending: Ending::Finish,
+    }
 }
 
 fn unit(name: String, run: usize, pair: usize, who: impl Fn(usize) -> (Victim, Fault)) -> Unit {
