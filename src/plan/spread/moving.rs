@@ -38,6 +38,8 @@ pub struct Moving {
     assigned: Vec<Assigned>,
     /// What chooses the shards whose rows are changed.
     sources: Sources,
+    /// Whether a unique index does not hold the key.
+    pub keyless: bool,
 }
 
 /// One assignment.
@@ -169,6 +171,9 @@ pub(super) fn moving(
         alias: update.table.alias.as_ref().map(|alias| quote(&alias.name)),
         assigned,
         sources,
+        keyless: analysis
+            .effects(name)
+            .is_some_and(|effects| !effects.strays.uniques.is_empty()),
     })
 }
 
@@ -455,6 +460,7 @@ mod tests {
             alias: alias.map(quote),
             assigned: assigned.collect(),
             sources: Sources::All,
+            keyless: false,
         };
         let columns = Columns {
             names: ["id", "n", "note"].map(str::to_owned).to_vec(),
