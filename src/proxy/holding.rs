@@ -96,10 +96,9 @@ impl Session {
         });
         // BEGIN together with what follows it may begin such a one too.
         let several = statements.len() > 1;
-        let concerns = |one: &StatementPlan| match one.effect {
-            Effect::Execute { .. } => true,
-            Effect::Begin => several,
-            _ => !one.touches.is_nothing(),
+        let concerns = |one: &StatementPlan| {
+            let begins = several && matches!(one.effect, Effect::Begin);
+            !one.touches.is_nothing() || begins || matches!(one.effect, Effect::Execute { .. })
         };
         if !one_snapshot && !statements.iter().any(concerns) {
             return Came::Quiet;

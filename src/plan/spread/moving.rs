@@ -117,10 +117,8 @@ pub(super) fn moving(
             Unroutable::Unpinned { .. } | Unroutable::KeyChanged { .. }
         )
     };
-    let unpinned = analysis
-        .refusals
-        .iter()
-        .any(|why| matches!(why, Unroutable::Unpinned { .. }));
+    let mut refusals = analysis.refusals.iter();
+    let unpinned = refusals.any(|why| matches!(why, Unroutable::Unpinned { .. }));
     let reads = update
         .ctes
         .iter()
