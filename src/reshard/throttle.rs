@@ -82,7 +82,7 @@ pub(super) async fn look(job: &Job) -> Result<(), StepError> {
 /// only receives WAL: what it has received); whether all that is to be seen.
 const PRESSURE: &str = "\
 SELECT (SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' \
-            AND application_name <> 'shardway' AND application_name NOT LIKE 'shardway copy %')::int8, \
+            AND application_name <> 'shardway' AND application_name !~ '^shardway (copy|apply) ')::int8, \
        r.name, r.behind, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') \
 FROM (SELECT) one LEFT JOIN LATERAL ( \
     SELECT coalesce(nullif(application_name, ''), 'a replica') AS name, \

@@ -32,7 +32,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     };
     unless_taken_over(job).await?;
     claim_all(job).await?;
-    // A chunk could be committed else after its rows were deleted.
+    // A chunk or a batch could be committed else after its rows were deleted.
     super::copy::stop(job).await?;
     let mut first = None;
     let notes = noted(job).await?;

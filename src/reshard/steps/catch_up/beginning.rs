@@ -7,6 +7,7 @@
 use super::super::{
     activate::latest,
     asking::{About as _, remedy},
+    copy::applying,
     records::as_replica,
 };
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
         plan::MovingTable,
         servers::Server,
     },
+    sql::statement::quoted,
     wire::replication::Lsn,
 };
 use deadpool_postgres::Client;
@@ -51,9 +53,11 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod,
 FROM pg_attribute a \
 WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
 ORDER BY a.attnum";
-/// Where a destination is; from the slot's beginning when nothing was applied there yet.
+/// Where a destination is; from the slot's beginning when nothing was applied there yet. A runner that was replaced begins
+/// nothing.
 const BEGIN: &str = "\
-INSERT INTO shardway.apply_progress AS p (workflow, source, lsn, token) VALUES ($1, $2, $3, $4) \
+WITH mine AS (SELECT FROM shardway.runner WHERE workflow = $1 AND token <= $4 FOR SHARE) \
+INSERT INTO shardway.apply_progress AS p (workflow, source, lsn, token) SELECT $1, $2::text, $3::pg_lsn, $4::int8 FROM mine \
 ON CONFLICT (workflow, source) DO UPDATE SET token = excluded.token WHERE p.token <= excluded.token \
 RETURNING lsn, fence";
 /// The same, where it was said before from where on.
@@ -309,6 +313,9 @@ async fn destination(
     encoding: &str,
 ) -> Result<(Client, Reached, Chunks), StepError> {
     let client = sql(server(job, to)?).await?;
+    // Whoever takes the run over, or deletes what was brought, ends it by its name.
+    let name = format!("SET application_name = {}", quoted(&applying(job)));
+    said(to, client.batch_execute(&name).await)?;
     let found = primary(&client, to).await?.encoding;
     if found != encoding || !["UTF8", "SQL_ASCII"].contains(&encoding) {
         return Err(StepError::Halt {
