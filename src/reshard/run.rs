@@ -22,6 +22,7 @@ use super::{
 use crate::{
     clock::{Duration, Instant},
     failpoint,
+    inspect::at_once,
     registry::errand,
 };
 use serde_json::{Value, json};
@@ -154,11 +155,11 @@ impl<'a> Run<'a> {
         let record = &self.stored.record;
         let wanted = record.streams();
         if !self.streams.is_empty() && (!wanted || self.flips != record.flips) {
-            while let Some(stream) = self.streams.last_mut() {
-                // What it ended with before, it has told.
-                stream.end().await?;
-                self.streams.pop();
-            }
+            // At once: statements may be held. What one ended with before, it has told.
+            let each = self.streams.iter_mut().map(Follower::end);
+            let ended = at_once(each.collect()).await;
+            ended.into_iter().collect::<Result<(), StepError>>()?;
+            self.streams.clear();
         }
         if wanted && self.streams.is_empty() {
             self.flips = record.flips;

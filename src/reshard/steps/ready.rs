@@ -5,21 +5,22 @@
 use super::{
     asking::{About as _, connection},
     guard,
-    records::{Kind, Note, claim_all, note},
+    records::{Kind, Note, begin, claim, claim_all, note},
     sequences,
 };
 use crate::{
     inspect::at_once,
     replication::{
-        connection::ReplicationError,
+        connection::{Connection, ReplicationError},
         publication::{self, Publication},
         slot::{self, SlotError},
     },
     reshard::{
-        job::{Job, StepError},
+        job::{Direction, Job, StepError},
         servers::Server,
     },
 };
+use deadpool_postgres::Client;
 use std::collections::BTreeSet;
 
 /// What every publication of a reshard has beside the tables: heartbeats and fences.
@@ -73,8 +74,12 @@ WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
             stream(&back, &destination).await?;
         }
         let advanced = client.query(ADVANCE, &[&name]).await;
+        // Never where another runner has noted a position, from which on what is written there has to be brought back.
+        begin(&client, job).await?;
         advanced.about("moving a slot on")?;
     }
+        let ended = client.batch_execute("COMMIT").await;
+        ended.about("moving a slot on")?;
     Ok(())
 }
 
@@ -116,7 +121,11 @@ pub(super) async fn stream(job: &Job, server: &Server) -> Result<slot::Slot, Ste
         }
     }
     match slot::make(&client, &mut commands, &name).await {
-        Ok(slot) => Ok(slot),
+        Ok(slot @ slot::Slot::Found(_)) => Ok(slot),
+        Ok(slot @ slot::Slot::Made(_)) => {
+            unless_replaced(job, &client, (&mut commands, &name)).await?;
+            Ok(slot)
+        }
         // The server waits for whoever has changed something in a transaction that is not over.
         Err(SlotError::Replication(ReplicationError::Timeout)) => {
             let running = slot::running(&client).await.about(&what)?;
@@ -146,3 +155,20 @@ pub(super) fn slot_error(what: &str, error: SlotError) -> StepError {
         },
     }
 }
+    claim(&client, job).await?;
+/// A slot that was made when nobody wanted it any more would keep WAL for ever, and what is before it would be missing.
+pub(super) async fn unless_replaced(
+    job: &Job,
+    client: &Client,
+    (commands, name): (&mut Connection, &str),
+) -> Result<(), StepError> {
+    match claim(client, job).await {
+        Err(StepError::Replaced) => {
+            let removed = slot::remove(client, commands, name).await;
+            removed.map_err(|error| slot_error("removing a slot", error))?;
+            Err(StepError::Replaced)
+        }
+        end => end,
+    }
+}
+

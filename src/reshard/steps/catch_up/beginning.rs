@@ -5,7 +5,7 @@
 //! tables are not brought to a shard that serves: whoever writes them writes there too, and would come first.
 
 use super::super::{
-    activate::latest,
+    activate::{CLOSED, latest},
     asking::{About as _, remedy},
     copy::applying,
     records::as_replica,
@@ -392,14 +392,26 @@ async fn progress(
         lsn: Lsn(lsn.into()),
         fence: row.get(1),
     };
-    if reached.lsn < confirmed && job.direction == Direction::Forward {
+    if reached.lsn == CLOSED {
+        return Err(again(
+            to,
+            format!("it serves what {source} gave it, and is brought nothing more"),
+        ));
+    }
+    if reached.lsn < confirmed {
         return Err(StepError::Halt {
             what: format!(
                 "shard {to} has the changes of {source} up to {}, and {source} keeps them from {confirmed} on only: {to} \
                  has lost what it had",
                 reached.lsn
             ),
-            remedy: "abort the reshard and start it again".to_owned(),
+            remedy: match job.direction {
+                Direction::Forward => "abort the reshard and start it again",
+                Direction::Back => {
+                    "give up the way back: ask for finish, and resume for it to be done"
+                }
+            }
+            .to_owned(),
         });
     }
     Ok(reached)
