@@ -210,6 +210,10 @@ impl<'a> Run<'a> {
                 Err(error) => self.progress.set("problem", error.to_string()),
             }
         }
+        // Once what may move slots on has done so.
+        if let Err(error) = self.kept().await {
+            return self.fail(error).await;
+        }
         let began = self.runner.clock.now();
         while since(self.runner.clock, began) < WATCHED {
             let ended = tokio::select! {
@@ -231,6 +235,20 @@ impl<'a> Run<'a> {
         }
         self.show_now().await;
         Ok(())
+    }
+
+    /// Looks at what slots cost, of both ways: longest of all it is waited with them.
+    async fn kept(&self) -> Result<(), StepError> {
+        let record = &self.stored.record;
+        if !record.needs_slots() || record.is_attempt() {
+            return Ok(());
+        }
+        let kept = throttle::look_both(&self.job()).await;
+        match kept {
+            // What it has stopped for comes first.
+            Err(_) if record.stopped.is_some() => Ok(()),
+            kept => kept,
+        }
     }
 
     /// Runs an effect, unless somebody wants something else meanwhile.
