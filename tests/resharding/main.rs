@@ -15,6 +15,7 @@ mod emptied;
 mod following;
 mod hindered;
 mod joining;
+mod late;
 mod leading;
 mod lost;
 mod preflight;
