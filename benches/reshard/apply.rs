@@ -7,7 +7,7 @@
 
 mod stand;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use shardway::{
     catalog::key::KeyType,
     clock::{Clock, Duration},
@@ -234,9 +234,17 @@ async fn follower(stand: &Stand, backlog: &Backlog, round: usize) -> Result<Figu
     };
     let id = backlog.id(round);
     let (job, _knobs) = stand::job(&id, &backlog.shape, Direction::Back, source, &places)?;
+    let confirmed = format!(
+        "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = '{}'",
+        job.slot("s")
+    );
+    let found = stand.source().query(&backlog.database, &confirmed).await?;
+    let confirmed = found.into_iter().flatten().flatten().next();
+    let confirmed = confirmed.context("the slot is not there")?;
     for cluster in destinations {
+        // From where the slot begins: nothing was written before it.
         let begin = format!(
-            "INSERT INTO shardway.apply_progress (workflow, source, lsn, token) VALUES ('{id}', '{}', '0/0', 1)",
+            "INSERT INTO shardway.apply_progress (workflow, source, lsn, token) VALUES ('{id}', '{}', '{confirmed}', 1)",
             job.followed("s")
         );
         cluster.execute(&database, &begin).await?;

@@ -8,6 +8,7 @@
 
 use super::{
     batch::{Change, Contradiction, Full, Held, Hole, Kind, Log, Net, Row, Settling, Shape},
+    durable::FLUSH,
     judge::{Chunks, JudgeError},
     rows::{Form, NotCopied, Raw, Statements, What, in_order},
     tables::{Goes, Table, identifier},
@@ -571,9 +572,7 @@ impl Applier {
             .query(source, (at, table), &what, (log, &rows), &[])
             .await?;
         // What was read must not be lost with the source's last moments: this is durable only behind it.
-        source
-            .batch_execute("SELECT pg_catalog.txid_current()")
-            .await?;
+        source.batch_execute(FLUSH).await?;
         let mut found = BTreeMap::new();
         for answer in &answers {
             let place: i64 = answer.try_get(0)?;

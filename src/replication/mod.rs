@@ -9,6 +9,7 @@ pub mod batch;
 pub mod chunks;
 pub mod connection;
 pub mod copy;
+pub mod durable;
 pub mod judge;
 pub mod publication;
 pub mod rows;

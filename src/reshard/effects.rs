@@ -88,6 +88,7 @@ impl Ground<'_> {
     /// [`StepError`].
     pub async fn idle(&self, job: &Job) -> Result<(), StepError> {
         steps::ready::advance(job).await?;
+        steps::ready::same_tables(job).await?;
         steps::partitions::none_new(job).await
     }
 

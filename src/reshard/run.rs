@@ -23,6 +23,7 @@ use super::{
 use crate::{
     clock::{Duration, Instant},
     failpoint,
+    inspect::at_once,
     registry::errand,
 };
 use serde_json::{Value, json};
@@ -180,11 +181,11 @@ impl<'a> Run<'a> {
     }
 
     async fn end_streams(&mut self) -> Result<(), StepError> {
-        while let Some(stream) = self.streams.last_mut() {
-            // What it ended with before, it has told.
-            stream.end().await?;
-            self.streams.pop();
-        }
+        // At once: statements may be held. What one ended with before, it has told.
+        let each = self.streams.iter_mut().map(Follower::end);
+        let ended = at_once(each.collect()).await;
+        ended.into_iter().collect::<Result<(), StepError>>()?;
+        self.streams.clear();
         Ok(())
     }
 
@@ -224,6 +225,10 @@ impl<'a> Run<'a> {
                 Err(error) => self.progress.set("problem", error.to_string()),
             }
         }
+        // Once what may move slots on has done so.
+        if let Err(error) = self.kept().await {
+            return self.fail(error).await;
+        }
         let began = self.runner.clock.now();
         while since(self.runner.clock, began) < WATCHED {
             let ended = tokio::select! {
@@ -245,6 +250,20 @@ impl<'a> Run<'a> {
         }
         self.show_now().await;
         Ok(())
+    }
+
+    /// Looks at what slots cost, of both ways: longest of all it is waited with them.
+    async fn kept(&self) -> Result<(), StepError> {
+        let record = &self.stored.record;
+        if !record.needs_slots() || record.is_attempt() {
+            return Ok(());
+        }
+        let kept = throttle::look_both(&self.job()).await;
+        match kept {
+            // What it has stopped for comes first.
+            Err(_) if record.stopped.is_some() => Ok(()),
+            kept => kept,
+        }
     }
 
     /// Runs an effect, unless somebody wants something else meanwhile.

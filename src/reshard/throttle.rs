@@ -26,6 +26,18 @@ SELECT coalesce(s.wal_status, 'none'), s.safe_wal_size, \
     (SELECT max(greatest(age(backend_xmin), age(backend_xid))) FROM pg_stat_activity)::int8 \
 FROM pg_replication_slots s WHERE s.slot_name = $1";
 
+/// Looks at what the slots of both ways cost.
+///
+/// # Errors
+/// As [`look`], but that nothing is needed yet of a slot of the other way: it is made again.
+pub async fn look_both(job: &Job) -> Result<(), StepError> {
+    look(job).await?;
+    match look(&job.turned()).await {
+        Err(StepError::Lost { .. }) => Ok(()),
+        looked => looked,
+    }
+}
+
 /// Looks at every source, shows what it sees, and stops what must not go on.
 ///
 /// # Errors
@@ -39,7 +51,7 @@ pub(super) async fn look(job: &Job) -> Result<(), StepError> {
             Ok::<_, AskError>(client.query_opt(SLOT, &[&slot]).await?)
         };
         // A server that cannot be asked is the matter of whoever needs it.
-        let Ok(Some(row)) = asked.await else {
+        let Ok(Ok(Some(row))) = timeout(PATIENCE, asked).await else {
             continue;
         };
         let (status, kept): (String, Option<i64>) = (row.get(0), row.get(2));
@@ -82,7 +94,7 @@ pub(super) async fn look(job: &Job) -> Result<(), StepError> {
 /// only receives WAL: what it has received); whether all that is to be seen.
 const PRESSURE: &str = "\
 SELECT (SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' \
-            AND application_name <> 'shardway' AND application_name NOT LIKE 'shardway copy %')::int8, \
+            AND application_name <> 'shardway' AND application_name !~ '^shardway (copy|apply) ')::int8, \
        r.name, r.behind, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') \
 FROM (SELECT) one LEFT JOIN LATERAL ( \
     SELECT coalesce(nullif(application_name, ''), 'a replica') AS name, \

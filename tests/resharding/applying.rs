@@ -360,7 +360,7 @@ fn who_is_killed_goes_on_where_it_was() {
             async move {
                 let sql = format!(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' \
-                     AND application_name = 'shardway'"
+                     AND application_name LIKE 'shardway%'"
                 );
                 let of = ["s", "a", "b"].iter().position(|it| *it == shard);
                 server(of.unwrap()).execute("postgres", &sql).await.unwrap();

@@ -10,7 +10,7 @@ use shardway::{
     reshard::{
         dump::Tools,
         job::{Job, StepError},
-        steps::{abort, catch_up::Follower, copy, preflight, prepare, ready},
+        steps::{abort, catch_up::Follower, copy, fence, preflight, prepare, ready, rehearse},
     },
     sandbox::Sandbox,
 };
@@ -343,6 +343,39 @@ fn a_table_that_is_changed_past_the_proxies_stops_it() {
             );
             assert_eq!(shards.one("s", &left).await, "0", "{change}");
         }
+    });
+}
+
+#[test]
+fn a_table_that_was_replaced_past_the_proxies_keeps_its_owners() {
+    const REPLACE: &str = "ALTER TABLE t RENAME TO before; CREATE TABLE t (LIKE before INCLUDING ALL); INSERT INTO t SELECT * FROM before";
+    const BACK: &str = "DROP TABLE t; ALTER TABLE before RENAME TO t";
+    block_on(async {
+        let (shards, mut reshard, follower) = following("replaced_table").await;
+        soon(ready::run(&reshard.job)).await;
+        reshard.job.attempt = 1;
+        let job = &reshard.job;
+        soon(rehearse::run(job)).await;
+        // Nobody streams it, and what is written there is nowhere else.
+        shards.run("s", REPLACE).await;
+        soon(ready::run(job)).await;
+        for ended in [rehearse::run(job).await, fence::run(job).await] {
+            let (what, remedy) = halted(ended);
+            assert!(what.contains("public.t on shard s"), "{what}");
+            assert!(remedy.contains("abort"), "{remedy}");
+        }
+        let fences = "SELECT count(*) FROM shardway.fence WHERE attempt > 0";
+        assert_eq!(shards.one("s", fences).await, "0");
+        shards.run("s", BACK).await;
+        soon(rehearse::run(job)).await;
+        // Nor would there be a way back.
+        shards.run("a", REPLACE).await;
+        let (what, _) = halted(rehearse::run(job).await);
+        assert!(what.contains("public.t on shard a"), "{what}");
+        shards.run("a", BACK).await;
+        soon(rehearse::run(job)).await;
+        soon(follower.stop()).await;
+        soon(abort::run(job)).await;
     });
 }
 

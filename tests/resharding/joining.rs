@@ -2,6 +2,7 @@
 //! taken from them when they serve no more.
 
 use crate::{
+    following::position,
     shards::{Reshard, Shards, block_on, servers},
     whole::{cut, followers},
 };
@@ -13,7 +14,7 @@ use shardway::{
     reshard::{
         dump::Tools,
         job::Job,
-        steps::{copy, finish, keys, prepare, ready, reverse},
+        steps::{activate, copy, fence, finish, keys, prepare, ready, reverse, turn},
     },
     sandbox::Sandbox,
 };
@@ -124,6 +125,71 @@ fn reference_tables_of_shards_that_have_joined_are_written_and_not_streamed() {
         finish::run(&job).await.unwrap();
         assert_eq!(shards.one("c", "SELECT count(*) FROM t").await, "50");
         assert_eq!(shards.one("a", "SELECT count(*) FROM t").await, "0");
+    });
+}
+
+#[test]
+fn a_stream_that_is_late_brings_nothing_to_shards_that_have_joined() {
+    block_on(async {
+        let (shards, reshard) = begin("late_joining").await;
+        let mut job = reshard.job.clone();
+        prepare::run(&job, &Tools::default()).await.unwrap();
+        copy::run(&job).await.unwrap();
+        keys::primary(&job).await.unwrap();
+        let streams = followers(&job);
+        for stream in &streams {
+            stream.consistent().await.unwrap();
+        }
+        keys::rest(&job).await.unwrap();
+        ready::run(&job).await.unwrap();
+        job.attempt = 1;
+        fence::run(&job).await.unwrap();
+        for stream in &streams {
+            stream.fenced(1).await.unwrap();
+        }
+        turn::run(&job).await.unwrap();
+        // Its runner is late: another proxy activates the new owners.
+        let late = streams.iter().find(|it| it.source() == "a").unwrap();
+        let paused = late.pause().await.unwrap();
+        activate::run(&job, 2).await.unwrap();
+        let write = |n| format!("UPDATE country SET n = {n} WHERE code = 'c1'");
+        everywhere(&shards, &write(2)).await;
+        let between = position(&shards, "a").await;
+        everywhere(&shards, &write(3)).await;
+        let refused = async {
+            while late.problem().is_none() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let advance = late.advance(paused, between);
+        let advanced = tokio::select! {
+            paused = advance => Some(paused.unwrap()),
+            () = refused => None,
+        };
+        assert!(alike(&shards, COUNTRIES).await.contains("c13"));
+        drop(advanced);
+        for stream in streams {
+            // How it had ended does not matter.
+            drop(stream.stop().await);
+        }
+        assert!(alike(&shards, COUNTRIES).await.contains("c13"));
+
+        // There again: what was brought before the owners changed is where it was.
+        for epoch in [3, 4] {
+            job = Job {
+                attempt: job.attempt + 1,
+                ..job.turned()
+            };
+            let streams = followers(&job);
+            reverse::run(&job).await.unwrap();
+            let (shard, tenant) = if epoch == 3 { ("c", 1) } else { ("b", 2) };
+            let more = format!("INSERT INTO t VALUES ({tenant}, {epoch} * 1000)");
+            shards.run(shard, &more).await;
+            cut(&mut job, streams, epoch).await;
+        }
+        finish::run(&job).await.unwrap();
+        assert_eq!(shards.one("c", "SELECT count(*) FROM t").await, "51");
+        assert_eq!(shards.one("d", "SELECT count(*) FROM t").await, "51");
     });
 }
 

@@ -16,6 +16,7 @@ mod following;
 mod growing;
 mod hindered;
 mod joining;
+mod late;
 mod leading;
 mod lost;
 mod preflight;

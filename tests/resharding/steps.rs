@@ -15,7 +15,8 @@ use shardway::{
         plan::{MovingColumn, MovingTable, Plan},
         servers::Server,
         steps::{
-            abort, activate, fence, finish, keys, prepare, ready, reverse, schema, turn, unfence,
+            abort, activate, fence, finish, keys, prepare, ready, reverse, schema, sequences, turn,
+            unfence,
         },
     },
     sandbox::{Builder, Cluster, Sandbox},
@@ -155,7 +156,7 @@ UNION ALL SELECT 'type ' || typname FROM pg_type WHERE oid >= 16384 AND typnames
 UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal
 UNION ALL SELECT 'publication ' || pubname FROM pg_publication
 UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots WHERE database = current_database()
-UNION ALL SELECT 'records in ' || name FROM unnest(ARRAY['cleanup', 'server', 'chunk', 'chunk_done', 'apply_progress', 'schema_step', 'made', 'fence', 'runner']) name
+UNION ALL SELECT 'records in ' || name FROM unnest(ARRAY['cleanup', 'server', 'chunk', 'chunk_done', 'apply_progress', 'schema_step', 'made', 'fence', 'runner', 'verify']) name
   WHERE (xpath('/row/c/text()', query_to_xml('SELECT count(*) AS c FROM shardway.' || name, false, true, '')))[1]::text <> '0'
 ORDER BY 1";
 
@@ -580,16 +581,94 @@ fn a_runner_that_was_replaced_changes_nothing() {
         let mut stage = Stage::new("replaced", &["b"]).await;
         up_to_the_fence(&stage).await;
         unfence::run(&stage.job).await.unwrap();
-        stage.run(0, "UPDATE shardway.runner SET token = 8").await;
+        for shard in [0, 1] {
+            stage
+                .run(shard, "UPDATE shardway.runner SET token = 8")
+                .await;
+        }
         stage.run(0, "UPDATE shardway.workflow SET token = 8").await;
+        stage
+            .run(0, "SELECT setval('purchase_number_seq', 5000)")
+            .await;
+        const SLOT: &str = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()";
+        const NUMBER: &str = "SELECT last_value FROM purchase_number_seq";
+        let before = (stage.ask(1, SLOT).await, stage.ask(1, NUMBER).await);
         let replaced = |done| assert!(matches!(done, Err(StepError::Replaced)), "{done:?}");
         replaced(fence::run(&stage.job).await);
         replaced(ready::run(&stage.job).await);
         replaced(prepare::run(&stage.job, &Tools::default()).await);
         replaced(abort::run(&stage.job).await);
+        replaced(ready::advance(&stage.job).await);
+        replaced(turn::run(&stage.job).await);
+        replaced(sequences::run(&stage.job).await);
+        let after = (stage.ask(1, SLOT).await, stage.ask(1, NUMBER).await);
+        assert_eq!(before, after);
         stage.run(0, MOVES).await;
         stage.job.token = 9;
         abort::run(&stage.job).await.unwrap();
+    });
+}
+
+#[test]
+fn a_sequence_that_is_further_on_by_now_stays_there() {
+    block_on(async {
+        let stage = Stage::new("counted", &["b"]).await;
+        up_to_the_fence(&stage).await;
+        stage
+            .run(0, "SELECT setval('purchase_number_seq', 5000)")
+            .await;
+        // Between what is read and what is set, somebody else comes.
+        let holder = stage.job.servers["b"].sql().await.unwrap();
+        let lock = "BEGIN; SELECT FROM shardway.runner FOR UPDATE";
+        holder.batch_execute(lock).await.unwrap();
+        let waits = async {
+            const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                AND wait_event_type = 'Lock' AND query LIKE '%setval(%'";
+            while stage.ask(1, WAITS).await == ["0"] {}
+        };
+        let mut setting = Box::pin(sequences::run(&stage.job));
+        let set = tokio::select! {
+            set = &mut setting => Some(set),
+            () = waits => None,
+        };
+        stage
+            .run(1, "SELECT setval('purchase_number_seq', 50000)")
+            .await;
+        holder.batch_execute("COMMIT").await.unwrap();
+        match set {
+            Some(set) => panic!("{set:?} while another may be the runner"),
+            None => setting.await.unwrap(),
+        }
+        let number = "SELECT last_value FROM purchase_number_seq";
+        assert_eq!(stage.ask(1, number).await, ["50000"]);
+        abort::run(&stage.job).await.unwrap();
+    });
+}
+
+#[test]
+fn giving_up_takes_nothing_that_others_made_meanwhile() {
+    block_on(async {
+        let stage = Stage::new("others_own", &["b"]).await;
+        let holder = stage.job.servers["b"].sql().await.unwrap();
+        let same = "BEGIN; CREATE TABLE public.country (code text)";
+        holder.batch_execute(same).await.unwrap();
+        let tools = Tools::default();
+        let meanwhile = async {
+            const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                AND wait_event_type = 'Lock' AND query LIKE '%CREATE TABLE public.country%'";
+            while stage.ask(1, WAITS).await == ["0"] {}
+            stage
+                .run(
+                    1,
+                    "CREATE TABLE theirs (id int); INSERT INTO theirs VALUES (1)",
+                )
+                .await;
+            holder.batch_execute("ROLLBACK").await.unwrap();
+        };
+        let (prepared, ()) = tokio::join!(prepare::run(&stage.job, &tools), meanwhile);
+        prepared.unwrap();
+        abort::run(&stage.job).await.unwrap();
+        assert_eq!(stage.ask(1, "SELECT id FROM theirs").await, ["1"]);
     });
 }
 

@@ -5,7 +5,12 @@ use super::shards::{LIMIT, Reshard, Shards, block_on, servers};
 use shardway::{
     catalog::moving::{KeySet, Move, Part},
     clock::{Clock, Duration},
-    reshard::{job::Knobs, steps::copy, throttle::Throttle},
+    reshard::{
+        dump::Tools,
+        job::{Knobs, StepError},
+        steps::{abort, copy, prepare, ready},
+        throttle::{Throttle, look_both},
+    },
     sandbox::{Cluster, Sandbox},
 };
 use std::{
@@ -198,5 +203,31 @@ fn what_is_copied_waits_for_a_replica_that_is_behind() {
         assert!(reason.contains("more than replica_lag=1048576"), "{reason}");
         receiver.signal("-CONT");
         assert!(until(&mut throttle, &reshard, 2).await.is_none());
+    });
+}
+
+#[test]
+fn a_run_that_waits_stops_before_slots_of_either_way_keep_too_much() {
+    block_on(async {
+        let (shards, reshard) = reshard("kept").await;
+        let job = &reshard.job;
+        prepare::run(job, &Tools::default()).await.unwrap();
+        copy::run(job).await.unwrap();
+        ready::run(job).await.unwrap();
+        look_both(job).await.unwrap();
+        // Nobody reads there: the destination of one is down, of the other nobody reads before a cutover.
+        const MORE: &str = "SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))";
+        reshard.knobs.send_modify(|knobs| knobs.wal_kept = 3 << 20);
+        look_both(job).await.unwrap();
+        for shard in ["d", "s"] {
+            shards.run(shard, MORE).await;
+            let looked = look_both(job).await;
+            let Err(StepError::Halt { what, remedy }) = looked else {
+                panic!("{shard}: {looked:?}");
+            };
+            assert!(what.contains(&format!("shard {shard} keeps")), "{what}");
+            assert!(remedy.contains("wal_kept"), "{remedy}");
+        }
+        abort::run(job).await.unwrap();
     });
 }

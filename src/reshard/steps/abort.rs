@@ -32,7 +32,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     };
     unless_taken_over(job).await?;
     claim_all(job).await?;
-    // A chunk could be committed else after its rows were deleted.
+    // A chunk or a batch could be committed else after its rows were deleted.
     super::copy::stop(job).await?;
     let mut first = None;
     let notes = noted(job).await?;
@@ -127,7 +127,12 @@ async fn delete(job: &Job, server: &Server) -> Result<(), StepError> {
 
 /// Forgets the run on every shard, when all else has gone.
 pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
-    for server in taking_part(job) {
+    let mut servers = taking_part(job);
+    let home_server = named(job, &job.home)?;
+    if servers.iter().all(|it| it.name != home_server.name) {
+        servers.push(home_server.clone());
+    }
+    for server in servers {
         forget_records(job, &server).await?;
     }
     const SERVERS: &str = "DELETE FROM shardway.server WHERE workflow = $1";
@@ -141,8 +146,9 @@ pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
 
 /// Forgets the run in a shard's own schema; that it was activated stays.
 pub(super) async fn forget_records(job: &Job, server: &Server) -> Result<(), StepError> {
-    const RECORDS: [&str; 7] = [
+    const RECORDS: [&str; 8] = [
         "chunk",
+        "verify",
         "chunk_done",
         "apply_progress",
         "schema_step",

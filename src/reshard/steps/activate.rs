@@ -1,7 +1,8 @@
 //! After the map is committed: the destinations know that the keys are theirs, before their first write.
 //!
 //! What must stay true: only after the commit; a guard that refused these keys on a destination, because it had given them
-//! away before, refuses them until this and not after.
+//! away before, refuses them until this and not after; from this on no stream brings reference tables to a shard that has
+//! joined, whoever still reads one.
 
 use super::{
     asking::{About as _, Typed, connection, is_lock_timeout, line, named},
@@ -16,14 +17,26 @@ use crate::{
         job::{Direction, Job, StepError},
         servers::Server,
     },
+    wire::replication::Lsn,
 };
 use deadpool_postgres::Client;
+use std::collections::BTreeSet;
 use tokio_postgres::types::Type;
 
 const ACTIVATE: &str = "\
 INSERT INTO shardway.activation (workflow, attempt, direction, epoch) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
 const LATEST: &str = "\
 SELECT attempt, direction FROM shardway.activation WHERE workflow = $1 ORDER BY attempt DESC LIMIT 1";
+/// Where a stream is that has nothing to bring any more. A follower that knows another position changes nothing.
+pub(super) const CLOSED: Lsn = Lsn(u64::MAX);
+const CLOSE: &str = "\
+UPDATE shardway.apply_progress SET lsn = 'FFFFFFFF/FFFFFFFF' WHERE workflow = $1 AND source = ANY ($2)";
+/// Ends what a follower may have open there, so that nobody waits for it, unless it is one of after a later attempt.
+const END: &str = "\
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid() AND cardinality($2) > 0 \
+  AND substring(application_name FROM '^shardway apply ' || $1 || ' ([0-9]{1,18})$')::int8 <= $3 \
+  AND NOT EXISTS (SELECT FROM shardway.fence WHERE workflow = $1 AND attempt > $4)";
 const FENCED: &str =
     "SELECT EXISTS (SELECT FROM shardway.fence WHERE workflow = $1 AND attempt = $2)";
 
@@ -67,14 +80,18 @@ pub(super) async fn rehearse(job: &Job, destination: &Server) -> Result<(), Step
     let client = line(job, destination).await?;
     let turned = job.turned();
     let values = values(job, direction(job), &0);
-    let (begun, activated, guarded) = tokio::join!(
+    // Nobody's: what streams bring is needed yet.
+    let brought = Vec::new();
+    let (begun, activated, closed, guarded) = tokio::join!(
         biased;
         begin(&client, job),
         client.execute_typed(ACTIVATE, &values),
+        close(&client, job, &brought),
         guarded(&client, &turned, destination),
     );
     begun?;
     activated.about(WHAT)?;
+    closed.about(WHAT)?;
     guarded?;
     client.batch_execute("ROLLBACK").await.about(WHAT)?;
     client.done();
@@ -98,22 +115,54 @@ fn values<'a>(job: &'a Job, direction: &'a &'static str, epoch: &'a i64) -> [Typ
     ]
 }
 
+/// The sources whose streams have brought reference tables to a shard.
+fn brought(job: &Job, destination: &Server) -> Vec<String> {
+    let flows = job.flows().into_iter();
+    let brings = flows.filter(|it| it.keys.is_none() && it.destination == destination.name);
+    let sources: BTreeSet<String> = brings.map(|it| job.followed(&it.source)).collect();
+    sources.into_iter().collect()
+}
+
+/// Sent with what else is done there.
+async fn close(
+    client: &Client,
+    job: &Job,
+    brought: &Vec<String>,
+) -> Result<(), tokio_postgres::Error> {
+    let values: [Typed<'_>; 4] = [
+        (&job.id, Type::TEXT),
+        (brought, Type::TEXT_ARRAY),
+        (&job.token, Type::INT8),
+        (&job.attempt, Type::INT4),
+    ];
+    let (ended, closed) = tokio::join!(
+        biased;
+        client.query_typed(END, &values),
+        client.execute_typed(CLOSE, &values[..2]),
+    );
+    ended?;
+    closed.map(drop)
+}
+
 /// In one transaction, with the guards of what it had given away before.
 async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), StepError> {
     let what = format!("activating shard {}", destination.name);
     let client = line(job, destination).await?;
     let turned = job.turned();
     let values = values(job, direction(job), &epoch);
-    let (begun, later, activated, guarded) = tokio::join!(
+    let brought = brought(job, destination);
+    let (begun, later, activated, closed, guarded) = tokio::join!(
         biased;
         begin(&client, job),
         unless_later(&client, job),
         client.execute_typed(ACTIVATE, &values),
+        close(&client, job, &brought),
         guarded(&client, &turned, destination),
     );
     begun?;
     later?;
     activated.about(&what)?;
+    closed.about(&what)?;
     // Those of reference tables let writes pass that reach the shards which have joined, and these serve still.
     let on = guarded?.into_iter();
     let on = on.filter(|(table, switch)| table.group.is_some() && *switch == Switch::On);

@@ -23,7 +23,7 @@ use crate::{
         copy::{Budget, Copied, CopyError},
     },
 };
-pub use others::stop;
+pub use others::{applying, end, stop};
 
 use one::Idle;
 use std::{

@@ -9,6 +9,7 @@ use super::{
     asking::{About as _, Typed, is_lock_timeout, line},
     guard::{self, Switch, guarded, lock_timeout, switch_sql},
     partitions,
+    ready::unless_another,
     records::begin,
 };
 use crate::{
@@ -84,11 +85,12 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     let mark = mark(job);
     let message: [Typed<'_>; 2] = [(&MESSAGE, Type::TEXT), (&content, Type::TEXT)];
     // Sent at once, answered one after the other; each fails after one that has failed.
-    let (begun, locked, known, marked, told) = tokio::join!(
+    let (begun, locked, known, same, marked, told) = tokio::join!(
         biased;
         begin(&client, job),
         client.batch_execute(&locks),
         partitions::unless_new(&client, job, &tables, source),
+        unless_another(&client, job, source),
         client.execute_typed(MARK, &mark),
         client.query_typed(TELL, &message),
     );
@@ -103,6 +105,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
         locked => locked.about(&what)?,
     }
     known?;
+    same?;
     marked.about(&what)?;
     told.about(&what)?;
     failpoint::reached("after_guard").await;
@@ -135,6 +138,7 @@ pub async fn rehearse(job: &Job, source: &Server) -> Result<(), StepError> {
     let what = format!("fencing shard {}", source.name);
     unless_held(&client, &what, (most, &READERS), &tables).await?;
     partitions::unless_new(&client, job, &tables, source).await?;
+    unless_another(&client, job, source).await?;
     // What it will run has been run.
     let marked = client.execute_typed(MARK, &mark(job)).await;
     marked.about("rehearsing the fence")?;

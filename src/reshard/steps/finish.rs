@@ -36,6 +36,8 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     };
     unless_not_committed(job).await?;
     claim_all(job).await?;
+    // What was brought back could be committed else after it was deleted.
+    super::copy::stop(job).await?;
     let notes = noted(job).await?;
     for note in &notes {
         if matches!(note.kind, Kind::Slot | Kind::Publication) {

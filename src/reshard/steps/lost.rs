@@ -128,7 +128,7 @@ async fn forget(job: &Job, source: &Server) -> Result<(), StepError> {
         shard = source.name,
         "its rows are copied again"
     );
-    // A chunk could be committed else after its rows were deleted.
+    // A chunk or a batch could be committed else after its rows were deleted.
     copy::stop(job).await?;
     let client = connection(source).await?;
     let mut commands = source.stream().await.about(&what)?;

@@ -3,24 +3,26 @@
 //! What must stay true: nothing here is seen by a client; it may take as long as it takes, for no statement is held yet.
 
 use super::{
-    asking::{About as _, connection},
+    asking::{About as _, Typed, connection},
     guard,
-    records::{Kind, Note, claim_all, note},
+    records::{Kind, Note, begin, claim, claim_all, note},
     sequences,
 };
 use crate::{
     inspect::at_once,
     replication::{
-        connection::ReplicationError,
+        connection::{Connection, ReplicationError},
         publication::{self, Publication},
         slot::{self, SlotError},
     },
     reshard::{
-        job::{Job, StepError},
+        job::{Direction, Job, StepError},
         servers::Server,
     },
 };
+use deadpool_postgres::Client;
 use std::collections::BTreeSet;
+use tokio_postgres::types::Type;
 
 /// What every publication of a reshard has beside the tables: heartbeats and fences.
 pub const FENCES: &str = "shardway.fence";
@@ -72,8 +74,12 @@ WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
             // Nothing is needed of it yet.
             stream(&back, &destination).await?;
         }
+        // Never where another runner has noted a position, from which on what is written there has to be brought back.
+        begin(&client, job).await?;
         let advanced = client.query(ADVANCE, &[&name]).await;
         advanced.about("moving a slot on")?;
+        let ended = client.batch_execute("COMMIT").await;
+        ended.about("moving a slot on")?;
     }
     Ok(())
 }
@@ -87,6 +93,54 @@ pub(super) fn published(job: &Job, server: &Server) -> Vec<String> {
     tables.into_iter().collect()
 }
 
+/// Sees, on every server that takes part, that each table is the one whose changes are streamed, either way.
+///
+/// # Errors
+/// [`StepError::Halt`]: one is not.
+pub async fn same_tables(job: &Job) -> Result<(), StepError> {
+    let back = job.turned();
+    let sources = job.sources().into_iter().map(|it| (job, it));
+    let destinations = job.destinations().into_iter().map(|it| (&back, it));
+    let each = sources.chain(destinations).map(|(job, server)| async move {
+        unless_another(&connection(&server).await?, job, &server).await
+    });
+    at_once(each.collect()).await.into_iter().collect()
+}
+
+/// The same, of what one server gives. Under the locks of a fence none becomes another.
+pub(super) async fn unless_another(
+    client: &Client,
+    job: &Job,
+    server: &Server,
+) -> Result<(), StepError> {
+    const ANOTHER: &str = "\
+SELECT replace(name, '\"', '') FROM unnest($2::text[]) name WHERE NOT EXISTS ( \
+    SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+    WHERE p.pubname = $1 AND r.prrelid = to_regclass(name)) ORDER BY 1";
+    let (name, tables) = (job.slot(&server.name), published(job, server));
+    let values: [Typed<'_>; 2] = [(&name, Type::TEXT), (&tables, Type::TEXT_ARRAY)];
+    let rows = client.query_typed(ANOTHER, &values).await;
+    let rows = rows.about("looking at what is published")?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let others: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let otherwise = match job.direction {
+        Direction::Forward => "abort the reshard and start it again, with the table as it is to be",
+        Direction::Back => {
+            "abort the reshard before a cutover; after it ask for finish, and resume for it to be done"
+        }
+    };
+    Err(StepError::Halt {
+        what: format!(
+            "{} on shard {} is not the table that it was: its changes are not in publication {name}",
+            others.join(", "),
+            server.name
+        ),
+        remedy: format!("give it the table that it had, then resume; or {otherwise}"),
+    })
+}
+
 /// The publication and the slot of what a shard gives in the job's direction.
 ///
 /// # Errors
@@ -97,6 +151,7 @@ pub(super) async fn stream(job: &Job, server: &Server) -> Result<slot::Slot, Ste
     let client = connection(server).await?;
     let tables = published(job, server);
     let mut commands = server.stream().await.about(&what)?;
+    claim(&client, job).await?;
     match publication::make(&client, &name, &tables)
         .await
         .about(&what)?
@@ -116,7 +171,11 @@ pub(super) async fn stream(job: &Job, server: &Server) -> Result<slot::Slot, Ste
         }
     }
     match slot::make(&client, &mut commands, &name).await {
-        Ok(slot) => Ok(slot),
+        Ok(slot @ slot::Slot::Found(_)) => Ok(slot),
+        Ok(slot @ slot::Slot::Made(_)) => {
+            unless_replaced(job, &client, (&mut commands, &name)).await?;
+            Ok(slot)
+        }
         // The server waits for whoever has changed something in a transaction that is not over.
         Err(SlotError::Replication(ReplicationError::Timeout)) => {
             let running = slot::running(&client).await.about(&what)?;
@@ -126,6 +185,22 @@ pub(super) async fn stream(job: &Job, server: &Server) -> Result<slot::Slot, Ste
             })
         }
         Err(error) => Err(slot_error(&what, error)),
+    }
+}
+
+/// A slot that was made when nobody wanted it any more would keep WAL for ever, and what is before it would be missing.
+pub(super) async fn unless_replaced(
+    job: &Job,
+    client: &Client,
+    (commands, name): (&mut Connection, &str),
+) -> Result<(), StepError> {
+    match claim(client, job).await {
+        Err(StepError::Replaced) => {
+            let removed = slot::remove(client, commands, name).await;
+            removed.map_err(|error| slot_error("removing a slot", error))?;
+            Err(StepError::Replaced)
+        }
+        end => end,
     }
 }
 

@@ -3,7 +3,10 @@
 //! What must stay true: it is committed there before the thing is made, and goes after the thing has gone; a runner whose
 //! token is lower than what it meets stops.
 
-use super::asking::{About as _, Typed, connection, home};
+use super::{
+    asking::{About as _, Typed, connection, home, is_lock_timeout},
+    copy,
+};
 use crate::reshard::{
     job::{Job, StepError},
     servers::Server,
@@ -80,6 +83,15 @@ const CLAIM: &str = "\
 INSERT INTO shardway.runner AS r (workflow, token) VALUES ($1, $2) \
 ON CONFLICT (workflow) DO UPDATE SET token = excluded.token, \
   pass = CASE WHEN r.token < excluded.token THEN gen_random_uuid()::text ELSE r.pass END WHERE r.token <= excluded.token";
+
+/// What is applied there is this runner's from here on, whoever has begun it. Waits for a batch that is open.
+const TAKE: &str =
+    "UPDATE shardway.apply_progress SET token = $2 WHERE workflow = $1 AND token < $2";
+/// For so long.
+const OPEN: &str = "SET lock_timeout = '5s'";
+const OPENED: &str = "\
+SELECT coalesce(string_agg(DISTINCT pid::text, ', '), 'none') FROM pg_locks \
+WHERE relation = 'shardway.apply_progress'::regclass AND granted AND pid <> pg_backend_pid()";
 
 impl Note {
     /// Without details.
@@ -164,15 +176,37 @@ pub async fn claim(client: &Client, job: &Job) -> Result<(), StepError> {
     unless_replaced(claimed.about("saying who runs it")? == 1)
 }
 
-/// The same on every shard that takes part: what an earlier runner still does there is refused from then on.
+/// The same on every shard that takes part: what an earlier runner still does there is refused from then on, and what it
+/// has open there is ended.
 ///
 /// # Errors
 /// [`StepError`].
 pub async fn claim_all(job: &Job) -> Result<(), StepError> {
     for server in taking_part(job) {
-        claim(&connection(&server).await?, job).await?;
+        let client = connection(&server).await?;
+        claim(&client, job).await?;
+        copy::end(&client, job, (&server.name, job.token - 1)).await?;
+        take(&client, job, &server).await?;
     }
     Ok(())
+}
+
+async fn take(client: &Client, job: &Job, server: &Server) -> Result<(), StepError> {
+    let what = format!("taking over what is applied to shard {}", server.name);
+    client.batch_execute(OPEN).await.about(&what)?;
+    match client.execute(TAKE, &[&job.id, &job.token]).await {
+        Err(error) if is_lock_timeout(&error) => {
+            let open = client.query_one(OPENED, &[]).await.about(&what)?;
+            Err(StepError::Again {
+                what,
+                problem: format!(
+                    "a batch of an earlier runner is open there, of one of the processes {}",
+                    open.get::<_, String>(0)
+                ),
+            })
+        }
+        taken => taken.about(&what).map(drop),
+    }
 }
 
 /// The shards that give or are given something.

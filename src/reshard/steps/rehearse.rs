@@ -4,7 +4,7 @@
 //! What must stay true: nothing of it stays, but sequences that are further on; whoever would be waited for by the fence is
 //! found now.
 
-use super::{activate, asking::line, asking::named, fence, sequences, turn};
+use super::{activate, asking::line, asking::named, fence, ready, sequences, turn};
 use crate::{
     inspect::at_once,
     reshard::{
@@ -26,6 +26,7 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     let all = sources.iter().chain(&destinations);
     let opened = all.chain([home]).map(|it| open(job, it));
     all_of(at_once(opened.collect()).await)?;
+    ready::same_tables(job).await?;
     let fenced = sources.iter().map(|it| fence::rehearse(job, it));
     let noted = sources.iter().map(|it| turn::rehearse(job, it));
     let activated = destinations.iter().map(|it| activate::rehearse(job, it));

@@ -154,6 +154,9 @@ pub async fn make(
     let (before, after) = dumped(tools, source).await?;
     let what = format!("making the schema on shard {}", destination.name);
     let client = connection(destination).await?;
+    // Both lists are of one moment, with what was made in between: what others make meanwhile is in neither.
+    let moment = "SET default_transaction_isolation = 'repeatable read'";
+    client.batch_execute(moment).await.about(&what)?;
     begin(&client, job).await?;
     let list = |name: &str| format!("CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {OBJECTS}");
     client

@@ -1,8 +1,9 @@
 //! Sequences of the tables that move: whoever draws from one on a destination meets no number that its source gave.
 //!
-//! What must stay true: a sequence never goes back, and keeps its place between others that it steps over.
+//! What must stay true: a sequence never goes back, whoever draws from it or has set it meanwhile, and keeps its place
+//! between others that it steps over; a runner that was replaced sets none.
 
-use super::asking::{About as _, line};
+use super::asking::{About as _, Typed, line};
 use crate::{
     inspect::at_once,
     reshard::{
@@ -125,22 +126,26 @@ async fn advance(job: &Job, destination: &Server, given: &Given) -> Result<(), S
                 && let Some(value) = own.past(theirs)
             {
                 own.last = value;
-                set.insert(name, value);
+                set.insert(name, *own);
             }
         }
     }
-    let each = set.iter().map(|(name, value)| {
+    let each = set.iter().map(|(name, own)| {
         let to = &to;
         async move {
-            to.query_typed(
-                "SELECT setval(to_regclass($1), $2)",
-                &[(*name, Type::TEXT), (value, Type::INT8)],
-            )
-            .await
+            let values: [Typed<'_>; 4] = [
+                (*name, Type::TEXT),
+                (&own.last, Type::INT8),
+                (&job.id, Type::TEXT),
+                (&job.token, Type::INT8),
+            ];
+            to.query_typed_one(&own.setting(name), &values).await
         }
     });
     for set in at_once(each.collect()).await {
-        set.about(&what)?;
+        if set.about(&what)?.get::<_, i64>(0) != 1 {
+            return Err(StepError::Replaced);
+        }
     }
     to.done();
     Ok(())
@@ -172,6 +177,16 @@ async fn sequences(
 }
 
 impl Sequence {
+    /// What sets it, unless it is further on by now, or another is the runner.
+    fn setting(&self, name: &str) -> String {
+        let behind = if self.increment > 0 { "<=" } else { ">=" };
+        format!(
+            "WITH mine AS (SELECT FROM shardway.runner WHERE workflow = $3 AND token <= $4 FOR SHARE) \
+             SELECT (SELECT count(*) FROM mine), (SELECT setval(to_regclass($1), $2) FROM {name} \
+             WHERE last_value {behind} $2 AND EXISTS (SELECT FROM mine))"
+        )
+    }
+
     /// Whether it can be set past another.
     fn follows(&self, source: &Self) -> bool {
         self.cycles || source.cycles || self.increment.signum() == source.increment.signum()

@@ -5,8 +5,9 @@
 //! tables are not brought to a shard that serves: whoever writes them writes there too, and would come first.
 
 use super::super::{
-    activate::latest,
+    activate::{CLOSED, latest},
     asking::{About as _, remedy},
+    copy::applying,
     records::as_replica,
 };
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
         plan::MovingTable,
         servers::Server,
     },
+    sql::statement::quoted,
     wire::replication::Lsn,
 };
 use deadpool_postgres::Client;
@@ -55,9 +57,11 @@ ORDER BY a.attnum";
 const NAMES: &str = "\
 SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1::text) AND attnum > 0 AND NOT attisdropped \
 AND attgenerated = ''";
-/// Where a destination is; from the slot's beginning when nothing was applied there yet.
+/// Where a destination is; from the slot's beginning when nothing was applied there yet. A runner that was replaced begins
+/// nothing.
 const BEGIN: &str = "\
-INSERT INTO shardway.apply_progress AS p (workflow, source, lsn, token) VALUES ($1, $2, $3, $4) \
+WITH mine AS (SELECT FROM shardway.runner WHERE workflow = $1 AND token <= $4 FOR SHARE) \
+INSERT INTO shardway.apply_progress AS p (workflow, source, lsn, token) SELECT $1, $2::text, $3::pg_lsn, $4::int8 FROM mine \
 ON CONFLICT (workflow, source) DO UPDATE SET token = excluded.token WHERE p.token <= excluded.token \
 RETURNING lsn, fence";
 /// The same, where it was said before from where on.
@@ -334,6 +338,9 @@ async fn destination(
     encoding: &str,
 ) -> Result<(Client, Reached, Chunks, Shapes), StepError> {
     let client = sql(server(job, to)?).await?;
+    // Whoever takes the run over, or deletes what was brought, ends it by its name.
+    let name = format!("SET application_name = {}", quoted(&applying(job)));
+    said(to, client.batch_execute(&name).await)?;
     let found = primary(&client, to).await?.encoding;
     if found != encoding || !["UTF8", "SQL_ASCII"].contains(&encoding) {
         return Err(StepError::Halt {
@@ -434,14 +441,26 @@ async fn progress(
         lsn: Lsn(lsn.into()),
         fence: row.get(1),
     };
-    if reached.lsn < confirmed && job.direction == Direction::Forward {
+    if reached.lsn == CLOSED {
+        return Err(again(
+            to,
+            format!("it serves what {source} gave it, and is brought nothing more"),
+        ));
+    }
+    if reached.lsn < confirmed {
         return Err(StepError::Halt {
             what: format!(
                 "shard {to} has the changes of {source} up to {}, and {source} keeps them from {confirmed} on only: {to} \
                  has lost what it had",
                 reached.lsn
             ),
-            remedy: "abort the reshard and start it again".to_owned(),
+            remedy: match job.direction {
+                Direction::Forward => "abort the reshard and start it again",
+                Direction::Back => {
+                    "give up the way back: ask for finish, and resume for it to be done"
+                }
+            }
+            .to_owned(),
         });
     }
     Ok(reached)

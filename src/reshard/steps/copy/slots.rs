@@ -6,8 +6,7 @@
 use super::{
     super::{
         asking::{About as _, connection, named},
-        ready::{FENCES, slot_error},
-        records,
+        ready::{FENCES, slot_error, unless_replaced},
     },
     settled::Done,
 };
@@ -87,27 +86,10 @@ async fn first(job: &Job, name: &str, tables: &[String]) -> Result<(), StepError
             });
         }
         Err(error) => return Err(slot_error(&what, error)),
-        Ok(Slot::Made(_)) => unless_replaced(job, &client, &mut commands, &called).await?,
+        Ok(Slot::Made(_)) => unless_replaced(job, &client, (&mut commands, &called)).await?,
         Ok(Slot::Found(_)) => {}
     }
     barrier(job, &client, name).await
-}
-
-/// A slot that was made when nobody wanted it any more would keep WAL for ever.
-async fn unless_replaced(
-    job: &Job,
-    client: &Client,
-    commands: &mut crate::replication::connection::Connection,
-    called: &str,
-) -> Result<(), StepError> {
-    match records::claim(client, job).await {
-        Err(StepError::Replaced) => {
-            let removed = slot::remove(client, commands, called).await;
-            removed.map_err(|error| slot_error("removing a slot", error))?;
-            Err(StepError::Replaced)
-        }
-        end => end,
-    }
 }
 
 async fn barrier(job: &Job, client: &Client, name: &str) -> Result<(), StepError> {
