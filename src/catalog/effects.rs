@@ -6,6 +6,7 @@
 
 use super::{
     computed::{Computed, Sequence, Sought, Source},
+    group::GroupId,
     snapshot::TableName,
 };
 
@@ -21,6 +22,24 @@ pub struct Effects {
     pub always: Vec<String>,
     /// Columns whose default another shard would compute to something else.
     pub varying: Vec<Varying>,
+    pub strays: Strays,
+}
+
+/// What of a table meets rows that a shard has without owning them, while there are such: nobody can accept that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Strays {
+    /// Unique indexes and exclusion constraints that do not hold the key.
+    pub uniques: Vec<String>,
+    pub follow: Vec<Following>,
+}
+
+/// A foreign key's action that changes rows of a group's tables with this table's, by itself or by way of others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Following {
+    pub group: GroupId,
+    /// The columns that are referred to.
+    pub columns: Vec<String>,
+    pub fired: Fired,
 }
 
 /// A default that is not the same wherever and whenever it is computed.
@@ -152,14 +171,22 @@ impl Effects {
         })
     }
 
-    fn fires(&self, hazard: &Hazard, act: Act<'_>) -> bool {
-        let applies = match act {
-            Act::Select => hazard.fired.select,
-            Act::Insert(_) => hazard.fired.insert,
-            Act::Update(_) => hazard.fired.update,
-            Act::Delete => hazard.fired.delete,
+    /// Groups rows of whose tables `act` changes by foreign keys.
+    pub fn changes_with(&self, act: Act<'_>) -> impl Iterator<Item = GroupId> {
+        let follows = move |one: &&Following| {
+            let assigns = |columns: &[String]| columns.iter().any(|it| one.columns.contains(it));
+            one.fired.by(act)
+                && match act {
+                    Act::Update(assigned) => assigns(assigned),
+                    Act::Select | Act::Insert(_) | Act::Delete => true,
+                }
         };
-        applies
+        let following = self.strays.follow.iter();
+        following.filter(follows).map(|one| one.group)
+    }
+
+    fn fires(&self, hazard: &Hazard, act: Act<'_>) -> bool {
+        hazard.fired.by(act)
             && match (&hazard.kind, act) {
                 (HazardKind::Unique(columns), Act::Insert(given)) => !columns
                     .iter()
@@ -198,6 +225,15 @@ impl Fired {
         update: true,
         ..Self::INSERT
     };
+
+    fn by(self, act: Act<'_>) -> bool {
+        match act {
+            Act::Select => self.select,
+            Act::Insert(_) => self.insert,
+            Act::Update(_) => self.update,
+            Act::Delete => self.delete,
+        }
+    }
 }
 
 #[cfg(test)]

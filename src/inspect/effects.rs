@@ -52,6 +52,15 @@ pub struct Unique {
     pub name: String,
     /// Those compared for equality; an empty name: an expression, or another comparison.
     pub columns: Vec<String>,
+    /// A partition's part of its parent's.
+    pub attached: bool,
+}
+
+impl Unique {
+    /// Whether the key is none of its columns.
+    pub(super) fn lacks(&self, key: &str) -> bool {
+        !self.columns.iter().any(|column| column == key)
+    }
 }
 
 /// A default that may give one value twice.
@@ -142,18 +151,17 @@ WHERE c.relrowsecurity AND EXISTS (SELECT FROM pg_catalog.pg_depend d \
       OR d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> p.polrelid)) \
 ORDER BY 1, 2, 3";
 
-/// An index of a partition that belongs to its parent's is left to that one.
 const UNIQUES: &str = "\
 SELECT named.schema, named.name, ic.relname::text, \
   (SELECT pg_catalog.array_agg(CASE WHEN o.oprname IS NULL OR o.oprname = '=' THEN coalesce(a.attname::text, '') ELSE '' END ORDER BY k.at) \
    FROM pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, at) \
    LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND k.attnum > 0 \
    LEFT JOIN pg_catalog.pg_operator o ON o.oid = x.conexclop[k.at] \
-   WHERE k.at <= i.indnkeyatts) \
+   WHERE k.at <= i.indnkeyatts), ic.relispartition \
 FROM pg_catalog.pg_index i JOIN named ON named.oid = i.indrelid \
 JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid \
 LEFT JOIN pg_catalog.pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' \
-WHERE (i.indisunique OR i.indisexclusion) AND NOT ic.relispartition ORDER BY 1, 2, 3";
+WHERE (i.indisunique OR i.indisexclusion) ORDER BY 1, 2, 3";
 
 const DEFAULTS: &str = "\
 SELECT DISTINCT named.schema, named.name, a.attname::text, \
@@ -233,6 +241,7 @@ pub(super) async fn objects(client: &Client) -> Result<Objects, AskError> {
             table: table(&row, 0)?,
             name: row.try_get(2)?,
             columns: row.try_get(3)?,
+            attached: row.try_get(4)?,
         });
     }
     for row in ask(client, DEFAULTS).await? {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::catalog::{
     computed::{Computed, DrawnBy, Sequence, Sought, Source},
-    effects::{Effects, Fired, Hazard, HazardKind},
+    effects::{Effects, Fired, Following, Hazard, HazardKind},
     key::KeyType,
     snapshot::{Placement, Snapshot, Table, TableName},
 };
@@ -55,8 +55,17 @@ pub(super) fn effects(
     }
     found.always = always(shards, table);
     found.varies(shards, table);
+    found.strays.uniques = keyless(shards, table, key);
     settle(snapshot, table, &mut found);
     found
+}
+
+/// The unique indexes without the key, those of partitions by their own names, whatever the configuration accepts.
+fn keyless(shards: &[&Objects], table: &TableName, key: &str) -> Vec<String> {
+    let all = shards.iter().flat_map(|objects| &objects.uniques);
+    let own = all.filter(|unique| unique.table == *table && unique.lacks(key));
+    let names: BTreeSet<&String> = own.map(|unique| &unique.name).collect();
+    names.into_iter().cloned().collect()
 }
 
 /// Whether the sequence is that of a table on one shard, which is not the home shard.
@@ -206,8 +215,46 @@ pub(super) fn effects_of_copies(
     }
     found.always = always(shards, table);
     found.varies(shards, table);
+    found.strays.follow = following(snapshot, shards, table);
     settle(snapshot, table, &mut found);
     found
+}
+
+/// The actions on tables of groups that changes of a table of which every shard has a copy set off, also by way of other
+/// such tables.
+fn following(snapshot: &Snapshot, shards: &[&Objects], table: &TableName) -> Vec<Following> {
+    let actions: Vec<&Action> = shards.iter().flat_map(|one| &one.actions).collect();
+    let of = |parent: &TableName| {
+        let parent = parent.clone();
+        actions.iter().filter(move |one| one.parent == parent)
+    };
+    let mut found = BTreeSet::new();
+    for first in of(table) {
+        let mut reached: BTreeSet<&TableName> = BTreeSet::from([&first.child]);
+        let mut left = vec![&first.child];
+        while let Some(child) = left.pop() {
+            match snapshot.tables.get(child).map(|table| &table.placement) {
+                Some(Placement::Sharded { group, .. }) => {
+                    found.insert(Following {
+                        group: *group,
+                        columns: first.columns.iter().map(|(_, own)| own.clone()).collect(),
+                        fired: Fired {
+                            delete: first.on_delete != ' ',
+                            update: first.on_update != ' ',
+                            ..Fired::default()
+                        },
+                    });
+                }
+                // What becomes of its rows is not looked into.
+                Some(Placement::Reference) => {
+                    let next = of(child).map(|one| &one.child);
+                    left.extend(next.filter(|next| reached.insert(*next)));
+                }
+                Some(Placement::Single(_)) | None => {}
+            }
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// Each once, without what the configuration accepts.
@@ -284,9 +331,9 @@ fn of_objects(objects: &Objects, table: &TableName, key: &str) -> Vec<Hazard> {
     for unique in objects
         .uniques
         .iter()
-        .filter(|unique| unique.table == *table)
+        .filter(|unique| unique.table == *table && !unique.attached)
     {
-        if !unique.columns.iter().any(|column| column == key) {
+        if unique.lacks(key) {
             let kind = HazardKind::Unique(unique.columns.clone());
             found.push(hazard(&unique.name, kind, Fired::VALUES));
         }

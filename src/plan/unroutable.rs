@@ -80,6 +80,14 @@ pub enum Undoubled {
     View,
     /// COPY of something else than a table with rows of its own.
     Copy,
+    /// A write that changes rows of the group by a foreign key's action.
+    Action,
+    /// A row that would come to a shard where a unique index without the key may meet it already.
+    Moved,
+    /// What a reference table loses is still referred to on a shard.
+    Referred,
+    /// A unique index without the key has met another row.
+    Duplicate,
 }
 
 /// What sharding cannot hold.

@@ -194,6 +194,13 @@ impl<'a> Analysis<'a> {
                 hazard: hazard.clone(),
             });
         }
+        let mut groups = effects.changes_with(act).map(|at| self.snapshot.group(at));
+        if let Some(group) = groups.find(|group| group.is_doubled()) {
+            let (group, what) = (group.name.clone(), Undoubled::Action);
+            // Before what is said of reference tables.
+            let why = Unroutable::Doubled { group, what };
+            self.refusals.insert(0, why);
+        }
     }
 
     /// As [`Self::sets_off`], of new rows with values for these columns.

@@ -43,6 +43,7 @@ mod sourcing;
 mod spread;
 mod sql_prepared;
 pub mod start;
+mod strays;
 mod unseen;
 mod vacate;
 pub mod waits;

@@ -241,6 +241,7 @@ impl Session {
         match header.tag {
             b'E' => {
                 let otherwise = self.sentenced(body).or_else(|| self.guarded(body));
+                let otherwise = otherwise.or_else(|| self.met_stray(self.link_shard()?, body));
                 if let Some(words) = otherwise {
                     let mut made = Vec::new();
                     words.put(&mut made);

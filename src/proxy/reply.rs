@@ -398,7 +398,7 @@ pub const CODES: &[Code] = &[
         code: "SW174",
         sqlstate: "0A000",
         title: "Rows are on two shards",
-        meaning: "A reshard moves rows of this group: they are on two shards until it is finished, and each shard must leave out those that it does not own. The statement is of a form that cannot be given the condition for that. All other statements on the group's tables work meanwhile.",
+        meaning: "A reshard moves rows of this group: they are on two shards until it is finished, and each shard must leave out those that it does not own. The statement is of a form that cannot be given the condition for that; or a foreign key of a table to a reference table, or a unique index without the shard key, has met rows on such a shard, or would change them: PostgreSQL does not ask there whose they are. All other statements on the group's tables work meanwhile.",
         what_to_do: "Restrict the statement to one key, or write it in another form, or repeat it when the reshard is finished: shardway reshard status shows how far it is.",
     },
     Code {

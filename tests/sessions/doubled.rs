@@ -78,6 +78,11 @@ fn add_strangers(stand: &mut Stand, keys: &str) {
 
 /// Says in the map that each shard has keys of the two others, and waits until the proxy acts on it.
 pub(crate) fn double(stand: &mut Stand) {
+    double_to(stand, 3);
+}
+
+/// The same, of so many of the shards.
+fn double_to(stand: &mut Stand, shards: usize) {
     let ranges = [
         r#"[[["bigint", "100"], null]]"#,
         r#"[[null, ["bigint", "100"]], [["bigint", "200"], null]]"#,
@@ -86,6 +91,7 @@ pub(crate) fn double(stand: &mut Stand) {
     let moving: Vec<String> = ranges
         .iter()
         .enumerate()
+        .take(shards)
         .map(|(at, ranges)| {
             format!(
                 r#"{{"workflow": "w", "group": "g", "shard": "s{at}", "keys": {{"part": {{"ranges": {ranges}}}}}}}"#
@@ -104,7 +110,7 @@ pub(crate) fn double(stand: &mut Stand) {
     until("the proxy leaves out rows of others", || {
         let plan = client.ask(&query("explain select from t"));
         let told = plan.iter().filter(|line| line.contains("IS NOT TRUE"));
-        told.count() == 3
+        told.count() == shards
     });
 }
 
@@ -382,4 +388,159 @@ fn what_cannot_tell_rows_apart_is_refused() {
         assert_eq!(all[1], "D 10");
         stand.all_alike(&["/* shardway: key=7 */ select n from t where id = 7"]);
     });
+}
+
+/// Tables with foreign keys and unique indexes, the rows of key 5 also on the second shard.
+const REFERRING: &str = "create table colours (n int primary key, name text); \
+    insert into colours values (0, 'red'), (1, 'green'), (2, 'blue'), (3, 'grey'); \
+    create table kinds (k int primary key, name text); insert into kinds values (1, 'a'), (2, 'b'); \
+    create table shades (n int primary key, name text, kind int references kinds on delete cascade); \
+    insert into shades values (1, 'dark', 1), (2, 'light', 2); \
+    create table frames (n int primary key); insert into frames values (1), (2); \
+    create table t (id bigint primary key, n int references colours, late int references colours deferrable initially deferred, \
+      shade int references shades on delete cascade on update cascade); \
+    create table o (no uuid primary key default gen_random_uuid(), id bigint, n int); \
+    create table p (id bigint primary key, mail text, \"on\" int); create unique index p_mail on p (mail); \
+    create schema b; create table b.p (id bigint primary key, mail text); \
+    create table w (tenant bigint primary key, frame int references frames on delete cascade)";
+/// What refuses statements meanwhile.
+const MEANWHILE: &str = "while a reshard moves rows of group";
+
+fn referring(name: &str) -> Stand {
+    let mut stand = Three {
+        ddl: REFERRING,
+        tables: &["public.t", "public.o", "public.p", "b.p"],
+        reference: &["public.colours", "public.kinds", "public.shades", "public.frames"],
+        database: "per_shard = [\"public.p.p_mail\"]\n\
+            groups.h = { method = \"hash\", key_type = \"bigint\", buckets = 64, key_column = \"tenant\" }",
+        ..Three::new(name)
+    }
+    .start();
+    stand.all_alike(&[
+        "insert into t values (5, 2, 3, 1), (6, 0, 0, 1), (150, 0, 0, 2), (250, 1, 1, 2)",
+        "insert into o (id, n) values (5, 1), (6, 2), (150, 3)",
+        "insert into p values (5, 'five', 5), (150, 'many', 9), (250, 'last', 1)",
+        "insert into b.p values (5, 'b 5'), (150, 'b 150'), (250, 'b 250')",
+        "insert into w values (1, 1), (2, 2), (3, 2)",
+    ]);
+    // The second shard has them too, as they were when they were copied.
+    for table in ["t", "o", "p", "b.p"] {
+        let rows =
+            stand.shards[0].value(&format!("select json_agg(x) from {table} x where id = 5"));
+        let copied = stand.shards[1].ask(&query(&format!(
+            "insert into {table} select * from json_populate_recordset(null::{table}, '{rows}')"
+        )));
+        assert!(copied[0].starts_with("C INSERT 0 1"), "{copied:?}");
+    }
+    let double = |stand: &mut Stand| double_to(stand, 2);
+    double(&mut stand);
+    stand
+}
+
+#[test]
+fn what_copied_rows_still_refer_to_is_told_as_such() {
+    let mut stand = referring("doubled_referring");
+    stand.all_alike(&["begin", "update t set n = 0 where n = 2"]);
+    // One PostgreSQL has no row any more that refers to it.
+    stand.fails("delete from colours where n = 2", MEANWHILE);
+    stand.whole.ask(&query("delete from colours where n = 2"));
+    stand.all_alike(&["rollback", "begin", "update t set late = 0 where late = 3"]);
+    stand.all_alike(&["delete from colours where n = 3"]);
+    stand.fails("commit", MEANWHILE);
+    stand.whole.ask(&query("rollback"));
+    // Of the third shard's rows it is known that they count; new rows say what they always said.
+    for sql in [
+        "delete from colours where n = 1",
+        "insert into t values (7, 77, 0, 1)",
+        "insert into t values (107, 77, 0, 1)",
+        "insert into t values (8, 77, 0, 1), (207, 77, 0, 1)",
+    ] {
+        let told = stand.ask(sql);
+        assert!(told[0].contains("23503 "), "{sql}: {told:?}");
+    }
+    stand.all_alike(&[
+        "insert into colours values (9, 'new')",
+        "update colours set name = 'old' where n = 9",
+        "delete from colours where n = 9",
+    ]);
+}
+
+#[test]
+fn what_would_change_copied_rows_by_a_foreign_key_is_refused() {
+    let mut stand = referring("doubled_cascading");
+    for sql in [
+        "delete from shades where n = 1",
+        "update shades set n = 7 where n = 1",
+        "insert into shades values (1, 'x', 1) on conflict (n) do update set n = 8",
+        "delete from kinds where k = 1",
+    ] {
+        stand.fails(sql, MEANWHILE);
+    }
+    // What sets nothing off in the group, and other groups, go on.
+    stand.all_alike(&[
+        "update shades set name = 'darker' where n = 1",
+        "update kinds set name = 'c' where k = 1",
+        "insert into shades values (1, 'x', 1) on conflict (n) do update set name = 'y'",
+        "insert into shades values (9, 'new', 2)",
+        "delete from frames where n = 2",
+        "select count(*) from w",
+    ]);
+    undouble(&mut stand);
+    stand.all_alike(&[
+        "update shades set n = 7 where n = 1",
+        "select id, shade from t order by id",
+        "delete from kinds where k = 2",
+        "select id, shade from t order by id",
+    ]);
+}
+
+/// The rows that were copied are gone, and the map says so.
+fn undouble(stand: &mut Stand) {
+    for table in ["t", "o", "p", "b.p"] {
+        stand.shards[1].ask(&query(&format!("delete from {table} where id = 5")));
+    }
+    double_to(stand, 0);
+}
+
+#[test]
+fn what_only_copied_rows_make_a_duplicate_is_told_as_such() {
+    let mut stand = referring("doubled_unique");
+    let strangers =
+        |stand: &mut Stand| stand.shards[1].value("select json_agg(x)::text from o x where id = 5");
+    let before = strangers(&mut stand);
+    stand.fails("update o set id = 160 where id = 5", MEANWHILE);
+    assert_eq!(strangers(&mut stand), before);
+    // To a shard that has no rows of others; of a table whose unique indexes hold the key.
+    stand.all_alike(&[
+        "update o set id = 260 where id = 5",
+        "select id, n from o order by id",
+        "update t set id = 170 where id = 6",
+        "select id, n from t order by id",
+        "delete from p where id = 5",
+    ]);
+    let insert = "insert into p values (160, 'five', 1)";
+    stand.fails(insert, MEANWHILE);
+    let bound = batch()
+        .parse("", "insert into p values ($1, $2, 1)")
+        .bind("", "", &["160", "five"])
+        .execute("", 0)
+        .sync();
+    stand.sharded.send(&bound.0);
+    let told = stand.sharded.answers(1);
+    assert!(told.iter().any(|line| line.contains(MEANWHILE)), "{told:?}");
+    stand.fails(
+        "insert into p values (160, 'five', 1), (260, 'more', 1)",
+        MEANWHILE,
+    );
+    // Duplicates that are no copied row's, for certain.
+    stand.all_alike(&[
+        "insert into p values (150, 'other', 1)",
+        "insert into p values (260, 'last', 1)",
+        "insert into p values (160, 'other', 1)",
+    ]);
+    undouble(&mut stand);
+    stand.all_alike(&[
+        "insert into p values (161, 'five', 1)",
+        "update o set id = 160 where id = 6",
+    ]);
 }

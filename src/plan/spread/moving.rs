@@ -20,7 +20,7 @@ use crate::{
     },
     sql::{
         normalize::Slot,
-        tree::{Expr, Kind, Update},
+        tree::{Expr, Kind, Name, Update},
     },
 };
 use std::ops::Range;
@@ -38,6 +38,8 @@ pub struct Moving {
     assigned: Vec<Assigned>,
     /// What chooses the shards whose rows are changed.
     sources: Sources,
+    /// Whether a unique index does not hold the key.
+    pub keyless: bool,
 }
 
 /// One assignment.
@@ -169,7 +171,14 @@ pub(super) fn moving(
         alias: update.table.alias.as_ref().map(|alias| quote(&alias.name)),
         assigned,
         sources,
+        keyless: is_keyless(analysis, name),
     })
+}
+
+/// Whether a unique index of the table does not hold the key.
+fn is_keyless(analysis: &Analysis<'_>, table: &Name) -> bool {
+    let effects = analysis.effects(table);
+    effects.is_some_and(|effects| !effects.strays.uniques.is_empty())
 }
 
 impl Moving {
@@ -455,6 +464,7 @@ mod tests {
             alias: alias.map(quote),
             assigned: assigned.collect(),
             sources: Sources::All,
+            keyless: false,
         };
         let columns = Columns {
             names: ["id", "n", "note"].map(str::to_owned).to_vec(),

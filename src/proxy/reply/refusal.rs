@@ -105,6 +105,18 @@ fn undoubled(what: Undoubled) -> &'static str {
             "a statement over several shards on a view that does not show the shard key is not supported"
         }
         Undoubled::Copy => "COPY of this relation is not supported",
+        Undoubled::Action => {
+            "a write that changes rows of other tables by a foreign key (ON DELETE, ON UPDATE) is not supported"
+        }
+        Undoubled::Moved => {
+            "another shard key for a row of a table with a unique index without the key is not supported"
+        }
+        Undoubled::Referred => {
+            "rows still refer to what would be gone, maybe only rows that another shard owns,"
+        }
+        Undoubled::Duplicate => {
+            "a unique index without the shard key has such a row, maybe only one that another shard owns,"
+        }
     }
 }
 

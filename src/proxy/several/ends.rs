@@ -78,6 +78,7 @@ impl Session {
         );
         self.tally.queries += 1;
         let failed = self.status() == Status::Failed;
+        let wrote = self.may_have_written_references();
         let schema = self.several.schema;
         let announced = match schema {
             Schema::Changed if commits && !failed => self.announce().await,
@@ -122,7 +123,11 @@ impl Session {
         }
         match ended {
             Some(Ended::Over(end)) => return Err(end.into()),
-            Some(Ended::RolledBack(why) | Ended::Doubtful { why, .. }) => return Err(why.into()),
+            Some(Ended::RolledBack(why)) => {
+                let otherwise = self.met_strays_at_end(&why, wrote);
+                return Err(otherwise.unwrap_or(why).into());
+            }
+            Some(Ended::Doubtful { why, .. }) => return Err(why.into()),
             Some(Ended::Committed) | None => {}
         }
         if let Some(begun) = chained {

@@ -101,7 +101,10 @@ impl Session {
     /// The same of an error that is to be told.
     pub(in crate::proxy) fn reworded(&mut self, words: &Words) -> Option<Words> {
         match words {
-            Words::Servers(body) => self.sentenced(body).or_else(|| self.guarded(body)),
+            Words::Servers(body) => {
+                let otherwise = self.sentenced(body).or_else(|| self.guarded(body));
+                otherwise.or_else(|| self.met_stray(self.link_shard()?, body))
+            }
             Words::Ours(_) => None,
         }
     }

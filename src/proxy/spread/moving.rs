@@ -15,7 +15,7 @@ use crate::{
     catalog::{key::KeyType, shard::ShardId},
     plan::{
         spread::{Columns, Given, Moving, Shares, Texts, examine, examined},
-        unroutable::{KeyProblem, Unroutable},
+        unroutable::{KeyProblem, Undoubled, Unroutable},
     },
     proxy::{
         link::Hold,
@@ -284,6 +284,11 @@ impl Session {
                 let group = group.name.clone();
                 wording::unroutable(&Unroutable::NoShardForKey { group })
             })?;
+            // Its own copy may be there.
+            if target != source && work.moving.keyless && group.doubled_on(target).is_some() {
+                let (group, what) = (group.name.clone(), Undoubled::Moved);
+                return Err(wording::unroutable(&Unroutable::Doubled { group, what }).into());
+            }
             match known.insert((source, place.clone()), target) {
                 None => work.found.push(Found {
                     source,

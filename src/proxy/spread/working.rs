@@ -62,6 +62,11 @@ impl Session {
         }
         if let Some((at, body)) = heard.problem {
             let shard = writing.shares.shards.get(at).map(|(shard, _)| *shard);
+            let stray =
+                shard.and_then(|shard| self.stray_at_work(shard, &writing.spread.what, &body));
+            if let Some(words) = stray {
+                return Err(words.into());
+            }
             let body = match shard.zip(owned.as_ref()) {
                 Some((shard, owned)) => placed(&body, |place| owned.own_place(shard, place)),
                 None => body,
