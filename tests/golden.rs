@@ -352,6 +352,7 @@ fn shop() -> Snapshot {
                 sources: Vec::new(),
                 effects: effects(name),
                 nature: Nature::Table,
+                over: Vec::new(),
             },
         )
     });
@@ -429,6 +430,7 @@ fn with_views(mut snapshot: Snapshot) -> Snapshot {
                 ..Effects::default()
             },
             nature: shown.nature,
+            over: shown.over,
             ..Table::unasked(shown.placement)
         };
         snapshot.tables.insert(own, table);

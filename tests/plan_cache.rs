@@ -233,6 +233,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
         sources: Vec::new(),
         effects: Effects::default(),
         nature: Nature::Table,
+        over: Vec::new(),
     };
     let tables = [
         ("customers", sharded(0, &["id", "name"])),
@@ -247,6 +248,7 @@ fn tables() -> HashMap<TableName, Table, foldhash::fast::RandomState> {
                 sources: Vec::new(),
                 effects: Effects::default(),
                 nature: Nature::Table,
+                over: Vec::new(),
             },
         ),
     ];

@@ -85,6 +85,8 @@ pub enum Other {
     Derived,
     /// A view of which it is not known where its rows are.
     View,
+    /// A view that was on one shard until keys of its tables changed their owner: its definition has to be looked at again.
+    Moved,
 }
 
 /// What a relation is whose place is known.
@@ -132,6 +134,8 @@ pub struct Table {
     /// What its own triggers, constraints and defaults do, when the servers have been asked.
     pub effects: Effects,
     pub nature: Nature,
+    /// Groups of whose tables it shows rows, a view that is on one shard as long as these are.
+    pub over: Vec<GroupId>,
 }
 
 /// Where a table's rows live.
@@ -216,6 +220,7 @@ impl Table {
             sources: Vec::new(),
             effects: Effects::default(),
             nature: Nature::Table,
+            over: Vec::new(),
         }
     }
 }
@@ -322,6 +327,23 @@ impl Snapshot {
                 self.tables.insert(name.clone(), table);
             }
         }
+    }
+
+    /// Keys of these groups have another owner than when the servers were looked at: views are not where they were.
+    pub fn forget_views_over(&mut self, groups: &[GroupId]) {
+        let shows = |table: &Table| table.over.iter().any(|group| groups.contains(group));
+        let views = self.tables.iter().filter(|(_, table)| shows(table));
+        let views: Vec<TableName> = views.map(|(name, _)| name.clone()).collect();
+        for view in views {
+            self.tables.remove(&view);
+            self.others.insert(view, Other::Moved);
+        }
+    }
+
+    /// Whether views have to be looked at again.
+    #[must_use]
+    pub fn has_moved_views(&self) -> bool {
+        self.others.values().any(|other| *other == Other::Moved)
     }
 
     /// Every shard that serves.

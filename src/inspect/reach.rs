@@ -62,7 +62,7 @@ impl<'s> Apart<'s> {
         let derived: HashMap<String, &TableName> = snapshot
             .others
             .iter()
-            .filter(|(_, other)| matches!(other, Other::Derived | Other::View))
+            .filter(|(_, other)| matches!(other, Other::Derived | Other::View | Other::Moved))
             .map(|(name, _)| (name.name.to_lowercase(), name))
             .collect();
         let mut parents: Vec<String> = self.tables.iter().chain(&self.odd).cloned().collect();

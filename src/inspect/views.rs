@@ -189,6 +189,7 @@ pub(super) fn place_views(
                     effects: effects(snapshot, view, &shown),
                     nature: shown.nature,
                     placement: shown.placement,
+                    over: shown.over,
                 };
                 added.push((name, table));
             }

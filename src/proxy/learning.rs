@@ -356,10 +356,14 @@ fn put_map(
     let find = |name: &str| configured.shard_named(name);
     snapshot.epoch = Epoch(u64::try_from(*epoch).unwrap_or_default());
     snapshot.members = content.members.iter().filter_map(|it| find(it)).collect();
+    let mut moved = Vec::new();
     for (group, at) in snapshot.groups.iter_mut().zip(0_u16..) {
         let differs = disagreements.iter().any(|it| it.group == group.name);
         match content.owners.map_of(&group.name, find) {
             Ok(Some((map, pins))) if !differs => {
+                if group.map != map || group.pins != pins {
+                    moved.push(GroupId(at));
+                }
                 group.map = map;
                 group.pins = pins;
                 let moving = content.moving.iter().filter(|it| it.group == group.name);
@@ -373,6 +377,7 @@ fn put_map(
             Ok(_) | Err(_) => snapshot.barred.push(GroupId(at)),
         }
     }
+    snapshot.forget_views_over(&moved);
 }
 
 /// What only servers know that could not be asked stays as it was.
@@ -390,6 +395,13 @@ fn keep_known(new: &mut Snapshot, old: &Snapshot, survey: &Survey) {
             Placement::Reference => !(0..old.shards.len()).any(heard),
             Placement::Single(shard) => !heard(shard.index()),
         };
+        let moved = |group: &GroupId| {
+            let (old, new) = (old.group(*group), new.group(*group));
+            old.map != new.map || old.pins != new.pins
+        };
+        if table.over.iter().any(moved) {
+            continue;
+        }
         let placed = new.tables.get(name).map(|new| &new.placement);
         if silent && placed.is_none_or(|placement| *placement == table.placement) {
             new.others.remove(name);

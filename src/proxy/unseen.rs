@@ -163,7 +163,7 @@ impl Session {
                     return;
                 }
             }
-            if elsewhere || !self.snapshot.is_looked() {
+            if elsewhere || !self.snapshot.is_looked() || self.snapshot.has_moved_views() {
                 self.database.learn(&settings).await;
             } else {
                 self.database.learn_seldom(&settings).await;

@@ -30,7 +30,7 @@ use std::{
 const DATABASE: &str = "groups.h = { method = \"range\", key_type = \"bigint\", tables = { \"public.u\" = \"id\" }, \
     ranges = [{ to = 100, shard = \"s0\" }, { to = 200, shard = \"s1\" }, { shard = \"s2\" }] }";
 const DDL: &str = "create table t (id bigint primary key, n int); create table u (id bigint primary key, n int); \
-    create table r (id bigint primary key, n int)";
+    create table r (id bigint primary key, n int); create view vip as select id, n from t where id = 5";
 
 pub(crate) fn three(name: &str) -> Three<'_> {
     Three {
@@ -226,6 +226,23 @@ pub(crate) fn answers(client: &mut Client, sql: &str) {
         begun.elapsed() < Duration::from_secs(20),
         "{sql} has waited"
     );
+}
+
+#[test]
+fn a_view_that_shows_rows_of_one_shard_is_waited_for() {
+    let mut held = Held::start("holding_views");
+    until("the view is known", || {
+        held.theirs
+            .ask(&query("select n from vip"))
+            .contains(&"D 0".to_owned())
+    });
+    held.theirs.ask(&query("begin; select n from vip"));
+    held.hold(1, 60);
+    held.waited_for(1);
+    held.theirs.ask(&query("commit"));
+    held.drained(1, 2);
+    held.end("released");
+    assert_eq!(held.stand.sharded.value("select n from vip"), "0");
 }
 
 #[test]

@@ -175,6 +175,51 @@ fn rows_are_where_the_map_says_now_for_every_proxy() {
 }
 
 #[test]
+fn a_view_of_one_shard_shows_rows_where_they_are_now() {
+    let three = Three {
+        ddl: "create table t (id bigint primary key, n int); create view vip as select id, n from t where id = 5; \
+              create view vips as select n + 0 as n from vip; create view every as select id, n from t",
+        ..Three::new("owners_views")
+    };
+    let mut stand = three.start();
+    done(&mut stand.sharded, &["insert into t values (5, 1)"]);
+    let views = ["select n from vip", "select n from vips"];
+    until("the views are known", || {
+        views
+            .iter()
+            .all(|sql| stand.sharded.ask(&query(sql)).contains(&"D 1".to_owned()))
+    });
+    stand.shards[0].ask(&query("delete from t where id = 5"));
+    stand.shards[1].ask(&query("insert into t values (5, 7)"));
+    // The servers cannot be looked at.
+    done(
+        &mut stand.shards[2],
+        &["begin", "lock table pg_class in access exclusive mode"],
+    );
+    let engine = Engine::of(three);
+    engine.moves(&mut stand.shards[0], &[tenant(5, "s0", "s1")], &[]);
+    let client = &mut stand.sharded;
+    until("the proxy goes by the new map", || {
+        let found = client.ask(&query("select n from t where id = 5"));
+        found.contains(&"D 7".to_owned())
+    });
+    // A view of which every shard shows its part is as it was.
+    let all = client.ask(&query("select n from every where id = 5"));
+    assert!(all.contains(&"D 7".to_owned()), "{all:?}");
+    for sql in views {
+        let found = client.ask(&query(sql));
+        let stale = |line: &String| line == "D 1" || line.starts_with("C SELECT 0");
+        assert!(!found.iter().any(stale), "{sql}: {found:?}");
+    }
+    done(&mut stand.shards[2], &["commit"]);
+    until("the views are known again", || {
+        views
+            .iter()
+            .all(|sql| client.ask(&query(sql)).contains(&"D 7".to_owned()))
+    });
+}
+
+#[test]
 #[expect(clippy::too_many_lines, reason = "one claim, told in its order")]
 fn a_shard_that_the_map_does_not_name_serves_nothing_until_it_joins() {
     let narrow = Three {

@@ -32,6 +32,8 @@ use crate::{
 pub struct Shown {
     pub placement: Placement,
     pub nature: Nature,
+    /// Groups that its place rests on, when it is on one shard.
+    pub over: Vec<GroupId>,
     /// The only table that it shows, whose columns it calls by their names: what is written if PostgreSQL lets it be
     /// written through.
     pub of: Option<TableName>,
@@ -120,9 +122,14 @@ impl Viewed<'_> {
             }
             _ => Nature::ViewOfOneShard,
         };
+        let over = match placement {
+            Placement::Single(_) => self.groups(&analysis),
+            Placement::Sharded { .. } | Placement::Reference => Vec::new(),
+        };
         Some(Shown {
             placement,
             nature,
+            over,
             of,
         })
     }
@@ -137,6 +144,15 @@ impl Viewed<'_> {
             }
             Target::Refused(_) | Target::Explain(_) | Target::Judge => None,
         }
+    }
+
+    /// Whose rows it shows.
+    fn groups(&self, analysis: &Analysis<'_>) -> Vec<GroupId> {
+        let touches = analysis.touches.get();
+        let groups = (0_u16..)
+            .zip(&self.snapshot.groups)
+            .map(|(at, _)| GroupId(at));
+        groups.filter(|group| touches.has(*group)).collect()
     }
 
     fn values(&self) -> Values<'_> {

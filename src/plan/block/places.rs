@@ -11,6 +11,7 @@ use super::{Analysis, Barred, Moment, Place, full_name};
 use crate::{
     catalog::{
         effects::Effects,
+        group::GroupId,
         snapshot::{Nature, OWN_SCHEMA, Other, Placement, Standing, Table, Unlisted, Unseen},
     },
     plan::{Footing, touch::Touches, unroutable::Unroutable},
@@ -21,18 +22,34 @@ impl<'a> Analysis<'a> {
     pub(in crate::plan) fn place(&self, name: &Name) -> Place<'a> {
         let snapshot = self.snapshot;
         let listed = |schema: &str| {
-            let place = place_of(snapshot.table(schema, &name.name)?);
+            let table = snapshot.table(schema, &name.name)?;
+            let place = place_of(table);
             let touches = match place {
                 Place::Sharded { group, .. } => Touches::group(group),
                 Place::Reference(_) => Touches::REFERENCES,
-                Place::Single(_) | Place::Catalog | Place::Unknown => Touches::NOTHING,
+                // A view's rows are those of its tables.
+                Place::Single(_) | Place::Catalog | Place::Unknown => {
+                    let groups = table.over.iter().map(|group| Touches::group(*group));
+                    groups.fold(Touches::NOTHING, Touches::and)
+                }
             };
             self.touches.set(self.touches.get().and(touches));
+            let barred = |group: &&GroupId| snapshot.barred.contains(*group);
             match place {
                 Place::Sharded { .. } | Place::Reference(_)
                     if snapshot.standing != Standing::Known =>
                 {
                     self.barred.set(Some(Barred::Unknown));
+                }
+                Place::Single(_)
+                    if !table.over.is_empty() && snapshot.standing != Standing::Known =>
+                {
+                    self.barred.set(Some(Barred::Unknown));
+                }
+                Place::Single(_) => {
+                    if let Some(group) = table.over.iter().find(barred) {
+                        self.barred.set(Some(Barred::Group(*group)));
+                    }
                 }
                 Place::Sharded { group, .. } if snapshot.barred.contains(&group) => {
                     self.barred.set(Some(Barred::Group(group)));
@@ -139,7 +156,7 @@ impl<'a> Analysis<'a> {
             .iter()
             .filter_map(|schema| self.snapshot.other(schema, &name.name));
         match others.next() {
-            Some(Other::View) => Unroutable::ViewOverShards {
+            Some(Other::View | Other::Moved) => Unroutable::ViewOverShards {
                 view: full_name(name),
             },
             Some(Other::Table | Other::Derived) | None => Unroutable::UnknownTable {
@@ -150,7 +167,10 @@ impl<'a> Analysis<'a> {
 
     fn unlisted(&self, schema: &str, name: &str) -> Place<'a> {
         let other = self.snapshot.other(schema, name);
-        let derived = matches!(other, Some(Other::Derived | Other::View));
+        let derived = matches!(other, Some(Other::Derived | Other::View | Other::Moved));
+        if other == Some(Other::Moved) {
+            self.footing.set(Footing::Unseen);
+        }
         if !derived && !schema.starts_with("pg_temp") {
             let footing = match self.snapshot.unseen {
                 Unseen::Asked if !self.is_seen(schema, name) => Footing::Unseen,
