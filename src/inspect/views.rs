@@ -4,6 +4,7 @@ use super::{columns::Derived, connect::AskError, survey::Observed};
 use crate::{
     catalog::{
         effects::{Effects, Fired, Hazard, HazardKind},
+        group::GroupId,
         snapshot::{Nature, Other, Placement, Snapshot, Table, TableName, Unlisted},
     },
     plan::analyze::{Shown, shown},
@@ -180,8 +181,7 @@ pub(super) fn place_views(
             let shown = view.and_then(|view| Some((view, shown(&view.definition, snapshot)?)));
             if let Some((view, shown)) = shown
                 && let Some((columns, sources)) = columns(name)
-                && (matches!(shown.placement, Placement::Single(_))
-                    || (view.kind != ViewKind::Stored && is_everywhere(name)))
+                && is_placed(snapshot, view.kind, &shown, || is_everywhere(name))
             {
                 let table = Table {
                     columns,
@@ -202,6 +202,22 @@ pub(super) fn place_views(
             snapshot.others.remove(name);
             snapshot.tables.insert(name.clone(), table);
         }
+    }
+}
+
+/// Whether what servers have by this name is what the view shows. What a server has stored of some keys lacks the rows of
+/// those that came to it since.
+fn is_placed(
+    snapshot: &Snapshot,
+    kind: ViewKind,
+    shown: &Shown,
+    is_everywhere: impl Fn() -> bool,
+) -> bool {
+    let alone = matches!(shown.placement, Placement::Single(_));
+    let whole = |group: &GroupId| snapshot.group(*group).shards().iter().count() == 1;
+    match kind {
+        ViewKind::Stored => alone && shown.over.iter().all(whole),
+        ViewKind::Read | ViewKind::Written => alone || is_everywhere(),
     }
 }
 
