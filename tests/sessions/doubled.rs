@@ -544,3 +544,19 @@ fn what_only_copied_rows_make_a_duplicate_is_told_as_such() {
         "update o set id = 160 where id = 6",
     ]);
 }
+
+#[test]
+fn tables_of_one_name_and_columns_that_are_called_like_keywords_are_told_apart() {
+    let mut stand = referring("doubled_names");
+    stand.all_alike(&[
+        "update public.p set mail = 'of ' || b.p.mail from b.p where b.p.id = public.p.id and b.p.mail like 'b%'",
+        "delete from public.p using b.p where b.p.id = public.p.id and b.p.mail = 'b 150'",
+        "merge into public.p using b.p on b.p.id = public.p.id when matched then update set mail = 'merged ' || b.p.mail",
+        "merge into b.p x using p on p.id = x.id and p.on > 1 when matched then update set mail = 'on'",
+        "merge into b.p x using p on p.id = x.id and 1 < p.on when matched then update set mail = x.mail || '!'",
+        "select id, mail from p order by id",
+        "select id, mail from b.p order by id",
+    ]);
+    let copied = stand.shards[1].value("select mail from p where id = 5");
+    assert_eq!(copied, "five");
+}

@@ -31,9 +31,13 @@ impl Layout<'_> {
         }
         let key = |called: &str| format!("{}.{}", quote(called), quote(&scan.key));
         let called = scan.alias.as_ref().map_or(&scan.table, |alias| &alias.name);
+        let changed = || match self.schema_to_say(scan) {
+            Some(schema) => format!("{}.{}", quote(&schema), key(called)),
+            None => key(called),
+        };
         let (column, way) = match scan.usage {
-            Usage::Changed => (key(called), self.condition(&named, scan)?),
-            Usage::Merged => (key(called), self.merged(&named)?),
+            Usage::Changed => (changed(), self.condition(&named, scan)?),
+            Usage::Merged => (changed(), self.merged(&named)?),
             Usage::Read => match self.renamed_key(scan) {
                 Some(renamed) => {
                     let column = format!("{}.{}", quote(called), quote(&renamed));
@@ -114,6 +118,25 @@ impl Layout<'_> {
             next: to + 1,
             table: table.map(|piece| piece.start..piece.end),
         })
+    }
+
+    /// The schema of a table without an alias, where a table of the same name may stand beside it.
+    fn schema_to_say(&self, scan: &Instance) -> Option<String> {
+        let named = |at: &usize| {
+            let same = self.piece(*at).is_some_and(|it| it.folded() == scan.table);
+            same && self.is_sign(at.wrapping_sub(1), ".") && !self.is_sign(at + 1, ".")
+        };
+        let alone = scan.alias.is_some() || !(0..self.pieces.len()).any(|at| named(&at));
+        if alone {
+            return None;
+        }
+        let mut path = self.analysis.context.search_path.iter();
+        let has = |schema: &&String| {
+            let snapshot = self.analysis.snapshot;
+            let known = snapshot.table(schema, &scan.table).is_some();
+            known || snapshot.other(schema, &scan.table).is_some()
+        };
+        scan.schema.clone().or_else(|| path.find(has).cloned())
     }
 
     /// Whether it is a view that does not show its rows' keys.
@@ -217,6 +240,10 @@ impl Layout<'_> {
             let Some(piece) = self.piece(at).filter(|piece| piece.depth == named.depth) else {
                 continue;
             };
+            if self.is_sign(at - 1, ".") {
+                // A column's name.
+                continue;
+            }
             if piece.is("case") {
                 cases += 1;
             } else if piece.is("end") {
