@@ -20,7 +20,7 @@ use crate::{
     },
     sql::{
         normalize::Slot,
-        tree::{Expr, Kind, Update},
+        tree::{Expr, Kind, Name, Update},
     },
 };
 use std::ops::Range;
@@ -117,8 +117,10 @@ pub(super) fn moving(
             Unroutable::Unpinned { .. } | Unroutable::KeyChanged { .. }
         )
     };
-    let mut refusals = analysis.refusals.iter();
-    let unpinned = refusals.any(|why| matches!(why, Unroutable::Unpinned { .. }));
+    let unpinned = analysis
+        .refusals
+        .iter()
+        .any(|why| matches!(why, Unroutable::Unpinned { .. }));
     let reads = update
         .ctes
         .iter()
@@ -169,10 +171,14 @@ pub(super) fn moving(
         alias: update.table.alias.as_ref().map(|alias| quote(&alias.name)),
         assigned,
         sources,
-        keyless: analysis
-            .effects(name)
-            .is_some_and(|effects| !effects.strays.uniques.is_empty()),
+        keyless: is_keyless(analysis, name),
     })
+}
+
+/// Whether a unique index of the table does not hold the key.
+fn is_keyless(analysis: &Analysis<'_>, table: &Name) -> bool {
+    let effects = analysis.effects(table);
+    effects.is_some_and(|effects| !effects.strays.uniques.is_empty())
 }
 
 impl Moving {
