@@ -7,7 +7,7 @@
 
 mod stand;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use shardway::{
     catalog::key::KeyType,
     clock::{Clock, Duration},
@@ -240,7 +240,9 @@ async fn follower(stand: &Stand, backlog: &Backlog, round: usize) -> Result<Figu
     );
     let found = stand.source().query(&backlog.database, &confirmed).await?;
     let confirmed = found.into_iter().flatten().flatten().next();
-    let confirmed = confirmed.context("the slot is not there")?;
+    let Some(confirmed) = confirmed else {
+        bail!("the slot of {id} is not there");
+    };
     for cluster in destinations {
         // From where the slot begins: nothing was written before it.
         let begin = format!(

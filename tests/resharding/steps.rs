@@ -612,7 +612,7 @@ fn a_runner_that_was_replaced_changes_nothing() {
 #[test]
 fn a_sequence_that_is_further_on_by_now_stays_there() {
     block_on(async {
-        let stage = Stage::new("counted", &["b"]).await;
+        let stage = Stage::new("further_on", &["b"]).await;
         up_to_the_fence(&stage).await;
         stage
             .run(0, "SELECT setval('purchase_number_seq', 5000)")

@@ -5,7 +5,7 @@
 use super::{
     asking::{About as _, Typed, connection},
     guard,
-    records::{Kind, Note, begin, claim, claim_all, note},
+    records::{Kind, Note, claim, claim_all, note},
     sequences,
 };
 use crate::{
@@ -62,9 +62,13 @@ pub async fn advance(job: &Job) -> Result<(), StepError> {
     const LOST: &str = "\
 SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database() \
     AND coalesce(wal_status, 'reserved') <> 'lost')";
+    // Never where another runner has noted a position, from which on what is written there has to be brought back. In one
+    // statement: nobody waits for a runner that sleeps in between.
     const ADVANCE: &str = "\
-SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots \
-WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
+WITH mine AS (SELECT FROM shardway.runner WHERE workflow = $2 AND token <= $3 FOR SHARE) \
+SELECT (SELECT count(*) FROM mine), \
+       (SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn())::text FROM pg_replication_slots \
+        WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database() AND EXISTS (SELECT FROM mine))";
     let back = job.turned();
     for destination in job.destinations() {
         let name = back.slot(&destination.name);
@@ -74,12 +78,15 @@ WHERE slot_name = $1 AND active_pid IS NULL AND database = current_database()";
             // Nothing is needed of it yet.
             stream(&back, &destination).await?;
         }
-        // Never where another runner has noted a position, from which on what is written there has to be brought back.
-        begin(&client, job).await?;
-        let advanced = client.query(ADVANCE, &[&name]).await;
-        advanced.about("moving a slot on")?;
-        let ended = client.batch_execute("COMMIT").await;
-        ended.about("moving a slot on")?;
+        let values: [Typed<'_>; 3] = [
+            (&name, Type::TEXT),
+            (&job.id, Type::TEXT),
+            (&job.token, Type::INT8),
+        ];
+        let advanced = client.query_typed_one(ADVANCE, &values).await;
+        if advanced.about("moving a slot on")?.get::<_, i64>(0) != 1 {
+            return Err(StepError::Replaced);
+        }
     }
     Ok(())
 }

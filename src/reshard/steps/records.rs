@@ -87,7 +87,7 @@ ON CONFLICT (workflow) DO UPDATE SET token = excluded.token, \
 /// What is applied there is this runner's from here on, whoever has begun it. Waits for a batch that is open.
 const TAKE: &str =
     "UPDATE shardway.apply_progress SET token = $2 WHERE workflow = $1 AND token < $2";
-/// For so long.
+/// For so long, and as long for whoever has claimed it and has not ended.
 const OPEN: &str = "SET lock_timeout = '5s'";
 const OPENED: &str = "\
 SELECT coalesce(string_agg(DISTINCT pid::text, ', '), 'none') FROM pg_locks \
@@ -184,6 +184,10 @@ pub async fn claim(client: &Client, job: &Job) -> Result<(), StepError> {
 pub async fn claim_all(job: &Job) -> Result<(), StepError> {
     for server in taking_part(job) {
         let client = connection(&server).await?;
+        client
+            .batch_execute(OPEN)
+            .await
+            .about("saying who runs it")?;
         claim(&client, job).await?;
         copy::end(&client, job, (&server.name, job.token - 1)).await?;
         take(&client, job, &server).await?;
@@ -193,7 +197,6 @@ pub async fn claim_all(job: &Job) -> Result<(), StepError> {
 
 async fn take(client: &Client, job: &Job, server: &Server) -> Result<(), StepError> {
     let what = format!("taking over what is applied to shard {}", server.name);
-    client.batch_execute(OPEN).await.about(&what)?;
     match client.execute(TAKE, &[&job.id, &job.token]).await {
         Err(error) if is_lock_timeout(&error) => {
             let open = client.query_one(OPENED, &[]).await.about(&what)?;
