@@ -71,7 +71,7 @@ impl Writers {
 
 /// Values that are not as rows have them that were there before, through the shards' owners.
 async fn found(stage: &Stage, column: &str) -> BTreeMap<i64, i64> {
-    let proxy = stage.proxy("");
+    let proxy = stage.proxy(0);
     stage.ready(&proxy).await;
     let client = open_session(&to(&proxy)).await.unwrap();
     let all = format!("select n, {column} from own where {column} <> -1");
@@ -174,7 +174,7 @@ async fn session(proxy: &Proxy) -> Client {
 fn columns_and_indexes_come_to_both_sides_while_rows_move() {
     let stage = with_own(2, 2);
     block_on(async {
-        let proxies = [stage.proxy(""), stage.proxy("")];
+        let proxies = [stage.proxy(0), stage.proxy(1)];
         let targets = [to(&proxies[0]), to(&proxies[1])];
         stage.ready(&proxies[0]).await;
         stage.ready(&proxies[1]).await;
@@ -315,7 +315,7 @@ fn shards_that_join_are_changed_once_they_serve_whoever_leads() {
     let stage = with_own(3, 2);
     block_on(async {
         // It leads, and dies when a column is about to be planned.
-        let leader = stage.proxy("begin_columns:kill");
+        let leader = stage.proxy_by(0, &stage.ports(), "begin_columns:kill");
         stage.ready(&leader).await;
         fill(Keys::Bigint, &session(&leader).await).await;
         stage
@@ -323,7 +323,7 @@ fn shards_that_join_are_changed_once_they_serve_whoever_leads() {
             .await;
         stage.until("ready").await;
         stage.made().await;
-        let proxies = [stage.proxy(""), stage.proxy("")];
+        let proxies = [stage.proxy(0), stage.proxy(1)];
         let targets = [to(&proxies[0]), to(&proxies[1])];
         stage.ready(&proxies[0]).await;
         stage.ready(&proxies[1]).await;
@@ -364,7 +364,7 @@ fn shards_that_join_are_changed_once_they_serve_whoever_leads() {
 fn a_column_of_one_side_alone_stops_it_until_the_other_has_it_too() {
     let stage = with_own(2, 2);
     block_on(async {
-        let proxies = [stage.proxy(""), stage.proxy("")];
+        let proxies = [stage.proxy(0), stage.proxy(1)];
         let targets = [to(&proxies[0]), to(&proxies[1])];
         stage.ready(&proxies[0]).await;
         stage.ready(&proxies[1]).await;
@@ -431,7 +431,7 @@ select pg_terminate_backend(active_pid) from pg_replication_slots where active_p
 select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name ~ '_s0$' and active_pid is null";
     let stage = with_own(2, 2);
     block_on(async {
-        let proxies = [stage.proxy(""), stage.proxy("")];
+        let proxies = [stage.proxy(0), stage.proxy(1)];
         let targets = [to(&proxies[0]), to(&proxies[1])];
         stage.ready(&proxies[0]).await;
         stage.ready(&proxies[1]).await;
