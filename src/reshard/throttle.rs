@@ -29,7 +29,7 @@ FROM pg_replication_slots s WHERE s.slot_name = $1";
 /// Looks at what the slots of both ways cost.
 ///
 /// # Errors
-/// As [`look`], but that nothing is needed yet of a slot of the other way: it is made again.
+/// As `look`, but that nothing is needed yet of a slot of the other way: it is made again.
 pub async fn look_both(job: &Job) -> Result<(), StepError> {
     look(job).await?;
     match look(&job.turned()).await {

@@ -67,6 +67,16 @@ impl Dying {
             guard::make(&job.turned(), there).await.unwrap();
         };
         engine.runtime.block_on(recorded);
+        // What its streams would read; a fence sees that the tables are those.
+        for (shard, job) in [("s0", job.clone()), ("s1", job.turned())] {
+            let name = job.slot(shard);
+            let publish = format!(
+                "create publication {name} for table public.ready, public.t, shardway.fence"
+            );
+            let at = usize::from(shard == "s1");
+            let made = held.stand.shards[at].ask(&query(&publish));
+            assert!(made.iter().any(|line| line.starts_with('C')), "{made:?}");
+        }
         // By which it shows who has answered.
         let there = &mut held.stand.shards[1];
         there.ask(&query(
