@@ -572,7 +572,9 @@ impl Session {
         let coordinator = Arc::clone(&self.database.coordinator);
         let mut late = Vec::new();
         if let Some(epoch) = epoch {
-            if looked == Looked::All {
+            // Its own statement is over. Numbers of before may be those of a reshard, of which all has to be known as well.
+            self.rests_at_gate();
+            if looked == Looked::All && self.database.knows_what_moves().await {
                 let number = self.shared.metrics.sessions.proxy();
                 coordinator.takes_over(epoch, number).await;
             }

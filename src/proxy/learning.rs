@@ -160,8 +160,7 @@ impl Database {
         };
         let settings = shared.settings.load_full();
         if heard > agreement.taken() {
-            let renewed = self.renew_map().await;
-            if !renewed || !self.is_planned_by_all().await {
+            if !self.knows_what_moves().await {
                 return CaughtUp::No;
             }
             if self.learn(&settings).await == Looked::Partly {
@@ -203,6 +202,11 @@ impl Database {
             .iter()
             .filter(|group| !group.doubled.is_empty());
         self.gate.watch(moving.map(|group| group.name.as_str()));
+    }
+
+    /// Asks for the map; whether it was taken over, and every statement under way is planned by what it says of two shards.
+    pub(super) async fn knows_what_moves(&self) -> bool {
+        self.renew_map().await && self.is_planned_by_all().await
     }
 
     /// Waits for a moment until no statement is under way that was planned before this proxy knew what is on two shards now:
