@@ -54,7 +54,7 @@ enum Verb {
     /// Delete the former owners' rows. No way back from there.
     Finish(WatchArgs),
     /// Give it up, before a cutover or after a rollback: the copies go.
-    Abort(WatchArgs),
+    Abort(AbortArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +74,15 @@ struct WatchArgs {
     /// Show how it goes until there is nothing to wait for; Ctrl-C leaves it going.
     #[arg(long)]
     watch: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct AbortArgs {
+    #[command(flatten)]
+    watch: WatchArgs,
+    /// A shard that was to join and is gone for good: nothing is removed there.
+    #[arg(long, value_name = "SHARD")]
+    without: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -145,7 +154,8 @@ impl Verb {
             Self::Plan(args) => &args.place,
             Self::Start(args) => &args.plan.place,
             Self::Status(args) => &args.watch.place,
-            Self::Verify(args) | Self::Finish(args) | Self::Abort(args) => &args.place,
+            Self::Verify(args) | Self::Finish(args) => &args.place,
+            Self::Abort(args) => &args.watch.place,
             Self::Pause(args) | Self::Resume(args) => args,
             Self::Set(args) => &args.place,
             Self::Cutover(args) | Self::Rollback(args) => &args.place,
@@ -204,7 +214,10 @@ async fn obey(verb: &Verb, site: &Site, output: &Output) -> Result<Exit, Fault> 
         }
         Verb::Verify(args) => wish(site, Wish::Verify, args.watch, output).await,
         Verb::Finish(args) => wish(site, Wish::Finish, args.watch, output).await,
-        Verb::Abort(args) => wish(site, Wish::Abort, args.watch, output).await,
+        Verb::Abort(args) => {
+            site.goes_without(&args.without).await?;
+            wish(site, Wish::Abort, args.watch.watch, output).await
+        }
         Verb::Cutover(args) => flip(site, Wish::Cutover, args, output).await,
         Verb::Rollback(args) => flip(site, Wish::Rollback, args, output).await,
     }

@@ -45,7 +45,8 @@ impl Seen {
 }
 
 const SEEN: &str = "SELECT coalesce(max(epoch), 0) FROM shardway.activation";
-const KEEP: &str = "\
+/// A shard's own copy of the map: its number, content, and who writes it.
+pub(crate) const KEEP: &str = "\
 INSERT INTO shardway.map AS kept (epoch, content, made_by) VALUES ($1, $2::text::jsonb, $3) \
 ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch, content = excluded.content, made_at = now(), \
 made_by = excluded.made_by WHERE kept.epoch < excluded.epoch";

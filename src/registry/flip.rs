@@ -18,6 +18,14 @@ pub struct MapNow {
     pub content: Content,
 }
 
+impl MapNow {
+    /// As it is kept.
+    #[must_use]
+    pub fn text(&self) -> String {
+        map::text(&self.content)
+    }
+}
+
 /// A change of owners.
 #[derive(Clone, Debug)]
 pub struct Flip {

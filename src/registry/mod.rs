@@ -18,6 +18,7 @@ pub mod waiting;
 
 pub use agreement::{Agreement, Announced, Late};
 pub use control::{Control, Lease, errand};
+pub(crate) use copies::KEEP;
 pub use flip::{Flip, Flipped, MapNow, Record, Unflipped};
 pub use holds::Answers;
 pub use ids::Ids;

@@ -160,8 +160,10 @@ pub async fn copy(
         left: 0,
         bytes: 0,
     };
-    let mut spent = 0;
-    while !passing.step().await? {
+    let (mut spent, mut over) = (0, false);
+    while !over {
+        over = passing.step().await?;
+        // The last piece as well: it may be the only one.
         let more = passing.bytes - spent;
         spent = passing.bytes;
         budget.spend(more).await;

@@ -16,7 +16,7 @@ use crate::{
     clock::{Clock, Duration, Instant},
     failpoint,
     inspect::{AskError, at_once},
-    registry::{Flip, Record as Beside, Registry, Unflipped, errand},
+    registry::{Flip, MapNow, Record as Beside, Registry, Unflipped, errand},
 };
 use serde_json::{Value, json};
 
@@ -265,7 +265,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     async fn activate(&self, job: &Job) -> Result<(), StepError> {
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map("activating the new owners", error))?;
-        activate(job, now.epoch).await?;
+        activate(job, &now).await?;
         failpoint::reached("after_activate").await;
         self.at_home("letting statements go on", async |lease| {
             hold::settled(lease, &job.id, job.attempt).await
@@ -420,10 +420,10 @@ async fn fence(job: &Job) -> Result<(), StepError> {
 }
 
 /// While statements are held, which need what it makes.
-async fn activate(job: &Job, epoch: i64) -> Result<(), StepError> {
+async fn activate(job: &Job, map: &MapNow) -> Result<(), StepError> {
     let mut tries = 0;
     loop {
-        match Box::pin(steps::activate::run(job, epoch)).await {
+        match Box::pin(steps::activate::run(job, map)).await {
             Err(StepError::Again { .. }) if tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(EAGER).await;

@@ -1,8 +1,8 @@
 //! Ends an attempt of a cutover for a runner that does not: it has died, or stands still, while statements wait for it.
 //! Whichever proxy sees it first does it, long before another has the lead.
 //!
-//! What must stay true: what is done is what the record asks for, may be done twice, and is refused on a server that has
-//! seen a later attempt; an attempt is undone only when it cannot be committed any more.
+//! What must stay true: what is done is what the record asks for, on every shard that takes part, may be done twice, and is
+//! refused on a server that has seen a later attempt; an attempt is undone only when it cannot be committed any more.
 
 use super::{
     hold,
@@ -33,6 +33,8 @@ pub enum Unhelped {
     Map(crate::registry::Unflipped),
     #[error("it is at another attempt by now")]
     Other,
+    #[error("the configuration has no shard {0}, which takes part")]
+    Lacks(String),
 }
 
 /// Lets the new owners know what is theirs, or turns guards off, and lets statements go.
@@ -55,11 +57,15 @@ pub async fn help(
         lease.done();
         return Err(Unhelped::Other);
     }
+    if let Some(shard) = stored.plan.lacks(servers, &stored.knobs.without) {
+        lease.done();
+        return Err(Unhelped::Lacks(shard.to_owned()));
+    }
     let job = job(registry, servers, &stored);
     match overdue.ending {
         Ending::Committed => {
             let map = registry.read_map().await.map_err(Unhelped::Map)?;
-            Box::pin(steps::activate::run(&job.turned(), map.epoch)).await?;
+            Box::pin(steps::activate::run(&job.turned(), &map)).await?;
         }
         Ending::Released => Box::pin(steps::unfence::run(&job)).await?,
     }

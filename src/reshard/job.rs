@@ -48,6 +48,9 @@ pub struct Knobs {
     pub rows_per_second: u64,
     /// How long snapshots are held that rows are compared in, about.
     pub compare: Duration,
+    /// Shards that were to join and are gone for good, as the operator says who gives it up: nothing is removed there.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub without: BTreeSet<String>,
 }
 
 impl Default for Knobs {
@@ -66,6 +69,7 @@ impl Default for Knobs {
             lock: Duration::from_millis(20),
             rows_per_second: 0,
             compare: Duration::from_secs(120),
+            without: BTreeSet::new(),
         }
     }
 }

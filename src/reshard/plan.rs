@@ -2,6 +2,7 @@
 
 use crate::catalog::{moving::Move, ownership::Ownership};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a reshard is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,23 @@ pub struct Plan {
     /// The same tables, where shards give everything away: these have them no more once they serve no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<MovingTable>,
+}
+
+impl Plan {
+    /// A shard that takes part and is neither among these nor gone for good: whoever does not know it can do nothing for the
+    /// run but harm.
+    #[must_use]
+    pub fn lacks<T>(
+        &self,
+        servers: &BTreeMap<String, T>,
+        without: &BTreeSet<String>,
+    ) -> Option<&str> {
+        let moves = self.moves.iter();
+        let named = moves.flat_map(|it| [&it.from, &it.to]).chain(&self.joins);
+        let mut lacking =
+            named.filter(|name| !servers.contains_key(*name) && !without.contains(*name));
+        lacking.next().map(String::as_str)
+    }
 }
 
 /// A table of which rows move.
@@ -62,7 +80,7 @@ impl Root {
 #[must_use]
 pub fn roots(tables: &[MovingTable]) -> Vec<String> {
     let roots = tables.iter().filter_map(|table| table.root.as_ref());
-    let roots: std::collections::BTreeSet<&Root> = roots.collect();
+    let roots: BTreeSet<&Root> = roots.collect();
     roots.into_iter().map(Root::sql).collect()
 }
 

@@ -2,10 +2,11 @@
 //!
 //! What must stay true: whoever takes a run over bumps its token on the home shard and on every server that takes part
 //! before anything else is done; a record that somebody else has changed is read again before anything is concluded from
-//! it.
+//! it; nothing is done by a record that lacks what servers know.
 
 mod growing;
 mod keeping;
+mod remembering;
 mod showing;
 
 use super::{
@@ -110,6 +111,7 @@ impl<'a> Run<'a> {
     pub(super) async fn drive(mut self) -> Result<(), Left> {
         self.know().await?;
         self.claim().await?;
+        self.remember().await?;
         self.settle(&Event::TakenOver, &Value::Null).await?;
         loop {
             if let Err(error) = self.tend().await {
@@ -131,22 +133,32 @@ impl<'a> Run<'a> {
     /// Whoever ran it before can do nothing on any server from here on.
     async fn claim(&mut self) -> Result<(), Left> {
         loop {
-            // Whoever has failed over is told by what is done there.
-            let job = Job {
-                servers: self.servers(Known::System),
-                ..self.job()
-            };
-            match Box::pin(steps::records::claim_all(&job)).await {
+            match Box::pin(steps::records::claim_all(&self.anybodys())).await {
                 Ok(()) => return Ok(()),
-                Err(StepError::Replaced) => return Err(Left::Replaced),
-                Err(error) => {
-                    self.progress.set("problem", error.to_string());
-                    self.show_now().await;
-                    tokio::time::sleep(self.pause).await;
-                    self.pause = (self.pause * 2).min(PAUSE.1);
-                }
+                Err(error) => self.begins_again(error).await?,
             }
         }
+    }
+
+    /// Whoever has failed over is told by what is done there.
+    fn anybodys(&self) -> Job {
+        Job {
+            servers: self.servers(Known::System),
+            lines: Arc::default(),
+            ..self.job()
+        }
+    }
+
+    /// Says why a run cannot be gone on with yet.
+    async fn begins_again(&mut self, error: StepError) -> Result<(), Left> {
+        if matches!(error, StepError::Replaced) {
+            return Err(Left::Replaced);
+        }
+        self.progress.set("problem", error.to_string());
+        self.show_now().await;
+        self.watch_for(self.pause).await?;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        Ok(())
     }
 
     /// Reads who the servers are.
@@ -411,10 +423,12 @@ impl<'a> Run<'a> {
 
     /// The servers, and who they have to be.
     fn servers(&self, known: fn(Identity) -> Known) -> Arc<BTreeMap<String, Server>> {
-        if self.known.is_empty() {
+        let without = &self.stored.knobs.without;
+        if self.known.is_empty() && without.is_empty() {
             return Arc::clone(&self.runner.servers);
         }
         let mut servers = (*self.runner.servers).clone();
+        servers.retain(|name, _| !without.contains(name));
         for (name, identity) in &self.known {
             if let Some(server) = servers.get_mut(name) {
                 server.known = known(identity.clone());

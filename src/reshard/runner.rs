@@ -1,6 +1,7 @@
 //! Runs the reshards of a database, while this process has the lead.
 //!
-//! What must stay true: nothing is done for a reshard without the lead, and everything stops when it is lost.
+//! What must stay true: nothing is done for a reshard without the lead, and everything stops when it is lost; nobody leads
+//! whose configuration lacks a shard that takes part.
 
 use super::{
     dump::Tools,
@@ -34,11 +35,13 @@ pub struct Runner<'a> {
     pub metrics: Arc<Metrics>,
 }
 
-/// Whether the newest reshard was looked at that is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LookedBack {
-    No,
-    Yes,
+/// What a process remembers between two looks.
+#[derive(Debug, Default)]
+struct Looked {
+    /// Whether the newest reshard was looked at that is over.
+    back: bool,
+    /// Of which shard it was told that the configuration lacks it.
+    lacks: Option<String>,
 }
 
 /// Why a run is not gone on with by this process.
@@ -57,9 +60,9 @@ impl From<AskError> for Left {
 impl Runner<'_> {
     /// For as long as it is not dropped.
     pub async fn run(&self) {
-        let mut back = LookedBack::No;
+        let mut looked = Looked::default();
         loop {
-            if let Err(problem) = self.once(&mut back).await {
+            if let Err(problem) = self.once(&mut looked).await {
                 let database = self.registry.database();
                 tracing::debug!(database, %problem, "looking for reshards to run");
             }
@@ -68,14 +71,18 @@ impl Runner<'_> {
     }
 
     /// Leads as long as there is something to run, if nobody else does.
-    async fn once(&self, back: &mut LookedBack) -> Result<(), AskError> {
+    async fn once(&self, looked: &mut Looked) -> Result<(), AskError> {
         if !self.registry.is_known() {
             return Ok(());
         }
         let lease = self.home().await?;
         let unfinished = errand(record::unfinished(&lease)).await?;
-        self.seen(&lease, unfinished.first(), back).await?;
-        if unfinished.is_empty() {
+        self.seen(&lease, unfinished.first(), looked).await?;
+        let Some(first) = unfinished.first() else {
+            lease.done();
+            return Ok(());
+        };
+        if self.lacks(first, looked) {
             lease.done();
             return Ok(());
         }
@@ -110,24 +117,45 @@ impl Runner<'_> {
         &self,
         lease: &Lease,
         unfinished: Option<&Stored>,
-        back: &mut LookedBack,
+        looked: &mut Looked,
     ) -> Result<(), AskError> {
         match unfinished {
             Some(stored) => {
                 let leader = errand(record::leader(lease)).await?;
                 self.show(told::sight(stored, leader));
-                *back = LookedBack::No;
+                looked.back = false;
             }
-            None if *back == LookedBack::No => {
+            None if !looked.back => {
                 let newest = errand(record::all(lease)).await?.into_iter().next();
                 if let Some(stored) = newest {
                     self.show(told::sight(&stored, None));
                 }
-                *back = LookedBack::Yes;
+                looked.back = true;
             }
             None => {}
         }
         Ok(())
+    }
+
+    /// Whether a shard takes part that this process does not know; said once.
+    fn lacks(&self, stored: &Stored, looked: &mut Looked) -> bool {
+        let lacks = self.lacking(stored).map(str::to_owned);
+        if let Some(shard) = &lacks
+            && looked.lacks != lacks
+        {
+            tracing::warn!(
+                database = self.registry.database(),
+                reshard = stored.id,
+                shard,
+                "the configuration of this proxy lacks a shard that takes part in the reshard: it cannot lead it"
+            );
+        }
+        looked.lacks = lacks;
+        looked.lacks.is_some()
+    }
+
+    fn lacking<'s>(&self, stored: &'s Stored) -> Option<&'s str> {
+        stored.plan.lacks(&self.servers, &stored.knobs.without)
     }
 
     /// Errors that clients were told: by servers, and by this process because of keys that move.
@@ -178,6 +206,10 @@ impl Runner<'_> {
                 lease.done();
                 return Ok(());
             };
+            if self.lacking(&first).is_some() {
+                lease.done();
+                return Ok(());
+            }
             let mine =
                 first.token == token || errand(record::take(&lease, &first.id, token)).await?;
             let stored = errand(record::read(&lease, &first.id)).await?;

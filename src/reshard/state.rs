@@ -95,6 +95,16 @@ pub struct Record {
     pub stopped: Option<Stopped>,
 }
 
+/// What the servers know of a run's cutovers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The greatest number of an attempt that has fenced any of them.
+    pub tried: i32,
+    /// The last attempt whose new owners have taken over, and which way; the map's number then.
+    pub last: Option<(i32, Direction)>,
+    pub epoch: i64,
+}
+
 /// Something to do; each may be done again from its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Effect {
@@ -326,6 +336,59 @@ impl Record {
             }),
             Wish::Cutover | Wish::Rollback | Wish::Finish | Wish::Verify => None,
         }
+    }
+
+    /// The record with what servers know and it does not, as the home shard failed over to one that lacked it; `None`: it
+    /// knows all.
+    #[must_use]
+    pub fn with(&self, known: &Known) -> Option<Self> {
+        if let Some((attempt, direction)) = known.last
+            && (attempt > self.attempt || attempt == self.attempt && self.is_attempt())
+        {
+            let turned = direction == Direction::Forward;
+            let lost = if (self.flips % 2 == 1) == turned {
+                2
+            } else {
+                1
+            };
+            return Some(Self {
+                attempt,
+                flips: self.flips + lost,
+                wanted: None,
+                paused: false,
+                stopped: None,
+                state: State::Cutover,
+                step: Some(Step::Committed),
+                ..self.clone()
+            });
+        }
+        if known.tried <= self.attempt {
+            return None;
+        }
+        let attempt = known.tried;
+        let fenced = matches!(
+            self.state,
+            State::Copy
+                | State::CatchUp
+                | State::Verify
+                | State::Ready
+                | State::Reverse
+                | State::Cutover
+        );
+        if !fenced || self.step == Some(Step::Committed) {
+            return Some(Self {
+                attempt,
+                ..self.clone()
+            });
+        }
+        // Its guards may refuse writes of the owners.
+        Some(Self {
+            attempt,
+            stopped: None,
+            state: State::Cutover,
+            step: Some(Step::Undo),
+            ..self.clone()
+        })
     }
 
     fn at_step(&self, step: Step) -> Self {
@@ -597,5 +660,63 @@ mod tests {
         (paused.paused, paused.stopped) = (true, None);
         let resumed = paused.resume().expect("it is not over");
         assert_eq!(resumed.state, State::Ready, "nothing was mended");
+    }
+
+    #[test]
+    fn what_servers_know_is_gone_on_with_whatever_the_record_has_forgotten() {
+        let ready = Record {
+            state: State::Ready,
+            step: Some(Step::Made),
+            wanted: Some(Wish::Cutover),
+            attempt: 2,
+            ..Record::new()
+        };
+        let known = |tried, last| Known {
+            tried,
+            last,
+            epoch: 0,
+        };
+        assert_eq!(ready.with(&known(0, None)), None);
+        assert_eq!(
+            ready.with(&known(2, None)),
+            None,
+            "an attempt that was undone"
+        );
+        // The attempt was forgotten, not what it has done.
+        let undone = ready.with(&known(3, None)).expect("it was not known");
+        assert_eq!((undone.attempt, undone.flips), (3, 0));
+        assert_eq!(undone.next(), Next::Run(Effect::Undo));
+        // The cutover was.
+        let held = Record {
+            state: State::Cutover,
+            step: Some(Step::CaughtUp),
+            attempt: 3,
+            ..ready.clone()
+        };
+        for before in [&ready, &held] {
+            let after = before.with(&known(3, Some((3, Direction::Forward))));
+            let after = after.expect("it was not known");
+            assert_eq!((after.attempt, after.flips), (3, 1));
+            assert_eq!(after.next(), Next::Run(Effect::Activate));
+            assert_eq!(after.with(&known(3, Some((3, Direction::Forward)))), None);
+            let reverse = after.after(&Event::Done(Effect::Activate));
+            assert_eq!(reverse.expect("it is done").state, State::Reverse);
+        }
+        // It was, and taken back, and made again.
+        let again = ready.with(&known(5, Some((5, Direction::Forward))));
+        assert_eq!(again.map(|it| it.flips), Some(1));
+        let back = ready.with(&known(4, Some((4, Direction::Back))));
+        assert_eq!(back.map(|it| it.flips), Some(2));
+        let reverse = Record {
+            state: State::Reverse,
+            attempt: 3,
+            flips: 1,
+            ..Record::new()
+        };
+        assert_eq!(reverse.with(&known(3, Some((3, Direction::Forward)))), None);
+        let back = reverse.with(&known(4, Some((4, Direction::Back))));
+        assert_eq!(back.map(|it| it.flips), Some(2));
+        let twice = reverse.with(&known(5, Some((5, Direction::Forward))));
+        assert_eq!(twice.map(|it| it.flips), Some(3));
     }
 }

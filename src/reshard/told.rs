@@ -122,10 +122,25 @@ fn waiting_for(stored: &Stored, leader: Option<&Leader>) -> Option<String> {
             let said = ["throttle", "waiting_for", "problem"]
                 .iter()
                 .find_map(|name| text(progress, name));
+            let said = said.map(|said| with_way_out(stored, said));
             said.or_else(|| cutover_waits(record, progress))
                 .or_else(|| stream_problem(stored))
                 .or_else(|| limit(stored))
         }
+    }
+}
+
+/// What is given up waits for every shard, of which one may be gone for good.
+fn with_way_out(stored: &Stored, said: String) -> String {
+    let joins = &stored.plan.joins;
+    let lost = joins
+        .iter()
+        .find(|shard| said.contains(&format!("shard {shard}")));
+    match lost.filter(|_| stored.record.state == State::Abort) {
+        Some(shard) => {
+            format!("{said}; if it is gone for good: shardway reshard abort --without {shard}")
+        }
+        None => said,
     }
 }
 

@@ -168,6 +168,11 @@ impl World {
         (&all[0], all.last().unwrap())
     }
 
+    /// The server of a shard.
+    pub(crate) fn shard(&self, at: usize) -> &Cluster {
+        self.sandbox.cluster(at)
+    }
+
     /// The home shard, as its superuser.
     pub(crate) fn home(&self) -> Config {
         self.sandbox.cluster(0).config(schema::DATABASE)

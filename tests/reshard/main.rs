@@ -14,6 +14,7 @@ mod changing;
 mod direct;
 mod emptying;
 mod faults;
+mod gone;
 #[expect(
     dead_code,
     reason = "the harness of another suite, of which this one uses a part"

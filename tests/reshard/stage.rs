@@ -526,7 +526,6 @@ from shardway.workflow w order by made_at desc limit 1";
             "schema_step",
             "made",
             "fence",
-            "runner",
         ] {
             let count = format!("select count(*) from shardway.{table}");
             let rows: i64 = client.query_one(&count, &[]).await.unwrap().get(0);

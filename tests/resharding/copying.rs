@@ -573,6 +573,33 @@ fn knobs_take_effect_while_it_runs() {
 }
 
 #[test]
+fn small_chunks_go_no_faster_than_was_asked_for() {
+    block_on(async {
+        let shards = shards("small").await;
+        let Reshard { job, knobs } = narrow(&shards).await;
+        // Some 400 kB in chunks that arrive in one piece each: at this rate they would take minutes.
+        knobs.send_modify(|knobs| {
+            (knobs.copies, knobs.chunk_rows, knobs.bytes_per_second) = (1, 20, 2_000);
+        });
+        let mut run = Box::pin(copy::run(&job));
+        let slow = tokio::time::timeout(std::time::Duration::from_secs(3), &mut run).await;
+        assert!(slow.is_err(), "{slow:?}");
+        let bytes = "SELECT coalesce(sum(bytes), 0) FROM shardway.chunk_done";
+        let mut went = 0;
+        for shard in ["a", "b"] {
+            went += shards.one(shard, bytes).await.parse::<u64>().unwrap();
+        }
+        assert!(went < 20_000, "{went} bytes went within three seconds");
+        knobs.send_modify(|knobs| (knobs.copies, knobs.bytes_per_second) = (4, 0));
+        tokio::time::timeout(LIMIT, run)
+            .await
+            .expect("in time")
+            .unwrap();
+        arrived(&shards, "t", "*", KeyType::Bigint).await;
+    });
+}
+
+#[test]
 fn what_the_source_could_lose_in_a_crash_is_not_copied() {
     block_on(async {
         // Nobody but its WAL writer, which takes its time, makes what is committed on this server durable.

@@ -93,6 +93,36 @@ fn one_leads_at_a_time_and_never_again_with_an_old_token() {
 }
 
 #[test]
+fn a_home_shard_that_failed_over_gives_no_token_twice() {
+    let sandbox = crate::shards::servers(1, &[("restore_command", "false")]);
+    block_on(async {
+        let server = sandbox.cluster(0);
+        server.execute("postgres", OWN_SCHEMA).await.unwrap();
+        let lease = home(&sandbox).await;
+        let given = take(&lease, "a").await.unwrap().unwrap();
+        lease.done();
+        // Promoted, it has not got what was given last.
+        let forgets =
+            "UPDATE shardway.leader SET holder = NULL, token = token - 1, until = '-infinity'";
+        server.execute("postgres", forgets).await.unwrap();
+        server.stop();
+        std::fs::write(server.data_dir().join("recovery.signal"), "").unwrap();
+        server.start().unwrap();
+        let lease = home(&sandbox).await;
+        let recovers = "SELECT pg_is_in_recovery()";
+        while lease.query_one(recovers, &[]).await.unwrap().get(0) {}
+        let next = take(&lease, "b").await.unwrap().unwrap();
+        assert!(next > given, "{given} was given twice");
+        assert!(renew(&lease, "b", next).await.unwrap());
+        // Had it got them: who leads by the server that it was leads no more.
+        let as_before = format!("UPDATE shardway.leader SET holder = 'a', token = {given}");
+        lease.batch_execute(&as_before).await.unwrap();
+        assert!(!renew(&lease, "a", given).await.unwrap());
+        lease.done();
+    });
+}
+
+#[test]
 fn of_many_that_come_at_once_one_leads() {
     let sandbox = crate::shards::servers(1, &[]);
     block_on(async {

@@ -2,9 +2,13 @@
 
 use crate::reached::{self, OWN_SCHEMA, environment};
 use shardway::{
-    catalog::{moving::Move, ownership::Ownership},
+    catalog::{
+        moving::Move,
+        ownership::{Content, Ownership},
+    },
     clock::Duration,
     net::tls::ClientTls,
+    registry::MapNow,
     reshard::{
         job::{Direction, Job, Knobs},
         plan::{MovingColumn, MovingTable, Plan},
@@ -218,6 +222,20 @@ impl<'a> Shards<'a> {
             lines: Arc::default(),
         };
         Reshard { job, knobs }
+    }
+}
+
+/// The map of a cutover that is committed, at this number.
+pub(crate) fn map(job: &Job, epoch: i64) -> MapNow {
+    let plan = &job.plan;
+    MapNow {
+        epoch,
+        content: Content {
+            declared: plan.before.clone(),
+            owners: plan.after.clone(),
+            members: plan.after.shards(),
+            moving: Vec::new(),
+        },
     }
 }
 

@@ -1,6 +1,7 @@
 //! What tables have that copies and streams stumble over elsewhere: each goes through a whole reshard, with writes after the
 //! copy, and is there as it was; or is refused before anything is touched, with the reason.
 
+use crate::shards::map;
 use crate::{
     preflight::{planned, planned_by},
     steps::{SHOP, Stage, block_on},
@@ -109,7 +110,7 @@ impl Trap<'_> {
             let (there, here) = (stage.ask(0, &rows).await, stage.ask(1, &rows).await);
             assert_eq!(here, there, "{}", table.plain());
         }
-        activate::run(job, 2).await.unwrap();
+        activate::run(job, &map(job, 2)).await.unwrap();
         finish::run(job).await.unwrap();
         for table in &job.plan.tables {
             let key = identifier(&table.key_column);
@@ -399,7 +400,9 @@ fn a_partition_that_is_made_past_the_proxies_after_a_cutover_stops_the_run() {
             stream.stop().await.unwrap();
         }
         turn::run(&stage.job).await.unwrap();
-        activate::run(&stage.job, 2).await.unwrap();
+        activate::run(&stage.job, &map(&stage.job, 2))
+            .await
+            .unwrap();
         stage.job = Job {
             attempt: 2,
             ..stage.job.turned()

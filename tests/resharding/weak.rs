@@ -1,6 +1,7 @@
 //! A control role that may not set `session_replication_role`, as managed services give it: rows go there and back past the
 //! guards all the same, and tables on which something would act are refused.
 
+use crate::shards::map;
 use crate::{
     preflight::planned,
     steps::{Stage, block_on, sandbox},
@@ -63,7 +64,7 @@ async fn cut(job: &Job, follower: Follower, epoch: i64) {
     follower.fenced(job.attempt).await.unwrap();
     turn::run(job).await.unwrap();
     follower.stop().await.unwrap();
-    activate::run(job, epoch).await.unwrap();
+    activate::run(job, &map(job, epoch)).await.unwrap();
 }
 
 const QUIET: &str = "\

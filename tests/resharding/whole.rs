@@ -1,6 +1,7 @@
 //! A whole reshard by its steps, with the copy and the followers, while clients write: no row is lost or doubled, neither
 //! forward nor back.
 
+use crate::shards::map;
 use crate::{
     preflight::planned,
     steps::{Stage, block_on},
@@ -110,7 +111,7 @@ pub(crate) async fn cut(job: &mut Job, followers: Vec<Follower>, epoch: i64) {
     for follower in followers {
         follower.stop().await.unwrap();
     }
-    activate::run(job, epoch).await.unwrap();
+    activate::run(job, &map(job, epoch)).await.unwrap();
 }
 
 #[test]

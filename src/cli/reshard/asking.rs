@@ -13,7 +13,7 @@ use crate::{
         planning::Planned,
         record::{self, Stored},
         servers::Server,
-        state::{Record, Refusal},
+        state::{Record, Refusal, Wish},
         told,
     },
 };
@@ -211,8 +211,9 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
             if let Some(other) = all.iter().find(|it| !it.record.is_over()) {
                 return Err(Fault::UnderWay(other.id.clone()));
             }
-            let number = |it: &Stored| it.id.strip_prefix('r')?.parse::<u64>().ok();
-            let last = all.iter().filter_map(number).max().unwrap_or(0);
+            let known = all.into_iter().map(|it| it.id).chain(self.runs().await);
+            let number = |id: String| id.strip_prefix('r')?.parse::<u64>().ok();
+            let last = known.filter_map(number).max().unwrap_or(0);
             let (id, plan) = (format!("r{}", last + 1), &planned.plan);
             let started =
                 self.at_home(async |lease| record::start(lease, &id, plan, knobs, &expected).await);
@@ -221,6 +222,26 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
             }
         }
         Err(Fault::Busy)
+    }
+
+    /// What shards have seen of runs: a home shard that was restored may have forgotten some, and what is said of them there
+    /// must not be taken for what is said of another.
+    async fn runs(&self) -> Vec<String> {
+        const RUNS: &str =
+            "SELECT workflow FROM shardway.runner UNION SELECT workflow FROM shardway.activation";
+        let mut runs = Vec::new();
+        for shard in self.registry.shards() {
+            let asked = async {
+                let lease = self.registry.lease(shard).await?;
+                let rows = errand(async { Ok(lease.query(RUNS, &[]).await?) }).await?;
+                lease.done();
+                Ok::<_, AskError>(rows)
+            };
+            // One that is new has no schema yet; one that is down is told by what is done there.
+            let rows = asked.await.unwrap_or_default();
+            runs.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        }
+        runs
     }
 
     /// Writes a wish.
@@ -249,10 +270,39 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
 
     /// Changes how it runs.
     pub(super) async fn set(&self, values: &[String]) -> Result<Seen, Fault> {
+        self.change_knobs(|stored| knobs::changed(stored.knobs.clone(), values))
+            .await
+    }
+
+    /// Says of shards that were to join that they are gone for good, if it may be given up.
+    pub(super) async fn goes_without(&self, shards: &[String]) -> Result<(), Fault> {
+        if shards.is_empty() {
+            return Ok(());
+        }
+        let said = self.change_knobs(|stored| {
+            let allowed = stored.record.allows(Wish::Abort);
+            allowed.map_err(|refusal| refused(refusal, stored))?;
+            if let Some(other) = shards.iter().find(|it| !stored.plan.joins.contains(it)) {
+                return Err(Fault::NotJoining {
+                    shard: other.clone(),
+                    joining: stored.plan.joins.clone(),
+                });
+            }
+            let mut knobs = stored.knobs.clone();
+            knobs.without.extend(shards.iter().cloned());
+            Ok(knobs)
+        });
+        said.await.map(drop)
+    }
+
+    async fn change_knobs(
+        &self,
+        change: impl Fn(&Stored) -> Result<Knobs, Fault>,
+    ) -> Result<Seen, Fault> {
         for _ in 0..TRIES {
             let seen = self.unfinished().await?;
             let stored = &seen.stored;
-            let knobs = knobs::changed(stored.knobs.clone(), values)?;
+            let knobs = change(stored)?;
             let set = self.at_home(async |lease| record::set_knobs(lease, stored, &knobs).await);
             if set.await? {
                 let stored = Stored {

@@ -101,8 +101,26 @@ pub(super) enum Fault {
         part: Duration,
         hold: Duration,
     },
+    #[error(
+        "shard {shard} does not join with this reshard, so it may not be left out when that is given up: {}; let its address lead \
+         to a server that has its rows",
+        Joining(.joining)
+    )]
+    NotJoining { shard: String, joining: Vec<String> },
     #[error("others change it all the time: try again")]
     Busy,
+}
+
+/// Which do.
+struct Joining<'a>(&'a [String]);
+
+impl std::fmt::Display for Joining<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            [] => write!(f, "none joins"),
+            all => write!(f, "only {} may", all.join(", ")),
+        }
+    }
 }
 
 /// Which there are.
@@ -136,6 +154,7 @@ impl Fault {
             | Self::Over { .. }
             | Self::NoRun { .. }
             | Self::UnderWay(_)
+            | Self::NotJoining { .. }
             | Self::Refused { .. } => Exit::Refused,
             Self::Ask { .. }
             | Self::NoSchema { .. }

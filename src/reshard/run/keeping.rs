@@ -127,6 +127,8 @@ impl Run<'_> {
         let changed = match now {
             Some((_, token)) if token != self.stored.token => return Err(Left::Replaced),
             None => return Err(Left::Replaced),
+            // The home shard has forgotten something: whoever takes the run over asks the servers.
+            Some((now, _)) if now < version => return Err(Left::Replaced),
             Some((now, _)) if now == version => None,
             Some(_) => errand(record::read(&lease, &self.stored.id)).await?,
         };
@@ -153,7 +155,9 @@ impl Run<'_> {
         let stored = errand(record::read(&lease, &self.stored.id)).await?;
         lease.done();
         match stored {
-            Some(stored) if stored.token == self.stored.token => {
+            Some(stored)
+                if stored.token == self.stored.token && stored.version >= self.stored.version =>
+            {
                 self.take_over(stored);
                 Ok(())
             }

@@ -1,14 +1,15 @@
 //! Gives a reshard up before its map is committed, or after it was rolled back: everything that was written down goes.
 //!
 //! What must stay true: never once a cutover is committed; a table that the reshard has not made is never dropped, only rows
-//! go that were copied; what cannot go now is tried again, and does not keep the others.
+//! go that were copied; what cannot go now is tried again, and does not keep the others; sources keep no WAL for it, whoever
+//! else cannot be reached.
 
 use super::{
     activate::latest_anywhere,
     asking::{About as _, connection, home, named},
     condition, guard,
     ready::slot_error,
-    records::{Kind, Note, claim_all, gone, noted, taking_part},
+    records::{Kind, Note, claim, claim_all, gone, noted, taking_part},
     rows, schema,
 };
 use crate::{
@@ -30,14 +31,20 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         direction: Direction::Forward,
         ..job.clone()
     };
+    let notes = noted(job).await?;
+    unkept(job, &notes).await;
     unless_taken_over(job).await?;
     claim_all(job).await?;
     // A chunk or a batch could be committed else after its rows were deleted.
     super::copy::stop(job).await?;
     let mut first = None;
-    let notes = noted(job).await?;
     for note in notes.iter().filter(|it| it.kind != Kind::Records) {
-        let removed = match remove(job, note).await {
+        let there = !job.knobs.borrow().without.contains(&note.shard);
+        let removed = match there {
+            true => remove(job, note).await,
+            false => Ok(()),
+        };
+        let removed = match removed {
             Ok(()) => gone(job, note).await,
             Err(error) => Err(error),
         };
@@ -53,6 +60,22 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     match first {
         None => forget(job, &notes).await,
         Some(error) => Err(error),
+    }
+}
+
+/// Nobody goes on from a slot of a run that is given up: those of the sources go first, as far as they can, and again with
+/// all else.
+async fn unkept(job: &Job, notes: &[Note]) {
+    let of_source = |it: &&Note| it.kind == Kind::Slot && it.name == job.slot(&it.shard);
+    for note in notes.iter().filter(of_source) {
+        let removed = async {
+            let client = connection(named(job, &note.shard)?).await?;
+            claim(&client, job).await?;
+            remove(job, note).await
+        };
+        if let Err(problem) = removed.await {
+            tracing::debug!(reshard = job.id, %problem, "removing a slot");
+        }
     }
 }
 
@@ -144,9 +167,10 @@ pub(super) async fn forget(job: &Job, notes: &[Note]) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Forgets the run in a shard's own schema; that it was activated stays.
+/// Forgets the run in a shard's own schema; who ran it last stays, so that nobody before goes on with it there, and that it
+/// was activated.
 pub(super) async fn forget_records(job: &Job, server: &Server) -> Result<(), StepError> {
-    const RECORDS: [&str; 8] = [
+    const RECORDS: [&str; 7] = [
         "chunk",
         "verify",
         "chunk_done",
@@ -154,7 +178,6 @@ pub(super) async fn forget_records(job: &Job, server: &Server) -> Result<(), Ste
         "schema_step",
         "made",
         "fence",
-        "runner",
     ];
     let what = format!("forgetting the run on shard {}", server.name);
     let client = connection(server).await?;

@@ -2,7 +2,7 @@
 //!
 //! What must stay true: only after the commit; a guard that refused these keys on a destination, because it had given them
 //! away before, refuses them until this and not after; from this on no stream brings reference tables to a shard that has
-//! joined, whoever still reads one.
+//! joined, whoever still reads one; who owns keys has the map that says so, whatever the home shard forgets.
 
 use super::{
     asking::{About as _, Typed, connection, is_lock_timeout, line, named},
@@ -13,9 +13,11 @@ use super::{
 };
 use crate::{
     inspect::at_once,
+    registry::{KEEP, MapNow},
     reshard::{
         job::{Direction, Job, StepError},
         servers::Server,
+        state::Known,
     },
     wire::replication::Lsn,
 };
@@ -26,7 +28,8 @@ use tokio_postgres::types::Type;
 const ACTIVATE: &str = "\
 INSERT INTO shardway.activation (workflow, attempt, direction, epoch) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
 const LATEST: &str = "\
-SELECT attempt, direction FROM shardway.activation WHERE workflow = $1 ORDER BY attempt DESC LIMIT 1";
+SELECT attempt, direction, epoch FROM shardway.activation WHERE workflow = $1 ORDER BY attempt DESC LIMIT 1";
+const TRIED: &str = "SELECT coalesce(max(attempt), 0) FROM shardway.fence WHERE workflow = $1";
 /// Where a stream is that has nothing to bring any more. A follower that knows another position changes nothing.
 pub(super) const CLOSED: Lsn = Lsn(u64::MAX);
 const CLOSE: &str = "\
@@ -40,17 +43,17 @@ WHERE datname = current_database() AND usename = current_user AND pid <> pg_back
 const FENCED: &str =
     "SELECT EXISTS (SELECT FROM shardway.fence WHERE workflow = $1 AND attempt = $2)";
 
-/// Activates every destination of the committed cutover, whose direction is the job's, as of the map's number.
+/// Activates every destination of the committed cutover, whose direction is the job's, as of this map.
 ///
 /// # Errors
 /// [`StepError::Halt`]: the job's sources were not fenced by this attempt.
-pub async fn run(job: &Job, epoch: i64) -> Result<(), StepError> {
+pub async fn run(job: &Job, map: &MapNow) -> Result<(), StepError> {
     let sources = job.sources();
     let each = sources.iter().map(|it| unless_not_fenced(job, it));
     let fenced = at_once(each.collect()).await;
     fenced.into_iter().collect::<Result<(), StepError>>()?;
     let destinations = job.destinations();
-    let each = destinations.iter().map(|it| activate(job, it, epoch));
+    let each = destinations.iter().map(|it| activate(job, it, map));
     at_once(each.collect()).await.into_iter().collect()
 }
 
@@ -60,9 +63,11 @@ async fn unless_not_fenced(job: &Job, source: &Server) -> Result<(), StepError> 
     let fenced = client
         .query_typed_one(FENCED, &[(&job.id, Type::TEXT), (&job.attempt, Type::INT4)])
         .await;
-    let fenced = fenced.about("asking for the fence")?.get(0);
+    let fenced: bool = fenced.about("asking for the fence")?.get(0);
     client.done();
-    if fenced {
+    // A source that has failed over since may have forgotten it: a destination knows by itself that it is an owner.
+    let owned = !fenced && latest_anywhere(job).await?.is_some_and(|it| it.is_of(job));
+    if fenced || owned {
         return Ok(());
     }
     Err(StepError::Halt {
@@ -145,23 +150,31 @@ async fn close(
 }
 
 /// In one transaction, with the guards of what it had given away before.
-async fn activate(job: &Job, destination: &Server, epoch: i64) -> Result<(), StepError> {
+async fn activate(job: &Job, destination: &Server, map: &MapNow) -> Result<(), StepError> {
     let what = format!("activating shard {}", destination.name);
     let client = line(job, destination).await?;
     let turned = job.turned();
-    let values = values(job, direction(job), &epoch);
+    let values = values(job, direction(job), &map.epoch);
+    let content = map.text();
+    let copy: [Typed<'_>; 3] = [
+        (&map.epoch, Type::INT8),
+        (&content, Type::TEXT),
+        (&job.id, Type::TEXT),
+    ];
     let brought = brought(job, destination);
-    let (begun, later, activated, closed, guarded) = tokio::join!(
+    let (begun, later, activated, kept, closed, guarded) = tokio::join!(
         biased;
         begin(&client, job),
         unless_later(&client, job),
         client.execute_typed(ACTIVATE, &values),
+        client.execute_typed(KEEP, &copy),
         close(&client, job, &brought),
         guarded(&client, &turned, destination),
     );
     begun?;
     later?;
     activated.about(&what)?;
+    kept.about(&what)?;
     closed.about(&what)?;
     // Those of reference tables let writes pass that reach the shards which have joined, and these serve still.
     let on = guarded?.into_iter();
@@ -209,6 +222,15 @@ pub async fn open_reference(job: &Job) -> Result<(), StepError> {
 pub(super) struct Latest {
     pub(super) attempt: i32,
     pub(super) direction: Direction,
+    /// Of the map.
+    epoch: i64,
+}
+
+impl Latest {
+    /// Whether it is the cutover of this attempt.
+    fn is_of(self, job: &Job) -> bool {
+        self.attempt == job.attempt && self.direction == job.direction
+    }
 }
 
 /// The last cutover by which a shard was activated.
@@ -223,6 +245,7 @@ pub(super) async fn latest(client: &Client, job: &Job) -> Result<Option<Latest>,
             "back" => Direction::Back,
             _ => Direction::Forward,
         },
+        epoch: row.get(2),
     }))
 }
 
@@ -238,4 +261,38 @@ pub(super) async fn latest_anywhere(job: &Job) -> Result<Option<Latest>, StepErr
         }
     }
     Ok(last)
+}
+
+/// That those who are to be given rows in the job's direction do not own them already, as their last cutover has it: what
+/// runs by a record that has forgotten it would write over theirs.
+///
+/// # Errors
+/// [`StepError::Replaced`]: they do, and whoever takes the run over learns it from them.
+pub(super) async fn unless_owners(job: &Job) -> Result<(), StepError> {
+    match latest_anywhere(job).await? {
+        Some(last) if last.direction == job.direction => Err(StepError::Replaced),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What the servers know of a run's cutovers, whatever the home shard says.
+///
+/// # Errors
+/// [`StepError`].
+pub async fn known(job: &Job) -> Result<Known, StepError> {
+    let mut known = Known::default();
+    for server in taking_part(job) {
+        let client = line(job, &server).await?;
+        let tried = client
+            .query_typed_one(TRIED, &[(&job.id, Type::TEXT)])
+            .await;
+        known.tried = known.tried.max(tried.about("asking for fences")?.get(0));
+        client.done();
+    }
+    // Another run of the same name was over before this one was planned.
+    let last = latest_anywhere(job).await?;
+    let last = last.filter(|it| it.epoch > job.plan.epoch);
+    known.last = last.map(|it| (it.attempt, it.direction));
+    known.epoch = last.map_or(0, |it| it.epoch);
+    Ok(known)
 }

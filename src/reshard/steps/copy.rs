@@ -2,7 +2,8 @@
 //!
 //! What must stay true: the rows of a chunk and the record that they are there are one transaction of the destination,
 //! which a runner that was replaced cannot commit; nothing is committed there that the source could still lose in a
-//! crash; a chunk that is recorded is never copied again, and one that is not leaves no row.
+//! crash; a chunk that is recorded is never copied again, and one that is not leaves no row; nothing is copied over rows of
+//! who owns them by now.
 
 mod one;
 mod others;
@@ -14,6 +15,7 @@ use super::{
         flows::Flow,
         job::{Job, Knobs, StepError},
     },
+    activate::unless_owners,
     asking::About as _,
 };
 use crate::{
@@ -55,6 +57,7 @@ type Copying<'a> =
 /// # Errors
 /// [`StepError`]; run again, it goes on where it was.
 pub async fn run(job: &Job) -> Result<(), StepError> {
+    unless_owners(job).await?;
     let flows = job.flows();
     others::replace(job).await?;
     let mut figures = Figures::new(job);

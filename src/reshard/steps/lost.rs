@@ -1,9 +1,10 @@
 //! What a server that failed over, or a slot that is gone, makes worthless: rows that were copied and cannot be caught up.
 //!
 //! What must stay true: they are gone before another slot is made, so that whoever begins again knows by the missing slot
-//! that they are of no use; only rows of keys that the destination does not own go.
+//! that they are of no use; only rows of keys that the destination does not own go, whatever the record says.
 
 use super::{
+    activate::unless_owners,
     asking::{About as _, connection, home, named},
     condition, copy,
     ready::{published, slot_error},
@@ -128,6 +129,7 @@ async fn forget(job: &Job, source: &Server) -> Result<(), StepError> {
         shard = source.name,
         "its rows are copied again"
     );
+    unless_owners(job).await?;
     // A chunk or a batch could be committed else after its rows were deleted.
     copy::stop(job).await?;
     let client = connection(source).await?;

@@ -5,6 +5,7 @@
 //! from before it.
 
 use super::{
+    activate::unless_owners,
     asking::{About as _, connection, named},
     lost,
     ready::{slot_error, stream},
@@ -33,6 +34,7 @@ const BARRIER: Duration = Duration::from_secs(5);
 pub async fn run(job: &Job, tools: &Tools) -> Result<(), StepError> {
     note(job, &notes(job)).await?;
     claim_all(job).await?;
+    unless_owners(job).await?;
     let mut destinations: Vec<Server> = job.destinations();
     for join in &job.plan.joins {
         let server = named(job, join)?;

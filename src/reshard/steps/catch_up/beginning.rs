@@ -2,10 +2,11 @@
 //!
 //! What must stay true: it begins at the least of what destinations have, and the source still has all from there on; a
 //! table that is not as it was planned is not followed; a destination's progress is this runner's from here on; reference
-//! tables are not brought to a shard that serves: whoever writes them writes there too, and would come first.
+//! tables are not brought to a shard that serves: whoever writes them writes there too, and would come first; nothing is
+//! brought to who owns what it would be brought.
 
 use super::super::{
-    activate::{CLOSED, latest},
+    activate::{CLOSED, latest, unless_owners},
     asking::{About as _, remedy},
     copy::applying,
     records::as_replica,
@@ -72,6 +73,7 @@ const KNOWN: &str =
 
 /// Everything that a stream needs.
 pub(super) async fn begin(job: &Job, name: &str) -> Result<Setup, StepError> {
+    unless_owners(job).await?;
     let flows: Vec<Flow<'_>> = job.flows();
     let flows: Vec<&Flow<'_>> = flows.iter().filter(|flow| flow.source == name).collect();
     let source = server(job, name)?;
