@@ -306,10 +306,10 @@ impl Record {
             wanted: None,
             ..self.clone()
         };
+        let goes = self.stopped.is_none() && !self.paused;
         let waits = matches!(self.state, State::Ready | State::Reverse)
             && self.step == Some(Step::Made)
-            && self.stopped.is_none()
-            && !self.paused;
+            && goes;
         match wanted {
             Wish::Abort if self.state == State::Cutover => (self.is_attempt()
                 && self.step != Some(Step::Undo))
@@ -327,7 +327,10 @@ impl Record {
                 attempt: self.attempt + 1,
                 ..self.clone()
             }),
-            Wish::Finish if waits && self.direction() == Direction::Back => {
+            // Also where the way back could not be made, and never will.
+            Wish::Finish
+                if goes && self.state == State::Reverse && self.direction() == Direction::Back =>
+            {
                 Some(at(State::Finish, None))
             }
             Wish::Verify if waits && self.state == State::Ready => Some(Self {

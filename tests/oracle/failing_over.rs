@@ -144,8 +144,41 @@ async fn right_or_refused(side: &Side, sql: &str, expected: &Answer) -> usize {
     }
 }
 
+/// Who has given keys away by what the standby lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Giver {
+    Home,
+    Another,
+}
+
+impl Giver {
+    fn shard(self) -> usize {
+        match self {
+            Self::Home => 0,
+            Self::Another => 1,
+        }
+    }
+
+    /// Some of its buckets.
+    fn buckets(self) -> &'static str {
+        match self {
+            Self::Home => "buckets=0-340:s2",
+            Self::Another => "buckets=342-682:s2",
+        }
+    }
+}
+
 #[test]
 fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map() {
+    fails_over_to_a_standby_that_lacks_what_was_given(Giver::Another);
+}
+
+#[test]
+fn a_home_shard_that_forgets_what_it_gave_away_takes_nothing_back() {
+    fails_over_to_a_standby_that_lacks_what_was_given(Giver::Home);
+}
+
+fn fails_over_to_a_standby_that_lacks_what_was_given(giver: Giver) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -159,7 +192,7 @@ fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map()
         let standby = Standby::follow(home, spare).await;
         let (_, before) = map(home).await;
         driver
-            .must(&["start", "--group", "ints", "--move", "buckets=342-682:s2"])
+            .must(&["start", "--group", "ints", "--move", giver.buckets()])
             .await;
         driver.until(&["ready made"]).await;
         standby.falls_behind().await;
@@ -171,7 +204,7 @@ fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map()
                 .map(str::to_owned)
         };
         let keys: Vec<i64> = (1000..3000)
-            .filter(|key| owner(&before, *key).as_deref() == Some("s1"))
+            .filter(|key| owner(&before, *key) == Some(format!("s{}", giver.shard())))
             .filter(|key| owner(&after, *key).as_deref() == Some("s2"))
             .take(20)
             .collect();
@@ -196,8 +229,8 @@ fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map()
         ));
         let brought = format!("SELECT count(*) FROM public.acct WHERE id IN ({list}) AND n = 778");
         let begun = Instant::now();
-        while world.shard(1).query(DATABASE, &brought).await.unwrap()[0][0].as_deref() != Some("20")
-        {
+        let former = world.shard(giver.shard());
+        while former.query(DATABASE, &brought).await.unwrap()[0][0].as_deref() != Some("20") {
             assert!(begun.elapsed() < PATIENCE, "nothing is brought back");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -231,14 +264,36 @@ fn a_standby_without_the_last_change_of_owners_serves_nothing_by_the_older_map()
             assert_eq!(right_or_refused(side, &one, &found_one).await, 0);
             assert_eq!(right_or_refused(side, &all, &found_all).await, 0);
         }
-        // The record of the reshard was as before the cutover: it goes on from what the shards know, both ways.
+        // The record of the reshard was as before the cutover: it goes on from what the shards know.
+        let flips = "SELECT flips::text FROM shardway.workflow WHERE state = 'reverse' AND (step = 'made' OR error IS NOT NULL)";
+        let begun = Instant::now();
+        loop {
+            let stands = home.query(DATABASE, flips).await.unwrap();
+            if let Some(stands) = stands.first() {
+                assert_eq!(stands[0].as_deref(), Some("1"));
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not go on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(run.proxied.command(&all).await, found_all);
+        if giver == Giver::Home {
+            // It lacks what it had, so that there is no way back; what it has of the keys goes.
+            let why = "SELECT error ->> 'remedy' FROM shardway.workflow";
+            let why = home.query(DATABASE, why).await.unwrap()[0][0].clone();
+            assert!(why.unwrap().contains("there is no way back any more"));
+            let driver = Driver::open(&world, &Arc::new(Asked::default()), 1).await;
+            driver.must(&["finish"]).await;
+            driver.must(&["resume"]).await;
+            driver.until(&["done"]).await;
+            let left = format!("SELECT count(*) FROM public.acct WHERE id IN ({list})");
+            let left = home.query(DATABASE, &left).await.unwrap();
+            assert_eq!(left[0][0].as_deref(), Some("0"));
+            assert_eq!(run.proxied.command(&all).await, found_all);
+            return;
+        }
+        // Both ways.
         let driver = Driver::open(&world, &Arc::new(Asked::default()), 1).await;
-        driver.until(&["reverse made"]).await;
-        let flips = "SELECT flips::text FROM shardway.workflow";
-        assert_eq!(
-            home.query(DATABASE, flips).await.unwrap()[0][0].as_deref(),
-            Some("1")
-        );
         assert_eq!(run.proxied.command(&all).await, found_all);
         driver.must(&["rollback"]).await;
         assert_eq!(run.proxied.command(&all).await, found_all);
