@@ -232,7 +232,7 @@ impl Record {
             State::CatchUp | State::Verify | State::Ready | State::Reverse => {
                 !self.paused && self.stopped.is_none()
             }
-            State::Cutover => self.step != Some(Step::Committed),
+            State::Cutover => self.step != Some(Step::Committed) && self.stopped.is_none(),
             State::Prepare
             | State::Copy
             | State::Finish

@@ -39,6 +39,8 @@ enum Doing {
     Elect,
     TakeWorkflow,
     Claim(usize),
+    /// What the shards know and the record does not, until it is written.
+    Remember,
     Decide,
     Act {
         effect: Effect,
@@ -100,18 +102,14 @@ impl Runner {
                 }
                 Err(_) => self.doing = Doing::Gone,
             },
-            Doing::Claim(shard) if shard == world.shards.len() => {
-                self.doing = match self.record.after(&Event::TakenOver) {
-                    Some(next) => Doing::Record(next),
-                    None => Doing::Decide,
-                };
-            }
+            Doing::Claim(shard) if shard == world.shards.len() => self.doing = Doing::Remember,
             Doing::Claim(shard) => {
                 self.doing = match world.claim(shard, self.token) {
                     Ok(()) => Doing::Claim(shard + 1),
                     Err(_) => Doing::Gone,
                 };
             }
+            Doing::Remember => self.remember(world, fault),
             Doing::Decide => return self.decide(world),
             Doing::Act {
                 effect,
@@ -124,9 +122,30 @@ impl Runner {
         Came::Done
     }
 
+    fn remember(&mut self, world: &mut World, fault: Fault) {
+        let known = world.known();
+        let remembered = self.record.with(&known);
+        let remembered = remembered.filter(|_| world.sabotage != Sabotage::Believes);
+        let Some(record) = remembered.or_else(|| self.record.after(&Event::TakenOver)) else {
+            self.doing = Doing::Decide;
+            return;
+        };
+        self.write(world, &record, fault);
+        // Somebody may have wished for something meanwhile.
+        if matches!(self.doing, Doing::Decide) {
+            (self.record, self.version) = (world.record.clone(), world.version);
+            self.doing = Doing::Remember;
+        }
+    }
+
     fn decide(&mut self, world: &World) -> Came {
         // A wish may have been written meanwhile.
         if world.token != self.token && world.sabotage != Sabotage::Tokens {
+            self.doing = Doing::Gone;
+            return Came::Ended;
+        }
+        if world.version < self.version {
+            // The home shard has forgotten something: whoever takes it over asks the shards.
             self.doing = Doing::Gone;
             return Came::Ended;
         }
@@ -312,7 +331,7 @@ impl Runner {
     pub(crate) fn stream(&self, world: &mut World, pick: usize) -> Option<No> {
         let runs = !matches!(
             self.doing,
-            Doing::Elect | Doing::TakeWorkflow | Doing::Claim(_) | Doing::Gone
+            Doing::Elect | Doing::TakeWorkflow | Doing::Claim(_) | Doing::Remember | Doing::Gone
         );
         if !runs || !self.record.streams() {
             return None;
@@ -332,11 +351,12 @@ impl Runner {
     pub(crate) fn fail(&mut self, world: &World, no: No) {
         // An attempt is taken back whatever has become of its streams.
         let listens = match &self.doing {
-            Doing::Decide => true,
+            Doing::Decide => self.record.next() != Next::Run(Effect::Undo),
             Doing::Act { effect, .. } => *effect != Effect::Undo,
             Doing::Elect
             | Doing::TakeWorkflow
             | Doing::Claim(_)
+            | Doing::Remember
             | Doing::Record(_)
             | Doing::Gone => false,
         };

@@ -4,7 +4,10 @@
 //! What must stay true: a server refuses here exactly what a real one refuses: a lower token, a compare-and-swap of
 //! something that has changed, a write that a guard takes. What goes wrong is found when it happens.
 
-use shardway::reshard::state::{Record, State, Step};
+use shardway::reshard::{
+    job::Direction,
+    state::{Known, Record, State, Step},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Two shards that give keys away, and two that get them.
@@ -33,6 +36,8 @@ pub(crate) enum Sabotage {
     GuardsGoEarly,
     /// The old owners are written to as well after the commit.
     NoGuards,
+    /// Whoever takes a run over believes the record.
+    Believes,
 }
 
 /// What a server answers.
@@ -108,6 +113,10 @@ pub(crate) struct World {
     pub(crate) writers: Vec<Writer>,
     /// By key: the last write that was acknowledged.
     pub(crate) written: Vec<u64>,
+    /// What the home shard's standby has got of it.
+    standby: Option<(Record, i64, Option<(i32, Held)>, i32)>,
+    /// Whether it has ever taken over.
+    pub(crate) forgot: bool,
 }
 
 /// Who gives a key away or gets it.
@@ -146,6 +155,8 @@ impl World {
                 WRITERS
             ],
             written: vec![0; KEYS],
+            standby: None,
+            forgot: false,
         }
     }
 
@@ -268,16 +279,19 @@ impl World {
 
     pub(crate) fn apply(&mut self, from: usize, to: usize, token: i64) -> Result<bool, No> {
         self.claim(to, token)?;
-        let Some(&at) = self.shards[to].applied.get(&from) else {
-            return Err(No::Again);
-        };
+        let at = self.shards[to].applied.get(&from).copied();
         if OLD.contains(&from) && self.flips == 0 {
             self.is_itself(from)?;
+            let is_copied = |key| self.shards[to].rows.contains_key(&key);
+            let mut moves = (0..KEYS).filter(|key| old(*key) == from && new(*key) == to);
             match self.shards[from].slot {
-                Some(kept) if at >= kept => {}
+                Some(kept) if at.is_some_and(|at| at >= kept) && moves.all(is_copied) => {}
                 Some(_) | None => return Err(No::Lost),
             }
         }
+        let Some(at) = at else {
+            return Err(No::Again);
+        };
         let Some(entry) = self.shards[from].log.get(at).copied() else {
             return Ok(false);
         };
@@ -433,6 +447,55 @@ impl World {
     /// A server keeps no more WAL for a slot that has fallen behind.
     pub(crate) fn lose_slot(&mut self, shard: usize) {
         self.shards[shard].slot = None;
+    }
+
+    /// The home shard's standby gets all that there is.
+    pub(crate) fn replicate(&mut self) {
+        self.standby = Some((self.record.clone(), self.version, self.hold, self.flips));
+    }
+
+    /// The home shard's standby takes over, and lacks what came since. The map is given back by a shard that owns keys by
+    /// it: not lost is what one knows. Who leads does so by a token of the server that is gone.
+    pub(crate) fn forget(&mut self) {
+        let Some((record, version, hold, flips)) = self.standby.take() else {
+            return;
+        };
+        let attempt = self.record.attempt;
+        let known = self.shards.iter().any(|it| it.activated.contains(&attempt));
+        let ends = matches!(
+            self.record.state,
+            State::Finish | State::Done | State::Abort | State::Aborted
+        );
+        let flipped = self.flipped.contains_key(&attempt);
+        if ends || (flips != self.flips && flipped && !known) {
+            return;
+        }
+        (self.record, self.version, self.hold) = (record, version, hold);
+        self.token = self.leader;
+        self.forgot = true;
+    }
+
+    /// What shards know of the run's attempts.
+    pub(crate) fn known(&self) -> Known {
+        let mut known = Known::default();
+        for (at, shard) in self.shards.iter().enumerate() {
+            for entry in &shard.log {
+                if let Entry::Fence(attempt) = entry {
+                    known.tried = known.tried.max(*attempt);
+                }
+            }
+            let direction = if NEW.contains(&at) {
+                Direction::Forward
+            } else {
+                Direction::Back
+            };
+            if let Some(attempt) = shard.activated.last()
+                && known.last.is_none_or(|(last, _)| last < *attempt)
+            {
+                known.last = Some((*attempt, direction));
+            }
+        }
+        known
     }
 
     /// A source's standby takes over. Nothing that it has acknowledged is missing there, but the slot is.

@@ -398,16 +398,20 @@ async fn copied(
     (place, to): (usize, &str),
 ) -> Result<Chunks, StepError> {
     let from = (whose.workflow.as_str(), whose.source.as_str());
+    // The record says that all is: the home shard has forgotten that it was to be copied again.
+    let not_copied = |what: String| StepError::Lost {
+        what: format!("shard {to}: {what}"),
+    };
     let read = Chunks::read(client, from, &whose.tables).await;
     let chunks = read.map_err(|error| match error {
         JudgeError::Sql(error) => of(to, &error),
-        error @ JudgeError::NotCopied(_) => again(to, error.to_string()),
+        error @ JudgeError::NotCopied(_) => not_copied(error.to_string()),
     })?;
     let mut tables = whose.tables.iter().enumerate();
     let missing = tables.find(|(at, table)| table.goes_to(place) && !chunks.has(*at));
     match missing {
         None => Ok(chunks),
-        Some((_, table)) => Err(again(to, format!("{} is not copied", table.plain()))),
+        Some((_, table)) => Err(not_copied(format!("{} is not copied", table.plain()))),
     }
 }
 
