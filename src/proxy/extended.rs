@@ -96,6 +96,7 @@ impl Session {
 
     /// From now on the name means this, which waits for its shard to be known.
     fn keep_parsed(&mut self, name: &[u8], prepared: Arc<Prepared>) {
+        self.keeps_name(name);
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
         } else {
@@ -218,6 +219,7 @@ impl Session {
                 if !self.pending.is_empty() {
                     self.flush_pending().await?;
                 }
+                self.keeps_name(name);
                 if name.is_empty() {
                     self.unnamed = None;
                 } else if let Some((name, prepared)) = self.statements.remove_entry(name) {
