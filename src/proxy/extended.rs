@@ -10,7 +10,7 @@ use super::{
     place::changes_meaning,
     prepared::{Prepared, identity},
     reply::{self as wording, session as reply},
-    request::Stop,
+    request::{Stop, ends_transaction},
     resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
     sql_prepared::{Execution, Meant},
@@ -139,9 +139,11 @@ impl Session {
             return Ok(());
         }
         if let Note::Executed(prepared) = &note {
-            self.unsettled |= prepared
-                .statement()
-                .is_some_and(|statement| changes_meaning(&statement.effect));
+            let failed = self.status() == Status::Failed;
+            self.unsettled |= prepared.statement().is_some_and(|statement| {
+                changes_meaning(&statement.effect)
+                    || (failed && ends_transaction(&statement.effect))
+            });
         }
         if let (Note::Executed(prepared), true) = (&note, self.several.goes_on()) {
             Box::pin(self.execute_everywhere(prepared)).await?;

@@ -494,6 +494,35 @@ fn texts_of_several_statements_and_copies_wait() {
 }
 
 #[test]
+fn what_stands_behind_a_failed_transaction_waits() {
+    let name = "hold_failed";
+    let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
+    held.double(&engine);
+    held.known(2);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = held.stand.proxy.client();
+        answers(&mut client, "begin");
+        answers(&mut client, "select n from u where id = 5");
+        let found = client.ask(&query("select 1 / 0"));
+        assert_eq!(found.last().map(String::as_str), Some("Z E"));
+        clients.push(client);
+    }
+    held.hold(1, 60);
+    held.drained(1, 2);
+    let read = "select n from t where id = 1";
+    clients[0].send(&query(&format!("commit; {read}")));
+    clients[1].send(&query(&format!("rollback; begin; {read}; commit")));
+    clients[2].send(&batch().run("rollback", &[]).run(read, &[]).sync().0);
+    waiting(&held.stand.proxy, 3);
+    held.end("released");
+    for client in &mut clients {
+        let found = client.answers(1);
+        assert!(found.contains(&"D 0".to_owned()), "{found:?}");
+    }
+}
+
+#[test]
 fn what_has_moved_is_answered_by_its_new_owner() {
     let name = "hold_flip";
     let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
