@@ -139,7 +139,7 @@ impl Session {
             return Ok(());
         }
         if let Note::Executed(prepared) = &note {
-            let failed = self.status() == Status::Failed;
+            let failed = self.fails_there();
             self.unsettled |= prepared.statement().is_some_and(|statement| {
                 changes_meaning(&statement.effect)
                     || (failed && ends_transaction(&statement.effect))

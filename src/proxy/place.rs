@@ -367,11 +367,7 @@ impl Session {
         if !std::mem::take(&mut self.unsettled) {
             return Ok(());
         }
-        let failed = self
-            .link
-            .as_ref()
-            .is_some_and(|link| link.status == Status::Failed);
-        if failed && self.phase == Phase::Batch {
+        if self.fails_there() && self.phase == Phase::Batch {
             return Box::pin(self.leave_failed()).await;
         }
         if self.pipeline.is_empty() {
@@ -380,6 +376,12 @@ impl Session {
         self.settle().await?;
         self.refresh();
         Ok(())
+    }
+
+    /// Whether the link is in a failed transaction, and what stands behind that may belong elsewhere.
+    pub(super) fn fails_there(&self) -> bool {
+        let failed = |link: &Link| link.status == Status::Failed;
+        self.link.as_deref().is_some_and(failed) && !self.snapshot.is_single()
     }
 
     /// What ends the failed transaction, or goes back in it, was sent in this batch: what follows is none of it, or of one

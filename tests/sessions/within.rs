@@ -464,6 +464,15 @@ fn a_session_that_keeps_its_backend_ends_a_failed_transaction_by_itself() {
         // It goes on as it was.
         stand.all_alike(&["select 1", "commit; begin", "commit", left]);
     }
+    // A batch goes on at other shards.
+    for end in ["commit", "rollback"] {
+        fail(&mut stand, &["update t set n = 2 where id = 1"]);
+        let behind = batch()
+            .run(end, &[])
+            .run("update t set n = n + 1 where id = $1", &["101"]);
+        stand.alike(&behind.sync().0, 1);
+        stand.all_alike(&["commit", "select n from t where id = 101", left]);
+    }
 }
 
 #[test]
