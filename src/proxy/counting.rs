@@ -1,6 +1,7 @@
 //! What a session tells of itself: its counters, who it says it is, what it was refused.
 //!
-//! What must stay true: the clock is read once when a batch begins and once when it ends on a backend, never per message;
+//! What must stay true: the clock is read once when a batch begins, once when it ends on a backend, and for a statement
+//! before which something was waited for since, never per message;
 //! shared counters are touched when a backend comes to rest, not per statement.
 
 use super::{
@@ -22,6 +23,8 @@ use std::{
 pub(super) struct Marks {
     /// When the batch under way, or the last one, began: after the wait for a backend.
     pub(super) begun: Instant,
+    /// When it was last asked what time it is; `None`: something was waited for since.
+    known: Option<Instant>,
     /// When the last batch on a backend ended.
     ended: Instant,
     /// Bytes for the client that are counted already.
@@ -58,9 +61,15 @@ impl Marks {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             begun: now,
+            known: None,
             ended: now,
             sent: 0,
         }
+    }
+
+    /// Something is about to be waited for, however long.
+    pub(super) fn waits(&mut self) {
+        self.known = None;
     }
 }
 
@@ -69,6 +78,7 @@ impl Session {
     pub(super) fn count_begin(&mut self) {
         let now = self.shared.clock.now();
         self.marks.begun = now;
+        self.marks.known = Some(now);
         self.info.set_last_request(now);
         self.several.batch_begins(now);
         if let Some(link) = self
@@ -81,6 +91,19 @@ impl Session {
         }
     }
 
+    /// What time it is for a statement that is about to be sent.
+    pub(super) fn now(&mut self) -> Instant {
+        let now = self.time();
+        self.marks.known = Some(now);
+        now
+    }
+
+    /// The same, for whoever asks seldom.
+    pub(super) fn time(&self) -> Instant {
+        let known = self.marks.known;
+        known.unwrap_or_else(|| self.shared.clock.now())
+    }
+
     /// A batch has been answered.
     pub(super) fn count_end(&mut self) {
         if self.link.is_none() {
@@ -90,6 +113,7 @@ impl Session {
         let now = self.shared.clock.now();
         self.tally.query_micros += micros(now.saturating_duration_since(self.marks.begun));
         self.marks.begun = now;
+        self.marks.known = Some(now);
         self.marks.ended = now;
     }
 

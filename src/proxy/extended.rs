@@ -10,7 +10,7 @@ use super::{
     place::changes_meaning,
     prepared::{Prepared, identity},
     reply::{self as wording, session as reply},
-    request::Stop,
+    request::{Stop, ends_transaction},
     resetting::resets_all,
     session::{End, Note, Phase, Portal, Session},
     sql_prepared::{Execution, Meant},
@@ -96,6 +96,7 @@ impl Session {
 
     /// From now on the name means this, which waits for its shard to be known.
     fn keep_parsed(&mut self, name: &[u8], prepared: Arc<Prepared>) {
+        self.keeps_name(name);
         if prepared.unnamed {
             self.unnamed = Some(Arc::clone(&prepared));
         } else {
@@ -138,9 +139,11 @@ impl Session {
             return Ok(());
         }
         if let Note::Executed(prepared) = &note {
-            self.unsettled |= prepared
-                .statement()
-                .is_some_and(|statement| changes_meaning(&statement.effect));
+            let failed = self.fails_there();
+            self.unsettled |= prepared.statement().is_some_and(|statement| {
+                changes_meaning(&statement.effect)
+                    || (failed && ends_transaction(&statement.effect))
+            });
         }
         if let (Note::Executed(prepared), true) = (&note, self.several.goes_on()) {
             Box::pin(self.execute_everywhere(prepared)).await?;
@@ -218,6 +221,7 @@ impl Session {
                 if !self.pending.is_empty() {
                     self.flush_pending().await?;
                 }
+                self.keeps_name(name);
                 if name.is_empty() {
                     self.unnamed = None;
                 } else if let Some((name, prepared)) = self.statements.remove_entry(name) {

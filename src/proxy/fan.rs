@@ -472,6 +472,7 @@ impl Session {
     }
 
     async fn wait_fan_for(&mut self, what: News) -> Result<(), End> {
+        self.marks.waits();
         let info = Arc::clone(&self.info);
         if info.wanted() == Wanted::EndNow {
             return Err(told(reply::shutting_down()));

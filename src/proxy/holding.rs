@@ -109,16 +109,18 @@ impl Session {
     fn comes(&mut self) -> Came {
         if self.snapshot.is_single()
             || !self.database.coordinator.is_wanted()
+            // Nothing runs in it; what stands behind its end comes by itself.
             || self.status() == Status::Failed
         {
             return Came::Quiet;
         }
+        let now = self.now();
         let (database, number) = (&self.database, self.info.pid);
         let ticket = self
             .ticket
             .get_or_insert_with(|| database.gate.enter(number));
         let newest = || database.snapshot.load().era;
-        let came = ticket.comes(self.marks.begun, self.snapshot.era, newest);
+        let came = ticket.comes(now, self.snapshot.era, newest);
         if came == Came::Quiet && self.began_on.is_some() {
             // What it began on counts, also when nothing moves any more.
             return Came::Again;

@@ -43,7 +43,8 @@ impl Session {
         if let Some(link) = here
             && (link.status == Status::Failed || self.snapshot.is_single())
         {
-            // In a failed transaction PostgreSQL itself answers everything, 25P02 or the end of it.
+            // In a failed transaction PostgreSQL itself answers everything, 25P02 or the end of it. What stands behind that
+            // end does not come here before it is known that it is over.
             return Ok(Some(Place {
                 shard: link.shard,
                 hold: Hold::Bound,
@@ -360,12 +361,46 @@ impl Session {
         }
     }
 
-    /// Before something is planned: a setting made earlier in this batch must have taken effect.
+    /// Before something is planned: a setting made earlier in this batch must have taken effect, and the end of a failed
+    /// transaction be known.
     pub(super) async fn settle_effects(&mut self) -> Result<(), End> {
-        if !std::mem::take(&mut self.unsettled) || self.pipeline.is_empty() {
+        if !std::mem::take(&mut self.unsettled) {
+            return Ok(());
+        }
+        if self.fails_there() && self.phase == Phase::Batch {
+            return Box::pin(self.leave_failed()).await;
+        }
+        if self.pipeline.is_empty() {
             return Ok(());
         }
         self.settle().await?;
+        self.refresh();
+        Ok(())
+    }
+
+    /// Whether the link is in a failed transaction, and what stands behind that may belong elsewhere.
+    pub(super) fn fails_there(&self) -> bool {
+        let failed = |link: &Link| link.status == Status::Failed;
+        self.link.as_deref().is_some_and(failed) && !self.snapshot.is_single()
+    }
+
+    /// What ends the failed transaction, or goes back in it, was sent in this batch: what follows is none of it, or of one
+    /// that works again. A Sync, which ends nothing behind it, tells which.
+    async fn leave_failed(&mut self) -> Result<(), End> {
+        self.leave_link().await?;
+        let over = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.status == Status::Idle);
+        if self.skip || !over {
+            return Ok(());
+        }
+        self.portals.clear();
+        if self.parameters.in_transaction() {
+            self.transaction_ends(false);
+        }
+        self.leaves_gate();
+        self.park_or_release().await?;
         self.refresh();
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! A batch that a guard refuses, because its keys have another owner than this proxy knew, or because nobody has told that
 //! owner yet: it is taken back and run again with the map as it is then, as long as its client has seen nothing of it.
 //!
-//! What must stay true: nothing runs twice of which anything may have been committed; a client hears one answer; whoever
-//! is refused again and again is told so after a while. Where nothing moves it costs one load per batch.
+//! What must stay true: nothing runs twice of which anything may have been committed; a client hears one answer, and its
+//! statements' names mean each time what they meant before the batch; whoever is refused again and again is told so after
+//! a while. Where nothing moves it costs one load per batch.
 
 use super::{
+    prepared::Prepared,
     reply::session as reply,
     session::{End, Phase, Rest, Session, told},
 };
@@ -18,6 +20,7 @@ use crate::{
         frame::{self, HEADER},
     },
 };
+use std::sync::Arc;
 
 /// How long a batch is run again and again: longer than anybody takes to end what a dead runner has left.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -28,6 +31,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A longer batch is not kept.
 const LONGEST: usize = 64 * 1024;
 
+/// Names, and what each stood for before, oldest first.
+type Renamed = Vec<(Box<[u8]>, Option<Arc<Prepared>>)>;
+
 /// A batch under way, as its client has sent it.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -35,6 +41,8 @@ pub(super) struct Kept {
     /// Where its answer begins in what is sent to the client.
     mark: u64,
     statements: usize,
+    /// Of what it has parsed or closed.
+    renamed: Renamed,
     refused: bool,
     /// Since when it has been run again.
     since: Option<Instant>,
@@ -57,6 +65,7 @@ impl Session {
                 frames: Vec::new(),
                 mark: self.client.mark(),
                 statements: 0,
+                renamed: Renamed::new(),
                 refused: false,
                 since,
             }));
@@ -81,6 +90,18 @@ impl Session {
                 // Another of them may have been committed, or stays for longer.
                 self.kept = None;
             }
+        }
+    }
+
+    /// A name is about to mean something else, or nothing.
+    pub(super) fn keeps_name(&mut self, name: &[u8]) {
+        if let Some(kept) = &mut self.kept {
+            let before = if name.is_empty() {
+                self.unnamed.clone()
+            } else {
+                self.statements.get(name).cloned()
+            };
+            kept.renamed.push((name.into(), before));
         }
     }
 
@@ -126,6 +147,7 @@ impl Session {
         }
         drop(tokio::time::timeout(LOOK, self.database.renew_map()).await);
         self.refresh();
+        self.names_as_before(kept.renamed);
         let mut at = 0;
         self.again = Some(since);
         while at < kept.frames.len() {
@@ -144,5 +166,19 @@ impl Session {
             at += size;
         }
         Ok(())
+    }
+
+    /// Names stand again for what they stood for before the batch.
+    fn names_as_before(&mut self, renamed: Renamed) {
+        for (name, before) in renamed.into_iter().rev() {
+            if name.is_empty() {
+                self.unnamed = before;
+            } else if let Some(before) = before {
+                self.statements.insert(name, before);
+            } else {
+                self.statements.remove(&name);
+            }
+        }
+        self.info.set_prepared(self.statements.len());
     }
 }

@@ -538,7 +538,7 @@ pub const CODES: &[Code] = &[
         code: "SW304",
         sqlstate: "0A000",
         title: "Command for several shards not by itself",
-        meaning: "COMMIT, SAVEPOINT, SET or the like in a transaction over several shards came with other statements in one Query message, or was bound before the transaction reached them.",
+        meaning: "COMMIT, SAVEPOINT, SET or the like in a transaction over several shards came with other statements in one Query message, or was bound before the transaction reached them. Or statements stood behind the end of a failed transaction in one message that cannot run one by one.",
         what_to_do: "Send such commands in messages of their own.",
     },
     Code {

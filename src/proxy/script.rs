@@ -205,6 +205,10 @@ impl Session {
     /// Runs the next statement of a text, or ends it.
     pub(super) async fn go_on_with_script(&mut self) -> Result<(), End> {
         self.phase = Phase::Idle;
+        if self.link.is_some() && self.status() == Status::Idle && self.pipeline.is_empty() {
+            // What ran there is over: the next statement is bound to no shard.
+            Box::pin(self.rest()).await?;
+        }
         let Some(script) = self.script.as_deref_mut() else {
             return Ok(());
         };

@@ -7,17 +7,14 @@ use super::{
     local::own_setting,
     place::{Place, changes_meaning},
     reply::{self as wording, session as reply},
-    request::{POISON, Stop},
+    request::{POISON, Stop, ends_transaction},
     session::{End, Note, Phase, Session},
     unseen::Judged,
 };
 use crate::{
     gate::Came,
     plan::{Explains, Plan, StatementPlan, Values, cache::Planned, unroutable::Unroutable},
-    protocol::{
-        pipeline::{Origin, Request},
-        transaction::Deferred,
-    },
+    protocol::pipeline::{Origin, Request},
     sql::{
         scan::pieces,
         statement::{Effect, PinReason},
@@ -46,6 +43,11 @@ impl Session {
     }
 
     pub(super) async fn query_text(&mut self, text: &[u8]) -> Result<(), End> {
+        self.settle_effects().await?;
+        if self.skip {
+            // What stood before it in its batch has failed.
+            return Ok(());
+        }
         self.refresh();
         self.unnamed = None;
         self.cursors.close(b"");
@@ -127,8 +129,11 @@ impl Session {
         {
             self.park_at_rest();
         }
-        if self.must_run_one_by_one(statements) && self.may_run_one_by_one(apart) {
-            return Ok(self.run_one_by_one(apart, text)?);
+        if self.must_run_one_by_one(statements) {
+            if self.may_run_one_by_one(apart) {
+                return Ok(self.run_one_by_one(apart, text)?);
+            }
+            self.check_behind_failed(statements)?;
         }
         if self.several.is_several() && Box::pin(self.query_of_all(statements)).await? {
             return Ok(());
@@ -253,8 +258,23 @@ impl Session {
     /// Whether a text's statements mean something else together than one after the other.
     fn must_run_one_by_one(&self, statements: &[StatementPlan]) -> bool {
         // What stands behind the end of a failed transaction is no part of it.
-        let failed = self.deferred.as_ref().is_some_and(Deferred::failed);
+        let failed = self.status() == Status::Failed;
         statements.len() > 1 && (failed || self.check_message(statements).is_err())
+    }
+
+    /// Refuses what stands behind the end of a failed transaction in a text that runs as a whole: it has passed no gate, and
+    /// its place is not known.
+    fn check_behind_failed(&self, statements: &[StatementPlan]) -> Result<(), Notice> {
+        if self.status() != Status::Failed || self.snapshot.is_single() {
+            return Ok(());
+        }
+        let ends = |statement: &StatementPlan| ends_transaction(&statement.effect);
+        let from_end = statements.iter().skip_while(|one| !ends(one));
+        if from_end.skip(1).all(|one| self.controls(one)) {
+            Ok(())
+        } else {
+            Err(reply::several::end_of_failed_among_others())
+        }
     }
 
     /// A Query of a dump for the state of a sequence; true: it has been sent to the shard where that has come furthest.
@@ -483,6 +503,10 @@ impl Session {
     }
 
     pub(super) async fn function_call(&mut self, frame: &[u8]) -> Result<(), End> {
+        self.settle_effects().await?;
+        if self.skip {
+            return Ok(());
+        }
         self.refresh();
         let oid = frame
             .get(HEADER..HEADER + 4)

@@ -57,7 +57,7 @@ impl Session {
             Footing::Unlooked => Err(reply::changes::defaults_not_seen()),
             Footing::Unseen if !self.sure => Err(reply::changes::table_not_seen()),
             Footing::Unlisted | Footing::Unseen
-                if self.database.coordinator.is_lapsed(self.marks.begun) =>
+                if self.database.coordinator.is_lapsed(self.time()) =>
             {
                 Err(reply::changes::catalog_not_heard())
             }
@@ -150,6 +150,7 @@ impl Session {
     /// Looks at the servers, unless somebody has a moment ago; a shard that the transaction is on already says of other
     /// shards' tables that they are nowhere.
     pub(super) async fn look_first(&mut self) {
+        self.marks.waits();
         let settings = self.shared.settings.load_full();
         let elsewhere = self.link.as_ref().is_some_and(|link| {
             link.status != Status::Idle && self.snapshot.unlisted != Unlisted::On(link.shard)
@@ -175,6 +176,7 @@ impl Session {
 
     /// Before a batch, when others do not wait any more for this proxy to know what they change.
     pub(super) async fn look_unheard(&mut self) {
+        self.marks.waits();
         let settings = self.shared.settings.load_full();
         let looked = self.database.learn_unheard(&settings);
         drop(tokio::time::timeout(LOOK_PATIENCE, looked).await);
@@ -183,6 +185,7 @@ impl Session {
 
     /// PostgreSQL has accepted statements: what they name is there, and is seen now, or is the session's own.
     async fn look_closely(&mut self, plan: &Plan) -> Looked {
+        self.marks.waits();
         let settings = self.shared.settings.load_full();
         let looked = self.database.learn(&settings);
         let looked = tokio::time::timeout(LOOK_PATIENCE, looked).await;

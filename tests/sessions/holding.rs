@@ -494,6 +494,35 @@ fn texts_of_several_statements_and_copies_wait() {
 }
 
 #[test]
+fn what_stands_behind_a_failed_transaction_waits() {
+    let name = "hold_failed";
+    let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
+    held.double(&engine);
+    held.known(2);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = held.stand.proxy.client();
+        answers(&mut client, "begin");
+        answers(&mut client, "select n from u where id = 5");
+        let found = client.ask(&query("select 1 / 0"));
+        assert_eq!(found.last().map(String::as_str), Some("Z E"));
+        clients.push(client);
+    }
+    held.hold(1, 60);
+    held.drained(1, 2);
+    let read = "select n from t where id = 1";
+    clients[0].send(&query(&format!("commit; {read}")));
+    clients[1].send(&query(&format!("rollback; begin; {read}; commit")));
+    clients[2].send(&batch().run("rollback", &[]).run(read, &[]).sync().0);
+    waiting(&held.stand.proxy, 3);
+    held.end("released");
+    for client in &mut clients {
+        let found = client.answers(1);
+        assert!(found.contains(&"D 0".to_owned()), "{found:?}");
+    }
+}
+
+#[test]
 fn what_has_moved_is_answered_by_its_new_owner() {
     let name = "hold_flip";
     let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
@@ -694,6 +723,14 @@ fn a_proxy_that_stood_still_shows_nothing_old() {
     let mut open = Client::connect(frozen.port, &[]);
     answers(&mut open, "begin");
     assert_eq!(open.value("select n from t where id = 2"), "0");
+    // A batch that has begun, and one whose first statement is under way.
+    let read = "select n from t where id = $1";
+    let mut begun = Client::connect(frozen.port, &[]);
+    begun.send(&batch().parse("", read).flush().0);
+    begun.until("1");
+    let mut pipelined = Client::connect(frozen.port, &[]);
+    pipelined.send(&batch().run("select n from u where id = 5", &[]).flush().0);
+    pipelined.until("C");
     // It knows of nothing that moves.
     frozen.signal("-STOP");
     held.double(&engine);
@@ -709,7 +746,14 @@ fn a_proxy_that_stood_still_shows_nothing_old() {
     reading.send(&query("select n from t where id = 1"));
     writing.send(&query("update t set n = n + 1 where id = 3"));
     open.send(&query("select n from t where id = 2"));
+    begun.send(&batch().bind("", "", &["4"]).execute("", 0).sync().0);
+    pipelined.send(&batch().run(read, &["5"]).sync().0);
     frozen.signal("-CONT");
+    for client in [&mut begun, &mut pipelined] {
+        let found = client.answers(1);
+        let refused = found.iter().any(|line| line.starts_with('E'));
+        assert!(refused || found.contains(&"D 100".to_owned()), "{found:?}");
+    }
     let found = reading.answers(1);
     assert!(found.contains(&"D 100".to_owned()), "{found:?}");
     assert_eq!(writing.answers(1), ["C UPDATE 1\\0", "Z I"]);

@@ -90,6 +90,52 @@ fn a_write_that_a_guard_refuses_is_run_again_until_it_may() {
 }
 
 #[test]
+fn a_refused_batch_names_its_statements_once() {
+    let name = "refused_named";
+    let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
+    held.double(&engine);
+    held.known(2);
+    held.guard(0);
+    let update = "update t set n = n + 1 where id = $1";
+    let before = batch().parse("s1", "select n from t where id = $1").sync();
+    let mut clients = Vec::new();
+    for sent in [
+        batch().parse("s2", update).call("s2", &["3"]),
+        // It looks at a statement before it gives its name to another.
+        batch()
+            .describe("s1")
+            .close("s1")
+            .parse("s1", update)
+            .call("s1", &["4"]),
+        // The name is another statement's: this is no fault of the guard's.
+        batch()
+            .parse("s2", update)
+            .call("s2", &["5"])
+            .parse("s1", update),
+    ] {
+        let mut client = held.stand.proxy.client();
+        client.ask(&before.0);
+        client.send(&sent.sync().0);
+        clients.push(client);
+    }
+    refused(&mut held);
+    held.unguard(0);
+    for (client, name) in clients.iter_mut().zip(["s2", "s1"]) {
+        let found = client.answers(1);
+        assert!(!found.iter().any(|line| line.starts_with('E')), "{found:?}");
+        assert!(found.contains(&"C UPDATE 1\\0".to_owned()), "{found:?}");
+        let found = client.ask(&batch().call(name, &["6"]).sync().0);
+        assert!(found.contains(&"C UPDATE 1\\0".to_owned()), "{found:?}");
+    }
+    let found = clients[2].answers(1);
+    assert!(found.iter().any(|line| line.contains("42P05")), "{found:?}");
+    let found = clients[2].ask(&batch().call("s1", &["5"]).sync().0);
+    assert!(found.contains(&"D 0".to_owned()), "{found:?}");
+    let rows = "select string_agg(id::text, ',' order by id) from t where n > 0 and id < 10";
+    assert_eq!(held.stand.shards[0].value(rows), "3,4,6");
+}
+
+#[test]
 fn a_write_that_is_refused_goes_to_the_owner_that_its_keys_have_by_then() {
     let name = "refused_moved";
     let (mut held, engine) = (Held::start(name), Engine::of(three(name)));

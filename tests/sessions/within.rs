@@ -3,7 +3,7 @@
 
 use crate::{
     client::{batch, query},
-    three::{Stand, Three},
+    three::{Control, Stand, Three},
 };
 
 const DDL: &str = "create table t (id bigint primary key, n int, price numeric(12, 3), note text, ratio float8); \
@@ -282,6 +282,197 @@ fn a_text_of_several_statements_is_one_transaction() {
         "select 1 / 0",
         "rollback; select count(*) from t; select id from t order by id",
     ]);
+}
+
+/// A transaction that has reached these shards and has failed; its savepoint has not.
+fn fail(stand: &mut Stand, reached: &[&str]) {
+    stand.all_alike(&["begin"]);
+    stand.all_alike(reached);
+    stand.all_alike(&["savepoint a", "select 1 / 0"]);
+}
+
+/// What a transaction has done before it fails: on no shard, on one, on two.
+const REACHED: [&[&str]; 3] = [
+    &[],
+    &["update t set n = n + 10 where id = 1"],
+    &[
+        "update t set n = n + 10 where id = 1",
+        "update t set n = n + 10 where id = 101",
+    ],
+];
+
+#[test]
+fn what_stands_behind_a_failed_transaction_in_a_text_is_none_of_it() {
+    let mut stand = stand("withinfailed");
+    for (at, reached) in REACHED.into_iter().enumerate() {
+        for text in [
+            "commit; insert into t (id, n) values (111, 1)",
+            "commit; select count(*), sum(n) from t",
+            "end; select count(*) from t; insert into t (id, n) values (12, 1), (112, 1), (212, 1); select id from t order by id",
+            "abort; update t set n = 3 where id = 201",
+            "rollback; select n from t where id = 101; select n from t where id = 1",
+            "commit; begin; insert into t (id, n) values (113, 1); select count(*) from t",
+            "rollback; begin; insert into t (id, n) values (214, 1); commit; select count(*) from t",
+            "rollback to a; insert into t (id, n) values (115, 1); select count(*) from t",
+            "rollback to a; update t set n = 5 where id = 201; commit; select id, n from t order by id",
+            "commit and chain; insert into t (id, n) values (116, 1); select count(*) from t",
+            "rollback and chain; update t set n = 6 where id = 102; commit; select count(*) from t",
+            "commit; prepare counts as select count(*) from t; execute counts; deallocate counts",
+            "commit; copy (select count(*) from t) to stdout; select count(*) from t",
+            // An error of its own, and one before the end.
+            "commit; insert into t (id, n) values (117, 1); select 1 / 0; insert into t (id, n) values (217, 1)",
+            "select 1; commit; insert into t (id, n) values (118, 1)",
+            "rollback to nowhere; insert into t (id, n) values (118, 1)",
+        ] {
+            fail(&mut stand, reached);
+            stand.all_alike(&[text, "select count(*) from t", "rollback", LEFT]);
+            stand.all_alike(&["delete from t where id % 100 > 10", LEFT]);
+        }
+        if at == 1 {
+            fail(&mut stand, reached);
+            let text = "prepare transaction 'x'; insert into t (id, n) values (119, 1)";
+            stand.all_alike(&[text, "rollback", LEFT]);
+        }
+    }
+}
+
+#[test]
+fn what_stands_behind_a_failed_transaction_in_a_batch_is_none_of_it() {
+    let mut stand = stand("withinfailedbatch");
+    let insert = "insert into t (id, n) values ($1, 1)";
+    let rows = "select id, n from t where id = $1";
+    stand.alike(&batch().parse("insert", insert).sync().0, 1);
+    stand.alike(
+        &batch().parse("counts", COUNT).describe("counts").sync().0,
+        1,
+    );
+    for reached in REACHED {
+        for end in [
+            "commit",
+            "rollback",
+            "rollback to a",
+            "commit and chain",
+            "rollback and chain",
+        ] {
+            let ended = || batch().run(end, &[]);
+            for (behind, readies) in [
+                (ended().run(insert, &["111"]), 1),
+                (
+                    ended().run(COUNT, &[]).run(insert, &["211"]).run(ROWS, &[]),
+                    1,
+                ),
+                (ended().call("insert", &["112"]).call("counts", &[]), 1),
+                (ended().flush().describe("counts").call("counts", &[]), 1),
+                (ended().run(rows, &["101"]).run(rows, &["1"]), 1),
+                (ended().parse("", insert).describe("").call("", &["113"]), 1),
+                // Statements that fail, and one of the simple protocol.
+                (
+                    ended()
+                        .run(insert, &["114"])
+                        .run(insert, &["101"])
+                        .run(COUNT, &[]),
+                    1,
+                ),
+                (ended().run("rollback to nowhere", &[]).run(COUNT, &[]), 1),
+                (ended().query("select n from t where id = 101"), 2),
+                (ended().query("insert into t (id, n) values (215, 1)"), 2),
+            ] {
+                fail(&mut stand, reached);
+                stand.alike(&behind.sync().0, readies);
+                stand.all_alike(&["select count(*) from t", "rollback", LEFT]);
+                stand.all_alike(&["delete from t where id % 100 > 10", LEFT]);
+            }
+        }
+        // It does not end it.
+        fail(&mut stand, reached);
+        let still = batch()
+            .run("rollback to nowhere", &[])
+            .run(insert, &["118"]);
+        stand.alike(&still.sync().0, 1);
+        stand.all_alike(&["rollback", LEFT]);
+    }
+}
+
+#[test]
+fn another_transaction_stands_behind_a_failed_one_in_its_batch() {
+    let mut stand = stand("withinfailedanother");
+    let insert = "insert into t (id, n) values ($1, 1)";
+    for reached in REACHED {
+        fail(&mut stand, reached);
+        let another = batch()
+            .run("rollback", &[])
+            .run("begin", &[])
+            .run(insert, &["116"])
+            .run(COUNT, &[])
+            .run("commit", &[]);
+        stand.alike(&another.sync().0, 1);
+        stand.all_alike(&["rollback", LEFT]);
+        fail(&mut stand, reached);
+        let copied = batch()
+            .run("rollback", &[])
+            .run("copy t (id, n) from stdin", &[])
+            .copy_data("117\t1\n217\t1\n")
+            .bare(b'c');
+        stand.alike(&copied.sync().0, 1);
+        stand.all_alike(&["delete from t where id % 100 > 10", LEFT]);
+    }
+}
+
+#[test]
+fn what_was_open_in_a_failed_transaction_ends_with_it() {
+    let mut stand = stand("withinfailedopen");
+    let declare = "declare c cursor for select id from t where id < 3 order by id";
+    let rows = "select id from t where id < 100 order by id";
+    for end in ["rollback", "rollback to a"] {
+        let ended = || batch().run(end, &[]);
+        for behind in [
+            ended().execute("p", 1).run(COUNT, &[]),
+            ended().run(COUNT, &[]).execute("p", 0),
+            ended().close_portal("p").run(COUNT, &[]),
+            ended().run("fetch 1 from c", &[]).run(COUNT, &[]),
+        ] {
+            stand.all_alike(&["begin", declare]);
+            let open = batch().parse("", rows).bind("p", "", &[]);
+            stand.alike(&open.execute("p", 1).sync().0, 1);
+            stand.all_alike(&["savepoint a", "select 1 / 0"]);
+            stand.alike(&behind.sync().0, 1);
+            stand.all_alike(&["rollback", LEFT]);
+        }
+    }
+}
+
+#[test]
+fn a_session_that_keeps_its_backend_ends_a_failed_transaction_by_itself() {
+    let mut stand = Three {
+        pool: "size = 4\nmode = \"session\"",
+        control: Control::None,
+        ..Three::new("withinfailedkept")
+    }
+    .start();
+    stand.all_alike(&[
+        "insert into t values (1, 1)",
+        "insert into t values (101, 1)",
+    ]);
+    let left = "select n from t where id = 1";
+    for refused in [
+        "commit; insert into t (id, n) values (111, 1)",
+        "commit; select count(*) from t",
+        "end; begin; select count(*) from t",
+    ] {
+        fail(&mut stand, &["update t set n = 2 where id = 1"]);
+        stand.fails(refused, "0A000");
+        // It goes on as it was.
+        stand.all_alike(&["select 1", "commit; begin", "commit", left]);
+    }
+    // A batch goes on at other shards.
+    for end in ["commit", "rollback"] {
+        fail(&mut stand, &["update t set n = 2 where id = 1"]);
+        let behind = batch()
+            .run(end, &[])
+            .run("update t set n = n + 1 where id = $1", &["101"]);
+        stand.alike(&behind.sync().0, 1);
+        stand.all_alike(&["commit", "select n from t where id = 101", left]);
+    }
 }
 
 #[test]

@@ -20,7 +20,12 @@ impl Session {
         frame: &[u8],
         body: &[u8],
     ) -> Result<(), Stop> {
-        match Named::decode(body).map_err(|_malformed| reply::malformed())? {
+        let named = Named::decode(body).map_err(|_malformed| reply::malformed())?;
+        self.settle_effects().await?;
+        if self.skip {
+            return Ok(());
+        }
+        match named {
             Named::Portal(portal) => self.describe_portal(frame, portal).await,
             Named::Statement(name) => self.describe_statement(name).await,
         }

@@ -28,6 +28,7 @@ impl Session {
         &mut self,
         sql: &[u8],
     ) -> Result<Result<Option<String>, Words>, End> {
+        self.marks.waits();
         let Some(link) = &mut self.link else {
             return Err(End::Client);
         };

@@ -15,7 +15,7 @@ use std::{future::poll_fn, pin::pin};
 
 impl Session {
     /// Between batches: gives the backend back when nothing holds it.
-    pub(super) async fn rest(&mut self) -> Result<(), End> {
+    pub(in crate::proxy) async fn rest(&mut self) -> Result<(), End> {
         if self.runs_aside() {
             Box::pin(self.end_aside()).await?;
         }

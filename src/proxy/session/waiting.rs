@@ -16,6 +16,7 @@ use std::{
 impl Session {
     /// Waits until either side can make progress, sending what is buffered meanwhile.
     pub(in crate::proxy) async fn wait(&mut self) -> Result<(), End> {
+        self.marks.waits();
         if self.must_look_for_types() {
             Box::pin(self.look_for_types()).await;
             return Ok(());
@@ -95,6 +96,7 @@ impl Session {
         &mut self,
         something: impl Future<Output = T>,
     ) -> Result<Option<T>, End> {
+        self.marks.waits();
         let mut something = pin!(something);
         let mut cancelled = pin!(self.cancel.cancelled());
         let mut asked = pin!(self.info.asked());

@@ -270,6 +270,22 @@ pub fn meaning_changes_within() -> Notice {
     }
 }
 
+/// The end of a failed transaction in front of other statements of one Query message, which cannot run one by one.
+#[must_use]
+pub fn end_of_failed_among_others() -> Notice {
+    Notice {
+        detail: Some(
+            "What stands behind it is no part of the failed transaction, and may belong to other shards. (SW304)"
+                .to_owned(),
+        ),
+        hint: Some("Send COMMIT and ROLLBACK in messages of their own.".to_owned()),
+        ..error(
+            "0A000",
+            "the end of a failed transaction together with other statements is not supported over several shards",
+        )
+    }
+}
+
 /// RESET ALL in front of other statements of one Query message, for a client that started with a setting that SET cannot
 /// say.
 #[must_use]
