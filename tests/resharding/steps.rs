@@ -400,14 +400,43 @@ fn a_reshard_goes_through_its_steps_and_leaves_nothing() {
     });
 }
 
-/// Everything up to a fenced cutover.
-async fn up_to_the_fence(stage: &Stage) {
+/// Everything before a cutover.
+async fn up_to_the_cutover(stage: &Stage) {
     prepare::run(&stage.job, &Tools::default()).await.unwrap();
     stage.copy().await;
     keys::primary(&stage.job).await.unwrap();
     keys::rest(&stage.job).await.unwrap();
     ready::run(&stage.job).await.unwrap();
+}
+
+/// Everything up to a fenced cutover.
+async fn up_to_the_fence(stage: &Stage) {
+    up_to_the_cutover(stage).await;
     fence::run(&stage.job).await.unwrap();
+}
+
+#[test]
+fn who_stood_still_until_statements_were_let_go_fences_nothing() {
+    block_on(async {
+        let mut stage = Stage::new("let_go", &["b"]).await;
+        up_to_the_cutover(&stage).await;
+        stage.job.attempt = 1;
+        // Released by somebody else; or at its deadline, which is past, by whoever comes first.
+        for state in ["released", "held"] {
+            stage.held(state).await;
+            let late = fence::run(&stage.job).await;
+            let problem = "statements are not held back any more";
+            assert!(
+                matches!(&late, Err(StepError::Again { problem: it, .. }) if it == problem),
+                "{late:?}"
+            );
+            stage.run(0, MOVES).await;
+            stage.run(0, "DELETE FROM customer WHERE id = 1000").await;
+        }
+        stage.job.attempt = 2;
+        fence::run(&stage.job).await.unwrap();
+        assert!(stage.refused(0, MOVES).await.contains("SWG01"));
+    });
 }
 
 #[test]

@@ -3,10 +3,10 @@
 //!
 //! What must stay true: everything that writes a moving key on a source is committed before its fence, in its WAL, or is
 //! refused by the guard; no writer of any key waits for longer than the lock's limit; a runner that was replaced fences
-//! nothing.
+//! nothing, nor one that stood still until statements were let go.
 
 use super::{
-    asking::{About as _, Typed, is_lock_timeout, line},
+    asking::{About as _, Typed, is_lock_timeout, line, named},
     guard::{self, Switch, guarded, lock_timeout, switch_sql},
     partitions,
     ready::unless_another,
@@ -51,6 +51,10 @@ const WRITERS: [&str; 3] = ["AccessShareLock", "RowShareLock", "RowExclusiveLock
 /// For as long as it takes until an autovacuum gives way to whoever waits for it, which is looked at after this time.
 const PATIENCE: &str = "\
 SELECT set_config('lock_timeout', (setting::bigint + 2000)::text, true) FROM pg_settings WHERE name = 'deadlock_timeout'";
+
+/// Whether statements were let go that this attempt has held back.
+const OVER: &str = "\
+SELECT EXISTS (SELECT FROM shardway.hold WHERE workflow = $1 AND attempt = $2 AND (state <> 'held' OR deadline <= clock_timestamp()))";
 
 const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
 
@@ -108,9 +112,30 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     same?;
     marked.about(&what)?;
     told.about(&what)?;
+    // Whoever has ended the attempt meanwhile looked for this fence before it was there.
+    if let Err(over) = unless_over(job, &what).await {
+        client.batch_execute("ROLLBACK").await.about(&what)?;
+        client.done();
+        return Err(over);
+    }
     failpoint::reached("after_guard").await;
     client.batch_execute("COMMIT").await.about(&what)?;
     client.done();
+    Ok(())
+}
+
+async fn unless_over(job: &Job, what: &str) -> Result<(), StepError> {
+    let home = line(job, named(job, &job.home)?).await?;
+    let attempt: [Typed<'_>; 2] = [(&job.id, Type::TEXT), (&job.attempt, Type::INT4)];
+    let over = home.query_typed_one(OVER, &attempt).await;
+    let over: bool = over.about(what)?.get(0);
+    home.done();
+    if over {
+        return Err(StepError::Again {
+            what: what.to_owned(),
+            problem: "statements are not held back any more".to_owned(),
+        });
+    }
     Ok(())
 }
 
