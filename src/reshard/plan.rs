@@ -2,6 +2,7 @@
 
 use crate::catalog::{moving::Move, ownership::Ownership};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// What a reshard is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,16 @@ pub struct Plan {
     /// The same tables, where shards give everything away: these have them no more once they serve no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<MovingTable>,
+}
+
+impl Plan {
+    /// Every shard that takes part.
+    #[must_use]
+    pub fn shards(&self) -> Vec<String> {
+        let moved = self.moves.iter().flat_map(|it| [&it.from, &it.to]);
+        let all: BTreeSet<&String> = moved.chain(&self.joins).collect();
+        all.into_iter().cloned().collect()
+    }
 }
 
 /// A table of which rows move.
@@ -62,7 +73,7 @@ impl Root {
 #[must_use]
 pub fn roots(tables: &[MovingTable]) -> Vec<String> {
     let roots = tables.iter().filter_map(|table| table.root.as_ref());
-    let roots: std::collections::BTreeSet<&Root> = roots.collect();
+    let roots: BTreeSet<&Root> = roots.collect();
     roots.into_iter().map(Root::sql).collect()
 }
 
