@@ -1,28 +1,31 @@
 //! The last reshard of each database, as figures.
 
 use super::{Metrics, Page};
-use crate::metrics::reshards::Sight;
+use crate::{
+    clock::Instant,
+    metrics::reshards::{Seen, Sight},
+};
 use std::fmt::Write as _;
 
 const PAUSE: &str = "shardway_reshard_cutover_pause_seconds";
 const MILLIS: f64 = 1_000.0;
 
 impl Page {
-    pub(super) fn reshards(&self, metrics: &Metrics) {
+    pub(super) fn reshards(&self, metrics: &Metrics, now: Instant) {
         for (database, view) in metrics.transactions.all() {
-            if let Some(sight) = view.resharding.seen() {
-                self.run(&database, &sight);
-                self.copy(&database, &sight);
-                self.shards(&database, &sight);
+            if let Some(seen) = view.resharding.seen() {
+                self.run(&database, &seen, now);
+                self.copy(&database, &seen.sight);
+                self.shards(&database, &seen.sight);
             }
         }
     }
 
     /// Of the whole.
-    fn run(&self, database: &str, sight: &Sight) {
+    fn run(&self, database: &str, seen: &Seen, now: Instant) {
+        let sight = &seen.sight;
         let labels = [("database", database), ("reshard", sight.id.as_str())];
         let state = [labels[0], labels[1], ("state", sight.state.as_str())];
-        let led = sight.leader.as_ref().is_some_and(|it| it.alive);
         let flag = |is: bool| f64::from(u8::from(is));
         self.gauge(
             "shardway_reshard_state",
@@ -46,7 +49,22 @@ impl Page {
             (
                 "shardway_reshard_led",
                 "1 while a process runs it",
-                Some(flag(led)),
+                Some(flag(seen.is_led(now))),
+            ),
+            (
+                "shardway_reshard_seen_seconds",
+                "How long ago the home shard was last asked for all this",
+                Some(seen.age(now).as_secs_f64()),
+            ),
+            (
+                "shardway_reshard_paused",
+                "1 while it stands still until somebody resumes it",
+                Some(flag(sight.paused)),
+            ),
+            (
+                "shardway_reshard_throttled",
+                "1 while less is copied at a time than was asked for, to spare servers",
+                Some(flag(sight.throttle.is_some())),
             ),
             (
                 "shardway_reshard_attempts",
@@ -134,6 +152,14 @@ impl Page {
             self.gauge(name, help, &labels, value);
         };
         for stream in &sight.streams {
+            let help = "1 while changes of a shard cannot be brought to its destinations";
+            let problem = f64::from(u8::from(stream.problem.is_some()));
+            gauge(
+                "shardway_reshard_stream_problem",
+                help,
+                &stream.shard,
+                problem,
+            );
             if let Some(lag) = stream.lag_bytes {
                 let help = "Bytes of changes of a shard that destinations have not applied";
                 gauge(
@@ -161,6 +187,11 @@ impl Page {
                 &source.shard,
                 source.wal_kept as f64,
             );
+            if let Some(age) = source.xmin_age {
+                let help =
+                    "Transactions for which the reshard keeps vacuum from a shard's catalogs";
+                gauge("shardway_reshard_xmin_age", help, &source.shard, age as f64);
+            }
         }
     }
 }
@@ -212,7 +243,7 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::super::tests::facts;
     use super::*;
-    use crate::metrics::reshards::{Leader, Source, Stream, Table};
+    use crate::metrics::reshards::{Leader, PRESENT, Source, Stream, Table};
 
     #[test]
     fn a_reshard_is_on_the_page() {
@@ -221,6 +252,7 @@ mod tests {
         let sight = Sight {
             id: "r1".to_owned(),
             state: "copy".to_owned(),
+            throttle: Some("a replica is behind".to_owned()),
             leader: Some(Leader {
                 proxy: "a".to_owned(),
                 address: None,
@@ -238,25 +270,34 @@ mod tests {
                 shard: "s0".to_owned(),
                 lag_bytes: Some(77),
                 lag_ms: Some(1500),
+                problem: Some("a destination is down".to_owned()),
                 ..Stream::default()
             }],
             sources: vec![Source {
                 shard: "s0".to_owned(),
                 wal_kept: 99,
+                xmin_age: Some(1234),
                 ..Source::default()
             }],
             ..Sight::default()
         };
-        view.resharding.set(sight.clone());
-        view.resharding.set(Sight {
+        let mut facts = facts();
+        view.resharding.set(sight.clone(), facts.now);
+        let flipped = Sight {
             flips: 1,
             cutover: [("pause_ms".to_owned(), 40.0), ("held".to_owned(), 3.0)].into(),
             ..sight
-        });
-        let page = super::super::render(&metrics, &facts());
+        };
+        view.resharding.set(flipped, facts.now);
+        let page = super::super::render(&metrics, &facts);
         for line in [
             r#"shardway_reshard_state{database="app",reshard="r1",state="copy"} 1"#,
             r#"shardway_reshard_led{database="app",reshard="r1"} 1"#,
+            r#"shardway_reshard_seen_seconds{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_paused{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_throttled{database="app",reshard="r1"} 1"#,
+            r#"shardway_reshard_stream_problem{database="app",reshard="r1",shard="s0"} 1"#,
+            r#"shardway_reshard_xmin_age{database="app",reshard="r1",shard="s0"} 1234"#,
             r#"shardway_reshard_copied_rows{database="app",reshard="r1",table="public.t"} 10"#,
             r#"shardway_reshard_expected_rows{database="app",reshard="r1",table="public.t"} 30"#,
             r#"shardway_reshard_chunks_left{database="app",reshard="r1",table="public.t"} 2"#,
@@ -269,6 +310,16 @@ mod tests {
             r#"shardway_reshard_cutover_pause_seconds_bucket{database="app",le="0.05"} 1"#,
             r#"shardway_reshard_cutover_pause_seconds_bucket{database="app",le="+Inf"} 1"#,
             r#"shardway_reshard_cutover_pause_seconds_sum{database="app"} 0.04"#,
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+        // Once the home shard cannot be asked.
+        facts.now += 2 * PRESENT;
+        let page = super::super::render(&metrics, &facts);
+        for line in [
+            r#"shardway_reshard_led{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_over{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_seen_seconds{database="app",reshard="r1"} 12"#,
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
