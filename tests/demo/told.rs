@@ -107,7 +107,14 @@ fn an_operator_is_told_what_is_in_the_way_what_is_withdrawn_and_who_owns_what() 
     let knobs = must(&demo, &["set"]);
     assert!(knobs.contains("hold_ms=5000 "), "{knobs}");
 
-    // No process has it.
+    what_is_in_the_way_is_told_and_withdrawn(&demo, home);
+    must(&demo, &["cutover"]);
+    owners_are_told(&demo);
+    what_is_old_is_told_as_such(&demo, home);
+}
+
+/// A prepared transaction, which no process has; and a cutover that is asked for meanwhile.
+fn what_is_in_the_way_is_told_and_withdrawn(demo: &Demo, home: u16) {
     let prepare = "BEGIN; UPDATE orders SET status = status; PREPARE TRANSACTION 'mine'";
     demo.ask_at(home, prepare);
     until("it is among the gates", || {
@@ -117,41 +124,45 @@ fn an_operator_is_told_what_is_in_the_way_what_is_withdrawn_and_who_owns_what() 
             "closed  shard s0: transactions have its tables: transaction 'mine' of app, prepared ",
         ) && text.contains("ROLLBACK PREPARED 'mine'")
     });
-    must(&demo, &["cutover", "--no-wait"]);
+    must(demo, &["cutover", "--no-wait"]);
     until("an attempt was undone", || {
-        let now = status(&demo);
+        let now = status(demo);
         now["attempt"].as_i64() > Some(0) && now["state"] == "ready"
     });
-    let paused = must(&demo, &["pause"]);
+    let paused = must(demo, &["pause"]);
     assert!(paused.contains("not wanted any more: cutover"), "{paused}");
     until("it stands still", || {
-        status(&demo)["waiting_for"] == "resume: it is paused"
+        status(demo)["waiting_for"] == "resume: it is paused"
     });
     demo.ask_at(home, "ROLLBACK PREPARED 'mine'");
-    must(&demo, &["resume"]);
-    waits_for_the_operator(&demo);
-    assert_eq!(status(&demo)["flips"], 0);
+    must(demo, &["resume"]);
+    waits_for_the_operator(demo);
+    assert_eq!(status(demo)["flips"], 0);
+}
 
-    must(&demo, &["cutover"]);
+/// By the map; the file is as it was.
+fn owners_are_told(demo: &Demo) {
     let spare = *demo.servers().last().unwrap();
     let customer = demo.ask_at(spare, "SELECT min(id) FROM customers");
-    let (by_file, beside) = route(&demo, &customer, &[]);
+    let (by_file, beside) = route(demo, &customer, &[]);
     assert!(!by_file.contains("shards: s3"), "{by_file}");
     assert!(beside.contains("--catalog"), "{beside}");
-    let (by_catalog, _) = route(&demo, &customer, &["--catalog"]);
+    let (by_catalog, _) = route(demo, &customer, &["--catalog"]);
     assert!(by_catalog.contains("shards: s3"), "{by_catalog}");
-    let map = console(&demo, "SHOW MAP");
+    let map = console(demo, "SHOW MAP");
     assert!(map.contains("keys|256 of 1024 buckets ("), "{map}");
+}
 
-    // The home shard goes, and with it all that could tell.
+/// The home shard goes, and with it all that could tell.
+fn what_is_old_is_told_as_such(demo: &Demo, home: u16) {
     let led = |of| format!("shardway_reshard_led{{database=\"shop\",reshard=\"r1\"}} {of}");
-    until("it is led", || metrics(&demo).contains(&led(1)));
+    until("it is led", || metrics(demo).contains(&led(1)));
     let process = postmaster(demo.config().parent().unwrap(), home).unwrap();
     assert!(typed(&format!("kill -s QUIT {process}")).status.success());
     until("nobody is said to lead it", || {
-        metrics(&demo).contains(&led(0))
+        metrics(demo).contains(&led(0))
     });
-    let shown = console(&demo, "SHOW RESHARD");
+    let shown = console(demo, "SHOW RESHARD");
     assert!(
         shown.contains("waits_for|the home shard, which could not be asked for "),
         "{shown}"

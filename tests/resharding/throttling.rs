@@ -217,7 +217,7 @@ fn a_run_stops_before_its_slot_keeps_vacuum_from_too_much() {
             let figures = job.progress.all();
             figures
                 .get(&format!("source.s.{name}"))
-                .and_then(|it| it.as_u64())
+                .and_then(serde_json::Value::as_u64)
         };
         let begun = age("xmin_age").unwrap();
         // Nobody reads from the slot: what it keeps is ever older, and others use the server, too.

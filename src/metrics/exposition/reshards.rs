@@ -14,7 +14,8 @@ impl Page {
     pub(super) fn reshards(&self, metrics: &Metrics, now: Instant) {
         for (database, view) in metrics.transactions.all() {
             if let Some(seen) = view.resharding.seen() {
-                self.run(&database, &seen, now);
+                self.run(&database, &seen.sight);
+                self.standing(&database, &seen, now);
                 self.copy(&database, &seen.sight);
                 self.shards(&database, &seen.sight);
             }
@@ -22,11 +23,9 @@ impl Page {
     }
 
     /// Of the whole.
-    fn run(&self, database: &str, seen: &Seen, now: Instant) {
-        let sight = &seen.sight;
+    fn run(&self, database: &str, sight: &Sight) {
         let labels = [("database", database), ("reshard", sight.id.as_str())];
         let state = [labels[0], labels[1], ("state", sight.state.as_str())];
-        let flag = |is: bool| f64::from(u8::from(is));
         self.gauge(
             "shardway_reshard_state",
             "1 for the state that the last reshard is in",
@@ -36,36 +35,6 @@ impl Page {
         let count = |name: &str| sight.cutover.get(name).copied();
         let whole = |count: Option<u64>| count.map(|count| count as f64);
         for (name, help, value) in [
-            (
-                "shardway_reshard_over",
-                "1 when the last reshard is done or aborted",
-                Some(flag(sight.over)),
-            ),
-            (
-                "shardway_reshard_stopped",
-                "1 when it stands still until somebody mends what stopped it",
-                Some(flag(sight.error.is_some())),
-            ),
-            (
-                "shardway_reshard_led",
-                "1 while a process runs it",
-                Some(flag(seen.is_led(now))),
-            ),
-            (
-                "shardway_reshard_seen_seconds",
-                "How long ago the home shard was last asked for all this",
-                Some(seen.age(now).as_secs_f64()),
-            ),
-            (
-                "shardway_reshard_paused",
-                "1 while it stands still until somebody resumes it",
-                Some(flag(sight.paused)),
-            ),
-            (
-                "shardway_reshard_throttled",
-                "1 while less is copied at a time than was asked for, to spare servers",
-                Some(flag(sight.throttle.is_some())),
-            ),
             (
                 "shardway_reshard_attempts",
                 "Cutovers that were tried, in either direction",
@@ -100,6 +69,47 @@ impl Page {
             if let Some(value) = value {
                 self.gauge(name, help, &labels, value);
             }
+        }
+    }
+
+    /// What it does at this moment, and how old that is.
+    fn standing(&self, database: &str, seen: &Seen, now: Instant) {
+        let sight = &seen.sight;
+        let labels = [("database", database), ("reshard", sight.id.as_str())];
+        let flag = |is: bool| f64::from(u8::from(is));
+        for (name, help, value) in [
+            (
+                "shardway_reshard_over",
+                "1 when the last reshard is done or aborted",
+                flag(sight.over),
+            ),
+            (
+                "shardway_reshard_stopped",
+                "1 when it stands still until somebody mends what stopped it",
+                flag(sight.error.is_some()),
+            ),
+            (
+                "shardway_reshard_led",
+                "1 while a process runs it",
+                flag(seen.is_led(now)),
+            ),
+            (
+                "shardway_reshard_seen_seconds",
+                "How long ago the home shard was last asked for all this",
+                seen.age(now).as_secs_f64(),
+            ),
+            (
+                "shardway_reshard_paused",
+                "1 while it stands still until somebody resumes it",
+                flag(sight.paused),
+            ),
+            (
+                "shardway_reshard_throttled",
+                "1 while less is copied at a time than was asked for, to spare servers",
+                flag(sight.throttle.is_some()),
+            ),
+        ] {
+            self.gauge(name, help, &labels, value);
         }
     }
 
@@ -281,7 +291,7 @@ mod tests {
             }],
             ..Sight::default()
         };
-        let mut facts = facts();
+        let facts = facts();
         view.resharding.set(sight.clone(), facts.now);
         let flipped = Sight {
             flips: 1,
@@ -313,7 +323,22 @@ mod tests {
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
-        // Once the home shard cannot be asked.
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_not_led_and_has_its_age() {
+        let (metrics, mut facts) = (Metrics::new(), facts());
+        let leader = Leader {
+            alive: true,
+            ..Leader::default()
+        };
+        let sight = Sight {
+            id: "r1".to_owned(),
+            leader: Some(leader),
+            ..Sight::default()
+        };
+        let view = metrics.transactions.of("app");
+        view.resharding.set(sight, facts.now);
         facts.now += 2 * PRESENT;
         let page = super::super::render(&metrics, &facts);
         for line in [
