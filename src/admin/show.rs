@@ -51,7 +51,7 @@ pub fn reply(console: &Console, what: Show, now: Now) -> Reply {
         Show::Peers => settings::peers(console),
         Show::Transactions => distributed::transactions(console),
         Show::Proxies => distributed::proxies(console),
-        Show::Reshard => reshard::reshard(console),
+        Show::Reshard => reshard::reshard(console, now.monotonic),
         Show::Databases => settings::databases(console),
         Show::Users => settings::users(console),
         Show::Config => settings::config(console),

@@ -103,6 +103,66 @@ impl KeySet {
         }
         Ok(condition)
     }
+
+    /// For people, of each kind no more than so many; empty: it has no keys.
+    #[must_use]
+    pub fn words(&self, most: usize) -> String {
+        let keys = |keys: &[Key]| some(keys.iter().map(plain), most);
+        let mut words = Vec::new();
+        match &self.part {
+            Part::None => {}
+            Part::Buckets { of, runs } => {
+                let count: u32 = runs.iter().map(|(from, to)| to - from).sum();
+                let run = |(from, to): &(u32, u32)| match to - from {
+                    1 => from.to_string(),
+                    _ => format!("{from}-{}", to - 1),
+                };
+                let runs = some(runs.iter().map(run), most);
+                words.push(format!("{count} of {of} buckets ({runs})"));
+            }
+            Part::Ranges(ranges) => {
+                let bound = |key: &Option<Key>| key.as_ref().map(plain).unwrap_or_default();
+                let range = ranges
+                    .iter()
+                    .map(|(from, to)| format!("[{}, {})", bound(from), bound(to)));
+                words.push(format!("range {}", some(range, most)));
+            }
+            Part::Values(values) => words.push(format!("values {}", keys(values))),
+            Part::Others(values) if values.is_empty() => words.push("every value".to_owned()),
+            Part::Others(values) => words.push(format!("every value but {}", keys(values))),
+        }
+        if !self.with.is_empty() {
+            words.push(format!("key {}", keys(&self.with)));
+        }
+        let all = words.join(" and ");
+        if self.without.is_empty() {
+            return all;
+        }
+        format!("{all}, but not key {}", keys(&self.without))
+    }
+}
+
+/// A key for people: text in quotes, since it may be anything.
+fn plain(key: &Key) -> String {
+    match key {
+        Key::Text(_) => format!("'{}'", key.text()),
+        Key::Bigint(_)
+        | Key::Uuid(_)
+        | Key::Date(_)
+        | Key::Timestamptz(_)
+        | Key::Numeric(_)
+        | Key::Bytea(_) => key.text(),
+    }
+}
+
+/// The first of a list, and how many more there are.
+fn some(each: impl ExactSizeIterator<Item = String>, most: usize) -> String {
+    let more = each.len().saturating_sub(most);
+    let mut words: Vec<String> = each.take(most).collect();
+    if more > 0 {
+        words.push(format!("{more} more"));
+    }
+    words.join(", ")
 }
 
 impl Part {

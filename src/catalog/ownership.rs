@@ -8,6 +8,7 @@ mod judge;
 mod kept;
 mod moves;
 mod stored;
+mod words;
 
 pub use judge::{Disagreement, What};
 pub use kept::{Content, Declared, Moving};

@@ -17,11 +17,14 @@ mod watching;
 use super::{Exit, output::Output};
 use crate::{
     config::load::load,
-    reshard::state::{Record, Wish},
+    reshard::{
+        record::word,
+        state::{Record, Wish},
+    },
 };
 use asking::{Seen, Site};
 use fault::Fault;
-use std::path::PathBuf;
+use std::{cell::Cell, path::PathBuf};
 
 /// Move keys between shards while the database serves
 #[derive(Debug, clap::Args)]
@@ -38,12 +41,12 @@ enum Verb {
     Start(StartArgs),
     /// Tell where the latest reshard stands, and what can be done next.
     Status(StatusArgs),
-    /// Stand still as soon as possible.
+    /// Stand still as soon as possible; what was asked for and has not begun is withdrawn.
     Pause(WhereArgs),
     /// Go on, also after a fault that somebody has mended.
     Resume(WhereArgs),
     /// Change how it runs: chunk_rows, copies, bytes_per_second, batch, wal_kept, load, answer_ms,
-    /// replica_lag, drain_ms, hold_ms, lock_ms, rows_per_second, compare_ms.
+    /// xmin_age, replica_lag, drain_ms, hold_ms, lock_ms, rows_per_second, compare_ms. Without a value: show them.
     Set(SetArgs),
     /// Compare every row once more.
     Verify(WatchArgs),
@@ -111,7 +114,7 @@ struct SetArgs {
     #[command(flatten)]
     place: WhereArgs,
     /// For instance copies=4 hold_ms=500.
-    #[arg(required = true, value_name = "NAME=VALUE")]
+    #[arg(value_name = "NAME=VALUE")]
     values: Vec<String>,
 }
 
@@ -200,13 +203,14 @@ async fn obey(verb: &Verb, site: &Site, output: &Output) -> Result<Exit, Fault> 
             let seen = site.seen(args.run.as_deref()).await?;
             Ok(output.result(&report::text(seen.as_ref()), &report::json(seen.as_ref())))
         }
-        Verb::Pause(_) => {
-            let changed = site.change("paused", Record::pause).await?;
-            Ok(told(&changed, output))
-        }
+        Verb::Pause(_) => pause(site, output).await,
         Verb::Resume(_) => {
             let changed = site.change("resumed", Record::resume).await?;
             Ok(told(&changed, output))
+        }
+        Verb::Set(args) if args.values.is_empty() => {
+            let knobs = site.unfinished().await?.stored.knobs;
+            Ok(output.result(&knobs::text(&knobs), &knobs::json(&knobs)))
         }
         Verb::Set(args) => {
             let changed = site.set(&args.values).await?;
@@ -252,6 +256,32 @@ async fn start(site: &Site, args: &StartArgs, output: &Output) -> Result<Exit, F
     ))
 }
 
+/// Stands still; what was asked for and is withdrawn with it is said.
+async fn pause(site: &Site, output: &Output) -> Result<Exit, Fault> {
+    let withdrawn = Cell::new(None);
+    let paused = |record: &Record| {
+        let paused = record.pause()?;
+        withdrawn.set(record.wanted.filter(|_| paused.wanted.is_none()));
+        Ok(paused)
+    };
+    let changed = site.change("paused", paused).await?;
+    let mut value = report::json(Some(&changed));
+    let mut text = report::text(Some(&changed));
+    if let Some(wish) = withdrawn.get() {
+        let wish = word(&wish);
+        let under_way = if changed.stored.record.is_attempt() {
+            "; the attempt that is under way comes to its end, or is undone"
+        } else {
+            ""
+        };
+        text.push_str(&format!(
+            "not wanted any more: {wish}{under_way}; it can be asked for again\n"
+        ));
+        value["withdrawn"] = wish.into();
+    }
+    Ok(output.result(&text, &value))
+}
+
 async fn wish(site: &Site, wish: Wish, watch: bool, output: &Output) -> Result<Exit, Fault> {
     let changed = ask(site, wish).await?;
     if watch {
@@ -279,7 +309,7 @@ async fn flip(site: &Site, wish: Wish, args: &WishArgs, output: &Output) -> Resu
 }
 
 async fn ask(site: &Site, wish: Wish) -> Result<Seen, Fault> {
-    let event = format!("{}{}", outcome::ASKED, crate::reshard::record::word(&wish));
+    let event = format!("{}{}", outcome::ASKED, word(&wish));
     site.change(&event, |record| record.wish(wish)).await
 }
 

@@ -1,15 +1,22 @@
-//! `shardway route`: where a statement would go, and why, from the configuration alone.
+//! `shardway route`: where a statement would go, and why, from the configuration alone, or by the map that proxies share.
+//!
+//! What must stay true: nothing is asked of a server unless `--catalog` says so, and nothing is ever changed; whose word is
+//! told is said.
 
 use super::{Exit, output::Output};
 use crate::{
-    catalog::snapshot::Snapshot,
-    config::{load::load, settings::Settings},
+    catalog::snapshot::{Snapshot, Standing},
+    config::{
+        load::load,
+        settings::{Database, Settings},
+    },
     plan::{
         Context, Values,
         cache::{PlanCache, Planned, Scratch},
         explain,
     },
     proxy::reply,
+    registry::Registry,
     wire::{
         frame::HEADER,
         frontend::{Bind, put_bind},
@@ -29,6 +36,9 @@ pub(super) struct RouteArgs {
     /// The value of a parameter; once for each, $1 first.
     #[arg(long = "param", value_name = "V", allow_hyphen_values = true)]
     params: Vec<String>,
+    /// By the map that the proxies share, which reshards change: asks the database's home shard for it, as its control role.
+    #[arg(long)]
+    catalog: bool,
     /// The statement, or several.
     #[arg(value_name = "SQL")]
     sql: String,
@@ -38,6 +48,8 @@ pub(super) struct RouteArgs {
 #[derive(Serialize)]
 struct Routed {
     statement: String,
+    /// By whose map: `file`, or `catalog`.
+    map: &'static str,
     /// What `EXPLAIN (ROUTE)` says, in its order.
     explanation: Vec<(String, String)>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,11 +69,35 @@ pub(super) fn run(args: &RouteArgs, output: &Output) -> Exit {
         Ok(settings) => settings,
         Err(errors) => return output.config_fault(&errors),
     };
-    let snapshot = match choose(&settings, args.database.as_deref()) {
-        Ok(snapshot) => snapshot,
+    let database = match choose(&settings, args.database.as_deref()) {
+        Ok(database) => database,
         Err(fault) => return output.fault(&fault, Exit::Usage),
     };
-    let routed = routes(snapshot, &args.sql, &args.params);
+    let mut snapshot = (*database.snapshot).clone();
+    let home = &database.shards[snapshot.home.index()].name;
+    let is_shared = database.control.is_some() && database.shards.len() > 1;
+    let map = match (args.catalog, is_shared) {
+        (true, true) => {
+            if let Err(fault) = take_map(database, &mut snapshot) {
+                let fault = format!("the map, on shard {home}, cannot be read: {fault}");
+                return output.fault(&fault, Exit::Failed);
+            }
+            "catalog"
+        }
+        (true, false) => {
+            let why = "the database has one shard or no control role: the file is its map, leave out --catalog";
+            return output.fault(why, Exit::Usage);
+        }
+        (false, true) => {
+            output.progress(&format!(
+                "this is what the file says; the proxies go by the map on shard {home}, which a reshard may have changed: \
+                 --catalog asks for it"
+            ));
+            "file"
+        }
+        (false, false) => "file",
+    };
+    let routed = routes(&snapshot, map, &args.sql, &args.params);
     let refused = routed.iter().any(|routed| routed.refused.is_some());
     let written = output.result(&text(&routed), &routed);
     if written == Exit::Done && refused {
@@ -71,7 +107,25 @@ pub(super) fn run(args: &RouteArgs, output: &Output) -> Exit {
     }
 }
 
-fn choose<'a>(settings: &'a Settings, name: Option<&str>) -> Result<&'a Snapshot, String> {
+/// Puts the map that the proxies share in the place of the file's.
+fn take_map(database: &Database, snapshot: &mut Snapshot) -> Result<(), String> {
+    let runtime = super::runtime().map_err(|error| error.to_string())?;
+    let kept = runtime.block_on(async {
+        let registry = Registry::new(database)?;
+        Some(registry.ask_map().await)
+    });
+    let Some(kept) = kept.transpose().map_err(|error| error.to_string())? else {
+        return Ok(());
+    };
+    kept.put_on(snapshot);
+    if let Some(shard) = kept.lacking.first() {
+        let shard = shard.clone();
+        snapshot.standing = Standing::Lacking { shard };
+    }
+    Ok(())
+}
+
+fn choose<'a>(settings: &'a Settings, name: Option<&str>) -> Result<&'a Database, String> {
     let names = || {
         settings
             .databases
@@ -82,7 +136,7 @@ fn choose<'a>(settings: &'a Settings, name: Option<&str>) -> Result<&'a Snapshot
     };
     match (name, settings.databases.len()) {
         (Some(name), _) => match settings.databases.get(name) {
-            Some(database) => Ok(&database.snapshot),
+            Some(database) => Ok(database),
             None => Err(format!(
                 "no database \"{name}\" in the configuration; there is: {}",
                 names()
@@ -92,14 +146,14 @@ fn choose<'a>(settings: &'a Settings, name: Option<&str>) -> Result<&'a Snapshot
             .databases
             .values()
             .next()
-            .map(|database| &*database.snapshot)
+            .map(AsRef::as_ref)
             .ok_or_else(String::new),
         (None, 0) => Err("the configuration has no database".to_owned()),
         (None, _) => Err(format!("say which database with --database: {}", names())),
     }
 }
 
-fn routes(snapshot: &Snapshot, sql: &str, params: &[String]) -> Vec<Routed> {
+fn routes(snapshot: &Snapshot, map: &'static str, sql: &str, params: &[String]) -> Vec<Routed> {
     let context = Context::default();
     let Planned { plan, slots } = PlanCache::new(1 << 20, 0).plan(
         sql.as_bytes(),
@@ -124,6 +178,7 @@ fn routes(snapshot: &Snapshot, sql: &str, params: &[String]) -> Vec<Routed> {
                 .unwrap_or(sql)
                 .trim()
                 .to_owned(),
+            map,
             explanation: description
                 .rows
                 .into_iter()

@@ -52,7 +52,7 @@ pub fn render(metrics: &Metrics, facts: &Facts) -> String {
     page.pools(metrics);
     page.listeners(metrics);
     page.transactions(metrics);
-    page.reshards(metrics);
+    page.reshards(metrics, facts.now);
     page.recorder.handle().render() + &reshards::pauses(metrics)
 }
 
@@ -557,6 +557,29 @@ mod tests {
                     ..PlanCacheFacts::default()
                 },
             )],
+        }
+    }
+
+    #[test]
+    fn every_series_is_documented() {
+        let documented = include_str!("../../docs/operations.md");
+        let words: Vec<&str> = documented.split('`').collect();
+        let sources = [
+            include_str!("exposition.rs"),
+            include_str!("exposition/reshards.rs"),
+        ];
+        let literals = sources.iter().flat_map(|source| source.split('"'));
+        let names = literals.filter_map(|text| text.strip_prefix("shardway_"));
+        let is_name = |name: &&str| name.bytes().all(|it| it == b'_' || it.is_ascii_lowercase());
+        let names: Vec<&str> = names.filter(is_name).collect();
+        assert!(names.len() > 60, "{names:?}");
+        for name in names {
+            let short = name.strip_prefix("reshard_").unwrap_or(name);
+            let full = format!("shardway_{name}");
+            let said = words
+                .iter()
+                .any(|word| [name, short, full.as_str()].contains(word));
+            assert!(said, "{name} is not in docs/operations.md");
         }
     }
 

@@ -1,9 +1,11 @@
 //! The reshard of a database as this process saw it last, in words and figures: written by whoever looks for reshards to run,
 //! read by the console and `/metrics`.
 //!
-//! What must stay true: nothing is decided by it; a figure is never more than what it is a part of.
+//! What must stay true: nothing is decided by it; a figure is never more than what it is a part of; what could not be looked
+//! at for longer than a lease is shown with its age, and nobody is said to run it.
 
 use super::histogram::Histogram;
+use crate::clock::{Duration, Instant};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -15,12 +17,22 @@ const PAUSES: &[f64] = &[
     5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0,
 ];
 
+/// How long what was seen is taken for the present: as long as a lease of whoever runs reshards.
+pub const PRESENT: Duration = Duration::from_secs(6);
+
 /// The reshards of one database.
 #[derive(Debug)]
 pub struct Resharding {
-    seen: Mutex<Option<Arc<Sight>>>,
+    seen: Mutex<Option<Seen>>,
     /// How long statements were held by cutovers whose end this process saw, in milliseconds.
     pub pauses: Histogram,
+}
+
+/// What was seen, and until when it was known to be so.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub sight: Arc<Sight>,
+    at: Instant,
 }
 
 /// A reshard as people are told of it.
@@ -39,6 +51,9 @@ pub struct Sight {
     pub leader: Option<Leader>,
     /// Why it does not go on, or not faster.
     pub waiting_for: Option<String>,
+    pub paused: bool,
+    /// For what servers are spared.
+    pub throttle: Option<String>,
     /// Why it stands still, and what mends it.
     pub error: Option<String>,
     pub remedy: Option<String>,
@@ -96,6 +111,10 @@ pub struct Source {
     pub shard: String,
     pub wal_kept: u64,
     pub wal_status: String,
+    /// For how many transactions its slot keeps vacuum from the catalogs.
+    pub xmin_age: Option<u64>,
+    /// What else is to be said of it.
+    pub notice: Option<String>,
 }
 
 /// All tables together.
@@ -123,22 +142,66 @@ impl Default for Resharding {
 impl Resharding {
     /// The last reshard, as it was seen last.
     #[must_use]
-    pub fn seen(&self) -> Option<Arc<Sight>> {
+    pub fn seen(&self) -> Option<Seen> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.clone()
     }
 
+    /// It was looked for, and nothing is new.
+    pub fn looked(&self, now: Instant) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = &mut *seen {
+            seen.at = seen.at.max(now);
+        }
+    }
+
     /// It was seen.
-    pub fn set(&self, sight: Sight) {
+    pub fn set(&self, sight: Sight, now: Instant) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         // The end of a cutover, once; what was before this process is not counted.
         let flipped = seen
             .as_ref()
-            .is_some_and(|old| old.id == sight.id && old.flips < sight.flips);
+            .is_some_and(|old| old.sight.id == sight.id && old.sight.flips < sight.flips);
         if let (true, Some(pause)) = (flipped, sight.cutover.get("pause_ms")) {
             self.pauses.record(*pause);
         }
-        *seen = Some(Arc::new(sight));
+        *seen = Some(Seen {
+            sight: Arc::new(sight),
+            at: now,
+        });
+    }
+}
+
+impl Seen {
+    /// How long ago that was.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.at)
+    }
+
+    /// Whether it may have changed unseen since.
+    #[must_use]
+    pub fn is_stale(&self, now: Instant) -> bool {
+        self.age(now) > PRESENT
+    }
+
+    /// Whether a process is known to run it.
+    #[must_use]
+    pub fn is_led(&self, now: Instant) -> bool {
+        let led = self.sight.leader.as_ref().is_some_and(|it| it.alive);
+        led && !self.is_stale(now)
+    }
+
+    /// Why it does not go on, or not faster; or why nobody can say.
+    #[must_use]
+    pub fn waiting_for(&self, now: Instant) -> Option<String> {
+        if self.is_stale(now) && !self.sight.over {
+            let age = self.age(now).as_secs();
+            return Some(format!(
+                "the home shard, which could not be asked for {age} s: all this is of before"
+            ));
+        }
+        self.sight.waiting_for.clone()
     }
 }
 
@@ -190,6 +253,7 @@ impl Sight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     fn after(flips: i32, pause: f64) -> Sight {
         Sight {
@@ -202,13 +266,42 @@ mod tests {
 
     #[test]
     fn each_cutover_that_was_seen_to_end_is_counted_once() {
-        let resharding = Resharding::default();
+        let (resharding, now) = (Resharding::default(), Clock.now());
         for (flips, pause) in [(1, 40.0), (1, 40.0), (2, 7.0), (2, 7.0), (3, 30.0)] {
-            resharding.set(after(flips, pause));
+            resharding.set(after(flips, pause), now);
         }
         // The first had ended before anybody looked.
         assert_eq!(resharding.pauses.count(), 2);
         assert!((resharding.pauses.sum() - 37.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_for_longer_than_a_lease_is_led_by_nobody() {
+        let (resharding, begun) = (Resharding::default(), Clock.now());
+        let leader = Leader {
+            alive: true,
+            ..Leader::default()
+        };
+        let sight = Sight {
+            leader: Some(leader),
+            waiting_for: Some("the operator".to_owned()),
+            ..Sight::default()
+        };
+        resharding.set(sight, begun);
+        let told = |now| {
+            let seen = resharding.seen().expect("it was set");
+            (seen.is_led(now), seen.waiting_for(now).unwrap_or_default())
+        };
+        let later = begun + PRESENT + Duration::from_secs(1);
+        assert_eq!(told(begun + PRESENT), (true, "the operator".to_owned()));
+        let (led, waits) = told(later);
+        assert!(
+            !led && waits.contains("could not be asked for 7 s"),
+            "{waits}"
+        );
+        // Seen to be as it was.
+        resharding.looked(later);
+        assert_eq!(told(later), (true, "the operator".to_owned()));
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct Proxy {
     pub alive: bool,
     /// The number up to which it knows of all schema changes.
     pub epoch: Option<i64>,
+    /// The shards that its configuration has; `None`: it does not say.
+    pub shards: Option<Vec<String>>,
     /// Whether it is this one.
     pub this: bool,
 }

@@ -9,9 +9,8 @@ use crate::{
     catalog::{
         code::Code,
         group::GroupId,
-        moving::Doubled,
         shard::ShardSet,
-        snapshot::{Epoch, Placement, Snapshot, Standing, Unlisted, Unseen},
+        snapshot::{Placement, Snapshot, Standing, Unlisted, Unseen},
     },
     clock::{Duration, Instant},
     config::settings::{self, Credentials, Settings},
@@ -295,7 +294,7 @@ impl Database {
         let old = self.snapshot.load_full();
         let mut new = make(&old);
         if let Some((kept, standing)) = self.coordinator.map() {
-            put_map(&mut new, &self.settings.snapshot, kept.as_ref(), standing);
+            put_map(&mut new, kept.as_ref(), standing);
         }
         new.era = old.era;
         if new == *old {
@@ -330,7 +329,7 @@ impl Database {
         new.code = old.code.clone();
         new.standing = old.standing.clone();
         if let Some((kept, standing)) = self.coordinator.map() {
-            put_map(&mut new, &self.settings.snapshot, kept.as_ref(), standing);
+            put_map(&mut new, kept.as_ref(), standing);
         }
         let members = new.members.clone();
         let credentials = self.settings.control.as_ref().unwrap_or(credentials);
@@ -390,48 +389,12 @@ impl Database {
 }
 
 /// Puts who owns which keys in the place of what the configuration says of it.
-fn put_map(
-    snapshot: &mut Snapshot,
-    configured: &Snapshot,
-    kept: Option<&Kept>,
-    standing: Standing,
-) {
+fn put_map(snapshot: &mut Snapshot, kept: Option<&Kept>, standing: Standing) {
     snapshot.standing = standing;
     snapshot.barred.clear();
-    let Some(Kept {
-        epoch,
-        content,
-        disagreements,
-        ..
-    }) = kept
-    else {
-        return;
-    };
-    let find = |name: &str| configured.shard_named(name);
-    snapshot.epoch = Epoch(u64::try_from(*epoch).unwrap_or_default());
-    snapshot.members = content.members.iter().filter_map(|it| find(it)).collect();
-    let mut moved = Vec::new();
-    for (group, at) in snapshot.groups.iter_mut().zip(0_u16..) {
-        let differs = disagreements.iter().any(|it| it.group == group.name);
-        match content.owners.map_of(&group.name, find) {
-            Ok(Some((map, pins))) if !differs => {
-                if group.map != map || group.pins != pins {
-                    moved.push(GroupId(at));
-                }
-                group.map = map;
-                group.pins = pins;
-                let moving = content.moving.iter().filter(|it| it.group == group.name);
-                let doubled = moving.filter_map(|it| {
-                    let (shard, keys) = (find(&it.shard)?, it.keys.clone());
-                    Some(Doubled { shard, keys })
-                });
-                group.doubled = doubled.collect();
-            }
-            // A shard that is not known is said of the whole map.
-            Ok(_) | Err(_) => snapshot.barred.push(GroupId(at)),
-        }
+    if let Some(kept) = kept {
+        kept.put_on(snapshot);
     }
-    snapshot.forget_views_over(&moved);
 }
 
 /// What only servers know that could not be asked stays as it was.

@@ -5,7 +5,13 @@
 
 use super::Lease;
 use crate::{
-    catalog::ownership::{Content, Declared, Disagreement},
+    catalog::{
+        group::GroupId,
+        moving::Doubled,
+        ownership::{Content, Declared, Disagreement},
+        shard::ShardId,
+        snapshot::{Epoch, Snapshot},
+    },
     inspect::AskError,
 };
 use std::sync::Arc;
@@ -41,6 +47,41 @@ impl Kept {
             lacking: content.lacking(here),
             content,
         }
+    }
+
+    /// Puts who owns which keys in the place of what the configuration says of it. Groups of which it says something else are
+    /// barred.
+    pub fn put_on(&self, snapshot: &mut Snapshot) {
+        let names = snapshot.shards.clone();
+        let find = |name: &str| {
+            let at = names.iter().position(|shard| shard == name)?;
+            u16::try_from(at).ok().map(ShardId)
+        };
+        let content = &self.content;
+        snapshot.epoch = Epoch(u64::try_from(self.epoch).unwrap_or_default());
+        snapshot.members = content.members.iter().filter_map(|it| find(it)).collect();
+        let mut moved = Vec::new();
+        for (group, at) in snapshot.groups.iter_mut().zip(0_u16..) {
+            let differs = self.disagreements.iter().any(|it| it.group == group.name);
+            match content.owners.map_of(&group.name, find) {
+                Ok(Some((map, pins))) if !differs => {
+                    if group.map != map || group.pins != pins {
+                        moved.push(GroupId(at));
+                    }
+                    group.map = map;
+                    group.pins = pins;
+                    let moving = content.moving.iter().filter(|it| it.group == group.name);
+                    let doubled = moving.filter_map(|it| {
+                        let (shard, keys) = (find(&it.shard)?, it.keys.clone());
+                        Some(Doubled { shard, keys })
+                    });
+                    group.doubled = doubled.collect();
+                }
+                // A shard that is not known is said of the whole map.
+                Ok(_) | Err(_) => snapshot.barred.push(GroupId(at)),
+            }
+        }
+        snapshot.forget_views_over(&moved);
     }
 }
 

@@ -24,7 +24,7 @@ pub use holds::Answers;
 pub use ids::Ids;
 pub use lack::{Lack, accept_map, lacks};
 pub use map::Kept;
-pub use proxies::{HEARTBEAT, Me, SILENCE};
+pub use proxies::{HEARTBEAT, Me, SILENCE, Unable};
 
 use crate::{
     catalog::{
@@ -247,7 +247,7 @@ impl Registry {
     /// # Errors
     /// [`AskError`].
     pub async fn beat(&self, me: Me) -> Result<Vec<Proxy>, AskError> {
-        proxies::beat(self.pulse.lease().await?, me, &self.agreement).await
+        proxies::beat(self.pulse.lease().await?, me, &self.names, &self.agreement).await
     }
 
     /// What is known of other proxies' schema changes.
@@ -293,6 +293,22 @@ impl Registry {
         let late = errand(agreement::late(&lease, me, epoch)).await?;
         lease.done();
         Ok(late)
+    }
+
+    /// The proxies that are there, by a heartbeat that is no older than that, and whose configuration lacks one of these
+    /// shards: as soon as the map names it they serve nothing that is on several shards.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn unable(
+        &self,
+        shards: &[String],
+        silence: Duration,
+    ) -> Result<Vec<Unable>, AskError> {
+        let lease = self.lease(self.home).await?;
+        let unable = errand(proxies::unable(&lease, shards, silence)).await?;
+        lease.done();
+        Ok(unable)
     }
 
     /// Says on the home shard that this process is there no more.
@@ -785,6 +801,16 @@ impl Registry {
         let known = self.known.load();
         let newer = known.newer.iter().flatten().next();
         (known.map.clone(), newer.unwrap_or(&known.standing).clone())
+    }
+
+    /// The map that all proxies agree on, read at this moment and compared with the configuration. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Unflipped::Ask`], [`Unflipped::NoMap`].
+    pub async fn ask_map(&self) -> Result<Kept, Unflipped> {
+        let now = self.read_map().await?;
+        let content = Arc::new(now.content.and(&self.declared));
+        Ok(Kept::judged(now.epoch, content, &self.declared))
     }
 
     /// Takes over what its predecessor knew of the map, as long as it knows nothing itself.

@@ -28,13 +28,20 @@ pub struct Me {
 }
 
 const BEAT: &str = "\
-INSERT INTO shardway.proxy (incarnation, number, version, address, epoch) \
-VALUES ($1, $2, $3, host(inet_client_addr()), nullif($4::bigint, 0)) \
-ON CONFLICT (incarnation) DO UPDATE SET heartbeat = now(), number = excluded.number, \
+INSERT INTO shardway.proxy (incarnation, number, version, address, epoch, shards) \
+VALUES ($1, $2, $3, host(inet_client_addr()), nullif($4::bigint, 0), $5) \
+ON CONFLICT (incarnation) DO UPDATE SET heartbeat = now(), number = excluded.number, shards = excluded.shards, \
 epoch = coalesce(excluded.epoch, proxy.epoch)";
 const EVERYBODY: &str = "\
 SELECT incarnation, number, version, address, started, heartbeat, \
-       heartbeat > now() - make_interval(secs => $1), epoch FROM shardway.proxy ORDER BY started, incarnation";
+       heartbeat > now() - make_interval(secs => $1), epoch, shards FROM shardway.proxy ORDER BY started, incarnation";
+/// Of those that are there, whose configuration lacks which of these shards. As JSON, since a proxy of form 3, and a schema
+/// of form 3, say nothing of it.
+const UNABLE: &str = "\
+SELECT coalesce(p.address, 'local') || ' (' || p.incarnation || ')', array_agg(wanted.name ORDER BY wanted.name) \
+FROM shardway.proxy p, to_jsonb(p) said, unnest($1::text[]) wanted (name) \
+WHERE p.heartbeat > clock_timestamp() - make_interval(secs => $2) \
+  AND jsonb_typeof(said -> 'shards') = 'array' AND NOT said -> 'shards' ? wanted.name GROUP BY 1 ORDER BY 1";
 const LEAVE: &str = "DELETE FROM shardway.proxy WHERE incarnation = $1";
 const FORGET: &str =
     "DELETE FROM shardway.proxy WHERE heartbeat < now() - make_interval(secs => $1)";
@@ -43,6 +50,7 @@ const FORGET: &str =
 pub(super) async fn beat(
     lease: Lease,
     me: Me,
+    shards: &[String],
     agreement: &Agreement,
 ) -> Result<Vec<Proxy>, AskError> {
     let began = agreement.now();
@@ -52,7 +60,7 @@ pub(super) async fn beat(
         let incarnation = format!("{:016x}", me.incarnation);
         let version = env!("CARGO_PKG_VERSION");
         lease
-            .execute(BEAT, &[&incarnation, &number, &version, &me.epoch])
+            .execute(BEAT, &[&incarnation, &number, &version, &me.epoch, &shards])
             .await?;
         agreement.follow(&lease, began, SILENCE).await?;
         lease.execute(FORGET, &[&MEMORY.as_secs_f64()]).await?;
@@ -64,6 +72,33 @@ pub(super) async fn beat(
     .await?;
     lease.done();
     Ok(proxies)
+}
+
+/// A proxy that is there, and cannot reach some shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unable {
+    /// Its address and its name, for people.
+    pub proxy: String,
+    /// The shards that its configuration lacks.
+    pub lacks: Vec<String>,
+}
+
+/// Those that are there whose configuration lacks one of these shards. Who does not say is not one of them.
+pub(super) async fn unable(
+    lease: &Lease,
+    shards: &[String],
+    silence: Duration,
+) -> Result<Vec<Unable>, AskError> {
+    let rows = lease
+        .query(UNABLE, &[&shards, &silence.as_secs_f64()])
+        .await?;
+    let unable = rows.iter().map(|row| {
+        Ok(Unable {
+            proxy: row.try_get(0)?,
+            lacks: row.try_get(1)?,
+        })
+    });
+    unable.collect()
 }
 
 /// Says that this process is there no more.
@@ -91,5 +126,6 @@ fn proxy(row: &tokio_postgres::Row, me: Me) -> Result<Proxy, AskError> {
         heartbeat: row.try_get(5)?,
         alive: row.try_get(6)?,
         epoch: row.try_get(7)?,
+        shards: row.try_get(8)?,
     })
 }

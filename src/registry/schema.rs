@@ -8,7 +8,7 @@ use super::{Lease, NotReady, SchemaFault};
 use crate::inspect::AskError;
 
 /// The form of the schema that this version makes and needs.
-pub(super) const FORM: i32 = 3;
+pub(super) const FORM: i32 = 4;
 
 /// What leads from one form to the next.
 struct Step {
@@ -35,6 +35,11 @@ const STEPS: &[Step] = &[
         form: 3,
         oldest: 3,
         sql: include_str!("schema/3.sql"),
+    },
+    Step {
+        form: 4,
+        oldest: 3,
+        sql: include_str!("schema/4.sql"),
     },
 ];
 

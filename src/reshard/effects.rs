@@ -93,8 +93,35 @@ impl Ground<'_> {
     }
 
     async fn announce(&self, job: &Job) -> Result<(), StepError> {
+        self.all_reach(job).await?;
         let moving = moving(job, Owner::Before);
         self.all_know(job, &moving).await
+    }
+
+    /// Waits until every proxy has the shards that take part in its configuration: what it hears of a shard that it cannot
+    /// reach would end its service.
+    async fn all_reach(&self, job: &Job) -> Result<(), StepError> {
+        const WHAT: &str = "asking which proxies reach the shards";
+        let (shards, began) = (job.plan.shards(), self.clock.now());
+        loop {
+            let unable = self.registry.unable(&shards, LAPSED).await;
+            let unable = unable.map_err(|error| again(WHAT, &error))?;
+            if unable.is_empty() {
+                job.progress.set("waiting_for", Value::Null);
+                return Ok(());
+            }
+            let each = unable.iter().map(|it| {
+                let found = steps::preflight::unable(it);
+                format!("{}; {}", found.what, found.fix)
+            });
+            let problem = each.collect::<Vec<_>>().join("; ");
+            if since(self.clock, began) > TAKING_OVER {
+                let what = WHAT.to_owned();
+                return Err(StepError::Again { what, problem });
+            }
+            job.progress.set("waiting_for", problem);
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Says what is on two shards, and waits until every proxy has heard it.

@@ -59,7 +59,7 @@ pub async fn help(
     }
     if let Some(shard) = stored.plan.lacks(servers, &stored.knobs.without) {
         lease.done();
-        return Err(Unhelped::Lacks(shard.to_owned()));
+        return Err(Unhelped::Lacks(shard));
     }
     let job = job(registry, servers, &stored);
     match overdue.ending {

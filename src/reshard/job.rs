@@ -32,6 +32,8 @@ pub struct Knobs {
     pub batch: usize,
     /// WAL that a source may keep before the reshard stands still and says so, in bytes.
     pub wal_kept: u64,
+    /// Transactions for which a slot may keep a source's vacuum from its catalogs before the reshard stands still and says so.
+    pub xmin_age: u64,
     /// Statements that others may run on a source before less is copied at a time; 0: as many as they like.
     pub load: u64,
     /// How long a source may take to say how busy it is before less is copied at a time; zero: any time.
@@ -61,6 +63,9 @@ impl Default for Knobs {
             bytes_per_second: 0,
             batch: 4_000,
             wal_kept: 16 << 30,
+            // Below autovacuum_freeze_max_age (200 million by default): from there on a server vacuums its catalogs again
+            // and again, in vain.
+            xmin_age: 150_000_000,
             load: 0,
             answer: Duration::from_millis(500),
             replica_lag: 256 << 20,

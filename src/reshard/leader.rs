@@ -6,7 +6,7 @@
 use crate::{clock::Duration, inspect::AskError, registry::Lease};
 
 /// How long a lease is good for, by the home shard's clock.
-pub const LEASE: Duration = Duration::from_secs(6);
+pub const LEASE: Duration = crate::metrics::reshards::PRESENT;
 /// How often it is renewed.
 pub const RENEWAL: Duration = Duration::from_secs(1);
 /// How long after the begin of its last renewal a holder still takes itself for one.

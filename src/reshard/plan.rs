@@ -26,6 +26,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Every shard that takes part.
+    #[must_use]
+    pub fn shards(&self) -> Vec<String> {
+        let moved = self.moves.iter().flat_map(|it| [&it.from, &it.to]);
+        let all: BTreeSet<&String> = moved.chain(&self.joins).collect();
+        all.into_iter().cloned().collect()
+    }
+
     /// A shard that takes part and is neither among these nor gone for good: whoever does not know it can do nothing for the
     /// run but harm.
     #[must_use]
@@ -33,12 +41,9 @@ impl Plan {
         &self,
         servers: &BTreeMap<String, T>,
         without: &BTreeSet<String>,
-    ) -> Option<&str> {
-        let moves = self.moves.iter();
-        let named = moves.flat_map(|it| [&it.from, &it.to]).chain(&self.joins);
-        let mut lacking =
-            named.filter(|name| !servers.contains_key(*name) && !without.contains(*name));
-        lacking.next().map(String::as_str)
+    ) -> Option<String> {
+        let mut named = self.shards().into_iter();
+        named.find(|name| !servers.contains_key(name) && !without.contains(name))
     }
 }
 

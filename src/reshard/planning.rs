@@ -53,7 +53,8 @@ pub struct Cut {
 pub struct Size {
     pub table: String,
     pub shard: String,
-    pub rows: u64,
+    /// `None`: the table was never analyzed there.
+    pub rows: Option<u64>,
     /// With its indexes.
     pub bytes: u64,
 }
@@ -67,9 +68,15 @@ pub enum PlanError {
     Unmovable(#[from] Unmovable),
     #[error("shard {shard}: {error}")]
     Ask { shard: String, error: AskError },
-    #[error("shard {shard} has no table {table}")]
+    #[error(
+        "shard {shard} has no table {table}, which the configuration lists: make it there (shardway check --connect says what is \
+         missing where), or take it out of the configuration of every proxy"
+    )]
     NoTable { shard: String, table: String },
-    #[error("group {0} has no tables")]
+    #[error(
+        "group {0} has no tables: there are no rows to move; list some (groups.{0}.tables), or say with --group which other group \
+         moves"
+    )]
     NoTables(String),
 }
 
@@ -94,7 +101,7 @@ JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE root.oid = to_regclass($1) AND root.relkind = 'p' AND p.isleaf AND c.relkind <> 'p' ORDER BY 1, 2";
 
 const SIZE: &str = "\
-SELECT greatest(reltuples, 0)::float8, pg_total_relation_size(oid)::float8 FROM pg_class WHERE oid = to_regclass($1)";
+SELECT reltuples::float8, pg_total_relation_size(oid)::float8 FROM pg_class WHERE oid = to_regclass($1)";
 
 /// Makes the plan.
 ///
@@ -442,6 +449,7 @@ pub(super) async fn size(
 ) -> Result<Size, tokio_postgres::Error> {
     let row = client.query_one(SIZE, &[&table.sql()]).await?;
     let (rows, bytes): (f64, f64) = (row.get(0), row.get(1));
+    let known = rows >= 0.0;
     let share = match share_of_buckets(moved, owners) {
         Some(share) => share,
         None => estimated(client, table, moved, owners).await? / rows.max(1.0),
@@ -450,7 +458,7 @@ pub(super) async fn size(
     Ok(Size {
         table: table.plain(),
         shard: moved.from.clone(),
-        rows: (rows * share).round() as u64,
+        rows: known.then(|| (rows * share).round() as u64),
         bytes: (bytes * share).round() as u64,
     })
 }

@@ -60,14 +60,29 @@ impl From<AskError> for Left {
 impl Runner<'_> {
     /// For as long as it is not dropped.
     pub async fn run(&self) {
-        let mut looked = Looked::default();
+        let (mut looked, mut told) = (Looked::default(), None);
         loop {
-            if let Err(problem) = self.once(&mut looked).await {
-                let database = self.registry.database();
-                tracing::debug!(database, %problem, "looking for reshards to run");
-            }
+            let problem = self.once(&mut looked).await.err();
+            self.log(problem, &mut told);
             tokio::time::sleep(IDLE).await;
         }
+    }
+
+    /// Each change once: what is looked at every other second would fill a log.
+    fn log(&self, problem: Option<AskError>, told: &mut Option<String>) {
+        let (database, problem) = (self.registry.database(), problem.map(|it| it.to_string()));
+        match (&problem, &told) {
+            (Some(problem), before) if before.as_ref() != Some(problem) => {
+                tracing::warn!(
+                    database,
+                    problem,
+                    "cannot look for reshards to run on the home shard"
+                );
+            }
+            (None, Some(_)) => tracing::info!(database, "looks for reshards to run again"),
+            (_, _) => {}
+        }
+        *told = problem;
     }
 
     /// Leads as long as there is something to run, if nobody else does.
@@ -78,6 +93,7 @@ impl Runner<'_> {
         let lease = self.home().await?;
         let unfinished = errand(record::unfinished(&lease)).await?;
         self.seen(&lease, unfinished.first(), looked).await?;
+        self.looked();
         let Some(first) = unfinished.first() else {
             lease.done();
             return Ok(());
@@ -139,7 +155,7 @@ impl Runner<'_> {
 
     /// Whether a shard takes part that this process does not know; said once.
     fn lacks(&self, stored: &Stored, looked: &mut Looked) -> bool {
-        let lacks = self.lacking(stored).map(str::to_owned);
+        let lacks = self.lacking(stored);
         if let Some(shard) = &lacks
             && looked.lacks != lacks
         {
@@ -154,7 +170,7 @@ impl Runner<'_> {
         looked.lacks.is_some()
     }
 
-    fn lacking<'s>(&self, stored: &'s Stored) -> Option<&'s str> {
+    fn lacking(&self, stored: &Stored) -> Option<String> {
         stored.plan.lacks(&self.servers, &stored.knobs.without)
     }
 
@@ -168,7 +184,13 @@ impl Runner<'_> {
 
     pub(super) fn show(&self, sight: Sight) {
         let view = self.metrics.transactions.of(self.registry.database());
-        view.resharding.set(sight);
+        view.resharding.set(sight, self.clock.now());
+    }
+
+    /// What is shown is still so.
+    fn looked(&self) {
+        let view = self.metrics.transactions.of(self.registry.database());
+        view.resharding.looked(self.clock.now());
     }
 
     pub(super) async fn home(&self) -> Result<Lease, AskError> {
@@ -188,7 +210,10 @@ impl Runner<'_> {
             };
             let left = leader::BELIEVED.saturating_sub(since(self.clock, renewed));
             match tokio::time::timeout(left, renewing).await {
-                Ok(Ok(true)) => renewed = began,
+                Ok(Ok(true)) => {
+                    renewed = began;
+                    self.looked();
+                }
                 Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(_)) => {}
             }

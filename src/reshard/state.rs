@@ -574,13 +574,16 @@ impl Record {
         }
     }
 
-    /// Stands still as soon as it may.
+    /// Stands still as soon as it may. What was asked for and has not begun is withdrawn, but for an abort, which waits for
+    /// nothing: whoever resumes it hours later does not mean to change owners. An attempt that is under way comes to its
+    /// end or is undone, and no other follows.
     ///
     /// # Errors
     /// [`Refusal::Over`].
     pub fn pause(&self) -> Result<Self, Refusal> {
         self.unless_over(Self {
             paused: true,
+            wanted: self.wanted.filter(|wanted| *wanted == Wish::Abort),
             ..self.clone()
         })
     }
@@ -642,6 +645,61 @@ mod tests {
             stopped: Some(stopped),
             ..Record::new()
         }
+    }
+
+    #[test]
+    fn a_pause_withdraws_what_was_asked_for_and_has_not_begun() {
+        let at = |state, flips| Record {
+            state,
+            step: Some(Step::Made),
+            round: 1,
+            flips,
+            ..Record::new()
+        };
+        for (state, flips, asked) in [
+            (State::Ready, 0, Wish::Cutover),
+            (State::Ready, 0, Wish::Verify),
+            (State::Reverse, 1, Wish::Rollback),
+            (State::Reverse, 1, Wish::Finish),
+        ] {
+            let wanted = at(state, flips).wish(asked).expect("its time has come");
+            let resumed = wanted.pause().and_then(|it| it.resume());
+            let next = resumed.expect("it is not over").next();
+            assert_eq!(next, Next::Wait(Waiting::Operator), "{asked:?}");
+            // What is asked for afterwards counts once it is resumed.
+            let asked = at(state, flips).pause().and_then(|it| it.wish(asked));
+            let resumed = asked.and_then(|it| it.resume()).expect("it is not over");
+            assert!(matches!(resumed.next(), Next::Turn(_)));
+        }
+        // It waits for nothing, so it is not withdrawn either.
+        let abort = at(State::Ready, 0).wish(Wish::Abort);
+        let paused = abort.and_then(|it| it.pause()).expect("it is not over");
+        assert!(matches!(paused.next(), Next::Turn(it) if it.state == State::Abort));
+    }
+
+    #[test]
+    fn an_attempt_that_is_paused_goes_to_its_end_and_no_other_follows() {
+        let fencing = Record {
+            state: State::Cutover,
+            step: Some(Step::Fence),
+            attempt: 1,
+            round: 1,
+            wanted: Some(Wish::Cutover),
+            ..Record::new()
+        };
+        let paused = fencing.pause().expect("it is not over");
+        assert_eq!(paused.next(), Next::Run(Effect::Fence));
+        let undoing = paused.after(&Event::Again).expect("it is undone");
+        assert_eq!(undoing.next(), Next::Run(Effect::Undo));
+        let undone = undoing.after(&Event::Done(Effect::Undo));
+        let undone = undone.expect("it is recorded");
+        assert_eq!(undone.next(), Next::Wait(Waiting::Paused));
+        let ready = Record {
+            step: Some(Step::Made),
+            ..undone
+        };
+        let resumed = ready.resume().expect("it is not over");
+        assert_eq!(resumed.next(), Next::Wait(Waiting::Operator));
     }
 
     #[test]

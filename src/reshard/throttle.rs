@@ -1,5 +1,5 @@
-//! What a reshard costs its servers: the WAL that its slots keep, how old a snapshot a source has to respect, how busy a
-//! source is, how far replicas are behind; and how much less is copied for it.
+//! What a reshard costs its servers: the WAL that its slots keep, how far back they hold vacuum, how old a snapshot a source
+//! has to respect, how busy a source is, how far replicas are behind; and how much less is copied for it.
 //!
 //! What must stay true: a slot that the server has invalidated stops the run with that reason, before anything is concluded
 //! from a stream that has a gap; nothing is asked that is not cheap; what is slowed down says why, and goes on by itself.
@@ -19,11 +19,14 @@ use tokio::time::timeout;
 
 /// How many transactions back a server's oldest snapshot may be before it is told: vacuum waits for it.
 const OLD: i64 = 50_000_000;
+const IS_OLD: &str = "a transaction there is so old that vacuum waits for it";
 
 const SLOT: &str = "\
 SELECT coalesce(s.wal_status, 'none'), s.safe_wal_size, \
     (pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn))::int8, \
-    (SELECT max(greatest(age(backend_xmin), age(backend_xid))) FROM pg_stat_activity)::int8 \
+    (SELECT max(oldest) FROM (SELECT greatest(age(backend_xmin), age(backend_xid)) FROM pg_stat_activity \
+        UNION ALL SELECT age(transaction) FROM pg_prepared_xacts) ages (oldest))::int8, \
+    greatest(age(s.catalog_xmin), age(s.xmin))::int8 \
 FROM pg_replication_slots s WHERE s.slot_name = $1";
 
 /// Looks at what the slots of both ways cost.
@@ -41,9 +44,12 @@ pub async fn look_both(job: &Job) -> Result<(), StepError> {
 /// Looks at every source, shows what it sees, and stops what must not go on.
 ///
 /// # Errors
-/// [`StepError::Lost`]; [`StepError::Halt`]: a slot keeps more than the limit.
+/// [`StepError::Lost`]; [`StepError::Halt`]: a slot keeps more than the limits.
 pub(super) async fn look(job: &Job) -> Result<(), StepError> {
-    let most = job.knobs.borrow().wal_kept;
+    let (most, oldest) = {
+        let knobs = job.knobs.borrow();
+        (knobs.wal_kept, knobs.xmin_age)
+    };
     for source in job.sources() {
         let slot = job.slot(&source.name);
         let asked = async {
@@ -56,12 +62,17 @@ pub(super) async fn look(job: &Job) -> Result<(), StepError> {
         };
         let (status, kept): (String, Option<i64>) = (row.get(0), row.get(2));
         let (left, age): (Option<i64>, Option<i64>) = (row.get(1), row.get(3));
+        let held: Option<i64> = row.get(4);
+        let held = held.and_then(|held| u64::try_from(held).ok());
         let kept = u64::try_from(kept.unwrap_or(0)).unwrap_or(0);
         let name = |what: &str| format!("source.{}.{what}", source.name);
         job.progress.set(name("wal_kept"), kept);
         job.progress.set(name("wal_status"), status.as_str());
         job.progress.set(name("wal_left"), left);
         job.progress.set(name("oldest_snapshot"), age);
+        job.progress.set(name("xmin_age"), held);
+        let notice = age.is_some_and(|age| age > OLD).then_some(IS_OLD);
+        job.progress.set(name("notice"), notice);
         if status == "lost" {
             return Err(StepError::Lost {
                 what: format!(
@@ -80,11 +91,16 @@ pub(super) async fn look(job: &Job) -> Result<(), StepError> {
                     .to_owned(),
             });
         }
-        if age.is_some_and(|age| age > OLD) {
-            job.progress.set(
-                name("notice"),
-                "a transaction there is so old that vacuum waits for it",
-            );
+        if let Some(held) = held.filter(|held| *held > oldest) {
+            return Err(StepError::Halt {
+                what: format!(
+                    "slot {slot} keeps vacuum of shard {} from what {held} transactions have left in its catalogs, more than {oldest}",
+                    source.name
+                ),
+                remedy: "finish or abort it soon, or resume with a higher limit (reshard set xmin_age=...): a server takes no \
+                         writes any more after some 2000000000"
+                    .to_owned(),
+            });
         }
     }
     Ok(())

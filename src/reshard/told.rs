@@ -29,6 +29,8 @@ pub fn sight(stored: &Stored, leader: Option<Leader>) -> Sight {
         serving: serving(record),
         over: record.is_over(),
         waiting_for: waiting_for(stored, leader.as_ref()),
+        paused: record.paused && !record.is_over(),
+        throttle: text(progress, "throttle").filter(|_| !record.is_over()),
         error: record.stopped.as_ref().map(|it| it.what.clone()),
         remedy: record.stopped.as_ref().map(|it| it.remedy.clone()),
         tables: tables(stored),
@@ -123,7 +125,7 @@ fn waiting_for(stored: &Stored, leader: Option<&Leader>) -> Option<String> {
                 .iter()
                 .find_map(|name| text(progress, name));
             let said = said.map(|said| with_way_out(stored, said));
-            said.or_else(|| cutover_waits(record, progress))
+            said.or_else(|| state_waits(record, progress))
                 .or_else(|| stream_problem(stored))
                 .or_else(|| limit(stored))
         }
@@ -144,9 +146,21 @@ fn with_way_out(stored: &Stored, said: String) -> String {
     }
 }
 
-fn cutover_waits(record: &Record, progress: &Progress) -> Option<String> {
-    let attempt = record.state == State::Cutover;
-    text(progress, "cutover.waiting_for").filter(|_| attempt)
+/// What is kept of it when it is over means nothing in other states.
+fn state_waits(record: &Record, progress: &Progress) -> Option<String> {
+    match record.state {
+        State::Cutover => text(progress, "cutover.waiting_for"),
+        State::Copy => text(progress, "copy.waiting_for"),
+        State::Prepare
+        | State::CatchUp
+        | State::Verify
+        | State::Ready
+        | State::Reverse
+        | State::Finish
+        | State::Done
+        | State::Abort
+        | State::Aborted => None,
+    }
 }
 
 fn stream_problem(stored: &Stored) -> Option<String> {
@@ -241,6 +255,8 @@ fn source(progress: &Progress, shard: &str) -> Option<Source> {
         shard: shard.to_owned(),
         wal_kept: number(progress, &format!("source.{shard}.wal_kept"))?,
         wal_status: text(progress, &format!("source.{shard}.wal_status")).unwrap_or_default(),
+        xmin_age: number(progress, &format!("source.{shard}.xmin_age")),
+        notice: text(progress, &format!("source.{shard}.notice")),
     })
 }
 
@@ -402,6 +418,10 @@ mod tests {
             why(&paused, alive()).as_deref(),
             Some("resume: it is paused")
         );
+        let sources = json!({ "copy.waiting_for": "s0: process 7" });
+        let waits = why(&stored(State::Copy, sources.clone()), alive());
+        assert_eq!(waits.as_deref(), Some("s0: process 7"));
+        assert_eq!(why(&stored(State::Verify, sources), alive()), None);
         let mut slow = copying;
         slow.knobs.bytes_per_second = 9;
         assert!(why(&slow, alive()).is_some_and(|it| it.contains("9 bytes a second")));

@@ -73,7 +73,10 @@ pub enum NoMoves {
         "the range has no keys: its first bound is in it, and has to be less than the second, which is not"
     )]
     EmptyRange,
-    #[error("key {0} has no owner: no range or value of its group's map has it")]
+    #[error(
+        "key {0} has no owner: no range or value of its group's map has it; give it one in the configuration of every proxy \
+         (lists, or \"*\" for all others), then no row has to move"
+    )]
     NoOwner(String),
     #[error(
         "the {count} ranges of group {group} cannot be spread over {shards} shards: say which ranges move"

@@ -328,6 +328,7 @@ mod tests {
             heartbeat: SystemTime::UNIX_EPOCH,
             alive,
             epoch: None,
+            shards: None,
             this: false,
         }
     }

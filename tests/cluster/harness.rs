@@ -29,7 +29,8 @@ const OWN_SCHEMA: &str = concat!(
     "SET ROLE shardway; CREATE SCHEMA shardway;",
     include_str!("../../src/registry/schema/1.sql"),
     include_str!("../../src/registry/schema/2.sql"),
-    include_str!("../../src/registry/schema/3.sql")
+    include_str!("../../src/registry/schema/3.sql"),
+    include_str!("../../src/registry/schema/4.sql")
 );
 
 /// Prints the program's number and runs it. It ends with its pipe to the owner: statics are never dropped, and a test

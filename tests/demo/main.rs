@@ -8,7 +8,9 @@
 )]
 
 mod hindered;
+mod reaching;
 mod stage;
 mod steering;
+mod told;
 mod typing;
 mod wrong;

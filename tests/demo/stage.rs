@@ -150,11 +150,15 @@ impl Typed {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// By a signal; what it said by its end, and how it ended.
-    pub(crate) fn end(mut self, signal: &str) -> (String, Option<i32>) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         let kill = Command::new("kill").args(["-s", signal, &pid]).status();
         assert!(kill.unwrap().success());
+    }
+
+    /// By a signal; what it said by its end, and how it ended.
+    pub(crate) fn end(mut self, signal: &str) -> (String, Option<i32>) {
+        self.signal(signal);
         let status = self.child.wait().unwrap();
         (self.said(), status.code())
     }

@@ -19,7 +19,8 @@ pub(crate) const OWN_SCHEMA: &str = concat!(
     "CREATE SCHEMA shardway;",
     include_str!("../../src/registry/schema/1.sql"),
     include_str!("../../src/registry/schema/2.sql"),
-    include_str!("../../src/registry/schema/3.sql")
+    include_str!("../../src/registry/schema/3.sql"),
+    include_str!("../../src/registry/schema/4.sql")
 );
 
 /// Where servers are looked for and started. One data directory is made for all runs.

@@ -514,7 +514,10 @@ fn a_fence_waits_for_nobody_who_takes_long() {
         let Err(StepError::Again { problem, .. }) = fence::run(&stage.job).await else {
             panic!("fenced");
         };
-        assert!(problem.contains("a prepared transaction"), "{problem}");
+        assert!(
+            problem.contains("a prepared transaction (there)"),
+            "{problem}"
+        );
         stage.run(0, MOVES).await;
         stage.run(0, "ROLLBACK PREPARED 'there'").await;
         // A writer that came before the lock is waited for, and one that stays queued behind it is refused.

@@ -207,6 +207,48 @@ fn what_is_copied_waits_for_a_replica_that_is_behind() {
 }
 
 #[test]
+fn a_run_stops_before_its_slot_keeps_vacuum_from_too_much() {
+    block_on(async {
+        let (shards, reshard) = reshard("vacuum").await;
+        let job = &reshard.job;
+        prepare::run(job, &Tools::default()).await.unwrap();
+        look_both(job).await.unwrap();
+        let age = |name: &str| {
+            let figures = job.progress.all();
+            figures
+                .get(&format!("source.s.{name}"))
+                .and_then(serde_json::Value::as_u64)
+        };
+        let begun = age("xmin_age").unwrap();
+        // Nobody reads from the slot: what it keeps is ever older, and others use the server, too.
+        const ONE: &str = "SELECT pg_current_xact_id()";
+        let prepare = "BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'old'";
+        shards.run("s", prepare).await;
+        for _ in 0..30 {
+            shards.run("s", ONE).await;
+        }
+        look_both(job).await.unwrap();
+        assert!(age("xmin_age").unwrap() >= begun + 30);
+        // A prepared transaction is among those for which vacuum waits.
+        assert!(age("oldest_snapshot").unwrap() >= 30);
+        shards.run("s", "ROLLBACK PREPARED 'old'").await;
+        reshard
+            .knobs
+            .send_modify(|knobs| knobs.xmin_age = begun + 10);
+        let looked = look_both(job).await;
+        let Err(StepError::Halt { what, remedy }) = looked else {
+            panic!("{looked:?}");
+        };
+        assert!(what.contains("keeps vacuum of shard s from what"), "{what}");
+        assert!(remedy.contains("xmin_age"), "{remedy}");
+        let default = Knobs::default().xmin_age;
+        reshard.knobs.send_modify(|knobs| knobs.xmin_age = default);
+        look_both(job).await.unwrap();
+        abort::run(job).await.unwrap();
+    });
+}
+
+#[test]
 fn a_run_that_waits_stops_before_slots_of_either_way_keep_too_much() {
     block_on(async {
         let (shards, reshard) = reshard("kept").await;

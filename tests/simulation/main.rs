@@ -160,8 +160,15 @@ fn by_chance(seed: u64, sabotage: Sabotage) {
             1 | 2 if runners.len() < 4 => runners.push(Runner::new()),
             3 => world.expire(),
             4 => {
-                world.record.paused = !world.record.is_over();
-                world.version += 1;
+                if let Ok(paused) = world.record.pause() {
+                    let wanted = world.record.wanted;
+                    world.record = paused;
+                    world.version += 1;
+                    // Some ask for it again at once, for when it is resumed.
+                    if let Some(wanted) = wanted.filter(|_| !world.record.is_attempt()) {
+                        wish(&mut world, wanted);
+                    }
+                }
             }
             5..=8 if world.record.paused || world.record.stopped.is_some() => {
                 world.record = world.record.resume().expect("it is not over");

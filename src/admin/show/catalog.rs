@@ -12,9 +12,12 @@ use crate::{
 };
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
+/// Runs of buckets, ranges, values or single keys of a shard that are named.
+const MOST: usize = 64;
+
 pub(super) fn map(console: &Console) -> Table {
     let columns = [
-        "database", "epoch", "group", "shard", "holds", "unit", "pins", "member", "moving",
+        "database", "epoch", "group", "shard", "holds", "unit", "pins", "member", "moving", "keys",
     ];
     let mut table = Table::new(&columns, &["epoch", "holds", "pins"]);
     let settings = console.settings.load();
@@ -53,6 +56,7 @@ pub(super) fn map(console: &Console) -> Table {
                     pins.into(),
                     member.into(),
                     (!moving.is_empty()).then(|| moving.join(",")).into(),
+                    map.owners.words_of(group, shard, MOST).into(),
                 ]);
             }
         }

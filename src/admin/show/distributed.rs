@@ -71,6 +71,7 @@ pub(super) fn proxies(console: &Console) -> Table {
         "state",
         "epoch",
         "this",
+        "shards",
     ];
     let mut table = Table::new(&names, &["id"]);
     for (database, distributed) in console.metrics.transactions.all() {
@@ -89,6 +90,7 @@ pub(super) fn proxies(console: &Console) -> Table {
                     u64::try_from(epoch).unwrap_or_default().into()
                 }),
                 if proxy.this { "yes" } else { "no" }.into(),
+                proxy.shards.map(|names| names.join(",")).into(),
             ]);
         }
     }

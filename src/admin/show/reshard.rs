@@ -1,9 +1,9 @@
 //! SHOW RESHARD: the last reshard of each database, as this process saw it last.
 
 use super::{Cell, Console, Table};
-use crate::metrics::reshards::Sight;
+use crate::{clock::Instant, metrics::reshards::Seen};
 
-const COLUMNS: [&str; 28] = [
+const COLUMNS: [&str; 30] = [
     "database",
     "reshard",
     "state",
@@ -22,6 +22,7 @@ const COLUMNS: [&str; 28] = [
     "seconds_left",
     "lag_bytes",
     "wal_kept",
+    "xmin_age",
     "verified_rows",
     "differences",
     "pause_ms",
@@ -32,8 +33,9 @@ const COLUMNS: [&str; 28] = [
     "error",
     "remedy",
     "next_steps",
+    "seen_seconds_ago",
 ];
-const NUMBERS: [&str; 14] = [
+const NUMBERS: [&str; 15] = [
     "attempt",
     "percent",
     "rows",
@@ -48,22 +50,24 @@ const NUMBERS: [&str; 14] = [
     "held",
     "failed",
     "errors",
+    "seen_seconds_ago",
 ];
 
-pub(super) fn reshard(console: &Console) -> Table {
+pub(super) fn reshard(console: &Console, now: Instant) -> Table {
     let mut table = Table::new(&COLUMNS, &NUMBERS);
     for (database, view) in console.metrics.transactions.all() {
-        if let Some(sight) = view.resharding.seen() {
-            table.row(cells(&database, &sight));
+        if let Some(seen) = view.resharding.seen() {
+            table.row(cells(&database, &seen, now));
         }
     }
     table
 }
 
-fn cells(database: &str, sight: &Sight) -> Vec<Cell> {
+fn cells(database: &str, seen: &Seen, now: Instant) -> Vec<Cell> {
+    let sight = &seen.sight;
     let total = sight.total();
     let leader = sight.leader.as_ref().map(|it| {
-        let silent = if it.alive { "" } else { " (silent)" };
+        let silent = if seen.is_led(now) { "" } else { " (silent)" };
         format!("{}{silent}", it.proxy)
     });
     let lags = sight
@@ -71,6 +75,8 @@ fn cells(database: &str, sight: &Sight) -> Vec<Cell> {
         .iter()
         .filter_map(|it| Some((&it.shard, it.lag_bytes?)));
     let wal = sight.sources.iter().map(|it| (&it.shard, it.wal_kept));
+    let ages = sight.sources.iter();
+    let ages = ages.filter_map(|it| Some((&it.shard, it.xmin_age?)));
     let count = |name: &str| sight.cutover.get(name).map(|count| count.round() as u64);
     vec![
         database.into(),
@@ -80,7 +86,7 @@ fn cells(database: &str, sight: &Sight) -> Vec<Cell> {
         u64::try_from(sight.attempt).unwrap_or(0).into(),
         sight.serving.into(),
         leader.into(),
-        sight.waiting_for.clone().into(),
+        seen.waiting_for(now).into(),
         total.percent.into(),
         total.rows.into(),
         total.rows_of.into(),
@@ -91,6 +97,7 @@ fn cells(database: &str, sight: &Sight) -> Vec<Cell> {
         total.seconds_left.into(),
         each(lags),
         each(wal),
+        each(ages),
         sight.verified_rows.into(),
         sight.differences.into(),
         sight
@@ -105,6 +112,7 @@ fn cells(database: &str, sight: &Sight) -> Vec<Cell> {
         sight.error.clone().into(),
         sight.remedy.clone().into(),
         sight.next_steps.join("; ").into(),
+        seen.age(now).as_secs().into(),
     ]
 }
 

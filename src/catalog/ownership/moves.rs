@@ -14,18 +14,25 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Why keys cannot be moved as it was said.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unmovable {
-    #[error("there is no group {0}")]
+    #[error("there is no group {0}: SHOW MAP on a proxy's console has all")]
     NoGroup(String),
-    #[error("the method, the hash or the type of the key of group {0} is another")]
+    #[error(
+        "the method, the hash or the type of the key of group {0} is another than when this was planned: plan it again (shardway \
+         reshard plan)"
+    )]
     Method(String),
     /// No server computes its buckets.
     #[error(
-        "the hash of group {0} is xxh3, which no server computes: its keys stay where they are"
+        "the hash of group {0} is xxh3, which no server computes: its keys stay where they are; to move some, make a group with \
+         hash = \"postgres\" and copy the rows into its tables"
     )]
     Hash(String),
-    #[error("keys of group {group} that are to leave shard {from} are not all its own")]
+    #[error(
+        "keys of group {group} that are to leave shard {from} are not all its own any more: the map has changed since; plan it \
+         again (shardway reshard plan; SHOW MAP has the owners)"
+    )]
     NotOwned { group: String, from: String },
-    #[error("keys of group {0} would have no owner any more")]
+    #[error("keys of group {0} would have no owner any more: name the shard that gets them")]
     Lost(String),
 }
 

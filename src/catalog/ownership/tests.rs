@@ -392,6 +392,45 @@ fn maps_sets_and_moves_say_the_same_of_every_key() {
     }
 }
 
+#[test]
+fn what_a_shard_owns_is_said_in_few_words() {
+    let said = |text: &str, shard: &str, most| hash(text).owners.words_of("g", shard, most);
+    let some = |words: &str| Some(words.to_owned());
+    let two = "shards = [\"s0\", \"s1\"]";
+    assert_eq!(said(two, "s1", 9), some("512 of 1024 buckets (512-1023)"));
+    assert_eq!(said(two, "s2", 9), None);
+    let xxh3 = "shards = [\"s0\", \"s1\"]\nhash = \"xxh3\"";
+    assert_eq!(said(xxh3, "s0", 9), some("512 of 1024 buckets (0-511)"));
+    let one = |owners, pins: &[(i64, &str)]| {
+        let pins = pins.iter();
+        one(Owned {
+            key_type: KeyType::Bigint,
+            owners,
+            pins: pins
+                .map(|(key, of)| (Key::Bigint(*key), (*of).to_owned()))
+                .collect(),
+        })
+    };
+    let name = |of: &str| of.to_owned();
+    let buckets = ["s0", "s1", "s0", "s1", "s0", "s0", "s1", "s0"].map(name);
+    let striped = Owners::Hash {
+        function: HashFunction::Postgres,
+        buckets: buckets.into(),
+    };
+    let striped = one(striped, &[(42, "s1")]);
+    let words = striped.words_of("g", "s1", 1).unwrap();
+    assert!(words.starts_with("3 of 8 buckets (1, 2 more)"), "{words}");
+    assert!(words.ends_with(" and key 42"), "{words}");
+    let range = [(Some(Key::Bigint(100)), name("s0")), (None, name("s1"))];
+    let range = one(Owners::Range(range.into()), &[]);
+    assert_eq!(range.words_of("g", "s0", 9), some("range [, 100)"));
+    let values = BTreeMap::from([(Key::Bigint(7), name("s0"))]);
+    let other = Some(name("s1"));
+    let list = one(Owners::List { values, other }, &[]);
+    assert_eq!(list.words_of("g", "s0", 9), some("values 7"));
+    assert_eq!(list.words_of("g", "s1", 9), some("every value but 7"));
+}
+
 fn turned(it: Move) -> Move {
     Move {
         from: it.to,

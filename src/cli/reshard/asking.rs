@@ -3,11 +3,12 @@
 use super::{fault::Fault, knobs};
 use crate::{
     catalog::ownership::Content,
+    clock::Duration,
     config::settings::{Database, Host, Settings},
     inspect::AskError,
     metrics::reshards::{Leader, Sight},
     net::tls::ClientTls,
-    registry::{Lease, Registry, errand},
+    registry::{Lease, Registry, Unable, errand},
     reshard::{
         job::Knobs,
         planning::Planned,
@@ -28,6 +29,8 @@ const ENTRIES: i64 = 500;
 /// Somebody else may write a wish at the same time.
 const TRIES: usize = 8;
 
+/// How old the last heartbeat is of a proxy that is taken for dead.
+const LAPSED: Duration = Duration::from_secs(7);
 /// How many proxies serve the database.
 const ALIVE: &str = "SELECT count(*) FROM shardway.proxy WHERE heartbeat > now() - interval '7 s'";
 
@@ -197,14 +200,25 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
         Ok((i64::try_from(rows.len()).unwrap_or(0), late.collect()))
     }
 
+    /// Proxies that are alive and whose configuration lacks one of these shards.
+    pub(super) async fn unable(&self, shards: &[String]) -> Result<Vec<Unable>, Fault> {
+        let unable = self.registry.unable(shards, LAPSED).await;
+        unable.map_err(|error| self.fault(error))
+    }
+
     /// Records a new one.
     pub(super) async fn start(&self, planned: &Planned, knobs: &Knobs) -> Result<(), Fault> {
         let mut expected: BTreeMap<String, Value> = BTreeMap::new();
-        for size in &planned.sizes {
+        let known = planned.sizes.iter();
+        for (table, size) in known.filter_map(|it| Some((&it.table, it.rows?))) {
             let rows = expected
-                .entry(told::expected(&size.table))
+                .entry(told::expected(table))
                 .or_insert_with(|| 0.into());
-            *rows = (rows.as_u64().unwrap_or(0) + size.rows).into();
+            *rows = (rows.as_u64().unwrap_or(0) + size).into();
+        }
+        // Of a part of a table nothing is said: it would be taken for the whole.
+        for unknown in planned.sizes.iter().filter(|it| it.rows.is_none()) {
+            expected.remove(&told::expected(&unknown.table));
         }
         for _ in 0..TRIES {
             let all = self.at_home(async |lease| record::all(lease).await).await?;

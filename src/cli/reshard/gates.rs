@@ -10,6 +10,7 @@ use crate::{
         servers::Server,
         state::{Step, Wish},
     },
+    txn::gid::PREFIX,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -17,14 +18,27 @@ use std::collections::BTreeSet;
 /// More than this is not applied while statements are held.
 const LAG_BYTES: u64 = 1 << 20;
 
-/// Whether it is a primary; and transactions that have written to these tables for longer than a second.
+/// Whether it is a primary; and transactions that have written to these tables for longer than a second: those of
+/// processes, and prepared ones, which no process has, with what ends them. Shardway's own it ends itself. The locks of a
+/// prepared transaction are under one virtual transaction, as is the one on its own number.
 const LOOK: &str = "\
+WITH locks AS MATERIALIZED (SELECT * FROM pg_locks) \
 SELECT pg_is_in_recovery(), (SELECT string_agg(format('process %s of %s for %s s', a.pid, a.usename, \
     extract(epoch FROM clock_timestamp() - a.xact_start)::int8), '; ') FROM pg_stat_activity a \
-  WHERE a.xact_start < clock_timestamp() - interval '1 s' AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted \
+  WHERE a.xact_start < clock_timestamp() - interval '1 s' AND EXISTS (SELECT FROM locks l WHERE l.pid = a.pid AND l.granted \
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
     AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
-      'AccessExclusiveLock') AND l.relation IN (SELECT to_regclass(t) FROM unnest($1::text[]) t)))";
+      'AccessExclusiveLock') AND l.relation IN (SELECT to_regclass(t) FROM unnest($1::text[]) t))), \
+  (SELECT string_agg(format('transaction %L of %s, prepared %s s ago (%s)', x.gid, x.owner, \
+    extract(epoch FROM clock_timestamp() - x.prepared)::int8, CASE WHEN starts_with(x.gid, $2) \
+      THEN 'a proxy finishes it: SHOW TRANSACTIONS' ELSE format('COMMIT PREPARED %L or ROLLBACK PREPARED %1$L', x.gid) END), \
+    '; ' ORDER BY x.prepared) FROM pg_prepared_xacts x \
+  WHERE x.database = current_database() AND x.prepared < clock_timestamp() - interval '1 s' AND EXISTS ( \
+    SELECT FROM locks own JOIN locks l ON l.pid IS NULL AND l.virtualtransaction = own.virtualtransaction \
+    WHERE own.pid IS NULL AND own.locktype = 'transactionid' AND own.transactionid = x.transaction \
+      AND own.mode = 'ExclusiveLock' AND l.locktype = 'relation' \
+      AND l.relation IN (SELECT to_regclass(t) FROM unnest($1::text[]) t) \
+      AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')))";
 
 /// A condition of a cutover.
 pub(super) struct Gate {
@@ -92,6 +106,7 @@ pub(super) async fn look(site: &Site, wish: Wish) -> Result<Vec<Gate>, Fault> {
         leader.is_some_and(|it| it.alive),
     ));
     gates.push(proxies(site).await?);
+    gates.push(reaching(site, &seen.stored.plan).await?);
     gates.extend(shards(&sight));
     gates.extend(servers(site, &seen.stored.plan).await);
     Ok(gates)
@@ -109,6 +124,22 @@ async fn proxies(site: &Site) -> Result<Gate, Fault> {
         "proxies with the present map",
         present,
         late.is_empty() && all > 0,
+    ))
+}
+
+/// Whether the proxies reach all shards that take part: one that does not serves nothing that is on several.
+async fn reaching(site: &Site, plan: &Plan) -> Result<Gate, Fault> {
+    let unable = site.unable(&plan.shards()).await?;
+    let each = unable
+        .iter()
+        .map(|it| format!("{} lacks {}", it.proxy, it.lacks.join(", ")));
+    let value = each.collect::<Vec<_>>().join("; ");
+    let open = unable.is_empty();
+    let value = if open { "yes".to_owned() } else { value };
+    Ok(Gate::new(
+        "proxies have its shards in their files",
+        value,
+        open,
     ))
 }
 
@@ -160,8 +191,10 @@ async fn servers(site: &Site, plan: &Plan) -> Vec<Gate> {
 
 async fn ask(server: &Server, tables: &[String]) -> Result<(bool, Option<String>), AskError> {
     let client = server.sql().await?;
-    let row = client.query_one(LOOK, &[&tables]).await?;
-    Ok((row.get(0), row.get(1)))
+    let row = client.query_one(LOOK, &[&tables, &PREFIX]).await?;
+    let (running, prepared): (Option<String>, Option<String>) = (row.get(1), row.get(2));
+    let who: Vec<String> = running.into_iter().chain(prepared).collect();
+    Ok((row.get(0), (!who.is_empty()).then(|| who.join("; "))))
 }
 
 /// Whether all are.

@@ -5,6 +5,7 @@
 
 use super::fault::Fault;
 use crate::{clock::Duration, reshard::job::Knobs};
+use serde_json::Value;
 
 /// Statements on moving keys wait for so long at most, and those of transactions keep their backends meanwhile: a third of
 /// the thirty seconds for which others wait for a backend, and for which drivers wait by default.
@@ -21,15 +22,17 @@ struct Knob {
     /// What it is, and why there is a bound.
     what: &'static str,
     set: fn(&mut Knobs, u64),
+    get: fn(&Knobs) -> u64,
 }
 
-const KNOBS: [Knob; 13] = [
+const KNOBS: [Knob; 14] = [
     Knob {
         name: "chunk_rows",
         least: 1,
         most: u64::MAX,
         what: "rows of a chunk of the copy",
         set: |knobs, it| knobs.chunk_rows = it,
+        get: |knobs| knobs.chunk_rows,
     },
     Knob {
         name: "copies",
@@ -37,6 +40,7 @@ const KNOBS: [Knob; 13] = [
         most: 64,
         what: "chunks that are copied at a time, each by a connection to both servers; shardway reshard pause stops all",
         set: |knobs, it| knobs.copies = count(it),
+        get: |knobs| knobs.copies as u64,
     },
     Knob {
         name: "bytes_per_second",
@@ -44,6 +48,7 @@ const KNOBS: [Knob; 13] = [
         most: u64::MAX,
         what: "bytes a second that are copied; 0: no limit",
         set: |knobs, it| knobs.bytes_per_second = it,
+        get: |knobs| knobs.bytes_per_second,
     },
     Knob {
         name: "batch",
@@ -51,6 +56,7 @@ const KNOBS: [Knob; 13] = [
         most: 1_000_000,
         what: "changes that are applied in one transaction, and kept in memory until then",
         set: |knobs, it| knobs.batch = count(it),
+        get: |knobs| knobs.batch as u64,
     },
     Knob {
         name: "wal_kept",
@@ -58,6 +64,15 @@ const KNOBS: [Knob; 13] = [
         most: u64::MAX,
         what: "bytes of WAL that a source may keep before the run stops",
         set: |knobs, it| knobs.wal_kept = it,
+        get: |knobs| knobs.wal_kept,
+    },
+    Knob {
+        name: "xmin_age",
+        least: 1,
+        most: 2_000_000_000,
+        what: "transactions for which a slot may keep vacuum from the catalogs of a source before the run stops",
+        set: |knobs, it| knobs.xmin_age = it,
+        get: |knobs| knobs.xmin_age,
     },
     Knob {
         name: "load",
@@ -65,6 +80,7 @@ const KNOBS: [Knob; 13] = [
         most: u64::MAX,
         what: "statements that others may run on a source before less is copied; 0: any number",
         set: |knobs, it| knobs.load = it,
+        get: |knobs| knobs.load,
     },
     Knob {
         name: "answer_ms",
@@ -72,6 +88,7 @@ const KNOBS: [Knob; 13] = [
         most: 2_000,
         what: "how long a source may take to answer before less is copied, 0: any time; after 2000 it is too busy in any case",
         set: |knobs, it| knobs.answer = Duration::from_millis(it),
+        get: |knobs| millis(knobs.answer),
     },
     Knob {
         name: "replica_lag",
@@ -79,6 +96,7 @@ const KNOBS: [Knob; 13] = [
         most: u64::MAX,
         what: "bytes of WAL that a replica may be behind before less is copied; 0: any",
         set: |knobs, it| knobs.replica_lag = it,
+        get: |knobs| knobs.replica_lag,
     },
     Knob {
         name: "drain_ms",
@@ -86,6 +104,7 @@ const KNOBS: [Knob; 13] = [
         most: LONGEST / 2,
         what: "how long statements under way have to end, at most half of hold_ms",
         set: |knobs, it| knobs.drain = Duration::from_millis(it),
+        get: |knobs| millis(knobs.drain),
     },
     Knob {
         name: "hold_ms",
@@ -94,6 +113,7 @@ const KNOBS: [Knob; 13] = [
         what: "how many milliseconds statements on moving keys are held at most: their transactions keep backends meanwhile, for \
                which others wait 30000, and clients wait no longer for an answer",
         set: |knobs, it| knobs.hold = Duration::from_millis(it),
+        get: |knobs| millis(knobs.hold),
     },
     Knob {
         name: "lock_ms",
@@ -101,6 +121,7 @@ const KNOBS: [Knob; 13] = [
         most: LONGEST / 2,
         what: "how long the fence waits for a lock, with writers behind it, at most half of hold_ms",
         set: |knobs, it| knobs.lock = Duration::from_millis(it),
+        get: |knobs| millis(knobs.lock),
     },
     Knob {
         name: "rows_per_second",
@@ -108,6 +129,7 @@ const KNOBS: [Knob; 13] = [
         most: u64::MAX,
         what: "rows a second that are compared; 0: no limit",
         set: |knobs, it| knobs.rows_per_second = it,
+        get: |knobs| knobs.rows_per_second,
     },
     Knob {
         name: "compare_ms",
@@ -115,6 +137,7 @@ const KNOBS: [Knob; 13] = [
         most: 3_600_000,
         what: "how long snapshots are held for comparing rows: vacuum waits for them on both servers",
         set: |knobs, it| knobs.compare = Duration::from_millis(it),
+        get: |knobs| millis(knobs.compare),
     },
 ];
 
@@ -149,9 +172,34 @@ pub(super) fn changed(mut knobs: Knobs, values: &[String]) -> Result<Knobs, Faul
     Ok(knobs)
 }
 
+/// All with their values, in a line.
+pub(super) fn line(knobs: &Knobs) -> String {
+    let each = KNOBS
+        .iter()
+        .map(|knob| format!("{}={}", knob.name, (knob.get)(knobs)));
+    each.collect::<Vec<_>>().join(" ")
+}
+
+/// Each with its value, what it may be, and what it is.
+pub(super) fn text(knobs: &Knobs) -> String {
+    let each = KNOBS.iter().map(|knob| {
+        let set = format!("{}={}", knob.name, (knob.get)(knobs));
+        format!("{set:<26} {} ({})\n", knob.what, allowed(knob))
+    });
+    each.collect()
+}
+
+/// Each with its value, for programs.
+pub(super) fn json(knobs: &Knobs) -> Value {
+    let each = KNOBS
+        .iter()
+        .map(|knob| (knob.name.to_owned(), (knob.get)(knobs).into()));
+    Value::Object(each.collect())
+}
+
 /// The names of all, for people.
 pub(super) fn names() -> String {
-    KNOBS.map(|knob| knob.name).join(", ")
+    KNOBS.each_ref().map(|knob| knob.name).join(", ")
 }
 
 fn allowed(knob: &Knob) -> String {
@@ -159,6 +207,11 @@ fn allowed(knob: &Knob) -> String {
         (least, u64::MAX) => format!("from {least} on"),
         (least, most) => format!("from {least} to {most}"),
     }
+}
+
+/// None is so long that it would not fit.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// No bound is beyond it.
@@ -173,6 +226,25 @@ mod tests {
     fn set(values: &[&str]) -> Result<Knobs, String> {
         let values: Vec<String> = values.iter().map(|it| (*it).to_owned()).collect();
         changed(Knobs::default(), &values).map_err(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn each_is_documented_with_its_default_and_shown_with_its_value() {
+        let text = include_str!("../../../docs/resharding.md");
+        let defaults = Knobs::default();
+        for knob in &KNOBS {
+            let (name, value) = (knob.name, (knob.get)(&defaults));
+            let mut rows = text
+                .lines()
+                .filter(|line| line.starts_with(&format!("| `{name}` |")));
+            let default = format!("| {value} |");
+            assert!(rows.any(|row| row.contains(&default)), "{name}={value}");
+            let mut changed = defaults.clone();
+            (knob.set)(&mut changed, value + 1);
+            assert_eq!((knob.get)(&changed), value + 1, "{name}");
+            let shown = format!("{name}={}", value + 1);
+            assert!(line(&changed).split(' ').any(|it| it == shown));
+        }
     }
 
     #[test]

@@ -7,10 +7,7 @@ use super::{
     figures::{bytes as in_bytes, seconds as in_seconds},
 };
 use crate::{
-    catalog::{
-        key::Key,
-        moving::{KeySet, Part},
-    },
+    catalog::key::Key,
     inspect::{Severity, complete_snapshot},
     reshard::{
         dump::Tools,
@@ -25,8 +22,9 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// A row's way takes about so long: copy, build, compare.
+/// The way of rows takes about so long, of narrow ones by their number, of wide ones by their bytes: copy, build, compare.
 const ROWS_PER_SECOND: u64 = 100_000;
+const BYTES_PER_SECOND: u64 = 50_000_000;
 
 /// A plan and what was found about it.
 pub(super) struct Made {
@@ -76,7 +74,9 @@ pub(super) async fn make(site: &Site, args: &PlanArgs) -> Result<Made, Fault> {
     let tools = Tools {
         pg_dump: site.database.pg_dump.clone(),
     };
-    let findings = Box::pin(preflight::run(&job, &tools)).await?;
+    let mut findings = Box::pin(preflight::run(&job, &tools)).await?;
+    let unable = site.unable(&planned.plan.shards()).await?;
+    findings.splice(0..0, unable.iter().map(preflight::unable));
     Ok(Made { planned, findings })
 }
 
@@ -110,8 +110,14 @@ impl Made {
     fn totals(&self) -> (u64, u64) {
         let sizes = self.planned.sizes.iter();
         sizes.fold((0, 0), |(rows, bytes), it| {
-            (rows + it.rows, bytes + it.bytes)
+            (rows + it.rows.unwrap_or(0), bytes + it.bytes)
         })
+    }
+
+    /// About how long it takes.
+    fn seconds(&self) -> u64 {
+        let (rows, bytes) = self.totals();
+        1 + (rows / ROWS_PER_SECOND).max(bytes / BYTES_PER_SECOND)
     }
 
     pub(super) fn text(&self) -> String {
@@ -119,7 +125,7 @@ impl Made {
         let mut lines = Vec::new();
         for moved in &plan.moves {
             let (group, from, to) = (&moved.group, &moved.from, &moved.to);
-            let keys = in_words(&moved.keys);
+            let keys = moved.keys.words(usize::MAX);
             lines.push(format!("move    {group}: {from} -> {to}: {keys}"));
         }
         let whole: Vec<String> = plan.reference.iter().map(MovingTable::plain).collect();
@@ -141,16 +147,22 @@ impl Made {
         }
         for size in &self.planned.sizes {
             let bytes = in_bytes(size.bytes);
+            let rows = match size.rows {
+                Some(rows) => format!("about {rows} rows"),
+                None => "rows unknown: never analyzed".to_owned(),
+            };
             lines.push(format!(
-                "copy    {} from {}: about {} rows, {bytes} with indexes",
-                size.table, size.shard, size.rows
+                "copy    {} from {}: {rows}, {bytes} with indexes",
+                size.table, size.shard
             ));
         }
         let (rows, bytes) = self.totals();
+        let unknown = self.planned.sizes.iter().any(|it| it.rows.is_none());
+        let more = if unknown { " and more" } else { "" };
         lines.push(format!(
-            "all     about {rows} rows, {} with indexes; some {} if the servers have nothing else to do",
+            "all     about {rows} rows{more}, {} with indexes; some {}{more} if the servers have nothing else to do",
             in_bytes(bytes),
-            in_seconds(1 + rows / ROWS_PER_SECOND)
+            in_seconds(self.seconds())
         ));
         for it in &self.findings {
             let place = it
@@ -202,49 +214,10 @@ impl Made {
             "sizes": sizes,
             "rows": rows,
             "bytes": bytes,
-            "seconds": 1 + rows / ROWS_PER_SECOND,
+            "seconds": self.seconds(),
             "findings": findings,
         })
     }
-}
-
-/// Which keys, for people.
-fn in_words(keys: &KeySet) -> String {
-    let list = |keys: &[Key]| {
-        let each: Vec<String> = keys.iter().map(Key::sql).collect();
-        each.join(", ")
-    };
-    let mut words = Vec::new();
-    match &keys.part {
-        Part::None => {}
-        Part::Buckets { of, runs } => {
-            let count: u32 = runs.iter().map(|(from, to)| to - from).sum();
-            let run = |(from, to): &(u32, u32)| match to - from {
-                1 => from.to_string(),
-                _ => format!("{from}-{}", to - 1),
-            };
-            let runs: Vec<String> = runs.iter().map(run).collect();
-            words.push(format!("{count} of {of} buckets ({})", runs.join(", ")));
-        }
-        Part::Ranges(ranges) => {
-            let bound = |key: &Option<Key>| key.as_ref().map(Key::sql).unwrap_or_default();
-            let range = ranges
-                .iter()
-                .map(|(from, to)| format!("[{}, {})", bound(from), bound(to)));
-            words.push(format!("range {}", range.collect::<Vec<_>>().join(", ")));
-        }
-        Part::Values(values) => words.push(format!("values {}", list(values))),
-        Part::Others(values) if values.is_empty() => words.push("every value".to_owned()),
-        Part::Others(values) => words.push(format!("every value but {}", list(values))),
-    }
-    if !keys.with.is_empty() {
-        words.push(format!("key {}", list(&keys.with)));
-    }
-    let all = words.join(" and ");
-    if keys.without.is_empty() {
-        return all;
-    }
-    format!("{all}, but not key {}", list(&keys.without))
 }
 
 fn severity(severity: Severity) -> &'static str {

@@ -3,6 +3,7 @@
 use super::{
     asking::Seen,
     figures::{bytes, seconds, word as as_word},
+    knobs,
 };
 use crate::{
     metrics::reshards::{Sight, Table},
@@ -25,6 +26,9 @@ pub(super) fn text(seen: Option<&Seen>) -> String {
             .map(|it| format!("  {:<28} {}", it.table, table(it))),
     );
     lines.extend(foot(&sight));
+    if !sight.over {
+        lines.push(format!("set: {}", knobs::line(&seen.stored.knobs)));
+    }
     lines.extend(next(&sight));
     lines.join("\n") + "\n"
 }
@@ -102,9 +106,16 @@ pub(super) fn foot(sight: &Sight) -> Vec<String> {
     }
     for source in &sight.sources {
         let kept = bytes(source.wal_kept);
+        let age = source.xmin_age;
+        let age =
+            age.map(|age| format!("; vacuum of its catalogs held back for {age} transactions"));
+        let notice = source.notice.as_ref().map(|it| format!("; {it}"));
         lines.push(format!(
-            "WAL kept by {}: {kept} ({})",
-            source.shard, source.wal_status
+            "WAL kept by {}: {kept} ({}){}{}",
+            source.shard,
+            source.wal_status,
+            age.unwrap_or_default(),
+            notice.unwrap_or_default()
         ));
     }
     if let Some(rows) = sight.verified_rows {
@@ -215,6 +226,8 @@ pub(super) fn line(seen: &Seen) -> String {
     }
     let kept = sight.sources.iter().map(|it| it.wal_kept).max();
     pairs.extend(kept.map(|kept| ("wal_kept", kept.to_string())));
+    let age = sight.sources.iter().filter_map(|it| it.xmin_age).max();
+    pairs.extend(age.map(|age| ("xmin_age", age.to_string())));
     pairs.extend(
         sight
             .verified_rows

@@ -1,19 +1,23 @@
 //! The last reshard of each database, as figures.
 
 use super::{Metrics, Page};
-use crate::metrics::reshards::Sight;
+use crate::{
+    clock::Instant,
+    metrics::reshards::{Seen, Sight},
+};
 use std::fmt::Write as _;
 
 const PAUSE: &str = "shardway_reshard_cutover_pause_seconds";
 const MILLIS: f64 = 1_000.0;
 
 impl Page {
-    pub(super) fn reshards(&self, metrics: &Metrics) {
+    pub(super) fn reshards(&self, metrics: &Metrics, now: Instant) {
         for (database, view) in metrics.transactions.all() {
-            if let Some(sight) = view.resharding.seen() {
-                self.run(&database, &sight);
-                self.copy(&database, &sight);
-                self.shards(&database, &sight);
+            if let Some(seen) = view.resharding.seen() {
+                self.run(&database, &seen.sight);
+                self.standing(&database, &seen, now);
+                self.copy(&database, &seen.sight);
+                self.shards(&database, &seen.sight);
             }
         }
     }
@@ -22,8 +26,6 @@ impl Page {
     fn run(&self, database: &str, sight: &Sight) {
         let labels = [("database", database), ("reshard", sight.id.as_str())];
         let state = [labels[0], labels[1], ("state", sight.state.as_str())];
-        let led = sight.leader.as_ref().is_some_and(|it| it.alive);
-        let flag = |is: bool| f64::from(u8::from(is));
         self.gauge(
             "shardway_reshard_state",
             "1 for the state that the last reshard is in",
@@ -33,21 +35,6 @@ impl Page {
         let count = |name: &str| sight.cutover.get(name).copied();
         let whole = |count: Option<u64>| count.map(|count| count as f64);
         for (name, help, value) in [
-            (
-                "shardway_reshard_over",
-                "1 when the last reshard is done or aborted",
-                Some(flag(sight.over)),
-            ),
-            (
-                "shardway_reshard_stopped",
-                "1 when it stands still until somebody mends what stopped it",
-                Some(flag(sight.error.is_some())),
-            ),
-            (
-                "shardway_reshard_led",
-                "1 while a process runs it",
-                Some(flag(led)),
-            ),
             (
                 "shardway_reshard_attempts",
                 "Cutovers that were tried, in either direction",
@@ -82,6 +69,47 @@ impl Page {
             if let Some(value) = value {
                 self.gauge(name, help, &labels, value);
             }
+        }
+    }
+
+    /// What it does at this moment, and how old that is.
+    fn standing(&self, database: &str, seen: &Seen, now: Instant) {
+        let sight = &seen.sight;
+        let labels = [("database", database), ("reshard", sight.id.as_str())];
+        let flag = |is: bool| f64::from(u8::from(is));
+        for (name, help, value) in [
+            (
+                "shardway_reshard_over",
+                "1 when the last reshard is done or aborted",
+                flag(sight.over),
+            ),
+            (
+                "shardway_reshard_stopped",
+                "1 when it stands still until somebody mends what stopped it",
+                flag(sight.error.is_some()),
+            ),
+            (
+                "shardway_reshard_led",
+                "1 while a process runs it",
+                flag(seen.is_led(now)),
+            ),
+            (
+                "shardway_reshard_seen_seconds",
+                "How long ago the home shard was last asked for all this",
+                seen.age(now).as_secs_f64(),
+            ),
+            (
+                "shardway_reshard_paused",
+                "1 while it stands still until somebody resumes it",
+                flag(sight.paused),
+            ),
+            (
+                "shardway_reshard_throttled",
+                "1 while less is copied at a time than was asked for, to spare servers",
+                flag(sight.throttle.is_some()),
+            ),
+        ] {
+            self.gauge(name, help, &labels, value);
         }
     }
 
@@ -134,6 +162,14 @@ impl Page {
             self.gauge(name, help, &labels, value);
         };
         for stream in &sight.streams {
+            let help = "1 while changes of a shard cannot be brought to its destinations";
+            let problem = f64::from(u8::from(stream.problem.is_some()));
+            gauge(
+                "shardway_reshard_stream_problem",
+                help,
+                &stream.shard,
+                problem,
+            );
             if let Some(lag) = stream.lag_bytes {
                 let help = "Bytes of changes of a shard that destinations have not applied";
                 gauge(
@@ -161,6 +197,11 @@ impl Page {
                 &source.shard,
                 source.wal_kept as f64,
             );
+            if let Some(age) = source.xmin_age {
+                let help =
+                    "Transactions for which the reshard keeps vacuum from a shard's catalogs";
+                gauge("shardway_reshard_xmin_age", help, &source.shard, age as f64);
+            }
         }
     }
 }
@@ -212,7 +253,7 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::super::tests::facts;
     use super::*;
-    use crate::metrics::reshards::{Leader, Source, Stream, Table};
+    use crate::metrics::reshards::{Leader, PRESENT, Source, Stream, Table};
 
     #[test]
     fn a_reshard_is_on_the_page() {
@@ -221,6 +262,7 @@ mod tests {
         let sight = Sight {
             id: "r1".to_owned(),
             state: "copy".to_owned(),
+            throttle: Some("a replica is behind".to_owned()),
             leader: Some(Leader {
                 proxy: "a".to_owned(),
                 address: None,
@@ -238,25 +280,34 @@ mod tests {
                 shard: "s0".to_owned(),
                 lag_bytes: Some(77),
                 lag_ms: Some(1500),
+                problem: Some("a destination is down".to_owned()),
                 ..Stream::default()
             }],
             sources: vec![Source {
                 shard: "s0".to_owned(),
                 wal_kept: 99,
+                xmin_age: Some(1234),
                 ..Source::default()
             }],
             ..Sight::default()
         };
-        view.resharding.set(sight.clone());
-        view.resharding.set(Sight {
+        let facts = facts();
+        view.resharding.set(sight.clone(), facts.now);
+        let flipped = Sight {
             flips: 1,
             cutover: [("pause_ms".to_owned(), 40.0), ("held".to_owned(), 3.0)].into(),
             ..sight
-        });
-        let page = super::super::render(&metrics, &facts());
+        };
+        view.resharding.set(flipped, facts.now);
+        let page = super::super::render(&metrics, &facts);
         for line in [
             r#"shardway_reshard_state{database="app",reshard="r1",state="copy"} 1"#,
             r#"shardway_reshard_led{database="app",reshard="r1"} 1"#,
+            r#"shardway_reshard_seen_seconds{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_paused{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_throttled{database="app",reshard="r1"} 1"#,
+            r#"shardway_reshard_stream_problem{database="app",reshard="r1",shard="s0"} 1"#,
+            r#"shardway_reshard_xmin_age{database="app",reshard="r1",shard="s0"} 1234"#,
             r#"shardway_reshard_copied_rows{database="app",reshard="r1",table="public.t"} 10"#,
             r#"shardway_reshard_expected_rows{database="app",reshard="r1",table="public.t"} 30"#,
             r#"shardway_reshard_chunks_left{database="app",reshard="r1",table="public.t"} 2"#,
@@ -269,6 +320,31 @@ mod tests {
             r#"shardway_reshard_cutover_pause_seconds_bucket{database="app",le="0.05"} 1"#,
             r#"shardway_reshard_cutover_pause_seconds_bucket{database="app",le="+Inf"} 1"#,
             r#"shardway_reshard_cutover_pause_seconds_sum{database="app"} 0.04"#,
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_not_led_and_has_its_age() {
+        let (metrics, mut facts) = (Metrics::new(), facts());
+        let leader = Leader {
+            alive: true,
+            ..Leader::default()
+        };
+        let sight = Sight {
+            id: "r1".to_owned(),
+            leader: Some(leader),
+            ..Sight::default()
+        };
+        let view = metrics.transactions.of("app");
+        view.resharding.set(sight, facts.now);
+        facts.now += 2 * PRESENT;
+        let page = super::super::render(&metrics, &facts);
+        for line in [
+            r#"shardway_reshard_led{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_over{database="app",reshard="r1"} 0"#,
+            r#"shardway_reshard_seen_seconds{database="app",reshard="r1"} 12"#,
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }

@@ -28,13 +28,17 @@ use tokio_postgres::types::Type;
 /// What a fence's logical message is called; its content is the reshard's name and the attempt.
 pub const MESSAGE: &str = "shardway_fence";
 
-/// Who has locks on the tables, as writers do, for longer than they may be waited for; prepared transactions have no process.
+/// Who has locks on the tables, as writers do, for longer than they may be waited for. Prepared transactions have no process:
+/// which of them has a lock tells the one that it has on its own number, under the same virtual transaction.
 const HOLDERS: &str = "\
+WITH locks AS MATERIALIZED (SELECT * FROM pg_locks) \
 SELECT coalesce(string_agg(DISTINCT coalesce('process ' || l.pid || ' of ' || a.usename || ' (' || a.application_name || ')', \
                                              coalesce(a.backend_type, 'process') || ' ' || a.pid, \
                                              'a prepared transaction' || coalesce(' (' || x.gid || ')', '')), ', '), '') \
-FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
-LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction \
+FROM locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+LEFT JOIN locks own ON l.pid IS NULL AND own.pid IS NULL AND own.virtualtransaction = l.virtualtransaction \
+  AND own.locktype = 'transactionid' AND own.mode = 'ExclusiveLock' \
+LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid \
 WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
   AND l.relation = ANY(SELECT to_regclass(name)::oid FROM unnest($1::text[]) name) \
   AND l.mode <> ALL($3::text[]) AND l.pid IS DISTINCT FROM pg_backend_pid() \

@@ -11,6 +11,7 @@ mod tables;
 use super::records::taking_part;
 use crate::{
     inspect::{Severity, at_once},
+    registry::Unable,
     reshard::{
         dump::{Tools, version},
         job::{Job, StepError},
@@ -104,6 +105,28 @@ pub async fn run(job: &Job, tools: &Tools) -> Result<Vec<Finding>, StepError> {
     findings.sort_by(|a, b| (b.severity, a).cmp(&(a.severity, b)));
     findings.dedup();
     Ok(findings)
+}
+
+/// A proxy that would serve nothing that is on several shards as soon as it is told what is on two.
+#[must_use]
+pub fn unable(proxy: &Unable) -> Finding {
+    let lacks: Vec<String> = proxy
+        .lacks
+        .iter()
+        .map(|it| format!("shards.{it}"))
+        .collect();
+    Finding {
+        severity: Severity::Error,
+        shard: None,
+        table: None,
+        what: format!(
+            "proxy {} has no {} in its configuration: it would serve nothing that is on several shards (SW167)",
+            proxy.proxy,
+            lacks.join(", ")
+        ),
+        fix: "add that to the file of this proxy and let it reload (SIGHUP, or RELOAD on its console), or end it"
+            .to_owned(),
+    }
 }
 
 /// Slots on one server that would have one name, as names are cut.

@@ -56,7 +56,8 @@ FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_p
   AND xact_start < clock_timestamp() - interval '60 s' \
 UNION ALL \
 SELECT format('transaction %L is prepared since %s s', gid, extract(epoch FROM clock_timestamp() - prepared)::int8), \
-  format('COMMIT PREPARED %L or ROLLBACK PREPARED %1$L', gid), true \
+  CASE WHEN starts_with(gid, 'shardway:') THEN 'a proxy finishes it: SHOW TRANSACTIONS on its console says what is in the way' \
+    ELSE format('COMMIT PREPARED %L or ROLLBACK PREPARED %1$L', gid) END, true \
 FROM pg_prepared_xacts WHERE database = current_database() AND prepared < clock_timestamp() - interval '10 s'";
 
 /// Sessions that are of this server alone.
