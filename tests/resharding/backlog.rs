@@ -64,6 +64,64 @@ fn unique_values_may_go_from_row_to_row_among_many() {
 }
 
 #[test]
+fn rows_may_get_other_numbers_where_only_the_server_gives_them() {
+    block_on(async {
+        let numbered = format!(
+            "{KINDS}; ALTER TABLE t ADD of_own bigint GENERATED ALWAYS AS (own * 2) STORED; \
+             CREATE UNIQUE INDEX one ON t (tenant, own)"
+        );
+        let (shards, reshard, [a, b, stays]) = copied("renumbered", &numbered).await;
+        let row = |id: u32| format!("WHERE tenant = {a} AND id = {id}");
+        let again = |id: u32, own: &str| {
+            format!(
+                "INSERT INTO t (tenant, id, n, long, own) OVERRIDING SYSTEM VALUE \
+                 VALUES ({a}, {id}, 9, 'again', {own})"
+            )
+        };
+        for written in [
+            format!(
+                "BEGIN; DELETE FROM t {}; {}; COMMIT",
+                row(1),
+                again(1, "DEFAULT")
+            ),
+            // Beside values that are not streamed.
+            format!("UPDATE t SET own = DEFAULT {}", row(2)),
+            format!("UPDATE t SET own = DEFAULT, n = n + 1 WHERE tenant = {b} AND id < 5"),
+            // A row with values that are not streamed takes the place of another.
+            format!(
+                "BEGIN; DELETE FROM t {}; UPDATE t SET tenant = {a} WHERE tenant = {stays} AND id = 3; COMMIT",
+                row(3)
+            ),
+            // Numbers are exchanged.
+            format!(
+                "BEGIN; CREATE TEMP TABLE was AS SELECT id, own FROM t WHERE tenant = {a}; DELETE FROM t {}; DELETE FROM t {}; {}; {}; COMMIT",
+                row(5),
+                row(6),
+                again(5, "(SELECT own FROM was WHERE id = 6)"),
+                again(6, "(SELECT own FROM was WHERE id = 5)"),
+            ),
+            format!(
+                "{}; UPDATE t SET own = DEFAULT WHERE tenant = {a} AND id % 3 = 0",
+                rows(&a, 900)
+            ),
+        ] {
+            shards.run("s", &written).await;
+        }
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        let forced = format!("UPDATE t SET own = 1 {}", row(1));
+        assert!(
+            shards
+                .cluster("a")
+                .execute("renumbered_a", &forced)
+                .await
+                .is_err()
+        );
+        soon(follower.stop()).await;
+    });
+}
+
+#[test]
 fn a_row_among_many_that_is_there_already_stops_it_by_name() {
     block_on(async {
         let (shards, reshard, [a, ..]) = copied("known", KINDS).await;

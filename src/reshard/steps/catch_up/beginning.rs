@@ -47,7 +47,7 @@ const HERE: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding
 CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END, \
 pg_snapshot_xmax(pg_current_snapshot())::text::int8";
 const COLUMNS: &str = "\
-SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod, a.attidentity = 'a', \
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod, a.attidentity <> '', \
        CASE WHEN a.attcollation <> 0 THEN (SELECT format('%I.%I', n.nspname, l.collname) \
             FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace WHERE l.oid = a.attcollation) END \
 FROM pg_attribute a \
@@ -291,7 +291,7 @@ async fn columns(
         type_name: row.get(1),
         oid: row.get(2),
         type_modifier: row.get(3),
-        always: row.get(4),
+        identity: row.get(4),
         collation: row.get(5),
     };
     let columns: Vec<Column> = rows.iter().map(column).collect();
