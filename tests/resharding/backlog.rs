@@ -142,6 +142,46 @@ fn a_row_among_many_that_is_there_already_stops_it_by_name() {
     });
 }
 
+#[test]
+fn rows_that_wait_for_values_are_asked_for_once_however_many_changes_come_one_by_one() {
+    block_on(async {
+        let unique = "CREATE UNIQUE INDEX one ON t (tenant, n)";
+        let (shards, reshard, [a, b, stays]) = copied("waiting", unique).await;
+        shards.run("s", "CREATE PUBLICATION asked").await;
+        let slot = "SELECT pg_create_logical_replication_slot('asked', 'pgoutput')";
+        shards.run("s", slot).await;
+        let row = |id: u32| format!("WHERE tenant = {a} AND id = {id}");
+        for written in [
+            // It comes with a value that is not streamed, and has gone before anybody asks for it.
+            format!(
+                "UPDATE t SET tenant = {a}, id = 901, n = 901, note = repeat('y', 1000000) WHERE tenant = {stays} AND id = 1"
+            ),
+            format!(
+                "BEGIN; UPDATE t SET n = -1 {}; UPDATE t SET n = 1 {}; UPDATE t SET n = 2 {}; \
+                 INSERT INTO t SELECT {a}, 1000 + k, 1000 + k, '', '' FROM generate_series(1, 300) k; COMMIT",
+                row(1),
+                row(2),
+                row(1)
+            ),
+            format!("UPDATE t SET n = 902 {}", row(901)),
+            format!("UPDATE t SET tenant = {b}, id = 902 {}", row(901)),
+        ] {
+            shards.run("s", &written).await;
+        }
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        soon(follower.stop()).await;
+        // Each time a message is written to the source.
+        let count = "SELECT count(*) FROM pg_logical_slot_get_binary_changes('asked', NULL, NULL, 'proto_version', '1', \
+                     'publication_names', 'asked', 'messages', 'true') WHERE get_byte(data, 0) = ascii('M')";
+        let times: u32 = shards.one("s", count).await.parse().unwrap();
+        assert!((1..40).contains(&times), "{times}");
+        shards
+            .run("s", "SELECT pg_drop_replication_slot('asked')")
+            .await;
+    });
+}
+
 /// Transactions of seven changes each, as many as there are.
 async fn write(shards: &Shards<'_>, tenant: &str, (from, to): (u32, u32)) {
     let write = format!(
