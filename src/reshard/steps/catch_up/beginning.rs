@@ -25,7 +25,7 @@ use crate::{
     reshard::{
         flows::Flow,
         job::{Direction, Job, StepError},
-        plan::MovingTable,
+        plan::{MovingColumn, MovingTable},
         servers::Server,
     },
     sql::statement::quoted,
@@ -245,7 +245,7 @@ async fn table(
     names: &[&str],
 ) -> Result<Table, StepError> {
     let (planned, name) = (flow.table, flow.source.as_str());
-    let columns = columns(source, name, planned).await?;
+    let columns = columns(job, source, name, planned).await?;
     let place = |column: &String| {
         let found = columns.iter().position(|it| it.name == *column);
         found.ok_or_else(|| changed(planned, name, &format!("no column {column}")))
@@ -281,6 +281,7 @@ async fn table(
 }
 
 async fn columns(
+    job: &Job,
     source: &Client,
     name: &str,
     planned: &MovingTable,
@@ -295,20 +296,30 @@ async fn columns(
         collation: row.get(5),
     };
     let columns: Vec<Column> = rows.iter().map(column).collect();
-    let wanted = planned.columns.iter().map(|it| (&it.name, &it.type_name));
-    if wanted.eq(columns.iter().map(|it| (&it.name, &it.type_name))) {
+    let mut wanted: Vec<_> = planned.columns.iter().map(named).collect();
+    let count = wanted.len().min(columns.len());
+    let each = columns.iter().map(|it| (&it.name, &it.type_name));
+    let mut had: Vec<_> = each.take(count).collect();
+    // A plan is of the table that it leaves; the one to which it came may have them in an order of its own.
+    if job.direction == Direction::Back {
+        wanted.sort_unstable();
+        had.sort_unstable();
+    }
+    if wanted == had && columns.len() == count {
         return Ok(columns);
     }
     let found = columns.iter();
     let found: Vec<String> = found
         .map(|it| format!("{} {}", it.name, it.type_name))
         .collect();
-    let had = columns.iter().take(planned.columns.len());
-    let wanted = planned.columns.iter().map(|it| (&it.name, &it.type_name));
-    if wanted.eq(had.map(|it| (&it.name, &it.type_name))) {
+    if wanted == had {
         return Err(grown(planned, name, &found.join(", ")));
     }
     Err(changed(planned, name, &found.join(", ")))
+}
+
+fn named(column: &MovingColumn) -> (&String, &String) {
+    (&column.name, &column.type_name)
 }
 
 fn grown(planned: &MovingTable, shard: &str, found: &str) -> StepError {

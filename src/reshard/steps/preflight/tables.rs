@@ -4,6 +4,7 @@ use super::{Finding, Found, servers::REPLICA};
 use crate::reshard::{
     job::{Job, StepError},
     plan::{MovingTable, identifier},
+    planning,
     servers::Server,
     steps::{
         asking::{About as _, connection, named},
@@ -149,6 +150,7 @@ async fn leaves(
     };
     kind(&row, table, found);
     identity(&row, table, found);
+    order(client, table, found).await.about(&what)?;
     rights(&row, table, found);
     if !row.get::<_, bool>(10) {
         let column = identifier(&table.key_column);
@@ -228,6 +230,28 @@ fn kind(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
             format!("ALTER TABLE {name} SET LOGGED"),
         );
     }
+}
+
+/// A plan has a table's columns as the first shard has them that gives rows, and a stream of another is followed in that order
+/// alone: a column that stands elsewhere may be another one of that name, made since.
+async fn order(
+    client: &Client,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), tokio_postgres::Error> {
+    let here = planning::columns(client, &table.sql()).await?;
+    let here: Vec<&str> = here.iter().map(|(it, _)| it.name.as_str()).collect();
+    let planned: Vec<&str> = table.columns.iter().map(|it| it.name.as_str()).collect();
+    let (mut one, mut other) = (here.clone(), planned.clone());
+    one.sort_unstable();
+    other.sort_unstable();
+    if here != planned && one == other {
+        found.error(
+            "its columns stand in another order than on another shard that gives rows: its changes could not be followed",
+            format!("make it anew with its columns in this order: {}", planned.join(", ")),
+        );
+    }
+    Ok(())
 }
 
 fn identity(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
