@@ -3,7 +3,7 @@
 
 use crate::{
     preflight::{planned, planned_by},
-    steps::{SHOP, Stage, block_on},
+    steps::{SHOP, Stage, block_on, sandbox},
 };
 use shardway::{
     inspect::Severity,
@@ -13,7 +13,7 @@ use shardway::{
         plan::identifier,
         steps::{
             activate, catch_up::Follower, copy, fence, finish, keys, partitions, preflight,
-            prepare, ready, reverse, turn, verify,
+            prepare, ready, rehearse, reverse, turn, verify,
         },
         wish::Wish,
     },
@@ -334,6 +334,187 @@ fn exclusion_and_deferrable_constraints_hold_again_at_the_end() {
             let said = stage.refused(1, refused).await;
             assert!(said.contains(code), "{refused}: {said}");
         }
+    });
+}
+
+#[test]
+fn a_table_can_be_written_while_it_moves_whatever_its_identity_has() {
+    block_on(async {
+        let tables = "CREATE TABLE aside (id bigint PRIMARY KEY, customer bigint, twice bigint GENERATED ALWAYS AS (id * 2) STORED); \
+                      ALTER TABLE aside REPLICA IDENTITY FULL";
+        let stage = Stage::new("whole_rows", &["b"]).await;
+        stage.run(0, tables).await;
+        stage
+            .run(
+                0,
+                "INSERT INTO aside SELECT k, k FROM generate_series(1, 100) k",
+            )
+            .await;
+        let listed = ", \"public.aside\" = \"customer\"";
+        let job = Job {
+            plan: Arc::new(planned(&stage, &["a"], listed).await.unwrap().plan),
+            ..stage.job.clone()
+        };
+        let errors = async || {
+            let found = preflight::run(&job, &Tools::default()).await.unwrap();
+            let errors = found
+                .into_iter()
+                .filter(|it| it.severity == Severity::Error);
+            errors.collect::<Vec<_>>()
+        };
+        let version = "SELECT current_setting('server_version_num')::int4 / 10000";
+        let version = [stage.ask(0, version).await, stage.ask(1, version).await].concat();
+        let version = version.iter().max().unwrap().parse::<u32>().unwrap();
+        if version >= 18 {
+            let [found] = &errors().await[..] else {
+                panic!("{:?}", errors().await);
+            };
+            let what = "its replica identity has twice, which is generated";
+            assert!(found.what.contains(what), "{found:?}");
+            for fix in found.fix.split("; ") {
+                stage.run(0, fix).await;
+            }
+        }
+        assert_eq!(errors().await, []);
+        prepare::run(&job, &Tools::default()).await.unwrap();
+        let written = "UPDATE aside SET id = id + 1000 WHERE customer = 60; DELETE FROM aside WHERE customer = 61";
+        stage.run(0, written).await;
+    });
+}
+
+#[test]
+fn a_unique_index_may_tell_of_which_row_changes_are() {
+    block_on(async {
+        let stage = Trap {
+            database: "by_index",
+            tables: "CREATE TABLE aside (id bigint PRIMARY KEY, customer bigint NOT NULL, note text, \
+                         twice bigint GENERATED ALWAYS AS (id * 2) STORED); \
+                     CREATE UNIQUE INDEX aside_identity ON aside (id, customer); \
+                     ALTER TABLE aside REPLICA IDENTITY USING INDEX aside_identity",
+            listed: ", \"public.aside\" = \"customer\"",
+            rows: "INSERT INTO aside SELECT k, k, 'x' FROM generate_series(1, 100) k",
+            meanwhile: "UPDATE aside SET customer = customer + 30 WHERE id = 40; UPDATE aside SET customer = 7 WHERE id = 70; \
+                        UPDATE aside SET id = 700, note = 'y' WHERE id = 71; DELETE FROM aside WHERE id = 72; \
+                        UPDATE aside SET note = 'z' WHERE id = 73",
+            after: "UPDATE aside SET customer = 90 WHERE id = 40; UPDATE aside SET id = 800 WHERE id = 81; DELETE FROM aside WHERE id = 82",
+            ..Trap::default()
+        }
+        .through()
+        .await;
+        assert_eq!(stage.ask(1, "SELECT count(*) FROM aside").await, ["48"]);
+    });
+}
+
+/// A table whose shard key is not in its primary key, on both servers.
+const ASIDE: &str = "\
+CREATE TABLE aside (id bigint PRIMARY KEY, customer bigint NOT NULL); ALTER TABLE aside REPLICA IDENTITY FULL";
+
+#[test]
+fn what_a_destination_changes_has_to_tell_its_row_before_it_serves() {
+    block_on(async {
+        let (stage, _streams) = Trap {
+            database: "untold",
+            tables: ASIDE,
+            there: Some(ASIDE),
+            listed: ", \"public.aside\" = \"customer\"",
+            rows: "INSERT INTO aside SELECT k, k FROM generate_series(1, 100) k",
+            ..Trap::default()
+        }
+        .sprung()
+        .await;
+        ready::same_tables(&stage.job).await.unwrap();
+        for (identity, untold) in [("DEFAULT", "customer"), ("NOTHING", "customer, id")] {
+            let change = format!("ALTER TABLE aside REPLICA IDENTITY {identity}");
+            stage.run(1, &change).await;
+            for looked in [
+                ready::run(&stage.job).await,
+                ready::same_tables(&stage.job).await,
+                rehearse::run(&stage.job).await,
+            ] {
+                let (what, remedy) = halted(looked);
+                let told = format!(
+                    "public.aside on shard b: what is deleted or updated there does not tell {untold}:"
+                );
+                assert!(what.starts_with(&told), "{what}");
+                let mended = remedy.split_once(", then resume").unwrap().0;
+                assert_eq!(
+                    mended,
+                    "ALTER TABLE \"public\".\"aside\" REPLICA IDENTITY FULL"
+                );
+            }
+            let found = preflight::run(&stage.job, &Tools::default()).await.unwrap();
+            let finding = found
+                .iter()
+                .find(|it| it.what.contains("does not tell"))
+                .unwrap();
+            assert_eq!(finding.shard.as_deref(), Some("b"), "{finding:?}");
+            stage.run(1, &finding.fix).await;
+            ready::run(&stage.job).await.unwrap();
+        }
+        rehearse::run(&stage.job).await.unwrap();
+    });
+}
+
+fn halted(done: Result<(), StepError>) -> (String, String) {
+    match done {
+        Err(StepError::Halt { what, remedy }) => (what, remedy),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn tables_that_a_subscription_brings_rows_to_keep_their_owners() {
+    block_on(async {
+        let (stage, _streams) = parts("subscribed", None).sprung().await;
+        let other = sandbox().cluster(1);
+        other
+            .execute("postgres", "CREATE DATABASE feed")
+            .await
+            .unwrap();
+        let feed = "CREATE TABLE customer (id bigint PRIMARY KEY, name text); \
+                    CREATE TABLE parts (customer bigint, day int, note text, PRIMARY KEY (customer, day)); \
+                    CREATE PUBLICATION feed FOR TABLE customer, parts";
+        other.execute("feed", feed).await.unwrap();
+        let subscribe = format!(
+            "CREATE SUBSCRIPTION \"the feed\" CONNECTION 'host=127.0.0.1 port={} user=postgres dbname=feed' PUBLICATION feed \
+             WITH (copy_data = false, slot_name = feed)",
+            other.port()
+        );
+        stage.run(0, &subscribe).await;
+        for looked in [
+            ready::run(&stage.job).await,
+            ready::same_tables(&stage.job).await,
+            rehearse::run(&stage.job).await,
+            fence::run(&stage.job).await,
+        ] {
+            let (what, remedy) = halted(looked);
+            assert!(
+                what.starts_with(
+                    "subscription the feed of shard a brings rows to public.Parts 1, "
+                ),
+                "{what}"
+            );
+            assert!(
+                remedy.ends_with("DROP SUBSCRIPTION \"the feed\"; then resume"),
+                "{remedy}"
+            );
+        }
+        let found = preflight::run(&stage.job, &Tools::default()).await.unwrap();
+        for table in ["public.customer", "public.parts_2"] {
+            let named = |it: &&preflight::Finding| {
+                it.table.as_deref() == Some(table)
+                    && it
+                        .what
+                        .starts_with("subscription the feed brings rows to it")
+            };
+            let finding = found
+                .iter()
+                .find(named)
+                .unwrap_or_else(|| panic!("{table}: {found:#?}"));
+            assert_eq!(finding.severity, Severity::Error);
+        }
+        stage.run(0, "DROP SUBSCRIPTION \"the feed\"").await;
+        rehearse::run(&stage.job).await.unwrap();
     });
 }
 

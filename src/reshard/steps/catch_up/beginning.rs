@@ -318,6 +318,22 @@ async fn columns(
     Err(changed(planned, name, &found.join(", ")))
 }
 
+/// Sees that a stream of a table would find it as it was planned; columns that were added are planned later.
+///
+/// # Errors
+/// [`StepError::Halt`]: it would not.
+pub(in super::super) async fn unless_changed(
+    job: &Job,
+    client: &Client,
+    server: &Server,
+    table: &MovingTable,
+) -> Result<(), StepError> {
+    match columns(job, client, &server.name, table).await {
+        Err(StepError::Grown { .. }) => Ok(()),
+        found => found.map(drop),
+    }
+}
+
 fn named(column: &MovingColumn) -> (&String, &String) {
     (&column.name, &column.type_name)
 }
