@@ -410,7 +410,14 @@ impl Applier {
             let done = if change.kind == Kind::Wipe {
                 self.wipe(change.table).await
             } else {
-                self.part(log, vec![change]).await
+                // The other rows that wait go on waiting: none of their values comes with it.
+                let key = &self.whose.tables[change.table].key;
+                let of = |hole: &mut Hole| hole.is_of(log, change, key);
+                let its = self.holes.extract_if(.., of).collect();
+                let others = std::mem::replace(&mut self.holes, its);
+                let done = self.part(log, vec![change]).await;
+                self.holes.extend(others);
+                done
             };
             match done {
                 Err(error) if error.wants_one_by_one() => {
@@ -447,7 +454,16 @@ impl Applier {
         }
     }
 
+    /// Some changes at once, with the rows that wait. The log is afterwards as it was: they may be many, and each may have the
+    /// values of all of these.
     async fn part(&mut self, log: &mut Log, changes: Vec<Change>) -> Result<(), ApplyError> {
+        let mark = log.mark();
+        let done = self.settle(log, changes).await;
+        log.rewind(mark);
+        done
+    }
+
+    async fn settle(&mut self, log: &mut Log, changes: Vec<Change>) -> Result<(), ApplyError> {
         let tables = Arc::clone(&self.whose.tables);
         let mut settling: BTreeMap<usize, Settling<'_>> = BTreeMap::new();
         for hole in std::mem::take(&mut self.holes) {

@@ -51,6 +51,13 @@ pub struct Log {
     changes: Vec<Change>,
 }
 
+/// How far a log was filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    bytes: usize,
+    cells: usize,
+}
+
 /// A value that is added to a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added<'a> {
@@ -159,6 +166,21 @@ impl Log {
     #[must_use]
     pub fn size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// How far it is filled.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark {
+            bytes: self.bytes.len(),
+            cells: self.cells.len(),
+        }
+    }
+
+    /// Forgets what was put into it since then beside changes: nothing names it any more.
+    pub fn rewind(&mut self, to: Mark) {
+        self.bytes.truncate(to.bytes);
+        self.cells.truncate(to.cells);
     }
 
     /// A row with the cells of another one where its own were not sent.
@@ -304,6 +326,17 @@ impl Hole {
             existed,
             values: log.cells(row).iter().map(value).collect(),
         }
+    }
+
+    /// Whether a change, of a table with its primary key at these places, is about its row.
+    #[must_use]
+    pub fn is_of(&self, log: &Log, change: Change, key: &[usize]) -> bool {
+        let cells = log.cells(change.row);
+        let same = |at: &usize| match (self.values.get(*at), cells.get(*at)) {
+            (Some(Held::Value(held)), Some(cell)) => log.value(*cell) == Some(held),
+            _ => false,
+        };
+        change.table == self.table && key.iter().all(same)
     }
 
     /// Puts it into a log.
@@ -487,6 +520,34 @@ mod tests {
         assert_eq!((net.missing[0].1, net.missing[1].1), (false, true));
         assert_eq!(shown(&log, &net.inserts), [["3", "a", "all"]]);
         assert!(net.updates.is_empty() && net.deletes.is_empty());
+    }
+
+    #[test]
+    fn a_row_that_is_held_back_is_known_by_its_key_and_leaves_a_log_as_it_was() {
+        let hole = Hole {
+            table: 0,
+            existed: false,
+            values: vec![Held::Value(b"1"[..].into()), Held::Null, Held::Unknown],
+        };
+        let mut log = Log::default();
+        add(&mut log, Kind::Update, &[Some("1"), Some("~"), Some("z")]);
+        add(&mut log, Kind::Update, &[Some("11"), Some("~"), Some("z")]);
+        let other = Change {
+            table: 1,
+            ..log.changes()[0]
+        };
+        let of = |change| hole.is_of(&log, change, &[0]);
+        assert_eq!(
+            [of(log.changes()[0]), of(log.changes()[1]), of(other)],
+            [true, false, false]
+        );
+        let (mark, size) = (log.mark(), log.size());
+        hole.row(&mut log).unwrap();
+        assert_ne!((log.mark(), log.size()), (mark, size));
+        log.rewind(mark);
+        assert_eq!((log.mark(), log.size()), (mark, size));
+        let rows: Vec<Row> = log.changes().iter().map(|it| it.row).collect();
+        assert_eq!(shown(&log, &rows), [["1", "~", "z"], ["11", "~", "z"]]);
     }
 
     #[test]

@@ -282,16 +282,12 @@ fn parameters(table: &Table, what: &What) -> Vec<usize> {
     match what {
         What::Insert | What::Copy => (0..table.columns.len()).collect(),
         What::Update(shape) => {
-            let set = (0..table.columns.len()).filter(|at| sets(table, shape, *at));
+            let set = (0..table.columns.len()).filter(|at| shape.has(*at));
+            let set = set.filter(|at| !table.key.contains(at));
             table.key.iter().copied().chain(set).collect()
         }
         What::Delete | What::Read(_) | What::Locate | What::Show => table.key.clone(),
     }
-}
-
-/// Whether an UPDATE sets a column: of the key nothing changes, and a column that is always generated cannot have changed.
-fn sets(table: &Table, shape: &Shape, at: usize) -> bool {
-    shape.has(at) && !table.key.contains(&at) && !table.columns[at].always
 }
 
 fn arrays<'a>(table: &Table, what: &What, log: &'a Log, rows: &'a [Row]) -> Vec<Array<'a>> {
@@ -337,10 +333,13 @@ fn sql(table: &Table, what: &What, form: Form) -> String {
             if set.is_empty() {
                 return format!("SELECT FROM {name} AS t, {rows} WHERE {same}");
             }
-            let set = set
-                .iter()
-                .map(|at| format!("{} = {}", column(*at), value(*at)));
-            let set = joined(set, ", ");
+            let (own, set): (Vec<usize>, Vec<usize>) =
+                set.iter().partition(|at| table.columns[**at].identity);
+            if !own.is_empty() {
+                let given = format!("SELECT * FROM {rows}");
+                return renumber(table, (&given, &same), (&own, &set), value);
+            }
+            let set = setting(&set, column, value);
             format!("UPDATE {name} AS t SET {set} FROM {rows} WHERE {same}")
         }
         What::Delete => format!("DELETE FROM {name} AS t USING {rows} WHERE {same}"),
@@ -359,6 +358,57 @@ fn sql(table: &Table, what: &What, form: Form) -> String {
             format!("SELECT {each} FROM {placed} ORDER BY u.place")
         }
     }
+}
+
+fn setting(
+    set: &[usize],
+    column: impl Fn(usize) -> String,
+    value: impl Fn(usize) -> String,
+) -> String {
+    let each = set
+        .iter()
+        .map(|at| format!("{} = {}", column(*at), value(*at)));
+    joined(each, ", ")
+}
+
+/// An UPDATE of rows that may have got other numbers in `own`, columns that are set by no UPDATE where they are GENERATED ALWAYS:
+/// those that have go, and come with them and all that they keep; the others' values are set. It answers a row for each.
+fn renumber(
+    table: &Table,
+    (given, same): (&str, &str),
+    (own, set): (&[usize], &[usize]),
+    value: impl Fn(usize) -> String,
+) -> String {
+    let name = table.sql();
+    let column = |at: usize| identifier(&table.columns[at].name);
+    let differs = own
+        .iter()
+        .map(|at| format!("t.{} IS DISTINCT FROM {}", column(*at), value(*at)));
+    let differs = joined(differs, " OR ");
+    let all = 0..table.columns.len();
+    let kept = all.clone().map(|at| {
+        if own.contains(&at) || set.contains(&at) {
+            value(at)
+        } else {
+            format!("t.{}", column(at))
+        }
+    });
+    let kept = joined(kept, ", ");
+    let names = joined(all.clone().map(|at| format!("n{at}")), ", ");
+    let columns = joined(all.map(column), ", ");
+    let others = if set.is_empty() {
+        format!("SELECT 1 FROM {name} AS t, u WHERE {same} AND NOT ({differs})")
+    } else {
+        let set = setting(set, column, &value);
+        format!("UPDATE {name} AS t SET {set} FROM u WHERE {same} AND NOT ({differs}) RETURNING 1")
+    };
+    format!(
+        "WITH u AS MATERIALIZED ({given}), \
+         gone ({names}) AS (DELETE FROM {name} AS t USING u WHERE {same} AND ({differs}) RETURNING {kept}), \
+         come AS (INSERT INTO {name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {names} FROM gone RETURNING 1), \
+         others AS ({others}) \
+         SELECT FROM come UNION ALL SELECT FROM others"
+    )
 }
 
 /// Compares keys with chunks' lows as the source's own index does.

@@ -39,8 +39,8 @@ pub struct Column {
     pub type_modifier: i32,
     /// On the source; quoted, with its schema; none of a type without.
     pub collation: Option<String>,
-    /// An identity that nobody but the server sets.
-    pub always: bool,
+    /// Its numbers are the server's, which may be so on a destination that no UPDATE sets it there.
+    pub identity: bool,
 }
 
 /// Where rows go, by the destinations' places.
@@ -321,7 +321,7 @@ mod tests {
             oid: INT8,
             type_modifier: -1,
             collation: None,
-            always: false,
+            identity: false,
         };
         let table = Table {
             schema: "public".to_owned(),

@@ -64,6 +64,64 @@ fn unique_values_may_go_from_row_to_row_among_many() {
 }
 
 #[test]
+fn rows_may_get_other_numbers_where_only_the_server_gives_them() {
+    block_on(async {
+        let numbered = format!(
+            "{KINDS}; ALTER TABLE t ADD of_own bigint GENERATED ALWAYS AS (own * 2) STORED; \
+             CREATE UNIQUE INDEX one ON t (tenant, own)"
+        );
+        let (shards, reshard, [a, b, stays]) = copied("renumbered", &numbered).await;
+        let row = |id: u32| format!("WHERE tenant = {a} AND id = {id}");
+        let again = |id: u32, own: &str| {
+            format!(
+                "INSERT INTO t (tenant, id, n, long, own) OVERRIDING SYSTEM VALUE \
+                 VALUES ({a}, {id}, 9, 'again', {own})"
+            )
+        };
+        for written in [
+            format!(
+                "BEGIN; DELETE FROM t {}; {}; COMMIT",
+                row(1),
+                again(1, "DEFAULT")
+            ),
+            // Beside values that are not streamed.
+            format!("UPDATE t SET own = DEFAULT {}", row(2)),
+            format!("UPDATE t SET own = DEFAULT, n = n + 1 WHERE tenant = {b} AND id < 5"),
+            // A row with values that are not streamed takes the place of another.
+            format!(
+                "BEGIN; DELETE FROM t {}; UPDATE t SET tenant = {a} WHERE tenant = {stays} AND id = 3; COMMIT",
+                row(3)
+            ),
+            // Numbers are exchanged.
+            format!(
+                "BEGIN; CREATE TEMP TABLE was AS SELECT id, own FROM t WHERE tenant = {a}; DELETE FROM t {}; DELETE FROM t {}; {}; {}; COMMIT",
+                row(5),
+                row(6),
+                again(5, "(SELECT own FROM was WHERE id = 6)"),
+                again(6, "(SELECT own FROM was WHERE id = 5)"),
+            ),
+            format!(
+                "{}; UPDATE t SET own = DEFAULT WHERE tenant = {a} AND id % 3 = 0",
+                rows(&a, 900)
+            ),
+        ] {
+            shards.run("s", &written).await;
+        }
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        let forced = format!("UPDATE t SET own = 1 {}", row(1));
+        assert!(
+            shards
+                .cluster("a")
+                .execute("renumbered_a", &forced)
+                .await
+                .is_err()
+        );
+        soon(follower.stop()).await;
+    });
+}
+
+#[test]
 fn a_row_among_many_that_is_there_already_stops_it_by_name() {
     block_on(async {
         let (shards, reshard, [a, ..]) = copied("known", KINDS).await;
@@ -81,6 +139,46 @@ fn a_row_among_many_that_is_there_already_stops_it_by_name() {
         let follower = Follower::start(&reshard.job, "s");
         arrived(&shards, &reshard, &follower, 1).await;
         soon(follower.stop()).await;
+    });
+}
+
+#[test]
+fn rows_that_wait_for_values_are_asked_for_once_however_many_changes_come_one_by_one() {
+    block_on(async {
+        let unique = "CREATE UNIQUE INDEX one ON t (tenant, n)";
+        let (shards, reshard, [a, b, stays]) = copied("waiting", unique).await;
+        shards.run("s", "CREATE PUBLICATION asked").await;
+        let slot = "SELECT pg_create_logical_replication_slot('asked', 'pgoutput')";
+        shards.run("s", slot).await;
+        let row = |id: u32| format!("WHERE tenant = {a} AND id = {id}");
+        for written in [
+            // It comes with a value that is not streamed, and has gone before anybody asks for it.
+            format!(
+                "UPDATE t SET tenant = {a}, id = 901, n = 901, note = repeat('y', 1000000) WHERE tenant = {stays} AND id = 1"
+            ),
+            format!(
+                "BEGIN; UPDATE t SET n = -1 {}; UPDATE t SET n = 1 {}; UPDATE t SET n = 2 {}; \
+                 INSERT INTO t SELECT {a}, 1000 + k, 1000 + k, '', '' FROM generate_series(1, 300) k; COMMIT",
+                row(1),
+                row(2),
+                row(1)
+            ),
+            format!("UPDATE t SET n = 902 {}", row(901)),
+            format!("UPDATE t SET tenant = {b}, id = 902 {}", row(901)),
+        ] {
+            shards.run("s", &written).await;
+        }
+        let follower = Follower::start(&reshard.job, "s");
+        arrived(&shards, &reshard, &follower, 1).await;
+        soon(follower.stop()).await;
+        // Each time a message is written to the source.
+        let count = "SELECT count(*) FROM pg_logical_slot_get_binary_changes('asked', NULL, NULL, 'proto_version', '1', \
+                     'publication_names', 'asked', 'messages', 'true') WHERE get_byte(data, 0) = ascii('M')";
+        let times: u32 = shards.one("s", count).await.parse().unwrap();
+        assert!((1..40).contains(&times), "{times}");
+        shards
+            .run("s", "SELECT pg_drop_replication_slot('asked')")
+            .await;
     });
 }
 

@@ -83,11 +83,11 @@ fn table(
     group: Option<&str>,
     key: &str,
     primary: &[&str],
-    columns: &[&str],
+    columns: &[(&str, &str)],
 ) -> MovingTable {
-    let column = |name: &&str| MovingColumn {
+    let column = |(name, type_name): &(&str, &str)| MovingColumn {
         name: (*name).to_owned(),
-        type_name: String::new(),
+        type_name: (*type_name).to_owned(),
         binary: true,
     };
     MovingTable {
@@ -127,18 +127,33 @@ fn plan(joins: &[&str]) -> Plan {
                 Some("shop"),
                 "id",
                 &["id"],
-                &["id", "name", "country", "mood"],
+                &[
+                    ("id", "bigint"),
+                    ("name", "text"),
+                    ("country", "text"),
+                    ("mood", "public.mood"),
+                ],
             ),
             table(
                 "purchase",
                 Some("shop"),
                 "customer",
                 &["customer", "number"],
-                &["customer", "number", "note"],
+                &[
+                    ("customer", "bigint"),
+                    ("number", "bigint"),
+                    ("note", "text"),
+                ],
             ),
         ],
         joins: joins.iter().map(|name| (*name).to_owned()).collect(),
-        reference: vec![table("country", None, "", &["code"], &["code", "name"])],
+        reference: vec![table(
+            "country",
+            None,
+            "",
+            &["code"],
+            &[("code", "text"), ("name", "text")],
+        )],
         left: Vec::new(),
     }
 }

@@ -4,7 +4,7 @@
 use crate::shards::map;
 use crate::{
     preflight::{planned, planned_by},
-    steps::{SHOP, Stage, block_on},
+    steps::{SHOP, Stage, block_on, sandbox},
 };
 use shardway::{
     inspect::Severity,
@@ -14,7 +14,7 @@ use shardway::{
         plan::identifier,
         steps::{
             activate, catch_up::Follower, copy, fence, finish, keys, partitions, preflight,
-            prepare, ready, reverse, turn, verify,
+            prepare, ready, rehearse, reverse, turn, verify,
         },
         wish::Wish,
     },
@@ -34,6 +34,8 @@ struct Trap<'a> {
     rows: &'a str,
     /// What is written once the rows are copied.
     meanwhile: &'a str,
+    /// What is written once the owners have changed.
+    after: &'a str,
 }
 
 impl Trap<'_> {
@@ -96,21 +98,9 @@ impl Trap<'_> {
         for stream in streams {
             stream.stop().await.unwrap();
         }
-        for table in &job.plan.tables {
-            let columns = table.columns.iter();
-            let columns: Vec<String> = columns
-                .map(|it| format!("quote_nullable({}::text)", identifier(&it.name)))
-                .collect();
-            let rows = format!(
-                "SELECT concat_ws(',', {}) FROM {} WHERE {} >= 51 ORDER BY 1",
-                columns.join(", "),
-                table.sql(),
-                identifier(&table.key_column)
-            );
-            let (there, here) = (stage.ask(0, &rows).await, stage.ask(1, &rows).await);
-            assert_eq!(here, there, "{}", table.plain());
-        }
+        alike(&stage).await;
         activate::run(job, &map(job, 2)).await.unwrap();
+        self.there_and_back(&stage).await;
         finish::run(job).await.unwrap();
         for table in &job.plan.tables {
             let key = identifier(&table.key_column);
@@ -118,6 +108,44 @@ impl Trap<'_> {
             assert_eq!(stage.ask(0, &left).await, ["0"], "{}", table.plain());
         }
         stage
+    }
+
+    /// What the new owner writes comes to the former one.
+    async fn there_and_back(&self, stage: &Stage) {
+        let back = Job {
+            attempt: stage.job.attempt + 1,
+            ..stage.job.turned()
+        };
+        reverse::run(&back).await.unwrap();
+        let stream = Follower::start(&back, "b");
+        for table in &back.plan.tables {
+            let key = identifier(&table.key_column);
+            let each = format!("UPDATE {} SET {key} = {key} WHERE {key} >= 51", table.sql());
+            stage.run(1, &each).await;
+        }
+        stage.run(1, self.after).await;
+        let end = stage.ask(1, "SELECT pg_current_wal_insert_lsn()").await;
+        stream.applied(end[0].parse().unwrap()).await.unwrap();
+        stream.stop().await.unwrap();
+        alike(stage).await;
+    }
+}
+
+/// Both servers have the same of what moves.
+async fn alike(stage: &Stage) {
+    for table in &stage.job.plan.tables {
+        let columns = table.columns.iter();
+        let columns: Vec<String> = columns
+            .map(|it| format!("quote_nullable({}::text)", identifier(&it.name)))
+            .collect();
+        let rows = format!(
+            "SELECT concat_ws(',', {}) FROM {} WHERE {} >= 51 ORDER BY 1",
+            columns.join(", "),
+            table.sql(),
+            identifier(&table.key_column)
+        );
+        let (there, here) = (stage.ask(0, &rows).await, stage.ask(1, &rows).await);
+        assert_eq!(here, there, "{}", table.plain());
     }
 }
 
@@ -134,6 +162,7 @@ fn generated_and_counted_columns_go_on_where_their_source_was() {
             meanwhile: "UPDATE counted SET customer = customer + 1000 WHERE customer > 95; \
                         UPDATE counted SET customer = 300 WHERE customer = 7; DELETE FROM counted WHERE customer = 70; \
                         INSERT INTO counted (customer) VALUES (60)",
+            after: "UPDATE counted SET d = DEFAULT, s = 7 WHERE customer = 60; INSERT INTO counted (customer) VALUES (61)",
             ..Trap::default()
         }
         .through()
@@ -158,14 +187,16 @@ fn values_of_own_types_are_streamed_as_they_are() {
                      CREATE DOMAIN words AS text NOT NULL DEFAULT 'none'; \
                      CREATE TABLE own (customer bigint, n int, moods mood[], pair pair, pairs pair[], positive positive, words words, \
                          j json, jb jsonb, r int8range, b bytea, num numeric, nested int[][], i interval, t text, \
+                         given bigint GENERATED ALWAYS AS IDENTITY, \
                          PRIMARY KEY (customer, n))",
             listed: ", \"public.own\" = \"customer\"",
             rows: &format!("INSERT INTO own SELECT k, 1, {columns} FROM generate_series(1, 100) k"),
             meanwhile: &format!(
                 "INSERT INTO own SELECT k, 2, {columns} FROM generate_series(40, 60) k; \
                  UPDATE own SET pair = ROW(customer, n)::pair, j = NULL, b = '' WHERE customer > 90; \
-                 UPDATE own SET n = 3, moods = '{{}}' WHERE customer = 80"
+                 UPDATE own SET n = 3, moods = '{{}}' WHERE customer = 80; UPDATE own SET given = DEFAULT WHERE customer = 85"
             ),
+            after: "UPDATE own SET given = DEFAULT, t = 'back' WHERE customer = 86",
             ..Trap::default()
         }
         .through()
@@ -238,11 +269,13 @@ fn columns_are_found_by_name_whatever_they_are_called_and_wherever_they_stand() 
                    INSERT INTO \"user\" SELECT generate_series(1, 100)",
             meanwhile: "UPDATE \"Odd 'S\".\"order\" SET \"ö\" = -1, \"it's\" = NULL WHERE \"select\" > 90; \
                         INSERT INTO \"Odd 'S\".\"order\" VALUES (500, E'a\\'b'); DELETE FROM \"user\" WHERE customer = 99",
+            after: "UPDATE \"Odd 'S\".\"order\" SET \"it's\" = 'back' WHERE \"select\" = 60; \
+                    INSERT INTO \"Odd 'S\".\"order\" VALUES (8, 'later', 77); DELETE FROM \"user\" WHERE customer = 98",
         }
         .through()
         .await;
         let count = "SELECT count(*) FROM \"Odd 'S\".\"order\"";
-        assert_eq!(stage.ask(1, count).await, ["51"]);
+        assert_eq!(stage.ask(1, count).await, ["52"]);
     });
 }
 
@@ -305,6 +338,187 @@ fn exclusion_and_deferrable_constraints_hold_again_at_the_end() {
     });
 }
 
+#[test]
+fn a_table_can_be_written_while_it_moves_whatever_its_identity_has() {
+    block_on(async {
+        let tables = "CREATE TABLE aside (id bigint PRIMARY KEY, customer bigint, twice bigint GENERATED ALWAYS AS (id * 2) STORED); \
+                      ALTER TABLE aside REPLICA IDENTITY FULL";
+        let stage = Stage::new("whole_rows", &["b"]).await;
+        stage.run(0, tables).await;
+        stage
+            .run(
+                0,
+                "INSERT INTO aside SELECT k, k FROM generate_series(1, 100) k",
+            )
+            .await;
+        let listed = ", \"public.aside\" = \"customer\"";
+        let job = Job {
+            plan: Arc::new(planned(&stage, &["a"], listed).await.unwrap().plan),
+            ..stage.job.clone()
+        };
+        let errors = async || {
+            let found = preflight::run(&job, &Tools::default()).await.unwrap();
+            let errors = found
+                .into_iter()
+                .filter(|it| it.severity == Severity::Error);
+            errors.collect::<Vec<_>>()
+        };
+        let version = "SELECT current_setting('server_version_num')::int4 / 10000";
+        let version = [stage.ask(0, version).await, stage.ask(1, version).await].concat();
+        let version = version.iter().max().unwrap().parse::<u32>().unwrap();
+        if version >= 18 {
+            let [found] = &errors().await[..] else {
+                panic!("{:?}", errors().await);
+            };
+            let what = "its replica identity has twice, which is generated";
+            assert!(found.what.contains(what), "{found:?}");
+            for fix in found.fix.split("; ") {
+                stage.run(0, fix).await;
+            }
+        }
+        assert_eq!(errors().await, []);
+        prepare::run(&job, &Tools::default()).await.unwrap();
+        let written = "UPDATE aside SET id = id + 1000 WHERE customer = 60; DELETE FROM aside WHERE customer = 61";
+        stage.run(0, written).await;
+    });
+}
+
+#[test]
+fn a_unique_index_may_tell_of_which_row_changes_are() {
+    block_on(async {
+        let stage = Trap {
+            database: "by_index",
+            tables: "CREATE TABLE aside (id bigint PRIMARY KEY, customer bigint NOT NULL, note text, \
+                         twice bigint GENERATED ALWAYS AS (id * 2) STORED); \
+                     CREATE UNIQUE INDEX aside_identity ON aside (id, customer); \
+                     ALTER TABLE aside REPLICA IDENTITY USING INDEX aside_identity",
+            listed: ", \"public.aside\" = \"customer\"",
+            rows: "INSERT INTO aside SELECT k, k, 'x' FROM generate_series(1, 100) k",
+            meanwhile: "UPDATE aside SET customer = customer + 30 WHERE id = 40; UPDATE aside SET customer = 7 WHERE id = 70; \
+                        UPDATE aside SET id = 700, note = 'y' WHERE id = 71; DELETE FROM aside WHERE id = 72; \
+                        UPDATE aside SET note = 'z' WHERE id = 73",
+            after: "UPDATE aside SET customer = 90 WHERE id = 40; UPDATE aside SET id = 800 WHERE id = 81; DELETE FROM aside WHERE id = 82",
+            ..Trap::default()
+        }
+        .through()
+        .await;
+        assert_eq!(stage.ask(1, "SELECT count(*) FROM aside").await, ["48"]);
+    });
+}
+
+/// A table whose shard key is not in its primary key, on both servers.
+const ASIDE: &str = "\
+CREATE TABLE aside (id bigint PRIMARY KEY, customer bigint NOT NULL); ALTER TABLE aside REPLICA IDENTITY FULL";
+
+#[test]
+fn what_a_destination_changes_has_to_tell_its_row_before_it_serves() {
+    block_on(async {
+        let (stage, _streams) = Trap {
+            database: "untold",
+            tables: ASIDE,
+            there: Some(ASIDE),
+            listed: ", \"public.aside\" = \"customer\"",
+            rows: "INSERT INTO aside SELECT k, k FROM generate_series(1, 100) k",
+            ..Trap::default()
+        }
+        .sprung()
+        .await;
+        ready::same_tables(&stage.job).await.unwrap();
+        for (identity, untold) in [("DEFAULT", "customer"), ("NOTHING", "customer, id")] {
+            let change = format!("ALTER TABLE aside REPLICA IDENTITY {identity}");
+            stage.run(1, &change).await;
+            for looked in [
+                ready::run(&stage.job).await,
+                ready::same_tables(&stage.job).await,
+                rehearse::run(&stage.job).await,
+            ] {
+                let (what, remedy) = halted(looked);
+                let told = format!(
+                    "public.aside on shard b: what is deleted or updated there does not tell {untold}:"
+                );
+                assert!(what.starts_with(&told), "{what}");
+                let mended = remedy.split_once(", then resume").unwrap().0;
+                assert_eq!(
+                    mended,
+                    "ALTER TABLE \"public\".\"aside\" REPLICA IDENTITY FULL"
+                );
+            }
+            let found = preflight::run(&stage.job, &Tools::default()).await.unwrap();
+            let finding = found
+                .iter()
+                .find(|it| it.what.contains("does not tell"))
+                .unwrap();
+            assert_eq!(finding.shard.as_deref(), Some("b"), "{finding:?}");
+            stage.run(1, &finding.fix).await;
+            ready::run(&stage.job).await.unwrap();
+        }
+        rehearse::run(&stage.job).await.unwrap();
+    });
+}
+
+fn halted(done: Result<(), StepError>) -> (String, String) {
+    match done {
+        Err(StepError::Halt { what, remedy }) => (what, remedy),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn tables_that_a_subscription_brings_rows_to_keep_their_owners() {
+    block_on(async {
+        let (stage, _streams) = parts("subscribed", None).sprung().await;
+        let other = sandbox().cluster(1);
+        other
+            .execute("postgres", "CREATE DATABASE feed")
+            .await
+            .unwrap();
+        let feed = "CREATE TABLE customer (id bigint PRIMARY KEY, name text); \
+                    CREATE TABLE parts (customer bigint, day int, note text, PRIMARY KEY (customer, day)); \
+                    CREATE PUBLICATION feed FOR TABLE customer, parts";
+        other.execute("feed", feed).await.unwrap();
+        let subscribe = format!(
+            "CREATE SUBSCRIPTION \"the feed\" CONNECTION 'host=127.0.0.1 port={} user=postgres dbname=feed' PUBLICATION feed \
+             WITH (copy_data = false, slot_name = feed)",
+            other.port()
+        );
+        stage.run(0, &subscribe).await;
+        for looked in [
+            ready::run(&stage.job).await,
+            ready::same_tables(&stage.job).await,
+            rehearse::run(&stage.job).await,
+            fence::run(&stage.job).await,
+        ] {
+            let (what, remedy) = halted(looked);
+            assert!(
+                what.starts_with(
+                    "subscription the feed of shard a brings rows to public.Parts 1, "
+                ),
+                "{what}"
+            );
+            assert!(
+                remedy.ends_with("DROP SUBSCRIPTION \"the feed\"; then resume"),
+                "{remedy}"
+            );
+        }
+        let found = preflight::run(&stage.job, &Tools::default()).await.unwrap();
+        for table in ["public.customer", "public.parts_2"] {
+            let named = |it: &&preflight::Finding| {
+                it.table.as_deref() == Some(table)
+                    && it
+                        .what
+                        .starts_with("subscription the feed brings rows to it")
+            };
+            let finding = found
+                .iter()
+                .find(named)
+                .unwrap_or_else(|| panic!("{table}: {found:#?}"));
+            assert_eq!(finding.severity, Severity::Error);
+        }
+        stage.run(0, "DROP SUBSCRIPTION \"the feed\"").await;
+        rehearse::run(&stage.job).await.unwrap();
+    });
+}
+
 const PARTS: &str = "\
 CREATE TABLE parts (customer bigint NOT NULL, day int NOT NULL, note text, PRIMARY KEY (customer, day), \
     FOREIGN KEY (customer) REFERENCES customer) PARTITION BY RANGE (day); \
@@ -322,6 +536,7 @@ fn parts(database: &'static str, there: Option<&'static str>) -> Trap<'static> {
         tables: PARTS,
         there,
         listed: ", \"public.parts\" = \"customer\"",
+        after: "UPDATE parts SET day = 31 - day, note = 'back' WHERE customer = 95; DELETE FROM parts WHERE customer = 96",
         rows: "INSERT INTO parts SELECT k, d, 'x' FROM generate_series(1, 100) k, (VALUES (1), (11), (21)) d (d)",
         meanwhile: "UPDATE parts SET day = 31 - day WHERE customer > 90; UPDATE parts SET note = 'y' WHERE customer = 60; \
                     DELETE FROM parts WHERE customer = 61 AND day = 1; INSERT INTO parts VALUES (62, 5, 'z'), (62, 25, 'z')",
@@ -335,10 +550,10 @@ fn partitions_move_one_by_one() {
             parts("parts_made", None).through().await,
             parts("parts_there", Some(PARTS)).through().await,
         ] {
-            assert_eq!(stage.ask(1, "SELECT count(*) FROM parts").await, ["151"]);
+            assert_eq!(stage.ask(1, "SELECT count(*) FROM parts").await, ["148"]);
             let left = "SELECT max(customer) || ' ' || count(*) FROM parts";
             assert_eq!(stage.ask(0, left).await, ["50 150"]);
-            let keys = "SELECT count(*) FROM pg_constraint WHERE conrelid = 'parts'::regclass AND convalidated";
+            let keys = "SELECT count(*) FROM pg_constraint WHERE conrelid = 'parts'::regclass AND convalidated AND contype IN ('p', 'f')";
             assert_eq!(stage.ask(1, keys).await, ["2"]);
             // Rows find their way there.
             stage

@@ -7,6 +7,8 @@
 
 mod beginning;
 
+pub(super) use beginning::unless_changed;
+
 use super::asking::{About as _, connection, remedy};
 use crate::{
     clock::{Clock, Duration},

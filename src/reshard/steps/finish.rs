@@ -10,7 +10,7 @@ use super::{
     asking::{About as _, connection, named},
     condition, partitions,
     records::{Kind, claim, claim_all, gone, noted, taking_part},
-    rows,
+    rows, watched,
 };
 use crate::{
     clock::Duration,
@@ -46,6 +46,8 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         }
     }
     for source in job.sources() {
+        // What it brings meanwhile would go with the others, or stay.
+        watched::unless_subscribed(&connection(&source).await?, job, &source).await?;
         partitions::unless_written(job, &source).await?;
         delete(job, &source).await?;
     }

@@ -44,6 +44,7 @@ pub mod sequences;
 pub mod turn;
 pub mod unfence;
 pub mod verify;
+mod watched;
 
 use super::{
     job::{Direction, Job, StepError},

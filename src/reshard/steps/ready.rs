@@ -4,9 +4,9 @@
 
 use super::{
     asking::{About as _, Typed, connection},
-    guard,
+    catch_up, guard,
     records::{Kind, Note, claim, claim_all, note},
-    sequences,
+    sequences, watched,
 };
 use crate::{
     inspect::at_once,
@@ -45,6 +45,13 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     note(job, &notes).await?;
     claim_all(job).await?;
     let destinations = job.destinations();
+    // Once owners have changed it would be too late to mend a table whose changes cannot be brought back.
+    let looked = destinations.iter().map(|it| followable(&back, it));
+    let looked = at_once(looked.collect()).await;
+    looked.into_iter().collect::<Result<(), StepError>>()?;
+    for source in job.sources() {
+        watched::unless_subscribed(&connection(&source).await?, job, &source).await?;
+    }
     let made = at_once(destinations.iter().map(|it| stream(&back, it)).collect()).await;
     made.into_iter().collect::<Result<Vec<_>, StepError>>()?;
     sequences::run(job).await?;
@@ -52,6 +59,16 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         guard::make(job, &source).await?;
     }
     Ok(())
+}
+
+/// Sees that what a server gives in the job's direction is as a stream of it is to have it.
+async fn followable(job: &Job, server: &Server) -> Result<(), StepError> {
+    let client = connection(server).await?;
+    for table in watched::given(job, server) {
+        catch_up::unless_changed(job, &client, server, table).await?;
+    }
+    watched::unless_untold(&client, job, server).await?;
+    watched::unless_subscribed(&client, job, server).await
 }
 
 /// While it waits for a cutover: nothing is read yet from the slots of the way back, and no WAL is to be kept for them.
@@ -100,10 +117,11 @@ pub(super) fn published(job: &Job, server: &Server) -> Vec<String> {
     tables.into_iter().collect()
 }
 
-/// Sees, on every server that takes part, that each table is the one whose changes are streamed, either way.
+/// Sees, on every server that takes part, that each table is the one whose changes are streamed, either way, that they say of
+/// which row they are, and that nobody subscribes to rows for it.
 ///
 /// # Errors
-/// [`StepError::Halt`]: one is not.
+/// [`StepError::Halt`]: it is not so of one.
 pub async fn same_tables(job: &Job) -> Result<(), StepError> {
     let back = job.turned();
     let sources = job.sources().into_iter().map(|it| (job, it));
@@ -126,8 +144,16 @@ SELECT replace(name, '\"', '') FROM unnest($2::text[]) name WHERE NOT EXISTS ( \
     WHERE p.pubname = $1 AND r.prrelid = to_regclass(name)) ORDER BY 1";
     let (name, tables) = (job.slot(&server.name), published(job, server));
     let values: [Typed<'_>; 2] = [(&name, Type::TEXT), (&tables, Type::TEXT_ARRAY)];
-    let rows = client.query_typed(ANOTHER, &values).await;
+    // Sent at once, as the rest of what is asked under a fence's locks.
+    let (rows, told, subscribed) = tokio::join!(
+        biased;
+        client.query_typed(ANOTHER, &values),
+        watched::unless_untold(client, job, server),
+        watched::unless_subscribed(client, job, server),
+    );
     let rows = rows.about("looking at what is published")?;
+    told?;
+    subscribed?;
     if rows.is_empty() {
         return Ok(());
     }

@@ -26,7 +26,7 @@ use crate::{
     reshard::{
         flows::Flow,
         job::{Direction, Job, StepError},
-        plan::MovingTable,
+        plan::{MovingColumn, MovingTable},
         servers::Server,
     },
     sql::statement::quoted,
@@ -48,7 +48,7 @@ const HERE: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding
 CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END, \
 pg_snapshot_xmax(pg_current_snapshot())::text::int8";
 const COLUMNS: &str = "\
-SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod, a.attidentity = 'a', \
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod, a.attidentity <> '', \
        CASE WHEN a.attcollation <> 0 THEN (SELECT format('%I.%I', n.nspname, l.collname) \
             FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace WHERE l.oid = a.attcollation) END \
 FROM pg_attribute a \
@@ -247,7 +247,7 @@ async fn table(
     names: &[&str],
 ) -> Result<Table, StepError> {
     let (planned, name) = (flow.table, flow.source.as_str());
-    let columns = columns(source, name, planned).await?;
+    let columns = columns(job, source, name, planned).await?;
     let place = |column: &String| {
         let found = columns.iter().position(|it| it.name == *column);
         found.ok_or_else(|| changed(planned, name, &format!("no column {column}")))
@@ -283,6 +283,7 @@ async fn table(
 }
 
 async fn columns(
+    job: &Job,
     source: &Client,
     name: &str,
     planned: &MovingTable,
@@ -293,24 +294,50 @@ async fn columns(
         type_name: row.get(1),
         oid: row.get(2),
         type_modifier: row.get(3),
-        always: row.get(4),
+        identity: row.get(4),
         collation: row.get(5),
     };
     let columns: Vec<Column> = rows.iter().map(column).collect();
-    let wanted = planned.columns.iter().map(|it| (&it.name, &it.type_name));
-    if wanted.eq(columns.iter().map(|it| (&it.name, &it.type_name))) {
+    let mut wanted: Vec<_> = planned.columns.iter().map(named).collect();
+    let count = wanted.len().min(columns.len());
+    let each = columns.iter().map(|it| (&it.name, &it.type_name));
+    let mut had: Vec<_> = each.take(count).collect();
+    // A plan is of the table that it leaves; the one to which it came may have them in an order of its own.
+    if job.direction == Direction::Back {
+        wanted.sort_unstable();
+        had.sort_unstable();
+    }
+    if wanted == had && columns.len() == count {
         return Ok(columns);
     }
     let found = columns.iter();
     let found: Vec<String> = found
         .map(|it| format!("{} {}", it.name, it.type_name))
         .collect();
-    let had = columns.iter().take(planned.columns.len());
-    let wanted = planned.columns.iter().map(|it| (&it.name, &it.type_name));
-    if wanted.eq(had.map(|it| (&it.name, &it.type_name))) {
+    if wanted == had {
         return Err(grown(planned, name, &found.join(", ")));
     }
     Err(changed(planned, name, &found.join(", ")))
+}
+
+/// Sees that a stream of a table would find it as it was planned; columns that were added are planned later.
+///
+/// # Errors
+/// [`StepError::Halt`]: it would not.
+pub(in super::super) async fn unless_changed(
+    job: &Job,
+    client: &Client,
+    server: &Server,
+    table: &MovingTable,
+) -> Result<(), StepError> {
+    match columns(job, client, &server.name, table).await {
+        Err(StepError::Grown { .. }) => Ok(()),
+        found => found.map(drop),
+    }
+}
+
+fn named(column: &MovingColumn) -> (&String, &String) {
+    (&column.name, &column.type_name)
 }
 
 fn grown(planned: &MovingTable, shard: &str, found: &str) -> StepError {

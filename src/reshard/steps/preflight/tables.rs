@@ -4,23 +4,25 @@ use super::{Finding, Found, servers::REPLICA};
 use crate::reshard::{
     job::{Job, StepError},
     plan::{MovingTable, identifier},
+    planning,
     servers::Server,
     steps::{
         asking::{About as _, connection, named},
-        condition, schema,
+        condition, schema, watched,
     },
 };
 use deadpool_postgres::Client;
 
 const TABLE: &str = "\
-SELECT c.relkind::text, c.relpersistence::text, c.relreplident::text, c.relrowsecurity, c.relforcerowsecurity, \
+SELECT c.relkind::text, c.relpersistence::text, \
+  (SELECT a.attname::text FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary \
+   WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND (a.attname = $2 OR a.attnum = ANY (i.indkey::int2[])) LIMIT 1), \
+  c.relrowsecurity, c.relforcerowsecurity, \
   pg_has_role(c.relowner, 'USAGE'), (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), \
   EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)), pg_get_userbyid(c.relowner)::text, current_user::text, \
   coalesce((SELECT a.attnotnull FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = $2), true), \
   c.relispartition, \
-  EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate), \
-  (SELECT a.attname::text FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary \
-   WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND (a.attname = $2 OR a.attnum = ANY (i.indkey::int2[])) LIMIT 1) \
+  EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) \
 FROM pg_class c WHERE c.oid = to_regclass($1)";
 
 /// Triggers that act on applied rows as well.
@@ -148,7 +150,8 @@ async fn leaves(
         return Ok(());
     };
     kind(&row, table, found);
-    identity(&row, table, found);
+    identity(client, &row, table, found).await.about(&what)?;
+    order(client, table, found).await.about(&what)?;
     rights(&row, table, found);
     if !row.get::<_, bool>(10) {
         let column = identifier(&table.key_column);
@@ -162,13 +165,8 @@ async fn leaves(
             );
         }
     }
-    for row in client.query(ALWAYS, &[&name]).await.about(&what)? {
-        let trigger: String = row.get(0);
-        found.error(
-            format!("{trigger} acts on replicas as well: it would act on copied rows again"),
-            format!("ALTER TABLE {name} ENABLE TRIGGER {}", identifier(&trigger)),
-        );
-    }
+    acting(client, table, found).await?;
+    subscribed(client, table, found).await?;
     if table.group.is_some() {
         let rows = client.query(UNIQUE, &[&name, &table.key_column]).await;
         for row in rows.about(&what)? {
@@ -193,6 +191,43 @@ async fn leaves(
     let foreign = client.query(FOREIGN, &[&name]).await.about(&what)?;
     for row in &foreign {
         foreign_key(job, row, found);
+    }
+    Ok(())
+}
+
+/// What acts on rows that are copied and applied, whatever the session says that they are.
+async fn acting(
+    client: &Client,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), StepError> {
+    let name = table.sql();
+    let rows = client.query(ALWAYS, &[&name]).await;
+    for row in rows.about("looking for what acts on rows")? {
+        let trigger: String = row.get(0);
+        found.error(
+            format!("{trigger} acts on replicas as well: it would act on copied rows again"),
+            format!("ALTER TABLE {name} ENABLE TRIGGER {}", identifier(&trigger)),
+        );
+    }
+    Ok(())
+}
+
+/// Who writes to it as a replica, past every guard.
+async fn subscribed(
+    client: &Client,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), StepError> {
+    let subscriptions = watched::subscriptions(client, &[table.sql()]).await;
+    for subscription in subscriptions.about("looking for subscriptions")? {
+        found.error(
+            format!(
+                "subscription {} brings rows to it, and no guard refuses them: those of keys that another shard owns would be lost",
+                subscription.name
+            ),
+            subscription.remedy(),
+        );
     }
     Ok(())
 }
@@ -222,24 +257,54 @@ fn kind(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
             format!("ALTER TABLE … NO INHERIT …, or make {name} a partitioned table"),
         );
     }
+    logged(persistence, table, found);
+}
+
+/// A plan has a table's columns as the first shard has them that gives rows, and a stream of another is followed in that order
+/// alone: a column that stands elsewhere may be another one of that name, made since.
+async fn order(
+    client: &Client,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), tokio_postgres::Error> {
+    let here = planning::columns(client, &table.sql()).await?;
+    let here: Vec<&str> = here.iter().map(|(it, _)| it.name.as_str()).collect();
+    let planned: Vec<&str> = table.columns.iter().map(|it| it.name.as_str()).collect();
+    let (mut one, mut other) = (here.clone(), planned.clone());
+    one.sort_unstable();
+    other.sort_unstable();
+    if here != planned && one == other {
+        found.error(
+            "its columns stand in another order than on another shard that gives rows: its changes could not be followed",
+            format!("make it anew with its columns in this order: {}", planned.join(", ")),
+        );
+    }
+    Ok(())
+}
+
+fn logged(persistence: &str, table: &MovingTable, found: &mut Found<'_>) {
     if persistence == "u" {
         found.error(
             "it is unlogged: its changes cannot be followed",
-            format!("ALTER TABLE {name} SET LOGGED"),
+            format!("ALTER TABLE {} SET LOGGED", table.sql()),
         );
     }
 }
 
-fn identity(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
+async fn identity(
+    client: &Client,
+    row: &tokio_postgres::Row,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), tokio_postgres::Error> {
     let name = table.sql();
-    let column = &table.key_column;
     if row.get(12) {
         found.error(
             "its primary key is deferrable: its rows could not be updated any more once it is published",
             format!("make it anew without DEFERRABLE: ALTER TABLE {name} DROP CONSTRAINT …, ADD PRIMARY KEY (…)"),
         );
     }
-    if let Some(column) = row.get::<_, Option<String>>(13) {
+    if let Some(column) = row.get::<_, Option<String>>(2) {
         found.error(
             format!("{column} is generated, and changes do not tell it"),
             format!(
@@ -253,24 +318,14 @@ fn identity(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_
             "it has no primary key",
             format!("ALTER TABLE {name} ADD PRIMARY KEY (…)"),
         );
-    } else {
-        let in_key = table.group.is_none() || table.primary_key.contains(column);
-        let told = match row.get::<_, &str>(2) {
-            "f" => true,
-            "d" => in_key,
-            _ => false,
-        };
-        if !told {
-            found.error(
-                format!("what is deleted or updated does not tell its primary key and {column}"),
-                if in_key {
-                    format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT")
-                } else {
-                    format!("ALTER TABLE {name} REPLICA IDENTITY FULL")
-                },
-            );
-        }
     }
+    if row.get(12) || table.primary_key.is_empty() {
+        return Ok(());
+    }
+    for untold in watched::untold(client, &[table], 0).await? {
+        found.error(untold.what(), untold.remedy());
+    }
+    Ok(())
 }
 
 fn rights(row: &tokio_postgres::Row, table: &MovingTable, found: &mut Found<'_>) {
@@ -365,6 +420,35 @@ async fn any(
     }
 }
 
+/// What a table that is made as its source has it could not have there, as of a newer version.
+async fn made(
+    job: &Job,
+    client: &Client,
+    server: &Server,
+    table: &MovingTable,
+    found: &mut Found<'_>,
+) -> Result<(), StepError> {
+    let moves = job.given_to(&server.name);
+    let Some(from) = moves.first().map(|it| &it.from) else {
+        return Ok(());
+    };
+    let what = format!("looking at {} on shard {from}", table.plain());
+    let version = "SELECT current_setting('server_version_num')::int4";
+    let version = client.query_one(version, &[]).await.about(&what)?.get(0);
+    let source = connection(named(job, from)?).await?;
+    // What is wrong on the source too is told of it.
+    let known = watched::untold(&source, &[table], 0).await.about(&what)?;
+    let untold = watched::untold(&source, &[table], version).await;
+    let untold = untold.about(&what)?.into_iter();
+    for untold in untold.filter(|_| known.is_empty()) {
+        found.error(
+            format!("as on shard {from}: {}", untold.what()),
+            untold.remedy(),
+        );
+    }
+    Ok(())
+}
+
 /// What a destination has already.
 async fn comes(
     job: &Job,
@@ -377,11 +461,19 @@ async fn comes(
     let name = table.sql();
     let joins = job.plan.joins.contains(&server.name);
     let Some(here) = schema::shape(client, table).await? else {
-        if !joins {
-            found.error("it is not there", "make it as it is on the other shards");
+        if joins {
+            return made(job, client, server, table, found).await;
         }
+        found.error("it is not there", "make it as it is on the other shards");
         return Ok(());
     };
+    // Its changes are brought back once it serves.
+    let row = client.query_one(TABLE, &[&name, &table.key_column]).await;
+    let row = row.about(&what)?;
+    logged(row.get(1), table, found);
+    identity(client, &row, table, found).await.about(&what)?;
+    acting(client, table, found).await?;
+    subscribed(client, table, found).await?;
     let moves = job.given_to(&server.name);
     let condition = match &table.group {
         Some(_) if !joins => condition(job, table, &moves, &identifier(&table.key_column))?,
