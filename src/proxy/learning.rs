@@ -302,12 +302,10 @@ impl Database {
             return Swapped::No;
         }
         let doubled = |of: &Snapshot| {
-            of.groups
-                .iter()
-                .map(|it| it.doubled.clone())
-                .collect::<Vec<_>>()
+            let groups = of.groups.iter().map(|it| it.doubled.clone());
+            groups.collect::<Vec<_>>()
         };
-        if doubled(&new) != doubled(&old) {
+        if doubled(&new) != doubled(&old) || new.members != old.members {
             new.era = self.gate.begins_era();
         }
         new.schema = old.schema + 1;
