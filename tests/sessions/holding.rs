@@ -730,6 +730,40 @@ fn a_portal_of_before_is_waited_for_whatever_is_bound_behind_it() {
 }
 
 #[test]
+fn transactions_that_a_reload_left_behind_know_what_is_on_two_shards() {
+    const OWN: &str = "control = { user = \"postgres\" }";
+    const OTHER: &str = "control = { user = \"hold_reload\" }";
+    let three = three("hold_reload");
+    let (mut held, engine) = (Held::of(three), Engine::of(three));
+    held.home("create role hold_reload superuser login");
+    held.stand.proxy.reload(OWN, OTHER);
+    let mut left = held.stand.proxy.client();
+    let mut counted = vec![];
+    until("the database is looked at again", || {
+        answers(&mut left, "begin");
+        answers(&mut left, "select n from t where id = 101");
+        counted = left.ask(&query("select count(*) from t"));
+        left.ask(&query("rollback"));
+        counted.contains(&"D 22".to_owned())
+    });
+    answers(&mut left, "begin");
+    answers(&mut left, "select n from t where id = 101");
+    held.stand.proxy.reload(OTHER, OWN);
+    // It hears of nothing by itself from now on.
+    held.home("alter role hold_reload nologin");
+    held.home(
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'hold_reload'",
+    );
+    held.announce(&engine);
+    held.known(2);
+    held.add_copies();
+    let found = left.ask(&query("select count(*) from t"));
+    assert!(found.contains(&"D 22".to_owned()), "{found:?}");
+    answers(&mut left, "rollback");
+    assert_eq!(left.value("select count(*) from t"), "22");
+}
+
+#[test]
 fn tables_that_move_keep_their_schema() {
     let name = "hold_schema";
     let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
