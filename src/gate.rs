@@ -65,7 +65,8 @@ pub struct Gate {
 struct Slot {
     /// [`IDLE`], [`UNNOTED`], or the generation since which what it touches is noted, plus [`NOTED`].
     since: AtomicU64,
-    /// The era by whose knowledge of what is on two shards its statement was planned, plus one; 0: none is under way.
+    /// The first era by whose knowledge of what is on two shards any of its statements was planned, plus one; 0: none is
+    /// under way.
     planned: AtomicU64,
     touched: Mutex<Touched>,
 }
@@ -118,7 +119,14 @@ impl Ticket {
         if first {
             self.slot.since.store(UNNOTED, Ordering::SeqCst);
         }
-        self.slot.planned.store(planned + 1, Ordering::SeqCst);
+        // What is left of a statement before it keeps its era.
+        let left = self.slot.planned.load(Ordering::Relaxed);
+        let least = if left == 0 {
+            planned + 1
+        } else {
+            left.min(planned + 1)
+        };
+        self.slot.planned.store(least, Ordering::SeqCst);
         // Either it sees a new era, or whoever has begun one sees it.
         fence(Ordering::SeqCst);
         if newest() > planned {

@@ -377,6 +377,13 @@ impl Snapshot {
         members.filter(|shard| owning.contains(*shard)).collect()
     }
 
+    /// Whether a shard is about to serve no more: rows move, and it owns none.
+    #[must_use]
+    pub fn is_leaving(&self, shard: ShardId) -> bool {
+        let moves = self.groups.iter().any(|group| !group.doubled.is_empty());
+        moves && !self.answering().contains(shard)
+    }
+
     /// The shard with this name.
     #[must_use]
     pub fn shard_named(&self, name: &str) -> Option<ShardId> {

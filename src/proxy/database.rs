@@ -37,7 +37,7 @@ use crate::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicBool},
 };
 use tokio::runtime::Handle;
 
@@ -67,6 +67,8 @@ pub struct Database {
     pub(super) reports: Reports,
     pub(super) contexts: Common<Context>,
     pub(super) defaults: Common<Defaults>,
+    /// Those whose place it has taken: their sessions stay there until their transactions end.
+    replaced: Mutex<Vec<Weak<Self>>>,
     parts: Parts,
 }
 
@@ -148,6 +150,7 @@ impl Database {
             reports: Reports::default(),
             contexts: Common::default(),
             defaults: Common::default(),
+            replaced: Mutex::default(),
             parts,
         })
     }
@@ -155,6 +158,17 @@ impl Database {
     /// The monotonic now.
     pub(super) fn now(&self) -> Instant {
         self.parts.clock.now()
+    }
+
+    /// Those whose place it has taken and that somebody uses still.
+    pub(super) fn replaced_and_in_use(&self) -> Vec<Arc<Self>> {
+        let mut replaced = self.locked_replaced();
+        replaced.retain(|older| older.strong_count() > 0);
+        replaced.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn locked_replaced(&self) -> MutexGuard<'_, Vec<Weak<Self>>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of a shard.

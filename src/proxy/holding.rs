@@ -57,6 +57,15 @@ enum Stands {
     Cancelled,
 }
 
+/// Which keys have another owner now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    /// Some that the transaction has touched.
+    Touched,
+    /// Some that a statement asks for: it goes on unless it has a snapshot of before.
+    AskedFor,
+}
+
 /// What a shard is asked before a change that it may have to be spared; it answers `t` then.
 pub(super) struct Asks {
     pub(super) question: String,
@@ -323,16 +332,22 @@ impl Session {
         if self.is_outdated() {
             match &self.ticket {
                 Some(ticket) if came == Came::First => ticket.ends(),
-                Some(ticket) => ticket.rests(),
-                None => {}
+                // What stands before it in its batch was planned as it was.
+                Some(_) if self.pipeline.is_empty() => self.rests_at_gate(),
+                Some(_) | None => {}
             }
             self.refresh();
             return Ok(Passed::Anew);
         }
         if came == Came::Again
-            && let Some(group) = self.moved_meanwhile(asked)
+            && let Some((group, which)) = self.moved_meanwhile(asked)
+            && (which == Moved::Touched || self.has_one_snapshot().await?)
         {
             return Err(reply::keys_moved(&group).into());
+        }
+        if self.skip {
+            // What stood before it has failed.
+            return Ok(Passed::Now);
         }
         // Before the question, so that no change after it is missed.
         let changes = self.database.gate.changes();
@@ -395,9 +410,7 @@ impl Session {
                 return Ok(Passed::Now);
             }
         }
-        if let Some(ticket) = &self.ticket {
-            ticket.rests();
-        }
+        self.rests_at_gate();
         let begun = self.shared.clock.now();
         self.info.set_held(begun);
         self.cancel.wait_begins();
@@ -526,9 +539,9 @@ impl Session {
         }
     }
 
-    /// A group of which keys have another owner than when the transaction touched them, or took the one snapshot that it
-    /// promises.
-    fn moved_meanwhile(&self, asked: &Touched) -> Option<String> {
+    /// A group of which keys have another owner than when the transaction came to the gate: such that it has touched, or
+    /// is about to.
+    fn moved_meanwhile(&self, asked: &Touched) -> Option<(String, Moved)> {
         let began = self.began_on.as_ref()?;
         if Arc::ptr_eq(began, &self.snapshot) {
             return None;
@@ -538,19 +551,46 @@ impl Session {
             Some(before) => before.of(group),
             None => Some(&Touch::Any),
         };
-        let one_snapshot = self.several.promises_one_snapshot() || self.has_snapshots();
-        let moved = self.snapshot.groups.iter().find(|now| {
-            let Some(then) = group_named(began, &now.name) else {
-                return false;
+        let mut asked_for = None;
+        for now in &self.snapshot.groups {
+            let (Some(then), Some(wanted)) = (group_named(began, &now.name), asked.of(&now.name))
+            else {
+                continue;
             };
-            let Some(wanted) = asked.of(&now.name) else {
-                return false;
-            };
-            (then.map != now.map || then.pins != now.pins)
-                && (touched(&now.name).is_some_and(|touch| has_moved(touch, then, now))
-                    || (one_snapshot && has_moved(wanted, then, now)))
-        });
-        moved.map(|group| group.name.clone())
+            if then.map == now.map && then.pins == now.pins {
+                continue;
+            }
+            if touched(&now.name).is_some_and(|touch| has_moved(touch, then, now)) {
+                return Some((now.name.clone(), Moved::Touched));
+            }
+            if has_moved(wanted, then, now) {
+                asked_for = Some((now.name.clone(), Moved::AskedFor));
+            }
+        }
+        asked_for
+    }
+
+    /// Whether all statements of the transaction under way read what was committed when it began. However it was begun,
+    /// and whatever has set it, its server knows, which is asked only when keys have moved meanwhile.
+    async fn has_one_snapshot(&mut self) -> Result<bool, Stop> {
+        if self.deferred.is_some() {
+            // It has none yet.
+            return Ok(false);
+        }
+        self.settle().await?;
+        match self.link.as_ref().map(|link| link.status) {
+            _ if self.skip => Ok(false),
+            Some(Status::Failed) => Ok(false),
+            Some(Status::Transaction) => {
+                let level = self.ask(b"SHOW transaction_isolation").await??;
+                let each = ["read committed", "read uncommitted"];
+                Ok(!level.is_some_and(|level| each.contains(&level.as_str())))
+            }
+            // A question in between would end what is a transaction only until Sync.
+            Some(Status::Idle) | None => {
+                Ok(self.parameters.in_transaction() || !self.begins_read_committed())
+            }
+        }
     }
 }
 

@@ -203,9 +203,23 @@ impl Database {
         self.gate.watch(moving.map(|group| group.name.as_str()));
     }
 
-    /// Asks for the map; whether it was taken over, and every statement under way is planned by what it says of two shards.
+    /// Asks for the map; whether it was taken over, and every statement under way is planned by what it says of two shards
+    /// and of who serves.
     pub(super) async fn knows_what_moves(&self) -> bool {
-        self.renew_map().await && self.is_planned_by_all().await
+        if !self.renew_map().await {
+            return false;
+        }
+        for older in self.replaced_and_in_use() {
+            if self.has_home_of(&older) || older.renew_own_map().await {
+                continue;
+            }
+            if !older.coordinator.is_silent(self.now()) && older.map_epoch() != 0 {
+                return false;
+            }
+            // It relies on nothing: what moves is refused there.
+            self.watch_moving();
+        }
+        self.is_planned_by_all().await
     }
 
     /// Waits for a moment until no statement is under way that was planned before this proxy knew what is on two shards now:
@@ -240,8 +254,20 @@ impl Database {
         }
     }
 
-    /// Asks for the map again and takes it over: others have changed it. Whether the home shard has answered.
+    /// Asks for the map again and takes it over: others have changed it. Whether the home shard has answered. Transactions
+    /// that a reload has left behind go on by it too, whether or not they could ask.
     pub async fn renew_map(&self) -> bool {
+        let renewed = self.renew_own_map().await;
+        let behind =
+            |older: &&Arc<Self>| self.has_home_of(older) && older.map_epoch() < self.map_epoch();
+        for older in self.replaced_and_in_use().iter().filter(behind) {
+            older.coordinator.inherit_map(&self.coordinator);
+            older.take_over_map();
+        }
+        renewed
+    }
+
+    async fn renew_own_map(&self) -> bool {
         let renewed = self.coordinator.renew_map().await;
         self.take_over_map();
         if let Err(problem) = &renewed {
@@ -266,19 +292,26 @@ impl Database {
         }
     }
 
-    /// Takes over what its predecessor knew of the map: it is asked for again at once, and nobody waits for that.
-    pub fn inherit_map(&self, older: &Self) {
-        let home = |of: &Self| {
-            let home = of.settings.snapshot.home;
-            of.settings
-                .shards
-                .get(home.index())
-                .map(|shard| shard.primary.clone())
-        };
-        if home(self) == home(older) {
+    /// Takes the place of another, whose transactions end there: what that knew of the map is taken over, it is asked for
+    /// again at once, and nobody waits for that.
+    pub fn succeeds(&self, older: &Arc<Self>) {
+        let mut replaced = older.replaced_and_in_use();
+        replaced.push(Arc::clone(older));
+        let replaced = replaced.iter().map(Arc::downgrade).collect();
+        *self.locked_replaced() = replaced;
+        if self.has_home_of(older) {
             self.coordinator.inherit_map(&older.coordinator);
             self.take_over_map();
         }
+    }
+
+    fn has_home_of(&self, other: &Self) -> bool {
+        let home = |of: &Self| {
+            let home = of.settings.snapshot.home;
+            let home = of.settings.shards.get(home.index());
+            home.map(|shard| shard.primary.clone())
+        };
+        home(self) == home(other)
     }
 
     /// Takes over who owns which keys, as far as it is known.
@@ -301,12 +334,10 @@ impl Database {
             return Swapped::No;
         }
         let doubled = |of: &Snapshot| {
-            of.groups
-                .iter()
-                .map(|it| it.doubled.clone())
-                .collect::<Vec<_>>()
+            let groups = of.groups.iter().map(|it| it.doubled.clone());
+            groups.collect::<Vec<_>>()
         };
-        if doubled(&new) != doubled(&old) {
+        if doubled(&new) != doubled(&old) || new.members != old.members {
             new.era = self.gate.begins_era();
         }
         new.schema = old.schema + 1;

@@ -175,11 +175,6 @@ impl Course {
         self.one_snapshot = true;
     }
 
-    /// Whether the transaction stays on its shard because it promises one snapshot.
-    pub(super) fn promises_one_snapshot(&self) -> bool {
-        self.one_snapshot
-    }
-
     /// What the next transaction is told when this one ends AND CHAIN.
     pub(super) fn chain(&self, chain: bool) -> Option<Deferred> {
         self.begun.as_ref().filter(|_| chain).map(Deferred::chain)

@@ -327,7 +327,7 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
         Box::pin(steps::finish::run(job)).await?;
         let left = self.leave(job).await?;
         // Whoever has a snapshot of before reads by what is said now.
-        Box::pin(steps::finish::unseen(job)).await?;
+        Box::pin(steps::readers::unseen(job)).await?;
         self.all_know(job, &[]).await?;
         for shard in &left {
             Box::pin(steps::finish::empty(job, shard)).await?;
@@ -352,13 +352,29 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
                 leaving.push(source.clone());
             }
         }
-        let left = self.registry.leave_map(&job.id, &leaving, job.token).await;
-        left.map_err(|error| of_map(WHAT, error))?;
+        self.leave_map(job, &leaving, WHAT).await?;
         // What the map says counts.
         let now = self.registry.read_map().await;
         let members = now.map_err(|error| of_map(WHAT, error))?.content.members;
         leaving.retain(|shard| !members.contains(shard));
         Ok(leaving)
+    }
+
+    /// These serve no more, unless they own keys: once nobody reads there any more what others write without them then.
+    async fn leave_map(&self, job: &Job, leaving: &[String], what: &str) -> Result<(), StepError> {
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map(what, error))?.content;
+        let owners = now.owners.shards();
+        // One that is gone for good has no readers.
+        let there = |shard: &String| job.servers.contains_key(shard);
+        let serving = |shard: &&String| {
+            now.members.contains(*shard) && !owners.contains(*shard) && there(shard)
+        };
+        let serving: Vec<String> = leaving.iter().filter(serving).cloned().collect();
+        Box::pin(steps::readers::unread(job, &serving)).await?;
+        let left = self.registry.leave_map(&job.id, leaving, job.token).await;
+        left.map_err(|error| of_map(what, error))?;
+        Ok(())
     }
 
     async fn abort(&self, job: &Job) -> Result<(), StepError> {
@@ -369,15 +385,15 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
             .into_iter()
             .filter(|it| it.workflow == job.id)
             .collect();
-        // After a rollback a shard that had joined serves reference tables, which are about to go.
+        // After a rollback a shard that had joined serves reference tables, which are about to go. Nobody begins to read
+        // there who knows of the rollback.
+        self.all_know(job, &doubled).await?;
         steps::activate::open_reference(job).await?;
-        let leaving = &job.plan.joins;
-        let left = self.registry.leave_map(&job.id, leaving, job.token).await;
-        left.map_err(|error| of_map("giving it up", error))?;
+        self.leave_map(job, &job.plan.joins, "giving it up").await?;
         // Nobody writes by an older map when the guards go.
         self.all_know(job, &doubled).await?;
         Box::pin(steps::abort::run(job)).await?;
-        Box::pin(steps::finish::unseen(job)).await?;
+        Box::pin(steps::readers::unseen(job)).await?;
         self.all_know(job, &[]).await?;
         self.forget_hold(job).await
     }

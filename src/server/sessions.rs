@@ -323,7 +323,7 @@ fn databases(
             let gate = gate.unwrap_or_default();
             let made = Database::new(Arc::clone(wanted), plans, gate, parts.clone());
             if let Some(older) = old.get(&name) {
-                made.inherit_map(older);
+                made.succeeds(older);
             }
             made
         };

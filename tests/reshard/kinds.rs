@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use tokio_postgres::Client;
 
 /// On a busy machine a transaction takes longer than a lock is waited for by default. Small tables have several chunks too.
 const KNOBS: [&str; 8] = [
@@ -248,6 +249,105 @@ fn a_database_without_shards_is_spread_over_three() {
         assert_eq!(kept.unwrap(), [format!("{0},{0}", audits.len())]);
         let rich = rows(&client, "select count(*) from rich").await.unwrap();
         assert_ne!(rich, ["0"]);
+    });
+}
+
+/// Two shards that have all tables, of which some own keys.
+fn of_two(owners: &str) -> Stage {
+    let more = format!("method = \"hash\"\nbuckets = 16\nshards = [{owners}]");
+    open(Keys::Bigint, 2, 2, &more)
+}
+
+/// A proxy, and rows.
+async fn filled(stage: &Stage) -> Proxy {
+    let proxy = stage.proxy(0);
+    stage.ready(&proxy).await;
+    let client = open_session(&to(&proxy)).await.unwrap();
+    fill(Keys::Bigint, &client).await;
+    client
+        .batch_execute("insert into region values (1), (2)")
+        .await
+        .unwrap();
+    proxy
+}
+
+/// A transaction that reads on a shard what every shard has, and stays there, as it was not begun by itself.
+async fn reader(stage: &Stage, proxy: &Proxy, shard: usize) -> Client {
+    let port = stage.ports()[shard].to_string();
+    for _ in 0..20 {
+        let client = open_session(&to(proxy)).await.unwrap();
+        let begins = "begin; select n from region";
+        client.batch_execute(begins).await.unwrap();
+        if rows(&client, "show port").await.unwrap() == [port.clone()] {
+            return client;
+        }
+    }
+    panic!("nobody reads on s{shard}");
+}
+
+/// Waits until it is looked who is in a transaction on a shard.
+async fn is_looked_at(stage: &Stage, shard: usize) {
+    const LOOKED: &str =
+        "select count(*) from pg_stat_activity where query like 'SELECT l.virtualxid, l.pid%'";
+    let session = stage.session(shard).await;
+    while rows(&session, LOOKED).await.unwrap() == ["0"] {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn nobody_reads_on_a_shard_that_leaves_what_is_written_without_it() {
+    let stage = of_two("\"s0\", \"s1\"");
+    block_on(async {
+        let proxy = filled(&stage).await;
+        let wish = ["--group", "g", "--to", "s0"];
+        stage
+            .must(&[&["start"], &wish[..], &KNOBS[..]].concat())
+            .await;
+        stage.until("ready").await;
+        let reader = reader(&stage, &proxy, 1).await;
+        stage.must(&["cutover"]).await;
+        stage.until("reverse").await;
+        stage.must(&["finish"]).await;
+        is_looked_at(&stage, 1).await;
+        let other = open_session(&to(&proxy)).await.unwrap();
+        let write = "insert into region values (3)";
+        other.batch_execute(write).await.unwrap();
+        let found = rows(&reader, "select count(*) from region").await;
+        assert_eq!(found.unwrap(), ["3"]);
+        reader.batch_execute("commit").await.unwrap();
+        stage.until("done").await;
+        assert_eq!(map(&stage).await.members, names(&["s0"]));
+        let left = stage.session(1).await;
+        let left = rows(&left, "select count(*) from region").await;
+        assert_eq!(left.unwrap(), ["0"]);
+    });
+}
+
+#[test]
+fn nobody_reads_on_a_shard_that_leaves_again_what_has_gone_there() {
+    let stage = of_two("\"s0\"");
+    block_on(async {
+        let proxy = filled(&stage).await;
+        let wish = ["--group", "g", "--to", "s0,s1"];
+        stage
+            .must(&[&["start"], &wish[..], &KNOBS[..]].concat())
+            .await;
+        stage.until("ready").await;
+        stage.must(&["cutover"]).await;
+        stage.until("reverse").await;
+        let reader = reader(&stage, &proxy, 1).await;
+        stage.must(&["rollback"]).await;
+        stage.until("reverse").await;
+        stage.must(&["abort"]).await;
+        is_looked_at(&stage, 1).await;
+        let found = rows(&reader, "select count(*) from region").await;
+        assert_eq!(found.unwrap(), ["2"]);
+        reader.batch_execute("commit").await.unwrap();
+        stage.until("aborted").await;
+        let left = stage.session(1).await;
+        let left = rows(&left, "select count(*) from region").await;
+        assert_eq!(left.unwrap(), ["0"]);
     });
 }
 

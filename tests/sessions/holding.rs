@@ -164,6 +164,22 @@ impl Held {
         });
     }
 
+    /// All but one proxy take the map over, and that one does not while it lives.
+    fn is_awaited(&mut self) {
+        const LATE: &str =
+            "select count(*) from shardway.proxy where epoch < (select epoch from shardway.epoch)";
+        const BEAT: &str = "select max(heartbeat)::text from shardway.proxy where epoch < (select epoch from shardway.epoch)";
+        let home = &mut self.stand.shards[0];
+        until("the other proxy knows of it", || home.value(LATE) == "1");
+        for _ in 0..2 {
+            let before = home.value(BEAT);
+            until("the proxy lives", || {
+                home.value(BEAT) != before || home.value(LATE) == "0"
+            });
+        }
+        assert_eq!(home.value(LATE), "1", "rows are copied now");
+    }
+
     /// Gives the keys to the second shard.
     pub(crate) fn flip(engine: &Engine, attempt: i32) {
         let now = engine.map();
@@ -592,6 +608,90 @@ fn what_has_moved_is_answered_by_its_new_owner() {
     assert!(found[0].contains("40001"), "{found:?}");
 }
 
+/// A client of the first proxy whose statements that any shard answers go to the second.
+fn at_second(held: &Held) -> Client {
+    let mut clients = (0..30).map(|_| held.stand.proxy.client());
+    let found = clients.find_map(|mut client| {
+        let name = client.value("select current_catalog");
+        name.ends_with("_1").then_some(client)
+    });
+    found.expect("any shard answers for some")
+}
+
+#[test]
+fn one_snapshot_is_of_before_a_flip_however_it_was_promised() {
+    const BEFORE: &str = "40001";
+    const NOW: &str = "D 100";
+    const READS: &str = "select * from u where id = 101";
+    const DEFAULT: &str = "set default_transaction_isolation = 'repeatable read'";
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["begin isolation level repeatable read; select * from u where id = 101"],
+            BEFORE,
+        ),
+        (
+            &[
+                "begin; set transaction isolation level repeatable read; set local work_mem = '1MB'",
+                READS,
+            ],
+            BEFORE,
+        ),
+        (
+            &[
+                "begin; set local work_mem = '1MB'",
+                "set transaction isolation level serializable",
+                READS,
+            ],
+            BEFORE,
+        ),
+        (
+            &[
+                "begin isolation level repeatable read",
+                READS,
+                "commit and chain",
+                READS,
+            ],
+            BEFORE,
+        ),
+        (&[DEFAULT, "begin", READS], BEFORE),
+        (&[DEFAULT, "begin; select * from u where id = 101"], BEFORE),
+        (
+            &[DEFAULT, "begin isolation level read committed", READS],
+            NOW,
+        ),
+        (&["begin; select * from u where id = 101"], NOW),
+        (&["begin; set local work_mem = '1MB'", READS], NOW),
+        (&["begin", READS], NOW),
+    ];
+    // Where a view is on one shard, that answers for all.
+    let (tables, _view) = DDL.split_once("; create view").unwrap();
+    let three = Three {
+        ddl: tables,
+        pool: "size = 24",
+        ..three("hold_snapshots")
+    };
+    let (mut held, engine) = (Held::of(three), Engine::of(three));
+    held.double(&engine);
+    held.known(2);
+    let mut clients = Vec::new();
+    for (texts, told) in cases {
+        let mut client = at_second(&held);
+        texts.iter().for_each(|text| answers(&mut client, text));
+        clients.push((client, texts, told));
+    }
+    held.hold(1, 60);
+    held.drained(1, 2);
+    Held::flip(&engine, 1);
+    held.known(2);
+    for (mut client, texts, told) in clients {
+        let found = client.ask(&query("select n from t where id = 3"));
+        assert!(
+            found.iter().any(|line| line.contains(told)),
+            "{texts:?}: {found:?}"
+        );
+    }
+}
+
 #[test]
 fn rows_are_not_on_two_shards_before_statements_have_ended_that_do_not_know_of_it() {
     let three = Three {
@@ -611,21 +711,85 @@ fn rows_are_not_on_two_shards_before_statements_have_ended_that_do_not_know_of_i
         rows.iter().any(|row| row.contains("|waiting|"))
     });
     held.announce(&engine);
-    let late =
-        "select count(*) from shardway.proxy where epoch < (select epoch from shardway.epoch)";
-    let home = &mut held.stand.shards[0];
-    until("the other proxy knows of it", || home.value(late) == "1");
-    for _ in 0..2 {
-        let beat = "select max(heartbeat)::text from shardway.proxy where epoch < (select epoch from shardway.epoch)";
-        let before = home.value(beat);
-        until("the proxy lives", || home.value(beat) != before);
-    }
-    assert_eq!(home.value(late), "1", "rows are copied now");
+    held.is_awaited();
     answers(&mut holder, "commit");
     assert!(counting.answers(1).contains(&"D 22".to_owned()));
     held.known(2);
     held.add_copies();
     assert_eq!(held.stand.sharded.value("select count(*) from t"), "22");
+}
+
+#[test]
+fn a_portal_of_before_is_waited_for_whatever_is_bound_behind_it() {
+    let three = Three {
+        pool: "size = 1",
+        ..three("hold_portal")
+    };
+    let (mut held, engine) = (Held::of(three), Engine::of(three));
+    let mut client = held.stand.proxy.client();
+    answers(&mut client, "begin");
+    client.send(
+        &batch()
+            .parse("all", "select id from t")
+            .bind("all", "all", &[])
+            .flush()
+            .0,
+    );
+    client.until("2");
+    held.announce(&engine);
+    held.is_awaited();
+    client.send(
+        &batch()
+            .parse("one", "select n from t where id = 101")
+            .bind("one", "one", &[])
+            .execute("one", 0)
+            .flush()
+            .0,
+    );
+    client.until("C");
+    held.is_awaited();
+    client.send(&batch().execute("all", 0).sync().0);
+    let found = client.answers(1);
+    let rows = found.iter().filter(|line| line.starts_with('D')).count();
+    assert_eq!(rows, 22, "{found:?}");
+    answers(&mut client, "commit");
+    held.known(2);
+    held.add_copies();
+    assert_eq!(held.stand.sharded.value("select count(*) from t"), "22");
+}
+
+#[test]
+fn transactions_that_a_reload_left_behind_know_what_is_on_two_shards() {
+    const OWN: &str = "control = { user = \"postgres\" }";
+    const OTHER: &str = "control = { user = \"hold_reload\" }";
+    let three = three("hold_reload");
+    let (mut held, engine) = (Held::of(three), Engine::of(three));
+    held.home("create role hold_reload superuser login");
+    held.stand.proxy.reload(OWN, OTHER);
+    let mut left = held.stand.proxy.client();
+    let mut counted = vec![];
+    until("the database is looked at again", || {
+        answers(&mut left, "begin");
+        answers(&mut left, "select n from t where id = 101");
+        counted = left.ask(&query("select count(*) from t"));
+        left.ask(&query("rollback"));
+        counted.contains(&"D 22".to_owned())
+    });
+    answers(&mut left, "begin");
+    answers(&mut left, "select n from t where id = 101");
+    held.stand.proxy.reload(OTHER, OWN);
+    // It hears of nothing by itself from now on.
+    held.home("alter role hold_reload nologin");
+    held.home(
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'hold_reload'",
+    );
+    held.announce(&engine);
+    held.known(2);
+    held.add_copies();
+    let found = left.ask(&query("select count(*) from t"));
+    assert!(found.contains(&"D 22".to_owned()), "{found:?}");
+    answers(&mut left, "rollback");
+    assert_eq!(left.value("select count(*) from t"), "22");
 }
 
 #[test]

@@ -278,8 +278,9 @@ impl Session {
     ) -> Result<Option<String>, Stop> {
         let here = self.link.as_ref().filter(|link| link.named);
         let told = here.map(|link| link.shard).or_else(|| self.several.named());
-        let first = shares.shards.first().map(|(shard, _)| *shard);
-        if let Some(shard) = told.or(first) {
+        let shards = || shares.shards.iter().map(|(shard, _)| *shard);
+        let stays = shards().find(|shard| !self.snapshot.is_leaving(*shard));
+        if let Some(shard) = told.or(stays).or_else(|| shards().next()) {
             let hold = Hold::Bound;
             self.reach(Place { shard, hold }).await?;
         }

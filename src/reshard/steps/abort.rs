@@ -7,7 +7,7 @@
 use super::{
     activate::latest_anywhere,
     asking::{About as _, connection, home, named},
-    condition, guard,
+    condition, guard, readers,
     ready::slot_error,
     records::{Kind, Note, claim, claim_all, gone, noted, taking_part},
     rows, schema,
@@ -141,6 +141,10 @@ async fn delete(job: &Job, server: &Server) -> Result<(), StepError> {
         }
     }
     if job.plan.joins.contains(&server.name) {
+        if latest_anywhere(job).await?.is_some() {
+            // It has served: who has written there may not have committed yet.
+            readers::unread(job, std::slice::from_ref(&server.name)).await?;
+        }
         for table in &job.plan.reference {
             rows::delete(&client, job, table, "true").await?;
         }

@@ -22,7 +22,7 @@ use crate::{
     wire::replication::Lsn,
 };
 use deadpool_postgres::Client;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 use tokio_postgres::types::Type;
 
 const ACTIVATE: &str = "\
@@ -269,7 +269,12 @@ pub(super) async fn latest_anywhere(job: &Job) -> Result<Option<Latest>, StepErr
 /// # Errors
 /// [`StepError::Replaced`]: they do, and whoever takes the run over learns it from them.
 pub(super) async fn unless_owners(job: &Job) -> Result<(), StepError> {
-    match latest_anywhere(job).await? {
+    // Whatever has become of the servers since the last time.
+    let asked = Job {
+        lines: Arc::default(),
+        ..job.clone()
+    };
+    match latest_anywhere(&asked).await? {
         Some(last) if last.direction == job.direction => Err(StepError::Replaced),
         Some(_) | None => Ok(()),
     }

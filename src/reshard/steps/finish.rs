@@ -8,12 +8,11 @@ use super::{
     abort::{forget, forget_records, remove},
     activate::{latest, latest_anywhere},
     asking::{About as _, connection, named},
-    condition, partitions,
-    records::{Kind, claim, claim_all, gone, noted, taking_part},
+    condition, partitions, readers,
+    records::{Kind, claim, claim_all, gone, noted},
     rows, watched,
 };
 use crate::{
-    clock::Duration,
     failpoint,
     reshard::{
         job::{Direction, Job, StepError},
@@ -21,8 +20,6 @@ use crate::{
         servers::Server,
     },
 };
-use deadpool_postgres::Client;
-use std::collections::BTreeSet;
 
 /// Deletes what the shards that gave rows still have of them, and all that was made for the run. Forward, whatever the
 /// job's direction is.
@@ -65,15 +62,6 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
     forget(job, &notes).await
 }
 
-/// Who is in a transaction on this database now, or in a statement: everybody may see their numbers.
-const UNDER_WAY: &str = "\
-SELECT l.virtualxid, l.pid::int4 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
-WHERE l.locktype = 'virtualxid' AND l.granted AND l.pid <> pg_backend_pid() \
-  AND a.backend_type = 'client backend' AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database())";
-/// How often it is looked for whether they have ended, and for how long at a time.
-const LOOK: Duration = Duration::from_millis(100);
-const LOOKS: u32 = 100;
-
 /// Takes reference tables from a shard that serves no more, as every proxy knows: their rows would be in the way when it
 /// joins again. Their tables stay.
 ///
@@ -83,56 +71,12 @@ pub async fn empty(job: &Job, shard: &str) -> Result<(), StepError> {
     let server = named(job, shard)?;
     let client = connection(server).await?;
     let what = format!("taking reference tables from shard {shard}");
-    until_gone(&client, what, "while it served").await?;
+    readers::until_gone(&client, what, "while it served").await?;
     claim(&client, job).await?;
     for table in &job.plan.left {
         rows::delete(&client, job, table, "true").await?;
     }
     forget_records(job, server).await
-}
-
-/// Waits until everybody is gone who may still see rows that a shard does not own, or see a new owner as it was before rows
-/// came: a snapshot that is older than their deletion, or than the last change of owners.
-///
-/// # Errors
-/// [`StepError::Again`] as well: somebody is there.
-pub async fn unseen(job: &Job) -> Result<(), StepError> {
-    for server in taking_part(job) {
-        let client = connection(&server).await?;
-        let what = format!(
-            "waiting until nobody on shard {} may see rows as they were",
-            server.name
-        );
-        until_gone(&client, what, "before").await?;
-    }
-    Ok(())
-}
-
-/// Waits until the transactions that are under way have ended: they may read there still.
-async fn until_gone(client: &Client, what: String, when: &str) -> Result<(), StepError> {
-    let mut before: Option<BTreeSet<(String, i32)>> = None;
-    for _look in 0..LOOKS {
-        let rows = client.query(UNDER_WAY, &[]).await.about(&what)?;
-        let now: BTreeSet<_> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let left = match before {
-            None => now,
-            Some(before) => before.intersection(&now).cloned().collect(),
-        };
-        if left.is_empty() {
-            return Ok(());
-        }
-        before = Some(left);
-        tokio::time::sleep(LOOK).await;
-    }
-    let left = before.unwrap_or_default().into_iter();
-    let left: Vec<String> = left.map(|(_, process)| process.to_string()).collect();
-    Err(StepError::Again {
-        what,
-        problem: format!(
-            "processes {} are in transactions that began {when}: it goes on when they have ended",
-            left.join(", ")
-        ),
-    })
 }
 
 /// Whether a shard has tables that were made to live there alone.

@@ -17,6 +17,7 @@
 //! | [`activate`] | after the commit | of the cutover that was committed |
 //! | [`reverse`] | when every proxy has the new map | of the next cutover, the other way |
 //! | [`finish`] | while the new owners serve | any |
+//! | [`readers::unread`], [`readers::unseen`] | before shards leave the map; before rows of before are forgotten | any |
 //! | [`finish::empty`] | when shards have left the map | any |
 //! | [`abort`] | while the old owners serve | any |
 
@@ -34,6 +35,7 @@ mod lost;
 pub mod partitions;
 pub mod preflight;
 pub mod prepare;
+pub mod readers;
 pub mod ready;
 pub mod records;
 pub mod rehearse;
