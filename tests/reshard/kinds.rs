@@ -2,7 +2,7 @@
 
 use crate::{
     emptying::{self, Emptier},
-    harness::{Proxy, block_on, open_session},
+    harness::{PATIENCE, Proxy, block_on, open_session},
     ledger::{Clients, Keys, TENANTS, Told, fill, map, rows},
     stage::{Setting, Stage, to},
 };
@@ -289,8 +289,10 @@ async fn reader(stage: &Stage, proxy: &Proxy, shard: usize) -> Client {
 async fn is_looked_at(stage: &Stage, shard: usize) {
     const LOOKED: &str =
         "select count(*) from pg_stat_activity where query like 'SELECT l.virtualxid, l.pid%'";
-    let session = stage.session(shard).await;
+    let (session, begun) = (stage.session(shard).await, std::time::Instant::now());
     while rows(&session, LOOKED).await.unwrap() == ["0"] {
+        let stands = stage.stands().await;
+        assert!(begun.elapsed() < PATIENCE, "nobody looks: {stands:#}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

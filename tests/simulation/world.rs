@@ -96,6 +96,15 @@ pub(crate) struct Writer {
     pub(crate) holding: Option<i32>,
 }
 
+/// What the home shard's standby has got of it.
+#[derive(Clone, Debug)]
+struct Standby {
+    record: Record,
+    version: i64,
+    hold: Option<(i32, Held)>,
+    flips: i32,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) sabotage: Sabotage,
@@ -113,8 +122,7 @@ pub(crate) struct World {
     pub(crate) writers: Vec<Writer>,
     /// By key: the last write that was acknowledged.
     pub(crate) written: Vec<u64>,
-    /// What the home shard's standby has got of it.
-    standby: Option<(Record, i64, Option<(i32, Held)>, i32)>,
+    standby: Option<Standby>,
     /// Whether it has ever taken over.
     pub(crate) forgot: bool,
 }
@@ -451,13 +459,18 @@ impl World {
 
     /// The home shard's standby gets all that there is.
     pub(crate) fn replicate(&mut self) {
-        self.standby = Some((self.record.clone(), self.version, self.hold, self.flips));
+        self.standby = Some(Standby {
+            record: self.record.clone(),
+            version: self.version,
+            hold: self.hold,
+            flips: self.flips,
+        });
     }
 
     /// The home shard's standby takes over, and lacks what came since. The map is given back by a shard that owns keys by
     /// it: not lost is what one knows. Who leads does so by a token of the server that is gone.
     pub(crate) fn forget(&mut self) {
-        let Some((record, version, hold, flips)) = self.standby.take() else {
+        let Some(standby) = self.standby.take() else {
             return;
         };
         let attempt = self.record.attempt;
@@ -467,10 +480,11 @@ impl World {
             State::Finish | State::Done | State::Abort | State::Aborted
         );
         let flipped = self.flipped.contains_key(&attempt);
-        if ends || (flips != self.flips && flipped && !known) {
+        if ends || (standby.flips != self.flips && flipped && !known) {
             return;
         }
-        (self.record, self.version, self.hold) = (record, version, hold);
+        (self.record, self.version) = (standby.record, standby.version);
+        self.hold = standby.hold;
         self.token = self.leader;
         self.forgot = true;
     }
