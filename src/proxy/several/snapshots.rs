@@ -50,9 +50,7 @@ impl Session {
         if whole && self.has_snapshots() {
             return most_complete(&self.snapshot);
         }
-        let goes = |shard| self.snapshot.is_leaving(shard) && self.may_go_to(self.any).is_ok();
-        // Who leaves has no part in what others write then.
-        bound.filter(|shard| !goes(*shard)).unwrap_or(self.any)
+        bound.unwrap_or(self.any)
     }
 
     /// The transaction has begun on its first shard: begins it on all others and takes a snapshot on each, all at once.
