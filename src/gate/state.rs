@@ -211,11 +211,15 @@ impl State {
         self.watched.contains_key(group)
     }
 
-    /// These groups have keys that move; those of holds besides.
+    /// These groups have keys that move; those of holds besides. Where a hold was of reference tables others follow, as long
+    /// as anything moves: who comes between two of them is known to the second.
     pub fn watch<'a>(&mut self, groups: impl IntoIterator<Item = &'a str>) {
         let mut wanted: Vec<&str> = groups.into_iter().collect();
         let held: Vec<String> = self.holds.iter().flat_map(groups_of).collect();
         wanted.extend(held.iter().map(String::as_str));
+        if !wanted.is_empty() && self.watched.contains_key(REFERENCES) {
+            wanted.push(REFERENCES);
+        }
         self.watched
             .retain(|group, _| wanted.contains(&group.as_str()));
         let new = |group: &&str| !self.watched.contains_key(*group);
@@ -424,6 +428,27 @@ mod tests {
         assert_eq!(state.generation(), 0);
         state.watch(["g"]);
         assert!(state.generation() > first);
+    }
+
+    #[test]
+    fn who_comes_between_two_holds_of_reference_tables_is_known_to_the_second() {
+        let mut state = State::default();
+        state.watch(["g"]);
+        let (before, none) = (state.generation(), Touched::default());
+        let both = [moving("g", &[1]), moving(REFERENCES, &[])];
+        state.hold("w", 1, &both);
+        state.release("w", 1);
+        state.watch(["g"]);
+        let between = state.generation();
+        state.hold("w", 2, &both);
+        let is_at = |since| {
+            let touched = &none;
+            state.is_at(&state.holds()[0], Seen { since, touched })
+        };
+        assert_eq!([is_at(before), is_at(between)], [true, false]);
+        state.release("w", 2);
+        state.watch([]);
+        assert_eq!(state.generation(), 0, "nothing moves any more");
     }
 
     #[test]
