@@ -71,7 +71,8 @@ impl Dying {
         for (shard, job) in [("s0", job.clone()), ("s1", job.turned())] {
             let name = job.slot(shard);
             let publish = format!(
-                "create publication {name} for table public.ready, public.t, shardway.fence"
+                "alter table public.ready replica identity full; \
+                 create publication {name} for table public.ready, public.t, shardway.fence"
             );
             let at = usize::from(shard == "s1");
             let made = held.stand.shards[at].ask(&query(&publish));
