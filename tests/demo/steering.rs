@@ -179,7 +179,7 @@ fn show(demo: &Demo) -> Vec<(String, String)> {
         .collect()
 }
 
-fn metrics(demo: &Demo) -> String {
+pub(crate) fn metrics(demo: &Demo) -> String {
     let mut page = TcpStream::connect(("127.0.0.1", demo.port + 1)).unwrap();
     page.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .unwrap();

@@ -1,15 +1,12 @@
 //! What an operator is told at three in the morning: who keeps a cutover from its end without a process, what a pause takes
 //! back, who owns what after it, and that what is shown is old.
 
-use crate::stage::{Demo, SHARDWAY, said, typed, until};
-use serde_json::Value;
-use std::{
-    fs,
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    path::Path,
-    process::Command,
+use crate::{
+    stage::{Demo, SHARDWAY, said, typed, until},
+    steering::metrics,
 };
+use serde_json::Value;
+use std::{fs, path::Path, process::Command};
 
 fn must(demo: &Demo, args: &[&str]) -> String {
     let output = demo.reshard(args);
@@ -44,15 +41,6 @@ fn console(demo: &Demo, show: &str) -> String {
     let shown = typed(&format!("psql -X -A -x -c '{show}' {url}"));
     assert!(shown.status.success(), "{}", said(&shown));
     said(&shown)
-}
-
-fn metrics(demo: &Demo) -> String {
-    let mut page = TcpStream::connect(("127.0.0.1", demo.port + 1)).unwrap();
-    page.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut text = String::new();
-    page.read_to_string(&mut text).unwrap();
-    text
 }
 
 /// The process of the server that listens there.

@@ -11,12 +11,13 @@ use shardway::{
     },
     replication::{chunks, publication, slot},
     reshard::{
-        job::{Job, StepError},
+        job::{Job, Knobs, StepError},
         steps::copy,
     },
     sandbox::{Cluster, Sandbox},
 };
 use std::sync::OnceLock;
+use tokio::sync::watch;
 
 fn server() -> &'static Cluster {
     static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
@@ -542,6 +543,18 @@ fn the_slot_is_there_before_the_first_chunk_and_to_the_end() {
     });
 }
 
+/// Lets a copy that was slowed down come to its end.
+async fn at_full_speed(
+    shards: &Shards<'_>,
+    knobs: &watch::Sender<Knobs>,
+    run: impl Future<Output = Result<(), StepError>>,
+) {
+    knobs.send_modify(|knobs| (knobs.copies, knobs.bytes_per_second) = (4, 0));
+    let ended = tokio::time::timeout(LIMIT, run).await;
+    ended.expect("in time").unwrap();
+    arrived(shards, "t", "*", KeyType::Bigint).await;
+}
+
 #[test]
 fn knobs_take_effect_while_it_runs() {
     block_on(async {
@@ -563,12 +576,7 @@ fn knobs_take_effect_while_it_runs() {
             records(&shards).await.len() <= 1,
             "more than a few thousand bytes went"
         );
-        knobs.send_modify(|knobs| (knobs.copies, knobs.bytes_per_second) = (4, 0));
-        tokio::time::timeout(LIMIT, run)
-            .await
-            .expect("in time")
-            .unwrap();
-        arrived(&shards, "t", "*", KeyType::Bigint).await;
+        at_full_speed(&shards, &knobs, run).await;
     });
 }
 
@@ -590,12 +598,7 @@ fn small_chunks_go_no_faster_than_was_asked_for() {
             went += shards.one(shard, bytes).await.parse::<u64>().unwrap();
         }
         assert!(went < 20_000, "{went} bytes went within three seconds");
-        knobs.send_modify(|knobs| (knobs.copies, knobs.bytes_per_second) = (4, 0));
-        tokio::time::timeout(LIMIT, run)
-            .await
-            .expect("in time")
-            .unwrap();
-        arrived(&shards, "t", "*", KeyType::Bigint).await;
+        at_full_speed(&shards, &knobs, run).await;
     });
 }
 
