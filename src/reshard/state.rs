@@ -354,14 +354,16 @@ impl Record {
             } else {
                 1
             };
+            // An attempt that came after it began when all owners had been told; its guards may be on.
+            let later = known.tried > attempt;
             return Some(Self {
-                attempt,
+                attempt: attempt.max(known.tried),
                 flips: self.flips + lost,
                 wanted: None,
                 paused: false,
                 stopped: None,
                 state: State::Cutover,
-                step: Some(Step::Committed),
+                step: Some(if later { Step::Undo } else { Step::Committed }),
                 ..self.clone()
             });
         }
@@ -763,6 +765,14 @@ mod tests {
             let reverse = after.after(&Event::Done(Effect::Activate));
             assert_eq!(reverse.expect("it is done").state, State::Reverse);
         }
+        // It was, and another attempt the other way was begun.
+        let begun = ready.with(&known(4, Some((3, Direction::Forward))));
+        let begun = begun.expect("it was not known");
+        assert_eq!((begun.attempt, begun.flips), (4, 1));
+        assert_eq!(begun.direction(), Direction::Back);
+        assert_eq!(begun.next(), Next::Run(Effect::Undo));
+        let reverse = begun.after(&Event::Done(Effect::Undo));
+        assert_eq!(reverse.expect("it is done").state, State::Reverse);
         // It was, and taken back, and made again.
         let again = ready.with(&known(5, Some((5, Direction::Forward))));
         assert_eq!(again.map(|it| it.flips), Some(1));
