@@ -3,6 +3,13 @@
 //! What must stay true: a constraint holds over all rows as it would on one PostgreSQL, or it is refused: UNIQUE needs the
 //! shard key, a foreign key needs the rows that it names on the same shard. The key's column stays as it is.
 
+mod new_table;
+mod twice;
+
+pub use new_table::{Found, New, Stated, is_another_elsewhere};
+pub use twice::Twice;
+
+use self::new_table::{ColumnFact, ReferenceFact, fact, holds, lists, stated};
 use super::{
     block::{Analysis, Place, full_name},
     emptying::{Emptied, Empties},
@@ -10,17 +17,14 @@ use super::{
 };
 use crate::{
     catalog::{
-        group::GroupId,
-        key::KeyType,
         shard::{ShardId, ShardSet},
-        snapshot::{Nature, OWN_SCHEMA, Other, Placement, Snapshot, TableName, Unlisted},
+        snapshot::{Nature, OWN_SCHEMA, Placement, TableName},
     },
     sql::{
         change::{
-            self, Alter, Block, Change, Children, Column, Harm, Holds, Meanwhile, Modifier,
-            NewTable, Reference, Renamed, What,
+            self, Alter, Block, Change, Children, Harm, Holds, Meanwhile, NewTable, Reference,
+            Renamed, What,
         },
-        statement::quoted,
         tree::Name,
     },
 };
@@ -39,47 +43,6 @@ pub struct Changes {
     pub empties: Option<Box<Empties>>,
     /// What it does to tables of which rows move.
     pub meanwhile: Box<Twice>,
-}
-
-/// What a change does to tables whose rows are on two shards.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Twice {
-    pub what: Meanwhile,
-    /// Asks a shard whether constraints that it drops are of another kind than CHECK and foreign keys, or an index is one by
-    /// which rows are found; it answers `t` then.
-    pub asks: Option<String>,
-}
-
-impl Twice {
-    fn of(change: &Change) -> Self {
-        let what = change.meanwhile.clone();
-        let asks = match (&what, &change.what) {
-            (Meanwhile::Done(mild), What::Tables { names, .. }) if !mild.constraints.is_empty() => {
-                let names = names.iter().map(|name| quoted(&sql_name(name)));
-                let dropped = mild.constraints.iter().map(|name| quoted(name));
-                let list = |each: Vec<String>| each.join(", ");
-                Some(format!(
-                    "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conrelid OPERATOR(pg_catalog.=) \
-                     ANY (ARRAY(SELECT pg_catalog.to_regclass(name)::pg_catalog.oid FROM pg_catalog.unnest(ARRAY[{}]) name)) \
-                     AND c.conname::pg_catalog.text OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.text[]) \
-                     AND c.contype::pg_catalog.text OPERATOR(pg_catalog.<>) ALL (ARRAY['c', 'f']::pg_catalog.text[]))",
-                    list(names.collect()),
-                    list(dropped.collect())
-                ))
-            }
-            (Meanwhile::Done(_), What::Relations(names)) => {
-                let names = names.iter().map(|name| quoted(&sql_name(name)));
-                Some(format!(
-                    "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indexrelid OPERATOR(pg_catalog.=) \
-                     ANY (ARRAY(SELECT pg_catalog.to_regclass(name)::pg_catalog.oid FROM pg_catalog.unnest(ARRAY[{}]) name)) \
-                     AND (i.indisprimary OR i.indisreplident))",
-                    names.collect::<Vec<_>>().join(", ")
-                ))
-            }
-            _ => None,
-        };
-        Self { what, asks }
-    }
 }
 
 /// Which shards run it.
@@ -114,58 +77,6 @@ struct Lock {
     children: Children,
     /// `None`: the servers know.
     shards: Option<ShardSet>,
-}
-
-/// A new table.
-#[derive(Clone, Debug, PartialEq)]
-pub struct New {
-    /// `None`: the schema that the search path gives.
-    pub schema: Option<String>,
-    pub name: String,
-    columns: Vec<ColumnFact>,
-    uniques: Vec<Vec<Option<String>>>,
-    references: Vec<ReferenceFact>,
-    parent: Option<Placement>,
-    stated: Option<Stated>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct ColumnFact {
-    name: String,
-    type_name: Option<String>,
-    modified: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct ReferenceFact {
-    columns: Vec<String>,
-    table: String,
-    /// As SQL names it.
-    sql: String,
-    place: Option<Placement>,
-    /// It names the new table itself.
-    itself: bool,
-    referenced: Vec<String>,
-}
-
-/// What a comment before CREATE TABLE says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stated {
-    /// `shardway: group=tenants key=customer_id`.
-    Sharded { group: String, key: String },
-    /// `shardway: reference`.
-    Reference,
-    /// `shardway: single=s1`.
-    Single(String),
-}
-
-/// How a new table's place was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// The configuration says so again whenever it is read.
-    Configured,
-    /// By this statement alone, so that it must be kept.
-    Stated,
 }
 
 /// How a change runs over several shards.
@@ -569,264 +480,6 @@ impl Locks {
     }
 }
 
-fn fact(column: &Column) -> ColumnFact {
-    ColumnFact {
-        name: column.name.clone(),
-        type_name: column.type_name.clone(),
-        modified: column.modifier == Modifier::Some,
-    }
-}
-
-impl New {
-    /// Where it lives when it is made in that schema: as a comment says, as the configuration lists it, with its
-    /// parent, by a column that a group claims, with the table that its key refers to, or where unlisted tables live.
-    ///
-    /// # Errors
-    /// Nothing says where, or sharding cannot hold what it asks for.
-    pub fn place(
-        &self,
-        schema: &str,
-        snapshot: &Snapshot,
-    ) -> Result<(Placement, Found), Unroutable> {
-        let (placement, found) = self.find(schema, snapshot)?;
-        if let Placement::Sharded { group, key_column } = &placement
-            && self.parent.is_none()
-        {
-            self.check_key(key_column, snapshot.group(*group).key_type)?;
-        }
-        let uniques = self.uniques.iter().map(Vec::as_slice);
-        let mut references = self.references.clone();
-        for reference in &mut references {
-            // A table that refers to itself.
-            if reference.place.is_none() && reference.itself {
-                reference.place = Some(placement.clone());
-            }
-        }
-        holds(&self.name, &placement, uniques, &references)?;
-        Ok((placement, found))
-    }
-
-    fn find(&self, schema: &str, snapshot: &Snapshot) -> Result<(Placement, Found), Unroutable> {
-        let configured = |placement| Ok((placement, Found::Configured));
-        if let Some(parent) = &self.parent {
-            return configured(parent.clone());
-        }
-        let name = self.table_name(schema);
-        let known = snapshot.tables.get(&name).map(|table| &table.placement);
-        let listed = known.filter(|_| lists(snapshot, &name));
-        let has = |name: &str| self.columns.iter().any(|column| column.name == name);
-        let claims = snapshot.key_columns.iter().find(|(column, _)| has(column));
-        let claimed = claims.map(|(column, group)| Placement::Sharded {
-            group: *group,
-            key_column: column.clone(),
-        });
-        let said = listed.cloned().or(claimed);
-        if let Some(stated) = &self.stated {
-            let contradicts = || Unroutable::CannotHold {
-                table: self.name.clone(),
-                what: Unheld::Comment,
-            };
-            let placement = stated.placement(snapshot).ok_or_else(contradicts)?;
-            return match said {
-                Some(said) if said == placement => configured(placement),
-                Some(_) => Err(contradicts()),
-                None => Ok((placement, Found::Stated)),
-            };
-        }
-        if let Some(said) = said {
-            return configured(said);
-        }
-        // Made again where it was, in the transaction that drops it.
-        let again = known.cloned().or_else(|| self.by_reference(snapshot));
-        if let Some(placement) = again {
-            return Ok((placement, Found::Stated));
-        }
-        match snapshot.unlisted {
-            Unlisted::On(shard) => configured(Placement::Single(shard)),
-            Unlisted::Error => Err(Unroutable::UnknownTable {
-                table: format!("{schema}.{}", self.name),
-            }),
-        }
-    }
-
-    /// Tables whose primary keys its foreign keys name without saying so, as SQL names them.
-    #[must_use]
-    pub fn asks_for_keys_of(&self) -> Vec<(String, GroupId)> {
-        let silent = self.references.iter().filter_map(|one| match &one.place {
-            Some(Placement::Sharded { group, .. }) if one.referenced.is_empty() => {
-                Some((one.sql.clone(), *group))
-            }
-            _ => None,
-        });
-        silent.collect()
-    }
-
-    /// The primary key of one of them, which need not be its shard key.
-    pub fn learn_key_of(&mut self, sql: &str, columns: &[String]) {
-        for reference in &mut self.references {
-            if reference.referenced.is_empty() && reference.sql == sql {
-                reference.referenced = columns.to_vec();
-                if columns.is_empty() {
-                    // It has none: PostgreSQL will say so.
-                    reference.referenced.push(String::new());
-                }
-            }
-        }
-    }
-
-    /// A foreign key of which a column names the key of a sharded table.
-    fn by_reference(&self, snapshot: &Snapshot) -> Option<Placement> {
-        let mut found: Vec<(GroupId, &String)> = Vec::new();
-        for reference in &self.references {
-            let Some(Placement::Sharded { group, key_column }) = &reference.place else {
-                continue;
-            };
-            let at = match reference.referenced.as_slice() {
-                // The primary key, as long as nobody was asked which that is.
-                [] if reference.columns.len() == 1 => Some(0),
-                names => names.iter().position(|name| name == key_column),
-            };
-            let column = at.and_then(|at| reference.columns.get(at));
-            found.extend(column.map(|column| (*group, column)));
-        }
-        let (group, column) = *found.first()?;
-        let one = found.iter().all(|other| *other == (group, column));
-        (one && usize::from(group.0) < snapshot.groups.len()).then(|| Placement::Sharded {
-            group,
-            key_column: column.clone(),
-        })
-    }
-
-    fn check_key(&self, key: &str, wanted: KeyType) -> Result<(), Unroutable> {
-        let cannot = |what| {
-            Err(Unroutable::CannotHold {
-                table: self.name.clone(),
-                what,
-            })
-        };
-        let Some(column) = self.columns.iter().find(|column| column.name == key) else {
-            return cannot(Unheld::NoKey {
-                key: key.to_owned(),
-            });
-        };
-        let fits = column.type_name.as_deref().is_none_or(|name| match wanted {
-            KeyType::Bigint => matches!(
-                name,
-                "int2"
-                    | "int4"
-                    | "int8"
-                    | "serial"
-                    | "bigserial"
-                    | "smallserial"
-                    | "serial4"
-                    | "serial8"
-                    | "serial2"
-            ),
-            KeyType::Text => matches!(name, "text" | "varchar"),
-            KeyType::Uuid => name == "uuid",
-            KeyType::Date => name == "date",
-            KeyType::Timestamptz => name == "timestamptz" && !column.modified,
-            KeyType::Numeric => name == "numeric" && !column.modified,
-            KeyType::Bytea => name == "bytea",
-        });
-        if fits {
-            Ok(())
-        } else {
-            cannot(Unheld::KeyType {
-                key: key.to_owned(),
-                wanted: wanted.name(),
-            })
-        }
-    }
-
-    /// What the table is called, with this schema.
-    #[must_use]
-    pub fn table_name(&self, schema: &str) -> TableName {
-        TableName {
-            schema: schema.to_owned(),
-            name: self.name.clone(),
-        }
-    }
-}
-
-impl Stated {
-    fn placement(&self, snapshot: &Snapshot) -> Option<Placement> {
-        match self {
-            Self::Reference => Some(Placement::Reference),
-            Self::Single(shard) => snapshot.shard_named(shard).map(Placement::Single),
-            Self::Sharded { group, key } => {
-                let at = snapshot.groups.iter().position(|one| one.name == *group)?;
-                Some(Placement::Sharded {
-                    group: GroupId(u16::try_from(at).ok()?),
-                    key_column: key.clone(),
-                })
-            }
-        }
-    }
-}
-
-/// Whether constraints of a table that lives there hold over all of its rows.
-fn holds<'a>(
-    table: &str,
-    placement: &Placement,
-    mut uniques: impl Iterator<Item = &'a [Option<String>]>,
-    references: &[ReferenceFact],
-) -> Result<(), Unroutable> {
-    let cannot = |what| {
-        Err(Unroutable::CannotHold {
-            table: table.to_owned(),
-            what,
-        })
-    };
-    if let Placement::Sharded { key_column, .. } = placement {
-        let has_key = |columns: &[Option<String>]| {
-            columns
-                .iter()
-                .any(|column| column.as_ref() == Some(key_column))
-        };
-        if !uniques.all(has_key) {
-            return cannot(Unheld::Unique {
-                key: key_column.clone(),
-            });
-        }
-    }
-    for reference in references {
-        if !refers(placement, reference) {
-            return cannot(Unheld::Reference {
-                to: reference.table.clone(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Whether the row that a foreign key names is always on the row's own shard.
-fn refers(placement: &Placement, reference: &ReferenceFact) -> bool {
-    match (placement, &reference.place) {
-        (_, Some(Placement::Reference)) => true,
-        (Placement::Single(here), Some(Placement::Single(there))) => here == there,
-        (
-            Placement::Sharded { group, key_column },
-            Some(Placement::Sharded {
-                group: other,
-                key_column: named,
-            }),
-        ) => {
-            let at = reference
-                .columns
-                .iter()
-                .position(|column| column == key_column);
-            let key = match (at, reference.referenced.as_slice()) {
-                (Some(_), []) => reference.columns.len() == 1,
-                (Some(at), names) => names.get(at) == Some(named),
-                (None, _) => false,
-            };
-            group == other && key
-        }
-        _ => false,
-    }
-}
-
 /// Whether rows of both are always on the same shards.
 fn together(one: &Placement, other: &Placement) -> bool {
     match (one, other) {
@@ -839,25 +492,6 @@ fn together(one: &Placement, other: &Placement) -> bool {
         ) => group == other && key_column == other_key,
         (one, other) => one == other,
     }
-}
-
-/// Whether others that do not know of it yet would put rows of the table elsewhere, as it is called like one that lives
-/// there.
-#[must_use]
-pub fn is_another_elsewhere(known: &Snapshot, name: &TableName, placement: &Placement) -> bool {
-    match (known.tables.get(name), known.unlisted) {
-        (Some(table), _) => table.placement != *placement,
-        (None, Unlisted::On(shard)) => {
-            let other = known.others.get(name) == Some(&Other::Table);
-            other && *placement != Placement::Single(shard)
-        }
-        (None, Unlisted::Error) => false,
-    }
-}
-
-/// Whether the configuration lists the table.
-fn lists(snapshot: &Snapshot, table: &TableName) -> bool {
-    snapshot.tables.contains_key(table) && !snapshot.learned.contains(table)
 }
 
 fn refers_to_itself(own: &Name, other: &Name) -> bool {
@@ -877,31 +511,5 @@ fn sql_name(name: &Name) -> String {
     match &name.schema {
         Some(schema) => format!("{}.{}", quoted(schema), quoted(&name.name)),
         None => quoted(&name.name),
-    }
-}
-
-/// What a comment at the start of a text says of a new table.
-fn stated(text: &[u8]) -> Option<Stated> {
-    let text = text.trim_ascii_start().strip_prefix(b"/*")?;
-    let end = text.windows(2).position(|pair| pair == b"*/")?;
-    let inside = std::str::from_utf8(text.get(..end)?).ok()?;
-    let said = inside.trim().strip_prefix("shardway:")?.trim();
-    if said == "reference" {
-        return Some(Stated::Reference);
-    }
-    let (mut group, mut key, mut single) = (None, None, None);
-    for word in said.split_ascii_whitespace() {
-        let (name, value) = word.split_once('=')?;
-        match name {
-            "group" => group = Some(value.to_owned()),
-            "key" => key = Some(value.to_owned()),
-            "single" => single = Some(value.to_owned()),
-            _ => return None,
-        }
-    }
-    match (group, key, single) {
-        (Some(group), Some(key), None) => Some(Stated::Sharded { group, key }),
-        (None, None, Some(shard)) => Some(Stated::Single(shard)),
-        _ => None,
     }
 }
