@@ -430,7 +430,7 @@ pub(crate) async fn found(server: &Cluster) {
         .await
         .unwrap();
     for sql in [
-        "CREATE ROLE control LOGIN PASSWORD 'control' IN ROLE app",
+        "CREATE ROLE control LOGIN PASSWORD 'control' IN ROLE app, pg_read_all_stats",
         "GRANT CREATE ON DATABASE oracle TO control",
         "ALTER ROLE control REPLICATION",
         "DO $$BEGIN IF current_setting('server_version_num')::int >= 150000 THEN \

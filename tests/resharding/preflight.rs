@@ -310,6 +310,7 @@ fn rights_that_the_role_lacks_are_named() {
             "weak may not make publications",
             "weak may not set session_replication_role",
             "weak is no member of postgres",
+            "weak does not see what other roles' sessions do",
         ] {
             assert!(with(&found, what).is_some(), "{what}: {found:?}");
         }

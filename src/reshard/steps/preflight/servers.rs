@@ -43,7 +43,7 @@ SELECT current_setting('wal_level'), current_setting('max_prepared_transactions'
 
 const RIGHTS: &str = "\
 SELECT current_user::text, r.rolreplication OR r.rolsuper, has_database_privilege(current_database(), 'CREATE'), \
-  current_database()::text, r.rolsuper FROM pg_roles r WHERE r.rolname = current_user";
+  current_database()::text, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') FROM pg_roles r WHERE r.rolname = current_user";
 
 /// Tried, because only the newest servers tell; undone in any case.
 pub(super) const REPLICA: &str = "BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK";
@@ -193,6 +193,13 @@ async fn rights(client: &Client, found: &mut Found<'_>) -> Result<(), tokio_post
         found.error(
             format!("role {role} may not make publications"),
             format!("GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\""),
+        );
+    }
+    // Whose transactions are hidden, nobody waits for: they would read rows that are deleted, or miss those that came.
+    if !row.get::<_, bool>(4) {
+        found.error(
+            format!("role {role} does not see what other roles' sessions do"),
+            format!("GRANT pg_read_all_stats TO \"{role}\""),
         );
     }
     if client.batch_execute(REPLICA).await.is_err() {
