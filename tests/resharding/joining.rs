@@ -3,7 +3,7 @@
 
 use crate::{
     following::position,
-    shards::{Reshard, Shards, block_on, map, servers},
+    shards::{LIMIT, Reshard, Shards, block_on, map, servers},
     whole::{cut, followers},
 };
 use shardway::{
@@ -122,6 +122,9 @@ fn reference_tables_of_shards_that_have_joined_are_written_and_not_streamed() {
             found.contains("back7") && found.contains("there8") && found.contains("c13"),
             "{found}"
         );
+        // A proxy added something to the map between two of them.
+        let later = "UPDATE shardway.activation SET epoch = epoch + 1";
+        shards.run("c", later).await;
         finish::run(&job).await.unwrap();
         assert_eq!(shards.one("c", "SELECT count(*) FROM t").await, "50");
         assert_eq!(shards.one("a", "SELECT count(*) FROM t").await, "0");
@@ -194,7 +197,7 @@ fn a_stream_that_is_late_brings_nothing_to_shards_that_have_joined() {
 }
 
 #[test]
-fn a_shard_that_serves_no_more_has_no_rows_when_those_who_read_there_have_ended() {
+fn a_shard_that_serves_no_more_has_no_rows_when_those_who_read_or_wrote_there_have_ended() {
     block_on(async {
         let (shards, reshard) = begin("leaving").await;
         let reader = shards.server("a").sql().await.unwrap();
@@ -214,12 +217,35 @@ fn a_shard_that_serves_no_more_has_no_rows_when_those_who_read_there_have_ended(
             reader.batch_execute("COMMIT").await.unwrap();
             found
         };
-        let (emptied, found) = tokio::join!(finish::empty(&reshard.job, "a"), reads);
+        let (emptied, found) = tokio::join!(
+            finish::empty(&reshard.job, "a"),
+            tokio::time::timeout(LIMIT, reads)
+        );
         emptied.unwrap();
+        let found = found.expect("it waits");
         assert_eq!(found, 20, "who reads there keeps its rows");
         assert_eq!(shards.one("a", rows).await, "0");
         assert_eq!(shards.one("a", "SELECT count(*) FROM t").await, "50");
         // Once more: a run that was cut goes on.
         finish::empty(&reshard.job, "a").await.unwrap();
+        // What is prepared has no process, and its rows come when it is committed.
+        let late =
+            "BEGIN; INSERT INTO country (code, n) VALUES ('late', 1); PREPARE TRANSACTION 'late'";
+        shards.run("a", late).await;
+        let committed = async {
+            const LOOKS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'SELECT gid%' \
+                AND datname = current_database() AND pid <> pg_backend_pid()";
+            while shards.one("a", LOOKS).await != "t" {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            shards.run("a", "COMMIT PREPARED 'late'").await;
+        };
+        let (emptied, waited) = tokio::join!(
+            finish::empty(&reshard.job, "a"),
+            tokio::time::timeout(LIMIT, committed)
+        );
+        emptied.unwrap();
+        waited.expect("it waits");
+        assert_eq!(shards.one("a", rows).await, "0");
     });
 }

@@ -12,12 +12,16 @@ use shardway::{
         dump::Tools,
         job::{Job, StepError},
         steps::{
-            activate, catch_up::Follower, copy, fence, finish, keys, preflight, prepare, ready,
-            reverse, turn,
+            activate, catch_up::Follower, copy, fence, finish, keys, preflight, prepare, readers,
+            ready, reverse, turn,
         },
     },
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tokio_postgres::NoTls;
+
+/// More than it takes to look at who is there.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 /// Everything there is belongs to it.
 const GIVE: &str = "\
@@ -35,7 +39,7 @@ async fn stage(database: &'static str) -> Stage {
     let mut stage = Stage::new(database, &["b"]).await;
     for cluster in sandbox().clusters() {
         // Tests run beside each other.
-        let role = "DO $$ BEGIN CREATE ROLE managed LOGIN REPLICATION; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$";
+        let role = "DO $$ BEGIN CREATE ROLE managed LOGIN REPLICATION IN ROLE pg_read_all_stats; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$";
         cluster.execute("postgres", role).await.unwrap();
         let grant = format!("GRANT CREATE ON DATABASE {database} TO managed");
         cluster.execute("postgres", &grant).await.unwrap();
@@ -106,6 +110,35 @@ fn tables_on_which_something_acts_are_refused() {
                 "{table} {what}: {errors:#?}"
             );
         }
+    });
+}
+
+#[test]
+fn who_cannot_see_what_others_do_waits_for_them_all_the_same() {
+    block_on(async {
+        let mut stage = Stage::new("hidden", &["b"]).await;
+        for cluster in sandbox().clusters() {
+            let role = "CREATE ROLE blind LOGIN";
+            cluster.execute("postgres", role).await.unwrap();
+        }
+        let mut servers = (*stage.job.servers).clone();
+        for server in servers.values_mut() {
+            server.credentials.user = "blind".to_owned();
+        }
+        stage.job.servers = Arc::new(servers);
+        let config = sandbox().cluster(0).config("hidden");
+        let (reader, connection) = config.connect(NoTls).await.unwrap();
+        let connection = tokio::spawn(connection);
+        reader
+            .batch_execute("BEGIN; SELECT 1 FROM customer")
+            .await
+            .unwrap();
+        let waits = tokio::time::timeout(A_WHILE, readers::unseen(&stage.job)).await;
+        assert!(waits.is_err(), "{waits:?}");
+        reader.batch_execute("COMMIT").await.unwrap();
+        readers::unseen(&stage.job).await.unwrap();
+        drop(reader);
+        connection.await.unwrap().unwrap();
     });
 }
 

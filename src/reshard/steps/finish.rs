@@ -6,7 +6,7 @@
 
 use super::{
     abort::{forget, forget_records, remove},
-    activate::{latest, latest_anywhere},
+    activate::{Latest, latest, latest_anywhere},
     asking::{About as _, connection, named},
     condition, partitions, readers,
     records::{Kind, claim, claim_all, gone, noted},
@@ -71,7 +71,7 @@ pub async fn empty(job: &Job, shard: &str) -> Result<(), StepError> {
     let server = named(job, shard)?;
     let client = connection(server).await?;
     let what = format!("taking reference tables from shard {shard}");
-    readers::until_gone(&client, what, "while it served").await?;
+    readers::until_gone(&client, (readers::Who::Wrote, "while it served"), what).await?;
     claim(&client, job).await?;
     for table in &job.plan.left {
         rows::delete(&client, job, table, "true").await?;
@@ -97,7 +97,8 @@ async fn unless_not_committed(job: &Job) -> Result<(), StepError> {
     let last = last.filter(|it| it.direction == Direction::Forward);
     for destination in job.destinations() {
         let here = latest(&connection(&destination).await?, job).await?;
-        if last.is_none() || here != last {
+        // By whichever map: others may have changed it between two destinations.
+        if last.is_none() || here.map(Latest::cutover) != last.map(Latest::cutover) {
             return Err(StepError::Halt {
                 what: format!(
                     "shard {} has not taken over what it was given",
