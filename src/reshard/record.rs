@@ -12,7 +12,10 @@ use super::{
 use crate::{inspect::AskError, metrics::reshards::Leader, registry::Lease};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio_postgres::{
     Row,
     types::{ToSql, Type},
@@ -30,6 +33,22 @@ pub struct Stored {
     pub progress: BTreeMap<String, Value>,
     pub made_at: String,
     pub changed_at: String,
+}
+
+impl Stored {
+    /// The shards that need not be there: those of which somebody has said that they are gone for good, while the reshard is
+    /// given up and nothing else is done any more. Until then each of them may have to be asked, or own keys.
+    #[must_use]
+    pub fn without(&self) -> &BTreeSet<String> {
+        static NONE: BTreeSet<String> = BTreeSet::new();
+        let given_up = match self.record.state {
+            State::Abort => true,
+            // An attempt is taken back first.
+            State::Cutover => false,
+            _ => self.record.wanted == Some(Wish::Abort),
+        };
+        if given_up { &self.knobs.without } else { &NONE }
+    }
 }
 
 /// A statement that writes a record, with what it is told; it must touch one row.
@@ -371,4 +390,39 @@ fn maybe_word<T: DeserializeOwned>(row: &Row, at: usize) -> Result<Option<T>, As
 
 fn unreadable(error: &serde_json::Error) -> AskError {
     AskError::Connection(format!("shardway.workflow cannot be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_left_out_before_all_is_given_up() {
+        let gone = BTreeSet::from(["s3".to_owned()]);
+        let mut stored = Stored {
+            id: "r1".to_owned(),
+            record: Record::new(),
+            token: 1,
+            version: 1,
+            plan: Arc::new(Plan::default()),
+            knobs: Knobs {
+                without: gone.clone(),
+                ..Knobs::default()
+            },
+            progress: BTreeMap::new(),
+            made_at: String::new(),
+            changed_at: String::new(),
+        };
+        let mut left_out = |state, wanted| {
+            (stored.record.state, stored.record.wanted) = (state, wanted);
+            stored.without().clone()
+        };
+        // Whoever said so was interrupted, or came while owners changed.
+        for state in [State::Copy, State::Ready, State::Cutover, State::Reverse] {
+            assert!(left_out(state, None).is_empty(), "{state:?}");
+        }
+        assert!(left_out(State::Cutover, Some(Wish::Abort)).is_empty());
+        assert_eq!(left_out(State::Copy, Some(Wish::Abort)), gone);
+        assert_eq!(left_out(State::Abort, None), gone);
+    }
 }

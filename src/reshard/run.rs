@@ -423,7 +423,7 @@ impl<'a> Run<'a> {
 
     /// The servers, and who they have to be.
     fn servers(&self, known: fn(Identity) -> Known) -> Arc<BTreeMap<String, Server>> {
-        let without = &self.stored.knobs.without;
+        let without = self.stored.without();
         if self.known.is_empty() && without.is_empty() {
             return Arc::clone(&self.runner.servers);
         }

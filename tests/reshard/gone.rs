@@ -21,6 +21,10 @@ fn a_run_is_given_up_without_a_shard_that_is_gone_for_good() {
         let start = [&["start"], &TO[..], &SLOWLY[..]].concat();
         stage.must(&start).await;
         stage.until("copy").await;
+        let refused = stage.reshard(&["abort", "--without", "s3"]).await;
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("shard s3 answers"), "{said}");
+        assert_eq!(refused.status.code(), Some(3), "{said}");
         stage.kill(3);
         stage.must(&["abort"]).await;
         // Sources keep no WAL for what will never be read.

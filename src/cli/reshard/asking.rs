@@ -239,10 +239,12 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
     }
 
     /// What shards have seen of runs: a home shard that was restored may have forgotten some, and what is said of them there
-    /// must not be taken for what is said of another.
+    /// must not be taken for what is said of another. Slots are of the whole server: those of a reshard of another database
+    /// are called by its number too.
     async fn runs(&self) -> Vec<String> {
-        const RUNS: &str =
-            "SELECT workflow FROM shardway.runner UNION SELECT workflow FROM shardway.activation";
+        const RUNS: &str = "\
+SELECT workflow FROM shardway.runner UNION SELECT workflow FROM shardway.activation \
+UNION SELECT (regexp_match(slot_name, '^shardway_(r[0-9]+)_'))[1] FROM pg_replication_slots WHERE slot_name ~ '^shardway_r[0-9]+_'";
         let mut runs = Vec::new();
         for shard in self.registry.shards() {
             let asked = async {
@@ -288,25 +290,56 @@ FROM shardway.proxy p, shardway.epoch e WHERE p.heartbeat > now() - interval '7 
             .await
     }
 
-    /// Says of shards that were to join that they are gone for good, if it may be given up.
+    /// Says of shards that were to join that they are gone for good, if it may be given up: what is there stays there.
     pub(super) async fn goes_without(&self, shards: &[String]) -> Result<(), Fault> {
-        if shards.is_empty() {
+        if shards.is_empty() && self.unfinished().await?.stored.knobs.without.is_empty() {
             return Ok(());
         }
-        let said = self.change_knobs(|stored| {
+        let may = |stored: &Stored| {
             let allowed = stored.record.allows(Wish::Abort);
             allowed.map_err(|refusal| refused(refusal, stored))?;
-            if let Some(other) = shards.iter().find(|it| !stored.plan.joins.contains(it)) {
-                return Err(Fault::NotJoining {
+            match shards.iter().find(|it| !stored.plan.joins.contains(it)) {
+                None => Ok(()),
+                Some(other) => Err(Fault::NotJoining {
                     shard: other.clone(),
                     joining: stored.plan.joins.clone(),
+                }),
+            }
+        };
+        may(&self.unfinished().await?.stored)?;
+        for shard in shards {
+            if self.is_there(shard).await {
+                return Err(Fault::StillThere {
+                    shard: shard.clone(),
                 });
             }
+        }
+        let said = self.change_knobs(|stored| {
+            may(stored)?;
             let mut knobs = stored.knobs.clone();
+            // What was said with an abort that never was may not be so any more.
+            if stored.without().is_empty() {
+                knobs.without.clear();
+            }
             knobs.without.extend(shards.iter().cloned());
             Ok(knobs)
         });
         said.await.map(drop)
+    }
+
+    /// Whether a shard answers; one that the configuration has no more cannot be asked.
+    async fn is_there(&self, shard: &str) -> bool {
+        let mut named = self.registry.shards();
+        let Some(shard) = named.find(|it| self.registry.name(*it) == shard) else {
+            return false;
+        };
+        let asked = async {
+            let lease = self.registry.lease(shard).await?;
+            errand(async { Ok(lease.query_one("SELECT 1", &[]).await?) }).await?;
+            lease.done();
+            Ok::<_, AskError>(())
+        };
+        asked.await.is_ok()
     }
 
     async fn change_knobs(

@@ -107,6 +107,11 @@ pub(super) enum Fault {
         Joining(.joining)
     )]
     NotJoining { shard: String, joining: Vec<String> },
+    #[error(
+        "shard {shard} answers, so it is not gone: what the reshard has made there would stay, a slot among it that keeps WAL until \
+         its disk is full; abort without --without {shard}"
+    )]
+    StillThere { shard: String },
     #[error("others change it all the time: try again")]
     Busy,
 }
@@ -155,6 +160,7 @@ impl Fault {
             | Self::NoRun { .. }
             | Self::UnderWay(_)
             | Self::NotJoining { .. }
+            | Self::StillThere { .. }
             | Self::Refused { .. } => Exit::Refused,
             Self::Ask { .. }
             | Self::NoSchema { .. }
