@@ -58,6 +58,18 @@ pub struct Move {
     pub to: String,
 }
 
+impl Move {
+    /// The way back.
+    #[must_use]
+    pub fn turned(&self) -> Self {
+        Self {
+            from: self.to.clone(),
+            to: self.from.clone(),
+            ..self.clone()
+        }
+    }
+}
+
 /// Keys whose rows are also on a shard that does not own them, while a reshard is under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubled {

@@ -322,6 +322,9 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     }
 
     async fn finish(&self, job: &Job) -> Result<(), StepError> {
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| of_map("finishing it", error))?;
+        owned(job, &now, Direction::Forward)?;
         let old = moving(job, Owner::Before);
         self.all_know(job, &old).await?;
         Box::pin(steps::finish::run(job)).await?;
@@ -378,8 +381,11 @@ WHERE coalesce(epoch, 0) < $1 AND heartbeat > clock_timestamp() - make_interval(
     }
 
     async fn abort(&self, job: &Job) -> Result<(), StepError> {
+        // Whoever else cannot be reached.
+        Box::pin(steps::abort::unkept(job)).await;
         let now = self.registry.read_map().await;
         let now = now.map_err(|error| of_map("giving it up", error))?;
+        owned(job, &now, Direction::Back)?;
         let doubled = now.content.moving;
         let doubled: Vec<_> = doubled
             .into_iter()
@@ -626,6 +632,24 @@ fn changed(what: &str) -> StepError {
         what: what.to_owned(),
         problem: "the reshard was changed meanwhile".to_owned(),
     }
+}
+
+/// That the map says of the keys what is about to be done by it: the only rows would go else.
+fn owned(job: &Job, now: &MapNow, way: Direction) -> Result<(), StepError> {
+    let went = job.plan.went(&now.content.owners);
+    if went.is_none_or(|went| went == way) {
+        return Ok(());
+    }
+    let whose = match way {
+        Direction::Forward => "former",
+        Direction::Back => "new",
+    };
+    Err(StepError::Halt {
+        what: format!("map {} says that the {whose} owners own the keys", now.epoch),
+        remedy: "restart the proxy that leads it, and resume it: whoever takes it over asks all shards again; SHOW MAP has the \
+                 owners"
+            .to_owned(),
+    })
 }
 
 fn of_map(what: &str, error: Unflipped) -> StepError {

@@ -182,15 +182,11 @@ impl Job {
     /// The moves as this direction has them.
     #[must_use]
     pub fn moves(&self) -> Vec<Move> {
-        let turned = |it: &Move| match self.direction {
+        let way = |it: &Move| match self.direction {
             Direction::Forward => it.clone(),
-            Direction::Back => Move {
-                from: it.to.clone(),
-                to: it.from.clone(),
-                ..it.clone()
-            },
+            Direction::Back => it.turned(),
         };
-        self.plan.moves.iter().map(turned).collect()
+        self.plan.moves.iter().map(way).collect()
     }
 
     /// The shards that give rows away, each once.

@@ -1,11 +1,12 @@
 //! What a reshard is to do, as it is stored with it.
 
+use super::job::Direction;
 use crate::catalog::{moving::Move, ownership::Ownership};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a reshard is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Keys that change their owner; each key at most once.
@@ -32,6 +33,17 @@ impl Plan {
         let moved = self.moves.iter().flat_map(|it| [&it.from, &it.to]);
         let all: BTreeSet<&String> = moved.chain(&self.joins).collect();
         all.into_iter().cloned().collect()
+    }
+
+    /// Which way its keys went last, as owners say; `None`: neither, as they have others by now.
+    #[must_use]
+    pub fn went(&self, owners: &Ownership) -> Option<Direction> {
+        let back: Vec<Move> = self.moves.iter().map(Move::turned).collect();
+        match (owners.apply(&self.moves), owners.apply(&back)) {
+            (Ok(_), Err(_)) => Some(Direction::Back),
+            (Err(_), Ok(_)) => Some(Direction::Forward),
+            (Ok(_), Ok(_)) | (Err(_), Err(_)) => None,
+        }
     }
 
     /// A shard that takes part and is neither among these nor gone for good: whoever does not know it can do nothing for the

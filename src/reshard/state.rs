@@ -105,6 +105,19 @@ pub struct Known {
     pub epoch: i64,
 }
 
+impl Known {
+    /// Takes over what a map says that is as late as theirs: which way keys went last. Where no shard was told yet, the
+    /// attempt that did it is the last one.
+    pub fn by_map(&mut self, went: Direction) {
+        let known = self
+            .last
+            .map_or(Direction::Back, |(_, direction)| direction);
+        if known != went && self.tried > 0 {
+            self.last = Some((self.tried, went));
+        }
+    }
+}
+
 /// Something to do; each may be done again from its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Effect {
@@ -185,6 +198,10 @@ pub enum Refusal {
     Compared,
     #[error("it is being finished or aborted already")]
     Ending,
+    #[error("it has stopped, and would do that whenever it goes on: resume it first")]
+    Stopped,
+    #[error("it is paused, and would do that whenever it goes on: resume it first")]
+    Paused,
 }
 
 impl Record {
@@ -380,7 +397,9 @@ impl Record {
                 | State::Reverse
                 | State::Cutover
         );
-        if !fenced || self.step == Some(Step::Committed) {
+        // One that came after a cutover began when all owners had been told of that.
+        let told = known.last.is_some_and(|(last, _)| last == self.attempt);
+        if !fenced || self.step == Some(Step::Committed) && !told {
             return Some(Self {
                 attempt,
                 ..self.clone()
@@ -524,8 +543,11 @@ impl Record {
     }
 
     fn after_halt(&self, stopped: &Stopped) -> Self {
+        // Whoever resumes it hours later does not mean to change owners.
+        let waits = |wanted: &Wish| matches!(wanted, Wish::Abort | Wish::Finish);
         let stops = Self {
             stopped: Some(stopped.clone()),
+            wanted: self.wanted.filter(waits),
             ..self.clone()
         };
         if self.is_attempt() && self.step != Some(Step::Undo) {
@@ -533,7 +555,6 @@ impl Record {
             return Self {
                 step: Some(Step::Undo),
                 stopped: None,
-                wanted: self.wanted.filter(|wanted| *wanted == Wish::Abort),
                 ..stops
             };
         }
@@ -567,6 +588,13 @@ impl Record {
             (_, Wish::Abort) => Ok(()),
             (_, Wish::Cutover) if turned => Err(Refusal::CutOver),
             (_, Wish::Rollback | Wish::Finish) if !turned => Err(Refusal::NotCutOver),
+            // It would come to its time when somebody resumes the run, who may mean no more than that.
+            (_, Wish::Cutover | Wish::Rollback | Wish::Verify) if self.stopped.is_some() => {
+                Err(Refusal::Stopped)
+            }
+            (_, Wish::Cutover | Wish::Rollback | Wish::Verify) if self.paused => {
+                Err(Refusal::Paused)
+            }
             (State::Ready | State::Reverse | State::Cutover, Wish::Cutover | Wish::Rollback)
             | (State::Reverse, Wish::Finish)
             | (State::Ready, Wish::Verify) => Ok(()),
@@ -668,15 +696,48 @@ mod tests {
             let resumed = wanted.pause().and_then(|it| it.resume());
             let next = resumed.expect("it is not over").next();
             assert_eq!(next, Next::Wait(Waiting::Operator), "{asked:?}");
-            // What is asked for afterwards counts once it is resumed.
-            let asked = at(state, flips).pause().and_then(|it| it.wish(asked));
-            let resumed = asked.and_then(|it| it.resume()).expect("it is not over");
-            assert!(matches!(resumed.next(), Next::Turn(_)));
         }
         // It waits for nothing, so it is not withdrawn either.
         let abort = at(State::Ready, 0).wish(Wish::Abort);
         let paused = abort.and_then(|it| it.pause()).expect("it is not over");
         assert!(matches!(paused.next(), Next::Turn(it) if it.state == State::Abort));
+    }
+
+    #[test]
+    fn who_resumes_it_does_not_change_owners_by_that() {
+        let at = |state, flips| Record {
+            state,
+            step: Some(Step::Made),
+            round: 1,
+            flips,
+            ..Record::new()
+        };
+        let stopped = Stopped {
+            what: "a row was not there".to_owned(),
+            remedy: "put it back".to_owned(),
+            then: Then::GoOn,
+        };
+        for (state, flips, asked) in [
+            (State::Ready, 0, Wish::Cutover),
+            (State::Ready, 0, Wish::Verify),
+            (State::Reverse, 1, Wish::Rollback),
+        ] {
+            let paused = at(state, flips).pause().expect("it is not over");
+            assert_eq!(paused.wish(asked), Err(Refusal::Paused), "{asked:?}");
+            let stands = Record {
+                stopped: Some(stopped.clone()),
+                ..at(state, flips)
+            };
+            assert_eq!(stands.wish(asked), Err(Refusal::Stopped), "{asked:?}");
+            // It was asked for, and something stopped it before it began.
+            let wanted = at(state, flips).wish(asked).expect("its time has come");
+            let stands = wanted.after(&Event::Halt(stopped.clone()));
+            let resumed = stands.expect("it stops").resume();
+            assert_eq!(resumed.expect("it is not over").wanted, None, "{asked:?}");
+        }
+        // An end changes no owners: where the way back could not be made it is asked for before it goes on.
+        let paused = at(State::Reverse, 1).pause().expect("it is not over");
+        assert!(paused.wish(Wish::Finish).is_ok());
     }
 
     #[test]
@@ -789,5 +850,64 @@ mod tests {
         assert_eq!(back.map(|it| it.flips), Some(2));
         let twice = reverse.with(&known(5, Some((5, Direction::Forward))));
         assert_eq!(twice.map(|it| it.flips), Some(3));
+    }
+
+    #[test]
+    fn an_attempt_after_a_cutover_that_was_told_is_undone_and_not_taken_for_it() {
+        let committed = Record {
+            state: State::Cutover,
+            step: Some(Step::Committed),
+            attempt: 3,
+            flips: 1,
+            ..Record::new()
+        };
+        let known = |tried, last| Known {
+            tried,
+            last,
+            epoch: 0,
+        };
+        let told = Some((3, Direction::Forward));
+        assert_eq!(committed.with(&known(3, told)), None);
+        let later = committed.with(&known(4, told)).expect("it was not known");
+        assert_eq!((later.attempt, later.flips), (4, 1));
+        assert_eq!(later.direction(), Direction::Back);
+        assert_eq!(later.next(), Next::Run(Effect::Undo));
+    }
+
+    #[test]
+    fn who_owns_keys_by_a_map_that_came_back_is_told_so() {
+        let known = |tried, last| Known {
+            tried,
+            last,
+            epoch: 7,
+        };
+        let by = |mut known: Known, went| {
+            known.by_map(went);
+            known.last
+        };
+        let (forward, back) = (Direction::Forward, Direction::Back);
+        // Only the map says so: a cutover of which no shard was told, and a rollback.
+        assert_eq!(by(known(1, None), forward), Some((1, forward)));
+        assert_eq!(by(known(2, Some((1, forward))), back), Some((2, back)));
+        let fencing = Record {
+            state: State::Cutover,
+            step: Some(Step::Fence),
+            attempt: 1,
+            ..Record::new()
+        };
+        let went = fencing.with(&known(1, by(known(1, None), forward)));
+        let went = went.expect("it was not known");
+        assert_eq!(went.next(), Next::Run(Effect::Activate));
+        assert_eq!(went.direction(), back, "of the next");
+        // It says what the shards say.
+        for last in [None, Some((2, back))] {
+            assert_eq!(by(known(2, last), back), last);
+        }
+        assert_eq!(
+            by(known(1, Some((1, forward))), forward),
+            Some((1, forward))
+        );
+        // An attempt after it has fenced nothing yet.
+        assert_eq!(by(known(0, None), forward), None);
     }
 }

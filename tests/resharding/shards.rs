@@ -228,12 +228,16 @@ impl<'a> Shards<'a> {
 /// The map of a cutover that is committed, at this number.
 pub(crate) fn map(job: &Job, epoch: i64) -> MapNow {
     let plan = &job.plan;
+    let owners = match job.direction {
+        Direction::Forward => &plan.after,
+        Direction::Back => &plan.before,
+    };
     MapNow {
         epoch,
         content: Content {
             declared: plan.before.clone(),
-            owners: plan.after.clone(),
-            members: plan.after.shards(),
+            owners: owners.clone(),
+            members: owners.shards(),
             moving: Vec::new(),
         },
     }

@@ -370,6 +370,15 @@ fn a_reshard_goes_through_its_steps_and_leaves_nothing() {
         turn::run(&stage.job).await.unwrap();
         stage.held("committed").await;
         assert!(halted(unfence::run(&stage.job).await).contains("committed"));
+        // A home shard that has forgotten the cutover says that the former owners own the keys.
+        let mut forgotten = map(&stage.job, 2);
+        forgotten.content.owners = stage.job.plan.before.clone();
+        match activate::run(&stage.job, &forgotten).await {
+            Err(StepError::Again { problem, .. }) => {
+                assert!(problem.contains("former"), "{problem}");
+            }
+            other => panic!("{other:?}"),
+        }
         for _again in 0..2 {
             activate::run(&stage.job, &map(&stage.job, 2))
                 .await

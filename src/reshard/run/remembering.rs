@@ -36,7 +36,7 @@ impl Run<'_> {
 
     async fn known(&self) -> Result<Known, StepError> {
         const WHAT: &str = "asking what servers know of the run";
-        let known = Box::pin(steps::activate::known(&self.anybodys())).await?;
+        let mut known = Box::pin(steps::activate::known(&self.anybodys())).await?;
         let map = self.runner.registry.read_map().await;
         let map = map.map_err(|error| StepError::Again {
             what: WHAT.to_owned(),
@@ -50,6 +50,10 @@ impl Run<'_> {
                     map.epoch, known.epoch
                 ),
             });
+        }
+        // A map that a shard kept a copy of came back, and whoever owns keys by it was not told yet.
+        if let Some(went) = self.stored.plan.went(&map.content.owners) {
+            known.by_map(went);
         }
         Ok(known)
     }

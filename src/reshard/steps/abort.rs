@@ -32,7 +32,6 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
         ..job.clone()
     };
     let notes = noted(job).await?;
-    unkept(job, &notes).await;
     unless_taken_over(job).await?;
     claim_all(job).await?;
     // A chunk or a batch could be committed else after its rows were deleted.
@@ -65,7 +64,12 @@ pub async fn run(job: &Job) -> Result<(), StepError> {
 
 /// Nobody goes on from a slot of a run that is given up: those of the sources go first, as far as they can, and again with
 /// all else.
-async fn unkept(job: &Job, notes: &[Note]) {
+pub async fn unkept(job: &Job) {
+    let job = &Job {
+        direction: Direction::Forward,
+        ..job.clone()
+    };
+    let notes = noted(job).await.unwrap_or_default();
     let of_source = |it: &&Note| it.kind == Kind::Slot && it.name == job.slot(&it.shard);
     for note in notes.iter().filter(of_source) {
         let removed = async {

@@ -46,8 +46,16 @@ const FENCED: &str =
 /// Activates every destination of the committed cutover, whose direction is the job's, as of this map.
 ///
 /// # Errors
-/// [`StepError::Halt`]: the job's sources were not fenced by this attempt.
+/// [`StepError::Halt`]: the job's sources were not fenced by this attempt. [`StepError::Again`] as well: the map says that
+/// they own the keys, as the home shard has forgotten the cutover.
 pub async fn run(job: &Job, map: &MapNow) -> Result<(), StepError> {
+    let went = job.plan.went(&map.content.owners);
+    if went.is_some_and(|went| went != job.direction) {
+        return Err(StepError::Again {
+            what: "letting the new owners know".to_owned(),
+            problem: format!("map {} says that the former ones own the keys", map.epoch),
+        });
+    }
     let sources = job.sources();
     let each = sources.iter().map(|it| unless_not_fenced(job, it));
     let fenced = at_once(each.collect()).await;
@@ -218,7 +226,7 @@ pub async fn open_reference(job: &Job) -> Result<(), StepError> {
 }
 
 /// The last cutover that a shard knows of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Latest {
     pub(super) attempt: i32,
     pub(super) direction: Direction,
@@ -227,9 +235,14 @@ pub(super) struct Latest {
 }
 
 impl Latest {
+    /// By what it is one cutover, on whichever shard.
+    pub(super) fn cutover(self) -> (i32, Direction) {
+        (self.attempt, self.direction)
+    }
+
     /// Whether it is the cutover of this attempt.
     fn is_of(self, job: &Job) -> bool {
-        self.attempt == job.attempt && self.direction == job.direction
+        self.cutover() == (job.attempt, job.direction)
     }
 }
 
@@ -292,12 +305,36 @@ pub async fn known(job: &Job) -> Result<Known, StepError> {
             .query_typed_one(TRIED, &[(&job.id, Type::TEXT)])
             .await;
         known.tried = known.tried.max(tried.about("asking for fences")?.get(0));
+        known.epoch = known.epoch.max(copied(&client).await?);
         client.done();
     }
+    known.epoch = known.epoch.max(copied_elsewhere(job).await);
     // Another run of the same name was over before this one was planned.
     let last = latest_anywhere(job).await?;
     let last = last.filter(|it| it.epoch > job.plan.epoch);
     known.last = last.map(|it| (it.attempt, it.direction));
-    known.epoch = last.map_or(0, |it| it.epoch);
+    known.epoch = known.epoch.max(last.map_or(0, |it| it.epoch));
     Ok(known)
+}
+
+/// The number of the map of which a shard has a copy.
+async fn copied(client: &Client) -> Result<i64, StepError> {
+    const COPIED: &str = "SELECT coalesce(max(epoch), 0) FROM shardway.map";
+    let row = client.query_typed_one(COPIED, &[]).await;
+    Ok(row.about("asking for the copy of the map")?.get(0))
+}
+
+/// The latest of the shards that take no part, as far as they can be asked: a proxy gives it to the home shard some time.
+async fn copied_elsewhere(job: &Job) -> i64 {
+    let part = taking_part(job);
+    let others = job.servers.values();
+    let others = others.filter(|it| part.iter().all(|other| other.name != it.name));
+    let asking = others.map(async |it| {
+        let client = line(job, it).await?;
+        let copied = copied(&client).await?;
+        client.done();
+        Ok::<_, StepError>(copied)
+    });
+    let copied = at_once(asking.collect()).await;
+    copied.into_iter().flatten().max().unwrap_or(0)
 }

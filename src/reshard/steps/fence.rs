@@ -68,15 +68,14 @@ const TELL: &str = "SELECT pg_logical_emit_message(true, $1, $2)";
 /// [`StepError::Again`]: somebody holds a lock for too long; what it says names who.
 pub async fn run(job: &Job) -> Result<(), StepError> {
     let sources = job.sources();
-    let fenced = at_once(sources.iter().map(|it| fence(job, it)).collect()).await;
+    // One for all: none is opened while tables are locked.
+    let home = line(job, named(job, &job.home)?).await?;
+    let fenced = at_once(sources.iter().map(|it| fence(job, it, &home)).collect()).await;
+    home.done();
     fenced.into_iter().collect()
 }
 
-/// Fences one source.
-///
-/// # Errors
-/// As [`run`].
-pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
+async fn fence(job: &Job, source: &Server, home: &Client) -> Result<(), StepError> {
     let client = line(job, source).await?;
     let tables = guard::tables(job, source);
     let most = job.knobs.borrow().lock;
@@ -117,7 +116,7 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     marked.about(&what)?;
     told.about(&what)?;
     // Whoever has ended the attempt meanwhile looked for this fence before it was there.
-    if let Err(over) = unless_over(job, &what).await {
+    if let Err(over) = unless_over(job, home, &what).await {
         client.batch_execute("ROLLBACK").await.about(&what)?;
         client.done();
         return Err(over);
@@ -128,12 +127,10 @@ pub async fn fence(job: &Job, source: &Server) -> Result<(), StepError> {
     Ok(())
 }
 
-async fn unless_over(job: &Job, what: &str) -> Result<(), StepError> {
-    let home = line(job, named(job, &job.home)?).await?;
+async fn unless_over(job: &Job, home: &Client, what: &str) -> Result<(), StepError> {
     let attempt: [Typed<'_>; 2] = [(&job.id, Type::TEXT), (&job.attempt, Type::INT4)];
     let over = home.query_typed_one(OVER, &attempt).await;
     let over: bool = over.about(what)?.get(0);
-    home.done();
     if over {
         return Err(StepError::Again {
             what: what.to_owned(),

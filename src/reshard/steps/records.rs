@@ -230,7 +230,8 @@ pub fn taking_part(job: &Job) -> Vec<Server> {
     all
 }
 
-/// Begins a transaction that this runner alone may make on a shard, durable when it is committed.
+/// Begins a transaction that this runner alone may make on a shard, durable when it is committed. A runner that
+/// is frozen or cut off does not keep what it has locked: whoever takes the run over waits for that.
 ///
 /// # Errors
 /// [`StepError`].
@@ -238,12 +239,14 @@ pub(super) async fn begin(client: &Client, job: &Job) -> Result<(), StepError> {
     // Sent at once: what is sent with it comes after both.
     let (begun, claimed) = tokio::join!(
         biased;
-        client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on"),
+        client.batch_execute(BEGIN),
         claim(client, job),
     );
     begun.about("beginning")?;
     claimed
 }
+
+const BEGIN: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 fn unless_replaced(is_mine: bool) -> Result<(), StepError> {
     if is_mine {

@@ -154,6 +154,7 @@ pub async fn make(
     let (before, after) = dumped(tools, source).await?;
     let what = format!("making the schema on shard {}", destination.name);
     let client = connection(destination).await?;
+    let places = connection(source).await?;
     // Both lists are of one moment, with what was made in between: what others make meanwhile is in neither.
     let moment = "SET default_transaction_isolation = 'repeatable read'";
     client.batch_execute(moment).await.about(&what)?;
@@ -176,7 +177,7 @@ pub async fn make(
             .await;
         kept.about(&what)?;
     }
-    place(source, &client).await?;
+    place(&places, &client).await?;
     client.batch_execute("COMMIT").await.about(&what)
 }
 
@@ -197,9 +198,8 @@ async fn dumped(tools: &Tools, source: &Server) -> Result<(String, String), Step
     Ok((before.map_err(halt)?, after.map_err(halt)?))
 }
 
-async fn place(source: &Server, destination: &Client) -> Result<(), StepError> {
+async fn place(source: &Client, destination: &Client) -> Result<(), StepError> {
     let what = "telling where tables live";
-    let source = connection(source).await?;
     for row in source.query(PLACES, &[]).await.about(what)? {
         let (table, kind): (String, String) = (row.get(0), row.get(1));
         let (group, column): (Option<String>, Option<String>) = (row.get(2), row.get(3));
