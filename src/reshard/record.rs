@@ -41,13 +41,14 @@ impl Stored {
     #[must_use]
     pub fn without(&self) -> &BTreeSet<String> {
         static NONE: BTreeSet<String> = BTreeSet::new();
-        let given_up = match self.record.state {
-            State::Abort => true,
-            // An attempt is taken back first.
-            State::Cutover => false,
-            _ => self.record.wanted == Some(Wish::Abort),
-        };
-        if given_up { &self.knobs.without } else { &NONE }
+        let Record { state, wanted, .. } = &self.record;
+        // An attempt is taken back first.
+        let begins = *wanted == Some(Wish::Abort) && *state != State::Cutover;
+        if begins || *state == State::Abort {
+            &self.knobs.without
+        } else {
+            &NONE
+        }
     }
 }
 

@@ -18,7 +18,6 @@ use shardway::{
     },
 };
 use std::{sync::Arc, time::Duration};
-use tokio_postgres::NoTls;
 
 /// More than it takes to look at who is there.
 const A_WHILE: Duration = Duration::from_secs(1);
@@ -121,14 +120,12 @@ fn who_cannot_see_what_others_do_waits_for_them_all_the_same() {
             let role = "CREATE ROLE blind LOGIN";
             cluster.execute("postgres", role).await.unwrap();
         }
+        let reader = stage.job.servers["a"].sql().await.unwrap();
         let mut servers = (*stage.job.servers).clone();
         for server in servers.values_mut() {
             server.credentials.user = "blind".to_owned();
         }
         stage.job.servers = Arc::new(servers);
-        let config = sandbox().cluster(0).config("hidden");
-        let (reader, connection) = config.connect(NoTls).await.unwrap();
-        let connection = tokio::spawn(connection);
         reader
             .batch_execute("BEGIN; SELECT 1 FROM customer")
             .await
@@ -137,8 +134,6 @@ fn who_cannot_see_what_others_do_waits_for_them_all_the_same() {
         assert!(waits.is_err(), "{waits:?}");
         reader.batch_execute("COMMIT").await.unwrap();
         readers::unseen(&stage.job).await.unwrap();
-        drop(reader);
-        connection.await.unwrap().unwrap();
     });
 }
 
