@@ -8,7 +8,7 @@ use crate::{
     inspect::AskError,
     metrics::reshards::{Leader, Sight},
     net::tls::ClientTls,
-    registry::{Lease, Registry, Unable, errand},
+    registry::{Lease, Registry, Unable, Unflipped, errand},
     reshard::{
         job::Knobs,
         planning::Planned,
@@ -143,7 +143,15 @@ impl Site {
 
     /// The map, and its number.
     pub(super) async fn map(&self) -> Result<(i64, Content), Fault> {
-        let now = self.registry.read_map().await?;
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| match error {
+            Unflipped::Ask(error) => self.fault(error),
+            other @ (Unflipped::NoMap
+            | Unflipped::Changed { .. }
+            | Unflipped::NotHeld
+            | Unflipped::Replaced
+            | Unflipped::Record { .. }) => Fault::Map(other),
+        })?;
         Ok((now.epoch, now.content))
     }
 
