@@ -4,7 +4,7 @@
 //! What must stay true: nothing is decided by it; a figure is never more than what it is a part of; what could not be looked
 //! at for longer than a lease is shown with its age, and nobody is said to run it.
 
-use super::histogram::Histogram;
+use super::{counters::Counter, histogram::Histogram};
 use crate::clock::{Duration, Instant};
 use serde::Serialize;
 use std::{
@@ -26,6 +26,8 @@ pub struct Resharding {
     seen: Mutex<Option<Seen>>,
     /// How long statements were held by cutovers whose end this process saw, in milliseconds.
     pub pauses: Histogram,
+    /// Statements that were refused because of keys that move.
+    pub refused: Counter,
 }
 
 /// What was seen, and until when it was known to be so.
@@ -137,6 +139,7 @@ impl Default for Resharding {
             pauses: Histogram::new(PAUSES),
         }
     }
+            refused: Counter::default(),
 }
 
 impl Resharding {

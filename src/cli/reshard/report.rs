@@ -186,7 +186,7 @@ pub(super) fn json(seen: Option<&Seen>) -> Value {
         "sources": sight.sources,
         "cutover": sight.cutover,
         "application": { "p99_ms": sight.application_p99_ms, "errors": sight.application_errors },
-        "knobs": stored.knobs,
+        "knobs": knobs::json(&stored.knobs),
         "progress": stored.progress,
         "moves": stored.plan.moves,
         "joins": stored.plan.joins,
