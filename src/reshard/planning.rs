@@ -157,21 +157,6 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
     } else {
         everywhere
     };
-    let mut sizes = Vec::new();
-    for it in &moves {
-        let of_group = |table: &&MovingTable| table.group.as_ref() == Some(&it.group);
-        let client = connections.to(asked.servers, &it.from).await?;
-        for table in tables.iter().filter(of_group) {
-            let size = size(client, table, it, asked.owners).await;
-            sizes.push(size.map_err(|error| unanswered(&it.from, error))?);
-        }
-    }
-    let giver = moves.iter().map(|it| &it.from).min();
-    if let Some(giver) = giver.filter(|_| !reference.is_empty()) {
-        let client = connections.to(asked.servers, giver).await?;
-        let whole = whole_sizes(client, giver, &reference, &joins).await;
-        sizes.extend(whole.map_err(|error| unanswered(giver, error))?);
-    }
     let plan = Plan {
         moves,
         epoch: asked.epoch,
@@ -182,7 +167,32 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
         reference,
         left,
     };
+    let sizes = sizes(&mut connections, asked, &plan).await?;
     Ok(Planned { plan, sizes, cuts })
+}
+
+/// How much is copied: of tables of which rows move, then of those that joining shards get whole.
+async fn sizes(
+    connections: &mut Connections,
+    asked: Asked<'_>,
+    plan: &Plan,
+) -> Result<Vec<Size>, PlanError> {
+    let mut sizes = Vec::new();
+    for it in &plan.moves {
+        let of_group = |table: &&MovingTable| table.group.as_ref() == Some(&it.group);
+        let client = connections.to(asked.servers, &it.from).await?;
+        for table in plan.tables.iter().filter(of_group) {
+            let size = size(client, table, it, asked.owners).await;
+            sizes.push(size.map_err(|error| unanswered(&it.from, error))?);
+        }
+    }
+    let giver = plan.moves.iter().map(|it| &it.from).min();
+    if let Some(giver) = giver.filter(|_| !plan.reference.is_empty()) {
+        let client = connections.to(asked.servers, giver).await?;
+        let whole = whole_sizes(client, giver, &plan.reference, &plan.joins).await;
+        sizes.extend(whole.map_err(|error| unanswered(giver, error))?);
+    }
+    Ok(sizes)
 }
 
 /// The tables that every shard has whole, as one of them has them.
@@ -474,7 +484,7 @@ pub(super) async fn size(
     })
 }
 
-/// Of tables that each of the shards that join gets whole.
+/// Of tables that each joining shard gets whole.
 async fn whole_sizes(
     client: &Client,
     from: &str,

@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(verdict(&ready(), &wanted), Verdict::Not);
         let stands = Record {
             stopped: stopped(),
-            ..wanted.clone()
+            ..wanted
         };
         assert_eq!(verdict(&stands, &wanted), Verdict::Not);
     }
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(verdict(&reverse, &wanted), Verdict::UnderWay);
         let halted = Record {
             stopped: stopped(),
-            ..reverse.clone()
+            ..reverse
         };
         assert_eq!(verdict(&halted, &wanted), Verdict::Half);
         let (text, value) = told(&seen(halted), &[], &wanted);
