@@ -305,7 +305,8 @@ async fn flip(site: &Site, wish: Wish, args: &WishArgs, output: &Output) -> Resu
         return Ok(told(&changed, output));
     }
     // The wish was written together with the record that it was judged by.
-    watching::flipped(site, changed.stored.record.flips, output).await
+    let asked = &changed.stored;
+    watching::flipped(site, &asked.id, &asked.record, output).await
 }
 
 async fn ask(site: &Site, wish: Wish) -> Result<Seen, Fault> {

@@ -82,6 +82,24 @@ impl Metrics {
         of.map(|(_, pool)| pool.errors.get()).sum()
     }
 
+    /// Notes a statement that was refused, by the code of its error.
+    pub fn refused(&self, database: &str, code: &'static str) {
+        self.refusals.count(code);
+        if code.starts_with("SW4") {
+            self.transactions
+                .of(database)
+                .resharding
+                .refused
+                .increment();
+        }
+    }
+
+    /// Statements of a database that were refused because of its keys that move.
+    #[must_use]
+    pub fn moving_refusals(&self, database: &str) -> u64 {
+        self.transactions.of(database).resharding.refused.get()
+    }
+
     /// Every pool's counters, ordered by database, user and shard.
     #[must_use]
     pub fn pools(&self) -> Vec<(PoolKey, Arc<PoolCounters>)> {
@@ -109,5 +127,18 @@ mod tests {
             .map(|(_, pool)| pool.queries.get())
             .collect();
         assert_eq!(queries, [5, 1]);
+    }
+
+    #[test]
+    fn what_is_refused_because_keys_move_is_counted_for_their_database() {
+        let metrics = Metrics::new();
+        metrics.refused("app", "SW403");
+        metrics.refused("app", "SW101");
+        metrics.refused("other", "SW403");
+        metrics.refused("other", "SW402");
+        let counts = ["app", "other", "third"].map(|name| metrics.moving_refusals(name));
+        assert_eq!(counts, [1, 2, 0]);
+        let by_code = [("SW101", 1), ("SW402", 1), ("SW403", 2)];
+        assert_eq!(metrics.refusals.read(), by_code);
     }
 }

@@ -4,7 +4,7 @@
 //! What must stay true: nothing is decided by it; a figure is never more than what it is a part of; what could not be looked
 //! at for longer than a lease is shown with its age, and nobody is said to run it.
 
-use super::histogram::Histogram;
+use super::{counters::Counter, histogram::Histogram};
 use crate::clock::{Duration, Instant};
 use serde::Serialize;
 use std::{
@@ -26,6 +26,8 @@ pub struct Resharding {
     seen: Mutex<Option<Seen>>,
     /// How long statements were held by cutovers whose end this process saw, in milliseconds.
     pub pauses: Histogram,
+    /// Statements that were refused because of keys that move.
+    pub refused: Counter,
 }
 
 /// What was seen, and until when it was known to be so.
@@ -33,6 +35,8 @@ pub struct Resharding {
 pub struct Seen {
     pub sight: Arc<Sight>,
     at: Instant,
+    /// How many changes of owners are counted, or were before this process looked.
+    counted: i32,
 }
 
 /// A reshard as people are told of it.
@@ -135,6 +139,7 @@ impl Default for Resharding {
         Self {
             seen: Mutex::default(),
             pauses: Histogram::new(PAUSES),
+            refused: Counter::default(),
         }
     }
 }
@@ -158,16 +163,20 @@ impl Resharding {
     /// It was seen.
     pub fn set(&self, sight: Sight, now: Instant) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // The end of a cutover, once; what was before this process is not counted.
-        let flipped = seen
-            .as_ref()
-            .is_some_and(|old| old.sight.id == sight.id && old.sight.flips < sight.flips);
-        if let (true, Some(pause)) = (flipped, sight.cutover.get("pause_ms")) {
-            self.pauses.record(*pause);
+        let old = seen.as_ref().filter(|old| old.sight.id == sight.id);
+        // What was before this process is not counted.
+        let mut counted = old.map_or_else(|| sight.ended(), |old| old.counted);
+        // The end of a cutover, once: while it is under way the figures are those of the one before.
+        if sight.ended() > counted && sight.state != "cutover" {
+            if let Some(pause) = sight.cutover.get("pause_ms") {
+                self.pauses.record(*pause);
+            }
+            counted = sight.ended();
         }
         *seen = Some(Seen {
             sight: Arc::new(sight),
             at: now,
+            counted,
         });
     }
 }
@@ -206,6 +215,12 @@ impl Seen {
 }
 
 impl Sight {
+    /// How often the owners have changed to the end.
+    fn ended(&self) -> i32 {
+        let committed = self.state == "cutover" && self.step.as_deref() == Some("committed");
+        self.flips - i32::from(committed)
+    }
+
     /// All tables together.
     #[must_use]
     pub fn total(&self) -> Total {
@@ -273,6 +288,37 @@ mod tests {
         // The first had ended before anybody looked.
         assert_eq!(resharding.pauses.count(), 2);
         assert!((resharding.pauses.sum() - 37.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn a_pause_is_counted_when_its_cutover_has_ended() {
+        // The commit, and the figures, which are of the one before until the new owners have been told.
+        let committed = |flips, pause| Sight {
+            state: "cutover".to_owned(),
+            step: Some("committed".to_owned()),
+            ..after(flips, pause)
+        };
+        let (resharding, now) = (Resharding::default(), Clock.now());
+        let mut counts = Vec::new();
+        for sight in [
+            after(0, 0.0),
+            committed(1, 0.0),
+            committed(1, 40.0),
+            after(1, 40.0),
+            committed(2, 40.0),
+            after(2, 7.0),
+            after(2, 7.0),
+        ] {
+            resharding.set(sight, now);
+            counts.push(resharding.pauses.count());
+        }
+        assert_eq!(counts, [0, 0, 0, 1, 1, 2, 2]);
+        assert!((resharding.pauses.sum() - 47.0).abs() < 0.001);
+        // Begun within one: its end is seen.
+        let late = Resharding::default();
+        late.set(committed(1, 0.0), now);
+        late.set(after(1, 40.0), now);
+        assert_eq!(late.pauses.count(), 1);
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Session {
     /// Notes an error of ours by its code.
     pub(super) fn count_refusal(&self, words: &Words) {
         if let Some(code) = reply::code_of(words) {
-            self.shared.metrics.refusals.count(code);
+            self.shared.metrics.refused(&self.info.database, code);
         }
     }
 }

@@ -48,11 +48,13 @@ pub struct Cut {
     pub bounds: Vec<Key>,
 }
 
-/// About how much of a table leaves a shard.
+/// About how much of a table is copied from a shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Size {
     pub table: String,
     pub shard: String,
+    /// The shard that joins and gets a whole table; `None`: the rows of keys that move.
+    pub to: Option<String>,
     /// `None`: the table was never analyzed there.
     pub rows: Option<u64>,
     /// With its indexes.
@@ -66,7 +68,9 @@ pub enum PlanError {
     Moves(#[from] NoMoves),
     #[error(transparent)]
     Unmovable(#[from] Unmovable),
-    #[error("shard {shard}: {error}")]
+    #[error(
+        "shard {shard} cannot be asked: {error}; look whether it runs, and lets the control role in"
+    )]
     Ask { shard: String, error: AskError },
     #[error(
         "shard {shard} has no table {table}, which the configuration lists: make it there (shardway check --connect says what is \
@@ -153,18 +157,6 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
     } else {
         everywhere
     };
-    let mut sizes = Vec::new();
-    for it in &moves {
-        let of_group = |table: &&MovingTable| table.group.as_ref() == Some(&it.group);
-        let client = connections.to(asked.servers, &it.from).await?;
-        for table in tables.iter().filter(of_group) {
-            let size = size(client, table, it, asked.owners).await;
-            sizes.push(size.map_err(|error| PlanError::Ask {
-                shard: it.from.clone(),
-                error: error.into(),
-            })?);
-        }
-    }
     let plan = Plan {
         moves,
         epoch: asked.epoch,
@@ -175,7 +167,32 @@ pub async fn plan(asked: Asked<'_>, wishes: &[Wish]) -> Result<Planned, PlanErro
         reference,
         left,
     };
+    let sizes = sizes(&mut connections, asked, &plan).await?;
     Ok(Planned { plan, sizes, cuts })
+}
+
+/// How much is copied: of tables of which rows move, then of those that joining shards get whole.
+async fn sizes(
+    connections: &mut Connections,
+    asked: Asked<'_>,
+    plan: &Plan,
+) -> Result<Vec<Size>, PlanError> {
+    let mut sizes = Vec::new();
+    for it in &plan.moves {
+        let of_group = |table: &&MovingTable| table.group.as_ref() == Some(&it.group);
+        let client = connections.to(asked.servers, &it.from).await?;
+        for table in plan.tables.iter().filter(of_group) {
+            let size = size(client, table, it, asked.owners).await;
+            sizes.push(size.map_err(|error| unanswered(&it.from, error))?);
+        }
+    }
+    let giver = plan.moves.iter().map(|it| &it.from).min();
+    if let Some(giver) = giver.filter(|_| !plan.reference.is_empty()) {
+        let client = connections.to(asked.servers, giver).await?;
+        let whole = whole_sizes(client, giver, &plan.reference, &plan.joins).await;
+        sizes.extend(whole.map_err(|error| unanswered(giver, error))?);
+    }
+    Ok(sizes)
 }
 
 /// The tables that every shard has whole, as one of them has them.
@@ -333,6 +350,13 @@ fn whole(snapshot: &Snapshot) -> Vec<TableName> {
     found
 }
 
+fn unanswered(shard: &str, error: tokio_postgres::Error) -> PlanError {
+    PlanError::Ask {
+        shard: shard.to_owned(),
+        error: error.into(),
+    }
+}
+
 enum Fault {
     Ask(tokio_postgres::Error),
     NoTable,
@@ -340,14 +364,10 @@ enum Fault {
 
 impl Fault {
     fn on(self, shard: &str, table: &TableName) -> PlanError {
-        let shard = shard.to_owned();
         match self {
-            Self::Ask(error) => PlanError::Ask {
-                shard,
-                error: error.into(),
-            },
+            Self::Ask(error) => unanswered(shard, error),
             Self::NoTable => PlanError::NoTable {
-                shard,
+                shard: shard.to_owned(),
                 table: format!("{}.{}", table.schema, table.name),
             },
         }
@@ -458,9 +478,32 @@ pub(super) async fn size(
     Ok(Size {
         table: table.plain(),
         shard: moved.from.clone(),
+        to: None,
         rows: known.then(|| (rows * share).round() as u64),
         bytes: (bytes * share).round() as u64,
     })
+}
+
+/// Of tables that each joining shard gets whole.
+async fn whole_sizes(
+    client: &Client,
+    from: &str,
+    tables: &[MovingTable],
+    joins: &[String],
+) -> Result<Vec<Size>, tokio_postgres::Error> {
+    let mut sizes = Vec::new();
+    for table in tables {
+        let row = client.query_one(SIZE, &[&table.sql()]).await?;
+        let (rows, bytes): (f64, f64) = (row.get(0), row.get(1));
+        sizes.extend(joins.iter().map(|joining| Size {
+            table: table.plain(),
+            shard: from.to_owned(),
+            to: Some(joining.clone()),
+            rows: (rows >= 0.0).then(|| rows.round() as u64),
+            bytes: bytes.round() as u64,
+        }));
+    }
+    Ok(sizes)
 }
 
 fn share_of_buckets(moved: &Move, owners: &Ownership) -> Option<f64> {

@@ -176,10 +176,8 @@ impl Runner<'_> {
 
     /// Errors that clients were told: by servers, and by this process because of keys that move.
     pub(super) fn errors(&self) -> u64 {
-        let refusals = self.metrics.refusals.read().into_iter();
-        let moving = refusals.filter(|(code, _)| code.starts_with("SW4"));
-        let refused: u64 = moving.map(|(_, count)| count).sum();
-        refused + self.metrics.errors(self.registry.database())
+        let database = self.registry.database();
+        self.metrics.moving_refusals(database) + self.metrics.errors(database)
     }
 
     pub(super) fn show(&self, sight: Sight) {

@@ -35,8 +35,10 @@ pub fn sight(stored: &Stored, leader: Option<Leader>) -> Sight {
         remedy: record.stopped.as_ref().map(|it| it.remedy.clone()),
         tables: tables(stored),
         streams: streams.map(|shard| stream(progress, shard)).collect(),
+        // Its slots have gone with its end: what they kept is not so any more.
         sources: sources
             .iter()
+            .filter(|_| !record.is_over())
             .filter_map(|it| source(progress, it))
             .collect(),
         verified_rows: verified(progress, "rows"),
@@ -121,13 +123,23 @@ fn waiting_for(stored: &Stored, leader: Option<&Leader>) -> Option<String> {
             Some(format!("the operator: {}", first.unwrap_or_default()))
         }
         Next::Wait(Waiting::Stopped) | Next::Over | Next::Turn(_) | Next::Run(_) => {
-            let said = ["throttle", "waiting_for", "problem"]
+            let said = ["waiting_for", "problem"]
                 .iter()
                 .find_map(|name| text(progress, name));
-            let said = said.map(|said| with_way_out(stored, said));
-            said.or_else(|| state_waits(record, progress))
-                .or_else(|| stream_problem(stored))
-                .or_else(|| limit(stored))
+            let waits = said
+                .map(|said| with_way_out(stored, said))
+                .or_else(|| state_waits(record, progress))
+                .or_else(|| stream_problem(stored));
+            // What keeps it from going on is not hidden by what slows it down.
+            let both: Vec<String> = text(progress, "throttle")
+                .into_iter()
+                .chain(waits)
+                .collect();
+            if both.is_empty() {
+                limit(stored)
+            } else {
+                Some(both.join("; "))
+            }
         }
     }
 }
@@ -135,15 +147,24 @@ fn waiting_for(stored: &Stored, leader: Option<&Leader>) -> Option<String> {
 /// What is given up waits for every shard, of which one may be gone for good.
 fn with_way_out(stored: &Stored, said: String) -> String {
     let joins = &stored.plan.joins;
-    let lost = joins
-        .iter()
-        .find(|shard| said.contains(&format!("shard {shard}")));
+    let lost = joins.iter().find(|shard| is_about(&said, shard));
     match lost.filter(|_| stored.record.state == State::Abort) {
         Some(shard) => {
             format!("{said}; if it is gone for good: shardway reshard abort --without {shard}")
         }
         None => said,
     }
+}
+
+/// Whether a shard is named, and not one whose name begins with its name.
+fn is_about(said: &str, shard: &str) -> bool {
+    let goes_on = |rest: &str| {
+        // A full stop ends a sentence, or stands within a name.
+        let next = rest.trim_start_matches('.').chars().next();
+        next.is_some_and(|it| it.is_alphanumeric() || matches!(it, '_' | '-'))
+    };
+    let mut named = said.split("shard ").skip(1);
+    named.any(|it| it.strip_prefix(shard).is_some_and(|rest| !goes_on(rest)))
 }
 
 /// What is kept of it when it is over means nothing in other states.
@@ -193,13 +214,37 @@ fn tables(stored: &Stored) -> Vec<Table> {
     let mut names: Vec<String> = all.map(MovingTable::plain).collect();
     names.sort();
     names.dedup();
-    let copied = !matches!(stored.record.state, State::Prepare | State::Copy);
-    let progress = &stored.progress;
-    let table = names.into_iter().map(|name| table(progress, name, copied));
+    let (progress, copy) = (&stored.progress, Copied::by(stored.record.state));
+    let table = names.into_iter().map(|name| table(progress, name, copy));
     table.collect()
 }
 
-fn table(progress: &Progress, name: String, copied: bool) -> Table {
+/// What a state says of the copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copied {
+    UnderWay,
+    Done,
+    /// It was given up, perhaps before the copy was done.
+    Left,
+}
+
+impl Copied {
+    fn by(state: State) -> Self {
+        match state {
+            State::Prepare | State::Copy => Self::UnderWay,
+            State::Abort | State::Aborted => Self::Left,
+            State::CatchUp
+            | State::Verify
+            | State::Ready
+            | State::Cutover
+            | State::Reverse
+            | State::Finish
+            | State::Done => Self::Done,
+        }
+    }
+}
+
+fn table(progress: &Progress, name: String, copy: Copied) -> Table {
     let figure = |what: &str| number(progress, &format!("copy.{name}.{what}"));
     let rows = figure("rows").unwrap_or(0);
     let bytes = figure("bytes").unwrap_or(0);
@@ -209,8 +254,9 @@ fn table(progress: &Progress, name: String, copied: bool) -> Table {
     );
     let rate = figure("rows_per_second").unwrap_or(0);
     // An aborted reshard may have no figures at all.
-    let done = chunks > 0 && chunks_done >= chunks || copied;
-    let by_chunks = rows.saturating_mul(chunks).checked_div(chunks_done);
+    let done = chunks > 0 && chunks_done >= chunks || copy == Copied::Done;
+    let goes = copy == Copied::UnderWay && !done;
+    let by_chunks = part_of(rows, chunks, chunks_done);
     let estimate = number(progress, &expected(&name)).or(by_chunks);
     let rows_of = if done {
         Some(rows)
@@ -218,25 +264,36 @@ fn table(progress: &Progress, name: String, copied: bool) -> Table {
         // There is one more at least, or it would be done.
         estimate.map(|estimate| estimate.max(rows + 1))
     };
-    let share = |part: u64, of: u64| part.saturating_mul(100).checked_div(of);
+    let share = |part: u64, of: u64| part_of(part, 100, of);
     let percent = match rows_of {
         _ if done => 100,
         Some(of) => share(rows, of).unwrap_or(0).min(99),
         None => share(chunks_done, chunks).unwrap_or(0).min(99),
     };
-    let left = rows_of.map(|of| of - rows).filter(|_| !done);
+    let left = rows_of.map(|of| of - rows).filter(|_| goes);
     Table {
         table: name,
         rows,
         rows_of,
         bytes,
-        bytes_of: rows_of.and_then(|of| bytes.saturating_mul(of).checked_div(rows)),
+        bytes_of: if done {
+            Some(bytes)
+        } else {
+            rows_of.and_then(|of| part_of(bytes, of, rows))
+        },
         chunks_done,
         chunks,
         percent,
-        rows_per_second: if done { 0 } else { rate },
+        rows_per_second: if goes { rate } else { 0 },
         seconds_left: left.and_then(|left| left.checked_div(rate)),
     }
+}
+
+/// So many times this, in so many parts: terabytes times millions of rows are more than 64 bits hold.
+fn part_of(figure: u64, times: u64, parts: u64) -> Option<u64> {
+    let whole = u128::from(figure) * u128::from(times);
+    let part = whole.checked_div(u128::from(parts))?;
+    Some(u64::try_from(part).unwrap_or(u64::MAX))
 }
 
 fn stream(progress: &Progress, shard: &str) -> Stream {
@@ -303,7 +360,10 @@ pub fn standing(record: &Record) -> String {
 mod tests {
     use super::*;
     use crate::{
-        catalog::ownership::Ownership,
+        catalog::{
+            moving::{KeySet, Move, Part},
+            ownership::Ownership,
+        },
         reshard::{
             job::Knobs,
             plan::{MovingTable, Plan},
@@ -348,6 +408,25 @@ mod tests {
         }
     }
 
+    /// With keys that go from s0 to s1.
+    fn with_shards(state: State, progress: Value) -> Stored {
+        let stored = stored(state, progress);
+        let moved = Move {
+            group: "g".to_owned(),
+            keys: KeySet::of(Part::None),
+            from: "s0".to_owned(),
+            to: "s1".to_owned(),
+        };
+        let plan = Plan {
+            moves: vec![moved],
+            ..(*stored.plan).clone()
+        };
+        Stored {
+            plan: Arc::new(plan),
+            ..stored
+        }
+    }
+
     fn alive() -> Option<Leader> {
         Some(Leader {
             proxy: "a1".to_owned(),
@@ -379,6 +458,95 @@ mod tests {
             (230, Some(231), 99)
         );
         assert_eq!(total.chunks_left, 1);
+    }
+
+    #[test]
+    fn what_is_large_is_told_as_it_is() {
+        const TERABYTE: u64 = 1_000_000_000_000;
+        let copying = |state| {
+            let figures = json!({
+                "copy.public.items.rows": 1_000_000_000_u64, "copy.public.items.rows_expected": 4_000_000_000_u64,
+                "copy.public.items.chunks": 40, "copy.public.items.chunks_done": 10, "copy.public.items.bytes": TERABYTE,
+                "copy.public.orders.rows": 0, "copy.public.orders.bytes": 0,
+            });
+            sight(&stored(state, figures), alive())
+        };
+        let of = |state| copying(state).tables[0].bytes_of;
+        assert_eq!(of(State::Copy), Some(4 * TERABYTE));
+        assert_eq!(of(State::CatchUp), Some(TERABYTE));
+        // A table without rows.
+        assert_eq!(copying(State::Verify).tables[1].bytes_of, Some(0));
+    }
+
+    #[test]
+    fn a_copy_that_was_given_up_in_the_middle_is_not_done() {
+        let half = json!({
+            "copy.public.items.rows": 50, "copy.public.items.rows_expected": 100, "copy.public.items.chunks": 4,
+            "copy.public.items.chunks_done": 2, "copy.public.items.rows_per_second": 50,
+            "copy.public.orders.rows": 80, "copy.public.orders.chunks": 1, "copy.public.orders.chunks_done": 1,
+        });
+        for state in [State::Abort, State::Aborted] {
+            let told = sight(&stored(state, half.clone()), alive());
+            let [items, orders] = told.tables.as_slice() else {
+                panic!("{told:?}");
+            };
+            assert_eq!((items.percent, items.rows_of), (50, Some(100)));
+            assert_eq!((items.rows_per_second, items.seconds_left), (0, None));
+            assert_eq!(orders.percent, 100);
+        }
+    }
+
+    #[test]
+    fn what_slots_keep_is_told_as_long_as_there_are_slots() {
+        let figures =
+            json!({ "source.s0.wal_kept": 9_000_000_000_u64, "source.s0.xmin_age": 200_000_000 });
+        let of = |state| sight(&with_shards(state, figures.clone()), alive()).sources;
+        assert_eq!(of(State::Ready).len(), 1);
+        assert_eq!(of(State::Finish).len(), 1);
+        assert!(of(State::Done).is_empty() && of(State::Aborted).is_empty());
+    }
+
+    #[test]
+    fn only_a_shard_that_is_named_may_be_gone_for_good() {
+        let way_out = |said: &str| {
+            let mut giving_up = with_shards(State::Abort, json!({ "problem": said }));
+            let plan = Plan {
+                joins: ["s1", "s10", "s1-b", "s1.b"].map(str::to_owned).into(),
+                ..(*giving_up.plan).clone()
+            };
+            giving_up.plan = Arc::new(plan);
+            let waits = sight(&giving_up, alive()).waiting_for.unwrap();
+            let hint = waits.split_once("abort --without ");
+            hint.map(|(_, shard)| shard.to_owned())
+        };
+        for shard in ["s1", "s10", "s1-b", "s1.b"] {
+            for said in [
+                format!("shard {shard}: it did not answer"),
+                format!("asking shard {shard}"),
+                format!("waits for shard {shard}, which is down"),
+            ] {
+                assert_eq!(way_out(&said).as_deref(), Some(shard), "{said}");
+            }
+        }
+        assert_eq!(way_out("it asks shard s1.").as_deref(), Some("s1"));
+        assert_eq!(way_out("shard s12: gone"), None);
+        assert_eq!(way_out("shard s1_: gone"), None);
+    }
+
+    #[test]
+    fn what_slows_a_copy_down_does_not_hide_what_it_waits_for() {
+        let busy =
+            json!({ "throttle": "1 of 2 copies: s0 is busy", "copy.waiting_for": "s0: process 7" });
+        let why = |state, figures| sight(&stored(state, figures), alive()).waiting_for;
+        assert_eq!(
+            why(State::Copy, busy).as_deref(),
+            Some("1 of 2 copies: s0 is busy; s0: process 7")
+        );
+        let alone = json!({ "throttle": "1 of 2 copies: s0 is busy" });
+        assert_eq!(
+            why(State::Copy, alone).as_deref(),
+            Some("1 of 2 copies: s0 is busy")
+        );
     }
 
     #[test]

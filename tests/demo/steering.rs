@@ -74,6 +74,9 @@ fn a_reshard_stands_still_goes_on_and_is_set_while_it_runs() {
     is_seen_after_its_cutover(&demo);
     must(&demo, &["finish", "--watch"]);
     assert_eq!(status(&demo)["state"], "done");
+    let keeps = |page: &str| page.contains("shardway_reshard_wal_kept_bytes{");
+    until("nothing is kept for it", || !keeps(&metrics(&demo)));
+    assert_eq!(status(&demo)["sources"], serde_json::json!([]));
     let (told, _) = load.end("TERM");
     assert!(
         !told.contains("aborted") && !told.contains("rror"),

@@ -2,7 +2,7 @@
 //! back, who owns what after it, and that what is shown is old.
 
 use crate::{
-    stage::{Demo, SHARDWAY, said, typed, until},
+    stage::{Demo, SHARDWAY, Typed, said, typed, until},
     steering::metrics,
 };
 use serde_json::Value;
@@ -94,6 +94,8 @@ fn an_operator_is_told_what_is_in_the_way_what_is_withdrawn_and_who_owns_what() 
     );
     let knobs = must(&demo, &["set"]);
     assert!(knobs.contains("hold_ms=5000 "), "{knobs}");
+    let of_set: Value = serde_json::from_str(&must(&demo, &["set", "--output", "json"])).unwrap();
+    assert_eq!(status(&demo)["knobs"], of_set);
 
     what_is_in_the_way_is_told_and_withdrawn(&demo, home);
     must(&demo, &["cutover"]);
@@ -112,16 +114,31 @@ fn what_is_in_the_way_is_told_and_withdrawn(demo: &Demo, home: u16) {
             "closed  shard s0: transactions have its tables: transaction 'mine' of app, prepared ",
         ) && text.contains("ROLLBACK PREPARED 'mine'")
     });
-    must(demo, &["cutover", "--no-wait"]);
+    let waiting = Typed::begin(&format!(
+        "{SHARDWAY} --output json reshard cutover --config {}",
+        demo.config().display()
+    ));
     until("an attempt was undone", || {
         let now = status(demo);
         now["attempt"].as_i64() > Some(0) && now["state"] == "ready"
     });
+    // Whoever stops waiting is not told that it is done.
+    let (told, code) = waiting.end("INT");
+    let left: Value = serde_json::from_str(&told).unwrap_or_else(|_| panic!("{told}"));
+    assert_eq!(
+        (&left["interrupted"], &left["flips"], code),
+        (&true.into(), &0.into(), Some(1)),
+        "{told}"
+    );
     let paused = must(demo, &["pause"]);
     assert!(paused.contains("not wanted any more: cutover"), "{paused}");
     until("it stands still", || {
         status(demo)["waiting_for"] == "resume: it is paused"
     });
+    let verified = demo.reshard(&["verify", "--watch"]);
+    assert_eq!(verified.status.code(), Some(1), "{}", said(&verified));
+    let withdrawn = must(demo, &["pause"]);
+    assert!(withdrawn.contains("any more: verify"), "{withdrawn}");
     demo.ask_at(home, "ROLLBACK PREPARED 'mine'");
     must(demo, &["resume"]);
     waits_for_the_operator(demo);

@@ -160,6 +160,24 @@ fn elsewhere(demo: &Demo, told: &mut String) {
     let silent = text.replacen(&format!("127.0.0.1:{home}/"), "127.0.0.1:1/", 1);
     let at_home = |database: &str| format!("127.0.0.1:{home}/{database}");
     let bare = text.replacen(&at_home("shop"), &at_home("postgres"), 1);
+    // What a plan asks beside the home shard.
+    let servers = demo.servers();
+    for (name, port) in [
+        ("silent", home),
+        ("silent-source", servers[3]),
+        ("silent-destination", servers[1]),
+    ] {
+        let path = demo.config().with_file_name(format!("{name}.toml"));
+        let text = text.replacen(&format!("127.0.0.1:{port}/"), "127.0.0.1:1/", 1);
+        fs::write(&path, text).unwrap();
+        let mut command = Command::new(SHARDWAY);
+        command.args(["reshard", "plan", "--config"]).arg(&path);
+        // From the one that has joined.
+        let back = ["--group", "customers", "--to", "s0,s1,s2"];
+        let _infallible = writeln!(told, "# {name}.toml");
+        let output = command.args(back).output().unwrap();
+        note(told, &[&["plan"], &back[..]].concat(), &output);
+    }
     for (name, text) in [
         ("no-control", without("control = ")),
         ("silent", silent),

@@ -133,6 +133,11 @@ fn a_plan_says_which_columns_mean_the_same_everywhere() {
             .find(|it| it.table == "public.customer");
         let rows = customers.unwrap().rows;
         assert!(rows.is_some_and(|it| (40..=60).contains(&it)), "{rows:?}");
+        let whole = planned.sizes.iter().filter(|it| it.to.is_some());
+        let whole: Vec<_> = whole
+            .map(|it| (it.table.as_str(), it.shard.as_str(), it.to.as_deref()))
+            .collect();
+        assert_eq!(whole, [("public.country", "a", Some("b"))]);
         // Of a table without statistics nothing is made up.
         stage
             .run(0, "CREATE TABLE fresh (customer bigint PRIMARY KEY); INSERT INTO fresh SELECT generate_series(1, 500)")

@@ -8,7 +8,7 @@ use crate::{
     inspect::AskError,
     metrics::reshards::{Leader, Sight},
     net::tls::ClientTls,
-    registry::{Lease, Registry, Unable, errand},
+    registry::{Lease, Registry, Unable, Unflipped, errand},
     reshard::{
         job::Knobs,
         planning::Planned,
@@ -143,7 +143,15 @@ impl Site {
 
     /// The map, and its number.
     pub(super) async fn map(&self) -> Result<(i64, Content), Fault> {
-        let now = self.registry.read_map().await?;
+        let now = self.registry.read_map().await;
+        let now = now.map_err(|error| match error {
+            Unflipped::Ask(error) => self.fault(error),
+            other @ (Unflipped::NoMap
+            | Unflipped::Changed { .. }
+            | Unflipped::NotHeld
+            | Unflipped::Replaced
+            | Unflipped::Record { .. }) => Fault::Map(other),
+        })?;
         Ok((now.epoch, now.content))
     }
 
@@ -370,5 +378,40 @@ fn refused(refusal: Refusal, stored: &Stored) -> Fault {
         id: stored.id.clone(),
         state: stored.record.state,
         next: told::next_steps(&stored.record).join(", "),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::{catalog::ownership::Ownership, reshard::plan::Plan};
+
+    /// A reshard of nothing that stands so; nobody runs it.
+    pub(in crate::cli::reshard) fn seen(record: Record) -> Seen {
+        let plan = Plan {
+            moves: Vec::new(),
+            epoch: 1,
+            before: Ownership::default(),
+            after: Ownership::default(),
+            tables: Vec::new(),
+            joins: Vec::new(),
+            reference: Vec::new(),
+            left: Vec::new(),
+        };
+        Seen {
+            stored: Stored {
+                id: "r1".to_owned(),
+                record,
+                token: 1,
+                version: 1,
+                plan: Arc::new(plan),
+                knobs: Knobs::default(),
+                progress: BTreeMap::new(),
+                made_at: String::new(),
+                changed_at: String::new(),
+            },
+            leader: None,
+            proxies: 1,
+        }
     }
 }

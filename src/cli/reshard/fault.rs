@@ -43,7 +43,7 @@ pub(super) enum Fault {
     #[error(
         "the map: {0}; a proxy that serves the database writes it: look whether one runs (SHOW PROXIES)"
     )]
-    Map(#[from] Unflipped),
+    Map(Unflipped),
     #[error("TLS: {0}")]
     Tls(#[from] TlsError),
     #[error("{0}")]
@@ -58,7 +58,7 @@ pub(super) enum Fault {
         "say what is to move: --to SHARD,... for an even spread, --move WHAT:SHARD, or --pin KEY=SHARD"
     )]
     NoWish,
-    #[error("{0}")]
+    #[error("{}{}", .0, Remedy(.0))]
     Step(#[from] StepError),
     #[error("no reshard is under way; one begins with: shardway reshard start --to SHARD,...")]
     None,
@@ -116,6 +116,22 @@ pub(super) enum Fault {
     Busy,
 }
 
+/// What mends it.
+struct Remedy<'a>(&'a StepError);
+
+impl std::fmt::Display for Remedy<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            StepError::Halt { remedy, .. } => write!(f, "; {remedy}"),
+            StepError::Again { .. }
+            | StepError::Lost { .. }
+            | StepError::FailedOver { .. }
+            | StepError::Grown { .. }
+            | StepError::Replaced => Ok(()),
+        }
+    }
+}
+
 /// Which do.
 struct Joining<'a>(&'a [String]);
 
@@ -150,6 +166,8 @@ impl Fault {
             | Self::Longer { .. }
             | Self::NoWish => Exit::Usage,
             Self::Moves(NoMoves::Syntax(_)) => Exit::Usage,
+            // Nothing was refused: a server does not answer.
+            Self::Plan(PlanError::Ask { .. }) => Exit::Failed,
             Self::NoControl(_)
             | Self::OneShard(_)
             | Self::Plan(_)
@@ -169,5 +187,35 @@ impl Fault {
             | Self::Step(_)
             | Self::Busy => Exit::Failed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stops_a_plan_is_told_with_what_mends_it() {
+        let halt = Fault::Step(StepError::Halt {
+            what: "table t has no key".to_owned(),
+            remedy: "give it one".to_owned(),
+        });
+        assert_eq!(halt.to_string(), "table t has no key; give it one");
+        assert_eq!(halt.exit(), Exit::Failed);
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_refuses_nothing() {
+        let silent = Fault::Plan(PlanError::Ask {
+            shard: "s1".to_owned(),
+            error: AskError::Timeout,
+        });
+        assert_eq!(silent.exit(), Exit::Failed);
+        assert!(
+            silent.to_string().contains("look whether it runs"),
+            "{silent}"
+        );
+        let wrong = Fault::Plan(PlanError::NoTables("g".to_owned()));
+        assert_eq!(wrong.exit(), Exit::Refused);
     }
 }

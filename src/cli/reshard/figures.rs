@@ -29,7 +29,8 @@ pub(super) fn seconds(all: u64) -> String {
 
 /// A value that is one word of a `key=value` line.
 pub(super) fn word(value: &str) -> String {
-    if value.is_empty() || value.contains([' ', '"', '=', '\n']) {
+    let parts = |it: char| it.is_whitespace() || it.is_control() || matches!(it, '"' | '=');
+    if value.is_empty() || value.contains(parts) {
         format!("{value:?}")
     } else {
         value.to_owned()
@@ -51,5 +52,14 @@ mod tests {
         );
         assert_eq!([5, 65, 3700].map(seconds), ["5 s", "1 m 05 s", "1 h 01 m"]);
         assert_eq!([word("a"), word("a b"), word("")], ["a", "\"a b\"", "\"\""]);
+    }
+
+    #[test]
+    fn a_word_neither_ends_a_line_nor_moves_a_cursor() {
+        let said = ["a\tb", "a\rb", "\u{1b}[2J", "a\u{85}b"].map(word);
+        assert_eq!(
+            said,
+            [r#""a\tb""#, r#""a\rb""#, r#""\u{1b}[2J""#, r#""a\u{85}b""#]
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     txn::gid::PREFIX,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// More than this is not applied while statements are held.
 const LAG_BYTES: u64 = 1 << 20;
@@ -108,7 +108,7 @@ pub(super) async fn look(site: &Site, wish: Wish) -> Result<Vec<Gate>, Fault> {
     gates.push(proxies(site).await?);
     gates.push(reaching(site, &seen.stored.plan).await?);
     gates.extend(shards(&sight));
-    gates.extend(servers(site, &seen.stored.plan).await);
+    gates.extend(servers(&site.servers, &seen.stored.plan).await);
     Ok(gates)
 }
 
@@ -147,12 +147,13 @@ async fn reaching(site: &Site, plan: &Plan) -> Result<Gate, Fault> {
 fn shards(sight: &Sight) -> Vec<Gate> {
     let mut gates = Vec::new();
     for stream in &sight.streams {
-        let lag = stream.lag_bytes.unwrap_or(0);
-        let value = stream
-            .problem
-            .clone()
-            .unwrap_or_else(|| format!("{lag} bytes, {} ms behind", stream.lag_ms.unwrap_or(0)));
-        let open = stream.problem.is_none() && lag <= LAG_BYTES;
+        let behind = match stream.lag_bytes {
+            Some(lag) => format!("{lag} bytes, {} ms behind", stream.lag_ms.unwrap_or(0)),
+            None => "not known yet how far behind".to_owned(),
+        };
+        let value = stream.problem.clone().unwrap_or(behind);
+        let near = stream.lag_bytes.is_some_and(|lag| lag <= LAG_BYTES);
+        let open = stream.problem.is_none() && near;
         gates.push(Gate::new(
             format!("changes of shard {}", stream.shard),
             value,
@@ -171,15 +172,17 @@ fn shards(sight: &Sight) -> Vec<Gate> {
     gates
 }
 
-/// Every server that takes part.
-async fn servers(site: &Site, plan: &Plan) -> Vec<Gate> {
+/// Every server that takes part; one that this command cannot ask is no reason to go on.
+async fn servers(servers: &BTreeMap<String, Server>, plan: &Plan) -> Vec<Gate> {
     let tables: Vec<String> = plan.tables.iter().map(MovingTable::sql).collect();
-    let moves = plan.moves.iter();
-    let names: BTreeSet<&String> = moves.flat_map(|it| [&it.from, &it.to]).collect();
-    let servers = names.into_iter().filter_map(|name| site.servers.get(name));
-    let each = servers.map(|server| async {
-        let gate = |value: String, open| Gate::new(format!("shard {}", server.name), value, open);
-        match ask(server, &tables).await {
+    let (names, tables) = (plan.shards(), &tables);
+    let each = names.iter().map(|name| async move {
+        let gate = |value: String, open| Gate::new(format!("shard {name}"), value, open);
+        let Some(server) = servers.get(name) else {
+            let value = "cannot be asked: the configuration file of this command lacks it";
+            return gate(value.to_owned(), false);
+        };
+        match ask(server, tables).await {
             Ok((true, _)) => gate("it is a standby now".to_owned(), false),
             Ok((false, Some(who))) => gate(format!("transactions have its tables: {who}"), false),
             Ok((false, None)) => gate("answers, a primary, no long transaction".to_owned(), true),
@@ -213,4 +216,61 @@ pub(super) fn text(gates: &[Gate]) -> String {
 pub(super) fn json(gates: &[Gate]) -> Value {
     let gate = |it: &Gate| json!({ "gate": it.name, "value": it.value, "open": it.open });
     json!({ "open": open(gates), "gates": gates.iter().map(gate).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        catalog::{
+            moving::{KeySet, Move, Part},
+            ownership::Ownership,
+        },
+        metrics::reshards::Stream,
+    };
+
+    #[test]
+    fn changes_of_which_nothing_is_known_close_a_gate() {
+        let gate = |lag_bytes: Option<u64>| {
+            let stream = Stream {
+                shard: "s0".to_owned(),
+                lag_bytes,
+                lag_ms: lag_bytes,
+                ..Stream::default()
+            };
+            let sight = Sight {
+                streams: vec![stream],
+                ..Sight::default()
+            };
+            shards(&sight).remove(0)
+        };
+        assert!(gate(Some(0)).open && gate(Some(LAG_BYTES)).open);
+        assert!(!gate(Some(LAG_BYTES + 1)).open);
+        let unknown = gate(None);
+        assert!(!unknown.open && unknown.value.contains("not known"));
+    }
+
+    #[tokio::test]
+    async fn a_shard_that_the_own_file_lacks_closes_a_gate() {
+        let moved = Move {
+            group: "g".to_owned(),
+            keys: KeySet::of(Part::None),
+            from: "s0".to_owned(),
+            to: "s9".to_owned(),
+        };
+        let plan = Plan {
+            moves: vec![moved],
+            epoch: 1,
+            before: Ownership::default(),
+            after: Ownership::default(),
+            tables: Vec::new(),
+            joins: Vec::new(),
+            reference: Vec::new(),
+            left: Vec::new(),
+        };
+        let gates = servers(&BTreeMap::new(), &plan).await;
+        let names: Vec<&str> = gates.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["shard s0", "shard s9"]);
+        assert!(gates.iter().all(|it| !it.open), "{}", text(&gates));
+    }
 }

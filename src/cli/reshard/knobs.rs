@@ -194,7 +194,9 @@ pub(super) fn json(knobs: &Knobs) -> Value {
     let each = KNOBS
         .iter()
         .map(|knob| (knob.name.to_owned(), (knob.get)(knobs).into()));
-    Value::Object(each.collect())
+    let without = (!knobs.without.is_empty()).then(|| knobs.without.iter().cloned().collect());
+    let without = without.map(|shards: Vec<String>| ("without".to_owned(), shards.into()));
+    Value::Object(each.chain(without).collect())
 }
 
 /// The names of all, for people.

@@ -151,8 +151,10 @@ impl Made {
                 Some(rows) => format!("about {rows} rows"),
                 None => "rows unknown: never analyzed".to_owned(),
             };
+            let to = size.to.as_ref();
+            let to = to.map_or_else(String::new, |to| format!(" to {to}"));
             lines.push(format!(
-                "copy    {} from {}: {rows}, {bytes} with indexes",
+                "copy    {} from {}{to}: {rows}, {bytes} with indexes",
                 size.table, size.shard
             ));
         }
@@ -194,7 +196,7 @@ impl Made {
         let (rows, bytes) = self.totals();
         let sizes = self.planned.sizes.iter();
         let sizes: Vec<_> = sizes
-            .map(|it| json!({ "table": it.table, "shard": it.shard, "rows": it.rows, "bytes": it.bytes }))
+            .map(|it| json!({ "table": it.table, "shard": it.shard, "to": it.to, "rows": it.rows, "bytes": it.bytes }))
             .collect();
         let findings = self.findings.iter();
         let findings: Vec<_> = findings

@@ -6,7 +6,7 @@ use super::{
     knobs,
 };
 use crate::{
-    metrics::reshards::{Sight, Table},
+    metrics::reshards::{Sight, Stream, Table},
     reshard::{record::word, told::standing},
 };
 use serde_json::{Value, json};
@@ -186,7 +186,7 @@ pub(super) fn json(seen: Option<&Seen>) -> Value {
         "sources": sight.sources,
         "cutover": sight.cutover,
         "application": { "p99_ms": sight.application_p99_ms, "errors": sight.application_errors },
-        "knobs": stored.knobs,
+        "knobs": knobs::json(&stored.knobs),
         "progress": stored.progress,
         "moves": stored.plan.moves,
         "joins": stored.plan.joins,
@@ -219,10 +219,14 @@ pub(super) fn line(seen: &Seen) -> String {
             .map(|left| ("seconds_left", left.to_string())),
     );
     if !sight.streams.is_empty() {
-        let lag = sight.streams.iter().filter_map(|it| it.lag_bytes).max();
-        let behind = sight.streams.iter().filter_map(|it| it.lag_ms).max();
-        pairs.push(("lag_bytes", lag.unwrap_or(0).to_string()));
-        pairs.push(("lag_ms", behind.unwrap_or(0).to_string()));
+        let most = |of: fn(&Stream) -> Option<u64>| {
+            let each: Option<Vec<u64>> = sight.streams.iter().map(of).collect();
+            // Of one of which nothing is known it may be any.
+            each.and_then(|each| each.into_iter().max())
+        };
+        let (lag, behind) = (most(|it| it.lag_bytes), most(|it| it.lag_ms));
+        pairs.extend(lag.map(|lag| ("lag_bytes", lag.to_string())));
+        pairs.extend(behind.map(|behind| ("lag_ms", behind.to_string())));
     }
     let kept = sight.sources.iter().map(|it| it.wal_kept).max();
     pairs.extend(kept.map(|kept| ("wal_kept", kept.to_string())));

@@ -1,18 +1,21 @@
 //! Waits for a reshard and shows how it goes: bars on a terminal, a line of `key=value` pairs every ten seconds elsewhere.
 //!
-//! What must stay true: nothing depends on it: ending it leaves the run going, and it says so.
+//! What must stay true: nothing depends on it: ending it leaves the run going, and it says so; nobody is told that what was
+//! asked for is done when it is not.
 
 use super::{
     asking::{Seen, Site},
     bars::Bars,
     fault::Fault,
-    outcome, report,
+    outcome::{self, Verdict},
+    report,
 };
 use crate::{
     cli::{Exit, output::Output},
     clock::{Clock, Duration, Instant},
-    reshard::state::{Next, State, Step},
+    reshard::state::{Next, Record, Waiting},
 };
+use serde_json::json;
 use std::io::IsTerminal as _;
 
 /// How often the home shard is asked.
@@ -25,48 +28,69 @@ const UNHEARD: Duration = Duration::from_secs(60);
 /// Until there is nothing to wait for: it is over, stands still, or waits for the operator.
 pub(super) async fn watch(site: &Site, run: Option<&str>, output: &Output) -> Result<Exit, Fault> {
     let over = |seen: &Seen| matches!(seen.stored.record.next(), Next::Over | Next::Wait(_));
-    let Some(seen) = follow(site, run, output, over).await? else {
-        return Ok(left(output));
-    };
-    let exit = output.result(&report::text(Some(&seen)), &report::json(Some(&seen)));
-    Ok(if seen.stored.record.stopped.is_some() {
-        Exit::Failed
-    } else {
-        exit
-    })
+    match follow(site, run, output, over).await? {
+        Followed::Left(last) => Ok(left(last.as_ref(), output)),
+        Followed::To(seen) => {
+            let exit = output.result(&report::text(Some(&seen)), &report::json(Some(&seen)));
+            Ok(if stands_still(&seen.stored.record) {
+                Exit::Failed
+            } else {
+                exit
+            })
+        }
+    }
+}
+
+/// Whether what somebody wants is not done: it has to be resumed first.
+fn stands_still(record: &Record) -> bool {
+    let paused = record.next() == Next::Wait(Waiting::Paused);
+    record.stopped.is_some() || paused && record.wanted.is_some()
 }
 
 /// Until the owners have changed and the former ones are kept up to date, or it stands still.
-pub(super) async fn flipped(site: &Site, before: i32, output: &Output) -> Result<Exit, Fault> {
-    let flipped = |seen: &Seen| {
-        let record = &seen.stored.record;
-        let kept = record.state == State::Reverse && record.step == Some(Step::Made);
-        record.flips > before && kept
+pub(super) async fn flipped(
+    site: &Site,
+    run: &str,
+    asked: &Record,
+    output: &Output,
+) -> Result<Exit, Fault> {
+    let verdict = |seen: &Seen| outcome::verdict(&seen.stored.record, asked);
+    let ended = |seen: &Seen| verdict(seen) != Verdict::UnderWay;
+    let seen = match follow(site, Some(run), output, ended).await? {
+        Followed::To(seen) => seen,
+        // It was asked for, and nobody knows whether it will be.
+        Followed::Left(last) => {
+            left(last.as_ref(), output);
+            return Ok(Exit::Failed);
+        }
     };
-    let ended = |seen: &Seen| {
-        let record = &seen.stored.record;
-        let given_up = record.wanted.is_none() && record.flips == before;
-        flipped(seen) || given_up || record.is_over() || record.stopped.is_some()
-    };
-    let Some(seen) = follow(site, None, output, ended).await? else {
-        return Ok(left(output));
-    };
-    let done = flipped(&seen);
     let entries = site.journal(&seen.stored.id).await?;
-    let (text, value) = outcome::told(&seen, &entries, done);
+    let (text, value) = outcome::told(&seen, &entries, asked);
     let exit = output.result(&text, &value);
-    Ok(if done { exit } else { Exit::Failed })
+    Ok(if verdict(&seen) == Verdict::Done {
+        exit
+    } else {
+        Exit::Failed
+    })
 }
 
-/// Shows how it goes until then; `None`: somebody has interrupted it.
+/// How watching came to its end.
+enum Followed {
+    To(Seen),
+    /// Somebody has interrupted it, who saw this last.
+    Left(Option<Seen>),
+}
+
+/// Shows how it goes until then.
 async fn follow(
     site: &Site,
     run: Option<&str>,
     output: &Output,
     ended: impl Fn(&Seen) -> bool,
-) -> Result<Option<Seen>, Fault> {
+) -> Result<Followed, Fault> {
     let mut teller = Teller::new();
     let mut heard = Clock.now();
+    let mut last = None;
     let watching = async {
         loop {
             match site.seen(run).await {
@@ -76,6 +100,7 @@ async fn follow(
                     if ended(&seen) {
                         return Ok(seen);
                     }
+                    last = Some(seen);
                 }
                 Ok(None) => return Err(Fault::None),
                 // The home shard may be restarting: the reshard goes on when it is back.
@@ -98,14 +123,20 @@ async fn follow(
         },
     };
     teller.end();
-    seen
+    Ok(match seen? {
+        Some(seen) => Followed::To(seen),
+        None => Followed::Left(last),
+    })
 }
 
-fn left(output: &Output) -> Exit {
+/// For programs: what was seen last, and that nobody has waited for more.
+fn left(last: Option<&Seen>, output: &Output) -> Exit {
     output.progress(
         "the reshard goes on without being watched; again: shardway reshard status --watch; to stop it: pause, or abort",
     );
-    Exit::Done
+    let mut value = last.map_or_else(|| json!({}), |seen| report::json(Some(seen)));
+    value["interrupted"] = json!(true);
+    output.result("", &value)
 }
 
 /// What was told already.
@@ -156,5 +187,26 @@ impl Teller {
         if let Some(bars) = &self.bars {
             bars.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reshard::state::{State, Step, Wish};
+
+    #[test]
+    fn what_is_wanted_of_a_run_that_is_paused_is_not_done() {
+        let reverse = Record {
+            state: State::Reverse,
+            step: Some(Step::Made),
+            flips: 1,
+            ..Record::new()
+        };
+        assert!(!stands_still(&reverse));
+        let paused = reverse.pause().unwrap();
+        // Whoever only looks is told what there is.
+        assert!(!stands_still(&paused));
+        assert!(stands_still(&paused.wish(Wish::Finish).unwrap()));
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     inspect::AskError,
     metrics::{reshards::Leader, times},
     registry::errand,
+    replication::stream::Lag,
     reshard::{
         effects::milliseconds,
         record::{self, Stored},
@@ -61,9 +62,10 @@ impl Run<'_> {
     /// How far the streams are behind.
     pub(super) fn lags(&self) {
         for stream in &self.streams {
-            let lag = stream.lag();
             let name = |what: &str| format!("stream.{}.{what}", stream.source());
-            self.progress.set(name("lag_bytes"), lag.bytes);
+            for (what, figure) in figures(stream.lag()) {
+                self.progress.set(name(what), figure);
+            }
             if let Some(problem) = stream.problem() {
                 self.progress.set(name("problem"), problem);
             } else {
@@ -94,5 +96,30 @@ impl Run<'_> {
         self.progress.set("application.errors", errors);
         last.since = now;
         last.times = times;
+    }
+}
+
+/// Of a stream that begins, or is tried again, nothing is known: also not what was known before.
+fn figures(lag: Lag) -> [(&'static str, Option<u64>); 2] {
+    let known = (lag != Lag::default()).then_some(lag);
+    [
+        ("lag_bytes", known.map(|lag| lag.bytes)),
+        ("lag_ms", known.map(|lag| lag.millis)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_not_shown_as_a_figure() {
+        let unknown = [("lag_bytes", None), ("lag_ms", None)];
+        assert_eq!(figures(Lag::default()), unknown);
+        let near = Lag {
+            bytes: 7,
+            millis: 0,
+        };
+        assert_eq!(figures(near), [("lag_bytes", Some(7)), ("lag_ms", Some(0))]);
     }
 }
