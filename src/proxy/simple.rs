@@ -5,7 +5,7 @@ use super::{
     holding::Passed,
     link::Hold,
     local::own_setting,
-    place::{Place, changes_meaning},
+    place::Place,
     reply::{self as wording, session as reply},
     request::{POISON, Stop, ends_transaction},
     session::{End, Note, Phase, Session},
@@ -414,7 +414,7 @@ impl Session {
             && !self.snapshot.is_single()
             && before
                 .iter()
-                .any(|statement| changes_meaning(&statement.effect))
+                .any(|statement| self.changes_meaning(&statement.effect))
         {
             return Err(reply::several::meaning_changes_within());
         }

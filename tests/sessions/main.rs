@@ -37,6 +37,7 @@ mod hostile;
 mod ids;
 mod limits;
 mod listen;
+mod meaning;
 mod migrating;
 mod moving;
 mod newer;
