@@ -43,6 +43,7 @@ mod moving;
 mod newer;
 mod numbers;
 mod owners;
+mod passing;
 mod pooling;
 mod reaching;
 mod refused;
