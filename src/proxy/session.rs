@@ -397,6 +397,9 @@ impl Session {
         let changed = self.parameters.end(committed);
         self.several.close();
         self.cursors.clear();
+        // What a server has, or what is nothing of a transaction's, is not for this to end.
+        self.portals
+            .retain(|portal| matches!(portal, Portal::Here(_) | Portal::There(_)));
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {
