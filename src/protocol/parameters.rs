@@ -230,6 +230,12 @@ impl Parameters {
         !self.marks.is_empty()
     }
 
+    /// Whether SET LOCAL has changed one of these, which is so until the transaction ends.
+    #[must_use]
+    pub fn has_local(&self, of: impl Fn(&str) -> bool) -> bool {
+        self.local.iter().any(|local| local.keys().any(&of))
+    }
+
     /// How many marks stand: the transaction's own, and one for each savepoint.
     #[must_use]
     pub fn depth(&self) -> usize {

@@ -24,6 +24,9 @@ impl Session {
             if let Some(database) = self.shared.database(&self.info.database)
                 && !Arc::ptr_eq(&database, &self.database)
             {
+                if !Arc::ptr_eq(&database.gate, &self.database.gate) {
+                    self.goes_to_gate(&database);
+                }
                 self.database = database;
                 self.pools.clear();
                 self.context_stale = true;

@@ -7,7 +7,6 @@ mod preparing;
 
 use super::{
     ids::Filled,
-    place::changes_meaning,
     prepared::{Prepared, identity},
     reply::{self as wording, session as reply},
     request::{Stop, ends_transaction},
@@ -120,11 +119,12 @@ impl Session {
                     // What an error before it skips has done nothing here either.
                     self.settle().await?;
                 }
-                return if self.skip {
-                    Ok(())
-                } else {
-                    self.execute_made(&prepared).await
-                };
+                if !self.skip {
+                    self.execute_made(&prepared).await?;
+                    // What is done here has taken effect, for what stands behind it too.
+                    self.take_over_settings();
+                }
+                return Ok(());
             }
             Some(Portal::Writing(_)) => {
                 return Box::pin(self.execute_spread(portal, most)).await;
@@ -141,7 +141,7 @@ impl Session {
         if let Note::Executed(prepared) = &note {
             let failed = self.fails_there();
             self.unsettled |= prepared.statement().is_some_and(|statement| {
-                changes_meaning(&statement.effect)
+                self.changes_meaning(&statement.effect)
                     || (failed && ends_transaction(&statement.effect))
             });
         }

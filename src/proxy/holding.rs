@@ -10,7 +10,7 @@ use super::{
     prepared::Prepared,
     reply::session as reply,
     request::Stop,
-    session::{End, Session},
+    session::{End, Portal, Session},
 };
 use crate::{
     catalog::{
@@ -100,19 +100,25 @@ impl Session {
     /// Statements are about to be given their place; whether they must ask first.
     pub(super) fn comes_to_gate(&mut self, statements: &[StatementPlan]) -> Came {
         self.keeps_with(statements);
-        let one_snapshot = self.deferred.as_ref().is_some_and(|deferred| {
-            !deferred.statement_snapshots() || !self.begins_read_committed()
-        });
-        // BEGIN together with what follows it may begin such a one too.
+        // BEGIN together with what follows it may begin such a one too, and so may what goes to the link: nobody says here
+        // which statement takes its snapshot.
         let several = statements.len() > 1;
         let concerns = |one: &StatementPlan| {
-            let begins = several && matches!(one.effect, Effect::Begin);
+            let begins = matches!(one.effect, Effect::Begin | Effect::SetTransaction)
+                && (several || (self.link.is_some() && !self.at_rest()));
             !one.touches.is_nothing() || begins || matches!(one.effect, Effect::Execute { .. })
         };
-        if !one_snapshot && !statements.iter().any(concerns) {
+        if !self.promises_one_snapshot() && !statements.iter().any(concerns) {
             return Came::Quiet;
         }
         self.comes()
+    }
+
+    /// Whether the deferred transaction reads what was committed when it reaches a shard.
+    fn promises_one_snapshot(&self) -> bool {
+        self.deferred.as_ref().is_some_and(|deferred| {
+            !deferred.statement_snapshots() || !self.begins_read_committed()
+        })
     }
 
     fn comes(&mut self) -> Came {
@@ -175,22 +181,23 @@ impl Session {
         self.asks_for(came, &asked).await
     }
 
-    /// Waits until code may run that may touch anything.
-    pub(super) async fn passes_gate_for_code(&mut self) -> Result<(), Stop> {
-        loop {
+    /// Waits until a function may be called: the application's own may touch anything, any other takes the snapshot of a
+    /// transaction that has one.
+    pub(super) async fn passes_gate_for_call(&mut self, is_own: bool) -> Result<(), Stop> {
+        while is_own || self.promises_one_snapshot() {
             let came = self.comes();
             if came == Came::Quiet {
                 return Ok(());
             }
             let mut asked = Touched::default();
-            for group in &self.snapshot.groups {
-                asked.add(&group.name, &Touch::Any);
+            if is_own {
+                self.touches_any(&mut asked);
             }
-            asked.add(REFERENCES, &Touch::Any);
             if self.asks_for(came, &asked).await? == Passed::Now {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Whether a schema change leaves alone what a reshard copies, or does to all that has been copied what it does to the
@@ -311,10 +318,37 @@ impl Session {
         }
     }
 
+    /// The transaction has ended AND CHAIN, and nothing has come behind that: the next one has touched nothing. It is at the
+    /// gate at once, as what takes its snapshot may not come there.
+    pub(super) fn begins_again_at_gate(&mut self) {
+        let at_work = self.ticket.as_ref().is_some_and(Ticket::is_at_work);
+        if !at_work || self.status() != Status::Transaction {
+            return;
+        }
+        self.leaves_gate();
+        if let (came @ Came::First, Some(ticket)) = (self.comes(), &self.ticket) {
+            // Nothing is touched that could be held.
+            let _passes = ticket.asks(came, &Touched::default());
+        }
+    }
+
+    /// It goes on with a database that has another gate: it leaves that of before, and what is under way may have touched
+    /// anything.
+    pub(super) fn goes_to_gate(&mut self, database: &Database) {
+        let at_work = self.ticket.take().is_some_and(|it| it.is_at_work());
+        self.began_on = None;
+        if at_work {
+            let ticket = database.gate.enter(self.info.pid);
+            // By no knowledge that this gate has of what is on two shards.
+            let _came = ticket.comes(self.now(), 0, || 0);
+            self.ticket = Some(ticket);
+        }
+    }
+
     /// A batch is over within a transaction: nothing of it is sent later unless a portal or a cursor is left.
     pub(super) fn rests_at_gate(&self) {
-        let leaves =
-            !self.portals.is_empty() || !self.cursors.is_empty() || self.scattered.is_some();
+        let may_run = self.portals.values().any(Portal::may_run_over_shards);
+        let leaves = may_run || !self.cursors.is_empty() || self.scattered.is_some();
         if let Some(ticket) = self.ticket.as_ref().filter(|_| !leaves) {
             ticket.rests();
         }
@@ -330,20 +364,18 @@ impl Session {
 
     async fn asks_for(&mut self, came: Came, asked: &Touched) -> Result<Passed, Stop> {
         if self.is_outdated() {
-            match &self.ticket {
-                Some(ticket) if came == Came::First => ticket.ends(),
-                // What stands before it in its batch was planned as it was.
-                Some(_) if self.pipeline.is_empty() => self.rests_at_gate(),
-                Some(_) | None => {}
-            }
-            self.refresh();
-            return Ok(Passed::Anew);
+            return Ok(self.takes_over_eras(came));
         }
         if came == Came::Again
             && let Some((group, which)) = self.moved_meanwhile(asked)
-            && (which == Moved::Touched || self.has_one_snapshot().await?)
         {
-            return Err(reply::keys_moved(&group).into());
+            if which == Moved::Touched || self.has_one_snapshot().await? {
+                return Err(reply::keys_moved(&group).into());
+            }
+            // That may have taken long.
+            if !self.skip && self.is_outdated() {
+                return Ok(self.takes_over_eras(came));
+            }
         }
         if self.skip {
             // What stood before it has failed.
@@ -363,6 +395,18 @@ impl Session {
             Stands::Cancelled => self.has_waited(stands),
             Stands::Waits(_) | Stands::Unheard => self.waits(changes, asked, stands).await,
         }
+    }
+
+    /// A statement that was planned before this proxy knew what is on two shards now has not come.
+    fn takes_over_eras(&mut self, came: Came) -> Passed {
+        match &self.ticket {
+            Some(ticket) if came == Came::First => ticket.ends(),
+            // What stands before it in its batch was planned as it was.
+            Some(_) if self.pipeline.is_empty() => self.rests_at_gate(),
+            Some(_) | None => {}
+        }
+        self.refresh();
+        Passed::Anew
     }
 
     /// What the gate says of a statement that has come. If it does not pass, it has not come.
@@ -518,16 +562,26 @@ impl Session {
                 asked.add(REFERENCES, &Touch::Any);
             }
             if let Effect::Execute { name, .. } = &statement.effect {
-                let named = self.statements.get(name.as_bytes());
-                self.touched_within(named, asked);
+                match self.statements.get(name.as_bytes()) {
+                    Some(named) if !statements.iter().any(gives_names) => {
+                        self.touched_within(named, asked);
+                    }
+                    _ => self.touches_any(asked),
+                }
             }
         }
     }
 
+    fn touches_any(&self, asked: &mut Touched) {
+        for group in &self.snapshot.groups {
+            asked.add(&group.name, &Touch::Any);
+        }
+        asked.add(REFERENCES, &Touch::Any);
+    }
+
     /// What a prepared statement touches that SQL executes: its keys are looked for when it is planned with them.
-    fn touched_within(&self, prepared: Option<&Arc<Prepared>>, asked: &mut Touched) {
-        let statements = prepared.map_or(&[][..], |prepared| prepared.plan.statements.as_slice());
-        for statement in statements {
+    fn touched_within(&self, prepared: &Prepared, asked: &mut Touched) {
+        for statement in &prepared.plan.statements {
             for (group, at) in self.snapshot.groups.iter().zip(0_u16..) {
                 if statement.touches.has(GroupId(at)) {
                     asked.add(&group.name, &Touch::Any);
@@ -581,13 +635,13 @@ impl Session {
         match self.link.as_ref().map(|link| link.status) {
             _ if self.skip => Ok(false),
             Some(Status::Failed) => Ok(false),
-            Some(Status::Transaction) => {
+            Some(Status::Transaction) if self.parameters.in_transaction() => {
                 let level = self.ask(b"SHOW transaction_isolation").await??;
                 let each = ["read committed", "read uncommitted"];
                 Ok(!level.is_some_and(|level| each.contains(&level.as_str())))
             }
-            // A question in between would end what is a transaction only until Sync.
-            Some(Status::Idle) | None => {
+            // A question in between would end what is a transaction only until Sync, as is what stands behind a COMMIT.
+            Some(Status::Transaction | Status::Idle) | None => {
                 Ok(self.parameters.in_transaction() || !self.begins_read_committed())
             }
         }
@@ -598,6 +652,14 @@ impl Session {
 pub(super) async fn reshard_of(database: &Database, group: &str) -> Option<Reshard> {
     let registry = database.coordinator.registry().ok()?;
     registry.reshard_of(group).await.ok().flatten()
+}
+
+/// Whether names of prepared statements stand for something else behind it.
+fn gives_names(statement: &StatementPlan) -> bool {
+    matches!(
+        statement.effect,
+        Effect::Prepare(_) | Effect::Deallocate(_) | Effect::DiscardAll
+    )
 }
 
 /// Whether a command changes neither rows nor what tables are.

@@ -295,13 +295,19 @@ impl Database {
     /// Takes the place of another, whose transactions end there: what that knew of the map is taken over, it is asked for
     /// again at once, and nobody waits for that.
     pub fn succeeds(&self, older: &Arc<Self>) {
-        let mut replaced = older.replaced_and_in_use();
-        replaced.push(Arc::clone(older));
-        let replaced = replaced.iter().map(Arc::downgrade).collect();
-        *self.locked_replaced() = replaced;
+        self.is_listed_again(&[older]);
         if self.has_home_of(older) {
             self.coordinator.inherit_map(&older.coordinator);
             self.take_over_map();
+        }
+    }
+
+    /// Takes the place of such as were removed: their transactions end there. What they knew of the map may be long past.
+    pub fn is_listed_again(&self, removed: &[&Arc<Self>]) {
+        let mut replaced = self.locked_replaced();
+        for older in removed {
+            replaced.extend(older.replaced_and_in_use().iter().map(Arc::downgrade));
+            replaced.push(Arc::downgrade(older));
         }
     }
 

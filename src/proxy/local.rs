@@ -186,6 +186,8 @@ impl Session {
         let committed = commit && !deferred.failed();
         self.transaction_ends(committed);
         if chain {
+            // The next comes to the gate by itself.
+            self.leaves_gate();
             self.parameters.begin();
             self.deferred = Some(deferred.chain());
         }

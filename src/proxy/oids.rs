@@ -306,6 +306,7 @@ impl Session {
 
     async fn look_for(&mut self, oid: Oid) {
         let settings = self.shared.settings.load_full();
+        self.marks.waits();
         self.database.learn(&settings).await;
         let found = self.database.snapshot.load();
         if self.snapshot.oids != found.oids {

@@ -371,11 +371,20 @@ impl Session {
             return Box::pin(self.leave_failed()).await;
         }
         if self.pipeline.is_empty() {
+            // It was answered before, on a Flush or for something else.
+            self.take_over_settings();
             return Ok(());
         }
         self.settle().await?;
         self.refresh();
         Ok(())
+    }
+
+    /// Whether a statement can change how the next one is planned. COMMIT does where it ends what SET LOCAL has made.
+    pub(super) fn changes_meaning(&self, effect: &Effect) -> bool {
+        let ends_local =
+            matches!(effect, Effect::Commit { .. }) && self.parameters.has_local(planned_by);
+        ends_local || changes_meaning(effect)
     }
 
     /// Whether the link is in a failed transaction, and what stands behind that may belong elsewhere.
@@ -392,7 +401,12 @@ impl Session {
             .link
             .as_ref()
             .is_some_and(|link| link.status == Status::Idle);
-        if self.skip || !over {
+        if self.skip {
+            return Ok(());
+        }
+        if !over {
+            // It works again, or another has begun: with the settings of before.
+            self.refresh();
             return Ok(());
         }
         self.portals.clear();
@@ -407,18 +421,7 @@ impl Session {
 }
 
 /// Whether a statement can change how the next one is planned.
-pub(super) fn changes_meaning(effect: &Effect) -> bool {
-    let planned_by = |name: &str| {
-        matches!(
-            name,
-            "search_path"
-                | "role"
-                | "session_authorization"
-                | "standard_conforming_strings"
-                | "client_encoding"
-                | "transform_null_equals"
-        )
-    };
+fn changes_meaning(effect: &Effect) -> bool {
     match effect {
         Effect::Set { name, .. } | Effect::Reset(name) => planned_by(name),
         Effect::ResetAll | Effect::DiscardAll | Effect::Rollback { .. } | Effect::RollbackTo(_) => {
@@ -447,4 +450,17 @@ pub(super) fn changes_meaning(effect: &Effect) -> bool {
         | Effect::Draws
         | Effect::Opaque => false,
     }
+}
+
+/// Whether plans depend on a setting.
+fn planned_by(name: &str) -> bool {
+    matches!(
+        name,
+        "search_path"
+            | "role"
+            | "session_authorization"
+            | "standard_conforming_strings"
+            | "client_encoding"
+            | "transform_null_equals"
+    )
 }

@@ -214,6 +214,10 @@ impl Session {
                     self.note_draw(&statement.effect, tag);
                     self.name_reset(&statement.effect);
                     self.took_effect(&statement.effect, tag);
+                    let over = self.phase == Phase::Answering && self.pipeline.sync_is_next();
+                    if over && chains(&statement.effect) {
+                        self.begins_again_at_gate();
+                    }
                 }
             }
             Event::Done(..) => {}
@@ -315,6 +319,9 @@ impl Session {
             self.note_draw(&statement.effect, tag);
             self.name_reset(&statement.effect);
             self.took_effect(&statement.effect, tag);
+            if complete + 1 == plan.statements.len() && chains(&statement.effect) {
+                self.begins_again_at_gate();
+            }
         }
         self.hide_behind(&plan, complete);
         self.running = Some((plan, complete + 1));
@@ -429,6 +436,14 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether another transaction begins where one ends.
+fn chains(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Commit { chain: true } | Effect::Rollback { chain: true }
+    )
 }
 
 /// Frames of these types need not be looked into: they pass on as they arrive, however long they are.

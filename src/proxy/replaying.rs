@@ -14,6 +14,7 @@ use crate::{
     clock::{Duration, Instant},
     net::stream::HIGH_WATER,
     plan::StatementPlan,
+    pool::backend::Reported,
     sql::statement::Effect,
     wire::{
         backend::Status,
@@ -43,6 +44,8 @@ pub(super) struct Kept {
     statements: usize,
     /// Of what it has parsed or closed.
     renamed: Renamed,
+    /// What the client had been told by ParameterStatus.
+    reported: Reported,
     refused: bool,
     /// Since when it has been run again.
     since: Option<Instant>,
@@ -66,6 +69,7 @@ impl Session {
                 mark: self.client.mark(),
                 statements: 0,
                 renamed: Renamed::new(),
+                reported: self.reported.clone(),
                 refused: false,
                 since,
             }));
@@ -142,6 +146,8 @@ impl Session {
         if now.saturating_duration_since(since) > PATIENCE || !self.client.take_back(kept.mark) {
             return Ok(());
         }
+        // It has heard of no other.
+        self.reported = kept.reported;
         if kept.since.is_some() {
             tokio::time::sleep(PAUSE).await;
         }

@@ -532,7 +532,7 @@ pub const CODES: &[Code] = &[
         sqlstate: "0A000",
         title: "Setting changed within one message",
         meaning: "A Query message changes a setting and has statements behind it that were planned with the settings before it.",
-        what_to_do: "Send SET, RESET, DISCARD and ROLLBACK in messages of their own.",
+        what_to_do: "Send SET, RESET, DISCARD, ROLLBACK, and COMMIT behind SET LOCAL in messages of their own.",
     },
     Code {
         code: "SW304",

@@ -125,6 +125,19 @@ pub(super) enum Portal {
     There(Arc<Prepared>),
 }
 
+impl Portal {
+    /// Whether an Execute of it may still reach shards by what was known when it was bound. What is on a backend is of that
+    /// shard alone.
+    pub(super) fn may_run_over_shards(&self) -> bool {
+        match self {
+            Self::Here(_) | Self::There(_) => false,
+            Self::Writing(portal) => !portal.has_run(),
+            Self::Copying(_) => true,
+            Self::Cursor(portal) => !portal.has_run(),
+        }
+    }
+}
+
 /// A long message that is passed on as it arrives.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rest {
@@ -384,6 +397,9 @@ impl Session {
         let changed = self.parameters.end(committed);
         self.several.close();
         self.cursors.clear();
+        // What a server has, or what is nothing of a transaction's, is not for this to end.
+        self.portals
+            .retain(|portal| matches!(portal, Portal::Here(_) | Portal::There(_)));
         self.listening_ends(committed);
         self.context_stale = true;
         if let Some(link) = &mut self.link {

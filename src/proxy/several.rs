@@ -564,6 +564,7 @@ impl Session {
             sql.extend_from_slice(text);
             (&mut **link, sql)
         });
+        self.marks.waits();
         let answers = asking::ask_each(asked.collect()).await;
         self.several.enlisted = others;
         let mut refused = None;

@@ -5,7 +5,7 @@ use super::{
     holding::Passed,
     link::Hold,
     local::own_setting,
-    place::{Place, changes_meaning},
+    place::Place,
     reply::{self as wording, session as reply},
     request::{POISON, Stop, ends_transaction},
     session::{End, Note, Phase, Session},
@@ -414,7 +414,7 @@ impl Session {
             && !self.snapshot.is_single()
             && before
                 .iter()
-                .any(|statement| changes_meaning(&statement.effect))
+                .any(|statement| self.changes_meaning(&statement.effect))
         {
             return Err(reply::several::meaning_changes_within());
         }
@@ -513,12 +513,10 @@ impl Session {
             .and_then(|oid| oid.try_into().ok())
             .map_or(u32::MAX, u32::from_be_bytes);
         let builtin = oid < FIRST_OWN_OID && oid != SET_CONFIG_OID;
-        if oid >= FIRST_OWN_OID {
-            match Box::pin(self.passes_gate_for_code()).await {
-                Ok(()) => {}
-                Err(Stop::End(end)) => return Err(end),
-                Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
-            }
+        match Box::pin(self.passes_gate_for_call(oid >= FIRST_OWN_OID)).await {
+            Ok(()) => {}
+            Err(Stop::End(end)) => return Err(end),
+            Err(Stop::Refused(notice)) => return self.refuse_query(&notice).await,
         }
         let place = match self.place_of_call() {
             Ok(place) => place,

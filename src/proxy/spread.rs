@@ -96,6 +96,13 @@ pub(super) struct WritingPortal {
     done: bool,
 }
 
+impl WritingPortal {
+    /// Whether its shards have done all that it asks for; rows of its answer may be left.
+    pub(super) fn has_run(&self) -> bool {
+        self.written.is_some()
+    }
+}
+
 impl Session {
     /// Where the statement writes, if it is one that several shards write and the session may do so now.
     ///

@@ -32,7 +32,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -46,6 +46,8 @@ pub struct Sessions {
     incarnation: Arc<Incarnation>,
     /// What outlives the session that began it.
     tasks: Arc<Tasks>,
+    /// Databases that a reload has removed, as long as a session is at work there.
+    left: Mutex<Vec<(String, Weak<Database>)>>,
 }
 
 impl fmt::Debug for Sessions {
@@ -81,7 +83,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         spawner: spawner(&tasks),
     };
     let seed = start::secret_seed();
-    let databases = databases(&settings, &HashMap::new(), &parts, seed);
+    let databases = databases(&settings, &HashMap::new(), &[], &parts, seed);
     foundation.metrics.sessions.set_proxy(settings.server.id);
     let shared = Shared {
         settings: ArcSwap::from(settings),
@@ -111,6 +113,7 @@ pub fn sessions(foundation: &Foundation) -> Result<Arc<Sessions>, ServeError> {
         entrance,
         incarnation: parts.incarnation,
         tasks,
+        left: Mutex::default(),
     }))
 }
 
@@ -160,7 +163,8 @@ impl Service for Sessions {
             spawner: spawner(&self.tasks),
         };
         let old = shared.databases.load_full();
-        let new = databases(&settings, &old, &parts, shared.seed);
+        let new = databases(&settings, &old, &self.left_behind(), &parts, shared.seed);
+        self.leave_behind(old.iter().filter(|(name, _)| !new.contains_key(*name)));
         let replaced: Vec<_> = old
             .iter()
             .filter(|(name, database)| {
@@ -273,6 +277,20 @@ impl Sessions {
         let most = self.shared.settings.load().server.max_logins;
         self.entrance.admit(most)
     }
+
+    /// Databases that were removed and are used still.
+    fn left_behind(&self) -> Vec<(String, Arc<Database>)> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|(_, database)| database.strong_count() > 0);
+        let used = left.iter();
+        used.filter_map(|(name, database)| Some((name.clone(), database.upgrade()?)))
+            .collect()
+    }
+
+    fn leave_behind<'a>(&self, removed: impl Iterator<Item = (&'a String, &'a Arc<Database>)>) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.extend(removed.map(|(name, database)| (name.clone(), Arc::downgrade(database))));
+    }
 }
 
 fn login_context(
@@ -291,10 +309,12 @@ fn login_context(
     ))
 }
 
-/// The databases by the name that clients give, the wildcard under `*`; those of `old` that did not change are kept.
+/// The databases by the name that clients give, the wildcard under `*`; those of `old` that did not change are kept. `left`
+/// were removed before, and may be listed again.
 fn databases(
     settings: &Settings,
     old: &HashMap<String, Arc<Database>>,
+    left: &[(String, Arc<Database>)],
     parts: &Parts,
     seed: u64,
 ) -> HashMap<String, Arc<Database>> {
@@ -316,14 +336,19 @@ fn databases(
             .get(&name)
             .filter(|old| *old.settings == **wanted)
             .cloned();
-        let gate = old.get(&name).map(|old| Arc::clone(&old.gate));
         let make = || {
             let plans = PlanCache::new(plan_bytes, seed);
+            let left = left.iter().filter(|(of, _)| *of == name);
+            let left: Vec<&Arc<Database>> = left.map(|(_, database)| database).collect();
+            let older = old.get(&name);
             // Sessions of both may be at work on keys that move.
+            let before = older.or_else(|| left.first().copied());
+            let gate = before.map(|before| Arc::clone(&before.gate));
             let gate = gate.unwrap_or_default();
             let made = Database::new(Arc::clone(wanted), plans, gate, parts.clone());
-            if let Some(older) = old.get(&name) {
-                made.succeeds(older);
+            match older {
+                Some(older) => made.succeeds(older),
+                None => made.is_listed_again(&left),
             }
             made
         };

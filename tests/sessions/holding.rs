@@ -29,7 +29,7 @@ use std::{
 /// A group besides, none of whose keys move.
 const DATABASE: &str = "groups.h = { method = \"range\", key_type = \"bigint\", tables = { \"public.u\" = \"id\" }, \
     ranges = [{ to = 100, shard = \"s0\" }, { to = 200, shard = \"s1\" }, { shard = \"s2\" }] }";
-const DDL: &str = "create table t (id bigint primary key, n int); create table u (id bigint primary key, n int); \
+pub(crate) const DDL: &str = "create table t (id bigint primary key, n int); create table u (id bigint primary key, n int); \
     create table r (id bigint primary key, n int); create view vip as select id, n from t where id = 5";
 
 pub(crate) fn three(name: &str) -> Three<'_> {
@@ -59,7 +59,7 @@ impl Held {
         Self::of(three(name))
     }
 
-    fn of(three: Three<'_>) -> Self {
+    pub(crate) fn of(three: Three<'_>) -> Self {
         let mut stand = three.start();
         let other = three.proxy();
         let mut theirs = other.client();
@@ -117,7 +117,7 @@ impl Held {
     }
 
     /// Waits until so many proxies say who is at it.
-    fn waited_for(&mut self, attempt: i32) -> String {
+    pub(crate) fn waited_for(&mut self, attempt: i32) -> String {
         let sql = format!(
             "select coalesce(max(waiting_for), '') from shardway.held where not drained and attempt = {attempt}"
         );
@@ -136,7 +136,7 @@ impl Held {
         self.add_copies();
     }
 
-    fn announce(&mut self, engine: &Engine) {
+    pub(crate) fn announce(&mut self, engine: &Engine) {
         self.home(
             "insert into shardway.workflow (id, state, token, plan) values \
              ('w', 'copy', 5, '{\"moves\": [{\"group\": \"g\"}]}')",
@@ -146,7 +146,7 @@ impl Held {
         engine.runtime.block_on(doubling).unwrap();
     }
 
-    fn add_copies(&mut self) {
+    pub(crate) fn add_copies(&mut self) {
         let mut shard = self.stand.shards.swap_remove(1);
         shard.ask(&query(
             "insert into t select g, 100 from generate_series(1, 9) g",
@@ -182,12 +182,17 @@ impl Held {
 
     /// Gives the keys to the second shard.
     pub(crate) fn flip(engine: &Engine, attempt: i32) {
+        Self::flip_on(engine, attempt, ("s0", "s1"));
+    }
+
+    /// Gives the keys of one shard to another.
+    pub(crate) fn flip_on(engine: &Engine, attempt: i32, (from, to): (&str, &str)) {
         let now = engine.map();
         let moves = [Move {
             group: "g".to_owned(),
             keys: keys(),
-            from: "s0".to_owned(),
-            to: "s1".to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
         }];
         let flip = Flip {
             workflow: "w".to_owned(),
@@ -195,7 +200,7 @@ impl Held {
             token: 5,
             expected: now.epoch,
             after: now.content.owners.apply(&moves).unwrap(),
-            doubled: vec![on("s0")],
+            doubled: vec![on(from)],
             joins: Vec::new(),
         };
         engine.flip(&flip, &[]).unwrap();
@@ -211,7 +216,7 @@ impl Held {
     }
 
     /// Both proxies hold, and nobody is at it.
-    fn while_held(name: &str) -> Self {
+    pub(crate) fn while_held(name: &str) -> Self {
         let mut held = Self::start(name);
         held.hold(1, 60);
         held.drained(1, 2);
@@ -609,7 +614,7 @@ fn what_has_moved_is_answered_by_its_new_owner() {
 }
 
 /// A client of the first proxy whose statements that any shard answers go to the second.
-fn at_second(held: &Held) -> Client {
+pub(crate) fn at_second(held: &Held) -> Client {
     let mut clients = (0..30).map(|_| held.stand.proxy.client());
     let found = clients.find_map(|mut client| {
         let name = client.value("select current_catalog");

@@ -90,6 +90,33 @@ fn a_write_that_a_guard_refuses_is_run_again_until_it_may() {
 }
 
 #[test]
+fn what_a_refused_batch_reports_is_told_when_it_is_run_again() {
+    let name = "refused_reported";
+    let (mut held, engine) = (Held::start(name), Engine::of(three(name)));
+    held.double(&engine);
+    held.known(2);
+    held.guard(0);
+    let mut client = held.stand.proxy.client();
+    let told = |line: &String| line.starts_with("S TimeZone");
+    client.ask(&query("begin"));
+    let found = client.ask(&query("set timezone = 'Asia/Tokyo'"));
+    assert!(found.iter().any(told), "{found:?}");
+    // As before is told with what a shard is reached for next.
+    let found = client.ask(&query("rollback"));
+    assert!(!found.iter().any(told), "{found:?}");
+    client.send(&query("update t set n = n + 1 where id = 1"));
+    refused(&mut held);
+    held.unguard(0);
+    let found = client.answers(1);
+    assert_eq!(
+        found.iter().filter(|line| told(line)).count(),
+        1,
+        "{found:?}"
+    );
+    assert!(found.contains(&"C UPDATE 1\\0".to_owned()), "{found:?}");
+}
+
+#[test]
 fn a_refused_batch_names_its_statements_once() {
     let name = "refused_named";
     let (mut held, engine) = (Held::start(name), Engine::of(three(name)));

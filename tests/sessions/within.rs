@@ -837,3 +837,35 @@ fn a_path_that_a_text_sets_is_that_of_its_next_statement() {
         stand.alike(&query(sql), 1);
     }
 }
+
+#[test]
+fn a_portal_ends_with_its_transaction() {
+    let mut stand = stand("withinportal");
+    let bound = || {
+        let updates = batch()
+            .parse("", "update t set n = n + 1")
+            .bind("w", "", &[]);
+        let copies = updates.parse("", "copy t to stdout").bind("c", "", &[]);
+        copies.sync()
+    };
+    for end in [
+        "commit and chain",
+        "rollback and chain",
+        "commit; begin",
+        "rollback; begin",
+    ] {
+        for portal in ["w", "c"] {
+            stand.all_alike(&["begin"]);
+            stand.alike(&bound().0, 1);
+            stand.all_alike(&[end]);
+            stand.alike(&batch().execute(portal, 0).sync().0, 1);
+            stand.all_alike(&["commit", "select count(*), sum(n) from t"]);
+        }
+    }
+    for end in ["commit", "rollback", "commit and chain"] {
+        stand.all_alike(&["begin"]);
+        stand.alike(&bound().0, 1);
+        stand.alike(&batch().run(end, &[]).execute("w", 0).sync().0, 1);
+        stand.all_alike(&["commit", "select count(*), sum(n) from t"]);
+    }
+}

@@ -40,6 +40,13 @@ pub(in crate::proxy) struct CommandPortal {
     state: Given,
 }
 
+impl CommandPortal {
+    /// Whether it has been done; rows that FETCH has read may be left.
+    pub(in crate::proxy) fn has_run(&self) -> bool {
+        !matches!(self.state, Given::Nothing)
+    }
+}
+
 #[derive(Debug)]
 enum Given {
     Nothing,

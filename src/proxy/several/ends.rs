@@ -131,6 +131,8 @@ impl Session {
             Some(Ended::Committed) | None => {}
         }
         if let Some(begun) = chained {
+            // The next comes to the gate by itself.
+            self.leaves_gate();
             self.parameters.begin();
             self.deferred = Some(begun.chain());
         }

@@ -262,7 +262,7 @@ pub fn meaning_changes_within() -> Notice {
         detail: Some(
             "The statements behind it were planned with the settings before it. (SW303)".to_owned(),
         ),
-        hint: Some("Send SET, RESET, DISCARD and ROLLBACK in messages of their own.".to_owned()),
+        hint: Some("Send SET, RESET, DISCARD, ROLLBACK, and COMMIT behind SET LOCAL in messages of their own.".to_owned()),
         ..error(
             "0A000",
             "a setting that changes within one message is not supported over several shards",
