@@ -57,7 +57,7 @@ pub async fn help(
         lease.done();
         return Err(Unhelped::Other);
     }
-    if let Some(shard) = stored.plan.lacks(servers, stored.without()) {
+    if let Some(shard) = stored.plan.lacks(servers, &stored.without()) {
         lease.done();
         return Err(Unhelped::Lacks(shard));
     }

@@ -39,15 +39,14 @@ impl Stored {
     /// The shards that need not be there: those of which somebody has said that they are gone for good, while the reshard is
     /// given up and nothing else is done any more. Until then each of them may have to be asked, or own keys.
     #[must_use]
-    pub fn without(&self) -> &BTreeSet<String> {
-        static NONE: BTreeSet<String> = BTreeSet::new();
+    pub fn without(&self) -> BTreeSet<String> {
         let Record { state, wanted, .. } = &self.record;
         // An attempt is taken back first.
         let begins = *wanted == Some(Wish::Abort) && *state != State::Cutover;
         if begins || *state == State::Abort {
-            &self.knobs.without
+            self.knobs.without.clone()
         } else {
-            &NONE
+            BTreeSet::new()
         }
     }
 }
@@ -416,7 +415,7 @@ mod tests {
         };
         let mut left_out = |state, wanted| {
             (stored.record.state, stored.record.wanted) = (state, wanted);
-            stored.without().clone()
+            stored.without()
         };
         // Whoever said so was interrupted, or came while owners changed.
         for state in [State::Copy, State::Ready, State::Cutover, State::Reverse] {

@@ -171,7 +171,7 @@ impl Runner<'_> {
     }
 
     fn lacking(&self, stored: &Stored) -> Option<String> {
-        stored.plan.lacks(&self.servers, stored.without())
+        stored.plan.lacks(&self.servers, &stored.without())
     }
 
     /// Errors that clients were told: by servers, and by this process because of keys that move.
