@@ -404,7 +404,7 @@ mod tests {
             record: Record::new(),
             token: 1,
             version: 1,
-            plan: Arc::new(Plan::default()),
+            plan: Arc::default(),
             knobs: Knobs {
                 without: gone.clone(),
                 ..Knobs::default()

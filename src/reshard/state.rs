@@ -677,15 +677,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_pause_withdraws_what_was_asked_for_and_has_not_begun() {
-        let at = |state, flips| Record {
+    /// Waits for the operator.
+    fn at(state: State, flips: i32) -> Record {
+        Record {
             state,
             step: Some(Step::Made),
             round: 1,
             flips,
             ..Record::new()
-        };
+        }
+    }
+
+    #[test]
+    fn a_pause_withdraws_what_was_asked_for_and_has_not_begun() {
         for (state, flips, asked) in [
             (State::Ready, 0, Wish::Cutover),
             (State::Ready, 0, Wish::Verify),
@@ -705,18 +709,7 @@ mod tests {
 
     #[test]
     fn who_resumes_it_does_not_change_owners_by_that() {
-        let at = |state, flips| Record {
-            state,
-            step: Some(Step::Made),
-            round: 1,
-            flips,
-            ..Record::new()
-        };
-        let stopped = Stopped {
-            what: "a row was not there".to_owned(),
-            remedy: "put it back".to_owned(),
-            then: Then::GoOn,
-        };
+        let stop = stopped(State::Ready, None).stopped.expect("it has stopped");
         for (state, flips, asked) in [
             (State::Ready, 0, Wish::Cutover),
             (State::Ready, 0, Wish::Verify),
@@ -725,13 +718,13 @@ mod tests {
             let paused = at(state, flips).pause().expect("it is not over");
             assert_eq!(paused.wish(asked), Err(Refusal::Paused), "{asked:?}");
             let stands = Record {
-                stopped: Some(stopped.clone()),
+                stopped: Some(stop.clone()),
                 ..at(state, flips)
             };
             assert_eq!(stands.wish(asked), Err(Refusal::Stopped), "{asked:?}");
             // It was asked for, and something stopped it before it began.
             let wanted = at(state, flips).wish(asked).expect("its time has come");
-            let stands = wanted.after(&Event::Halt(stopped.clone()));
+            let stands = wanted.after(&Event::Halt(stop.clone()));
             let resumed = stands.expect("it stops").resume();
             assert_eq!(resumed.expect("it is not over").wanted, None, "{asked:?}");
         }

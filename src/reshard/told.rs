@@ -360,10 +360,7 @@ pub fn standing(record: &Record) -> String {
 mod tests {
     use super::*;
     use crate::{
-        catalog::{
-            moving::{KeySet, Move, Part},
-            ownership::Ownership,
-        },
+        catalog::moving::{KeySet, Move, Part},
         reshard::{
             job::Knobs,
             plan::{MovingTable, Plan},
@@ -383,14 +380,8 @@ mod tests {
             root: None,
         };
         let plan = Plan {
-            moves: Vec::new(),
-            epoch: 1,
-            before: Ownership::default(),
-            after: Ownership::default(),
             tables: vec![table("orders"), table("items")],
-            joins: Vec::new(),
-            reference: Vec::new(),
-            left: Vec::new(),
+            ..Plan::default()
         };
         Stored {
             id: "r1".to_owned(),

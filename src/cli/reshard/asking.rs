@@ -384,27 +384,16 @@ fn refused(refusal: Refusal, stored: &Stored) -> Fault {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::{catalog::ownership::Ownership, reshard::plan::Plan};
 
     /// A reshard of nothing that stands so; nobody runs it.
     pub(in crate::cli::reshard) fn seen(record: Record) -> Seen {
-        let plan = Plan {
-            moves: Vec::new(),
-            epoch: 1,
-            before: Ownership::default(),
-            after: Ownership::default(),
-            tables: Vec::new(),
-            joins: Vec::new(),
-            reference: Vec::new(),
-            left: Vec::new(),
-        };
         Seen {
             stored: Stored {
                 id: "r1".to_owned(),
                 record,
                 token: 1,
                 version: 1,
-                plan: Arc::new(plan),
+                plan: Arc::default(),
                 knobs: Knobs::default(),
                 progress: BTreeMap::new(),
                 made_at: String::new(),

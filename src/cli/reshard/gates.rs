@@ -222,10 +222,7 @@ pub(super) fn json(gates: &[Gate]) -> Value {
 mod tests {
     use super::*;
     use crate::{
-        catalog::{
-            moving::{KeySet, Move, Part},
-            ownership::Ownership,
-        },
+        catalog::moving::{KeySet, Move, Part},
         metrics::reshards::Stream,
     };
 
@@ -260,13 +257,7 @@ mod tests {
         };
         let plan = Plan {
             moves: vec![moved],
-            epoch: 1,
-            before: Ownership::default(),
-            after: Ownership::default(),
-            tables: Vec::new(),
-            joins: Vec::new(),
-            reference: Vec::new(),
-            left: Vec::new(),
+            ..Plan::default()
         };
         let gates = servers(&BTreeMap::new(), &plan).await;
         let names: Vec<&str> = gates.iter().map(|it| it.name.as_str()).collect();
