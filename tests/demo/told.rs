@@ -135,10 +135,16 @@ fn what_is_in_the_way_is_told_and_withdrawn(demo: &Demo, home: u16) {
     until("it stands still", || {
         status(demo)["waiting_for"] == "resume: it is paused"
     });
-    let verified = demo.reshard(&["verify", "--watch"]);
-    assert_eq!(verified.status.code(), Some(1), "{}", said(&verified));
-    let withdrawn = must(demo, &["pause"]);
-    assert!(withdrawn.contains("any more: verify"), "{withdrawn}");
+    // Whoever resumes it later does not do by that what was asked for meanwhile.
+    for asked in [&["cutover"][..], &["verify", "--watch"]] {
+        let refused = demo.reshard(asked);
+        let text = said(&refused);
+        assert_eq!(refused.status.code(), Some(3), "{text}");
+        assert!(
+            text.contains("it is paused") && text.contains("resume it first"),
+            "{text}"
+        );
+    }
     demo.ask_at(home, "ROLLBACK PREPARED 'mine'");
     must(demo, &["resume"]);
     waits_for_the_operator(demo);

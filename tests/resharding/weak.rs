@@ -127,7 +127,7 @@ fn who_cannot_see_what_others_do_waits_for_them_all_the_same() {
         }
         stage.job.servers = Arc::new(servers);
         reader
-            .batch_execute("BEGIN; SELECT 1 FROM customer")
+            .batch_execute("BEGIN; SELECT 1 FROM public.customer")
             .await
             .unwrap();
         let waits = tokio::time::timeout(A_WHILE, readers::unseen(&stage.job)).await;
