@@ -12,6 +12,7 @@ use super::{
     unfence::switch_off,
 };
 use crate::{
+    clock::Duration,
     inspect::at_once,
     registry::{KEEP, MapNow},
     reshard::{
@@ -324,6 +325,9 @@ async fn copied(client: &Client) -> Result<i64, StepError> {
     Ok(row.about("asking for the copy of the map")?.get(0))
 }
 
+/// For so long a shard is asked that takes no part.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The latest of the shards that take no part, as far as they can be asked: a proxy gives it to the home shard some time.
 async fn copied_elsewhere(job: &Job) -> i64 {
     let part = taking_part(job);
@@ -335,6 +339,9 @@ async fn copied_elsewhere(job: &Job) -> i64 {
         client.done();
         Ok::<_, StepError>(copied)
     });
-    let copied = at_once(asking.collect()).await;
-    copied.into_iter().flatten().max().unwrap_or(0)
+    // One that is frozen keeps nobody from going on.
+    let bounded = asking.map(|it| tokio::time::timeout(PATIENCE, it));
+    let copied = at_once(bounded.collect()).await;
+    let answered = copied.into_iter().filter_map(Result::ok).flatten();
+    answered.max().unwrap_or(0)
 }
